@@ -1,0 +1,272 @@
+"""Gate strength `alpha`: the kinds, their specification, and what an optimiser and a logger need of them.
+
+Kinds: a fixed number; one number a layer; learnable (one scalar a model or a layer, or one value a
+channel); scheduled over the fraction of training; token-dependent, `sigmoid(w.x + c)`. A learnable or
+scheduled alpha is kept in float32 (or above) whatever dtype the model is cast to, and starts at its
+stated value without a random number.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pagating import schedules
+
+Spec = float | str | Sequence[float] | Mapping[str, Any]
+LARGEST = 2.0  # an expanded gate; the published range ends at 1
+PER = ("model", "layer", "channel")
+RANGES = ("unit", "free")
+# AdamW moves a logit by about the learning rate a step: at the model's own rate 1,000 steps hardly change it.
+LEARNABLE_DEFAULTS: dict[str, Any] = {"init": 0.5, "per": "model", "range": "unit", "lr_multiplier": 10.0}
+SCHEDULE_DEFAULTS: dict[str, Any] = {"kind": "linear", "from": 0.0, "to": 1.0}
+TOKEN_DEFAULTS: dict[str, Any] = {"init": 0.5, "lr_multiplier": 1.0}
+KINDS: dict[str, dict[str, Any]] = {
+    "learnable": LEARNABLE_DEFAULTS,
+    "schedule": SCHEDULE_DEFAULTS,
+    "token": TOKEN_DEFAULTS,
+}
+
+
+@dataclass(frozen=True)
+class AlphaSpec:
+    """A checked specification. `values` is set for kind `fixed`: one number, or one a layer."""
+
+    kind: str
+    options: dict[str, Any]
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class AlphaParameter:
+    """A parameter that holds alpha: its state-dict name, itself, and its learning-rate multiplier.
+
+    The multiplier is relative to the model's learning rate. None of these parameters takes weight decay.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    lr_multiplier: float
+
+
+def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
+    """Check a specification of alpha and fill in its defaults.
+
+    `alpha` is a number in [0, 2]; a list of such numbers, one a layer (`n_layer` of them); `"learnable"`; or
+    a mapping with exactly one key of `KINDS`, here with the defaults and what else is allowed:
+
+        {"learnable": {"init": 0.5, "per": "model", "range": "unit", "lr_multiplier": 10.0}}
+                       per: model, layer, channel; range: unit, free
+        {"schedule": {"kind": "linear", "from": 0.0, "to": 1.0}}
+                      kind: constant, linear, cosine
+        {"token": {"init": 0.5, "lr_multiplier": 1.0}}
+
+    `range: unit` stores a logit and needs an init strictly inside (0, 1); `range: free` stores alpha itself.
+    Raises ValueError, one line, naming the key, the value and what is allowed.
+    """
+    if isinstance(alpha, str):
+        if alpha != "learnable":
+            raise ValueError(
+                f"alpha: {alpha!r} is neither a number, a list of numbers, 'learnable' nor a mapping"
+            )
+        return AlphaSpec("learnable", dict(LEARNABLE_DEFAULTS))
+    if isinstance(alpha, Mapping):
+        return _parse_mapping(alpha)
+    if isinstance(alpha, Sequence):
+        if n_layer is not None and len(alpha) != n_layer:
+            raise ValueError(f"alpha: a list of {len(alpha)} for {n_layer} layers; give one number a layer")
+        return AlphaSpec("fixed", {}, tuple(_number(f"alpha[{i}]", a) for i, a in enumerate(alpha)))
+    return AlphaSpec("fixed", {}, (_number("alpha", alpha),))
+
+
+def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
+    for key in alpha:
+        _known("alpha", key, KINDS)
+    if len(alpha) != 1:
+        raise ValueError(
+            f"alpha: {dict(alpha)} has {len(alpha)} keys; give exactly one of {', '.join(KINDS)}"
+        )
+    kind, given = next(iter(alpha.items()))
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise ValueError(f"alpha.{kind}: {given!r} is not a mapping; allowed keys: {', '.join(KINDS[kind])}")
+    for key in given:
+        _known(f"alpha.{kind}", key, KINDS[kind])
+    options = {**KINDS[kind], **given}
+    check = {"per": PER, "range": RANGES, "kind": tuple(schedules.SCHEDULES)}
+    for key, allowed in check.items():
+        if key in options and options[key] not in allowed:
+            raise ValueError(f"alpha.{kind}.{key}: {options[key]!r} is not one of {', '.join(allowed)}")
+    for key in {"init", "from", "to"} & options.keys():
+        options[key] = _number(f"alpha.{kind}.{key}", options[key])
+    if "lr_multiplier" in options:
+        name = f"alpha.{kind}.lr_multiplier"
+        options["lr_multiplier"] = _number(name, options["lr_multiplier"], math.inf)
+    is_logit = kind == "token" or options.get("range") == "unit"
+    if is_logit and not 0.0 < options["init"] < 1.0:
+        raise ValueError(
+            f"alpha.{kind}.init: {options['init']} has no finite logit; allowed: strictly between 0 and 1"
+            + (", or range: free" if kind == "learnable" else "")
+        )
+    return AlphaSpec(kind, options)
+
+
+def _number(name: str, given: Any, largest: float = LARGEST) -> float:
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not is_number or not 0.0 <= given <= largest or math.isinf(given):
+        raise ValueError(f"{name}: {given!r} is not a finite number in [0, {largest:g}]")
+    return float(given)
+
+
+def _known(where: str, key: Any, allowed: Mapping[str, Any]) -> None:
+    if key in allowed:
+        return
+    near = difflib.get_close_matches(str(key), list(allowed), n=1, cutoff=0.0)
+    raise ValueError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}? allowed: {', '.join(allowed)}")
+
+
+class AlphaModule(nn.Module):
+    """A module with a gate strength; units inherit from it so that names stay flat (`mlp.act.alpha_logit`).
+
+    What it registers: `alpha_logit` (learnable, range unit), `alpha_free` (learnable, range free),
+    `alpha_scheduled` (a buffer), `alpha_weight` and `alpha_bias` (token-dependent); nothing when fixed.
+    `layer` selects the entry of a per-layer list. `width` (the size of the last axis) is needed for one alpha
+    a channel and for a token-dependent one. `owner` is the module whose parameter this one shares
+    (`per: model`); it is read at every call, so that a replaced parameter is seen by all layers.
+    """
+
+    def __init__(
+        self, spec: AlphaSpec, width: int | None = None, layer: int = 0, owner: "AlphaModule | None" = None
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.fixed: float | None = None
+        self.__dict__["_owner"] = owner  # past nn.Module, so that the shared parameter is registered once
+        per_channel = spec.kind == "token" or spec.options.get("per") == "channel"
+        if per_channel and width is None:
+            raise ValueError(f"alpha.{spec.kind}: the size of the last axis is needed; give width")
+        shape = (width,) if per_channel and width is not None else ()
+        if spec.kind == "fixed":
+            self.fixed = spec.values[layer if len(spec.values) > 1 else 0]
+        elif spec.kind == "schedule":
+            self.register_buffer("alpha_scheduled", torch.empty((), dtype=torch.float32))
+        elif spec.kind == "token":
+            self.alpha_weight = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+            self.alpha_bias = nn.Parameter(torch.empty((), dtype=torch.float32))
+        elif owner is None:
+            name = "alpha_logit" if spec.options["range"] == "unit" else "alpha_free"
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
+        self.reset_alpha()
+
+    @torch.no_grad()
+    def reset_alpha(self) -> None:
+        """Set what this module registered for alpha to its stated start; no random number is drawn."""
+        options = self.spec.options
+        if self.spec.kind == "schedule":
+            self.set_progress(0.0)
+        elif self.spec.kind == "token":
+            self.alpha_weight.zero_()
+            self.alpha_bias.fill_(_logit(options["init"]))
+        elif "alpha_logit" in self._parameters:
+            self.get_parameter("alpha_logit").fill_(_logit(options["init"]))
+        elif "alpha_free" in self._parameters:
+            self.get_parameter("alpha_free").fill_(options["init"])
+
+    @torch.no_grad()
+    def set_progress(self, fraction: float) -> None:
+        """Move a scheduled alpha to its value at `fraction` of training; other kinds are left alone."""
+        if self.spec.kind == "schedule":
+            start, end = self.spec.options["from"], self.spec.options["to"]
+            self.get_buffer("alpha_scheduled").fill_(
+                schedules.value(self.spec.options["kind"], fraction, start, end)
+            )
+
+    def alpha(self, x: Tensor | None = None) -> float | Tensor:
+        """Effective alpha: a float (fixed) or a tensor that broadcasts against `x`.
+
+        Its shape is `()`, `(width,)` for one a channel, or `x.shape[:-1] + (1,)` when token-dependent; that
+        kind without `x` is given at `x = 0`.
+        """
+        if self.fixed is not None:
+            return self.fixed
+        if self.spec.kind == "schedule":
+            return self.get_buffer("alpha_scheduled")
+        if self.spec.kind == "token":
+            if x is None:
+                return torch.sigmoid(self.alpha_bias)
+            score = (x @ self.alpha_weight.to(x.dtype)).unsqueeze(-1)
+            return torch.sigmoid(score + self.alpha_bias.to(x.dtype))
+        is_logit = self.spec.options["range"] == "unit"
+        stored: Tensor = getattr(self.__dict__["_owner"] or self, "alpha_logit" if is_logit else "alpha_free")
+        return torch.sigmoid(stored) if is_logit else stored
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AlphaModule":
+        own = {id(t) for name, t in self.named_own_alpha()}
+
+        def keep_precision(t: Tensor) -> Tensor:
+            moved = fn(t)
+            lost = moved.is_floating_point() and torch.finfo(moved.dtype).bits < 32
+            return t.to(moved.device) if id(t) in own and lost else moved
+
+        return super()._apply(keep_precision, recurse)
+
+    def named_own_alpha(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of everything that this module itself registered for alpha."""
+        for name, tensor in [*self._parameters.items(), *self._buffers.items()]:
+            if name.startswith("alpha_") and tensor is not None:
+                yield name, tensor
+
+    def alpha_repr(self) -> str:
+        """Alpha in a few words, for `repr`."""
+        if self.fixed is not None:
+            return f"alpha={self.fixed:g}"
+        options = ", ".join(f"{key}={value}" for key, value in self.spec.options.items())
+        return f"alpha={self.spec.kind}({options})"
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1.0 - p))
+
+
+def alpha_modules(model: nn.Module) -> list[AlphaModule]:
+    """The modules of `model` that have a gate strength, in layer order."""
+    return [module for module in model.modules() if isinstance(module, AlphaModule)]
+
+
+def alpha_parameters(model: nn.Module) -> list[AlphaParameter]:
+    """Every learnable parameter of alpha, once each, in layer order; empty for an unpatched model.
+
+    An optimiser gives each the model's learning rate times `lr_multiplier`, and no weight decay.
+    """
+    return [
+        AlphaParameter(f"{prefix}.{name}" if prefix else name, tensor, module.spec.options["lr_multiplier"])
+        for prefix, module in model.named_modules()
+        if isinstance(module, AlphaModule)
+        for name, tensor in module.named_own_alpha()
+        if isinstance(tensor, nn.Parameter)
+    ]
+
+
+@torch.no_grad()
+def alpha_values(model: nn.Module) -> list[float]:
+    """One effective alpha a layer, in layer order: the number itself, or the mean over channels.
+
+    A token-dependent alpha is given at `x = 0`. Empty for an unpatched model.
+    """
+    return [float(torch.as_tensor(m.alpha(), dtype=torch.float64).mean()) for m in alpha_modules(model)]
+
+
+def set_progress(model: nn.Module, fraction: float) -> None:
+    """Move every scheduled alpha to its value at `fraction` (in [0, 1]) of training.
+
+    The loop calls it before each step. The value lives in a buffer, so `state_dict` resumes it. Other kinds
+    of alpha are left alone.
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"fraction: {fraction} is outside [0, 1]")
+    for module in alpha_modules(model):
+        module.set_progress(fraction)

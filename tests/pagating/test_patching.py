@@ -1,0 +1,182 @@
+"""Patching GPT-2: what is replaced, what keeps its bits, what is refused, what is put back."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import pagating
+from pagating.units import PaGLU
+
+torch.set_num_threads(1)
+N_LAYER = 3
+NAMES = [f"transformer.h.{i}.mlp.act" for i in range(N_LAYER)]
+
+
+def gpt2(activation: str = "gelu_new", seed: int = 0) -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=61, n_positions=16, n_embd=16, n_layer=N_LAYER, n_head=2, activation_function=activation,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(config)
+
+
+def tokens(seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, 61, (2, 16), generator=torch.Generator().manual_seed(seed))
+
+
+def train(model: nn.Module, steps: int = 6, dtype: torch.dtype = torch.float32) -> tuple[list[float], list]:
+    """Losses of a few AdamW steps with dropout on, and the last gradients."""
+    model.train().to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    torch.manual_seed(3)
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = model(input_ids=tokens(step), labels=tokens(step)).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("activation", "base"),
+    [
+        ("gelu_new", "gelu"),
+        ("gelu_new", "stock"),
+        ("gelu_pytorch_tanh", "gelu"),
+        ("relu", "stock"),
+        ("xielu", "stock"),
+    ],
+)
+def test_alpha_zero_keeps_every_bit_of_a_training_run(activation: str, base: str, dtype: torch.dtype) -> None:
+    stock = gpt2(activation)
+    patched = copy.deepcopy(stock)
+    pagating.patch(patched, alpha=0.0, base=base)
+    (losses, grads), (patched_losses, patched_grads) = train(stock, dtype=dtype), train(patched, dtype=dtype)
+    assert patched_losses == losses
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(a, b) for a, b in zip(grads, patched_grads, strict=True))
+
+
+def test_alpha_zero_with_the_identity_base_is_another_model() -> None:
+    stock, patched = gpt2(), gpt2()
+    pagating.patch(patched, alpha=0.0)
+    assert train(patched)[0] != train(stock)[0]
+
+
+def test_alpha_one_is_a_gpt2_with_silu() -> None:
+    patched = gpt2()
+    pagating.patch(patched, alpha=1.0)
+    assert train(patched)[0] == train(gpt2("silu"))[0]
+
+
+def test_report_and_unpatch() -> None:
+    model = gpt2()
+    before = [model.get_submodule(name) for name in NAMES]
+    loss = train(copy.deepcopy(model))[0]
+    report = pagating.patch(model, gate="tanh", alpha={"learnable": {"per": "channel"}})
+    assert report.names == NAMES
+    assert report.replaced == ["NewGELUActivation"] * N_LAYER
+    assert report.count == N_LAYER
+    assert report.parameters_added == N_LAYER * 64
+    assert "replaced 3 NewGELUActivation by PaGLU(gate=tanh" in str(report)
+    assert str(report).endswith("(transformer.h.0.mlp.act .. transformer.h.2.mlp.act); 192 parameters added")
+    assert pagating.unpatch(model) == NAMES
+    assert [model.get_submodule(name) for name in NAMES] == before
+    assert train(model)[0] == loss
+    pagating.patch(model)  # may be patched again once it is restored
+
+
+@pytest.mark.parametrize(
+    ("alpha", "names"),
+    [
+        ("learnable", ["transformer.h.0.mlp.act.alpha_logit"]),
+        ({"learnable": {"per": "layer"}}, [f"{name}.alpha_logit" for name in NAMES]),
+        ({"learnable": {"per": "channel", "range": "free"}}, [f"{name}.alpha_free" for name in NAMES]),
+        ({"token": {}}, [f"{name}.alpha_{part}" for name in NAMES for part in ("weight", "bias")]),
+    ],
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_alpha_gets_a_gradient_and_keeps_its_name(
+    alpha: object, names: list, checkpointing: bool
+) -> None:
+    model = gpt2()
+    stock_names = [name for name, _ in model.named_parameters()]
+    pagating.patch(model, alpha=alpha)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    found = pagating.alpha_parameters(model)
+    assert [a.name for a in found] == names
+    assert [name for name, _ in model.named_parameters() if name not in stock_names] == names
+    assert all(dict(model.named_parameters())[a.name] is a.parameter for a in found)
+    train(model, steps=1)
+    for a in found:
+        assert a.parameter.grad is not None
+        assert a.parameter.grad.abs().min() > 0
+    assert len(pagating.alpha_values(model)) == N_LAYER
+
+
+def test_gradient_of_one_alpha_a_model_is_the_sum_over_layers() -> None:
+    shared, separate = gpt2(), gpt2()
+    pagating.patch(shared, alpha="learnable")
+    pagating.patch(separate, alpha={"learnable": {"per": "layer"}})
+    train(shared, steps=1)
+    train(separate, steps=1)
+    total = sum(a.parameter.grad for a in pagating.alpha_parameters(separate))
+    torch.testing.assert_close(pagating.alpha_parameters(shared)[0].parameter.grad, total)
+
+
+def test_per_layer_list_and_schedule_reach_their_layers() -> None:
+    model = gpt2()
+    pagating.patch(model, alpha=[0.0, 1.0, 2.0])
+    assert pagating.alpha_values(model) == [0.0, 1.0, 2.0]
+    pagating.unpatch(model)
+    pagating.patch(model, alpha={"schedule": {"from": 0.0, "to": 1.0}})
+    pagating.set_progress(model, 0.5)
+    assert pagating.alpha_values(model) == [0.5] * N_LAYER
+    resumed = gpt2(seed=9)
+    pagating.patch(resumed, alpha={"schedule": {"from": 0.0, "to": 1.0}})
+    resumed.load_state_dict(model.state_dict())
+    assert pagating.alpha_values(resumed) == [0.5] * N_LAYER
+
+
+def test_training_mode_and_dtype_follow_the_model() -> None:
+    model = gpt2().eval().to(torch.bfloat16)
+    pagating.patch(model, alpha="learnable")
+    unit = model.get_submodule(NAMES[0])
+    assert isinstance(unit, PaGLU)
+    assert not unit.training
+    assert unit.alpha_logit.dtype == torch.float32
+    assert model(input_ids=tokens()).logits.dtype == torch.bfloat16
+
+
+def test_refusals() -> None:
+    model = gpt2()
+    untouched = copy.deepcopy(model)
+    for arguments, message in [
+        ({"gate": "swish"}, "gate: 'swish' is not one of"),
+        ({"base": "relu"}, "base: 'relu' is not one of identity, gelu, stock"),
+        ({"form": "dense"}, "form: 'dense' is not one of pointwise"),
+        ({"alpha": [0.5]}, "alpha: a list of 1 for 3 layers"),
+        ({"alpha": 2.5}, r"alpha: 2.5 is not a finite number in \[0, 2\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pagating.patch(model, **arguments)
+    assert str(model) == str(untouched)
+    with pytest.raises(ValueError, match="GPT2LMHeadModel is not patched"):
+        pagating.unpatch(model)
+    pagating.patch(model)
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel is patched already; call pagating\.unpatch first"):
+        pagating.patch(model)
+    with pytest.raises(ValueError, match="patched already"):
+        pagating.patch(copy.deepcopy(model))
+    with pytest.raises(
+        ValueError, match=r"Linear: no MLP activation found; looked for .*NewGELUActivation.*ModuleList"
+    ):
+        pagating.patch(nn.Linear(2, 2))

@@ -1,0 +1,121 @@
+"""The pointwise unit against the naive formula: values, gradients, bits at alpha = 0 and 1."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pagating.gates import GATES
+from pagating.units import BASES, PaGLU, glu, pointwise
+
+ALPHAS = [0.0, 0.3, 0.5, 1.0, 1.5, 2.0]
+
+
+def sample(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return (torch.randn(*shape, dtype=torch.float64, generator=generator) * 3).to(dtype)
+
+
+def naive(x: Tensor, alpha: float | Tensor, gate: str, base: str) -> Tensor:
+    """The formula as published, from torch's elementary functions."""
+    tanh_gelu = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    left = {"identity": x, "gelu": tanh_gelu}[base]
+    g = {
+        "sigmoid": lambda: torch.sigmoid(x),
+        "tanh": lambda: torch.tanh(x),
+        "relu": lambda: x.clamp(min=0),
+        "gelu": lambda: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+        "mish": lambda: x * torch.tanh(torch.log1p(torch.exp(x))),
+        "silu": lambda: x * torch.sigmoid(x),
+    }[gate]()
+    return alpha * x * g + (1 - alpha) * left
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_value_and_gradient_match_the_naive_formula(gate: str, base: str, alpha: float) -> None:
+    x, y = sample(64).requires_grad_(), sample(64).requires_grad_()
+    weight = torch.linspace(-1, 1, 64, dtype=torch.float64)
+    fast, slow = pointwise(x, alpha, gate, base), naive(y, alpha, gate, base)
+    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+    (fast * weight).sum().backward()
+    (slow * weight).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("shape", [(), (5,), (3, 1)], ids=["scalar", "channel", "token"])
+def test_a_tensor_alpha_gets_the_gradient_of_the_naive_formula(gate: str, base: str, shape: tuple) -> None:
+    a, b = (torch.full(shape, 0.7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    x, y = sample(2, 3, 5).requires_grad_(), sample(2, 3, 5).requires_grad_()
+    pointwise(x, a, gate, base).square().sum().backward()
+    naive(y, b, gate, base).square().sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("base", BASES)
+def test_rounding_stays_within_four_units_of_the_dtype(dtype: torch.dtype, gate: str, base: str) -> None:
+    x = sample(4096, dtype=dtype)
+    for alpha in (0.0, 0.5, 1.5, torch.tensor(0.7, dtype=torch.float32)):
+        exact_alpha = alpha.to(dtype).double() if isinstance(alpha, Tensor) else alpha
+        exact = naive(x.double(), exact_alpha, gate, base)
+        # relative to the terms that are added: they may cancel
+        scale = 1 + exact.abs() + x.double().abs() * (1 + x.double().abs())
+        error = (pointwise(x, alpha, gate, base).double() - exact).abs() / scale
+        assert error.max().item() <= 4 * torch.finfo(dtype).eps
+
+
+def test_the_ends_keep_their_bits() -> None:
+    x = sample(1000, dtype=torch.float32)
+    assert pointwise(x, 0.0) is x
+    assert torch.equal(pointwise(x, 1.0), F.silu(x))
+    gelu_new = 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
+    assert torch.equal(pointwise(x, 0.0, base="gelu"), gelu_new)
+    assert torch.equal(pointwise(x, torch.tensor(0.0), base="gelu"), gelu_new)
+    assert torch.equal(pointwise(x, 1.0, base="gelu"), F.silu(x))
+
+
+def test_the_published_formula_is_acon_c() -> None:
+    # arXiv 2009.04759: (p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x
+    x, alpha = sample(500), 0.4
+    p1, p2, beta = 1.0, 1 - alpha, 1 / alpha
+    acon = (p1 - p2) * x * torch.sigmoid(beta * (p1 - p2) * x) + p2 * x
+    torch.testing.assert_close(pointwise(x, alpha), acon, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_glu_matches_its_formula(gate: str) -> None:
+    a, b = sample(4, 6), sample(6, 4).T
+    for alpha in (*ALPHAS, torch.tensor(0.7, dtype=torch.float64)):
+        expected = a * (alpha * GATES[gate].gate(b) + (1 - alpha))
+        torch.testing.assert_close(glu(a, b, alpha, gate), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(glu(a, b, 0.0, gate), a)
+    assert torch.equal(glu(a, b, 1.0), F.glu(torch.cat([a, b], -1)))
+
+
+def test_the_module_is_the_function() -> None:
+    x = sample(2, 3, 5, dtype=torch.float32)
+    assert torch.equal(PaGLU(0.3, "tanh", "gelu")(x), pointwise(x, 0.3, "tanh", "gelu"))
+    assert torch.equal(PaGLU(0.0, base=F.relu)(x), F.relu(x))
+    prelu = torch.nn.PReLU()
+    unit = PaGLU(0.5, base=prelu)
+    assert [name for name, _ in unit.named_parameters()] == ["base.weight"]
+    unit(x).sum().backward()
+    assert prelu.weight.grad is not None
+    assert repr(PaGLU(0.25)) == "PaGLU(gate=sigmoid, alpha=0.25, base=identity)"
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="base: 'relu' is not one of identity, gelu, stock"):
+        PaGLU(0.5, base="relu")
+    with pytest.raises(ValueError, match="gate: 'elu' is not one of sigmoid"):
+        PaGLU(0.5, gate="elu")
+    with pytest.raises(ValueError, match=r"alpha: 3 is not a finite number in \[0, 2\]"):
+        PaGLU(3)
