@@ -1,0 +1,82 @@
+"""The plumbing of every analysis script: where the table comes from, how the result is printed, exit codes.
+
+0 done; 1 ran but could not conclude, says why; 2 bad input, one line on stderr.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from analysis import formats
+from analysis.tables import CORRECTIONS, Study, TableError, load
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")  # one line; argparse would print its usage as well
+
+
+def parser(prog: str, description: str | None, *, source_required: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options of every script; `study` reads the source that they name."""
+    p = _Parser(prog=f"python -m {prog}", description=(description or "").split("\n")[0])
+    p.add_argument(
+        "source", nargs="?", metavar="STUDY|CSV", help="a study folder, or a table of arm, seed and one loss"
+    )
+    p.add_argument("--baseline", help="the arm to compare with (a study folder names its own)")
+    p.add_argument("--floor", help="the control arm that must lose")
+    p.add_argument("--metric", help="the loss column (default: test_nll where there is one, else val_nll)")
+    p.add_argument("--level", type=float, help="level of the tests, for a CSV (default 0.05)")
+    p.add_argument("--margin", help="margin of TOST, for a CSV: nats, or a percentage (default 0.5%%)")
+    p.add_argument("--correction", choices=CORRECTIONS, help="for a CSV (default holm)")
+    p.add_argument("--format", choices=formats.FORMATS, default="terminal")
+    p.set_defaults(source_required=source_required)
+    return p
+
+
+def study(options: argparse.Namespace) -> Study:
+    """The study that the options name. Raises: TableError."""
+    if options.source is None:
+        raise TableError("no source; allowed: a study folder or a CSV")
+    names = ("baseline", "floor", "metric", "level", "margin", "correction")
+    return load(options.source, **{name: getattr(options, name) for name in names})
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a script's main and exit with its code; bad input is one line and 2."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except TableError as error:
+        print(" ".join(str(error).split("\n")), file=sys.stderr)
+        code = 2
+    except BrokenPipeError:  # the reader (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def could_not_conclude(reason: str) -> int:
+    """Say on stderr why no conclusion was reached; the exit code for it."""
+    print(f"could not conclude: {reason}", file=sys.stderr)
+    return 1
+
+
+def emit_verdict(result: dict[str, Any], kind: str) -> None:
+    """Print a verdict: json the whole object, the other formats its table."""
+    if kind == "json":
+        print(formats.to_json(result))
+    else:
+        emit_rows(result["comparisons"], formats.VERDICT_COLUMNS, kind, title=result["summary"])
+        if kind == "terminal":
+            formats.print_notes([f"{r['arm']}: {r['why']}" for r in result["comparisons"]])
+            formats.print_notes([f"sensitivity: {result['sensitivity']['why']}"])
+
+
+def emit_rows(rows: list[dict[str, Any]], columns: dict[str, Any], kind: str, *, title: str = "") -> None:
+    """Print rows in one of `formats.FORMATS`; JSON takes the rows as they are."""
+    if kind == "terminal":
+        formats.print_table(formats.table(rows, columns, title))
+    else:
+        print({"csv": formats.to_csv, "markdown": formats.to_markdown, "latex": formats.to_latex}[kind](rows, columns))

@@ -1,0 +1,80 @@
+"""How large the difference is: percent (ratio of means) with Fieller's interval, nats, perplexity."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def improvement_percent(baseline: Sequence[float] | np.ndarray, arm: Sequence[float] | np.ndarray) -> float | None:
+    """100 * (1 - mean(arm) / mean(baseline)): percent, positive = the arm's loss is lower.
+
+    The ratio of means, not the mean of ratios: a seed with a small loss has no larger say.
+    None where the baseline's mean is not above 0 or a value is not finite.
+    """
+    b, a = np.asarray(baseline, float), np.asarray(arm, float)
+    if not len(b) or not len(a) or not (np.isfinite(b).all() and np.isfinite(a).all()) or b.mean() <= 0:
+        return None
+    return 100.0 * float(b.mean() - a.mean()) / float(b.mean())
+
+
+def fieller(
+    baseline: Sequence[float] | np.ndarray, arm: Sequence[float] | np.ndarray, level: float = 0.05
+) -> tuple[float, float] | None:
+    """Interval of confidence 1 - level for the improvement in percent, paired by position.
+
+    The set of r for which a paired t test does not reject mean(arm) = (1 - r) * mean(baseline); it leaves out
+    0 exactly when the paired t test rejects. Source: Fieller, J. R. Stat. Soc. B 16 (1954) 175-185. None
+    where it has no bounds: n < 2, zero variance, or a baseline mean that is not itself clearly above zero.
+    """
+    b, a = np.asarray(baseline, float), np.asarray(arm, float)
+    n = len(b)
+    if n < 2 or not (np.isfinite(b).all() and np.isfinite(a).all()) or b.mean() <= 0:
+        return None
+    d = b - a  # solving for 1 - r through d avoids the cancellation that mean(arm) close to mean(baseline) brings
+    if no_spread(b, a):
+        return None
+    q = stats.t.ppf(1 - level / 2, n - 1) ** 2 / n
+    (s_bb, s_bd), (_, s_dd) = np.cov(b, d, ddof=1)
+    curvature = b.mean() ** 2 - q * s_bb
+    if curvature <= 0:
+        return None
+    centre = b.mean() * d.mean() - q * s_bd
+    constant = d.mean() ** 2 - q * s_dd
+    half = math.sqrt(max(centre**2 - curvature * constant, 0.0))
+    return float(100 * (centre - half) / curvature), float(100 * (centre + half) / curvature)
+
+
+def no_spread(baseline: np.ndarray, arm: np.ndarray) -> bool:
+    """Whether the differences vary by float rounding only: sd <= 1e-12 * the largest loss."""
+    d = np.asarray(baseline, float) - np.asarray(arm, float)
+    largest = float(max(np.abs(baseline).max(), np.abs(arm).max()))
+    return len(d) > 1 and float(d.std(ddof=1)) <= 1e-12 * largest
+
+
+def perplexity_reduction_percent(baseline_nll: float, arm_nll: float) -> float:
+    """100 * (1 - ppl(arm) / ppl(baseline)) with ppl = exp(nll in nats per token)."""
+    return 100.0 * -math.expm1(arm_nll - baseline_nll)
+
+
+def log_ratio_interval(
+    baseline: Sequence[float] | np.ndarray, arm: Sequence[float] | np.ndarray, level: float = 0.05
+) -> tuple[float, float]:
+    """t interval of mean(log baseline - log arm) as percent 100 * (1 - exp(-x)); losses above 0, n >= 2."""
+    logs = np.log(np.asarray(baseline, float)) - np.log(np.asarray(arm, float))
+    low, high = stats.ttest_1samp(logs, 0.0).confidence_interval(1 - level)
+    return 100 * -math.expm1(-low), 100 * -math.expm1(-high)
+
+
+def probability_of_improvement(
+    baseline: Sequence[float] | np.ndarray, arm: Sequence[float] | np.ndarray
+) -> float | None:
+    """P(a run of the arm has a lower loss than a run of the baseline), over all cross pairs, ties one half.
+
+    +inf stands for a diverged run. Source: Agarwal et al. 2021, arXiv 2108.13264.
+    """
+    b, a = np.asarray(baseline, float)[:, None], np.asarray(arm, float)[None, :]
+    if not b.size or not a.size:
+        return None
+    return float(np.mean((a < b) + 0.5 * (a == b)))

@@ -1,0 +1,72 @@
+"""The fairness of a study: the trials, tokens, compute and time of each arm, and how its trials ended."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.tables import STAGES, Study, confirm_rows
+
+COLUMNS = {
+    "arm": ("arm", ""),
+    "search": ("search trials", "d"),
+    "calibrate": ("calibrate trials", "d"),
+    "confirm": ("confirm trials", "d"),
+    "tokens": ("tokens", ".3g"),
+    "flops": ("FLOPs", ".3g"),
+    "seconds": ("seconds", ".0f"),
+    "stopped_early": ("stopped early", "d"),
+    "infeasible": ("infeasible", "d"),
+    "failed": ("failed", "d"),
+    "parameters": ("parameters", ",.0f"),
+    "flops_per_token": ("FLOPs a token", ".3g"),
+    "peak_rss_mb": ("peak memory (MB)", ".0f"),
+}
+
+
+def ledger(study: Study) -> list[dict[str, Any]]:
+    """A row an arm. `flops` sums tokens * flops_per_token over all trials; None where not recorded."""
+    rows = []
+    for arm in study.arms:
+        trials = study.trials[study.trials["arm"] == arm]
+        row: dict[str, Any] = {"arm": arm}
+        row |= {stage: int((trials["stage"] == stage).sum()) for stage in STAGES}
+        row |= {o: int((trials["outcome"] == o).sum()) for o in ("stopped_early", "infeasible", "failed")}
+        row |= {"tokens": _reduce(trials, "tokens", "sum"), "seconds": _reduce(trials, "seconds", "sum")}
+        row |= {c: _reduce(trials, c, "max") for c in ("parameters", "flops_per_token", "peak_rss_mb")}
+        both = {"tokens", "flops_per_token"} <= set(trials.columns)
+        product = trials["tokens"] * trials["flops_per_token"] if both else pd.Series(dtype=float)
+        row["flops"] = float(product.sum()) if product.notna().any() else None
+        rows.append(row)
+    return rows
+
+
+def _reduce(trials: pd.DataFrame, column: str, how: str) -> float | None:
+    if column not in trials.columns or not trials[column].notna().any():
+        return None
+    return float(getattr(trials[column], how)())
+
+
+def edge_hits(study: Study) -> list[str]:
+    """Arms whose confirmed learning rate is an end of the calibration grid: a better one may lie outside."""
+    if "lr" not in study.trials.columns:
+        return []
+    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
+    confirm = confirm_rows(study.trials)
+    hits = []
+    for arm in study.arms:
+        points = np.unique(grid.loc[grid["arm"] == arm, "lr"].to_numpy(float))
+        chosen = confirm.loc[confirm["arm"] == arm, "lr"].dropna().unique()
+        if len(points) and any(np.isclose(lr, e, rtol=1e-6) for lr in chosen for e in (points[0], points[-1])):
+            hits.append(arm)
+    return hits
+
+
+def unfair(rows: list[dict[str, Any]]) -> list[str]:
+    """What was not equal between the arms, in words."""
+    notes = []
+    for key, name in (("search", "search trials"), ("calibrate", "calibration trials")):
+        counts = {r["arm"]: r[key] for r in rows}
+        if len(set(counts.values())) > 1:
+            notes.append(f"unequal {name}: " + ", ".join(f"{a} {n}" for a, n in counts.items()))
+    return notes

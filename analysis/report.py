@@ -1,0 +1,120 @@
+"""A study folder's verdict.json, verdict.md, figures/ and self-contained report.html.
+
+`python -m analysis.report STUDY`.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from analysis import beside, command, formats, plots
+from analysis.ledger import COLUMNS as LEDGER_COLUMNS
+from analysis.ledger import ledger
+from analysis.methods import methods, would_change
+from analysis.significance import concluded, verdict
+from analysis.tables import Study, load
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+def build(folder: str | Path) -> Path:
+    """Write verdict.json, verdict.md, figures/*.svg and report.html into the study folder; the report's path.
+
+    The same folder gives the same bytes. Raises: analysis.tables.TableError.
+    """
+    study = load(folder)
+    result = verdict(study)
+    drawn = {name: plots.render(draw, salt=name) for name, draw in figures(study, result).items()}
+    out = Path(folder)
+    (out / "figures").mkdir(exist_ok=True)
+    for name, svg in drawn.items():
+        _write(out / "figures" / f"{name}.svg", svg)
+    _write(out / "verdict.json", (formats.to_json(result) + "\n").encode())
+    _write(out / "verdict.md", verdict_markdown(result).encode())
+    _write(out / "report.html", html(study, result, drawn).encode())
+    return out / "report.html"
+
+
+def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
+    """Name -> function that draws it, for the figures that this study's tables allow."""
+    columns, curves = set(study.trials.columns), study.curves
+    out: dict[str, Callable[[], Figure]] = {"differences": lambda: plots.differences(study, result["comparisons"])}
+    if {"lr", "val_nll"} <= columns and (study.trials["stage"] != "confirm").any():
+        out["learning_rate"] = lambda: plots.learning_rate(study)
+    if len(curves) and (curves["stage"] == "confirm").any():
+        out["loss_curves"] = lambda: plots.loss_curves(study)
+    training = beside.over_training(study)
+    if training:
+        out["over_training"] = lambda: plots.over_training(study, training)
+    alphas = plots.learned_alphas(study)
+    if alphas is not None:
+        out["alphas"] = lambda: plots.learned_alphas(study) or Figure()
+    return out
+
+
+def verdict_markdown(result: dict[str, Any]) -> str:
+    """The verdict as Markdown: the sentence, the table, why."""
+    lines = [f"# {result['study']}", "", result["question"], "", f"**{result['summary']}**", ""]
+    lines += [formats.to_markdown(result["comparisons"], formats.VERDICT_COLUMNS), ""]
+    lines += [f"- {row['arm']}: {row['why']}" for row in result["comparisons"]]
+    lines += [f"- assay sensitivity: {result['sensitivity']['why']}", ""]
+    lines.append(
+        f"Metric {result['metric']}, level {result['level']:g}, correction {result['correction']}, "
+        f"margin {result['margin']}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def terminal_table(result: dict[str, Any]) -> Table:
+    """The verdict table for a terminal (rich)."""
+    return formats.table(result["comparisons"], formats.VERDICT_COLUMNS, title=result["summary"])
+
+
+def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
+    """The report's text; every name in it is escaped."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    rows = ledger(study)
+    shown = {k: c for k, c in LEDGER_COLUMNS.items() if any(r[k] is not None for r in rows)}
+    return template.render(
+        study=study,
+        result=result,
+        figures={name: Markup(plots.inline(svg, name)) for name, svg in drawn.items()},
+        verdict_columns=formats.REPORT_COLUMNS,
+        ledger=rows,
+        ledger_columns=shown,
+        grid=beside.at_grid(study),
+        grid_columns=beside.GRID_COLUMNS,
+        slopes=beside.slopes(study),
+        slope_columns=beside.SLOPE_COLUMNS,
+        methods=methods(study),
+        would_change=would_change(study, result, rows),
+        cell=formats.cell,
+    )
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")  # a reader never sees half a file
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    p = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__)
+    p.add_argument("study", metavar="STUDY", help="a study folder")
+    path = build(p.parse_args(argv).study)
+    print(path)
+    result = verdict(load(path.parent))
+    return 0 if concluded(result) else command.could_not_conclude(result["summary"])
+
+
+if __name__ == "__main__":
+    command.run(main)
