@@ -1,0 +1,85 @@
+"""What a search budget buys: the expected best of n trials an arm, and the loss against the learning rate.
+
+`python -m analysis.budget STUDY`.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from analysis import command, formats
+from analysis.paired_tests import Values
+from analysis.tables import Study
+
+COLUMNS: formats.Columns = {
+    "arm": ("arm", ""),
+    "budget": ("trials", "d"),
+    "with_replacement": ("expected best, with replacement", ".4f"),
+    "without_replacement": ("expected best, without", ".4f"),
+    "infeasible": ("infeasible of all", ""),
+}
+
+
+def expected_best(losses: Values, replacement: bool) -> list[float]:
+    """Expected lowest loss of b trials for b = 1..n, drawn from the n seen; +inf stands for an infeasible trial.
+
+    With replacement, P(the best is the i-th lowest) = ((n-i+1)/n)^b - ((n-i)/n)^b, biased high for b near n
+    (Dodge et al. 2019, arXiv 1909.03004). Without, C(n-i, b-1) / C(n, b), unbiased (Tang et al. 2020,
+    arXiv 2004.14500).
+    A budget whose best may be infeasible has the expectation +inf.
+    """
+    x = np.sort(np.asarray(losses, float))
+    n = len(x)
+    if not n or np.isnan(x).any():
+        raise ValueError(f"{n} losses, {int(np.isnan(x).sum())} of them NaN; an infeasible trial counts as +inf")
+    out = []
+    for b in range(1, n + 1):
+        if replacement:
+            rest = (np.arange(n, -1, -1) / n) ** b
+            weight = rest[:-1] - rest[1:]
+        else:
+            weight = np.array([math.comb(n - i, b - 1) / math.comb(n, b) for i in range(1, n + 1)])
+        out.append(float(x[weight > 0] @ weight[weight > 0]))
+    return out
+
+
+def curves(study: Study) -> list[dict[str, Any]]:
+    """A row an arm and budget, over the arm's own search trials by val_nll (nats per token).
+
+    A trial stopped early counts with the loss it had: it would have ended lower, so the curve is an upper bound there.
+    """
+    search = study.trials[study.trials["stage"] == "search"]
+    rows: list[dict[str, Any]] = []
+    for arm in study.arms:
+        trials = search[(search["arm"] == arm) & (search["outcome"] != "failed")]
+        if trials.empty:
+            continue
+        lost = (trials["outcome"] == "infeasible") | ~np.isfinite(trials["val_nll"].astype(float))
+        losses = trials["val_nll"].astype(float).where(~lost, np.inf).to_numpy()
+        pairs = zip(expected_best(losses, True), expected_best(losses, False), strict=True)
+        for budget, (with_, without) in enumerate(pairs, start=1):
+            rows.append(
+                {
+                    "arm": arm,
+                    "budget": budget,
+                    "with_replacement": with_ if math.isfinite(with_) else None,
+                    "without_replacement": without if math.isfinite(without) else None,
+                    "infeasible": f"{int(lost.sum())} of {len(trials)}",
+                }
+            )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    options = command.parser("analysis.budget", __doc__).parse_args(argv)
+    rows = curves(command.study(options))
+    if not rows:
+        return command.could_not_conclude("no search trials")
+    command.emit_rows(rows, COLUMNS, options.format, title="Expected best val_nll of n search trials")
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,115 @@
+"""The report: self-contained, escaped, deterministic, and the same numbers as verdict.json."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from analysis import report, significance
+from analysis.tables import load
+
+
+class Page(HTMLParser):
+    """Collects tags, ids and references."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags, self.ids, self.references, self.stack = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [named["id"]] if "id" in named else []
+        self.references += [v for k, v in named.items() if k in ("src", "href", "xlink:href", "data")]
+
+
+def test_the_folder_gets_verdict_figures_and_report(demo: Path):
+    path = report.build(demo)
+    assert path == demo / "report.html"
+    result = json.loads((demo / "verdict.json").read_text())
+    assert result == json.loads(json.dumps(significance.verdict(load(demo))))
+    names = {p.stem for p in (demo / "figures").glob("*.svg")}
+    assert names == {"differences", "learning_rate", "loss_curves", "over_training", "alphas"}
+    for svg in (demo / "figures").glob("*.svg"):
+        assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+    assert result["summary"] in (demo / "verdict.md").read_text()
+    words = {r["arm"]: r["verdict"] for r in result["comparisons"]}
+    assert words["linear-floor"] == "worse"
+    assert words["paglu-searched"] == "better"  # a true gap of 0.6% with noise of 0.17%
+    assert not list(demo.glob("**/*.part"))
+
+
+def test_the_report_is_self_contained_and_ids_are_unique(demo: Path):
+    text = report.build(demo).read_text()
+    page = Page()
+    page.feed(text)
+    assert page.tags.count("svg") == 5
+    assert "script" not in page.tags
+    assert [r for r in page.references if not r.startswith("#")] == []
+    assert not re.search(r"url\((?!#)", text)
+    assert len(page.ids) == len(set(page.ids))
+    inner = {r[1:] for r in page.references} | set(re.findall(r"url\(#([^)]+)\)", text))
+    assert inner <= set(page.ids)
+
+
+def test_the_same_folder_gives_the_same_bytes(demo: Path):
+    first = {p: p.read_bytes() for p in [report.build(demo), *demo.glob("figures/*"), demo / "verdict.json"]}
+    report.build(demo)
+    assert all(p.read_bytes() == data for p, data in first.items())
+
+
+def test_every_name_is_escaped(tmp_path: Path, make_study):
+    evil = "<script>alert(1)</script> $a_b$"
+    arms = {"_gelu": {"baseline": True}, evil: {"note": "<img src=x>"}}
+    folder = make_study(tmp_path / "evil", arms=arms, gaps={"_gelu": 0.0, evil: 0.1})
+    settings = yaml.safe_load((folder / "study.yaml").read_text())
+    (folder / "study.yaml").write_text(yaml.safe_dump(settings | {"question": "<b>?</b>", "name": "<i>"}))
+    text = report.build(folder).read_text()
+    page = Page()
+    page.feed(text)
+    assert not {"script", "img", "b", "i"} & set(page.tags)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; $a_b$" in text
+    assert "no floor arm is declared" in text
+    assert "_gelu" in (folder / "figures" / "loss_curves.svg").read_text()  # not hidden from the legend
+
+
+def test_a_study_without_confirm_runs_still_gets_a_report(demo: Path):
+    import pandas as pd
+
+    trials = pd.read_parquet(demo / "trials.parquet")
+    trials[trials["stage"] != "confirm"].to_parquet(demo / "trials.parquet")
+    (demo / "curves.parquet").unlink()
+    report.build(demo)
+    result = json.loads((demo / "verdict.json").read_text())
+    assert {r["verdict"] for r in result["comparisons"] if r["arm"] != "linear-floor"} == {
+        "not testable: this regime cannot tell a linear MLP from GELU"
+    }
+    assert "no treatment runs" in result["comparisons"][0]["why"]
+    assert result["comparisons"][0]["verdict"] == "not testable (no treatment runs)"
+
+
+def test_what_would_change_the_conclusion(tmp_path: Path, make_study):
+    gaps = {"gelu": 0.0, "linear-floor": 0.05, "paglu-searched": 0.0, "paglu-per-layer": 0.0}
+    text = report.build(make_study(tmp_path / "few", gaps=gaps, seeds=4)).read_text()
+    assert "a claim asks for 8" in text
+    assert "below a gap of 3%" in text
+    assert re.search(r"\d+ of \d+ trials infeasible", text)
+
+
+def test_the_terminal_table_has_a_row_an_arm(demo: Path):
+    table = report.terminal_table(significance.verdict(load(demo)))
+    assert table.row_count == 3
+    assert [str(c.header) for c in table.columns][-1] == "verdict"
+
+
+@pytest.mark.parametrize("kind", ["svg", "pdf"])
+def test_figures_are_the_same_bytes_twice(demo: Path, kind: str):
+    study = load(demo)
+    draw = report.figures(study, significance.verdict(study))["differences"]
+    from analysis.plots import render
+
+    assert render(draw, kind) == render(draw, kind)
