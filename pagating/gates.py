@@ -1,5 +1,6 @@
 """The gates: one table, a row each.
 
+The first six are the study's; `step` and `linear` make known activations rows of the same table.
 A gate `g` multiplies its input: `x * g(x)`. The row also holds that product in its fastest exact form
 (`x * sigmoid(x)` is torch's `silu`), and the unit interpolates between it and a base (see `units`).
 """
@@ -29,6 +30,14 @@ class Gate:
     limits: tuple[float, float]
     unit: str
     paper: str
+
+
+def _step(x: Tensor) -> Tensor:
+    return (x > 0).to(x.dtype)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
 
 
 def _relu_squared(x: Tensor) -> Tensor:
@@ -63,6 +72,14 @@ GATES: dict[str, Gate] = {
     "silu": Gate(
         F.silu, lambda x: x * F.silu(x), "x / (1 + exp(-x))",
         (_SILU_MIN, _INF), (0.0, _INF), "paSiLU", "Elfwing et al. 2017, arXiv 1702.03118",
+    ),
+    "step": Gate(
+        _step, F.relu, "1 where x > 0, else 0", (0.0, 1.0), (0.0, _INF), "leaky ReLU of slope 1 - alpha",
+        "Maas et al. 2013; He et al. 2015, arXiv 1502.01852",
+    ),
+    "linear": Gate(
+        _identity, torch.square, "x", (-_INF, _INF), (_INF, _INF), "bilinear, as a gated linear unit",
+        "Dauphin et al. 2017, arXiv 1612.08083",
     ),
 }  # fmt: skip
 

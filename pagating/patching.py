@@ -1,45 +1,34 @@
 """Swap the activation of every MLP of a Hugging Face model instance, and put it back.
 
-An MLP activation is found, not listed by architecture: a child module that is an activation (one of
-transformers' or torch's), of a parent that also has a linear layer as a direct child, inside a repeated
-block (a `ModuleList`). Poolers and prediction heads lie outside the blocks and keep theirs. Nothing global
-changes: neither torch nor transformers, only the instance.
+Nothing global changes: neither torch nor transformers, only the instance.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import nn
 from transformers.activations import (
-    ACT2CLS,
     AccurateGELUActivation,
     FastGELUActivation,
     GELUTanh,
     NewGELUActivation,
+    XIELUActivation,
 )
 from transformers.pytorch_utils import Conv1D
 
-from pagating.alpha import Spec, alpha_modules, parse
+from pagating import competitors
+from pagating.alpha import AlphaModule, Spec, alpha_modules, parse
+from pagating.discovery import Slot, features, require_activations
 from pagating.gates import Function, gate_row
-from pagating.units import BASES, PaGLU
+from pagating.units import BASES, ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
 
-FORMS = ("pointwise",)
-PATCHABLE_BASES = (*BASES, "stock")
-_TORCH_ACTIVATIONS = (nn.GELU, nn.SiLU, nn.ReLU, nn.Mish, nn.ELU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid)
-ACTIVATIONS = tuple({row[0] if isinstance(row, tuple) else row for row in ACT2CLS.values()})
+FORMS = (*ELEMENTWISE, "glu", "projected")
+PATCHABLE_BASES = (*BASES, "stock", "xielu")
+DEFAULTS: dict[str, Any] = {"gate": "sigmoid", "alpha": 0.5, "base": "identity", "form": "pointwise"}
 _TANH_GELUS = (NewGELUActivation, GELUTanh, FastGELUActivation, AccurateGELUActivation)
 _RECORD = "_pagating_replaced"
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where an MLP activation sits, the size of its last axis, and the activation there."""
-
-    name: str
-    parent: nn.Module
-    child: str
-    width: int
-    activation: nn.Module
 
 
 @dataclass(frozen=True)
@@ -59,98 +48,158 @@ class PatchReport:
     def __str__(self) -> str:
         kinds = ", ".join(dict.fromkeys(self.replaced))
         ends = self.names[0] if self.count == 1 else f"{self.names[0]} .. {self.names[-1]}"
-        added = f"{self.parameters_added:,} parameters added"
-        return f"replaced {self.count} {kinds} by {self.unit} ({ends}); {added}"
-
-
-def find_activations(model: nn.Module) -> list[Slot]:
-    """The MLP activations of `model`, in the order of its layers; empty when there is none."""
-    return list(_slots(model))
-
-
-def _slots(model: nn.Module) -> Iterator[Slot]:
-    for prefix, parent in model.named_modules():
-        if not any(part.isdigit() for part in prefix.split(".")):
-            continue
-        widths = [w for w in map(_output_width, parent.children()) if w is not None]
-        for child, module in parent.named_children():
-            if widths and isinstance(module, ACTIVATIONS + _TORCH_ACTIVATIONS):
-                yield Slot(f"{prefix}.{child}", parent, child, widths[0], module)
-
-
-def _output_width(module: nn.Module) -> int | None:
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    return module.nf if isinstance(module, Conv1D) else None
+        change = f"{self.parameters_added:,} parameters added"
+        return f"replaced {self.count} {kinds} by {self.unit} ({ends}); {change}"
 
 
 def patch(
     model: nn.Module,
-    gate: str = "sigmoid",
-    alpha: Spec = 0.5,
-    base: str = "identity",
-    form: str = "pointwise",
+    gate: str | None = None,
+    alpha: Spec | None = None,
+    base: str | None = None,
+    form: str | None = None,
+    unit: str | None = None,
 ) -> PatchReport:
     """Replace the activation of every MLP of `model`, in place, by a parameterised gate.
 
-    Each becomes `alpha * x * g(x) + (1 - alpha) * base(x)`; `gate` is a key of `pagating.gates.GATES` and
-    `alpha` what `pagating.alpha.parse` takes. `base`: `identity`, `gelu` (the tanh form: the model's own
-    module where it has one) or `stock` (the activation that was there). At a fixed `alpha = 0` with `gelu` on
-    GPT-2, or with `stock` on any model, losses and gradients keep their bits. New parameters lie on the
-    device of the MLP they belong to.
+    Defaults: `gate="sigmoid", alpha=0.5, base="identity", form="pointwise"`. Each activation becomes
+    `alpha * x * g(x) + (1 - alpha) * base(x)`; `gate` is a key of `pagating.gates.GATES` and `alpha` what
+    `pagating.alpha.parse` takes. `base`: `identity`, `gelu` (the tanh form: the model's own module where it
+    has one), `stock` (the activation that was there) or `xielu`. At a fixed `alpha = 0` with `gelu` on GPT-2,
+    or with `stock` on any model, losses and gradients keep their bits.
 
-    Raises ValueError when an argument is not one of the allowed, when `model` is patched already, and when no
-    MLP activation was found. `unpatch` undoes it.
+    `form`: `pointwise`; `scaled` and `expanded` (see `pagating.units`); `glu`, which also replaces the two
+    linear layers of the MLP by narrower ones (`h = round(2/3 * d_ff)`, parameters matched within 0.1% at
+    GPT-2's sizes); `projected`, the published code's two `d_ff x d_ff` layers. The last two have no base, and
+    their new layers are initialised by the model's own rule with torch's global generator. `unit`: a
+    known activation of `pagating.competitors.COMPETITORS` instead of gate, base and form.
+
+    Raises ValueError when an argument is not one of the allowed, when `model` is patched already, when no MLP
+    activation was found, and for `glu` when an MLP is not one layer in, one layer out. `unpatch` undoes it.
     """
-    gate_row(gate)
-    if base not in PATCHABLE_BASES:
-        raise ValueError(f"base: {base!r} is not one of {', '.join(PATCHABLE_BASES)}")
-    if form not in FORMS:
-        raise ValueError(f"form: {form!r} is not one of {', '.join(FORMS)}")
+    chosen = _settings(gate, alpha, base, form, unit)
     if _RECORD in model.__dict__ or alpha_modules(model):
         raise ValueError(f"{type(model).__name__} is patched already; call pagating.unpatch first")
-    slots = find_activations(model)
-    if not slots:
-        known = ", ".join(sorted(cls.__name__ for cls in ACTIVATIONS))
-        raise ValueError(
-            f"{type(model).__name__}: no MLP activation found; looked for a child module of one of the types "
-            f"{known} beside a linear layer, inside a ModuleList"
-        )
-    spec = parse(alpha, len(slots))
+    slots = require_activations(model)
+    spec = parse(chosen["alpha"], len(slots))
+    if chosen["form"] == "glu":
+        for slot in slots:
+            _in_and_out(slot)
     before = count_parameters(model)
-    owner: PaGLU | None = None
+    owner: AlphaModule | None = None
+    record: list[tuple[str, nn.Module]] = []
     for layer, slot in enumerate(slots):
-        unit = PaGLU(alpha, gate, _base(base, slot.activation), slot.width, layer, owner)
+        new = _modules(slot, chosen, layer, owner)
         if spec.options.get("per") == "model" and owner is None:
-            owner = unit
-        unit.train(slot.activation.training).to(next(slot.parent.parameters()).device)
-        slot.parent.register_module(slot.child, unit)
-    model.__dict__[_RECORD] = [(slot.name, slot.activation) for slot in slots]
+            owner = next(m for m in new.values() if isinstance(m, AlphaModule))
+        for child, module in new.items():
+            record.append((f"{slot.prefix}.{child}", slot.parent.get_submodule(child)))
+            slot.parent.register_module(child, module)
+        if chosen["form"] in ("glu", "projected"):
+            _initialise(model, slot, new)
+    model.__dict__[_RECORD] = record
     return PatchReport(
-        unit=f"PaGLU({alpha_modules(model)[0].extra_repr()})",
+        unit=f"{type(alpha_modules(model)[0]).__name__}({alpha_modules(model)[0].extra_repr()})",
         names=[slot.name for slot in slots],
         replaced=[type(slot.activation).__name__ for slot in slots],
         parameters_added=count_parameters(model) - before,
     )
 
 
+def _settings(
+    gate: str | None, alpha: Spec | None, base: str | None, form: str | None, unit: str | None
+) -> dict[str, Any]:
+    given = {"gate": gate, "alpha": alpha, "base": base, "form": form}
+    given = {key: value for key, value in given.items() if value is not None}
+    if unit is not None:
+        clash = [key for key in given if key != "alpha"]
+        if clash:
+            raise ValueError(f"unit: {unit!r} settles {', '.join(clash)}; give one or the other")
+        given = {**competitors.settings(unit), **given}
+    chosen = {**DEFAULTS, **given}
+    gate_row(chosen["gate"])
+    for key, allowed in {"base": PATCHABLE_BASES, "form": FORMS}.items():
+        if chosen[key] not in allowed:
+            raise ValueError(f"{key}: {chosen[key]!r} is not one of {', '.join(allowed)}")
+    if chosen["form"] != "pointwise" and chosen["base"] != "identity":
+        raise ValueError(f"base: {chosen['base']!r} has no meaning for form {chosen['form']}; allowed: identity")
+    return chosen
+
+
+def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModule | None) -> dict[str, nn.Module]:
+    """The modules that replace children of the slot's parent, by child name."""
+    like = next(slot.parent.parameters())
+    alpha, gate, form = chosen["alpha"], chosen["gate"], chosen["form"]
+    with torch.device(like.device):
+        if form in ELEMENTWISE:
+            base = _base(chosen["base"], slot.activation)
+            new: dict[str, nn.Module] = {slot.child: PaGLU(alpha, gate, base, slot.width, layer, owner, form)}
+        elif form == "projected":
+            new = {slot.child: ProjectedGLU(alpha, gate, slot.width, layer, owner)}
+        else:
+            new = _glu_modules(slot, alpha, gate, layer, owner)
+    for module in new.values():
+        module.to(like.dtype).train(slot.parent.training)
+    return new
+
+
+def _glu_modules(slot: Slot, alpha: Spec, gate: str, layer: int, owner: AlphaModule | None) -> dict[str, nn.Module]:
+    name_in, name_out = _in_and_out(slot)
+    into, out = slot.linears()[name_in], slot.linears()[name_out]
+    width = round(2 / 3 * slot.width)
+    return {
+        name_in: _linear_like(into, features(into)[0], 2 * width),
+        slot.child: SplitGLU(alpha, gate, width, layer, owner),
+        name_out: _linear_like(out, width, features(out)[1]),
+    }
+
+
+def _in_and_out(slot: Slot) -> tuple[str, str]:
+    linears = slot.linears()
+    shapes = {name: features(linear) for name, linear in linears.items()}
+    if len(shapes) == 2:
+        (name_in, into), (name_out, out) = shapes.items()
+        if into[1] == out[0] == slot.width:
+            return name_in, name_out
+    raise ValueError(f"form: glu needs an MLP of one linear layer in and one out beside {slot.name}; found {shapes}")
+
+
+def _linear_like(linear: nn.Module, n_in: int, n_out: int) -> nn.Module:
+    if isinstance(linear, Conv1D):
+        return Conv1D(n_out, n_in)
+    return nn.Linear(n_in, n_out, bias=linear.bias is not None)
+
+
+def _initialise(model: nn.Module, slot: Slot, new: Mapping[str, nn.Module]) -> None:
+    """Initialise new linear layers by the model's own rule, where it has one."""
+    rule = getattr(model, "_init_weights", None)
+    if rule is None:
+        return
+    for module in new.values():
+        module.apply(rule)
+    if all(name in new for name in slot.linears()):
+        rule(slot.parent)  # GPT-2 scales c_proj by 1/sqrt(2 n_layer) in its rule for the MLP class
+
+
 def _base(base: str, stock: nn.Module) -> str | Function:
+    if base == "xielu":
+        return XIELUActivation(dtype=torch.float32)
     if base == "stock" or (base == "gelu" and isinstance(stock, _TANH_GELUS)):
         return stock
     return base
 
 
 def unpatch(model: nn.Module) -> list[str]:
-    """Put back the activations that `patch` took out; returns their names.
+    """Put back the modules that `patch` took out; returns their names.
 
     Raises ValueError for a model that is not patched.
     """
     if _RECORD not in model.__dict__:
         raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
     record = model.__dict__.pop(_RECORD)
-    for name, activation in record:
+    for name, module in record:
         parent, _, child = name.rpartition(".")
-        model.get_submodule(parent).register_module(child, activation)
+        model.get_submodule(parent).register_module(child, module)
     return [name for name, _ in record]
 
 

@@ -1,12 +1,14 @@
-"""The units: a gate, a strength and a base put together.
+"""The units: a gate, a strength and a base put together. One function a form, one module a shape of form.
 
 Axes of tensor names: `...` any leading axes, `F` the feature axis (last).
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagating.alpha import AlphaModule, Spec, parse
 from pagating.gates import Function, gate_row
@@ -22,6 +24,15 @@ def _identity(x: Tensor) -> Tensor:
 
 
 BASES: dict[str, Function] = {"identity": _identity, "gelu": _gelu_new}
+
+
+def base_function(base: str | Function) -> Function:
+    """The function of a base given by name or as itself; ValueError naming the known bases otherwise."""
+    if isinstance(base, str):
+        if base not in BASES:
+            raise ValueError(f"base: {base!r} is not one of {', '.join(BASES)}, stock")
+        return BASES[base]
+    return base
 
 
 def pointwise(
@@ -44,27 +55,41 @@ def pointwise(
     return torch.lerp(base_of(x), row.gated(x), alpha)
 
 
+def scaled(x: Tensor, alpha: float | Tensor, gate: str = "sigmoid", base: str | Function = "identity") -> Tensor:
+    """`x * g(alpha * x)`: Swish-beta (arXiv 1710.05941) for the sigmoid, with `alpha` as its beta; no base."""
+    return x * gate_row(gate).gate(x * _like(alpha, x))
+
+
+def expanded(x: Tensor, alpha: float | Tensor, gate: str = "sigmoid", base: str | Function = "identity") -> Tensor:
+    """`x * ((1 + 2 alpha) * g(x) - alpha)`: xSiLU (arXiv 2405.20768) for the sigmoid; no base.
+
+    The range of the gate grows from (0, 1) to (-alpha, 1 + alpha).
+    """
+    strength = _like(alpha, x)
+    return (1 + 2 * strength) * gate_row(gate).gated(x) - strength * x
+
+
 def glu(a: Tensor, b: Tensor, alpha: float | Tensor = 0.5, gate: str = "sigmoid") -> Tensor:
     """`a * (alpha * g(b) + (1 - alpha))`: the gate of one projection multiplies another of the same shape.
 
     `alpha = 1` is a gated linear unit (arXiv 2002.05202); `alpha = 0` returns `a`.
     """
-    row = gate_row(gate)
-    alpha = alpha.to(a.dtype) if isinstance(alpha, Tensor) else alpha
-    return torch.lerp(a, a * row.gate(b), alpha)
+    return torch.lerp(a, a * gate_row(gate).gate(b), _like(alpha, a))
 
 
-def base_function(base: str | Function) -> Function:
-    """The function of a base given by name or as itself; ValueError naming the known bases otherwise."""
-    if isinstance(base, str):
-        if base not in BASES:
-            raise ValueError(f"base: {base!r} is not one of {', '.join(BASES)}, stock")
-        return BASES[base]
-    return base
+def _like(alpha: float | Tensor, x: Tensor) -> Any:
+    return alpha.to(x.dtype) if isinstance(alpha, Tensor) else alpha
+
+
+ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
+    "pointwise": pointwise,
+    "scaled": scaled,
+    "expanded": expanded,
+}
 
 
 class PaGLU(AlphaModule):
-    """The pointwise unit as a module: `alpha * x * g(x) + (1 - alpha) * base(x)`.
+    """The pointwise unit as a module: `alpha * x * g(x) + (1 - alpha) * base(x)`, or another row of `ELEMENTWISE`.
 
     `alpha` is anything that `pagating.alpha.parse` takes. `base` is a key of `BASES`, a module (registered,
     so that its parameters train) or a function. `width` is the size of the last axis, needed for one alpha a
@@ -79,16 +104,61 @@ class PaGLU(AlphaModule):
         width: int | None = None,
         layer: int = 0,
         owner: AlphaModule | None = None,
+        form: str = "pointwise",
     ) -> None:
         super().__init__(parse(alpha), width, layer, owner)
         gate_row(gate)
-        self.gate = gate
-        self.base = base
         base_function(base)
+        if form not in ELEMENTWISE:
+            raise ValueError(f"form: {form!r} is not one of {', '.join(ELEMENTWISE)}")
+        self.gate, self.base, self.form = gate, base, form
 
     def forward(self, x: Tensor) -> Tensor:
-        return pointwise(x, self.alpha(x), self.gate, self.base)
+        return ELEMENTWISE[self.form](x, self.alpha(x), self.gate, self.base)
 
     def extra_repr(self) -> str:
         base = self.base if isinstance(self.base, str) else type(self.base).__name__
-        return f"gate={self.gate}, {self.alpha_repr()}, base={base}"
+        return f"gate={self.gate}, {self.alpha_repr()}, base={base}" + (
+            "" if self.form == "pointwise" else f", form={self.form}"
+        )
+
+
+class SplitGLU(AlphaModule):
+    """`glu(a, b)` of the two halves `a, b` of the last axis: `2h` features in, `width = h` out.
+
+    It stands where an MLP's activation stood, between an input projection of width `2h` and an output
+    projection from `h`.
+    """
+
+    def __init__(self, alpha: Spec, gate: str, width: int, layer: int = 0, owner: AlphaModule | None = None) -> None:
+        super().__init__(parse(alpha), width, layer, owner)
+        gate_row(gate)
+        self.gate, self.width = gate, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=-1)
+        return glu(a, b, self.alpha(b), self.gate)
+
+    def extra_repr(self) -> str:
+        return f"gate={self.gate}, {self.alpha_repr()}, width={self.width}"
+
+
+class ProjectedGLU(AlphaModule):
+    """`A(x) * (alpha * g(B(x)) + (1 - alpha))` with two dense layers `A, B` of `width x width`.
+
+    What the published code put in the place of GPT-2's activation: `2 * (width^2 + width)` parameters more a
+    layer, and a linear MLP at `alpha = 0`.
+    """
+
+    def __init__(self, alpha: Spec, gate: str, width: int, layer: int = 0, owner: AlphaModule | None = None) -> None:
+        super().__init__(parse(alpha), width, layer, owner)
+        gate_row(gate)
+        self.gate = gate
+        self.a, self.b = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = self.b(x)
+        return glu(self.a(x), b, self.alpha(b), self.gate)
+
+    def extra_repr(self) -> str:
+        return f"gate={self.gate}, {self.alpha_repr()}"

@@ -15,12 +15,17 @@ NAIVE = {
     "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
     "mish": lambda x: x * torch.tanh(torch.log1p(torch.exp(x))),
     "silu": lambda x: x / (1 + torch.exp(-x)),
+    "step": lambda x: 0 * x + torch.where(x > 0, 1.0, 0.0),
+    "linear": lambda x: x,
 }
 X = torch.linspace(-12, 12, 2001, dtype=torch.float64)
 
 
-def test_the_table_holds_the_published_gates() -> None:
-    assert set(GATES) == set(NAIVE)
+def test_the_table_holds_the_published_gates_and_two_more() -> None:
+    assert list(GATES) == list(NAIVE)
+    assert [GATES[name].unit for name in list(GATES)[:6]] == [
+        "paGLU", "paGTU", "paReGLU", "paGELU", "paMishU", "paSiLU",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -32,18 +37,26 @@ def test_gate_and_product_match_the_formula_and_its_derivative(name: str) -> Non
         x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
         fast, slow = function(x), naive(y)
         torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
-        fast.sum().backward()
         slow.sum().backward()
-        torch.testing.assert_close(x.grad, y.grad, rtol=1e-12, atol=1e-12)
+        if fast.requires_grad:
+            fast.sum().backward()
+            torch.testing.assert_close(x.grad, y.grad, rtol=1e-12, atol=1e-12)
+        else:  # a step has no gradient to pass on
+            assert y.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("name", GATES)
 def test_range_is_reached_and_not_left(name: str) -> None:
     low, high = GATES[name].range
     values = GATES[name].gate(torch.linspace(-40, 40, 400_001, dtype=torch.float64))
-    assert values.min().item() == pytest.approx(low, abs=1e-8)
-    assert values.min().item() >= low - 1e-12
-    if math.isinf(high):
+    if math.isinf(low):
+        assert values.min().item() == pytest.approx(-40.0)
+    else:
+        assert values.min().item() == pytest.approx(low, abs=1e-8)
+        assert values.min().item() >= low - 1e-12
+    if name == "step":
+        assert set(values.tolist()) == {0.0, 1.0}
+    elif math.isinf(high):
         assert values.max().item() == pytest.approx(40.0)
     else:
         assert values.max().item() == pytest.approx(high, abs=1e-12)

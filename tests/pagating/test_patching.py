@@ -1,13 +1,16 @@
 """Patching GPT-2: what is replaced, what keeps its bits, what is refused, what is put back."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import XIELUActivation
 
 import pagating
+from pagating.competitors import COMPETITORS
 from pagating.units import PaGLU
 
 torch.set_num_threads(1)
@@ -36,7 +39,7 @@ def train(model: nn.Module, steps: int = 6, dtype: torch.dtype = torch.float32) 
     losses = []
     for step in range(steps):
         optimizer.zero_grad()
-        loss = model(input_ids=tokens(step), labels=tokens(step)).loss
+        loss = model(input_ids=tokens(step % 2), labels=tokens(step % 2)).loss
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -103,9 +106,7 @@ def test_report_and_unpatch() -> None:
     ],
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_every_alpha_gets_a_gradient_and_keeps_its_name(
-    alpha: object, names: list, checkpointing: bool
-) -> None:
+def test_every_alpha_gets_a_gradient_and_keeps_its_name(alpha: object, names: list, checkpointing: bool) -> None:
     model = gpt2()
     stock_names = [name for name, _ in model.named_parameters()]
     pagating.patch(model, alpha=alpha)
@@ -146,6 +147,120 @@ def test_per_layer_list_and_schedule_reach_their_layers() -> None:
     assert pagating.alpha_values(resumed) == [0.5] * N_LAYER
 
 
+@pytest.mark.parametrize(
+    ("unit", "activation"),
+    [("gelu", "gelu_new"), ("linear", "linear"), ("silu", "silu"), ("relu", "relu"), ("relu2", "relu2")],
+)
+def test_a_known_activation_trains_as_transformers_own(unit: str, activation: str) -> None:
+    patched = gpt2()
+    pagating.patch(patched, unit=unit)
+    assert train(patched)[0] == pytest.approx(train(gpt2(activation))[0], rel=1e-7)
+
+
+def test_xielu_is_transformers_own_module_in_float32() -> None:
+    model = gpt2()
+    pagating.patch(model, unit="xielu")
+    own = XIELUActivation(dtype=torch.float32)
+    x = torch.linspace(-5, 5, 101)
+    unit = model.get_submodule(NAMES[1])
+    assert torch.equal(unit(x), own(x))
+    assert [(name, p.dtype) for name, p in unit.named_parameters()] == [
+        ("base.alpha_p", torch.float32),
+        ("base.alpha_n", torch.float32),
+    ]
+
+
+@pytest.mark.parametrize("unit", COMPETITORS)
+def test_every_known_activation_trains_and_every_parameter_gets_a_gradient(unit: str) -> None:
+    model = gpt2()
+    pagating.patch(model, unit=unit)
+    losses, grads = train(model, steps=7)
+    assert losses[-1] < losses[0]
+    assert all(g.abs().max() > 0 for g in grads)
+
+
+@pytest.mark.parametrize(
+    ("unit", "formula"),
+    [
+        ("swiglu", lambda a, b: a * b * torch.sigmoid(b)),
+        ("geglu", lambda a, b: a * b * 0.5 * (1 + torch.erf(b / 2**0.5))),
+        ("glu", lambda a, b: a * torch.sigmoid(b)),
+        ("bilinear", lambda a, b: a * b),
+    ],
+)
+def test_gated_linear_units_match_their_formula(unit: str, formula: Callable) -> None:
+    model = gpt2()
+    pagating.patch(model, unit=unit)
+    mlp = model.transformer.h[1].mlp.eval().double()
+    h = round(2 / 3 * 64)
+    assert mlp.c_fc.weight.shape == (16, 2 * h)
+    assert mlp.c_proj.weight.shape == (h, 16)
+    x = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a, b = (x @ mlp.c_fc.weight + mlp.c_fc.bias).split(h, dim=-1)
+    expected = formula(a, b) @ mlp.c_proj.weight + mlp.c_proj.bias
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("preset", [(768, 12), (1024, 24), (1280, 36)], ids=["small", "medium", "large"])
+def test_glu_matches_parameters_within_a_thousandth(preset: tuple[int, int]) -> None:
+    d_model, n_layer = preset
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(n_embd=d_model, n_layer=n_layer, n_head=d_model // 64))
+    stock = sum(p.numel() for p in model.parameters())
+    report = pagating.patch(model, form="glu")
+    patched = sum(p.numel() for p in model.parameters())
+    h = round(2 / 3 * 4 * d_model)
+    stock_mlp = 8 * d_model**2 + 5 * d_model
+    assert report.parameters_added == n_layer * (3 * d_model * h + 2 * h + d_model - stock_mlp)
+    assert patched - stock == report.parameters_added
+    assert abs(report.parameters_added) <= 0.001 * n_layer * stock_mlp
+
+
+def test_projected_form_on_gpt2_small_has_the_published_size() -> None:
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config())
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+    report = pagating.patch(model, form="projected")
+    assert sum(p.numel() for p in model.parameters()) == 351_005_952
+    assert report.parameters_added == 12 * 2 * (3072**2 + 3072)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("form", ["glu", "projected"])
+def test_the_mlp_is_linear_at_alpha_zero_and_not_beyond(form: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 2, 5, 16, dtype=torch.float64, generator=generator)
+    for alpha, is_linear in [(0.0, True), (0.5, False)]:
+        model = gpt2().double().eval()
+        pagating.patch(model, form=form, alpha=alpha)
+        mlp = model.transformer.h[0].mlp
+        difference = mlp(x + y) + mlp(torch.zeros_like(x)) - mlp(x) - mlp(y)
+        assert (difference.abs().max().item() < 1e-15) == is_linear
+
+
+@pytest.mark.parametrize("form", ["glu", "projected"])
+def test_new_layers_start_by_the_models_own_rule_and_come_off_again(form: str) -> None:
+    config = GPT2Config(vocab_size=61, n_positions=16, n_embd=128, n_layer=4, n_head=2, bos_token_id=0)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config)
+    stock, before = copy.deepcopy(model.state_dict()), str(model)
+    pagating.patch(model, form=form, alpha="learnable")
+    assert [a.name for a in pagating.alpha_parameters(model)] == ["transformer.h.0.mlp.act.alpha_logit"]
+    mlp = model.transformer.h[2].mlp
+    for layer in [mlp.c_fc] if form == "glu" else [mlp.act.a, mlp.act.b]:
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert layer.bias.abs().max() == 0
+    assert mlp.c_proj.weight.std().item() == pytest.approx(0.02 / (2 * 4) ** 0.5, rel=0.05)
+    if form == "projected":
+        assert torch.equal(mlp.c_proj.weight, stock["transformer.h.2.mlp.c_proj.weight"])
+    losses, grads = train(model, steps=7)
+    assert losses[-1] < losses[0]
+    assert all(g.abs().max() > 0 for g in grads)
+    pagating.unpatch(model)
+    assert str(model) == before
+    assert model.state_dict().keys() == stock.keys()
+
+
 def test_training_mode_and_dtype_follow_the_model() -> None:
     model = gpt2().eval().to(torch.bfloat16)
     pagating.patch(model, alpha="learnable")
@@ -162,7 +277,10 @@ def test_refusals() -> None:
     for arguments, message in [
         ({"gate": "swish"}, "gate: 'swish' is not one of"),
         ({"base": "relu"}, "base: 'relu' is not one of identity, gelu, stock"),
-        ({"form": "dense"}, "form: 'dense' is not one of pointwise"),
+        ({"form": "dense"}, "form: 'dense' is not one of pointwise, scaled, expanded, glu, projected"),
+        ({"form": "glu", "base": "gelu"}, "base: 'gelu' has no meaning for form glu; allowed: identity"),
+        ({"unit": "mila"}, "unit: 'mila' is not one of gelu, linear, silu, relu, relu2"),
+        ({"unit": "silu", "gate": "tanh"}, "unit: 'silu' settles gate; give one or the other"),
         ({"alpha": [0.5]}, "alpha: a list of 1 for 3 layers"),
         ({"alpha": 2.5}, r"alpha: 2.5 is not a finite number in \[0, 2\]"),
     ]:

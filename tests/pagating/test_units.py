@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagating.gates import GATES
-from pagating.units import BASES, PaGLU, glu, pointwise
+from pagating.units import BASES, PaGLU, ProjectedGLU, SplitGLU, expanded, glu, pointwise, scaled
 
 ALPHAS = [0.0, 0.3, 0.5, 1.0, 1.5, 2.0]
 
@@ -29,6 +29,8 @@ def naive(x: Tensor, alpha: float | Tensor, gate: str, base: str) -> Tensor:
         "gelu": lambda: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
         "mish": lambda: x * torch.tanh(torch.log1p(torch.exp(x))),
         "silu": lambda: x * torch.sigmoid(x),
+        "step": lambda: (x > 0).to(x.dtype),
+        "linear": lambda: x,
     }[gate]()
     return alpha * x * g + (1 - alpha) * left
 
@@ -100,6 +102,48 @@ def test_glu_matches_its_formula(gate: str) -> None:
     assert torch.equal(glu(a, b, 1.0), F.glu(torch.cat([a, b], -1)))
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 1.702])
+def test_scaled_is_swish(beta: float) -> None:
+    x = sample(500)
+    expected = x / (1 + torch.exp(-beta * x))
+    torch.testing.assert_close(scaled(x, beta), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(scaled(x, torch.tensor(beta).double()), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(scaled(x, 0.0), x / 2)
+
+
+def test_expanded_widens_the_range_of_the_gate() -> None:
+    x = sample(500)
+    expected = x * (torch.sigmoid(x) * (1 + 2 * 0.3) - 0.3)
+    torch.testing.assert_close(expanded(x, 0.3), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(expanded(x, 0.0), F.silu(x))
+    ends = expanded(torch.tensor([-700.0, 700.0], dtype=torch.float64), 0.3)
+    assert ends.tolist() == pytest.approx([-700 * -0.3, 700 * 1.3])
+
+
+def test_the_step_gate_is_a_leaky_relu_of_slope_one_minus_alpha() -> None:
+    x = sample(500)
+    torch.testing.assert_close(pointwise(x, 0.75, "step"), F.leaky_relu(x, 0.25), rtol=1e-12, atol=1e-12)
+    a, slope = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.75, 0.25))
+    pointwise(x, a, "step").square().sum().backward()
+    F.prelu(x, slope).square().sum().backward()
+    assert a.grad.item() == pytest.approx(-slope.grad.item(), rel=1e-12)
+
+
+def test_split_and_projected_modules_match_their_formulas() -> None:
+    x = sample(2, 3, 8)
+    split = SplitGLU({"learnable": {"per": "channel", "range": "free"}}, "tanh", 4).double()
+    with torch.no_grad():
+        split.alpha_free.copy_(torch.tensor([0.0, 0.5, 1.0, 2.0]))
+    alpha = torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64)
+    expected = x[..., :4] * (alpha * torch.tanh(x[..., 4:]) + (1 - alpha))
+    torch.testing.assert_close(split(x), expected, rtol=1e-12, atol=1e-12)
+    projected = ProjectedGLU(0.4, "sigmoid", 8).double()
+    a = x @ projected.a.weight.T + projected.a.bias
+    b = x @ projected.b.weight.T + projected.b.bias
+    expected = a * (0.4 * torch.sigmoid(b) + 0.6)
+    torch.testing.assert_close(projected(x), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_the_module_is_the_function() -> None:
     x = sample(2, 3, 5, dtype=torch.float32)
     assert torch.equal(PaGLU(0.3, "tanh", "gelu")(x), pointwise(x, 0.3, "tanh", "gelu"))
@@ -115,6 +159,8 @@ def test_the_module_is_the_function() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="base: 'relu' is not one of identity, gelu, stock"):
         PaGLU(0.5, base="relu")
+    with pytest.raises(ValueError, match="form: 'glu' is not one of pointwise, scaled, expanded"):
+        PaGLU(0.5, form="glu")
     with pytest.raises(ValueError, match="gate: 'elu' is not one of sigmoid"):
         PaGLU(0.5, gate="elu")
     with pytest.raises(ValueError, match=r"alpha: 3 is not a finite number in \[0, 2\]"):

@@ -1,0 +1,69 @@
+"""Find the activation of every MLP of a Hugging Face model, whatever its architecture.
+
+An MLP activation is found, not listed: a child module that is an activation (one of transformers' or torch's),
+of a parent that also has a linear layer as a direct child, inside a repeated block (a `ModuleList`). Poolers
+and prediction heads lie outside the blocks and are left alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.activations import ACT2CLS
+from transformers.pytorch_utils import Conv1D
+
+_TORCH = (nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh)
+ACTIVATIONS = (*{row[0] if isinstance(row, tuple) else row for row in ACT2CLS.values()}, *_TORCH)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where an MLP activation sits, the size of its last axis, and the activation there."""
+
+    prefix: str
+    parent: nn.Module
+    child: str
+    width: int
+    activation: nn.Module
+
+    @property
+    def name(self) -> str:
+        """Full name of the activation module."""
+        return f"{self.prefix}.{self.child}"
+
+    def linears(self) -> dict[str, nn.Module]:
+        """The linear layers beside the activation, by name."""
+        return {n: m for n, m in self.parent.named_children() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def features(linear: Any) -> tuple[int, int]:
+    """Input and output features of a linear layer; transformers' `Conv1D` stores its weight transposed."""
+    return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
+
+
+def find_activations(model: nn.Module) -> list[Slot]:
+    """The MLP activations of `model`, in the order of its layers; empty when there is none."""
+    return list(_slots(model))
+
+
+def require_activations(model: nn.Module) -> list[Slot]:
+    """As `find_activations`; ValueError naming what was looked for when there is none."""
+    slots = find_activations(model)
+    if not slots:
+        known = ", ".join(sorted({cls.__name__ for cls in ACTIVATIONS}))
+        raise ValueError(
+            f"{type(model).__name__}: no MLP activation found; looked for a child module of one of the types "
+            f"{known} beside a linear layer, inside a ModuleList"
+        )
+    return slots
+
+
+def _slots(model: nn.Module) -> Iterator[Slot]:
+    for prefix, parent in model.named_modules():
+        if not any(part.isdigit() for part in prefix.split(".")):
+            continue
+        widths = [features(m)[1] for m in parent.children() if isinstance(m, nn.Linear | Conv1D)]
+        for child, module in parent.named_children():
+            if widths and isinstance(module, ACTIVATIONS):
+                yield Slot(prefix, parent, child, widths[0], module)
