@@ -64,8 +64,8 @@ def patch(
 
     Defaults: `gate="sigmoid", alpha=0.5, base="identity", form="pointwise"`. Each activation becomes
     `alpha * x * g(x) + (1 - alpha) * base(x)`; `gate` is a key of `pagating.gates.GATES` and `alpha` what
-    `pagating.alpha.parse` takes. `base`: `identity`, `gelu` (the tanh form: the model's own module where it
-    has one), `stock` (the activation that was there) or `xielu`. At a fixed `alpha = 0` with `gelu` on GPT-2,
+    `pagating.alpha.parse` takes. `base`: `identity`, `gelu` (the tanh form; at a fixed `alpha = 0` the
+    model's own module where it has one), `stock` (the activation that was there) or `xielu`. At a fixed `alpha = 0` with `gelu` on GPT-2,
     or with `stock` on any model, losses and gradients keep their bits.
 
     `form`: `pointwise`; `scaled` and `expanded` (see `pagating.units`); `glu`, which also replaces the two
@@ -132,7 +132,7 @@ def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModu
     alpha, gate, form = chosen["alpha"], chosen["gate"], chosen["form"]
     with torch.device(like.device):
         if form in ELEMENTWISE:
-            base = _base(chosen["base"], slot.activation)
+            base = _base(chosen["base"], slot.activation, _is_off(alpha, layer))
             new: dict[str, nn.Module] = {slot.child: PaGLU(alpha, gate, base, slot.width, layer, owner, form)}
         elif form == "projected":
             new = {slot.child: ProjectedGLU(alpha, gate, slot.width, layer, owner)}
@@ -181,10 +181,16 @@ def _initialise(model: nn.Module, slot: Slot, new: Mapping[str, nn.Module]) -> N
         rule(slot.parent)  # GPT-2 scales c_proj by 1/sqrt(2 n_layer) in its rule for the MLP class
 
 
-def _base(base: str, stock: nn.Module) -> str | Function:
+def _is_off(alpha: Spec, layer: int) -> bool:
+    values = parse(alpha).values
+    return bool(values) and values[layer if len(values) > 1 else 0] == 0.0
+
+
+def _base(base: str, stock: nn.Module, is_off: bool) -> str | Function:
     if base == "xielu":
         return XIELUActivation(dtype=torch.float32)
-    if base == "stock" or (base == "gelu" and isinstance(stock, _TANH_GELUS)):
+    # a gate that is off hands over to the module that was there, for the same bits
+    if base == "stock" or (base == "gelu" and is_off and isinstance(stock, _TANH_GELUS)):
         return stock
     return base
 

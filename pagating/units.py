@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pagating import fused
 from pagating.alpha import AlphaModule, Spec, parse
 from pagating.gates import Function, gate_row
 
@@ -42,17 +43,19 @@ def pointwise(
 
     `alpha` is a float (0 returns `base(x)` itself, bit for bit, and 1 the gated input) or a tensor that
     broadcasts against `x`; it is cast to the dtype of `x`. `base` is a key of `BASES` or any function of `x`.
+    Where `pagating.fused` covers the gate and the base, only `x` is kept for the backward pass.
     The published formula (paGLU) is `gate="sigmoid", base="identity"`: a special case of ACON-C,
     arXiv 2009.04759.
     """
     row, base_of = gate_row(gate), base_function(base)
-    if isinstance(alpha, Tensor):
-        return torch.lerp(base_of(x), row.gated(x), alpha.to(x.dtype))
-    if alpha == 0.0:
-        return base_of(x)
-    if alpha == 1.0:
-        return row.gated(x)
-    return torch.lerp(base_of(x), row.gated(x), alpha)
+    if not isinstance(alpha, Tensor):
+        if alpha == 0.0:
+            return base_of(x)
+        if alpha == 1.0:
+            return row.gated(x)
+    if isinstance(base, str) and fused.applies(x, alpha, gate, base):
+        return fused.fused_pointwise(x, alpha, gate, base)
+    return torch.lerp(base_of(x), row.gated(x), _like(alpha, x))
 
 
 def scaled(x: Tensor, alpha: float | Tensor, gate: str = "sigmoid", base: str | Function = "identity") -> Tensor:

@@ -1,0 +1,127 @@
+"""The pointwise unit in one saved tensor: forward and backward recompute from `x` and work in place.
+
+The composed formula keeps several intermediates for the backward pass; here only `x` (and alpha) is kept, as by
+torch's own GELU. The result equals the composed formula up to rounding: within 1e-12 relative in float64, and
+within a few units of the last place of the terms that are added in the other dtypes (tested). Second derivatives,
+`torch.func` and `vmap` go through elementary formulas.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_aten = torch.ops.aten
+_C, _K = math.sqrt(2.0 / math.pi), 0.044715
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A function of one variable: `value` (a new tensor), `backward(grad, x)` (a new tensor), and its slope.
+
+    `slope` is made of elementary operations, so that it can be differentiated again.
+    """
+
+    value: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def _gelu_tanh_slope(x: Tensor) -> Tensor:
+    t = torch.tanh(_C * (x + _K * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * _C * (1 + 3 * _K * x * x)
+
+
+# gates by name: the product x * g(x)
+GATED: dict[str, Fused] = {
+    "sigmoid": Fused(F.silu, _aten.silu_backward, _silu_slope),
+    "relu": Fused(lambda x: F.relu(x).square_(), lambda g, x: F.relu(x).mul_(2).mul_(g), lambda x: 2 * F.relu(x)),
+    "step": Fused(F.relu, lambda g, x: _aten.threshold_backward(g, x, 0), lambda x: (x > 0).to(x.dtype)),
+}
+# bases by name; the identity has no row, its value is x and its slope 1
+GELU = Fused(
+    lambda x: F.gelu(x, approximate="tanh"),
+    lambda g, x: _aten.gelu_backward(g, x, approximate="tanh"),
+    _gelu_tanh_slope,
+)
+LEFT: dict[str, Fused | None] = {"identity": None, "gelu": GELU}
+
+
+def applies(x: Tensor, alpha: float | Tensor, gate: str, base: object) -> bool:
+    """Whether `fused_pointwise` covers these arguments; a compiler or exporter gets the composed formula."""
+    if gate not in GATED or not isinstance(base, str) or torch.compiler.is_compiling():
+        return False
+    return not isinstance(alpha, Tensor) or torch.broadcast_shapes(alpha.shape, x.shape) == x.shape
+
+
+def fused_pointwise(x: Tensor, alpha: float | Tensor, gate: str, base: str) -> Tensor:
+    """`alpha * x * g(x) + (1 - alpha) * base(x)` for the gates of `GATED` and the bases of `LEFT`."""
+    out: Tensor = _Pointwise.apply(x, alpha, gate, base)
+    return out
+
+
+class _Pointwise(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, alpha: float | Tensor, gate: str, base: str) -> Tensor:
+        left, value = LEFT[base], GATED[gate].value(x)
+        return torch.lerp(left.value(x) if left else x, value, _cast(alpha, x), out=value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, alpha, ctx.gate, ctx.base = inputs
+        ctx.alpha = None if isinstance(alpha, Tensor) else alpha
+        ctx.save_for_backward(x, *([alpha] if isinstance(alpha, Tensor) else []))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad, x = grads[0], ctx.saved_tensors[0]
+        alpha = ctx.alpha if ctx.alpha is not None else ctx.saved_tensors[1]
+        right, left = GATED[ctx.gate], LEFT[ctx.base]
+        # the fast branch writes in place, which neither a second derivative nor a functional transform allows
+        again = torch.is_grad_enabled()
+        grad_x = grad_alpha = None
+        if ctx.needs_input_grad[0] and again:
+            start = left.slope(x) if left else torch.ones_like(x)
+            grad_x = grad * torch.lerp(start, right.slope(x), _cast(alpha, x))
+        elif ctx.needs_input_grad[0]:
+            end = right.backward(grad, x)
+            grad_x = torch.lerp(left.backward(grad, x) if left else grad, end, _cast(alpha, x), out=end)
+        if ctx.needs_input_grad[1]:
+            value = right.value(x)
+            other = left.value(x) if left else x
+            product = (value - other) * grad if again else value.sub_(other).mul_(grad)
+            grad_alpha = _sum_to(product, alpha)
+        return grad_x, grad_alpha, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, alpha: float | Tensor, gate: str, base: str
+    ) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0) if in_dims[0] is not None else x.expand(info.batch_size, *x.shape)
+        if isinstance(alpha, Tensor) and in_dims[1] is not None:
+            alpha = alpha.movedim(in_dims[1], 0)
+            ones = (1,) * (x.dim() - alpha.dim())
+            alpha = alpha.reshape(alpha.shape[0], *ones, *alpha.shape[1:])
+        return _Pointwise.apply(x, alpha, gate, base), 0
+
+
+def _cast(alpha: float | Tensor, x: Tensor) -> Any:
+    return alpha.to(x.dtype) if isinstance(alpha, Tensor) else alpha
+
+
+def _sum_to(product: Tensor, alpha: Tensor) -> Tensor:
+    """Sum over the axes that alpha was broadcast along, in alpha's own precision."""
+    lead = product.dim() - alpha.dim()
+    axes = [i for i in range(product.dim()) if i < lead or (alpha.shape[i - lead] == 1 and product.shape[i] != 1)]
+    if not axes:
+        return product.reshape(alpha.shape).to(alpha.dtype)
+    return product.sum(dim=axes, dtype=alpha.dtype).reshape(alpha.shape)

@@ -1,0 +1,39 @@
+"""Initial parameters that do not depend on what else the model holds."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A generator seeded by (seed, name): the same stream for a parameter of that name in every arm."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@torch.no_grad()
+def initialise_gpt2(model: Any, seed: int, std: float = 0.02) -> None:
+    """GPT-2's initialisation, a generator for each parameter.
+
+    Matrices ~ N(0, std^2), the projections into the residual stream (`c_proj`) ~ N(0, std^2 / (2 n_layer)), biases 0,
+    LayerNorm gains 1. Parameters with the same name and shape start from the same bits in every arm. Alphas keep the
+    values that their spec states. Source: Radford et al. 2019, section 2.3.
+    """
+    n_layer = model.config.n_layer
+    for name, parameter in model.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf.startswith("alpha"):
+            continue
+        if parameter.dim() >= 2:
+            scale = std / math.sqrt(2 * n_layer) if "c_proj" in name else std
+            parameter.normal_(0.0, scale, generator=named_generator(seed, name))
+        elif leaf == "bias":
+            parameter.zero_()
+        elif ".ln_" in f".{name}":
+            parameter.fill_(1.0)
+        else:
+            raise ValueError(f"parameter '{name}' of shape {tuple(parameter.shape)} has no stated initialisation")

@@ -1,0 +1,216 @@
+"""The command `pagating`. Heavy imports happen inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Does an activation beat an equally tuned baseline, and how sure can you be?",
+)
+DONE, UNDECIDED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+Config = Annotated[Path, typer.Argument(help="The study file, such as configs/sweep.yaml.")]
+Output = Annotated[Path, typer.Option(help="The folder of studies.")]
+Name = Annotated[str, typer.Argument(help="Name of a study, or its folder.")]
+
+
+def _folder(name: str, output: Path) -> Path:
+    from tune.study import StudyError
+
+    for folder in (Path(name), output / name):
+        if (folder / "study.yaml").is_file():
+            return folder
+    raise StudyError(f"{name}: no study of that name in {output} and no folder with a study.yaml")
+
+
+@app.command()
+def sweep(
+    config: Config,
+    output: Output = Path("studies"),
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Trials side by side; as many as cores when not given.")
+    ] = None,
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI, or 'none'.")] = None,
+) -> None:
+    """Run a study, or what is missing of it, and report the verdict.
+
+    Safe to interrupt: the same command continues where it stopped. Example: pagating sweep configs/sweep.yaml
+    """
+    from tune import runner
+    from tune.study import load
+    from tune.tracking import default_uri
+
+    study = load(config)
+    uri = tracking or study.tracking or default_uri(output)
+    typer.echo(f"{study.name}: {study.question}")
+    run = runner.sweep(
+        study, config.parent, output, slots=slots, tracking_uri=None if uri == "none" else uri, listen=_say
+    )
+    if not run.stages.finished:
+        typer.echo("Interrupted. What has ended is kept; the same command continues from there.", err=True)
+        raise typer.Exit(INTERRUPTED)
+    if run.stages.hopeless:
+        reason = next(record.reason for record in run.records.values() if record.reason)
+        typer.echo(
+            f"No search trial could be trained, so there is nothing to compare. The first said: {reason}", err=True
+        )
+        raise typer.Exit(UNDECIDED)
+    verdict = _report(run.folder)
+    if run.tracker:
+        _to_mlflow(uri, study, run, verdict)
+    typer.echo(f"Report:  {run.folder / 'report.html'}")
+    typer.echo(f"Browse the trials: {_ui_command(uri)}" if uri != "none" else "The trials were not sent to MLflow.")
+    raise typer.Exit(DONE if _concluded(verdict) else UNDECIDED)
+
+
+def _say(progress: Any) -> None:
+    cell = progress.cell
+    alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
+    left = f", about {progress.seconds_left / 60:.0f} min left" if progress.seconds_left > 60 else ""
+    loss = f"val_nll {progress.loss:.4f}" if progress.loss < float("inf") else "no loss"
+    typer.echo(
+        f"[{progress.ended}/{progress.total}] {cell.stage} {cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}: "
+        f"{loss}, {progress.outcome.replace('_', ' ')}{left}"
+    )
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    from rich.console import Console
+
+    from analysis import report as reports
+
+    reports.build(folder)
+    verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
+    Console().print(reports.terminal_table(verdict))
+    return verdict
+
+
+def _to_mlflow(uri: str, study: Any, run: Any, verdict: dict[str, Any]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from tune.tracking import log_verdict
+
+    owed, problem = run.tracker.owed, run.tracker.problem
+    if not owed and run.tracker.parent_id:
+        try:
+            log_verdict(uri, study, run.tracker.parent_id, run.folder, verdict)
+        except (MlflowException, OSError) as error:
+            problem = str(error).splitlines()[0]
+    if owed or problem:
+        typer.echo(f"MLflow at {uri}: {owed} cells not written yet ({problem}); the ledger has them all.", err=True)
+
+
+def _concluded(verdict: dict[str, Any]) -> bool:
+    rows = [row for row in verdict["comparisons"] if row["arm"] != (verdict["sensitivity"] or {}).get("floor")]
+    return not all(row["verdict"].startswith(("not testable", "undecided")) for row in rows)
+
+
+def _ui_command(uri: str) -> str:
+    return "make ui" if uri == f"sqlite:///{Path('mlflow.db').resolve()}" else f"mlflow ui --backend-store-uri {uri}"
+
+
+@app.command()
+def report(study: Name, output: Output = Path("studies")) -> None:
+    """Rebuild tables, verdict and report of a study from its ledger. Example: pagating report sweep"""
+    from tune import ledger
+    from tune.study import load
+
+    folder = _folder(study, output)
+    ledger.write_tables(load(folder / "study.yaml").name, ledger.read(folder / "ledger.jsonl"), folder)
+    _report(folder)
+    typer.echo(f"Report:  {folder / 'report.html'}")
+
+
+@app.command()
+def status(study: Name, output: Output = Path("studies")) -> None:
+    """Where a study stands, also while it runs. Example: pagating status sweep"""
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from tune import ledger
+
+    folder = _folder(study, output)
+    found = ledger.records(ledger.read(folder / "ledger.jsonl")).values()
+    table = Table(title=f"{folder.name}: cells")
+    outcomes = ["running", *ledger.OUTCOMES]
+    for column in ("stage", "arm", *(name.replace("_", " ") for name in outcomes), "best val_nll"):
+        table.add_column(column, justify="left" if column in ("stage", "arm") else "right")
+    for stage, arm in dict.fromkeys((record.cell.stage, record.cell.arm) for record in found):
+        mine = [record for record in found if (record.cell.stage, record.cell.arm) == (stage, arm)]
+        counts = Counter(record.outcome or "running" for record in mine)
+        losses = [record.final["val_nll"] for record in mine if record.outcome == "completed"]
+        best = f"{min(losses):.4f}" if losses else ""
+        table.add_row(stage, arm, *(str(counts[outcome]) for outcome in outcomes), best)
+    Console().print(table)
+
+
+@app.command()
+def trial(
+    study: Name,
+    cell: Annotated[str | None, typer.Argument(help="Key of a cell; without it the cells are listed.")] = None,
+    output: Output = Path("studies"),
+) -> None:
+    """Print one cell as the trial.json that `python -m pagating.train` runs without Ray.
+
+    Example: pagating trial sweep confirm/gelu/0123456789ab/101 > trial.json
+    """
+    from tune import ledger, runner
+    from tune.study import StudyError, load, trial_spec
+
+    folder = _folder(study, output)
+    found = ledger.records(ledger.read(folder / "ledger.jsonl"))
+    if cell is None:
+        for key, record in found.items():
+            typer.echo(f"{key}\t{record.outcome or 'running'}\t{record.final.get('val_nll', '')}")
+        return
+    if cell not in found:
+        raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
+    loaded, mine = load(folder / "study.yaml"), found[cell].cell
+    corpus = runner.packed_corpus(loaded, output, folder)
+    spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=mine.stage == "confirm")
+    typer.echo(json.dumps(spec, indent=1))
+
+
+@app.command()
+def ui(
+    output: Output = Path("studies"),
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine's loopback address.")] = 5000,
+) -> None:
+    """Open the MLflow UI on what was logged, on this machine's loopback address only. Example: pagating ui"""
+    from tune.study import StudyError
+    from tune.tracking import default_uri
+
+    uri = tracking or default_uri(output)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise StudyError(f"{uri}: nothing was logged here yet; run a sweep first")
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    typer.echo(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    os.execv(sys.executable, [*server, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
+
+
+def main() -> None:
+    """Entry point: bad input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        if type(error).__name__ not in ("StudyError", "CorpusError", "LedgerError", "TableError"):
+            raise
+        print(f"pagating: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

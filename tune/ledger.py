@@ -1,0 +1,213 @@
+"""The ledger of cells: the source of truth of a study.
+
+One JSON object a line, appended and on disk before anything depends on it: what the study is, each suggestion, start,
+report and end of a cell, and each decision between stages. MLflow, Optuna and the tables are filled from it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+
+SCHEMA = 1
+OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
+FINAL = ("val_nll", "val_ppl", "val_bpb", "train_nll")
+COST = ("tokens", "steps", "seconds", "tokens_per_second", "peak_rss_mb", "parameters", "flops_per_token")
+
+
+class LedgerError(ValueError):
+    """A ledger that cannot be used: one line that names the file, the line and the condition."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration to be trained once with one seed.
+
+    `index` is the position in the stage: the trial's number in its arm's search, else the point of the learning-rate
+    grid (calibrate) or 0 (confirm). `config` holds the values of all tuned hyperparameters.
+    """
+
+    stage: str
+    arm: str
+    index: int
+    seed: int
+    config: dict[str, float]
+    config_key: str
+
+    @property
+    def key(self) -> str:
+        """Unique name of the cell in its study."""
+        if self.stage == "search":
+            return f"search/{self.arm}/{self.index}/{self.seed}"
+        return f"{self.stage}/{self.arm}/{self.config_key}/{self.seed}"
+
+
+@dataclass
+class Record:
+    """What the ledger knows of one cell. `final` is empty until the cell has ended."""
+
+    cell: Cell
+    outcome: str | None = None
+    reason: str | None = None
+    final: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    started: float | None = None
+    ended: float | None = None
+
+
+def _sealed(event: dict[str, Any]) -> bytes:
+    """The event as a line, its last key the CRC-32 of what stands before it."""
+    body = json.dumps(event, separators=(",", ":"), allow_nan=False)
+    return f'{body[:-1]},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'.encode()
+
+
+def _opened(line: bytes) -> dict[str, Any] | None:
+    """The event of a line; None where the line is cut off or damaged."""
+    head, mark, tail = line.rpartition(b',"crc":"')
+    if not mark or tail[8:] != b'"}' or f"{zlib.crc32(head + b'}'):08x}".encode() != tail[:8]:
+        return None
+    return json.loads(head + b"}")
+
+
+class Ledger:
+    """An append-only file of events, locked by the process that writes it (the lock ends with the process)."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create `path` for writing; drop a cut-off last line. Raises LedgerError when another sweep has it."""
+        self.path = path
+        self.events: list[dict[str, Any]] = []
+        self._file: IO[bytes] = open(path, "a+b")  # noqa: SIM115 (held as long as the study runs)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise LedgerError(f"{path}: another sweep is running this study") from error
+        self.events, whole = _read(path)
+        self._file.truncate(whole)
+
+    def append(self, event: str, *, sync: bool = True, **fields: Any) -> dict[str, Any]:
+        """Add an event; with `sync` it is on disk when this returns."""
+        record = {"event": event, "time": round(time.time(), 3), **fields}
+        self._file.write(_sealed(record))
+        self._file.flush()
+        if sync:
+            os.fsync(self._file.fileno())
+        self.events.append(record)
+        return record
+
+    def close(self) -> None:
+        """Release the file and its lock."""
+        self._file.close()
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Events of a ledger file and the length of its undamaged part, bytes."""
+    raw = path.read_bytes()
+    events, whole = [], 0
+    lines = raw.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if number == len(lines):  # what follows the last line end was never finished
+            break
+        event = _opened(line)
+        if event is None:
+            if number == len(lines) - 1:
+                break
+            raise LedgerError(f"{path}: line {number} is damaged (its checksum does not match)")
+        events.append(event)
+        whole += len(line) + 1
+    return events, whole
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Events of a ledger without locking it, for reports and `status`."""
+    return _read(path)[0]
+
+
+def cell_of(event: dict[str, Any]) -> Cell:
+    """The cell that a `suggested` event describes."""
+    return Cell(event["stage"], event["arm"], event["index"], event["seed"], event["config"], event["config_key"])
+
+
+def records(events: list[dict[str, Any]]) -> dict[str, Record]:
+    """The state of every cell, by key, in the order of suggestion. A cell that started again loses its old curve."""
+    found: dict[str, Record] = {}
+    for event in events:
+        kind = event["event"]
+        if kind == "suggested":
+            cell = cell_of(event)
+            found.setdefault(cell.key, Record(cell))
+        elif kind == "started":
+            record = found[event["cell"]]
+            record.started, record.curve = event["time"], []
+        elif kind == "report":
+            found[event["cell"]].curve.append(event["row"])
+        elif kind == "ended":
+            record = found[event["cell"]]
+            record.outcome, record.reason = event["outcome"], event.get("reason")
+            record.final, record.ended = event["final"], event["time"]
+    return found
+
+
+def _layers(alphas: list[float]) -> dict[str, float]:
+    return {f"alpha_layer_{layer}": value for layer, value in enumerate(alphas)}
+
+
+def _trial_rows(study: str, cells: dict[str, Record], chosen: dict[str, str]) -> Iterator[dict[str, Any]]:
+    for record in cells.values():
+        if record.outcome is None:
+            continue
+        cell, final, last = record.cell, record.final, record.curve[-1] if record.curve else {}
+        yield {
+            "study": study,
+            "stage": cell.stage,
+            "arm": cell.arm,
+            "seed": cell.seed,
+            "config_key": cell.config_key,
+            "trial": cell.index,
+            "outcome": record.outcome,
+            "reason": record.reason,
+            "chosen": chosen.get(cell.arm) == cell.config_key if cell.stage == "confirm" else None,
+            "test_nll": final.get("test_nll"),
+            **{name: final.get(name, last.get(name)) for name in FINAL},
+            "lr": cell.config["lr"],
+            "alpha": final.get("alpha", cell.config.get("alpha")),
+            **{name: final.get(name, last.get(name)) for name in COST},
+            **{name: value for name, value in cell.config.items() if name not in ("lr", "alpha")},
+            **_layers(last.get("alpha", [])),
+        }
+
+
+def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The two tidy tables of a study: `trials` (a row a cell that ended) and `curves` (a row a cell and evaluation)."""
+    cells = records(events)
+    chosen = {event["arm"]: event["config_key"] for event in events if event["event"] == "chosen"}
+    curves = [
+        {
+            "study": study,
+            **{name: getattr(record.cell, name) for name in ("stage", "arm", "seed", "config_key")},
+            "trial": record.cell.index,
+            **{name: value for name, value in row.items() if name != "alpha"},
+            **_layers(row.get("alpha", [])),
+        }
+        for record in cells.values()
+        if record.outcome is not None
+        for row in record.curve
+    ]
+    return pd.DataFrame(list(_trial_rows(study, cells, chosen))), pd.DataFrame(curves)
+
+
+def write_tables(study: str, events: list[dict[str, Any]], folder: Path) -> None:
+    """Write `trials.parquet` and `curves.parquet` into the study's folder, each in one step."""
+    for name, table in zip(("trials", "curves"), tables(study, events), strict=True):
+        scratch = folder / f".{name}.parquet"
+        table.to_parquet(scratch, index=False)
+        os.replace(scratch, folder / f"{name}.parquet")

@@ -1,0 +1,160 @@
+"""The stages of a study: search, calibrate, confirm (what to train next, and what was decided).
+
+Nothing here trains or waits. `next_cell` gives a cell that may start now, `complete` takes its result, and both depend on
+the study and the results alone, so that replaying a ledger leads to the same cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from tune.ledger import Cell
+from tune.search import ArmSearch
+from tune.study import Study, digest, geometric_grid, geometric_mean
+
+SEARCH_SEED = 1
+FIRST_SELECTION_SEED = 11  # calibrate: 11, 12, ...
+FIRST_CONFIRM_SEED = 101  # confirm: 101, 102, ...; never used before
+
+
+class Stages:
+    """The study's state. `decided` is called with each decision between stages (for the ledger)."""
+
+    def __init__(
+        self, study: Study, decided: Callable[..., Any], suggested: dict[tuple[str, int], dict[str, float]]
+    ) -> None:
+        """`suggested`: configurations that an earlier run of the study recorded, by (arm, number)."""
+        self.study, self._decided, self._suggested = study, decided, suggested
+        self.stage = "search"
+        self.search = {arm: ArmSearch(arm, study.space(arm), study.search) for arm in study.arms}
+        self.grid: list[float] = []
+        self.chosen: dict[str, dict[str, float]] = {}
+        self.grid_capped = False
+        self.hopeless = False  # no search trial of any arm could be trained: there is nothing to compare
+        self._pending: deque[Cell] = deque()
+        self._open: set[str] = set()
+        self._losses: dict[tuple[str, float, int], float] = {}
+        self._best: dict[str, dict[str, float]] = {}
+
+    # --- what to train next ---
+
+    def next_cell(self) -> Cell | None:
+        """A cell that may start now; None while the next one depends on cells that still run (or none is left)."""
+        cell = self._next_search() if self.stage == "search" else self._pending.popleft() if self._pending else None
+        if cell:
+            self._open.add(cell.key)
+        return cell
+
+    @property
+    def finished(self) -> bool:
+        """Whether every cell of the study has ended."""
+        return self.stage == "done"
+
+    def remaining(self) -> int:
+        """Cells not ended yet in this stage and the ones known to follow."""
+        arms, confirm = len(self.study.arms), self.study.confirm.seeds
+        if self.stage == "search":
+            ended = sum(search.ended for search in self.search.values())
+            grid = self.study.calibrate.points * self.study.calibrate.seeds
+            return arms * (self.study.search.trials_per_arm + grid + confirm) - ended
+        waiting = len(self._pending) + len(self._open)
+        return waiting + (arms * confirm if self.stage == "calibrate" else 0)
+
+    def _next_search(self) -> Cell | None:
+        ready = [search for search in self.search.values() if search.may_suggest()]
+        if not ready:
+            return None
+        search = min(ready, key=lambda search: search.asked)  # arms take turns
+        index, config = search.suggest(self._suggested.get((search.arm, search.asked)))
+        return self._cell("search", search.arm, index, SEARCH_SEED, config)
+
+    @staticmethod
+    def _cell(stage: str, arm: str, index: int, seed: int, config: dict[str, float]) -> Cell:
+        return Cell(stage, arm, index, seed, config, digest(config))
+
+    # --- what came of it ---
+
+    def should_stop(self, cell: Cell, fraction: float, loss: float) -> bool:
+        """Whether a search trial is stopped early; calibrate and confirm trials never are."""
+        return cell.stage == "search" and self.search[cell.arm].should_stop(cell.index, fraction, loss)
+
+    def complete(self, cell: Cell, outcome: str, loss: float, step: int) -> None:
+        """Take a cell's result: its outcome, last validation loss (nats; infinite where infeasible), last step."""
+        self._open.discard(cell.key)
+        if cell.stage == "search":
+            self.search[cell.arm].finish(cell.index, outcome, loss, step)
+            if all(search.done for search in self.search.values()):
+                self.hopeless = not any(search.feasible for search in self.search.values())
+                if self.hopeless:
+                    self.stage = "done"
+                else:
+                    self._begin_calibrate()
+        elif cell.stage == "calibrate":
+            self._losses[cell.arm, cell.config["lr"], cell.seed] = loss if outcome == "completed" else math.inf
+            if not self._pending and not self._open:
+                self._after_grid()
+        elif not self._pending and not self._open:
+            self.stage = "done"
+
+    # --- calibrate ---
+
+    def _begin_calibrate(self) -> None:
+        self.stage = "calibrate"
+        self._best = {arm: search.best() for arm, search in self.search.items()}
+        settings = self.study.calibrate
+        centre = geometric_mean([config["lr"] for config in self._best.values()])
+        self.grid = geometric_grid(centre, settings.points, settings.spacing)
+        self._decided("grid", grid=self.grid, best=self._best)
+        self._plan_grid(self.grid)
+
+    def _plan_grid(self, rates: list[float]) -> None:
+        seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self.study.calibrate.seeds)
+        for seed in seeds:
+            for rate in rates:
+                for arm, best in self._best.items():
+                    config = {**best, "lr": rate}
+                    self._pending.append(self._cell("calibrate", arm, self.grid.index(rate), seed, config))
+
+    def grid_mean(self, arm: str, rate: float) -> float:
+        """Mean validation loss of an arm at one learning rate of the grid; infinite where a seed was infeasible."""
+        losses = [loss for (a, r, _), loss in self._losses.items() if a == arm and r == rate]
+        return sum(losses) / len(losses) if losses else math.inf
+
+    def _best_point(self, arm: str) -> int:
+        return min(range(len(self.grid)), key=lambda point: self.grid_mean(arm, self.grid[point]))
+
+    def _after_grid(self) -> None:
+        """Extend the grid for all arms at each end where an arm's optimum lies, or go on to confirm."""
+        points = {self._best_point(arm) for arm in self.study.arms}
+        spacing, room = self.study.calibrate.spacing, self.study.calibrate.max_points - len(self.grid)
+        new = [self.grid[0] / spacing] if 0 in points else []
+        new += [self.grid[-1] * spacing] if len(self.grid) - 1 in points else []
+        if new and room > 0:
+            new = new[:room]
+            self.grid = sorted(self.grid + new)
+            self._decided("grid", grid=self.grid, best=self._best)
+            self._plan_grid(new)
+            return
+        self.grid_capped = bool(new)
+        self._begin_confirm()
+
+    # --- confirm ---
+
+    def _begin_confirm(self) -> None:
+        self.stage = "confirm"
+        for arm, best in self._best.items():
+            self.chosen[arm] = {**best, "lr": self.grid[self._best_point(arm)]}
+            point = self._best_point(arm)
+            self._decided(
+                "chosen",
+                arm=arm,
+                config=self.chosen[arm],
+                config_key=digest(self.chosen[arm]),
+                at_edge=point in (0, len(self.grid) - 1),
+            )
+        for seed in range(FIRST_CONFIRM_SEED, FIRST_CONFIRM_SEED + self.study.confirm.seeds):
+            for arm, config in self.chosen.items():
+                self._pending.append(self._cell("confirm", arm, 0, seed, config))

@@ -1,0 +1,516 @@
+"""The study file: typed, sparse, strict. Everything that a study is, in one YAML."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+GATES = ("sigmoid", "tanh", "relu", "gelu", "mish", "silu")
+PRESETS = {  # Radford et al. 2019, table 2
+    "gpt2": {"n_layer": 12, "d_model": 768, "n_head": 12, "n_ctx": 1024},
+    "gpt2-medium": {"n_layer": 24, "d_model": 1024, "n_head": 16, "n_ctx": 1024},
+    "gpt2-large": {"n_layer": 36, "d_model": 1280, "n_head": 20, "n_ctx": 1024},
+}
+TUNABLE = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip")
+
+
+class StudyError(ValueError):
+    """Bad input of a study: one line that names the file, the key, the value and what is allowed."""
+
+
+class Section(BaseModel):
+    """A mapping of the study file: unknown keys are errors, text is never read as a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Distribution(Section):
+    """Where a hyperparameter is searched: exactly one of the three."""
+
+    uniform: list[float] | None = Field(None, description="[low, high]")
+    loguniform: list[float] | None = Field(None, description="[low, high], both above 0, uniform in the logarithm")
+    choice: list[float] | None = Field(None, description="the values to choose from")
+
+    @model_validator(mode="after")
+    def _one(self) -> Distribution:
+        given = [name for name in ("uniform", "loguniform", "choice") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of uniform, loguniform, choice (given: {', '.join(given) or 'none'})")
+        values = getattr(self, given[0])
+        if given[0] == "choice":
+            if not values:
+                raise ValueError("choice needs at least one value")
+        elif len(values) != 2:
+            raise ValueError(f"{given[0]} needs two numbers, [low, high]; got {values}")
+        elif not values[0] < values[1]:
+            raise ValueError(f"{given[0]} {values} is upside down: low must be below high")
+        elif given[0] == "loguniform" and values[0] <= 0:
+            raise ValueError(f"loguniform {values} must lie above 0")
+        return self
+
+
+class Files(Section):
+    """Text files or globs, relative to the study file. Splits that are not given are cut from the end of `train`."""
+
+    train: str | list[str] = Field(description="training text: a path, a glob, or a list of them")
+    validation: str | list[str] | None = Field(None, description="validation text")
+    test: str | list[str] | None = Field(None, description="test text")
+    fractions: dict[Literal["validation", "test"], float] | None = Field(
+        None,
+        description="share of the training text for a split that is not given, each in (0, 0.5); default 0.05",
+    )
+
+    @field_validator("fractions")
+    @classmethod
+    def _share(cls, given: dict[str, float] | None) -> dict[str, float] | None:
+        for split, share in (given or {}).items():
+            if not 0 < share < 0.5:
+                raise ValueError(f"the share of {split} is {share}; it must lie in (0, 0.5)")
+        return {"validation": 0.05, "test": 0.05, **given} if given else given
+
+
+class Hub(Section):
+    """A dataset of the Hugging Face hub, or a local folder in its layout."""
+
+    name: str = Field(description="such as Salesforce/wikitext")
+    config: str | None = Field(None, description="such as wikitext-103-raw-v1")
+    column: str = Field("text", description="the column with the text")
+    revision: str | None = Field(None, description="a commit or tag of the dataset, for a study that can be repeated")
+
+
+class CorpusSection(Section):
+    """Where the text comes from: the built-in corpus, the hub, or files."""
+
+    source: Literal["builtin", "hub", "files"] | None = Field(None, description="builtin: the King James Bible")
+    hub: Hub | None = None
+    files: Files | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> CorpusSection:
+        if self.hub and self.files:
+            raise ValueError("give one of hub and files, not both")
+        for kind in ("hub", "files"):
+            if self.source == kind and getattr(self, kind) is None:
+                raise ValueError(f"source: {kind} needs the section {kind}: {{...}}")
+        if self.source == "builtin" and (self.hub or self.files):
+            raise ValueError("source: builtin takes no hub or files section")
+        return self
+
+
+class TokenizerSection(Section):
+    """Byte-level BPE trained on the training split, or a pretrained tokenizer."""
+
+    vocab_size: int = Field(1024, ge=257, le=1 << 20, description="size of the vocabulary that is trained")
+    pretrained: str | None = Field(None, description="name on the hub, such as gpt2; vocab_size is then its own")
+    path: str | None = Field(None, description="folder with tokenizer.json or vocab.json and merges.txt")
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenizerSection:
+        if self.pretrained and self.path:
+            raise ValueError("give one of pretrained and path, not both")
+        return self
+
+
+class ModelSection(Section):
+    """GPT-2 by its sizes, or a preset with single sizes overridden."""
+
+    preset: Literal["gpt2", "gpt2-medium", "gpt2-large"] | None = Field(None, description="sizes of a published GPT-2")
+    n_layer: int = Field(4, ge=1, le=200)
+    d_model: int = Field(128, ge=2, le=65536, description="width; a multiple of n_head")
+    n_head: int = Field(4, ge=1, le=1024)
+    n_ctx: int = Field(128, ge=2, le=1 << 17, description="window, tokens")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    activation: Literal["gelu_pytorch_tanh", "gelu_new"] = Field(
+        "gelu_pytorch_tanh",
+        description="the stock activation: GPT-2's tanh GELU, fused, or composed of single operations as published",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset") in PRESETS:
+            return {**PRESETS[given["preset"]], **given}
+        return given
+
+    @model_validator(mode="after")
+    def _heads(self) -> ModelSection:
+        if self.d_model % self.n_head:
+            raise ValueError(f"d_model={self.d_model} is not a multiple of n_head={self.n_head}")
+        return self
+
+
+class FixedSection(Section):
+    """What is held the same for every trial."""
+
+    tokens: int = Field(400_000, ge=1, description="training tokens a trial")
+    batch_tokens: int = Field(2048, ge=2, description="tokens a step, a multiple of model.n_ctx")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="decay of the learning rate")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    final_lr: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+    weight_decay: float = Field(0.1, ge=0, le=10, description="on matrices only; never on an alpha")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the matrix products; weights are float32"
+    )
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between evaluations; a tenth of the trial when not given"
+    )
+    eval_windows: int = Field(64, ge=1, description="windows of each evaluation, the same for every trial")
+
+
+class Learnable(Section):
+    """A learned alpha: one number for the model, a layer or a channel."""
+
+    init: float = Field(0.5, description="value at the start; inside (0, 1) for range: unit")
+    per: Literal["model", "layer", "channel"] = "model"
+    range: Literal["unit", "free"] = Field("unit", description="unit: sigmoid of a logit, (0, 1); free: any number")
+    lr_multiplier: float | Distribution = Field(10.0, description="learning rate of alpha over that of the model")
+
+    @model_validator(mode="after")
+    def _start(self) -> Learnable:
+        if self.range == "unit" and not 0 < self.init < 1:
+            raise ValueError(f"init={self.init}: a sigmoid never starts at or beyond 0 and 1; give a value in (0, 1)")
+        if isinstance(self.lr_multiplier, float) and not self.lr_multiplier > 0:
+            raise ValueError(f"lr_multiplier={self.lr_multiplier} is not positive")
+        return self
+
+
+class AlphaSection(Section):
+    """An alpha that is not a plain number: searched as a hyperparameter, or learned by the model."""
+
+    search: Distribution | None = None
+    learnable: Learnable | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> AlphaSection:
+        if (self.search is None) == (self.learnable is None):
+            raise ValueError("give exactly one of search and learnable")
+        return self
+
+
+class Arm(Section):
+    """One kind of model under comparison. Without a gate it is the stock model."""
+
+    baseline: bool = Field(False, description="the arm that the others are compared with: exactly one")
+    floor: bool = Field(False, description="the control that must lose: at most one")
+    gate: Literal["sigmoid", "tanh", "relu", "gelu", "mish", "silu"] | None = None
+    base: Literal["identity", "gelu"] = Field("identity", description="what is left when the gate is off")
+    alpha: float | list[float] | AlphaSection | None = Field(
+        None,
+        description="gate strength in [0, 2]: a number, a list (one a layer), {search: ...} or {learnable: ...}",
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Arm:
+        if (self.gate is None) != (self.alpha is None):
+            raise ValueError("gate and alpha come together: an arm has both, or neither (the stock model)")
+        for value in self.alpha if isinstance(self.alpha, list) else [self.alpha]:
+            if isinstance(value, float) and not 0 <= value <= 2:
+                raise ValueError(f"alpha={value} is outside [0, 2]")
+        if self.baseline and self.floor:
+            raise ValueError("an arm cannot be both baseline and floor")
+        return self
+
+    def searched(self) -> dict[str, Distribution]:
+        """The scientific hyperparameters that this arm searches, by name."""
+        found = {}
+        if isinstance(self.alpha, AlphaSection):
+            if self.alpha.search:
+                found["alpha"] = self.alpha.search
+            elif self.alpha.learnable and isinstance(self.alpha.learnable.lr_multiplier, Distribution):
+                found["alpha_lr_multiplier"] = self.alpha.learnable.lr_multiplier
+        return found
+
+    def unit(self, config: dict[str, float]) -> dict[str, Any] | None:
+        """Arguments of `pagating.patch` for one configuration; None for the stock model.
+
+        `base: gelu` is the stock activation of the study's GPT-2, in the form that the model section names.
+        """
+        if self.gate is None:
+            return None
+        alpha: Any = self.alpha
+        if isinstance(self.alpha, AlphaSection):
+            if self.alpha.search:
+                alpha = config["alpha"]
+            else:
+                assert self.alpha.learnable is not None
+                alpha = {"learnable": self.alpha.learnable.model_dump()}
+                if "alpha_lr_multiplier" in config:
+                    alpha["learnable"]["lr_multiplier"] = config["alpha_lr_multiplier"]
+        return {"gate": self.gate, "alpha": alpha, "base": "stock" if self.base == "gelu" else self.base}
+
+
+class SearchSection(Section):
+    """The search stage: the same number of trials and tokens for every arm."""
+
+    trials_per_arm: int = Field(6, ge=1, le=100_000)
+    sampler: Literal["tpe", "random", "qmc"] = "tpe"
+    pruner: Literal["asha", "none"] = Field("asha", description="early stopping, within an arm only")
+    spare: float = Field(0.5, gt=0, lt=1, description="share of its budget before which no trial is stopped")
+    keep: float = Field(0.5, gt=0, lt=1, description="share of an arm's trials that goes on beyond that point")
+    parallel: int = Field(
+        1,
+        ge=1,
+        description="trials of one arm side by side: a suggestion sees all but the last `parallel - 1` before it",
+    )
+
+
+class CalibrateSection(Section):
+    """The shared learning-rate grid."""
+
+    points: int = Field(3, ge=3, le=99, description="points of the grid before it is extended")
+    spacing: float = Field(2.0, gt=1, le=100, description="ratio of neighbouring learning rates")
+    seeds: int = Field(2, ge=1, le=10, description="selection seeds of each point")
+    max_points: int = Field(9, ge=3, le=99, description="the grid is not extended beyond this many points")
+
+    @model_validator(mode="after")
+    def _cap(self) -> CalibrateSection:
+        if self.max_points < self.points:
+            raise ValueError(f"max_points={self.max_points} is below points={self.points}")
+        return self
+
+
+class ConfirmSection(Section):
+    """The confirm stage and the test on it, named before anything runs."""
+
+    seeds: int = Field(10, ge=2, le=100, description="fresh seeds; at least 8 for a claim")
+    level: float = Field(0.05, gt=0, lt=0.5, description="type I error of the family of comparisons")
+    correction: Literal["holm", "none"] = "holm"
+    margin: str | float = Field(
+        "0.5%", description="differences below it do not matter: a percentage of the baseline's loss, or nats"
+    )
+
+    @field_validator("margin")
+    @classmethod
+    def _margin(cls, given: str | float) -> str | float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", given) if isinstance(given, str) else None
+        if isinstance(given, str) and not match:
+            raise ValueError(f"margin '{given}' is neither a percentage such as 0.5% nor a number of nats")
+        if (float(match[1]) if match else float(given)) <= 0:
+            raise ValueError(f"margin {given} is not positive")
+        return given
+
+
+class ResourcesSection(Section):
+    """What one trial takes of the machine."""
+
+    cpus: int = Field(1, ge=1, le=1024, description="cores, and threads, of a trial")
+
+
+class Study(Section):
+    """Everything that answers one question."""
+
+    name: str = Field(description="folder and experiment name; the file's name when not given")
+    question: str
+    corpus: CorpusSection = CorpusSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    model: ModelSection = ModelSection()
+    fixed: FixedSection = FixedSection()
+    nuisance: dict[Literal["lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip"], Distribution]
+    arms: dict[str, Arm]
+    search: SearchSection = SearchSection()
+    calibrate: CalibrateSection = CalibrateSection()
+    confirm: ConfirmSection = ConfirmSection()
+    resources: ResourcesSection = ResourcesSection()
+    tracking: str | None = Field(None, description="MLflow tracking URI; else MLFLOW_TRACKING_URI, else mlflow.db")
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, given: str) -> str:
+        if not NAME.fullmatch(given):
+            raise ValueError(f"name '{given}' must be 1 to 64 of A-Z a-z 0-9 . _ - and start with a letter or digit")
+        return given
+
+    @field_validator("arms")
+    @classmethod
+    def _arms(cls, given: dict[str, Arm]) -> dict[str, Arm]:
+        for name in given:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"arm '{name}' must be 1 to 64 of A-Z a-z 0-9 . _ - and start with a letter or digit")
+        for role in ("baseline", "floor"):
+            holders = [name for name, arm in given.items() if getattr(arm, role)]
+            if len(holders) > 1:
+                raise ValueError(f"{len(holders)} arms are the {role} ({', '.join(holders)}); only one can be")
+            if role == "baseline" and not holders:
+                raise ValueError(f"no arm of {', '.join(given) or 'none given'} has baseline: true; exactly one must")
+        if len(given) < 2:
+            raise ValueError("a study needs a baseline and at least one arm to compare with it")
+        return given
+
+    @model_validator(mode="after")
+    def _together(self) -> Study:
+        lr = self.nuisance.get("lr")
+        if lr is None:
+            raise ValueError("nuisance.lr is missing: the learning rate is always tuned")
+        if min(lr.uniform or lr.loguniform or lr.choice or [0.0]) <= 0:
+            raise ValueError("nuisance.lr must lie above 0")
+        fixed, n_ctx = self.fixed, self.model.n_ctx
+        if fixed.batch_tokens % n_ctx:
+            raise ValueError(f"fixed.batch_tokens={fixed.batch_tokens} is not a multiple of model.n_ctx={n_ctx}")
+        if fixed.tokens < 2 * fixed.batch_tokens:
+            raise ValueError(f"fixed.tokens={fixed.tokens} is less than two steps of batch_tokens={fixed.batch_tokens}")
+        for name, arm in self.arms.items():
+            if isinstance(arm.alpha, list) and len(arm.alpha) != self.model.n_layer:
+                raise ValueError(
+                    f"arms.{name}.alpha lists {len(arm.alpha)} values; model.n_layer={self.model.n_layer} needs as many"
+                )
+        return self
+
+    @property
+    def baseline(self) -> str:
+        """Name of the baseline arm."""
+        return next(name for name, arm in self.arms.items() if arm.baseline)
+
+    def space(self, arm: str) -> dict[str, Distribution]:
+        """What an arm's search tunes: the nuisance hyperparameters of every arm, then the arm's own."""
+        return {**{str(name): where for name, where in self.nuisance.items()}, **self.arms[arm].searched()}
+
+    def digest(self, *without: str) -> str:
+        """Identity of the study: 12 hexadecimal digits of its resolved content, leaving out dotted keys."""
+        content = self.model_dump()
+        for dotted in without:
+            *parents, leaf = dotted.split(".")
+            section = content
+            for parent in parents:
+                section = section[parent]
+            section.pop(leaf)
+        return digest(content)
+
+
+def digest(content: Any) -> str:
+    """12 hexadecimal digits of SHA-256 over canonical JSON."""
+    raw = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(raw.encode()).hexdigest()[:12]
+
+
+def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corpus: Path, test: bool) -> dict[str, Any]:
+    """Arguments of `pagating.train.Trial` for one cell of a study."""
+    fixed = study.fixed.model_dump()
+    fixed.update({name: config[name] for name in TUNABLE if name in config and name != "lr"})
+    return {
+        **fixed,
+        "corpus": str(corpus),
+        "model": study.model.model_dump(exclude={"preset"}),
+        "unit": study.arms[arm].unit(config),
+        "lr": config["lr"],
+        "seed": seed,
+        "test": test,
+        "threads": study.resources.cpus,
+    }
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """The keys allowed beside the last element of a pydantic error location."""
+    node: Any = Study
+    for part in location[:-1]:
+        if isinstance(node, type) and issubclass(node, BaseModel) and part in node.model_fields:
+            node = node.model_fields[part].annotation
+            candidates = [t for t in [node, *getattr(node, "__args__", ())] if isinstance(t, type)]
+            sections = [t for t in candidates if issubclass(t, BaseModel)]
+            node = sections[0] if sections else node
+        elif getattr(node, "__origin__", None) is dict:
+            node = node.__args__[1]
+        # a union's branch name or a dictionary's key: stay
+        if getattr(node, "__origin__", None) is dict and isinstance(part, str) and part in ("arms", "nuisance"):
+            node = node.__args__[1]
+    return list(node.model_fields) if isinstance(node, type) and issubclass(node, BaseModel) else []
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    """The first error as one line: file, key, value, what is allowed."""
+    problems = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    problem = problems[0]
+    location = tuple(part for part in problem["loc"] if not (isinstance(part, str) and part[:1].isupper()))
+    location = tuple(part for part in location if part not in ("float", "list[float]", "str", "int", "[key]"))
+    key = ".".join(str(part) for part in location) or "the file"
+    value = problem["input"]
+    shown = repr(value) if isinstance(value, str | int | float | bool | type(None)) else None
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(tuple(problem["loc"]))
+        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return f"{path}: unknown key '{key}'; {hint}allowed: {', '.join(known)}"
+    if kind == "missing":
+        return f"{path}: key '{key}' is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(value, str) and kind in ("float_type", "int_type"):
+        message += (
+            " (text; YAML reads 1e-3 as text: write 1.0e-3)" if re.fullmatch(r"[\d.]+e[+-]?\d+", value, re.I) else ""
+        )
+    if kind == "value_error" or shown is None:
+        return f"{path}: {key}: {message}"
+    return f"{path}: {key}: {shown} is not allowed: {message[:1].lower() + message[1:]}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, which plain YAML would silently drop."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, str | int | float | bool) and key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+        seen.add(key if isinstance(key, str | int | float | bool) else str(key))
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse(text: str, path: Path) -> Study:
+    """A study from YAML text; `path` names it in errors and gives the study's name when the text does not."""
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise StudyError(f"{path}:{where} is not YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(content, dict):
+        raise StudyError(f"{path}: is not a mapping of keys such as question, arms, nuisance")
+    content.setdefault("name", path.stem)
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise StudyError(_explain(error, path)) from error
+
+
+def load(path: Path) -> Study:
+    """Read a study file. Raises StudyError: one line naming file, key, value and what is allowed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise StudyError(f"{path}: {reason}") from error
+    return parse(text, path)
+
+
+def dump(study: Study) -> str:
+    """The resolved study as YAML that `parse` reads back to the same study."""
+    return yaml.safe_dump(study.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def geometric_grid(centre: float, points: int, spacing: float) -> list[float]:
+    """`points` learning rates around `centre`, neighbours a factor `spacing` apart, ascending."""
+    return [centre * spacing ** (i - (points - 1) / 2) for i in range(points)]
+
+
+def geometric_mean(values: list[float]) -> float:
+    """exp(mean(log(values)))."""
+    return math.exp(sum(map(math.log, values)) / len(values))
