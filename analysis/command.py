@@ -76,7 +76,9 @@ def emit_verdict(result: dict[str, Any], kind: str) -> None:
 
 def emit_rows(rows: list[dict[str, Any]], columns: dict[str, Any], kind: str, *, title: str = "") -> None:
     """Print rows in one of `formats.FORMATS`; JSON takes the rows as they are."""
-    if kind == "terminal":
+    if kind == "json":
+        print(formats.to_json(rows))
+    elif kind == "terminal":
         formats.print_table(formats.table(rows, columns, title))
     else:
         print({"csv": formats.to_csv, "markdown": formats.to_markdown, "latex": formats.to_latex}[kind](rows, columns))

@@ -5,10 +5,15 @@ the sample sd to the true one, the t statistic is normal.
 """
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from scipy import optimize, stats
+
+
+@cache
+def _legendre() -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(400)
 
 
 @lru_cache(maxsize=512)
@@ -17,7 +22,7 @@ def sd_ratio_nodes(df: int) -> tuple[np.ndarray, np.ndarray]:
     if df < 1:
         raise ValueError(f"df = {df}; at least 1 needed")
     low, high = (float(f(1e-13, df)) / math.sqrt(df) for f in (stats.chi.ppf, stats.chi.isf))
-    x, w = np.polynomial.legendre.leggauss(400)
+    x, w = _legendre()
     s = low + (x + 1) / 2 * (high - low)
     weight = w / 2 * (high - low) * stats.chi.pdf(s * math.sqrt(df), df) * math.sqrt(df)
     return s, weight / weight.sum()
@@ -31,6 +36,7 @@ def power(d_z: float, n: int, level: float = 0.05) -> float:
     return float(weight @ (stats.norm.sf(bound - shift) + stats.norm.cdf(-bound - shift)))
 
 
+@lru_cache(maxsize=512)
 def detectable_d_z(n: int, level: float = 0.05, target: float = 0.8) -> float:
     """The d_z that n pairs detect with the power `target`."""
     return float(optimize.brentq(lambda d: power(d, n, level) - target, 0.0, 1e4 / math.sqrt(n), xtol=1e-10))

@@ -1,0 +1,133 @@
+"""Claims, alphas, budget, the curves over training and the ledger, on simulated studies whose truth is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import alphas, beside, budget, claims, command, improvement, ledger
+from analysis.tables import load
+
+
+def test_claims_reproduce_what_the_published_numbers_give():
+    known = json.loads((Path(__file__).parents[1] / "known_answers.json").read_text())["cases"][0]["expected"]
+    rows = {row["id"]: row for row in claims.table()}
+    got = [c["improvement_percent"] for c in rows["improvement"]["comparisons"]]
+    assert got[0] == pytest.approx(known["eval a0_lr5e-4 -> a0.5_lr5e-4 (same lr)"], abs=1e-9)
+    assert got[1] == pytest.approx(known["eval a0_lr1e-4 -> a0.5_lr5e-4 (best baseline)"], abs=1e-9)
+    assert got[2] == pytest.approx(-4.38, abs=0.005)
+    assert got[3] == pytest.approx(known["eval a0_lr5e-4 -> a0_lr1e-4 (lr alone)"], abs=1e-9)
+    assert rows["significance"]["verdict"] == rows["growth"]["verdict"] == "not testable (n=1)"
+    assert claims.extra_parameters(12, 3072) + 124_439_808 == 351_005_952
+    assert "351,005,952" in rows["parameters"]["own_numbers"]
+
+
+def test_claims_with_a_study_compare_with_the_floor_too(demo: Path, capsys: pytest.CaptureFixture):
+    rows = {row["id"]: row["study"] for row in claims.table(load(demo))}
+    assert "Over linear-floor, the published baseline: paglu-searched: +5" in rows["improvement"]
+    assert "worse against gelu" in rows["identical"]
+    assert "grows" in rows["growth"]
+    with pytest.raises(SystemExit) as done:
+        command.run(lambda: claims.main(["--study", str(demo), "--format", "csv"]))
+    assert done.value.code == 0
+    assert "what" not in capsys.readouterr().out.splitlines()[0]  # keys, not headings
+
+
+def test_alphas_by_layer(demo: Path):
+    rows = alphas.summarise(load(demo))
+    assert [(r["arm"], r["layer"]) for r in rows] == [("paglu-per-layer", i) for i in range(4)]
+    trials = pd.read_parquet(demo / "trials.parquet").query("stage == 'confirm' and arm == 'paglu-per-layer'")
+    for row in rows:
+        values = trials[f"alpha_layer_{row['layer']}"]
+        assert (row["n"], row["mean"], row["sd"]) == pytest.approx((8, values.mean(), values.std(ddof=1)))
+        assert row["low"] < 0.3 + 0.3 * row["layer"] < row["high"] or row["layer"] == 3
+        assert row["up"] == row["down"] == 0  # the simulated curves stay where they started
+
+
+def test_alphas_without_any_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "x.csv"
+    file.write_text("arm,seed,loss\na,1,3.0\nb,1,3.1\n")
+    assert alphas.main([str(file), "--baseline", "a"]) == 1
+    assert "no confirm run of this study learned alpha" in capsys.readouterr().err
+    assert budget.main([str(file), "--baseline", "a"]) == 1
+
+
+def test_budget_curves_end_at_the_best_trial(demo: Path):
+    study = load(demo)
+    rows = pd.DataFrame(budget.curves(study))
+    search = study.trials.query("stage == 'search'")
+    for arm, of_arm in rows.groupby("arm"):
+        mine = search[(search["arm"] == arm) & (search["outcome"] != "infeasible")]["val_nll"]
+        assert of_arm["without_replacement"].iloc[-1] == pytest.approx(mine.min())
+        assert (of_arm["without_replacement"].dropna().diff().dropna() <= 1e-12).all()
+    assert (rows["infeasible"] != "0 of 6").any()
+
+
+def test_improvement_over_training_and_its_slope(demo: Path):
+    study = load(demo)
+    training = beside.over_training(study)
+    assert set(training) == {"linear-floor", "paglu-searched", "paglu-per-layer"}
+    table = training["linear-floor"]
+    curves = study.curves.query("stage == 'confirm'")
+    last = curves[curves["step"] == 200].pivot(index="seed", columns="arm", values="val_nll").mean()
+    want = 100 * (1 - last["linear-floor"] / last["gelu"])
+    assert table["improvement_percent"].iloc[-1] == pytest.approx(want)
+    assert (table["low"] < table["improvement_percent"]).all()
+    rows = {r["arm"]: r for r in beside.slopes(study)}
+    assert rows["paglu-searched"]["why"] == "grows"
+    assert rows["linear-floor"]["slope_percent_per_doubling"] < 0
+    assert rows["paglu-searched"]["n"] == 8
+
+
+def test_slope_of_exact_curves(demo: Path):
+    # baseline 2, arm 2 (1 - (k + noise_seed) log2(tokens) / 100): the slope is k + noise_seed
+    rows = [
+        ("confirm", arm, seed, "k", t, 2.0 if arm == "gelu" else 2 * (1 - (1.0 + noise) * np.log2(t) / 100), t)
+        for seed, noise in ((100, 0.1), (101, -0.1), (102, 0.3))
+        for t in (64, 128, 256, 512)
+        for arm in ("gelu", "paglu-searched")
+    ]
+    names = ["stage", "arm", "seed", "config_key", "step", "val_nll", "tokens"]
+    pd.DataFrame(rows, columns=names).to_parquet(demo / "curves.parquet")
+    trials = pd.read_parquet(demo / "trials.parquet").assign(config_key="k")
+    trials.to_parquet(demo / "trials.parquet")
+    (row,) = beside.slopes(load(demo))
+    assert row["slope_percent_per_doubling"] == pytest.approx(1.1)
+    assert row["n"] == 3
+
+
+def test_at_grid_is_the_ratio_of_means_on_the_selection_seeds(demo: Path):
+    study = load(demo)
+    rows = beside.at_grid(study)
+    assert len(rows) == 9
+    grid = study.trials.query("stage == 'calibrate' and lr == 0.002").groupby("arm")["val_nll"].mean()
+    row = next(r for r in rows if r["lr"] == 0.002 and r["arm"] == "linear-floor")
+    want = 100 * (1 - grid["linear-floor"] / grid["gelu"])
+    assert (row["improvement_percent"], row["n"]) == pytest.approx((want, 2))
+
+
+def test_ledger_adds_up(demo: Path):
+    study = load(demo)
+    rows = ledger.ledger(study)
+    assert [(r["search"], r["calibrate"], r["confirm"]) for r in rows] == [(6, 6, 8)] * 4
+    assert rows[0]["tokens"] == 20 * 400_000
+    assert rows[0]["flops"] == pytest.approx(20 * 400_000 * 6_600_000)
+    assert ledger.unfair(rows) == []
+    assert ledger.edge_hits(study) == []
+    study.trials.loc[study.trials["stage"] == "confirm", "lr"] = 4e-3
+    assert ledger.edge_hits(study) == study.arms
+
+
+def test_improvement_json_holds_what_stands_beside(demo: Path):
+    study = load(demo)
+    from analysis.significance import verdict
+
+    result = improvement.extend(study, verdict(study))
+    row = result["comparisons"][1]
+    trials = study.trials.query("stage == 'confirm'").pivot(index="seed", columns="arm", values="val_bpb")
+    want = (trials["gelu"] - trials["paglu-searched"]).mean()
+    assert row["bits_per_byte"] == pytest.approx(want)
+    assert len(result["over_training"]["paglu-searched"]) == 10
+    json.dumps(result, allow_nan=False)
