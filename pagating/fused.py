@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pagating.gates import gate_row
+
 _aten = torch.ops.aten
 _C, _K = math.sqrt(2.0 / math.pi), 0.044715
 
@@ -83,8 +85,9 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, x = grads[0], ctx.saved_tensors[0]
-        alpha = ctx.alpha if ctx.alpha is not None else ctx.saved_tensors[1]
+        saved = ctx.saved_tensors  # read once: activation checkpointing hands each tensor out a single time
+        grad, x = grads[0], saved[0]
+        alpha = ctx.alpha if ctx.alpha is not None else saved[1]
         right, left = GATED[ctx.gate], LEFT[ctx.base]
         # the fast branch writes in place, which neither a second derivative nor a functional transform allows
         again = torch.is_grad_enabled()
@@ -96,7 +99,7 @@ class _Pointwise(torch.autograd.Function):
             end = right.backward(grad, x)
             grad_x = torch.lerp(left.backward(grad, x) if left else grad, end, _cast(alpha, x), out=end)
         if ctx.needs_input_grad[1]:
-            value = right.value(x)
+            value = gate_row(ctx.gate).gated(x) if again else right.value(x)
             other = left.value(x) if left else x
             product = (value - other) * grad if again else value.sub_(other).mul_(grad)
             grad_alpha = _sum_to(product, alpha)

@@ -65,8 +65,8 @@ def patch(
     Defaults: `gate="sigmoid", alpha=0.5, base="identity", form="pointwise"`. Each activation becomes
     `alpha * x * g(x) + (1 - alpha) * base(x)`; `gate` is a key of `pagating.gates.GATES` and `alpha` what
     `pagating.alpha.parse` takes. `base`: `identity`, `gelu` (the tanh form; at a fixed `alpha = 0` the
-    model's own module where it has one), `stock` (the activation that was there) or `xielu`. At a fixed `alpha = 0` with `gelu` on GPT-2,
-    or with `stock` on any model, losses and gradients keep their bits.
+    model's own module where it has one), `stock` (the activation that was there) or `xielu`. At a fixed
+    `alpha = 0` with `gelu` on GPT-2, or with `stock` on any model, losses and gradients keep their bits.
 
     `form`: `pointwise`; `scaled` and `expanded` (see `pagating.units`); `glu`, which also replaces the two
     linear layers of the MLP by narrower ones (`h = round(2/3 * d_ff)`, parameters matched within 0.1% at

@@ -43,6 +43,7 @@ def pointwise(
 
     `alpha` is a float (0 returns `base(x)` itself, bit for bit, and 1 the gated input) or a tensor that
     broadcasts against `x`; it is cast to the dtype of `x`. `base` is a key of `BASES` or any function of `x`.
+    NaN gives NaN; an infinite input gives a result that is not finite, NaN where both terms are infinite.
     Where `pagating.fused` covers the gate and the base, only `x` is kept for the backward pass.
     The published formula (paGLU) is `gate="sigmoid", base="identity"`: a special case of ACON-C,
     arXiv 2009.04759.
