@@ -12,7 +12,7 @@ import yaml
 
 from analysis import beside, command, estimates, formats
 from analysis.significance import verdict
-from analysis.tables import Study, confirm_rows, load
+from analysis.tables import Study, confirm_rows
 
 COLUMNS: formats.Columns = {
     "id": ("id", ""),
@@ -140,11 +140,10 @@ def table(study: Study | None = None) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     """The script; returns the exit code."""
-    p = command.parser("analysis.claims", __doc__)
-    p.add_argument("--study", help="a study folder whose trials are put beside the claims")
-    options = p.parse_args(argv)
-    folder = options.study or options.source
-    study = load(folder, baseline=options.baseline, floor=options.floor, metric=options.metric) if folder else None
+    options = command.parser("analysis.claims", __doc__).parse_args(argv)
+    if options.mlflow is None and options.study is not None:  # here --study may name a folder as well
+        options.source, options.study = options.study, None
+    study = command.study(options) if options.source or options.mlflow else None
     columns = COLUMNS | ({"study": (f"what {study.name} says", "")} if study else {})
     command.emit_rows(table(study), columns, options.format, title="The published claims")
     if options.format == "terminal":

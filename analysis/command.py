@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from analysis import formats
+from analysis.mlflow_source import load_mlflow
 from analysis.tables import CORRECTIONS, Study, TableError, load
 
 
@@ -18,12 +19,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")  # one line; argparse would print its usage as well
 
 
-def parser(prog: str, description: str | None, *, source_required: bool = True) -> argparse.ArgumentParser:
+def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     """A parser with the options of every script; `study` reads the source that they name."""
     p = _Parser(prog=f"python -m {prog}", description=(description or "").split("\n")[0])
     p.add_argument(
         "source", nargs="?", metavar="STUDY|CSV", help="a study folder, or a table of arm, seed and one loss"
     )
+    p.add_argument("--mlflow", metavar="URI", help="read from this MLflow store instead (with --study)")
+    p.add_argument("--study", metavar="NAME", help="with --mlflow: a study, its parent run's id, or an experiment")
     p.add_argument("--baseline", help="the arm to compare with (a study folder names its own)")
     p.add_argument("--floor", help="the control arm that must lose")
     p.add_argument("--metric", help="the loss column (default: test_nll where there is one, else val_nll)")
@@ -31,14 +34,18 @@ def parser(prog: str, description: str | None, *, source_required: bool = True) 
     p.add_argument("--margin", help="margin of TOST, for a CSV: nats, or a percentage (default 0.5%%)")
     p.add_argument("--correction", choices=CORRECTIONS, help="for a CSV (default holm)")
     p.add_argument("--format", choices=formats.FORMATS, default="terminal")
-    p.set_defaults(source_required=source_required)
     return p
 
 
 def study(options: argparse.Namespace) -> Study:
     """The study that the options name. Raises: TableError."""
+    if options.mlflow is not None:
+        if options.study is None or options.source is not None:
+            raise TableError("--mlflow URI; allowed: with --study NAME and no folder or CSV")
+        named = {key: getattr(options, key) for key in ("baseline", "floor", "metric")}
+        return load_mlflow(options.mlflow, options.study, **named)
     if options.source is None:
-        raise TableError("no source; allowed: a study folder or a CSV")
+        raise TableError("no source; allowed: a study folder, a CSV, or --mlflow URI --study NAME")
     names = ("baseline", "floor", "metric", "level", "margin", "correction")
     return load(options.source, **{name: getattr(options, name) for name in names})
 
