@@ -180,7 +180,7 @@ def make_tokenizer(spec: Mapping[str, Any], train_text: str, base: Path | None =
             loaded = AutoTokenizer.from_pretrained(name, local_files_only=bool(spec.get("path")))
         except (OSError, ValueError) as error:
             raise CorpusError(
-                f"tokenizer '{name}' cannot be loaded: no such folder, and no copy from the hub; download tokenizer.json "
+                f"tokenizer '{name}' cannot be loaded: no such folder and no copy on the hub; download tokenizer.json "
                 f"(or vocab.json and merges.txt) into a folder and name it as tokenizer: {{path: FOLDER}}"
             ) from error
         if not hasattr(loaded, "backend_tokenizer"):
@@ -228,8 +228,8 @@ def prepare(
 ) -> Path:
     """The folder with the packed corpus, made when it is not in the cache. Atomic: another process sees all or nothing.
 
-    It holds `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json` (digest, dtype,
-    vocabulary, tokens and bytes of text a split). Raises CorpusError for a split shorter than one window of n_ctx + 1.
+    It holds `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json` (digest,
+    dtype, vocabulary, tokens and bytes of text a split). Raises CorpusError for a split shorter than one window of n_ctx + 1.
     """
     texts = load_texts(source, base)
     key = _digest(str(FORMAT), _tokenizer_key(tokenizer, base), *[texts[split] for split in SPLITS])[:16]
@@ -309,7 +309,7 @@ def open_split(folder: str | Path, split: str) -> np.ndarray:
 def train_batch(tokens_N: np.ndarray, seed: int, step: int, batch: int, n_ctx: int) -> torch.Tensor:
     """Batch of training windows (B, T + 1), int64: a pure function of (seed, step), the same for every arm.
 
-    The starts are uniform over the split, drawn by a counter-based generator (Philox) with key `seed` and counter `step`.
+    The starts are uniform over the split, drawn by a counter-based generator (Philox): key `seed`, counter `step`.
     Inputs are [:, :-1], targets [:, 1:].
     """
     generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))

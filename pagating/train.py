@@ -38,7 +38,7 @@ class Trial:
 
     corpus: folder made by `pagating.corpus.prepare`. model: n_layer, d_model, n_head, n_ctx, activation, dropout.
     unit: arguments of `pagating.patch`, or None for the stock model. batch_tokens: tokens a step, a multiple of n_ctx.
-    warmup: share of the steps with a linearly rising learning rate, [0, 1). weight_decay: on matrices only; alphas never.
+    warmup: share of the steps with a linearly rising learning rate, [0, 1). weight_decay: on matrices; never on alphas.
     eval_every: steps between evaluations, None for a tenth of the trial; the last step is evaluated always.
     eval_windows: windows of n_ctx tokens of each evaluation. test: evaluate the test split too, once, at the last step.
     """
@@ -88,7 +88,7 @@ class Trial:
 
 
 def build_model(trial: Trial) -> nn.Module:
-    """Hugging Face GPT-2 of the trial's size, its MLP activations replaced by the trial's unit, initialised from its seed."""
+    """Hugging Face GPT-2 of the trial's size, with the trial's unit in every MLP, initialised from its seed."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     size, dropout = trial.model, trial.model.get("dropout", 0.0)
@@ -146,8 +146,8 @@ def peak_rss_mb() -> float:
 def train(trial: Trial) -> Iterator[dict[str, Any]]:
     """Train one trial; yield a row at each evaluation, and with the last row `final`: the metrics of the whole trial.
 
-    A row: step, tokens, val_nll, train_nll (mean over the steps since the last row), lr, grad_norm (of this step, before
-    clipping), tokens_per_second (training only), alpha (per layer; empty where none is learned). Raises Diverged.
+    A row: step, tokens, val_nll, train_nll (mean over the steps since the last row), lr, grad_norm (of this step,
+    before clipping), tokens_per_second (training only), alpha (per layer; empty where none is learned). Raises Diverged.
     The result depends on the trial alone: not on the process's history, its neighbours, or its thread settings.
     """
     torch.set_num_threads(trial.threads)

@@ -77,10 +77,9 @@ def _say(progress: Any) -> None:
     alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
     left = f", about {progress.seconds_left / 60:.0f} min left" if progress.seconds_left > 60 else ""
     loss = f"val_nll {progress.loss:.4f}" if progress.loss < float("inf") else "no loss"
-    typer.echo(
-        f"[{progress.ended}/{progress.total}] {cell.stage} {cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}: "
-        f"{loss}, {progress.outcome.replace('_', ' ')}{left}"
-    )
+    outcome = "" if progress.outcome == "completed" else f", {progress.outcome.replace('_', ' ')}"
+    what = f"{cell.stage} {cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
+    typer.echo(f"[{progress.ended}/{progress.total}] {what}: {loss}{outcome}{left}")
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Runs a study: ledger, stages, Ray Tune and tracking put together.
 
-One `Tuner.fit` runs all stages, so that actors are started once: its search algorithm hands out cells as the stages allow,
-its scheduler asks the stages what to stop. What Ray knows is never needed again: the ledger is the source of truth.
+One `Tuner.fit` runs all stages, so that actors are started once: its search algorithm hands out cells as the stages
+allow, its scheduler asks the stages what to stop. What Ray knows is never needed again: the ledger is the source of truth.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ATTEMPTS = 3  # of a cell whose machine fails
 
 @dataclass
 class Progress:
-    """What a listener is told: the cell that ended, how many did, how many are known to follow, seconds left (or None)."""
+    """What a listener is told: the cell that ended, how many did, of how many known ones, and the seconds left."""
 
     cell: Cell
     outcome: str

@@ -1,7 +1,7 @@
 """The stages of a study: search, calibrate, confirm (what to train next, and what was decided).
 
-Nothing here trains or waits. `next_cell` gives a cell that may start now, `complete` takes its result, and both depend on
-the study and the results alone, so that replaying a ledger leads to the same cells.
+Nothing here trains or waits. `next_cell` gives a cell that may start now, `complete` takes its result, and both depend
+on the study and the results alone, so that replaying a ledger leads to the same cells.
 """
 
 from __future__ import annotations

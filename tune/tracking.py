@@ -1,7 +1,7 @@
 """MLflow, filled from the ledger: one run a cell under the study's parent run.
 
-Every write is an upsert keyed by the cell, made by one background thread that retries and never raises into the study: a
-slow or dead tracking server costs the trials nothing, and what it missed is written by the next `pagating sync`.
+Every write is an upsert keyed by the cell, made by one background thread that retries and never raises into the study:
+a slow or dead tracking server costs the trials nothing, and what it missed is written when the sweep is run again.
 """
 
 from __future__ import annotations

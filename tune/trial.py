@@ -13,8 +13,8 @@ from pagating.train import Diverged, Trial, train
 class CellTrainable(ray_tune.Trainable):
     """One cell. config: {cell: key, trial: arguments of `pagating.train.Trial`}. A step is one evaluation interval.
 
-    A result holds `row` (the evaluation, None where the trial diverged before one), `fraction` (of the budget), and with
-    the last one `outcome`, `final` and `reason`. This is the one place where a failed trial becomes an infeasible one.
+    A result holds `row` (the evaluation, None where the trial diverged), `fraction` (of the budget), and with the last
+    one `outcome`, `final` and `reason`. This is the one place where a failed trial becomes an infeasible one.
     """
 
     def setup(self, config: dict[str, Any]) -> None:

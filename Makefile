@@ -1,0 +1,58 @@
+# Thin wrappers: `make sweep` and `make test` set up what they need on a fresh machine.
+PYTHON ?= python3
+CONFIG ?= configs/sweep.yaml
+STUDY ?= $(basename $(notdir $(CONFIG)))
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help sweep test test-slow lint ui report bench constraints clean
+
+help:  ## What can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# torch comes first and pinned: unpinned it brings several GB of CUDA packages along
+.venv/.run: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.run
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+sweep: .venv/.run  ## Run a study (CONFIG=, ARGS=), then the verdict
+	@$(BIN)/pagating sweep $(CONFIG) $(ARGS)
+
+test: .venv/.dev  ## The test suite
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: .venv/.dev  ## What takes minutes
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+lint: .venv/.dev  ## Style, types, and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+ui: .venv/.run  ## The MLflow UI on what was logged
+	@$(BIN)/pagating ui $(ARGS)
+
+report: .venv/.run  ## Rebuild the report of a study (STUDY=)
+	@$(BIN)/pagating report $(STUDY) $(ARGS)
+
+bench: .venv/.dev  ## Measure
+	@set -e; for script in benchmarks/*.py; do $(BIN)/python $$script $(ARGS); done
+
+# Only the direct pins are chosen by hand; the rest follows from them
+constraints: .venv/.dev  ## Write constraints.txt anew
+	$(PIP) install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url \
+	  --no-annotate --no-header -c pins.txt -o constraints.txt pyproject.toml
+
+clean:  ## Remove what was installed; studies stay
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,210 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from pagating import corpus
+from pagating.evaluate import bits_per_byte, mean_nll, perplexity
+from pagating.initialise import initialise_gpt2, named_generator
+from pagating.train import Diverged, Trial, build_model, build_optimizer, flops_per_token, train
+
+WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
+MODEL = {"n_layer": 2, "d_model": 16, "n_head": 2, "n_ctx": 16}
+GATED = {"gate": "sigmoid", "alpha": 0.0, "base": "stock"}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    base = tmp_path_factory.mktemp("text")
+    (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} {WORDS}" for i in range(2000)))
+    return str(corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, base / "cache", base))
+
+
+def make(packed, **changed):
+    settings = {"corpus": packed, "model": MODEL, "lr": 3e-3, "tokens": 64 * 12, "batch_tokens": 64, "seed": 5}
+    return Trial(**{**settings, **changed})
+
+
+def losses(trial):
+    return [(row["val_nll"], row["train_nll"], row["grad_norm"]) for row in train(trial)]
+
+
+def test_gate_switched_off_is_stock_gpt2_bit_for_bit_over_a_training_run(packed):
+    for activation in ("gelu_new", "gelu_pytorch_tanh"):
+        model = {**MODEL, "activation": activation}
+        assert losses(make(packed, model=model)) == losses(make(packed, model=model, unit=GATED))
+    assert losses(make(packed)) != losses(make(packed, unit={**GATED, "base": "identity"}))
+
+
+def test_the_loop_is_plain_adamw_on_the_hugging_face_model(packed):
+    """The same three updates written out with transformers and torch alone."""
+    trial = make(packed, tokens=64 * 3, eval_every=1, weight_decay=0.3, warmup=0.5, schedule="linear", clip=0.05)
+    config = GPT2Config(
+        vocab_size=corpus.read_meta(packed)["vocab_size"], n_positions=16, n_embd=16, n_layer=2, n_head=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    initialise_gpt2(model, 5)
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    rest = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": 0.3}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), fused=True)
+    windows = corpus.eval_windows(corpus.open_split(packed, "validation"), 16, 64)
+    expected = []
+    for step, rate in enumerate([1 / 3, 1.0, 1 / 3]):  # midpoints 1/6, 3/6, 5/6: up to the half, then linearly to 0
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * rate
+        batch = corpus.train_batch(corpus.open_split(packed, "train"), 5, step, 4, 16)
+        loss = F.cross_entropy(model(batch[:, :-1]).logits.flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        optimizer.step()
+        with torch.no_grad():
+            nll = F.cross_entropy(model(windows[:, :-1]).logits.flatten(0, 1), windows[:, 1:].flatten())
+        expected.append((nll.item(), loss.item(), norm.item()))
+    assert norm > 0.05  # so that clipping took part
+    for got, wanted in zip(losses(trial), expected, strict=True):
+        assert got == pytest.approx(wanted, rel=2e-6)
+
+
+def test_same_seed_same_bits_whatever_ran_before(packed):
+    trial = make(packed, model={**MODEL, "dropout": 0.2})
+    first = losses(trial)
+    torch.manual_seed(99)
+    torch.set_num_threads(2)
+    assert losses(make(packed, seed=6)) != first
+    assert losses(trial) == first
+    assert torch.get_num_threads() == 1
+
+
+def test_parameters_of_one_name_start_from_the_same_bits_in_every_arm(packed):
+    stock = build_model(make(packed)).state_dict()
+    learned = {"learnable": {"init": 0.3, "per": "layer", "range": "free"}}
+    gated = build_model(make(packed, unit={"gate": "sigmoid", "alpha": learned, "base": "identity"})).state_dict()
+    assert set(gated) > set(stock)
+    assert all(torch.equal(stock[name], gated[name]) for name in stock)
+    assert not torch.equal(build_model(make(packed, seed=6)).state_dict()["lm_head.weight"], stock["lm_head.weight"])
+
+
+def test_initialisation_is_gpt2s():
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=500, n_positions=64, n_embd=64, n_layer=8, n_head=2, bos_token_id=None, eos_token_id=None)
+    )
+    initialise_gpt2(model, 1)
+    for name, parameter in model.named_parameters():
+        if "ln_" in name and name.endswith("weight"):
+            assert (parameter == 1).all()
+        elif parameter.dim() == 1:
+            assert (parameter == 0).all()
+        else:
+            assert parameter.std().item() == pytest.approx(0.02 / (math.sqrt(16) if "c_proj" in name else 1), rel=0.05)
+    name = "transformer.h.3.mlp.c_fc.weight"
+    drawn = torch.empty(64, 256).normal_(0.0, 0.02, generator=named_generator(1, name))
+    assert torch.equal(model.get_parameter(name).detach(), drawn)
+
+
+def test_decay_is_on_matrices_only_and_alpha_has_its_own_rate(packed):
+    unit = {"gate": "sigmoid", "alpha": {"learnable": {"init": 0.5, "lr_multiplier": 7.0}}, "base": "identity"}
+    trial = make(packed, unit=unit)
+    model = build_model(trial)
+    groups = build_optimizer(model, trial).param_groups
+    assert [(group["weight_decay"], group["multiplier"]) for group in groups] == [(0.1, 1.0), (0.0, 1.0), (0.0, 7.0)]
+    assert all(parameter.dim() >= 2 for parameter in groups[0]["params"])
+    assert [parameter.numel() for parameter in groups[2]["params"]] == [1]
+    counted = sum(parameter.numel() for group in groups for parameter in group["params"])
+    assert counted == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_learned_alpha_moves_from_its_start_and_is_reported_per_layer(packed):
+    learned = {"learnable": {"init": 0.3, "per": "layer", "range": "free", "lr_multiplier": 10.0}}
+    rows = list(train(make(packed, unit={"gate": "sigmoid", "alpha": learned, "base": "identity"})))
+    assert all(len(row["alpha"]) == 2 for row in rows)
+    assert rows[-1]["alpha"] != pytest.approx([0.3, 0.3], abs=1e-4)
+    assert rows[-1]["final"]["alpha"] == pytest.approx(sum(rows[-1]["alpha"]) / 2)
+    assert all(row["alpha"] == [] for row in train(make(packed)))
+
+
+def test_evaluation_times_and_the_last_step_always(packed):
+    assert [row["step"] for row in train(make(packed, eval_every=5))] == [5, 10, 12]
+    assert [row["step"] for row in train(make(packed))] == [2, 4, 6, 8, 10, 12]
+
+
+def test_final_metrics(packed):
+    *_, row = train(make(packed, test=True))
+    final, splits = row["final"], corpus.read_meta(packed)["splits"]
+    assert final["val_nll"] == row["val_nll"]
+    assert final["val_ppl"] == pytest.approx(math.exp(final["val_nll"]))
+    counts = splits["validation"]
+    assert final["val_bpb"] == pytest.approx(final["val_nll"] / math.log(2) * counts["tokens"] / counts["bytes"])
+    assert final["tokens"] == 64 * 12
+    assert final["steps"] == 12
+    assert final["test_nll"] != final["val_nll"]
+    assert "test_nll" not in list(train(make(packed)))[-1]["final"]
+
+
+def test_mean_nll_weighs_tokens_not_batches(packed):
+    model = build_model(make(packed))
+    windows = corpus.eval_windows(corpus.open_split(packed, "validation"), 16, 7)
+    whole = F.cross_entropy(model(windows[:, :-1]).logits.flatten(0, 1), windows[:, 1:].flatten()).item()
+    for batch in (1, 3, 7):
+        assert mean_nll(model, windows, batch) == pytest.approx(whole, rel=1e-6)
+
+
+def test_perplexity_and_bits_per_byte_at_the_limits():
+    assert perplexity(0.0) == 1.0
+    assert perplexity(1e4) == math.inf
+    assert bits_per_byte(math.log(2), 3, 6) == pytest.approx(0.5)
+
+
+def test_flops_per_token_of_the_documented_size():
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=4096, n_positions=128, n_embd=128, n_layer=4, n_head=4, bos_token_id=None, eos_token_id=None
+        )
+    )
+    assert flops_per_token(model, 128) == pytest.approx(8.26e6, rel=1e-3)
+
+
+def test_an_exploding_trial_raises_naming_step_and_values(packed):
+    with pytest.raises(Diverged, match=r"^step \d+: loss .*(nan|inf)|^step \d+: validation loss (nan|inf)"):
+        list(train(make(packed, lr=1e30, warmup=0.0, clip=1e30)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"batch_tokens": 60}, "batch_tokens=60 is not a positive multiple of n_ctx=16"),
+        ({"tokens": 10}, "tokens=10 is less than one step of batch_tokens=64"),
+        ({"schedule": "wavy"}, "schedule='wavy' is not one of constant, linear, cosine"),
+        ({"precision": "float8"}, "precision='float8' is not one of float32, bfloat16"),
+        ({"lr": 0.0}, r"lr=0\.0 is not positive"),
+    ],
+)
+def test_bad_trials_are_refused(packed, changed, message):
+    with pytest.raises(ValueError, match=message):
+        make(packed, **changed)
+
+
+def test_bfloat16_trains_to_about_the_same_loss(packed):
+    exact, rounded = (list(train(make(packed, precision=p)))[-1]["val_nll"] for p in ("float32", "bfloat16"))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.01)
+
+
+def test_runs_alone_from_a_json_file(packed, tmp_path):
+    spec = {"corpus": packed, "model": MODEL, "lr": 3e-3, "tokens": 64 * 12, "batch_tokens": 64, "seed": 5}
+    (tmp_path / "trial.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "pagating.train"]
+    done = subprocess.run([*command, str(tmp_path / "trial.json")], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["val_nll"] == losses(Trial(**spec))[-1][0]
+    (tmp_path / "trial.json").write_text(json.dumps({**spec, "color": 1}))
+    bad = subprocess.run([*command, str(tmp_path / "trial.json")], capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert "unexpected keyword argument 'color'" in bad.stderr
+    assert bad.stderr.count("\n") == 1
