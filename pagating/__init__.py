@@ -9,8 +9,11 @@ from typing import Any
 
 _HOME = {
     "AlphaParameter": "alpha",
+    "COMPETITORS": "competitors",
     "GATES": "gates",
     "PaGLU": "units",
+    "PaGPT2Config": "gpt2",
+    "PaGPT2LMHeadModel": "gpt2",
     "PatchReport": "patching",
     "alpha_parameters": "alpha",
     "alpha_values": "alpha",

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pagating import schedules
+from .schedules import SCHEDULES
+from .schedules import value as schedule_value
 
 Spec = float | str | Sequence[float] | Mapping[str, Any]
 LARGEST = 2.0  # an expanded gate; the published range ends at 1
@@ -70,9 +71,7 @@ def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
     """
     if isinstance(alpha, str):
         if alpha != "learnable":
-            raise ValueError(
-                f"alpha: {alpha!r} is neither a number, a list of numbers, 'learnable' nor a mapping"
-            )
+            raise ValueError(f"alpha: {alpha!r} is neither a number, a list of numbers, 'learnable' nor a mapping")
         return AlphaSpec("learnable", dict(LEARNABLE_DEFAULTS))
     if isinstance(alpha, Mapping):
         return _parse_mapping(alpha)
@@ -87,9 +86,7 @@ def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
     for key in alpha:
         _known("alpha", key, KINDS)
     if len(alpha) != 1:
-        raise ValueError(
-            f"alpha: {dict(alpha)} has {len(alpha)} keys; give exactly one of {', '.join(KINDS)}"
-        )
+        raise ValueError(f"alpha: {dict(alpha)} has {len(alpha)} keys; give exactly one of {', '.join(KINDS)}")
     kind, given = next(iter(alpha.items()))
     given = {} if given is None else given
     if not isinstance(given, Mapping):
@@ -97,7 +94,7 @@ def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
     for key in given:
         _known(f"alpha.{kind}", key, KINDS[kind])
     options = {**KINDS[kind], **given}
-    check = {"per": PER, "range": RANGES, "kind": tuple(schedules.SCHEDULES)}
+    check = {"per": PER, "range": RANGES, "kind": tuple(SCHEDULES)}
     for key, allowed in check.items():
         if key in options and options[key] not in allowed:
             raise ValueError(f"alpha.{kind}.{key}: {options[key]!r} is not one of {', '.join(allowed)}")
@@ -162,28 +159,30 @@ class AlphaModule(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
         self.reset_alpha()
 
+    def alpha_starts(self) -> dict[str, float]:
+        """The number that each tensor this module registered for alpha starts at, by name."""
+        options = self.spec.options
+        if self.spec.kind == "schedule":
+            return {"alpha_scheduled": schedule_value(options["kind"], 0.0, options["from"], options["to"])}
+        if self.spec.kind == "token":
+            return {"alpha_weight": 0.0, "alpha_bias": _logit(options["init"])}
+        if "alpha_logit" in self._parameters:
+            return {"alpha_logit": _logit(options["init"])}
+        return {"alpha_free": options["init"]} if "alpha_free" in self._parameters else {}
+
     @torch.no_grad()
     def reset_alpha(self) -> None:
         """Set what this module registered for alpha to its stated start; no random number is drawn."""
-        options = self.spec.options
-        if self.spec.kind == "schedule":
-            self.set_progress(0.0)
-        elif self.spec.kind == "token":
-            self.alpha_weight.zero_()
-            self.alpha_bias.fill_(_logit(options["init"]))
-        elif "alpha_logit" in self._parameters:
-            self.get_parameter("alpha_logit").fill_(_logit(options["init"]))
-        elif "alpha_free" in self._parameters:
-            self.get_parameter("alpha_free").fill_(options["init"])
+        own = dict(self.named_own_alpha())
+        for name, start in self.alpha_starts().items():
+            own[name].fill_(start)
 
     @torch.no_grad()
     def set_progress(self, fraction: float) -> None:
         """Move a scheduled alpha to its value at `fraction` of training; other kinds are left alone."""
         if self.spec.kind == "schedule":
             start, end = self.spec.options["from"], self.spec.options["to"]
-            self.get_buffer("alpha_scheduled").fill_(
-                schedules.value(self.spec.options["kind"], fraction, start, end)
-            )
+            self.get_buffer("alpha_scheduled").fill_(schedule_value(self.spec.options["kind"], fraction, start, end))
 
     def alpha(self, x: Tensor | None = None) -> float | Tensor:
         """Effective alpha: a float (fixed) or a tensor that broadcasts against `x`.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagating.gates import gate_row
+from .gates import gate_row
 
 _aten = torch.ops.aten
 _C, _K = math.sqrt(2.0 / math.pi), 0.044715

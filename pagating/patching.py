@@ -18,11 +18,11 @@ from transformers.activations import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from pagating import competitors
-from pagating.alpha import AlphaModule, Spec, alpha_modules, parse
-from pagating.discovery import Slot, features, require_activations
-from pagating.gates import Function, gate_row
-from pagating.units import BASES, ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
+from .alpha import AlphaModule, Spec, alpha_modules, parse
+from .competitors import settings
+from .discovery import Slot, features, require_activations
+from .gates import Function, gate_row
+from .units import BASES, ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
 
 FORMS = (*ELEMENTWISE, "glu", "projected")
 PATCHABLE_BASES = (*BASES, "stock", "xielu")
@@ -115,7 +115,7 @@ def _settings(
         clash = [key for key in given if key != "alpha"]
         if clash:
             raise ValueError(f"unit: {unit!r} settles {', '.join(clash)}; give one or the other")
-        given = {**competitors.settings(unit), **given}
+        given = {**settings(unit), **given}
     chosen = {**DEFAULTS, **given}
     gate_row(chosen["gate"])
     for key, allowed in {"base": PATCHABLE_BASES, "form": FORMS}.items():

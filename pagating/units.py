@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pagating import fused
-from pagating.alpha import AlphaModule, Spec, parse
-from pagating.gates import Function, gate_row
+from .alpha import AlphaModule, Spec, parse
+from .fused import applies, fused_pointwise
+from .gates import Function, gate_row
 
 
 def _gelu_new(x: Tensor) -> Tensor:
@@ -54,8 +54,8 @@ def pointwise(
             return base_of(x)
         if alpha == 1.0:
             return row.gated(x)
-    if isinstance(base, str) and fused.applies(x, alpha, gate, base):
-        return fused.fused_pointwise(x, alpha, gate, base)
+    if isinstance(base, str) and applies(x, alpha, gate, base):
+        return fused_pointwise(x, alpha, gate, base)
     return torch.lerp(base_of(x), row.gated(x), _like(alpha, x))
 
 
