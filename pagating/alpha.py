@@ -197,7 +197,7 @@ class AlphaModule(nn.Module):
         if self.spec.kind == "token":
             if x is None:
                 return torch.sigmoid(self.alpha_bias)
-            score = (x @ self.alpha_weight.to(x.dtype)).unsqueeze(-1)
+            score = x @ self.alpha_weight.to(x.dtype).unsqueeze(-1)
             return torch.sigmoid(score + self.alpha_bias.to(x.dtype))
         is_logit = self.spec.options["range"] == "unit"
         stored: Tensor = getattr(self.__dict__["_owner"] or self, "alpha_logit" if is_logit else "alpha_free")

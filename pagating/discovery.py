@@ -34,7 +34,12 @@ class Slot:
 
     def linears(self) -> dict[str, nn.Module]:
         """The linear layers beside the activation, by name."""
-        return {n: m for n, m in self.parent.named_children() if isinstance(m, nn.Linear | Conv1D)}
+        return {n: m for n, m in self.parent.named_children() if is_linear(m)}
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: torch's, or transformers' `Conv1D`."""
+    return isinstance(module, nn.Linear | Conv1D)
 
 
 def features(linear: Any) -> tuple[int, int]:
@@ -63,7 +68,7 @@ def _slots(model: nn.Module) -> Iterator[Slot]:
     for prefix, parent in model.named_modules():
         if not any(part.isdigit() for part in prefix.split(".")):
             continue
-        widths = [features(m)[1] for m in parent.children() if isinstance(m, nn.Linear | Conv1D)]
+        widths = [features(m)[1] for m in parent.children() if is_linear(m)]
         for child, module in parent.named_children():
             if widths and isinstance(module, ACTIVATIONS):
                 yield Slot(prefix, parent, child, widths[0], module)

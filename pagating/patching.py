@@ -3,7 +3,8 @@
 Nothing global changes: neither torch nor transformers, only the instance.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,6 +208,23 @@ def unpatch(model: nn.Module) -> list[str]:
         parent, _, child = name.rpartition(".")
         model.get_submodule(parent).register_module(child, module)
     return [name for name, _ in record]
+
+
+@contextmanager
+def unpatched(model: nn.Module) -> Iterator[nn.Module]:
+    """The model without its patch for the length of a `with` block; the patch comes back after it."""
+    if _RECORD not in model.__dict__:
+        raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
+    record = model.__dict__[_RECORD]
+    patch_modules = [model.get_submodule(name) for name, _ in record]
+    unpatch(model)
+    try:
+        yield model
+    finally:
+        for (name, _), module in zip(record, patch_modules, strict=True):
+            parent, _, child = name.rpartition(".")
+            model.get_submodule(parent).register_module(child, module)
+        model.__dict__[_RECORD] = record
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,0 +1,112 @@
+"""Parameters against numel(), FLOPs against torch's own counter and by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import pagating
+from pagating.accounting import cost, cost_ratio
+
+torch.set_num_threads(1)
+N_CTX = 12
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+
+
+def gpt2() -> GPT2LMHeadModel:
+    config = GPT2Config(vocab_size=37, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel(config).eval()
+
+
+def llama() -> LlamaForCausalLM:
+    # heads shared by queries, and a head size that is not d_model / n_head
+    config = LlamaConfig(vocab_size=37, **SIZES, num_key_value_heads=2, head_dim=8, pad_token_id=0)
+    return LlamaForCausalLM(config).eval()
+
+
+def bert() -> BertModel:
+    return BertModel(BertConfig(vocab_size=37, **SIZES), add_pooling_layer=False).eval()
+
+
+def counted_flops_per_token(model: torch.nn.Module) -> float:
+    model.set_attn_implementation("eager")  # torch does not count the products inside its fused CPU kernel
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.ones(3, N_CTX, dtype=torch.long))
+    return counter.get_total_flops() / (3 * N_CTX)
+
+
+@pytest.mark.parametrize("build", [gpt2, llama, bert])
+def test_stock_models_agree_with_torch(build: Any) -> None:
+    model = build()
+    found = cost(model, N_CTX)
+    assert found.flops_per_token == counted_flops_per_token(model)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.alpha_parameters == 0
+
+
+@pytest.mark.parametrize(
+    ("unit", "alphas"),
+    [
+        ({"alpha": 0.5}, 0),
+        ({"alpha": "learnable"}, 1),
+        ({"alpha": {"learnable": {"per": "layer"}}}, 2),
+        ({"alpha": {"learnable": {"per": "channel"}}}, 2 * 64),
+        ({"alpha": {"token": {}}}, 2 * (64 + 1)),
+        ({"unit": "swiglu"}, 0),
+        ({"form": "projected", "alpha": "learnable"}, 1),
+    ],
+    ids=str,
+)
+def test_patched_models_agree_with_torch(unit: dict[str, Any], alphas: int) -> None:
+    model = gpt2()
+    stock = cost(model, N_CTX)
+    report = pagating.patch(model, **unit)
+    found = cost(model, N_CTX)
+    assert found.flops_per_token == counted_flops_per_token(model)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.parameters - stock.parameters == report.parameters_added
+    assert found.alpha_parameters == alphas
+    names = [name for name, _ in model.named_modules()]
+    ratio = cost_ratio(model, N_CTX)
+    assert (ratio.patched, ratio.stock) == (found, stock)
+    assert ratio.parameters == found.parameters / stock.parameters
+    assert ratio.flops_per_token == found.flops_per_token / stock.flops_per_token
+    assert [name for name, _ in model.named_modules()] == names
+    pagating.unpatch(model)
+
+
+def test_gpt2_small_by_hand() -> None:
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config())
+    # 12 layers of 12 d^2, the output projection, and 2 x n_ctx x d of attention a layer: multiply-adds, so twice that
+    expected = 2 * (12 * 12 * 768**2 + 768 * 50257 + 12 * 2 * 1024 * 768)
+    found = cost(model, 1024)
+    assert found.parameters == 124_439_808
+    assert found.flops_per_token == expected
+    assert found.training_flops_per_token == 3 * expected
+    pagating.patch(model, form="projected")
+    ratio = cost_ratio(model, 1024)
+    assert ratio.patched.parameters == 351_005_952
+    assert ratio.patched.flops_per_token - expected == 12 * 2 * 2 * 3072**2
+    assert ratio.parameters == pytest.approx(351_005_952 / 124_439_808)
+
+
+def test_refusals() -> None:
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=37, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2))
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration: cost per token needs a config of one stack"):
+        cost(t5, 8)
+    with pytest.raises(ValueError, match="Linear: cost per token needs"):
+        cost(torch.nn.Linear(2, 2), 8)
+    with pytest.raises(ValueError, match="GPT2LMHeadModel is not patched"):
+        cost_ratio(gpt2(), 8)
