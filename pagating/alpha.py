@@ -140,6 +140,7 @@ class AlphaModule(nn.Module):
         self, spec: AlphaSpec, width: int | None = None, layer: int = 0, owner: "AlphaModule | None" = None
     ) -> None:
         super().__init__()
+        self.gate = "sigmoid"
         self.spec = spec
         self.fixed: float | None = None
         self.__dict__["_owner"] = owner  # past nn.Module, so that the shared parameter is registered once
@@ -202,6 +203,10 @@ class AlphaModule(nn.Module):
         is_logit = self.spec.options["range"] == "unit"
         stored: Tensor = getattr(self.__dict__["_owner"] or self, "alpha_logit" if is_logit else "alpha_free")
         return torch.sigmoid(stored) if is_logit else stored
+
+    def gate_input(self, x: Tensor) -> Tensor:
+        """What the gate is applied to, given the input of the module."""
+        return x
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AlphaModule":
         own = {id(t) for name, t in self.named_own_alpha()}

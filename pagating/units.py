@@ -117,6 +117,9 @@ class PaGLU(AlphaModule):
             raise ValueError(f"form: {form!r} is not one of {', '.join(ELEMENTWISE)}")
         self.gate, self.base, self.form = gate, base, form
 
+    def gate_input(self, x: Tensor) -> Tensor:
+        return x * _like(self.alpha(x), x) if self.form == "scaled" else x
+
     def forward(self, x: Tensor) -> Tensor:
         return ELEMENTWISE[self.form](x, self.alpha(x), self.gate, self.base)
 
@@ -139,6 +142,9 @@ class SplitGLU(AlphaModule):
         gate_row(gate)
         self.gate, self.width = gate, width
 
+    def gate_input(self, x: Tensor) -> Tensor:
+        return x.chunk(2, dim=-1)[1]
+
     def forward(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, dim=-1)
         return glu(a, b, self.alpha(b), self.gate)
@@ -160,8 +166,11 @@ class ProjectedGLU(AlphaModule):
         self.gate = gate
         self.a, self.b = nn.Linear(width, width), nn.Linear(width, width)
 
+    def gate_input(self, x: Tensor) -> Tensor:
+        return self.b(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        b = self.b(x)
+        b = self.gate_input(x)
         return glu(self.a(x), b, self.alpha(b), self.gate)
 
     def extra_repr(self) -> str:

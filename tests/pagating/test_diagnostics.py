@@ -1,0 +1,125 @@
+"""Diagnostics by value: known ranks and shares, hooks that change nothing and come off."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import pagating
+from pagating.diagnostics import Probe, effective_rank, gate_statistics, linear_share
+
+torch.set_num_threads(1)
+IDS = torch.randint(1, 37, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def gpt2(n_embd: int = 16) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=37, n_positions=32, n_embd=n_embd, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def test_effective_rank_of_matrices_whose_rank_is_known() -> None:
+    assert effective_rank(torch.eye(7)) == pytest.approx(7.0)
+    assert effective_rank(torch.outer(torch.arange(1.0, 6.0), torch.arange(1.0, 4.0))) == pytest.approx(1.0, abs=1e-9)
+    assert effective_rank(torch.diag(torch.tensor([1.0, 1.0, 0.0]))) == pytest.approx(2.0)
+    p = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    assert effective_rank(torch.diag(p)) == pytest.approx(math.exp(-float((p * p.log()).sum())))
+    assert effective_rank(torch.zeros(3, 4)) == 0.0
+
+
+def test_linear_share() -> None:
+    x = torch.linspace(-1, 1, 101)
+    assert linear_share(x, -3 * x + 1) == pytest.approx(1.0)
+    assert linear_share(x, x.square()) == pytest.approx(0.0, abs=1e-12)
+    # relu = x/2 + |x|/2 with uncorrelated halves: var(x/2) / (var(x/2) + var(|x|/2)) = (1/3) / (1/3 + 1/12) for large n
+    fine = torch.linspace(-1, 1, 200_001, dtype=torch.float64)
+    assert linear_share(fine, fine.clamp(min=0)) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_gate_statistics_by_hand() -> None:
+    x = torch.tensor([-100.0, 0.0, 0.0, 100.0])
+    assert gate_statistics("sigmoid", x) == {
+        "gate_mean": pytest.approx(0.5),
+        "gate_std": pytest.approx(math.sqrt(0.125)),
+        "gate_saturated": 0.5,
+    }
+    assert gate_statistics("relu", x)["gate_saturated"] == 0.75
+    assert gate_statistics("linear", x)["gate_saturated"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        {"alpha": 0.5},
+        {"alpha": "learnable", "base": "gelu"},
+        {"alpha": {"token": {"init": 0.25}}},
+        {"unit": "swiglu"},
+        {"unit": "swish"},
+        {"form": "projected", "gate": "tanh"},
+    ],
+    ids=str,
+)
+def test_rows_hold_what_the_layers_did(unit: dict[str, Any]) -> None:
+    model = gpt2()
+    pagating.patch(model, **unit)
+    kept: dict[str, torch.Tensor] = {}
+    module = model.transformer.h[1].mlp.act
+
+    def keep(m: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        kept.update(x=inputs[0].detach(), y=output.detach())
+        output.register_hook(lambda grad: kept.__setitem__("grad", grad))
+
+    handle = module.register_forward_hook(keep)
+    with Probe(model) as probe:
+        model(input_ids=IDS, labels=IDS).loss.backward()
+    handle.remove()
+    rows = probe.rows()
+    assert [row["name"] for row in rows] == ["transformer.h.0.mlp.act", "transformer.h.1.mlp.act"]
+    row = rows[1]
+    assert row["activation_rms"] == pytest.approx(kept["y"].double().square().mean().sqrt().item())
+    assert row["gradient_rms"] == pytest.approx(kept["grad"].double().square().mean().sqrt().item())
+    assert row["alpha"] == pytest.approx(pagating.alpha_values(model)[1], rel=1e-6)
+    assert 1.0 <= row["output_rank"] <= 16.0
+    assert math.isfinite(row["gate_mean"])
+    if "form" not in unit and unit.get("unit") != "swiglu":
+        assert 0.9 < row["linear_share"] <= 1.0 + 1e-12  # near zero every unit is nearly a line
+
+
+def test_half_a_gate_over_the_identity_is_nearly_linear_at_the_start() -> None:
+    model = gpt2(n_embd=96)
+    shares = {}
+    for alpha in (0.0, 0.5):
+        pagating.patch(model, alpha=alpha)
+        with Probe(model) as probe:
+            model(input_ids=IDS)
+        shares[alpha] = [row["linear_share"] for row in probe.rows()]
+        pagating.unpatch(model)
+    assert shares[0.0] == pytest.approx([1.0, 1.0])
+    assert all(0.97 < share < 1.0 for share in shares[0.5])
+
+
+def test_a_probe_changes_nothing_and_comes_off() -> None:
+    plain, watched = gpt2(), gpt2()
+    loss = plain(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    probe = Probe(watched)
+    other = watched(input_ids=IDS, labels=IDS).loss
+    other.backward()
+    assert torch.equal(loss, other)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    rows = probe.rows()
+    assert set(rows[0]) == {"name", "activation_rms", "linear_share", "gradient_rms", "output_rank"}
+    probe.close()
+    assert all(not m._forward_hooks for m in watched.modules())
+    watched(input_ids=IDS.flip(1))
+    assert probe.rows() == rows
+
+
+def test_a_model_without_an_mlp_is_refused() -> None:
+    with pytest.raises(ValueError, match="Linear: no MLP activation to watch"):
+        Probe(nn.Linear(2, 2))
