@@ -74,7 +74,9 @@ def probability_of_improvement(
 
     +inf stands for a diverged run. Source: Agarwal et al. 2021, arXiv 2108.13264.
     """
-    b, a = np.asarray(baseline, float)[:, None], np.asarray(arm, float)[None, :]
+    b, a = np.asarray(baseline, float), np.sort(np.asarray(arm, float))
     if not b.size or not a.size:
         return None
-    return float(np.mean((a < b) + 0.5 * (a == b)))
+    # sorted counting: all pairs of 25,000 runs would be a table of 5 GB
+    below, up_to = np.searchsorted(a, b, side="left"), np.searchsorted(a, b, side="right")
+    return float((below.sum() + 0.5 * (up_to - below).sum()) / (b.size * a.size))

@@ -12,7 +12,8 @@ from scipy import stats
 
 Values = Sequence[float] | np.ndarray
 EXACT_UP_TO = 20  # 2^20 sign patterns: a second and 8 MB
-DRAWS = 200_000  # sign patterns beyond that
+DRAWS = 200_000  # sign patterns beyond that,
+SIGNS = 250_000_000  # fewer where they would need more random signs than this, but at least 10,000
 
 
 def _finite(d: Values, at_least: int = 1) -> np.ndarray:
@@ -56,13 +57,20 @@ def sign_flip(d: Values, seed: int = 0) -> tuple[float, float]:
         for value in x[1:]:
             sums = np.concatenate((sums + value, sums - value))
         return float(np.mean(np.abs(sums) >= seen)), 0.0
+    # eight signs are one random byte: their 256 sums are looked up, which is 20 times faster than a product of signs
+    eights = np.pad(x, (0, -len(x) % 8)).reshape(-1, 8)
+    patterns = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(float)
+    table, column = (2 * patterns - 1) @ eights.T, np.arange(len(eights))
     generator = np.random.default_rng(seed)
-    hits = 0
-    for _ in range(DRAWS // 10_000):
-        signs = generator.integers(0, 2, size=(10_000, len(x))) * 2 - 1
-        hits += int(np.count_nonzero(np.abs(signs @ x) >= seen))
-    p = (hits + 1) / (DRAWS + 1)
-    return p, math.sqrt(p * (1 - p) / DRAWS)
+    draws = max(10_000, min(DRAWS, SIGNS // len(x)))
+    hits, done, batch = 0, 0, max(1, 1_000_000 // len(eights))
+    while done < draws:
+        size = min(batch, draws - done)
+        chosen = np.frombuffer(generator.bytes(size * len(eights)), np.uint8).reshape(size, -1)
+        hits += int(np.count_nonzero(np.abs(table[chosen, column].sum(1)) >= seen))
+        done += size
+    p = (hits + 1) / (draws + 1)
+    return p, math.sqrt(p * (1 - p) / draws)
 
 
 def worst_rank(d: Values) -> float:

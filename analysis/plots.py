@@ -22,6 +22,7 @@ INK = "#1b1b1c"
 # after Okabe and Ito: told apart by colour-blind readers, visible on white and on near-black
 COLOURS = ("#2a86c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
+DRAWN = 100  # seeds drawn one by one; means and intervals are of all
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # an arm's name is text, not a formula
@@ -90,7 +91,7 @@ def differences(study: Study, rows: list[dict]) -> Figure:
         ax.axvspan(-margin, margin, color=INK, alpha=0.08, lw=0)
     for y, row in enumerate(rows):
         colour, marker = arm_style(study, row["arm"])
-        percent = np.array([d for d in row["differences"] if d is not None]) / row["baseline_mean"] * 100
+        percent = np.array([d for d in row["differences"] if d is not None][:DRAWN]) / row["baseline_mean"] * 100
         ax.plot(percent, np.full(len(percent), y + 0.17), marker, color=colour, ms=4.5, alpha=0.65, mew=0)
         if row["improvement_low"] is not None:
             ax.plot([row["improvement_low"], row["improvement_high"]], [y - 0.17] * 2, color=colour, lw=3)
@@ -108,7 +109,7 @@ def _zoom(ax: Axes, study: Study, rows: list[dict]) -> None:
     if not near or len(near) == len(rows):
         return
     reach = 1.15 * max(
-        [abs(d) / r["baseline_mean"] * 100 for r in near for d in r["differences"] if d is not None]
+        [abs(d) / r["baseline_mean"] * 100 for r in near for d in r["differences"][:DRAWN] if d is not None]
         + [abs(r[k]) for r in near for k in ("improvement_low", "improvement_high") if r[k] is not None]
         + [100 * rows[0]["margin"] / rows[0]["baseline_mean"]]
     )
@@ -210,13 +211,17 @@ def alpha_columns(table: pd.DataFrame) -> list[str]:
     return sorted(names, key=lambda c: int(c.rsplit("_", 1)[1]))
 
 
-def learned_alphas(study: Study) -> Figure | None:
-    """Final alpha by layer, a thin line a seed and a thick one their mean; None where no arm learns alpha."""
+def arms_with_alphas(study: Study) -> list[str]:
+    """The arms whose confirm runs recorded a learned alpha."""
     rows = confirm_rows(study.trials)
     columns = alpha_columns(rows)
-    arms = [a for a in study.arms if columns and rows.loc[rows["arm"] == a, columns].notna().any(axis=None)]
-    if not arms:
-        return None
+    return [a for a in study.arms if columns and rows.loc[rows["arm"] == a, columns].notna().any(axis=None)]
+
+
+def learned_alphas(study: Study) -> Figure:
+    """Final alpha by layer, a thin line a seed and a thick one their mean, a panel an arm that learns it."""
+    rows, arms = confirm_rows(study.trials), arms_with_alphas(study)
+    columns = alpha_columns(rows)
     across = min(2, len(arms))
     down = -(-len(arms) // across)
     fig = Figure(figsize=(7.2, 3.1 * down))
@@ -225,7 +230,7 @@ def learned_alphas(study: Study) -> Figure | None:
         colour, marker = arm_style(study, arm)
         table = rows.loc[rows["arm"] == arm, columns].dropna(axis=1, how="all").astype(float)
         layers = np.array([int(c.rsplit("_", 1)[1]) for c in table.columns])
-        ax.plot(layers, table.to_numpy().T, color=colour, lw=0.8, alpha=0.55)
+        ax.plot(layers, table.to_numpy()[:DRAWN].T, color=colour, lw=0.8, alpha=0.55)
         ax.plot(layers, table.mean(), color=colour, lw=2.4, marker=marker)
         for level in (0, 1):
             ax.axhline(level, color=INK, lw=0.8, ls=":")

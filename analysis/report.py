@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from analysis import beside, command, formats, plots
+from analysis import alphas, beside, budget, command, formats, plots
 from analysis.ledger import COLUMNS as LEDGER_COLUMNS
 from analysis.ledger import ledger
 from analysis.methods import methods, would_change
@@ -25,17 +25,24 @@ _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def build(folder: str | Path) -> Path:
-    """Write verdict.json, verdict.md, figures/*.svg and report.html into the study folder; the report's path.
+    """Write verdict.json, verdict.md, figures/, tables/ and report.html into the study folder; the report's path.
 
-    The same folder gives the same bytes. Raises: analysis.tables.TableError.
+    Figures are SVG for the page and PDF for a paper, tables CSV and LaTeX (booktabs). The same folder gives the
+    same bytes. Raises: analysis.tables.TableError.
     """
     study = load(folder)
     result = verdict(study)
-    drawn = {name: plots.render(draw, salt=name) for name, draw in figures(study, result).items()}
     out = Path(folder)
-    (out / "figures").mkdir(exist_ok=True)
-    for name, svg in drawn.items():
-        _write(out / "figures" / f"{name}.svg", svg)
+    for name in ("figures", "tables"):
+        (out / name).mkdir(exist_ok=True)
+    drawn = {}
+    for name, draw in figures(study, result).items():
+        drawn[name] = plots.render(draw, salt=name)
+        _write(out / "figures" / f"{name}.svg", drawn[name])
+        _write(out / "figures" / f"{name}.pdf", plots.render(draw, "pdf"))
+    for name, (rows, columns) in _tables(study, result).items():
+        _write(out / "tables" / f"{name}.csv", (formats.to_csv(rows, columns) + "\n").encode())
+        _write(out / "tables" / f"{name}.tex", (formats.to_latex(rows, columns) + "\n").encode())
     _write(out / "verdict.json", (formats.to_json(result) + "\n").encode())
     _write(out / "verdict.md", verdict_markdown(result).encode())
     _write(out / "report.html", html(study, result, drawn).encode())
@@ -53,10 +60,21 @@ def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figu
     training = beside.over_training(study)
     if training:
         out["over_training"] = lambda: plots.over_training(study, training)
-    alphas = plots.learned_alphas(study)
-    if alphas is not None:
-        out["alphas"] = lambda: plots.learned_alphas(study) or Figure()
+    if plots.arms_with_alphas(study):
+        out["alphas"] = lambda: plots.learned_alphas(study)
     return out
+
+
+def _tables(study: Study, result: dict[str, Any]) -> dict[str, tuple[list[dict[str, Any]], formats.Columns]]:
+    every: dict[str, tuple[list[dict[str, Any]], formats.Columns]] = {
+        "verdict": (result["comparisons"], formats.VERDICT_COLUMNS),
+        "fairness": (ledger(study), LEDGER_COLUMNS),
+        "equal_learning_rate": (beside.at_grid(study), beside.GRID_COLUMNS),
+        "over_training": (beside.slopes(study), beside.SLOPE_COLUMNS),
+        "search_budget": (budget.curves(study), budget.COLUMNS),
+        "alphas": (alphas.summarise(study), alphas.COLUMNS),
+    }
+    return {name: table for name, table in every.items() if table[0]}
 
 
 def verdict_markdown(result: dict[str, Any]) -> str:
