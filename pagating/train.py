@@ -36,7 +36,8 @@ class Diverged(ArithmeticError):
 class Trial:
     """One configuration and one seed. Units: tokens, steps of the optimiser, nats.
 
-    corpus: folder made by `pagating.corpus.prepare`. model: n_layer, d_model, n_head, n_ctx, activation, dropout.
+    corpus: folder made by `pagating.corpus.prepare`. model: n_layer, d_model, n_head, n_ctx, and where they differ from
+    GPT-2 activation, dropout, initializer_range.
     unit: arguments of `pagating.patch`, or None for the stock model. batch_tokens: tokens a step, a multiple of n_ctx.
     warmup: share of the steps with a linearly rising learning rate, [0, 1). weight_decay: on matrices; never on alphas.
     eval_every: steps between evaluations, None for a tenth of the trial; the last step is evaluated always.
@@ -102,6 +103,7 @@ def build_model(trial: Trial) -> nn.Module:
         resid_pdrop=dropout,
         embd_pdrop=dropout,
         attn_pdrop=dropout,
+        initializer_range=size.get("initializer_range", 0.02),
         use_cache=False,
         bos_token_id=None,
         eos_token_id=None,

@@ -1,7 +1,8 @@
 """Runs a study: ledger, stages, Ray Tune and tracking put together.
 
 One `Tuner.fit` runs all stages, so that actors are started once: its search algorithm hands out cells as the stages
-allow, its scheduler asks the stages what to stop. What Ray knows is never needed again: the ledger is the source of truth.
+allow, its scheduler asks the stages what to stop. What Ray knows is never needed again: the ledger is the source of
+truth.
 """
 
 from __future__ import annotations

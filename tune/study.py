@@ -8,7 +8,8 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -129,6 +130,9 @@ class ModelSection(Section):
     n_head: int = Field(4, ge=1, le=1024)
     n_ctx: int = Field(128, ge=2, le=1 << 17, description="window, tokens")
     dropout: float = Field(0.0, ge=0, lt=1)
+    initializer_range: float = Field(
+        0.02, gt=0, le=1, description="standard deviation of the initial weights; 0.02 is meant for d_model 768 and more"
+    )
     activation: Literal["gelu_pytorch_tanh", "gelu_new"] = Field(
         "gelu_pytorch_tanh",
         description="the stock activation: GPT-2's tanh GELU, fused, or composed of single operations as published",
@@ -413,27 +417,43 @@ def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corp
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
+def _branches(annotation: Any) -> list[Any]:
+    """The alternatives of a union, or the annotation alone."""
+    return list(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else [annotation]
+
+
+def _inside(annotation: Any, key: Any) -> Any:
+    """The annotation of what stands under `key`; unchanged where `key` only names a branch of a union."""
+    for branch in _branches(annotation):
+        if isinstance(branch, type) and issubclass(branch, BaseModel) and key in branch.model_fields:
+            return branch.model_fields[key].annotation
+        if get_origin(branch) is dict:
+            return get_args(branch)[1]
+    return annotation
+
+
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """The keys allowed beside the last element of a pydantic error location."""
     node: Any = Study
     for part in location[:-1]:
-        if isinstance(node, type) and issubclass(node, BaseModel) and part in node.model_fields:
-            node = node.model_fields[part].annotation
-            candidates = [t for t in [node, *getattr(node, "__args__", ())] if isinstance(t, type)]
-            sections = [t for t in candidates if issubclass(t, BaseModel)]
-            node = sections[0] if sections else node
-        elif getattr(node, "__origin__", None) is dict:
-            node = node.__args__[1]
-        # a union's branch name or a dictionary's key: stay
-        if getattr(node, "__origin__", None) is dict and isinstance(part, str) and part in ("arms", "nuisance"):
-            node = node.__args__[1]
-    return list(node.model_fields) if isinstance(node, type) and issubclass(node, BaseModel) else []
+        node = _inside(node, part)
+    for branch in _branches(node):
+        if isinstance(branch, type) and issubclass(branch, BaseModel):
+            return list(branch.model_fields)
+    return []
 
 
 def _explain(error: ValidationError, path: Path) -> str:
     """The first error as one line: file, key, value, what is allowed."""
-    problems = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    problem = problems[0]
+    # of a union, the branch that the input's type fits is the one to speak of: the others only say "not a number"
+    other = ("float_type", "int_type", "string_type", "list_type", "model_type")
+    problem = min(
+        error.errors(),
+        key=lambda item: (
+            item["type"] != "extra_forbidden",
+            item["type"] in other and isinstance(item["input"], dict | list),
+        ),
+    )
     location = tuple(part for part in problem["loc"] if not (isinstance(part, str) and part[:1].isupper()))
     location = tuple(part for part in location if part not in ("float", "list[float]", "str", "int", "[key]"))
     key = ".".join(str(part) for part in location) or "the file"
@@ -447,7 +467,7 @@ def _explain(error: ValidationError, path: Path) -> str:
         return f"{path}: unknown key '{key}'; {hint}allowed: {', '.join(known)}"
     if kind == "missing":
         return f"{path}: key '{key}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = re.sub(r"dictionary( or instance of \w+)?", "mapping", problem["msg"].removeprefix("Value error, "))
     if isinstance(value, str) and kind in ("float_type", "int_type"):
         message += (
             " (text; YAML reads 1e-3 as text: write 1.0e-3)" if re.fullmatch(r"[\d.]+e[+-]?\d+", value, re.I) else ""

@@ -1,0 +1,139 @@
+import random
+
+import optuna
+import pytest
+
+from tune.search import ArmSearch, distribution, make_sampler
+from tune.study import Distribution, SearchSection
+
+SPACE = {"lr": Distribution(loguniform=[1e-4, 1e-2]), "alpha": Distribution(uniform=[0.0, 2.0])}
+
+
+def bowl(config):
+    return (config["alpha"] - 0.7) ** 2 + abs(config["lr"] - 1e-3) * 100 + 1.0
+
+
+def run(order_seed, **settings):
+    """All configurations of a search whose running trials end in a random order."""
+    search = ArmSearch("arm", SPACE, SearchSection(**settings))
+    rng, running, configs = random.Random(order_seed), [], []
+    while not search.done:
+        while search.may_suggest():
+            index, config = search.suggest()
+            configs.append(config)
+            running.append((index, config))
+        index, config = running.pop(rng.randrange(len(running)))
+        search.finish(index, "completed", bowl(config), 10)
+    return configs, search
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_suggestions_do_not_depend_on_the_order_in_which_trials_end(sampler, parallel):
+    runs = [run(seed, trials_per_arm=9, sampler=sampler, parallel=parallel)[0] for seed in range(4)]
+    assert all(configs == runs[0] for configs in runs)
+    assert len({config["lr"] for config in runs[0]}) == 9
+    assert all(1e-4 <= config["lr"] <= 1e-2 and 0 <= config["alpha"] <= 2 for config in runs[0])
+
+
+def test_tpe_learns_from_what_it_sees():
+    # three quarters of the later suggestions closer to the bowl's bottom than random ones on average
+    guided, _ = run(0, trials_per_arm=40, sampler="tpe")
+    blind, _ = run(0, trials_per_arm=40, sampler="random")
+    mean = lambda configs: sum(map(bowl, configs[20:])) / 20  # noqa: E731
+    assert mean(guided) < 0.8 * mean(blind)
+
+
+def test_recorded_suggestions_are_taken_as_they_stand_and_the_next_ones_follow():
+    configs, _ = run(0, trials_per_arm=8, sampler="tpe")
+    search = ArmSearch("arm", SPACE, SearchSection(trials_per_arm=8))
+    for i, config in enumerate(configs[:5]):
+        assert search.suggest(config) == (i, config)
+        search.finish(i, "completed", bowl(config), 10)
+    for i in range(5, 8):
+        assert search.suggest() == (i, configs[i])
+        search.finish(i, "completed", bowl(configs[i]), 10)
+    assert not search.may_suggest()
+
+
+def test_parallel_limits_how_far_suggestions_run_ahead():
+    search = ArmSearch("arm", SPACE, SearchSection(trials_per_arm=5, parallel=2))
+    search.suggest()
+    search.suggest()
+    assert not search.may_suggest()
+    search.finish(1, "completed", 1.0, 1)
+    assert not search.may_suggest()  # trial 2 must see trial 0
+    search.finish(0, "completed", 1.0, 1)
+    assert search.may_suggest()
+
+
+def test_outcomes_reach_optuna_as_what_they_are():
+    search = ArmSearch("arm", SPACE, SearchSection(trials_per_arm=4))
+    for i, (outcome, loss) in enumerate([("completed", 2.0), ("stopped_early", 3.0), ("infeasible", float("inf"))]):
+        search.suggest()
+        search.finish(i, outcome, loss, 5)
+    search.suggest()
+    states = [trial.state.name for trial in search.optuna_study().trials]
+    assert states == ["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+    assert search.optuna_study().best_value == 2.0
+    assert search.optuna_study().trials[1].intermediate_values == {5: 3.0}
+
+
+def test_best_is_a_trial_trained_to_its_end():
+    search = ArmSearch("arm", SPACE, SearchSection(trials_per_arm=3))
+    configs = []
+    for i, (outcome, loss) in enumerate([("completed", 2.0), ("stopped_early", 1.0), ("completed", 1.9)]):
+        configs.append(search.suggest()[1])
+        search.finish(i, outcome, loss, 5)
+    assert search.best() == configs[2]
+
+
+def test_without_a_trial_trained_to_its_end_the_first_suggestion_stands():
+    search = ArmSearch("arm", SPACE, SearchSection(trials_per_arm=1))
+    _, config = search.suggest()
+    search.finish(0, "infeasible", float("inf"), 1)
+    assert search.best() == config
+    assert not search.feasible
+
+
+def test_early_stopping_spares_half_the_budget_and_keeps_the_better_half():
+    search = ArmSearch("arm", SPACE, SearchSection(trials_per_arm=9))
+    for i, loss in enumerate([3.0, 2.0]):  # the first two always go on
+        search.suggest()
+        assert not search.should_stop(i, 0.5, loss)
+        search.finish(i, "completed", loss, 10)
+    search.suggest()
+    assert not search.should_stop(2, 0.4, 99.0)  # before half of the budget
+    assert search.should_stop(2, 0.5, 3.5)  # worst of three
+    search.finish(2, "stopped_early", 3.5, 5)
+    search.suggest()
+    assert not search.should_stop(3, 0.6, 2.5)  # second of four
+    assert not search.should_stop(3, 0.8, 99.0)  # one rung: it is not asked again
+    search.finish(3, "completed", 2.5, 10)
+    search.suggest()
+    assert search.should_stop(4, 0.5, 3.1)  # fourth of five
+
+
+def test_early_stopping_does_not_look_at_trials_that_may_not_have_ended():
+    search = ArmSearch("arm", SPACE, SearchSection(trials_per_arm=9, parallel=3))
+    for i, loss in enumerate([1.0, 1.1, 1.2]):
+        search.suggest()
+        assert not search.should_stop(i, 0.5, loss)
+    search.finish(0, "completed", 1.0, 10)
+    search.suggest()
+    assert not search.should_stop(3, 0.5, 99.0)  # sees trial 0 alone
+
+
+def test_no_pruner_never_stops():
+    search = ArmSearch("arm", SPACE, SearchSection(trials_per_arm=9, pruner="none"))
+    for i in range(5):
+        search.suggest()
+        assert not search.should_stop(i, 0.5, float(i))
+        search.finish(i, "completed", float(i), 10)
+
+
+def test_distributions_are_optunas():
+    assert distribution(Distribution(uniform=[0.0, 2.0])) == optuna.distributions.FloatDistribution(0.0, 2.0)
+    assert distribution(SPACE["lr"]) == optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+    assert distribution(Distribution(choice=[1.0, 10.0])) == optuna.distributions.CategoricalDistribution([1.0, 10.0])
+    assert isinstance(make_sampler("tpe", 1, 30), optuna.samplers.TPESampler)

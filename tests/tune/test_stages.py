@@ -1,0 +1,132 @@
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from tune.stages import Stages
+from tune.study import parse
+
+STUDY = """
+question: Is it better?
+model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
+fixed: {tokens: 4096, batch_tokens: 64}
+nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
+arms:
+  gelu: {baseline: true}
+  floor: {gate: sigmoid, alpha: 0.0, floor: true}
+  searched: {gate: sigmoid, alpha: {search: {uniform: [0.0, 2.0]}}}
+search: {trials_per_arm: 4}
+calibrate: {points: 3, seeds: 2, max_points: 7}
+confirm: {seeds: 3}
+"""
+OPTIMA = {"gelu": 1e-3, "floor": 1e-3, "searched": 2e-3}
+
+
+def drive(order_seed=0, optima=OPTIMA, slots=4, text=STUDY, outcome=lambda cell: "completed"):
+    """Run the stages on a known bowl over the learning rate, cells ending in a random order."""
+    decisions = []
+    stages = Stages(parse(text, Path("x.yaml")), lambda event, **fields: decisions.append((event, fields)), {})
+    rng, running, cells = random.Random(order_seed), [], []
+    while not stages.finished:
+        while len(running) < slots and (cell := stages.next_cell()):
+            running.append(cell)
+            cells.append(cell)
+        cell = running.pop(rng.randrange(len(running)))
+        loss = 3.0 + math.log(cell.config["lr"] / optima[cell.arm]) ** 2 + 1e-4 * (cell.seed % 7)
+        stages.complete(cell, outcome(cell), loss if outcome(cell) == "completed" else math.inf, 10)
+    return stages, cells, decisions
+
+
+def test_every_arm_gets_the_same_number_of_cells_in_every_stage():
+    _, cells, _ = drive()
+    for stage, wanted in (("search", 4), ("confirm", 3)):
+        assert {arm: sum(c.stage == stage and c.arm == arm for c in cells) for arm in OPTIMA} == dict.fromkeys(
+            OPTIMA, wanted
+        )
+    calibrated = [
+        sorted((c.config["lr"], c.seed) for c in cells if c.stage == "calibrate" and c.arm == arm) for arm in OPTIMA
+    ]
+    assert calibrated[0] == calibrated[1] == calibrated[2]  # one shared grid, the same seeds
+    assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_cells_do_not_depend_on_slots_or_on_the_order_in_which_they_end():
+    keys = [
+        sorted(cell.key for cell in drive(seed, slots=slots)[1]) for seed, slots in ((0, 1), (1, 2), (2, 8), (3, 3))
+    ]
+    assert all(found == keys[0] for found in keys)
+
+
+def test_seeds_of_search_and_calibration_never_enter_confirm():
+    _, cells, _ = drive()
+    seeds = {stage: {c.seed for c in cells if c.stage == stage} for stage in ("search", "calibrate", "confirm")}
+    assert seeds == {"search": {1}, "calibrate": {11, 12}, "confirm": {101, 102, 103}}
+
+
+def test_the_chosen_rate_is_the_grid_best_and_inside_the_grid():
+    stages, _, decisions = drive()
+    assert not stages.grid_capped
+    for arm, optimum in OPTIMA.items():
+        rate = stages.chosen[arm]["lr"]
+        assert stages.grid[0] < rate < stages.grid[-1]
+        assert abs(math.log(rate / optimum)) <= math.log(2.0) / 2 + 1e-9  # no other point of the grid is nearer
+    chosen = {fields["arm"]: fields for event, fields in decisions if event == "chosen"}
+    assert all(chosen[arm]["config"] == stages.chosen[arm] and not chosen[arm]["at_edge"] for arm in OPTIMA)
+
+
+def test_an_optimum_at_the_edge_extends_the_grid_for_all_arms():
+    far = {"gelu": 1e-3, "floor": 1e-3, "searched": 1.6e-2}
+    stages, cells, decisions = drive(optima=far, text=STUDY.replace("max_points: 7", "max_points: 20"))
+    assert stages.grid[0] < stages.chosen["searched"]["lr"] < stages.grid[-1]
+    grids = [fields["grid"] for event, fields in decisions if event == "grid"]
+    assert [len(grid) for grid in grids] == sorted(len(grid) for grid in grids)
+    assert len(grids) > 1
+    for arm in far:
+        rates = {c.config["lr"] for c in cells if c.stage == "calibrate" and c.arm == arm}
+        assert rates == set(stages.grid)
+    ratios = [b / a for a, b in zip(stages.grid, stages.grid[1:], strict=False)]
+    assert ratios == pytest.approx([2.0] * len(ratios))
+
+
+def test_the_cap_ends_the_extension_and_is_said():
+    stages, _, decisions = drive(optima=dict.fromkeys(OPTIMA, 10.0))
+    assert len(stages.grid) == 7
+    assert stages.grid_capped
+    assert all(fields["at_edge"] for event, fields in decisions if event == "chosen")
+
+
+def test_the_searched_alpha_is_kept_through_calibrate_and_confirm():
+    stages, cells, _ = drive()
+    alphas = {c.config["alpha"] for c in cells if c.arm == "searched" and c.stage != "search"}
+    assert alphas == {stages.search["searched"].best()["alpha"]}
+    assert all("alpha" not in c.config for c in cells if c.arm == "gelu")
+
+
+def test_an_infeasible_seed_takes_its_learning_rate_out():
+    # above 1e-3 one of the two selection seeds diverges
+    stages, _, _ = drive(
+        outcome=lambda c: (
+            "infeasible" if c.stage == "calibrate" and c.seed == 12 and c.config["lr"] > 1.2e-3 else "completed"
+        )
+    )
+    assert all(config["lr"] < 1.2e-3 for config in stages.chosen.values())
+    assert math.isinf(stages.grid_mean("gelu", stages.grid[-1]))
+
+
+def test_nothing_feasible_ends_the_study_before_it_costs_more():
+    stages, cells, _ = drive(outcome=lambda cell: "infeasible")
+    assert stages.hopeless
+    assert {cell.stage for cell in cells} == {"search"}
+
+
+def test_confirm_finishes_seeds_together_so_that_pairs_are_whole():
+    _, cells, _ = drive(slots=1)
+    confirm = [cell for cell in cells if cell.stage == "confirm"]
+    assert [cell.seed for cell in confirm] == sorted(cell.seed for cell in confirm)
+
+
+def test_remaining_counts_down_to_nothing():
+    stages = Stages(parse(STUDY, Path("x.yaml")), lambda event, **fields: None, {})
+    assert stages.remaining() == 3 * (4 + 3 * 2 + 3)
+    assert drive()[0].remaining() == 0
