@@ -229,7 +229,7 @@ def prepare(
     """The folder with the packed corpus, made when it is not in the cache. Atomic: another process sees all or nothing.
 
     It holds `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json` (digest,
-    dtype, vocabulary, tokens and bytes of text a split). Raises CorpusError for a split shorter than one window of n_ctx + 1.
+    dtype, vocabulary, tokens and bytes of text a split). Raises CorpusError for a split shorter than one window.
     """
     texts = load_texts(source, base)
     key = _digest(str(FORMAT), _tokenizer_key(tokenizer, base), *[texts[split] for split in SPLITS])[:16]

@@ -20,8 +20,9 @@ def initialise_gpt2(model: Any, seed: int) -> None:
     """GPT-2's initialisation, a generator for each parameter.
 
     Matrices ~ N(0, std^2), the projections into the residual stream (`c_proj`) ~ N(0, std^2 / (2 n_layer)), biases 0,
-    LayerNorm gains 1; std is the config's `initializer_range` (0.02 as published). Parameters with the same name and shape start from the same bits in every arm. Alphas keep the
-    values that their spec states. Source: Radford et al. 2019, section 2.3.
+    LayerNorm gains 1; std is the config's `initializer_range` (0.02 as published). Parameters with the same name and
+    shape start from the same bits in every arm. Alphas keep the values that their spec states. Source: Radford et al.
+    2019, section 2.3.
     """
     n_layer, std = model.config.n_layer, model.config.initializer_range
     for name, parameter in model.named_parameters():

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from pagating import alpha_parameters, alpha_values, patch, set_progress
+from pagating.accounting import cost
 from pagating.corpus import eval_windows, open_split, read_meta, train_batch
 from pagating.evaluate import PRECISIONS, autocast, bits_per_byte, mean_nll, perplexity, token_nll
 from pagating.initialise import initialise_gpt2
@@ -128,17 +129,6 @@ def build_optimizer(model: nn.Module, trial: Trial) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=trial.lr, betas=(trial.beta1, trial.beta2), fused=True)
 
 
-def flops_per_token(model: Any, n_ctx: int) -> float:
-    """Training FLOPs a token: 6 x (weights used in matrix products) + 6 n_layer n_ctx d_model for causal attention.
-
-    Embedding look-ups are free; the tied output projection is a matrix product. Source: Kaplan et al. 2020, appendix B,
-    with the causal half of the attention scores.
-    """
-    config = model.config
-    products = sum(p.numel() for name, p in model.named_parameters() if p.dim() >= 2 and ".wpe." not in name)
-    return 6.0 * products + 6.0 * config.n_layer * n_ctx * config.n_embd
-
-
 def peak_rss_mb() -> float:
     """The largest resident memory of this process so far, MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -149,8 +139,9 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
     """Train one trial; yield a row at each evaluation, and with the last row `final`: the metrics of the whole trial.
 
     A row: step, tokens, val_nll, train_nll (mean over the steps since the last row), lr, grad_norm (of this step,
-    before clipping), tokens_per_second (training only), alpha (per layer; empty where none is learned). Raises Diverged.
+    before clipping), tokens_per_second (training only), alpha (per layer; empty where none is learned).
     The result depends on the trial alone: not on the process's history, its neighbours, or its thread settings.
+    Raises Diverged at the first loss or gradient norm that is not finite.
     """
     torch.set_num_threads(trial.threads)
     torch.manual_seed(trial.seed)  # dropout is the only user of the global generator
@@ -203,7 +194,7 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
         losses = []
         if done != trial.steps:
             yield row
-    alphas = alpha_values(model)
+    alphas, counted = alpha_values(model), cost(model, n_ctx)
     final = {
         "val_nll": row["val_nll"],
         "val_ppl": perplexity(row["val_nll"]),
@@ -213,8 +204,8 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
         "tokens": row["tokens"],
         "steps": trial.steps,
         "tokens_per_second": row["tokens_per_second"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "flops_per_token": flops_per_token(model, n_ctx),
+        "parameters": counted.parameters,
+        "flops_per_token": counted.training_flops_per_token,
     }
     if trial.test:
         test_WT = eval_windows(open_split(trial.corpus, "test"), n_ctx, trial.eval_windows)

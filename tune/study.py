@@ -131,7 +131,10 @@ class ModelSection(Section):
     n_ctx: int = Field(128, ge=2, le=1 << 17, description="window, tokens")
     dropout: float = Field(0.0, ge=0, lt=1)
     initializer_range: float = Field(
-        0.02, gt=0, le=1, description="standard deviation of the initial weights; 0.02 is meant for d_model 768 and more"
+        0.02,
+        gt=0,
+        le=1,
+        description="standard deviation of the initial weights; 0.02 is meant for d_model 768 and more",
     )
     activation: Literal["gelu_pytorch_tanh", "gelu_new"] = Field(
         "gelu_pytorch_tanh",
