@@ -1,7 +1,7 @@
 """The unit at the limits of numbers and under torch's transforms; the fused form against the composed one."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -154,6 +154,12 @@ def test_autocast_gives_the_dtype_of_the_input() -> None:
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert unit.alpha_logit.grad.dtype == torch.float32
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow

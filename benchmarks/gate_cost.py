@@ -1,0 +1,167 @@
+"""What a gate costs: time and kept bytes of the pointwise unit against GELU, forward and backward.
+
+    python benchmarks/gate_cost.py [--json FILE] [--compile] [--device cpu] [--threads 1]
+
+One run, all variants interleaved, so that a busy machine slows them alike; medians over rounds, with the quartiles
+as spread, and as a ratio to `torch.nn.functional.gelu(approximate="tanh")` in the same round. Kept bytes are those of
+the distinct tensors that autograd holds for the backward pass, per element of the input.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pagating.units import pointwise
+
+SHAPES = [(8, 128, 512), (8, 1024, 3072)]
+DTYPES = [torch.float32, torch.bfloat16]
+REFERENCE = "gelu, fused"
+Function = Callable[[Tensor], Tensor]
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """transformers' composed GELU."""
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
+
+
+def naive(x: Tensor, alpha: Tensor | float) -> Tensor:
+    """The published formula as it is written."""
+    return alpha * x * torch.sigmoid(x) + (1 - alpha) * x
+
+
+def variants(device: str, compiled: bool) -> dict[str, tuple[Function, list[Tensor]]]:
+    """Name -> function of x, and the parameters that it also differentiates."""
+    alpha = torch.nn.Parameter(torch.tensor(0.5, device=device))
+    rows: dict[str, tuple[Function, list[Tensor]]] = {
+        REFERENCE: (lambda x: F.gelu(x, approximate="tanh"), []),
+        "gelu_new, composed": (gelu_new, []),
+        "silu, fused": (F.silu, []),
+        "formula, composed, alpha fixed": (lambda x: naive(x, 0.5), []),
+        "formula, composed, alpha learnable": (lambda x: naive(x, alpha.to(x.dtype)), [alpha]),
+    }
+    for base in ("identity", "gelu"):
+        rows[f"unit, base {base}, alpha fixed"] = (_unit(pointwise, 0.5, base), [])
+        rows[f"unit, base {base}, alpha learnable"] = (_unit(pointwise, alpha, base), [alpha])
+        if compiled:
+            unit = torch.compile(pointwise, fullgraph=True)
+            rows[f"unit compiled, base {base}, alpha fixed"] = (_unit(unit, 0.5, base), [])
+            rows[f"unit compiled, base {base}, alpha learnable"] = (_unit(unit, alpha, base), [alpha])
+    return rows
+
+
+def _unit(function: Callable[..., Tensor], alpha: Any, base: str) -> Function:
+    return lambda x: function(x, alpha, base=base)
+
+
+def kept_bytes(function: Function, x: Tensor) -> int:
+    """Bytes of the distinct storages that autograd keeps for the backward pass."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function(x)  # held until the count is done, or its tensors would be freed
+    assert result.requires_grad
+    return sum(storages.values())
+
+
+def seconds(function: Function, x: Tensor, grad: Tensor, parameters: list[Tensor]) -> float:
+    """One forward and backward pass."""
+    for tensor in (x, *parameters):
+        tensor.grad = None
+    _wait(x)
+    start = time.perf_counter()
+    function(x).backward(grad)
+    _wait(x)
+    return time.perf_counter() - start
+
+
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def measure(shape: tuple[int, ...], dtype: torch.dtype, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a variant, for one shape and dtype."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(options.device, dtype).requires_grad_()
+    grad = torch.randn(shape, generator=generator).to(options.device, dtype)
+    rows = variants(options.device, options.compile)
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    # as many rounds as the time allowed a shape holds, the first of them a warm-up
+    rounds, begun = 0, time.perf_counter()
+    while rounds < 4 or (time.perf_counter() - begun < options.seconds and rounds < 101):
+        for name, (function, parameters) in rows.items():
+            times[name].append(seconds(function, x, grad, parameters))
+        rounds += 1
+        if rounds == 1:
+            times = {name: [] for name in rows}
+            begun = time.perf_counter()
+    result = []
+    for name, (function, _) in rows.items():
+        ratios = [t / r for t, r in zip(times[name], times[REFERENCE], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        result.append(
+            {
+                "shape": list(shape),
+                "dtype": str(dtype).removeprefix("torch."),
+                "variant": name,
+                "milliseconds": 1e3 * statistics.median(times[name]),
+                "ratio": middle,
+                "ratio_low": low,
+                "ratio_high": high,
+                "kept_bytes_per_element": kept_bytes(function, x) / x.numel(),
+                "rounds": len(ratios),
+            }
+        )
+    return result
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as text, one block a shape and dtype."""
+    lines, block = [], None
+    for row in rows:
+        if block != (row["shape"], row["dtype"]):
+            block = (row["shape"], row["dtype"])
+            lines += ["", f"{tuple(row['shape'])} {row['dtype']}, {row['rounds']} rounds"]
+            lines += [f"  {'variant':<46}{'ms':>9}{'ratio':>8}{'quartiles':>15}{'kept bytes/element':>20}"]
+        spread = f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
+        lines += [
+            f"  {row['variant']:<46}{row['milliseconds']:>9.2f}{row['ratio']:>8.2f}{spread:>15}"
+            f"{row['kept_bytes_per_element']:>20.2f}"
+        ]
+    return "\n".join(lines).strip()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure every shape and dtype, print the table, and write the rows as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--compile", action="store_true", help="also the unit under torch.compile (a C++ compiler)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for each shape and dtype")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    rows = [row for dtype in DTYPES for shape in SHAPES for row in measure(shape, dtype, options)]
+    print(f"torch {torch.__version__}, {options.device}, {options.threads} thread(s); ratio: to {REFERENCE}\n")
+    print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

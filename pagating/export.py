@@ -1,0 +1,73 @@
+"""Export a language model, patched or not, to `torch.export` and to ONNX, and compare the result with eager.
+
+Both take token ids `(B, T)`, any batch and any length up to the model's, and give logits `(B, T, V)`. A scheduled
+alpha is exported at its present value; a learnable or token-dependent one as it is trained. The ONNX functions
+need the packages onnx, onnxscript and onnxruntime (the extra `export`).
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+Run = Callable[[Tensor], Tensor]
+
+
+class _Logits(nn.Module):
+    """The logits alone: no cache, no loss, nothing optional."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+        return logits
+
+
+def export_program(model: nn.Module, example_BT: Tensor | None = None) -> ExportedProgram:
+    """The model's graph from token ids `(B, T)` to logits, batch and length left open.
+
+    `example_BT` (2 x 8 zeros by default) is only traced; both its sizes must be at least 2, or they would be taken
+    as constants: ValueError otherwise, and for a model in training mode, whose dropout would be frozen in.
+    """
+    example_BT = torch.zeros(2, 8, dtype=torch.long) if example_BT is None else example_BT
+    if example_BT.dim() != 2 or min(example_BT.shape) < 2:
+        raise ValueError(f"example: shape {tuple(example_BT.shape)} is not (B, T) with both at least 2")
+    if model.training:
+        raise ValueError(f"{type(model).__name__} is in training mode; call eval() before an export")
+    shapes = {"input_ids": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
+    with torch.no_grad():
+        return torch.export.export(_Logits(model).eval(), (example_BT,), dynamic_shapes=shapes, strict=False)
+
+
+def run_program(program: ExportedProgram) -> Run:
+    """The exported program as a function of token ids."""
+    module = program.module()
+    return lambda ids_BT: module(ids_BT)
+
+
+def export_onnx(program: ExportedProgram, path: str | Path) -> Path:
+    """Write an exported program as ONNX to `path`; the weights lie in the file, nothing is pickled."""
+    written = torch.onnx.export(program, dynamo=True, verbose=False)
+    if written is None:
+        raise RuntimeError(f"torch.onnx gave no program to write to {path}")
+    written.save(str(path))
+    return Path(path)
+
+
+def run_onnx(path: str | Path) -> Run:
+    """An ONNX file as a function of token ids, by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda ids_BT: torch.from_numpy(session.run(None, {name: ids_BT.numpy()})[0])
+
+
+@torch.no_grad()
+def max_difference(model: nn.Module, run: Run, inputs: Iterable[Tensor]) -> float:
+    """Largest absolute difference of logits between the eager model and `run` over token ids `(B, T)`."""
+    return max(float((model(input_ids=ids, use_cache=False).logits - run(ids)).abs().max()) for ids in inputs)
