@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import estimates, paired_tests, power
+from analysis import estimates, paired_tests, power, sequential
 from analysis.pairs import Pairs
 
 KEYS = [
@@ -65,6 +65,7 @@ def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float) 
             "p_worst_rank",
             "p_sign_test",
             "power_at_effect_seen",
+            "e_value",
         ]
     )
     row["verdict"] = _refusal(pairs, d, b, a)
@@ -113,6 +114,7 @@ def _mean_based(row: dict[str, Any], b: np.ndarray, a: np.ndarray, level: float,
     row["sd_difference"] = sd
     # what sharing seeds bought: sd of a difference of unpaired runs over that of the paired ones
     row["pairing_gain"] = float(np.sqrt(b.var(ddof=1) + a.var(ddof=1))) / sd
+    row["e_value"] = sequential.e_value(row["t"], n)
     row["p_tost"] = paired_tests.tost(d, margin)[0]
     row["tost_excludes"] = paired_tests.tost_excludes(d, level)
     row["power_at_effect_seen"] = power.power(row["d_z"], n, level)

@@ -82,7 +82,7 @@ def _legend(ax: Axes, entries: Sequence[tuple[Artist, str]], columns: int = 3) -
 
 def differences(study: Study, rows: list[dict]) -> Figure:
     """Paired differences in percent of the baseline's mean, a dot a seed, with mean and interval."""
-    rows = [r for r in rows if r["complete_pairs"] and r["baseline_mean"]]
+    rows = [r for r in rows if r["improvement_percent"] is not None]
     fig = Figure(figsize=(7.2, 1.1 + 0.55 * max(1, len(rows))))
     ax = fig.subplots()
     ax.axvline(0, color=INK, lw=1)
@@ -230,7 +230,7 @@ def learned_alphas(study: Study) -> Figure:
         colour, marker = arm_style(study, arm)
         table = rows.loc[rows["arm"] == arm, columns].dropna(axis=1, how="all").astype(float)
         layers = np.array([int(c.rsplit("_", 1)[1]) for c in table.columns])
-        ax.plot(layers, table.to_numpy()[:DRAWN].T, color=colour, lw=0.8, alpha=0.55)
+        ax.plot(layers, table.to_numpy()[:DRAWN].T, color=colour, lw=0.8, alpha=0.55, marker=".", ms=3)
         ax.plot(layers, table.mean(), color=colour, lw=2.4, marker=marker)
         for level in (0, 1):
             ax.axhline(level, color=INK, lw=0.8, ls=":")

@@ -13,6 +13,10 @@ OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
 CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
 METRICS = ("test_nll", "val_nll")  # the default is the first that the table has
 DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # of a table that no study file describes
+NUMERIC = (
+    *("test_nll", "val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll", "lr", "alpha", "step", "tokens"),
+    *("steps", "seconds", "tokens_per_second", "peak_rss_mb", "parameters", "flops_per_token", "grad_norm"),
+)
 _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome", "reason", "chosen")
 
 
@@ -135,7 +139,7 @@ def assemble(
         margin=confirm["margin"],
         metric=_metric(source, trials, metric),
         trials=trials,
-        curves=curves,
+        curves=_numeric(f"{source} (curves)", curves),
         folder=folder,
         settings=settings,
     )
@@ -156,7 +160,11 @@ def margin_in_nats(margin: float | str, baseline_mean: float, source: str = "stu
         value = float("nan")
     if isinstance(margin, bool) or not (np.isfinite(value) and value > 0):
         raise TableError(f"{source}: margin {margin!r}; allowed: nats above 0, or a percentage such as 0.5%")
-    return value / 100 * baseline_mean if text.endswith("%") else value
+    if not text.endswith("%"):
+        return value
+    if baseline_mean <= 0:
+        raise TableError(f"{source}: margin {margin!r} of a mean of {baseline_mean:g}; allowed: a number in nats")
+    return value / 100 * baseline_mean
 
 
 def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: str | None) -> Study:
@@ -203,10 +211,17 @@ def _normalise(source: str, trials: pd.DataFrame) -> pd.DataFrame:
         if not (known := trials[column].isin(allowed)).all():
             value = trials.loc[~known, column].iloc[0]
             raise TableError(f"{source}: column {column} has {value!r}; allowed: {', '.join(allowed)}")
-    return trials
+    return _numeric(source, trials)
+
+
+def _numeric(source: str, table: pd.DataFrame) -> pd.DataFrame:
+    names = [c for c in table.columns if c in NUMERIC or str(c).startswith("alpha_layer_")]
+    return table.assign(**{c: _numbers(source, table, c) for c in names})
 
 
 def _numbers(source: str, table: pd.DataFrame, column: str) -> pd.Series:
+    if pd.api.types.is_numeric_dtype(table[column]):
+        return table[column].astype(float)
     numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
     text = table[column].astype(str).str.strip().str.lower()
     bad = numbers.isna() & table[column].notna() & (text != "nan")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from analysis import report, significance
-from analysis.tables import load
+from analysis.tables import TableError, load
 
 
 class Page(HTMLParser):
@@ -136,3 +136,34 @@ def test_a_table_of_100_000_trials_stays_below_2_gb(demo: Path):
     assert int(done.stdout) < 2_000_000  # KiB
     result = json.loads((demo / "verdict.json").read_text())
     assert [r["n"] for r in result["comparisons"]] == [25_000] * 3
+
+
+def test_a_study_in_which_things_went_wrong_still_reports(demo: Path):
+    trials = pd.read_parquet(demo / "trials.parquet")
+    confirm = trials["stage"] == "confirm"
+    trials.loc[confirm & (trials["arm"] == "paglu-searched"), ["outcome", "test_nll", "val_nll"]] = (
+        "infeasible", np.nan, np.nan,
+    )  # fmt: skip
+    trials = trials[~(confirm & (trials["arm"] == "paglu-per-layer"))]
+    trials.to_parquet(demo / "trials.parquet")
+    text = report.build(demo).read_text()
+    words = {r["arm"]: r for r in json.loads((demo / "verdict.json").read_text())["comparisons"]}
+    assert words["paglu-searched"]["verdict"] == "worse"
+    assert words["paglu-searched"]["improvement_percent"] is None
+    assert words["paglu-per-layer"]["verdict"] == "not testable (no treatment runs)"
+    assert "paglu-searched diverged on seeds 100, 101" in text
+
+
+def test_losses_below_zero_have_no_percentage(demo: Path):
+    trials = pd.read_parquet(demo / "trials.parquet")
+    trials["test_nll"] -= 10
+    trials.to_parquet(demo / "trials.parquet")
+    with pytest.raises(TableError, match=r"margin '0.5%' of a mean of -6.6\d*; allowed: a number in nats"):
+        report.build(demo)
+    settings = yaml.safe_load((demo / "study.yaml").read_text())
+    settings["confirm"]["margin"] = 0.02
+    (demo / "study.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    report.build(demo)
+    row = json.loads((demo / "verdict.json").read_text())["comparisons"][1]
+    assert row["improvement_percent"] is row["improvement_low"] is row["mde_percent"] is None
+    assert row["mean_difference"] == pytest.approx(0.02, abs=0.01)
