@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.tables import Study, confirm_rows
 
@@ -262,5 +262,23 @@ def over_training(study: Study, training: dict[str, pd.DataFrame]) -> Figure:
     ax.xaxis.set_minor_formatter(FuncFormatter(_tokens))
     ax.set_xlabel("training tokens (log scale)")
     ax.set_ylabel(f"improvement over {study.baseline} (%)")
+    _legend(ax, entries)
+    return fig
+
+
+def search_budget(study: Study, rows: list[dict]) -> Figure:
+    """Expected best val_nll of n search trials, by arm: solid without replacement, dotted with it."""
+    fig = Figure(figsize=(7.2, 3.8))
+    ax = fig.subplots()
+    entries = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        colour, marker = arm_style(study, arm)
+        mine = pd.DataFrame([row for row in rows if row["arm"] == arm])
+        (line,) = ax.plot(mine["budget"], mine["without_replacement"].astype(float), color=colour, marker=marker, ms=4)
+        ax.plot(mine["budget"], mine["with_replacement"].astype(float), color=colour, lw=1, ls=":")
+        entries.append((line, arm))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("search trials")
+    ax.set_ylabel("expected best validation loss\n(nats per token)")
     _legend(ax, entries)
     return fig

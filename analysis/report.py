@@ -55,6 +55,9 @@ def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figu
     out: dict[str, Callable[[], Figure]] = {"differences": lambda: plots.differences(study, result["comparisons"])}
     if {"lr", "val_nll"} <= columns and (study.trials["stage"] != "confirm").any():
         out["learning_rate"] = lambda: plots.learning_rate(study)
+    searched = budget.curves(study) if {"lr", "val_nll"} <= columns else []
+    if searched:
+        out["search_budget"] = lambda: plots.search_budget(study, searched)
     if len(curves) and (curves["stage"] == "confirm").any():
         out["loss_curves"] = lambda: plots.loss_curves(study)
     training = beside.over_training(study)

@@ -44,7 +44,7 @@ def test_the_folder_gets_verdict_figures_and_report(built: Path):
     result = json.loads((demo / "verdict.json").read_text())
     assert result == json.loads(json.dumps(significance.verdict(load(demo))))
     names = {p.stem for p in (demo / "figures").glob("*.svg")}
-    assert names == {"differences", "learning_rate", "loss_curves", "over_training", "alphas"}
+    assert names == {"differences", "learning_rate", "loss_curves", "over_training", "alphas", "search_budget"}
     for svg in (demo / "figures").glob("*.svg"):
         assert ElementTree.parse(svg).getroot().tag.endswith("svg")
     assert result["summary"] in (demo / "verdict.md").read_text()
@@ -63,7 +63,7 @@ def test_the_report_is_self_contained_and_ids_are_unique(built: Path):
     text = (built / "report.html").read_text()
     page = Page()
     page.feed(text)
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     assert "script" not in page.tags
     assert [r for r in page.references if not r.startswith("#")] == []
     assert not re.search(r"url\((?!#)", text)
