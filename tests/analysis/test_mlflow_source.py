@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import beside, significance
+from analysis import beside, command, significance
 from analysis.mlflow_source import load_mlflow
 from analysis.tables import TableError, load
 
@@ -37,6 +37,7 @@ def log(folder: Path, uri: str) -> str:
     return parent
 
 
+@pytest.mark.slow
 def test_mlflow_gives_the_verdict_of_the_folder(tmp_path: Path, make_study, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     folder = make_study(tmp_path / "demo", seeds=3)
@@ -53,8 +54,18 @@ def test_mlflow_gives_the_verdict_of_the_folder(tmp_path: Path, make_study, monk
         assert mine == pytest.approx(row)
     with pytest.raises(TableError, match=r"0 parent runs; allowed: one"):
         load_mlflow(uri, "other")
-    with pytest.raises(TableError, match=r"sqlite:///no.db study 'demo': no such database file"):
-        load_mlflow("sqlite:///no.db", "demo")
-    assert not Path("no.db").exists()
     with pytest.raises(TableError, match=r"without quotes"):
         load_mlflow(uri, "x' or '1")
+
+
+def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture):
+    uri = f"sqlite:///{tmp_path / 'no.db'}"
+    with pytest.raises(TableError, match=r"study 'demo': no such database file"):
+        load_mlflow(uri, "demo")
+    with pytest.raises(SystemExit) as done:
+        command.run(lambda: significance.main(["--mlflow", uri, "--study", "demo"]))
+    assert done.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "no.db").exists()
+    with pytest.raises(TableError, match=r"allowed: with --study NAME"):
+        command.study(command.parser("x", "y").parse_args(["--mlflow", uri]))
