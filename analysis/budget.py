@@ -26,7 +26,7 @@ def expected_best(losses: Values, replacement: bool) -> list[float]:
 
     With replacement, P(the best is the i-th lowest) = ((n-i+1)/n)^b - ((n-i)/n)^b, biased high for b near n
     (Dodge et al. 2019, arXiv 1909.03004). Without, C(n-i, b-1) / C(n, b), unbiased (Tang et al. 2020,
-    arXiv 2004.14500).
+    arXiv 2004.13705).
     A budget whose best may be infeasible has the expectation +inf.
     """
     x = np.sort(np.asarray(losses, float))

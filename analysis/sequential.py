@@ -17,14 +17,14 @@ def e_value(t: float, n: int, g: float = PRIOR_VARIANCE) -> float:
     """Evidence against a zero mean from a one-sample t over n pairs; reject when it ever reaches 1 / level.
 
     e = (1 + n g)^(-1/2) * [(1 + t^2 / v) / (1 + t^2 / (v (1 + n g)))]^((v + 1) / 2), v = n - 1: the Bayes factor with a
-    N(0, g) prior on the effect size and the right-Haar prior on the standard deviation.
+    N(0, g) prior on the effect size and the right-Haar prior on the standard deviation. At most exp(690).
     Source: Hendriksen, de Heide and Grunwald 2021, arXiv 1807.01077; Wang and Ramdas 2023, arXiv 2310.03722.
     """
     if n < 2 or not g > 0 or not math.isfinite(t):
         raise ValueError(f"n = {n}, g = {g}, t = {t}; allowed: n >= 2, g > 0, a finite t")
     v, spread = n - 1, 1 + n * g
     ratio = math.log1p(t * t / v) - math.log1p(t * t / (v * spread))
-    return math.exp(-0.5 * math.log(spread) + (v + 1) / 2 * ratio)
+    return math.exp(min(690.0, -0.5 * math.log(spread) + (v + 1) / 2 * ratio))  # beyond it a float overflows
 
 
 def e_process(d: Values, g: float = PRIOR_VARIANCE) -> list[float]:

@@ -126,6 +126,7 @@ def test_e_process_rejects_a_true_null_at_most_at_the_level(rng: np.random.Gener
     for _ in range(2000):
         rejected += max(sequential.e_process(rng.normal(0, 1, sequential.CAP))) >= 20
     assert rejected / 2000 <= 0.05  # Ville's inequality, looking after every seed
+    assert sequential.e_value(5000.0, 25_000) == pytest.approx(np.exp(690))  # capped where a float overflows
     assert sequential.e_process([0.1, 0.1, 0.1]) == [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="complete pairs"):
         sequential.e_process([0.1, np.inf])
