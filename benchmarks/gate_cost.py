@@ -95,6 +95,7 @@ def _wait(x: Tensor) -> None:
 
 def measure(shape: tuple[int, ...], dtype: torch.dtype, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a variant, for one shape and dtype."""
+    torch.compiler.reset()  # shapes and dtypes are specialised anew, not generalised from the last one
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(options.device, dtype).requires_grad_()
     grad = torch.randn(shape, generator=generator).to(options.device, dtype)

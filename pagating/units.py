@@ -56,7 +56,14 @@ def pointwise(
             return row.gated(x)
     if isinstance(base, str) and applies(x, alpha, gate, base):
         return fused_pointwise(x, alpha, gate, base)
+    if base == "gelu" and torch.compiler.is_compiling():
+        base_of = _gelu_by_sigmoid
     return torch.lerp(base_of(x), row.gated(x), _like(alpha, x))
+
+
+def _gelu_by_sigmoid(x: Tensor) -> Tensor:
+    # (1 + tanh(u)) / 2 = sigmoid(2 u): the tanh form again, in an operation that compiles to half the time
+    return x * torch.sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))
 
 
 def scaled(x: Tensor, alpha: float | Tensor, gate: str = "sigmoid", base: str | Function = "identity") -> Tensor:
