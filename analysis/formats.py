@@ -29,6 +29,7 @@ VERDICT_COLUMNS: Columns = {
     "probability_of_improvement": ("P(better)", ".2f"),
     "verdict": ("verdict", ""),
 }
+_NARROW = ("arm", "n", "improvement_percent", "improvement_low", "improvement_high", "p_adjusted", "verdict")
 # a page scrolls sideways on a phone: the verdict comes first there
 REPORT_COLUMNS: Columns = {
     key: VERDICT_COLUMNS[key]
@@ -57,6 +58,11 @@ def cell(value: Any, spec: str) -> str:
     if spec and not isinstance(value, str):
         return format(int(value) if spec == "d" else value, spec)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def verdict_columns(width: int) -> Columns:
+    """Columns of the verdict for a terminal of `width` characters: all of them, or those that decide."""
+    return VERDICT_COLUMNS if width >= 140 else {key: VERDICT_COLUMNS[key] for key in _NARROW}
 
 
 def table(rows: list[dict[str, Any]], columns: Columns, title: str = "") -> Table:

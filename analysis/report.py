@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 
 from analysis import alphas, beside, budget, command, formats, plots
@@ -94,8 +95,9 @@ def verdict_markdown(result: dict[str, Any]) -> str:
 
 
 def terminal_table(result: dict[str, Any]) -> Table:
-    """The verdict table for a terminal (rich)."""
-    return formats.table(result["comparisons"], formats.VERDICT_COLUMNS, title=result["summary"])
+    """The verdict table for a terminal (rich), as wide as the terminal allows."""
+    columns = formats.verdict_columns(Console().width)
+    return formats.table(result["comparisons"], columns, title=result["summary"])
 
 
 def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:

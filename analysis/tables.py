@@ -1,5 +1,6 @@
 """Tables in: a study folder or a CSV becomes a checked `Study`; what would spoil a test is refused here."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,9 @@ def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: 
     if not isinstance(settings, dict) or not isinstance(settings.get("arms"), dict) or not settings["arms"]:
         raise TableError(f"{settings_file}: key arms is missing or empty; allowed: a mapping of arm names")
     settings = {**settings, "arms": {str(k): v or {} for k, v in settings["arms"].items()}}
+    provenance = folder / "provenance.json"
+    if provenance.is_file():
+        settings["provenance"] = json.loads(provenance.read_text(encoding="utf-8"))
     curves = _read(curves_file) if curves_file.is_file() else pd.DataFrame()
     given = {"baseline": baseline, "floor": floor, "metric": metric}
     return assemble(str(folder), folder.resolve().name, _read(trials_file), curves, settings, folder=folder, **given)

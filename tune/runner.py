@@ -19,6 +19,7 @@ from typing import Any
 
 from tune import ledger as ledgers
 from tune.ledger import Cell, Ledger, Record
+from tune.provenance import write_provenance
 from tune.stages import Stages
 from tune.study import Study, StudyError, digest, dump, parse, trial_spec
 
@@ -63,6 +64,7 @@ class StudyRun:
         self.tracker: Any | None = None
         self._listen = listen
         self._decisions: set[str] = set()
+        self.slots = 0  # known once Ray runs
         self._begun = time.monotonic()
         self._ended_here = 0
         self._again: deque[Cell] = deque()  # cells whose machine failed
@@ -299,6 +301,7 @@ def run_ray(run: StudyRun, slots: int | None = None) -> None:
             configure_logging=True,
         )
     try:
+        run.slots = slots or _slots(run.study)
         search, scheduler, ends = _tune_parts(run)
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(CellTrainable, {"cpu": run.study.resources.cpus}),
@@ -307,7 +310,7 @@ def run_ray(run: StudyRun, slots: int | None = None) -> None:
                 scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=True,
-                max_concurrent_trials=slots or _slots(run.study),
+                max_concurrent_trials=run.slots,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=ray_tune.RunConfig(
@@ -397,6 +400,8 @@ def sweep(
         run.ledger.close()
         if run.ledger.events:
             ledgers.write_tables(study.name, run.ledger.events, folder)
+        if run.slots:
+            write_provenance(folder, run.ledger.events, run.slots)
         if run.tracker:
             run.tracker.close()
     return run

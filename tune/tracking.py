@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import queue
-import subprocess
 import tempfile
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 from tune import ledger as ledgers
 from tune.ledger import Record
+from tune.provenance import git_commit
 from tune.study import Study
 
 STATUS = {"completed": "FINISHED", "stopped_early": "KILLED", "infeasible": "FAILED", "failed": "FAILED"}
@@ -48,15 +48,6 @@ def prepare_store(uri: str) -> None:
         MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
         if not path.exists():
             os.replace(made, path)
-
-
-def git_commit() -> str | None:
-    """Commit of the code that runs, where it runs from a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None  # installed without git: the version says what ran
 
 
 def numeric_alpha(study: Study, arm: str, config: dict[str, float]) -> float:

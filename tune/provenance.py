@@ -1,0 +1,37 @@
+"""Where a study's numbers come from: code, data, machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, where it runs from a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None  # installed without git: the version says what ran
+
+
+def write_provenance(folder: Path, events: list[dict[str, Any]], slots: int) -> None:
+    """`provenance.json`: what a reader needs to repeat the study: data digest, commit, versions, machine, seconds."""
+    found = {
+        "corpus_digest": next(event["corpus"] for event in events if event["event"] == "study"),
+        "git_commit": git_commit(),
+        "versions": {name: version(name) for name in ("pagating-study", "torch", "transformers", "ray", "optuna")},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "slots": slots,
+        "trial_seconds": round(
+            sum(event["final"].get("seconds", 0.0) for event in events if event["event"] == "ended"), 1
+        ),
+    }
+    text = json.dumps(found, indent=1) + "\n"
+    (folder / "provenance.json").write_text(text, encoding="utf-8")
