@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import pagating
 from pagating import fused
@@ -189,3 +190,21 @@ def test_every_gate_compiles(gate: str) -> None:
     x = sample(64, dtype=torch.float32)
     compiled = torch.compile(pointwise, fullgraph=True)
     torch.testing.assert_close(compiled(x, 0.5, gate), pointwise(x, 0.5, gate))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", BASES)
+def test_a_compiled_model_gives_every_alpha_its_gradient(base: str) -> None:
+    config = GPT2Config(vocab_size=37, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval()
+    pagating.patch(model, alpha="learnable", base=base)
+    ids = torch.randint(0, 37, (2, 16), generator=torch.Generator().manual_seed(1))
+    (alpha,) = pagating.alpha_parameters(model)
+    grads = []
+    for run in (model, torch.compile(model)):
+        model.zero_grad()
+        run(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        grads.append(alpha.parameter.grad.item())
+    assert grads[0] != 0
+    assert grads[1] == pytest.approx(grads[0], rel=1e-4)
