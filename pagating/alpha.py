@@ -209,7 +209,7 @@ class AlphaModule(nn.Module):
         return x
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AlphaModule":
-        own = {id(t) for name, t in self.named_own_alpha()}
+        own = {id(t) for _, tensor in self.named_own_alpha() for t in (tensor, tensor.grad)}
 
         def keep_precision(t: Tensor) -> Tensor:
             moved = fn(t)

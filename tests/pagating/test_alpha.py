@@ -153,6 +153,15 @@ def test_alpha_keeps_float32_when_the_model_is_cast_down_and_follows_it_up() -> 
         assert {t.dtype for t in own if isinstance(t, nn.Parameter)} <= {torch.float64}
 
 
+def test_a_gradient_keeps_the_precision_of_its_alpha() -> None:
+    unit = PaGLU("learnable")
+    unit(torch.randn(3, 4)).sum().backward()
+    grad = unit.alpha_logit.grad.clone()
+    unit.to(torch.bfloat16)
+    assert unit.alpha_logit.grad.dtype == torch.float32
+    assert torch.equal(unit.alpha_logit.grad, grad)
+
+
 def test_an_unpatched_model_has_none() -> None:
     model = nn.Linear(3, 3)
     assert alpha_parameters(model) == []
