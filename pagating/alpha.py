@@ -76,6 +76,8 @@ def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
     if isinstance(alpha, Mapping):
         return _parse_mapping(alpha)
     if isinstance(alpha, Sequence):
+        if not alpha:
+            raise ValueError("alpha: an empty list; give one number a layer")
         if n_layer is not None and len(alpha) != n_layer:
             raise ValueError(f"alpha: a list of {len(alpha)} for {n_layer} layers; give one number a layer")
         return AlphaSpec("fixed", {}, tuple(_number(f"alpha[{i}]", a) for i, a in enumerate(alpha)))

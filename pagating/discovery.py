@@ -64,6 +64,12 @@ def require_activations(model: nn.Module) -> list[Slot]:
     return slots
 
 
+def other_activations(model: nn.Module, slots: list[Slot]) -> list[str]:
+    """Names of the activation modules of `model` that are none of `slots`."""
+    found = {slot.name for slot in slots}
+    return [name for name, m in model.named_modules() if isinstance(m, ACTIVATIONS) and name not in found]
+
+
 def _slots(model: nn.Module) -> Iterator[Slot]:
     for prefix, parent in model.named_modules():
         if not any(part.isdigit() for part in prefix.split(".")):

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .alpha import AlphaModule, Spec, alpha_modules, parse
 from .competitors import settings
-from .discovery import Slot, features, require_activations
+from .discovery import Slot, features, other_activations, require_activations
 from .gates import Function, gate_row
 from .units import BASES, ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
 
@@ -34,12 +34,17 @@ _RECORD = "_pagating_replaced"
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What `patch` did: the unit, names and types of what it replaced in layer order, parameters added."""
+    """What `patch` did: the unit, names and types of what it replaced in layer order, parameters added.
+
+    `left` names the activations that it saw and left alone: those outside the blocks (poolers, heads), or with
+    no linear layer beside them (experts that keep their weights in one tensor).
+    """
 
     unit: str
     names: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     parameters_added: int = 0
+    left: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -50,7 +55,8 @@ class PatchReport:
         kinds = ", ".join(dict.fromkeys(self.replaced))
         ends = self.names[0] if self.count == 1 else f"{self.names[0]} .. {self.names[-1]}"
         change = f"{self.parameters_added:,} parameters added"
-        return f"replaced {self.count} {kinds} by {self.unit} ({ends}); {change}"
+        left = f"; left alone: {', '.join(self.left)}" if self.left else ""
+        return f"replaced {self.count} {kinds} by {self.unit} ({ends}); {change}{left}"
 
 
 def patch(
@@ -86,7 +92,7 @@ def patch(
     if chosen["form"] == "glu":
         for slot in slots:
             _in_and_out(slot)
-    before = count_parameters(model)
+    before, left = count_parameters(model), other_activations(model, slots)
     owner: AlphaModule | None = None
     record: list[tuple[str, nn.Module]] = []
     for layer, slot in enumerate(slots):
@@ -104,6 +110,7 @@ def patch(
         names=[slot.name for slot in slots],
         replaced=[type(slot.activation).__name__ for slot in slots],
         parameters_added=count_parameters(model) - before,
+        left=left,
     )
 
 

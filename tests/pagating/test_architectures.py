@@ -114,6 +114,20 @@ def test_patch_finds_every_mlp_and_only_them(name: str) -> None:
     assert len(set(report.names)) == count
 
 
+def test_activations_of_heads_are_named_and_left_alone() -> None:
+    model = build("bert")
+    report = pagating.patch(model)
+    assert report.left == ["cls.predictions.transform.transform_act_fn"]
+    assert str(report).endswith("0 parameters added; left alone: cls.predictions.transform.transform_act_fn")
+    assert pagating.patch(build("llama")).left == []
+
+
+def test_experts_without_linear_layers_are_refused_not_skipped() -> None:
+    config = transformers.MixtralConfig(**LLAMA, num_local_experts=2)
+    with pytest.raises(ValueError, match="MixtralForCausalLM: no MLP activation found"):
+        pagating.patch(transformers.MixtralForCausalLM(config))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_alpha_zero_over_the_stock_activation_keeps_every_bit(name: str) -> None:
     stock, patched = build(name), build(name)
