@@ -123,6 +123,9 @@ def _cast(alpha: float | Tensor, x: Tensor) -> Any:
 
 def _sum_to(product: Tensor, alpha: Tensor) -> Tensor:
     """Sum over the axes that alpha was broadcast along, in alpha's own precision."""
+    if alpha.dim() == 0 and product.dim() > 0 and product.dtype == torch.bfloat16:
+        # rows first: a sum into another dtype copies the whole tensor; a row's rounding is no larger than a product's
+        product = product.sum(dim=-1)
     lead = product.dim() - alpha.dim()
     axes = [i for i in range(product.dim()) if i < lead or (alpha.shape[i - lead] == 1 and product.shape[i] != 1)]
     if not axes:
