@@ -29,7 +29,6 @@ VERDICT_COLUMNS: Columns = {
     "probability_of_improvement": ("P(better)", ".2f"),
     "verdict": ("verdict", ""),
 }
-_NARROW = ("arm", "n", "improvement_percent", "improvement_low", "improvement_high", "p_adjusted", "verdict")
 # a page scrolls sideways on a phone: the verdict comes first there
 REPORT_COLUMNS: Columns = {
     key: VERDICT_COLUMNS[key]
@@ -60,9 +59,18 @@ def cell(value: Any, spec: str) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def verdict_columns(width: int) -> Columns:
-    """Columns of the verdict for a terminal of `width` characters: all of them, or those that decide."""
-    return VERDICT_COLUMNS if width >= 140 else {key: VERDICT_COLUMNS[key] for key in _NARROW}
+def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
+    """The verdict for a terminal of `width` characters: every column, or what decides where that does not fit."""
+    if width >= 140:
+        return table(rows, VERDICT_COLUMNS, title=title)
+    ends = [("improvement_percent", "{}"), ("improvement_low", " [{}"), ("improvement_high", ", {}]")]
+    short = [{**row, "improvement": "".join(form.format(cell(row[key], "+.2f")) for key, form in ends)} for row in rows]
+    columns = {key: VERDICT_COLUMNS[key] for key in ("arm", "n", "p_adjusted", "verdict")}
+    order = ("arm", "n", "improvement", "p_adjusted", "verdict")
+    out = table(short, {key: {**columns, "improvement": ("improvement %", "s")}[key] for key in order}, title=title)
+    for column in out.columns[:4]:
+        column.no_wrap = True
+    return out
 
 
 def table(rows: list[dict[str, Any]], columns: Columns, title: str = "") -> Table:

@@ -96,8 +96,7 @@ def verdict_markdown(result: dict[str, Any]) -> str:
 
 def terminal_table(result: dict[str, Any]) -> Table:
     """The verdict table for a terminal (rich), as wide as the terminal allows."""
-    columns = formats.verdict_columns(Console().width)
-    return formats.table(result["comparisons"], columns, title=result["summary"])
+    return formats.verdict_table(result["comparisons"], result["summary"], Console().width)
 
 
 def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:

@@ -65,7 +65,7 @@ class StudyRun:
         self._listen = listen
         self._decisions: set[str] = set()
         self.slots = 0  # known once Ray runs
-        self._begun = time.monotonic()
+        self._begun: float | None = None  # when the first cell started
         self._ended_here = 0
         self._again: deque[Cell] = deque()  # cells whose machine failed
         self._lost: Counter[str] = Counter()
@@ -147,6 +147,7 @@ class StudyRun:
     def start(self, cell: Cell) -> dict[str, Any]:
         """Record that a cell starts; return the arguments of its `Trial`."""
         event = self.ledger.append("started", cell=cell.key)
+        self._begun = self._begun or time.monotonic()
         record = self.records[cell.key]
         record.started, record.curve = event["time"], []
         if self.tracker:
@@ -176,7 +177,7 @@ class StudyRun:
         self._complete(cell, outcome, final)
         if self._listen:
             left = self.stages.remaining()
-            pace = (time.monotonic() - self._begun) / self._ended_here
+            pace = (time.monotonic() - (self._begun or 0.0)) / self._ended_here
             loss = final.get("val_nll", math.inf)
             self._listen(Progress(cell, outcome, loss, self.ended, self.ended + left, pace * left))
 
