@@ -45,7 +45,11 @@ ui: .venv/.run  ## The MLflow UI on what was logged
 report: .venv/.run  ## Rebuild the report of a study (STUDY=)
 	@$(BIN)/pagating report $(STUDY) $(ARGS)
 
-bench: .venv/.dev  ## Measure
+.venv/.bench: .venv/.dev
+	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
+	@touch $@
+
+bench: .venv/.bench  ## Measure (each script in benchmarks/)
 	@set -e; for script in benchmarks/*.py; do $(BIN)/python $$script $(ARGS); done
 
 # Only the direct pins are chosen by hand; the rest follows from them
