@@ -160,7 +160,9 @@ class Tracker:
             local = self.uri.startswith("sqlite:///")
             root = Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns" / self.study.name
             self._experiment = client.create_experiment(
-                self.study.name, artifact_location=root.resolve().as_uri() if local else None
+                self.study.name,
+                artifact_location=root.resolve().as_uri() if local else None,
+                tags={"mlflow.experimentKind": "custom_model_development"},
             )
         else:
             self._experiment = experiment.experiment_id
