@@ -34,12 +34,13 @@ class Pairs:
     @property
     def differences(self) -> np.ndarray:
         """baseline - arm: -inf where only the arm diverged, +inf where only the baseline did, 0 where both did."""
-        finite_b, finite_a = np.isfinite(self.baseline), np.isfinite(self.arm)
-        d = np.zeros(len(self.seeds))
-        d[self.complete] = self.baseline[self.complete] - self.arm[self.complete]
-        d[finite_b & ~finite_a] = -np.inf
-        d[~finite_b & finite_a] = np.inf
-        return d
+        return differences(self.baseline, self.arm)
+
+
+def differences(baseline: np.ndarray, arm: np.ndarray) -> np.ndarray:
+    """baseline - arm by position, +inf = diverged: -inf or +inf where one diverged, 0 where both did, NaN as it is."""
+    both = np.isposinf(baseline) & np.isposinf(arm)
+    return np.subtract(baseline, arm, out=np.zeros(len(baseline)), where=~both)
 
 
 def pair(losses: pd.DataFrame, baseline: str, arm: str) -> Pairs:

@@ -183,7 +183,8 @@ class StudyRun:
 
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
         self.ended += 1
-        self.stages.complete(cell, outcome, final.get("val_nll", math.inf), int(final.get("steps", 0)))
+        loss = final.get("test_nll", final.get("val_nll", math.inf))  # what the verdict is computed on, where there is one
+        self.stages.complete(cell, outcome, loss, int(final.get("steps", 0)))
 
 
 def _decision(event: dict[str, Any]) -> str:

@@ -11,6 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from analysis.optimum import Optimum, optima
+from analysis.pairs import differences
 from tune.ledger import Cell
 from tune.search import ArmSearch
 from tune.study import Study, digest, geometric_grid, geometric_mean
@@ -38,6 +42,8 @@ class Stages:
         self._open: set[str] = set()
         self._losses: dict[tuple[str, float, int], float] = {}
         self._best: dict[str, dict[str, float]] = {}
+        self._confirmed: dict[tuple[str, int], float] = {}  # by arm and seed; NaN where a machine failed
+        self._planned = 0  # confirm seeds handed out or waiting
 
     # --- what to train next ---
 
@@ -54,14 +60,15 @@ class Stages:
         return self.stage == "done"
 
     def remaining(self) -> int:
-        """Cells not ended yet in this stage and the ones known to follow."""
-        arms, confirm = len(self.study.arms), self.study.confirm.seeds
+        """Cells not ended yet in this stage and the ones that may follow; a sequential rule may stop before its cap."""
+        arms, confirm = len(self.study.arms), self.study.confirm.looks[-1]
         if self.stage == "search":
             ended = sum(search.ended for search in self.search.values())
             grid = self.study.calibrate.points * self.study.calibrate.seeds
             return arms * (self.study.search.trials_per_arm + grid + confirm) - ended
-        waiting = len(self._pending) + len(self._open)
-        return waiting + (arms * confirm if self.stage == "calibrate" else 0)
+        if self.stage == "done":
+            return 0
+        return len(self._pending) + len(self._open) + arms * (confirm - self._planned)
 
     def _next_search(self) -> Cell | None:
         ready = [search for search in self.search.values() if search.may_suggest()]
@@ -82,7 +89,10 @@ class Stages:
         return cell.stage == "search" and self.search[cell.arm].should_stop(cell.index, fraction, loss)
 
     def complete(self, cell: Cell, outcome: str, loss: float, step: int) -> None:
-        """Take a cell's result: its outcome, last validation loss (nats; infinite where infeasible), last step."""
+        """Take a cell's result: its outcome, loss (nats; infinite where infeasible) and last step.
+
+        The loss is the last validation loss, of a confirm trial the test loss, which the verdict is computed on.
+        """
         self._open.discard(cell.key)
         if cell.stage == "search":
             self.search[cell.arm].finish(cell.index, outcome, loss, step)
@@ -96,8 +106,11 @@ class Stages:
             self._losses[cell.arm, cell.config["lr"], cell.seed] = loss if outcome == "completed" else math.inf
             if not self._pending and not self._open:
                 self._after_grid()
-        elif not self._pending and not self._open:
-            self.stage = "done"
+        else:
+            lost = math.nan if outcome == "failed" else math.inf
+            self._confirmed[cell.arm, cell.seed] = loss if outcome == "completed" else lost
+            if not self._pending and not self._open:
+                self._after_look()
 
     # --- calibrate ---
 
@@ -143,18 +156,55 @@ class Stages:
 
     # --- confirm ---
 
+    def _optima(self) -> dict[str, Optimum]:
+        """The optimum of every arm that could be trained on all selection seeds somewhere on the grid."""
+        seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self.study.calibrate.seeds)
+        tables = {arm: [[self._losses[arm, rate, seed] for seed in seeds] for rate in self.grid] for arm in self._best}
+        return optima(
+            self.grid,
+            {arm: np.array(rows) for arm, rows in tables.items() if np.isfinite(rows).all(axis=1).any()},
+        )
+
     def _begin_confirm(self) -> None:
         self.stage = "confirm"
+        found = self._optima()
         for arm, best in self._best.items():
-            self.chosen[arm] = {**best, "lr": self.grid[self._best_point(arm)]}
             point = self._best_point(arm)
+            rate = self.grid[point]
+            if self.study.calibrate.choice == "fit" and arm in found:
+                rate = float(f"{found[arm].rate:.4g}")  # the last bits of a fit depend on the machine
+            self.chosen[arm] = {**best, "lr": rate}
             self._decided(
                 "chosen",
                 arm=arm,
                 config=self.chosen[arm],
                 config_key=digest(self.chosen[arm]),
+                grid_best=self.grid[point],
                 at_edge=point in (0, len(self.grid) - 1),
             )
-        for seed in range(FIRST_CONFIRM_SEED, FIRST_CONFIRM_SEED + self.study.confirm.seeds):
+        self._plan_confirm(self.study.confirm.looks[0])
+
+    def _plan_confirm(self, seeds: int) -> None:
+        """Bring the confirm seeds of every arm up to `seeds`."""
+        for seed in range(FIRST_CONFIRM_SEED + self._planned, FIRST_CONFIRM_SEED + seeds):
             for arm, config in self.chosen.items():
                 self._pending.append(self._cell("confirm", arm, 0, seed, config))
+        self._planned = seeds
+
+    def _after_look(self) -> None:
+        """Stop when every arm is decided or the cap is reached, or go on to the next look."""
+        confirm = self.study.confirm
+        later = [n for n in confirm.looks if n > self._planned]
+        if not later or not self._undecided():
+            self.stage = "done"
+        else:
+            self._plan_confirm(later[0])
+
+    def _undecided(self) -> list[str]:
+        from analysis.sequential import undecided  # its libraries take seconds to load
+
+        confirm, baseline = self.study.confirm, self.study.baseline
+        seeds = range(FIRST_CONFIRM_SEED, FIRST_CONFIRM_SEED + self._planned)
+        losses = {arm: np.array([self._confirmed[arm, seed] for seed in seeds]) for arm in self.chosen}
+        pairs = {arm: differences(losses[baseline], loss) for arm, loss in losses.items() if arm != baseline}
+        return undecided(pairs, confirm.rule, confirm.looks, confirm.level, confirm.correction)

@@ -280,6 +280,9 @@ class CalibrateSection(Section):
     spacing: float = Field(2.0, gt=1, le=100, description="ratio of neighbouring learning rates")
     seeds: int = Field(2, ge=1, le=10, description="selection seeds of each point")
     max_points: int = Field(9, ge=3, le=99, description="the grid is not extended beyond this many points")
+    choice: Literal["fit", "grid"] = Field(
+        "fit", description="an arm's learning rate: the bottom of a local quadratic fit, or the grid's best by mean"
+    )
 
     @model_validator(mode="after")
     def _cap(self) -> CalibrateSection:
@@ -291,12 +294,35 @@ class CalibrateSection(Section):
 class ConfirmSection(Section):
     """The confirm stage and the test on it, named before anything runs."""
 
-    seeds: int = Field(10, ge=2, le=100, description="fresh seeds; at least 8 for a claim")
+    seeds: int = Field(10, ge=2, le=100, description="fresh seeds of the fixed rule; at least 8 for a claim")
+    rule: Literal["fixed", "obrien-fleming", "e-process"] = Field(
+        "fixed", description="when to stop adding seeds: at `seeds`, or as soon as every arm is decided"
+    )
+    max_seeds: int | None = Field(
+        None, ge=3, le=100, description="cap of a sequential rule (default: 10 obrien-fleming, 20 e-process)"
+    )
     level: float = Field(0.05, gt=0, lt=0.5, description="type I error of the family of comparisons")
     correction: Literal["holm", "none"] = "holm"
     margin: str | float = Field(
         "0.5%", description="differences below it do not matter: a percentage of the baseline's loss, or nats"
     )
+
+    @model_validator(mode="after")
+    def _cap(self) -> ConfirmSection:
+        if self.rule == "fixed" and self.max_seeds is not None:
+            raise ValueError(f"max_seeds={self.max_seeds} goes with a sequential rule; the fixed rule runs `seeds` seeds")
+        if self.rule != "fixed" and self.seeds != type(self).model_fields["seeds"].default:
+            raise ValueError(f"seeds={self.seeds} goes with the fixed rule; {self.rule} takes max_seeds")
+        return self
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of confirm seeds after which the arms are compared; the last is the most that can run."""
+        if self.rule == "fixed":
+            return (self.seeds,)
+        from analysis.sequential import plan  # its libraries take seconds to load
+
+        return plan(self.rule, self.max_seeds)
 
     @field_validator("margin")
     @classmethod
