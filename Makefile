@@ -28,7 +28,7 @@ sweep: .venv/.run  ## Run a study (CONFIG=, ARGS=), then the verdict
 	@$(BIN)/pagating sweep $(CONFIG) $(ARGS)
 
 test: .venv/.dev  ## The test suite
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/.dev  ## What takes minutes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
