@@ -2,8 +2,8 @@
 
 The composed formula keeps several intermediates for the backward pass; here only `x` (and alpha) is kept, as by
 torch's own GELU. The result equals the composed formula up to rounding: within 1e-12 relative in float64, and
-within a few units of the last place of the terms that are added in the other dtypes (tested). Second derivatives,
-`torch.func` and `vmap` go through elementary formulas.
+within a few units of the last place of the terms that are added in the other dtypes (tested). Second and
+forward-mode derivatives, `torch.func` and `vmap` go through elementary formulas.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .gates import gate_row
 
@@ -59,8 +60,14 @@ LEFT: dict[str, Fused | None] = {"identity": None, "gelu": GELU}
 
 
 def applies(x: Tensor, alpha: float | Tensor, gate: str, base: object) -> bool:
-    """Whether `fused_pointwise` covers these arguments; a compiler or exporter gets the composed formula."""
-    if gate not in GATED or not isinstance(base, str) or torch.compiler.is_compiling():
+    """Whether `fused_pointwise` covers these arguments.
+
+    A compiler, tracer or exporter and forward-mode differentiation get the composed formula.
+    """
+    if gate not in GATED or not isinstance(base, str) or torch.compiler.is_compiling() or not isinstance(x, Tensor):
+        return False
+    # torch gives a zero without a word where a Function is differentiated forward twice
+    if forward_ad._current_level >= 0:
         return False
     return not isinstance(alpha, Tensor) or torch.broadcast_shapes(alpha.shape, x.shape) == x.shape
 

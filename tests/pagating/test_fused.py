@@ -111,6 +111,12 @@ def test_functional_transforms(gate: str, base: str) -> None:
     expected = torch.autograd.grad(unit(y, a).sum(), (y, a))
     found = torch.func.grad(lambda x, a: unit(x, a).sum(), argnums=(0, 1))(x, alpha[2])
     torch.testing.assert_close(found, expected)
+    functions = {"x": lambda x: unit(x, alpha[2]).sum(), "alpha": lambda a: (unit(x, a) * x).sum()}
+    for function, at in ((functions["x"], x[0]), (functions["alpha"], alpha[2])):
+        reverse = torch.func.jacrev(function)
+        torch.testing.assert_close(torch.func.jacfwd(function)(at), reverse(at))
+        for forward in (torch.func.hessian(function), torch.func.jacfwd(torch.func.jacfwd(function))):
+            torch.testing.assert_close(forward(at), torch.func.jacrev(reverse)(at))
     per_row = torch.vmap(torch.func.grad(lambda x, a: unit(x, a).sum()), in_dims=(0, None))(x, alpha[2])
     torch.testing.assert_close(per_row, expected[0])
 
@@ -134,6 +140,13 @@ def test_limits_of_numbers(gate: str, base: str, dtype: torch.dtype) -> None:
             assert empty.grad.shape == empty.shape
         tiny = torch.tensor([torch.finfo(dtype).smallest_normal / 4], dtype=dtype)  # a denormal
         assert 0 <= pointwise(tiny, alpha, gate, base).item() <= tiny.item()
+
+
+def test_a_symbolic_trace_holds_the_composed_formula() -> None:
+    x = sample(3, 4)
+    for gate, base in CASES:
+        unit = PaGLU(0.7, gate, base)
+        torch.testing.assert_close(torch.fx.symbolic_trace(unit)(x), unit(x))
 
 
 @pytest.mark.parametrize("memory", ["transposed", "strided", "expanded"])
