@@ -2,7 +2,8 @@
 
 An MLP activation is found, not listed: a child module that is an activation (one of transformers' or torch's),
 of a parent that also has a linear layer as a direct child, inside a repeated block (a `ModuleList`). Poolers
-and prediction heads lie outside the blocks and are left alone.
+and prediction heads lie outside the blocks and are left alone, and so are mixers of tokens (a `Conv1d` beside the
+linear layers, as in Mamba).
 """
 
 from collections.abc import Iterator
@@ -74,7 +75,15 @@ def _slots(model: nn.Module) -> Iterator[Slot]:
     for prefix, parent in model.named_modules():
         if not any(part.isdigit() for part in prefix.split(".")):
             continue
-        widths = [features(m)[1] for m in parent.children() if is_linear(m)]
+        shapes = [features(m) for m in parent.children() if is_linear(m)]
+        if not shapes or any(isinstance(m, nn.Conv1d) for m in parent.children()):
+            continue
         for child, module in parent.named_children():
-            if widths and isinstance(module, ACTIVATIONS):
-                yield Slot(prefix, parent, child, widths[0], module)
+            if isinstance(module, ACTIVATIONS):
+                yield Slot(prefix, parent, child, _width(shapes), module)
+
+
+def _width(shapes: list[tuple[int, int]]) -> int:
+    first_out, last_in = shapes[0][1], shapes[-1][0]
+    # one projection may hold gate and value side by side (Phi-3, GLM, ModernBERT): the activation sees half of it
+    return last_in if len(shapes) > 1 and first_out == 2 * last_in else first_out

@@ -147,7 +147,9 @@ def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModu
         else:
             new = _glu_modules(slot, alpha, gate, layer, owner)
     for module in new.values():
-        module.to(like.dtype).train(slot.parent.training)
+        # quantised weights are stored as integers: a new module has torch's default dtype there
+        module.to(like.dtype if like.is_floating_point() else torch.get_default_dtype())
+        module.train(slot.parent.training)
     return new
 
 

@@ -122,6 +122,25 @@ def test_activations_of_heads_are_named_and_left_alone() -> None:
     assert pagating.patch(build("llama")).left == []
 
 
+@pytest.mark.parametrize("name", ["Phi3ForCausalLM", "GlmForCausalLM", "ModernBertForMaskedLM"])
+@pytest.mark.parametrize("unit", [{"alpha": {"learnable": {"per": "channel"}}}, {"alpha": {"token": {}}}], ids=str)
+def test_gate_and_value_in_one_projection(name: str, unit: dict[str, Any]) -> None:
+    cls = getattr(transformers, name)
+    options = {} if name.startswith("ModernBert") else {"num_key_value_heads": 1, "head_dim": 8}
+    model = cls(cls.config_class(**BERT, **options))
+    pagating.patch(model, **unit)
+    model(**inputs("bert")).loss.backward()
+    for alpha in pagating.alpha_parameters(model):
+        assert alpha.parameter.shape in {(24,), ()}
+        assert alpha.parameter.grad.abs().min() > 0
+
+
+def test_mixers_of_tokens_are_no_mlps() -> None:
+    config = transformers.MambaConfig(vocab_size=37, hidden_size=16, num_hidden_layers=2)
+    with pytest.raises(ValueError, match="MambaForCausalLM: no MLP activation found"):
+        pagating.patch(transformers.MambaForCausalLM(config))
+
+
 def test_experts_without_linear_layers_are_refused_not_skipped() -> None:
     config = transformers.MixtralConfig(**LLAMA, num_local_experts=2)
     with pytest.raises(ValueError, match="MixtralForCausalLM: no MLP activation found"):

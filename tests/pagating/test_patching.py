@@ -271,6 +271,14 @@ def test_training_mode_and_dtype_follow_the_model() -> None:
     assert model(input_ids=tokens()).logits.dtype == torch.bfloat16
 
 
+def test_quantised_weights_leave_the_new_modules_in_floating_point() -> None:
+    model = gpt2()
+    for block in model.transformer.h:
+        block.mlp.c_fc.weight = nn.Parameter(torch.zeros(16, 64, dtype=torch.int8), requires_grad=False)
+    pagating.patch(model, form="projected", alpha={"token": {}})
+    assert {p.dtype for p in model.transformer.h[1].mlp.act.parameters()} == {torch.float32}
+
+
 def test_refusals() -> None:
     model = gpt2()
     untouched = copy.deepcopy(model)
