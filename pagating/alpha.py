@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
 
 
 def _number(name: str, given: Any, largest: float = LARGEST) -> float:
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    is_number = isinstance(given, Real) and not isinstance(given, bool)
     if not is_number or not 0.0 <= given <= largest or math.isinf(given):
         raise ValueError(f"{name}: {given!r} is not a finite number in [0, {largest:g}]")
     return float(given)
@@ -151,6 +152,8 @@ class AlphaModule(nn.Module):
             raise ValueError(f"alpha.{spec.kind}: the size of the last axis is needed; give width")
         shape = (width,) if per_channel and width is not None else ()
         if spec.kind == "fixed":
+            if layer >= len(spec.values) > 1:
+                raise ValueError(f"layer: {layer} is not below {len(spec.values)}, the length of the list of alpha")
             self.fixed = spec.values[layer if len(spec.values) > 1 else 0]
         elif spec.kind == "schedule":
             self.register_buffer("alpha_scheduled", torch.empty((), dtype=torch.float32))
@@ -204,6 +207,8 @@ class AlphaModule(nn.Module):
             return torch.sigmoid(score + self.alpha_bias.to(x.dtype))
         is_logit = self.spec.options["range"] == "unit"
         stored: Tensor = getattr(self.__dict__["_owner"] or self, "alpha_logit" if is_logit else "alpha_free")
+        if x is not None:
+            stored = stored.to(x.device)  # a model spread over devices: the owner may lie on another
         return torch.sigmoid(stored) if is_logit else stored
 
     def gate_input(self, x: Tensor) -> Tensor:

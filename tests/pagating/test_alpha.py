@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -34,6 +35,8 @@ def test_defaults_are_filled_in() -> None:
         "to": 1.5,
     }
     assert parse(1).values == (1.0,)
+    assert parse(np.float32(0.5)).values == parse(np.float64(0.5)).values == (0.5,)
+    assert parse(list(np.linspace(0, 1, 3, dtype=np.float32))).values == (0.0, 0.5, 1.0)
     assert parse([0.0, 2.0], n_layer=2).values == (0.0, 2.0)
 
 
@@ -94,6 +97,14 @@ def test_one_alpha_a_model_is_one_parameter_that_every_layer_reads() -> None:
     assert model[0].alpha_logit.grad.item() != 0.0
 
 
+def test_a_shared_alpha_follows_the_input_to_its_device() -> None:
+    first = PaGLU("learnable")
+    second = PaGLU("learnable", owner=first)
+    x = torch.empty(2, 3, device="meta")
+    assert second.alpha(x).device == second(x).device == torch.device("meta")
+    assert second.alpha().device == torch.device("cpu")
+
+
 def test_free_range_stores_alpha_itself_beyond_one() -> None:
     model = stack({"learnable": {"range": "free", "init": 1.5, "per": "layer"}})
     assert [a.name for a in alpha_parameters(model)] == [f"{i}.alpha_free" for i in range(3)]
@@ -124,6 +135,8 @@ def test_token_dependent_alpha_is_the_sigmoid_of_a_projection() -> None:
 def test_a_list_gives_each_layer_its_own() -> None:
     assert alpha_values(stack([0.0, 0.25, 2.0])) == [0.0, 0.25, 2.0]
     assert alpha_parameters(stack([0.0, 0.25, 2.0])) == []
+    with pytest.raises(ValueError, match="layer: 3 is not below 3, the length of the list of alpha"):
+        PaGLU([0.0, 0.25, 2.0], layer=3)
 
 
 def test_a_schedule_moves_with_progress_and_resumes_from_the_state_dict() -> None:
