@@ -7,6 +7,7 @@ counted; the time of a gate is measured, not derived (`benchmarks/gate_cost.py`)
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -48,17 +49,18 @@ class CostRatio:
 
 
 def cost(model: nn.Module, n_ctx: int) -> Cost:
-    """Cost of a decoder-only or encoder-only model at windows of `n_ctx` tokens.
+    """Cost of a transformer at windows of `n_ctx` tokens.
 
-    Raises ValueError for an encoder-decoder, whose two sides see different numbers of tokens.
+    For an encoder-decoder a token is one of each side, both sides `n_ctx` long. A head that reads one position of a
+    sequence (a classifier, a pooler) is counted at every position; the convolution that makes ViT's patches is not
+    counted. Raises ValueError for a model without a config.
     """
     config = getattr(model, "config", None)
-    if config is None or getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{type(model).__name__}: cost per token needs a config of one stack, not two or none")
+    if config is None:
+        raise ValueError(f"{type(model).__name__}: cost per token needs the config of a transformers model")
     weights = sum(n_in * n_out for m in model.modules() if is_linear(m) for n_in, n_out in [features(m)])
-    n_layer = config.num_hidden_layers
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 2 * n_ctx * width * config.num_attention_heads * n_layer
+    attention = 2 * n_ctx * width * config.num_attention_heads * _attentions(config)
     # w.x of a token-dependent alpha
     scores = sum(m.get_parameter("alpha_weight").numel() for m in model.modules() if _is_token(m))
     return Cost(
@@ -77,3 +79,13 @@ def cost_ratio(model: nn.Module, n_ctx: int) -> CostRatio:
 
 def _is_token(module: nn.Module) -> bool:
     return isinstance(module, AlphaModule) and module.spec.kind == "token"
+
+
+def _attentions(config: Any) -> int:
+    """Number of attention layers: one a block, and one across in each block of a decoder that has an encoder."""
+    n_layer: int = config.num_hidden_layers
+    if not getattr(config, "is_encoder_decoder", False):
+        return n_layer
+    # T5 and BART name the depth of their decoder differently
+    n_decoder: int = config.num_decoder_layers if hasattr(config, "num_decoder_layers") else config.decoder_layers
+    return n_layer + 2 * n_decoder

@@ -7,7 +7,8 @@
 One row a layer. With `x` the input of the activation and `y` its output (a patched or a stock activation alike):
 `alpha`, the gate's mean, standard deviation and saturation, root mean squares of `y` and of the gradient of the
 loss with respect to `y`, the part of the variance of `y` that a linear function of `x` explains, and the effective
-rank of the MLP's output.
+rank of the MLP's output: of the linear layer after the activation, or, where that lies in another module (BERT),
+of `y` as that module passes it on.
 """
 
 from types import TracebackType
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .alpha import AlphaModule
-from .discovery import find_activations
+from .discovery import find_activations, is_linear
 from .gates import GATES
 
 SATURATION = 0.01  # a gate within this share of its finite range from an end counts as saturated
@@ -73,11 +74,11 @@ class Probe:
         self.max_rows = max_rows
         self._seen: list[dict[str, Any]] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        for name, parent, module in _activations(model):
+        for name, output, module in _activations(model):
             seen: dict[str, Any] = {"name": name}
             self._seen.append(seen)
             self._handles.append(module.register_forward_hook(_watch(seen)))
-            self._handles.append(parent.register_forward_hook(self._watch_mlp(seen)))
+            self._handles.append(output.register_forward_hook(self._watch_mlp(seen)))
 
     def _watch_mlp(self, seen: dict[str, Any]) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -113,7 +114,13 @@ def _activations(model: nn.Module) -> list[tuple[str, nn.Module, nn.Module]]:
     found = found or [(slot.name, slot.activation) for slot in find_activations(model)]
     if not found:
         raise ValueError(f"{type(model).__name__}: no MLP activation to watch")
-    return [(name, model.get_submodule(name.rpartition(".")[0]), module) for name, module in found]
+    return [(name, _output(model.get_submodule(name.rpartition(".")[0])), module) for name, module in found]
+
+
+def _output(parent: nn.Module) -> nn.Module:
+    # OPT and BART keep their MLP in the block itself, whose own output holds the residual stream too
+    linears = [module for module in parent.children() if is_linear(module)]
+    return linears[-1] if len(linears) > 1 else parent
 
 
 def _rms(x: Tensor) -> float:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertModel,
     GPT2Config,
@@ -39,14 +41,31 @@ def bert() -> BertModel:
     return BertModel(BertConfig(vocab_size=37, **SIZES), add_pooling_layer=False).eval()
 
 
+def t5() -> T5ForConditionalGeneration:
+    config = T5Config(
+        vocab_size=37, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_decoder_layers=3, num_heads=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config).eval()
+
+
+def bart() -> BartForConditionalGeneration:
+    config = BartConfig(
+        vocab_size=37, d_model=16, encoder_layers=3, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=40, max_position_embeddings=32,
+    )  # fmt: skip
+    return BartForConditionalGeneration(config).eval()
+
+
 def counted_flops_per_token(model: torch.nn.Module) -> float:
     model.set_attn_implementation("eager")  # torch does not count the products inside its fused CPU kernel
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(input_ids=torch.ones(3, N_CTX, dtype=torch.long))
+        ids = torch.ones(3, N_CTX, dtype=torch.long)
+        model(input_ids=ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}))
     return counter.get_total_flops() / (3 * N_CTX)
 
 
-@pytest.mark.parametrize("build", [gpt2, llama, bert])
+@pytest.mark.parametrize("build", [gpt2, llama, bert, t5, bart])
 def test_stock_models_agree_with_torch(build: Any) -> None:
     model = build()
     found = cost(model, N_CTX)
@@ -103,10 +122,7 @@ def test_gpt2_small_by_hand() -> None:
 
 
 def test_refusals() -> None:
-    t5 = T5ForConditionalGeneration(T5Config(vocab_size=37, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2))
-    with pytest.raises(ValueError, match="T5ForConditionalGeneration: cost per token needs a config of one stack"):
-        cost(t5, 8)
-    with pytest.raises(ValueError, match="Linear: cost per token needs"):
+    with pytest.raises(ValueError, match="Linear: cost per token needs the config of a transformers model"):
         cost(torch.nn.Linear(2, 2), 8)
     with pytest.raises(ValueError, match="GPT2LMHeadModel is not patched"):
         cost_ratio(gpt2(), 8)

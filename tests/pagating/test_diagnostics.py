@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import pagating
 from pagating.diagnostics import Probe, effective_rank, gate_statistics, linear_share
@@ -88,6 +88,30 @@ def test_rows_hold_what_the_layers_did(unit: dict[str, Any]) -> None:
     assert math.isfinite(row["gate_mean"])
     if "form" not in unit and unit.get("unit") != "swiglu":
         assert 0.9 < row["linear_share"] <= 1.0 + 1e-12  # near zero every unit is nearly a line
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_the_rank_is_that_of_the_mlp_not_of_the_block_around_it(patched: bool) -> None:
+    torch.manual_seed(0)
+    model = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=37, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24,
+            max_position_embeddings=32, word_embed_proj_dim=16,
+        )
+    ).eval()  # fmt: skip
+    block = model.model.decoder.layers[1]
+    with torch.no_grad():
+        block.fc2.weight[3:] = 0.0  # an output of rank 3 at most; the residual stream has more
+    if patched:
+        pagating.patch(model)
+    kept: list[torch.Tensor] = []
+    handle = block.fc2.register_forward_hook(lambda m, i, output: kept.append(output.detach()))
+    with Probe(model) as probe:
+        model(input_ids=IDS)
+    handle.remove()
+    rank = probe.rows()[1]["output_rank"]
+    assert rank == effective_rank(kept[0].flatten(0, -2))
+    assert rank <= 3.0
 
 
 def test_half_a_gate_over_the_identity_is_nearly_linear_at_the_start() -> None:
