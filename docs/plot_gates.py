@@ -32,18 +32,20 @@ def curve(gate: str, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
 def draw(path: Path) -> None:
     """One row a gate: the unit over the identity on the left, its derivative on the right."""
     plt.rcParams.update(
-        {"svg.hashsalt": "gates", "svg.fonttype": "none", "font.size": 8, "path.simplify_threshold": 0.3}
+        {"svg.hashsalt": "gates", "svg.fonttype": "none", "font.size": 8, "path.simplify_threshold": 0.05}
     )
     colours = plt.get_cmap("viridis")(torch.linspace(0.0, 0.85, len(ALPHAS)).numpy())
     figure, axes = plt.subplots(len(GATES), 2, figsize=(7, 1.7 * len(GATES)), sharex=True, layout="constrained")
     for (left, right), (name, row) in zip(axes, GATES.items(), strict=True):
         for alpha, colour in zip(ALPHAS, colours, strict=True):
             value, slope = curve(name, alpha)
-            left.plot(X, value, color=colour, linewidth=1, label=f"alpha = {alpha:g}")
+            left.plot(X, value, color=colour, linewidth=1, label=f"alpha = {alpha:g}" if axes[0][0] is left else None)
             right.plot(X, slope, color=colour, linewidth=1)
         left.set(ylabel=name, ylim=(-3, 5), title=row.unit)
         right.set(ylim=(-3, 5), title="derivative")
-    axes[0][0].legend(fontsize=6, loc="upper left", frameon=False)
+    for axis in axes[-1]:
+        axis.set(xlabel="x")
+    figure.legend(loc="outside upper center", ncols=len(ALPHAS), frameon=False)
     for axis in axes.flat:
         axis.axhline(0, color="0.8", linewidth=0.5, zorder=0)
         axis.axvline(0, color="0.8", linewidth=0.5, zorder=0)

@@ -33,7 +33,8 @@ def export_program(model: nn.Module, example_BT: Tensor | None = None) -> Export
     `example_BT` (2 x 8 zeros by default) is only traced; both its sizes must be at least 2, or they would be taken
     as constants: ValueError otherwise, and for a model in training mode, whose dropout would be frozen in.
     """
-    example_BT = torch.zeros(2, 8, dtype=torch.long) if example_BT is None else example_BT
+    if example_BT is None:
+        example_BT = torch.zeros(2, 8, dtype=torch.long, device=next(model.parameters()).device)
     if example_BT.dim() != 2 or min(example_BT.shape) < 2:
         raise ValueError(f"example: shape {tuple(example_BT.shape)} is not (B, T) with both at least 2")
     if model.training:

@@ -180,6 +180,30 @@ def test_trains_saves_and_loads_to_the_same_bits(name: str, alpha: Any, tmp_path
     assert pagating.alpha_values(loaded) == pagating.alpha_values(model) != [0.5] * len(alphas)
 
 
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("llama", {"alpha": "learnable"}), ("gpt2", {"alpha": "learnable"}), ("gpt2", {"unit": "swiglu"})],
+    ids=str,
+)
+def test_saved_by_save_pretrained_and_loaded_as_the_page_says(name: str, unit: dict[str, Any], tmp_path: Path) -> None:
+    model = build(name)
+    pagating.patch(model, **unit)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    model.save_pretrained(tmp_path)
+    if "unit" in unit:
+        loaded = type(model)(type(model).config_class.from_pretrained(tmp_path)).eval()
+    else:
+        loaded = type(model).from_pretrained(tmp_path)
+    pagating.patch(loaded, **unit)
+    missing, unexpected = load_model(loaded, tmp_path / "model.safetensors")
+    assert not missing
+    assert not unexpected
+    assert torch.equal(loaded(**inputs(name)).logits, model(**inputs(name)).logits)
+    assert pagating.alpha_values(loaded) == pagating.alpha_values(model)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_glu_form_where_the_mlp_is_one_layer_in_and_one_out(name: str) -> None:
     model = build(name)

@@ -49,6 +49,11 @@ def test_onnx_gives_the_same_logits_for_any_batch_and_length(alpha: Any, tmp_pat
     assert max_difference(model, run_onnx(path), INPUTS) <= 1e-5
 
 
+def test_the_traced_example_lies_on_the_models_device() -> None:
+    (example,), _ = export_program(gpt2(0.5).to("meta")).example_inputs
+    assert example.device.type == "meta"
+
+
 def test_refusals() -> None:
     model = gpt2(0.5)
     with pytest.raises(ValueError, match=r"example: shape \(1, 8\) is not \(B, T\) with both at least 2"):
