@@ -183,7 +183,9 @@ class StudyRun:
 
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
         self.ended += 1
-        loss = final.get("test_nll", final.get("val_nll", math.inf))  # what the verdict is computed on, where there is one
+        loss = final.get(
+            "test_nll", final.get("val_nll", math.inf)
+        )  # what the verdict is computed on, where there is one
         self.stages.complete(cell, outcome, loss, int(final.get("steps", 0)))
 
 
@@ -281,13 +283,17 @@ def _slots(study: Study) -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1) // study.resources.cpus))
 
 
-def run_ray(run: StudyRun, slots: int | None = None) -> None:
-    """Train every missing cell of a study with Ray Tune; returns when none is left or the run was interrupted."""
+def run_ray(run: StudyRun, slots: int | None = None, trainable: Any = None) -> None:
+    """Train every missing cell of a study with Ray Tune; returns when none is left or the run was interrupted.
+
+    `trainable`: what trains a cell, `tune.trial.CellTrainable` when None (a simulated one measures everything else).
+    """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
     from ray import tune as ray_tune
 
-    from tune.trial import CellTrainable
+    if trainable is None:
+        from tune.trial import CellTrainable as trainable
 
     logs = run.folder / "logs"
     logs.mkdir(exist_ok=True)
@@ -306,7 +312,7 @@ def run_ray(run: StudyRun, slots: int | None = None) -> None:
         run.slots = slots or _slots(run.study)
         search, scheduler, ends = _tune_parts(run)
         tuner = ray_tune.Tuner(
-            ray_tune.with_resources(CellTrainable, {"cpu": run.study.resources.cpus}),
+            ray_tune.with_resources(trainable, {"cpu": run.study.resources.cpus}),
             tune_config=ray_tune.TuneConfig(
                 search_alg=search,
                 scheduler=scheduler,
@@ -380,6 +386,7 @@ def sweep(
     slots: int | None = None,
     tracking_uri: str | None = None,
     listen: Callable[[Progress], None] | None = None,
+    trainable: Any = None,
 ) -> StudyRun:
     """Run a study, or what is missing of it, and write its tables. `base`: folder that `files:` patterns start from.
 
@@ -389,15 +396,15 @@ def sweep(
     check_folder(study, folder)
     corpus = packed_corpus(study, output, base)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.yaml").write_text(dump(study), encoding="utf-8")
     run = StudyRun(study, folder, corpus, listen)
+    (folder / "study.yaml").write_text(dump(study), encoding="utf-8")
     try:
         if run.missing:
             if tracking_uri:
                 from tune.tracking import Tracker
 
                 run.tracker = Tracker(tracking_uri, study, folder, corpus)
-            run_ray(run, slots)
+            run_ray(run, slots, trainable)
     finally:
         run.ledger.close()
         if run.ledger.events:
