@@ -1,0 +1,102 @@
+"""What the benchmarks share: the machine in words, interleaved rounds, the GEMM ceiling, a corpus of random tokens."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, instruction set, versions and date of a measurement."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return {
+        "processor": name,
+        "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "date": datetime.date.today().isoformat(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of a sample of `n`."""
+
+    low: float
+    median: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+def spread(values: list[float]) -> Spread:
+    """Median and quartiles; at least two values."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(low, middle, high, len(values))
+
+
+def interleave(variants: Mapping[str, Callable[[], float]], seconds: float, least: int = 3) -> dict[str, list[float]]:
+    """Call every variant in turn, round after round, so that a busy machine slows them alike; the first round is left
+    out. A variant returns the seconds it measured. As many rounds as `seconds` hold, `least` of them at least."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for variant in variants.values():
+        variant()
+    begun = time.perf_counter()
+    while len(next(iter(times.values()))) < least or time.perf_counter() - begun < seconds:
+        for name, variant in variants.items():
+            times[name].append(variant())
+    return times
+
+
+def ratios(times: Mapping[str, list[float]], reference: str) -> dict[str, Spread]:
+    """Speed of each variant over that of the reference, taken round by round."""
+    return {
+        name: spread([r / own for r, own in zip(times[reference], mine, strict=True)]) for name, mine in times.items()
+    }
+
+
+def gemm(dtype: torch.dtype, size: int = 768) -> Callable[[], float]:
+    """A variant that returns the seconds of one FLOP (so that its speed is the GEMM ceiling) in square products."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+
+    def run() -> float:
+        start, calls = time.perf_counter(), 0
+        while calls < 2 or time.perf_counter() - start < 0.1:
+            a @ b
+            calls += 1
+        return (time.perf_counter() - start) / (calls * 2 * size**3)
+
+    return run
+
+
+def random_corpus(folder: Path, vocab_size: int, tokens: int = 1 << 17) -> str:
+    """A packed corpus of uniformly random tokens: what a trial costs does not depend on the text."""
+    path = folder / f"random-{vocab_size}"
+    path.mkdir(exist_ok=True)
+    generator = np.random.default_rng(0)
+    splits = ("train", "validation", "test")
+    for split in splits:
+        generator.integers(0, vocab_size, tokens, dtype=np.uint32).tofile(path / f"{split}.bin")
+    counts = {split: {"tokens": tokens, "bytes": 4 * tokens} for split in splits}
+    (path / "corpus.json").write_text(json.dumps({"dtype": "uint32", "vocab_size": vocab_size, "splits": counts}))
+    return str(path)

@@ -1,0 +1,203 @@
+"""What a study costs beside its training: slots left idle, tracking, start. Every trial is simulated by sleeping.
+
+python benchmarks/study_overhead.py [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from common import machine, spread
+from ray import tune as ray_tune
+
+from tune import ledger, runner
+from tune.ledger import Cell, Record
+from tune.study import Study, parse
+from tune.tracking import Tracker
+
+ROOT = Path(__file__).parents[1]
+STUDY = {
+    "question": "What does a study cost beside its training?",
+    "tokenizer": {"vocab_size": 300},
+    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
+    "fixed": {"tokens": 20_480, "batch_tokens": 512},
+    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
+    "arms": {
+        "gelu": {"baseline": True},
+        "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True},
+        "half": {"gate": "sigmoid", "alpha": 0.5},
+        "full": {"gate": "sigmoid", "alpha": 1.0},
+    },
+    "search": {"trials_per_arm": 4},
+    "calibrate": {"points": 3, "seeds": 2, "max_points": 3},
+    "confirm": {"seeds": 8},
+}
+
+
+def sleeping(seconds: float) -> type:
+    """A trainable with the interface of `tune.trial.CellTrainable` that sleeps ten times instead of training."""
+
+    class Sleeping(ray_tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            self._trial, self._step = config["trial"], 0
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.setup(new_config)
+            return True
+
+        def step(self) -> dict[str, Any]:
+            time.sleep(seconds / 10)
+            self._step += 1
+            loss = 3.0 + math.log(self._trial["lr"] / 3e-3) ** 2
+            row = {"step": 4 * self._step, "tokens": 2048 * self._step, "val_nll": loss, "train_nll": loss}
+            row |= {"lr": self._trial["lr"], "grad_norm": 1.0, "tokens_per_second": 1.0, "alpha": []}
+            result = {"row": row, "fraction": self._step / 10}
+            if self._step < 10:
+                return result
+            final = {"val_nll": loss, "test_nll": loss, "tokens": 20_480, "steps": 40, "seconds": seconds}
+            return {**result, "outcome": "completed", "reason": None, "final": final, ray_tune.result.DONE: True}
+
+    return Sleeping
+
+
+def make_study(name: str) -> Study:
+    """The study that is run."""
+    return parse(yaml.safe_dump({**STUDY, "name": name}), Path(f"{name}.yaml"))
+
+
+def occupancy(slots: int, seconds: float, folder: Path) -> dict[str, float]:
+    """Share of (wall seconds x slots) between the first and the last trial in which trials train."""
+    import ray
+
+    ray.init(num_cpus=slots, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        uri = f"sqlite:///{folder / f'{slots}.db'}"
+        run = runner.sweep(
+            make_study(f"slots-{slots}"), folder, folder, slots=slots, tracking_uri=uri, trainable=sleeping(seconds)
+        )
+    finally:
+        ray.shutdown()
+    records = [record for record in run.records.values() if record.started and record.ended]
+    # a slot is ready once its first trial reports: what came before is the start, measured apart
+    begin = min(record.started for record in records) + _first_start(records, seconds)
+    wall = max(record.ended for record in records) - begin
+    trained = sum(len(record.curve) for record in records) * seconds / 10
+    return {"slots": slots, "trials": len(records), "wall_seconds": wall, "occupancy": trained / (wall * slots)}
+
+
+def _first_start(records: list[Record], seconds: float) -> float:
+    first = min(records, key=lambda record: record.started or math.inf)
+    return max(0.0, (first.ended or 0.0) - (first.started or 0.0) - len(first.curve) * seconds / 10)
+
+
+def tracking(uri: str, folder: Path, trials: int, reports: int) -> dict[str, float]:
+    """Milliseconds a report: of the calls that the driver makes, and of the processor in the driver's process."""
+    study = make_study("tracking")
+    corpus = runner.packed_corpus(study, folder, folder)
+    (folder / "tracking").mkdir(exist_ok=True)
+    (folder / "tracking" / "study.yaml").write_text("{}")
+    (folder / "tracking" / "ledger.jsonl").write_bytes(b"")
+    tracker = Tracker(uri, study, folder / "tracking", corpus)
+    time.sleep(15)  # the connection, schema included, is made while a study starts its actors
+    calls, began = 0.0, time.process_time()
+    for number in range(trials):
+        record = Record(Cell("confirm", "gelu", 0, number, {"lr": 1e-3}, "key"), started=time.time())
+        calls += _timed(tracker.started, record)
+        for step in range(reports):
+            row = {"step": step, "tokens": step, "val_nll": 3.0, "train_nll": 3.0, "lr": 1e-3, "grad_norm": 1.0}
+            record.curve.append({**row, "tokens_per_second": 1.0, "alpha": []})
+            calls += _timed(tracker.reported, record, record.curve[-1])
+            time.sleep(0.002)
+        record.outcome, record.final, record.ended = "completed", {"val_nll": 3.0}, time.time()
+        calls += _timed(tracker.ended, record)
+    tracker.close(patience=20)
+    total = trials * reports
+    return {
+        "calls_ms": 1000 * calls / total,
+        "processor_ms": 1000 * (time.process_time() - began) / total,
+        "owed": tracker.owed,
+    }
+
+
+def _timed(call: Any, *arguments: Any) -> float:
+    began = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - began
+
+
+def start(folder: Path) -> float:
+    """Seconds from `pagating sweep` to the end of the first evaluation interval of a real trial, warm."""
+    config = folder / "start.yaml"
+    config.write_text(yaml.safe_dump(STUDY))
+    command = [
+        sys.executable,
+        "-m",
+        "tune.cli",
+        "sweep",
+        str(config),
+        "--output",
+        str(folder / "start"),
+        "--slots",
+        "1",
+    ]
+    began = time.time()
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    path = folder / "start" / "start" / "ledger.jsonl"
+    while True:
+        events = ledger.read(path) if path.exists() else []
+        found = next((event for event in events if event["event"] == "report"), None)
+        if found or running.poll() is not None:
+            running.kill()
+            running.wait()
+            return found["time"] - began if found else math.nan
+        time.sleep(0.05)
+
+
+def help_seconds() -> list[float]:
+    """Seconds of `pagating --help`, five times."""
+    command = [sys.executable, "-m", "tune.cli", "--help"]
+    return [_timed(lambda: subprocess.run(command, capture_output=True, check=True, cwd=ROOT)) for _ in range(5)]
+
+
+def main() -> None:
+    """Measure and print; `--json` writes the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="trials of 3 seconds, not 15")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    seconds = 3.0 if options.quick else 15.0
+    found: dict[str, Any] = {}
+
+    def note(name: str, value: Any) -> None:
+        found[name] = value
+        print(f"{name}: {value}", flush=True)
+
+    note("machine", machine())
+    note("trial_seconds", seconds)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        note("help_seconds", spread(help_seconds()).median)
+        start(folder)  # packs the corpus
+        subprocess.run(["rm", "-rf", str(folder / "start" / "start")], check=True)
+        note("start_seconds", start(folder))
+        for slots in (2, 8):
+            note(f"occupancy_{slots}_slots", occupancy(slots, seconds, folder))
+        note("tracking_sqlite", tracking(f"sqlite:///{folder / 'tracking.db'}", folder, 100, 50))
+        note("tracking_dead_server", tracking("http://127.0.0.1:9", folder, 10, 50))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
