@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pagating.corpus import open_split
+from pagating.engine_loss import linear_nll_each
+from pagating.gpt2_plain import GPT2
+
 PRECISIONS = ("float32", "bfloat16")
+ROWS_FROM = 1 << 20  # tokens of a split that are decoded for the sake of `padded_nll`
 
 
 def autocast(precision: str, device: str = "cpu") -> AbstractContextManager[Any]:
@@ -19,9 +27,16 @@ def autocast(precision: str, device: str = "cpu") -> AbstractContextManager[Any]
 
 
 def token_nll(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each predicted token, nats, float32, (B, T - 1): targets are tokens_BT[:, 1:]."""
-    logits_BTV = model(input_ids=tokens_BT[:, :-1]).logits.float()
+    """Negative log-likelihood of each predicted token, nats, float32, (B, T - 1): targets are tokens_BT[:, 1:].
+
+    A `pagating.gpt2_plain.GPT2` that needs no gradient is evaluated in chunks, so that its logits never exist whole;
+    any other model is one of transformers'.
+    """
     targets_BT = tokens_BT[:, 1:]
+    if isinstance(model, GPT2) and not torch.is_grad_enabled():
+        x_NC = model.hidden(tokens_BT[:, :-1]).flatten(0, 1)
+        return linear_nll_each(x_NC, model.lm_head.weight, targets_BT.flatten()).view_as(targets_BT)
+    logits_BTV = model(input_ids=tokens_BT[:, :-1]).logits.float()
     return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
 
 
@@ -40,6 +55,47 @@ def mean_nll(model: nn.Module, windows_WT: torch.Tensor, batch: int, precision: 
         total += nll_BT.double().sum().item()
     model.train(was_training)
     return total / (windows_WT.shape[0] * (windows_WT.shape[1] - 1))
+
+
+def pad_rows(rows: Sequence[Sequence[int]], length: int, pad: int) -> torch.Tensor:
+    """Rows of token ids as one tensor (R, length), int64: cut at `length`, filled up on the right with `pad`."""
+    if not rows:
+        raise ValueError("pad_rows: no rows")
+    return torch.tensor([[*row[:length], *[pad] * (length - len(row))] for row in rows], dtype=torch.int64)
+
+
+def padded_nll(
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    n_ctx: int,
+    pad: int,
+    batch: int,
+    precision: str = "float32",
+) -> float:
+    """The loss as the published figures have it: a row a line of text, padded to `n_ctx`, the padding counted.
+
+    Every position of every row but the first weighs the same, a padded one too, and no attention mask is set. On short
+    lines most of the mean is padding, so the figure says more about the lengths of the lines than about the model, and
+    cannot be compared with `val_nll`; a model that never saw padding in training does not predict it either. It is
+    there to show that difference and decides nothing.
+    """
+    return mean_nll(model, pad_rows(rows, n_ctx, pad), batch, precision)
+
+
+def text_rows(folder: str | Path, split: str, count: int) -> tuple[list[list[int]], int]:
+    """At most `count` lines of a split of a packed corpus, spread evenly, as token ids; and the padding's id.
+
+    Of a long split the first `ROWS_FROM` tokens are looked at. Empty lines are rows as well, as they are in WikiText.
+    The padding is `<|endoftext|>`, GPT-2's usual choice, or id 0 where the vocabulary has none.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    text = tokenizer.decode(open_split(folder, split)[:ROWS_FROM].tolist(), skip_special_tokens=False)
+    lines = text.removesuffix("\n").split("\n")
+    chosen = np.unique(np.linspace(0, len(lines) - 1, min(count, len(lines))).round().astype(int))
+    encoded = tokenizer.encode_batch([lines[i] for i in chosen], add_special_tokens=False)
+    return [row.ids for row in encoded], tokenizer.token_to_id("<|endoftext|>") or 0
 
 
 def perplexity(nll: float) -> float:

@@ -14,19 +14,31 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pagating import alpha_parameters, alpha_values, patch, set_progress
-from pagating.accounting import cost
+from pagating.alpha import alpha_parameters, alpha_values, set_progress
 from pagating.corpus import eval_windows, open_split, read_meta, train_batch
-from pagating.evaluate import PRECISIONS, autocast, bits_per_byte, mean_nll, perplexity, token_nll
+from pagating.engine_compile import CHOICES, compile_hidden, is_compiled
+from pagating.engine_loss import linear_nll
+from pagating.evaluate import (
+    PRECISIONS,
+    autocast,
+    bits_per_byte,
+    mean_nll,
+    padded_nll,
+    perplexity,
+    text_rows,
+)
+from pagating.gpt2_plain import GPT2, GPT2Size, stock_flops_per_token, training_flops_per_token
 from pagating.initialise import initialise_gpt2
 from pagating.schedules import SCHEDULES, warmup_then
+
+Hidden = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 class Diverged(ArithmeticError):
@@ -42,7 +54,9 @@ class Trial:
     unit: arguments of `pagating.patch`, or None for the stock model. batch_tokens: tokens a step, a multiple of n_ctx.
     warmup: share of the steps with a linearly rising learning rate, [0, 1). weight_decay: on matrices; never on alphas.
     eval_every: steps between evaluations, None for a tenth of the trial; the last step is evaluated always.
-    eval_windows: windows of n_ctx tokens of each evaluation. test: evaluate the test split too, once, at the last step.
+    eval_windows: windows of n_ctx tokens of each evaluation. test: evaluate the test split too, once, at the last step,
+    and `padded_nll` on as many lines of the validation split.
+    compile: auto (where the trial is long enough to earn it), always, never; see `pagating.engine_compile`.
     """
 
     corpus: str
@@ -64,6 +78,7 @@ class Trial:
     eval_windows: int = 64
     test: bool = False
     threads: int = 1
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
         n_ctx = self.model["n_ctx"]
@@ -75,6 +90,8 @@ class Trial:
             raise ValueError(f"schedule='{self.schedule}' is not one of {', '.join(SCHEDULES)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision='{self.precision}' is not one of {', '.join(PRECISIONS)}")
+        if self.compile not in CHOICES:
+            raise ValueError(f"compile='{self.compile}' is not one of {', '.join(CHOICES)}")
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr} is not positive")
 
@@ -89,29 +106,9 @@ class Trial:
         return self.eval_every or max(1, math.ceil(self.steps / 10))
 
 
-def build_model(trial: Trial) -> nn.Module:
-    """Hugging Face GPT-2 of the trial's size, with the trial's unit in every MLP, initialised from its seed."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    size, dropout = trial.model, trial.model.get("dropout", 0.0)
-    config = GPT2Config(
-        vocab_size=read_meta(trial.corpus)["vocab_size"],
-        n_positions=size["n_ctx"],
-        n_embd=size["d_model"],
-        n_layer=size["n_layer"],
-        n_head=size["n_head"],
-        activation_function=size.get("activation", "gelu_new"),
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
-        initializer_range=size.get("initializer_range", 0.02),
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = GPT2LMHeadModel(config)
-    if trial.unit is not None:
-        patch(model, **trial.unit)
+def build_model(trial: Trial) -> GPT2:
+    """GPT-2 of the trial's size, with the trial's unit in every MLP, initialised from its seed."""
+    model = GPT2(GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit)
     initialise_gpt2(model, trial.seed)
     return model
 
@@ -135,6 +132,19 @@ def peak_rss_mb() -> float:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
+def hidden_function(trial: Trial, model: GPT2, tokens_BT: torch.Tensor) -> Hidden:
+    """The model's body as the loop calls it: `GPT2.hidden`, or its compiled form where the trial asks for one.
+
+    The FLOPs that decide are those of the stock model, so that all arms of a study take the same path.
+    """
+    model.train()
+    if is_compiled(trial.compile, stock_flops_per_token(model.config) * trial.tokens, model.config.dropout):
+        with autocast(trial.precision):
+            compiled = compile_hidden(model, tokens_BT[:, :-1], Path(trial.corpus).parent / "compiled")
+        return compiled or GPT2.hidden
+    return GPT2.hidden
+
+
 def train(trial: Trial) -> Iterator[dict[str, Any]]:
     """Train one trial; yield a row at each evaluation, and with the last row `final`: the metrics of the whole trial.
 
@@ -144,7 +154,6 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
     Raises Diverged at the first loss or gradient norm that is not finite.
     """
     torch.set_num_threads(trial.threads)
-    torch.manual_seed(trial.seed)  # dropout is the only user of the global generator
     started = time.perf_counter()
     n_ctx, batch = trial.model["n_ctx"], trial.batch_tokens // trial.model["n_ctx"]
     counts = read_meta(trial.corpus)["splits"]
@@ -153,7 +162,8 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
     model = build_model(trial)
     optimizer = build_optimizer(model, trial)
     learned = bool(alpha_parameters(model))
-    model.train()
+    hidden = hidden_function(trial, model, train_batch(train_N, trial.seed, 0, batch, n_ctx))
+    torch.manual_seed(trial.seed)  # dropout is the only user of the global generator
     losses: list[float] = []
     seconds_training = 0.0
     row: dict[str, Any] = {}
@@ -166,7 +176,8 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
             group["lr"] = rate * group["multiplier"]
         tokens_BT = train_batch(train_N, trial.seed, step, batch, n_ctx)
         with autocast(trial.precision):
-            loss = token_nll(model, tokens_BT).mean()
+            x_BTC = hidden(model, tokens_BT[:, :-1])
+            loss = linear_nll(x_BTC.flatten(0, 1), model.lm_head.weight, tokens_BT[:, 1:].flatten())
         loss.backward()
         grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), trial.clip))
         losses.append(loss.item())
@@ -194,7 +205,7 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
         losses = []
         if done != trial.steps:
             yield row
-    alphas, counted = alpha_values(model), cost(model, n_ctx)
+    alphas = alpha_values(model)
     final = {
         "val_nll": row["val_nll"],
         "val_ppl": perplexity(row["val_nll"]),
@@ -204,12 +215,15 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
         "tokens": row["tokens"],
         "steps": trial.steps,
         "tokens_per_second": row["tokens_per_second"],
-        "parameters": counted.parameters,
-        "flops_per_token": counted.training_flops_per_token,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "flops_per_token": training_flops_per_token(model),
+        "compiled": float(hidden is not GPT2.hidden),
     }
     if trial.test:
         test_WT = eval_windows(open_split(trial.corpus, "test"), n_ctx, trial.eval_windows)
         final["test_nll"] = mean_nll(model, test_WT, batch, trial.precision)
+        rows, pad = text_rows(trial.corpus, "validation", trial.eval_windows)
+        final["padded_nll"] = padded_nll(model, rows, n_ctx, pad, batch, trial.precision)
     final |= {"seconds": time.perf_counter() - started, "peak_rss_mb": peak_rss_mb()}
     yield {**row, "final": final}
 

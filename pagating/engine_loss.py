@@ -1,0 +1,108 @@
+"""The output projection and the loss in one: chunks of tokens, so that the logits never exist whole.
+
+With a vocabulary of 50,257 the logits of a batch, their softmax and its gradient are larger than a small model with its
+optimiser; here a chunk of them lives at a time. The gradient is taken while a chunk is at hand, so nothing is computed
+twice. The same idea as Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989), in torch
+operations.
+
+Axes: N tokens, C d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 1 << 22  # logits alive at a time: 16 MiB in float32
+
+
+def chunk_rows(n_token: int, vocab_size: int, chunk: int | None = None) -> int:
+    """Tokens whose logits are computed together: as many as keep `chunk` logits, at least 16 of them."""
+    return min(n_token, max(16, (chunk or CHUNK) // vocab_size))
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _chunks(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Slice, inputs, float logits and targets (as a column) of each chunk."""
+    rows = chunk_rows(len(x_NC), len(weight_VC))
+    for start in range(0, len(x_NC), rows):
+        part = slice(start, start + rows)
+        logits = x_NC[part] @ weight_VC.t()
+        yield part, x_NC[part], logits if logits.dtype == torch.float64 else logits.float(), targets_N[part, None]
+
+
+def _check(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> None:
+    if x_NC.dim() != 2 or targets_N.shape != x_NC.shape[:1] or weight_VC.shape[1:] != x_NC.shape[1:]:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (x_NC, weight_VC, targets_N))
+        raise ValueError(f"linear_nll: shapes {shapes} are not (N, C), (V, C), (N,)")
+
+
+@torch.no_grad()
+def linear_nll_each(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
+    """`-log softmax(x @ weight.T)[target]` of each token, nats, (N,), float32 (float64 for float64). No gradient."""
+    _check(x_NC, weight_VC, targets_N)
+    dtype = _compute_dtype(x_NC)
+    with torch.autocast(x_NC.device.type, enabled=False):
+        parts = _chunks(x_NC.to(dtype), weight_VC.to(dtype), targets_N)
+        each = [torch.log_softmax(logits, -1).gather(1, column)[:, 0].neg() for _, _, logits, column in parts]
+    return torch.cat(each)
+
+
+def linear_nll(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
+    """The mean over N of `-log softmax(x @ weight.T)[target]`, nats, a scalar in float32 (float64 for float64).
+
+    x: (N, C); weight: (V, C); targets: (N,), int64, each in [0, V). Under autocast the products are taken in its dtype;
+    the softmax, the loss and the sum of the weight's gradient are float32. Equals `F.cross_entropy(x @ weight.T,
+    targets)` up to rounding. Can be differentiated once. Raises ValueError for other shapes, IndexError or RuntimeError
+    (torch's own) for a target outside the vocabulary.
+    """
+    _check(x_NC, weight_VC, targets_N)
+    mean: Tensor = _LinearNLL.apply(x_NC, weight_VC, targets_N)
+    return mean
+
+
+class _LinearNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
+        dtype, share = _compute_dtype(x_NC), 1.0 / len(x_NC)
+        wanted_x, wanted_weight, _ = ctx.needs_input_grad
+        grad_x = torch.empty_like(x_NC) if wanted_x else None
+        grad_weight = torch.zeros_like(weight_VC) if wanted_weight else None
+        total = x_NC.new_zeros((), dtype=torch.float64)
+        with torch.autocast(x_NC.device.type, enabled=False):
+            weight = weight_VC.to(dtype)
+            for part, x, logits, column in _chunks(x_NC.to(dtype), weight, targets_N):
+                log_p = torch.log_softmax(logits, -1)
+                total -= log_p.gather(1, column).sum(dtype=torch.float64)
+                # softmax minus one at the target: the gradient of the sum by the logits
+                grad = log_p.exp_().scatter_add_(1, column, log_p.new_full((), -1.0).expand_as(column)).to(dtype)
+                if grad_x is not None:
+                    grad_x[part] = (grad @ weight).mul_(share)
+                if grad_weight is None:
+                    continue
+                if dtype == grad_weight.dtype:
+                    grad_weight.addmm_(grad.t(), x, alpha=share)
+                else:
+                    grad_weight.add_(grad.t() @ x, alpha=share)
+        ctx.grads = (grad_x, grad_weight)
+        return (total * share).to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("linear_nll: backward was called a second time; the gradients are handed out once")
+        scale, (grad_x, grad_weight), ctx.grads = outputs[0], ctx.grads, None
+        return (
+            None if grad_x is None else grad_x.mul_(scale.to(grad_x.dtype)),
+            None if grad_weight is None else grad_weight.mul_(scale.to(grad_weight.dtype)),
+            None,
+        )
