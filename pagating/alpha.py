@@ -194,7 +194,7 @@ class AlphaModule(nn.Module):
         """Effective alpha: a float (fixed) or a tensor that broadcasts against `x`.
 
         Its shape is `()`, `(width,)` for one a channel, or `x.shape[:-1] + (1,)` when token-dependent; that
-        kind without `x` is given at `x = 0`.
+        kind without `x` is given at `x = 0`. ValueError where the last axis of `x` is not of size `width`.
         """
         if self.fixed is not None:
             return self.fixed
@@ -203,11 +203,13 @@ class AlphaModule(nn.Module):
         if self.spec.kind == "token":
             if x is None:
                 return torch.sigmoid(self.alpha_bias)
+            _require_width(self.alpha_weight, x)
             score = x @ self.alpha_weight.to(x.dtype).unsqueeze(-1)
             return torch.sigmoid(score + self.alpha_bias.to(x.dtype))
         is_logit = self.spec.options["range"] == "unit"
         stored: Tensor = getattr(self.__dict__["_owner"] or self, "alpha_logit" if is_logit else "alpha_free")
         if x is not None:
+            _require_width(stored, x)
             stored = stored.to(x.device)  # a model spread over devices: the owner may lie on another
         return torch.sigmoid(stored) if is_logit else stored
 
@@ -237,6 +239,12 @@ class AlphaModule(nn.Module):
             return f"alpha={self.fixed:g}"
         options = ", ".join(f"{key}={value}" for key, value in self.spec.options.items())
         return f"alpha={self.spec.kind}({options})"
+
+
+def _require_width(stored: Tensor, x: Tensor) -> None:
+    # an axis of size 1 would be broadcast without a word
+    if stored.dim() == 1 and x.shape[-1:] != stored.shape:
+        raise ValueError(f"width: {stored.shape[0]} is not the last axis of an input of shape {tuple(x.shape)}")
 
 
 def _logit(p: float) -> float:

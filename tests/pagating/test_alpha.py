@@ -97,6 +97,13 @@ def test_one_alpha_a_model_is_one_parameter_that_every_layer_reads() -> None:
     assert model[0].alpha_logit.grad.item() != 0.0
 
 
+@pytest.mark.parametrize("alpha", [{"learnable": {"per": "channel"}}, {"token": {}}], ids=str)
+@pytest.mark.parametrize("shape", [(3, 1), (3, 4), ()])
+def test_another_last_axis_than_the_width_is_refused(alpha: object, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"width: 8 is not the last axis of an input of shape \("):
+        PaGLU(alpha, width=8)(torch.ones(shape))
+
+
 def test_a_shared_alpha_follows_the_input_to_its_device() -> None:
     first = PaGLU("learnable")
     second = PaGLU("learnable", owner=first)
