@@ -40,20 +40,28 @@ def sweep(
         int | None, typer.Option(min=1, help="Trials side by side; as many as cores when not given.")
     ] = None,
     tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI, or 'none'.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Only continue: refuse a study that was not begun.")] = False,
 ) -> None:
     """Run a study, or what is missing of it, and report the verdict.
 
     Safe to interrupt: the same command continues where it stopped. Example: pagating sweep configs/sweep.yaml
     """
     from tune import runner
-    from tune.study import load
+    from tune.study import StudyError, load
     from tune.tracking import default_uri
 
     study = load(config)
+    if resume and not (output / study.name / "study.yaml").is_file():
+        raise StudyError(f"{output / study.name}: no study was begun here; leave --resume out to begin it")
     uri = tracking or study.tracking or default_uri(output)
     typer.echo(f"{study.name}: {study.question}")
     run = runner.sweep(
-        study, config.parent, output, slots=slots, tracking_uri=None if uri == "none" else uri, listen=_say
+        study,
+        config.parent,
+        output,
+        slots=slots,
+        tracking_uri=None if uri == "none" else uri,
+        listen=_say,
     )
     if not run.stages.finished:
         typer.echo("Interrupted. What has ended is kept; the same command continues from there.", err=True)

@@ -286,7 +286,8 @@ def _slots(study: Study) -> int:
 def run_ray(run: StudyRun, slots: int | None = None, trainable: Any = None) -> None:
     """Train every missing cell of a study with Ray Tune; returns when none is left or the run was interrupted.
 
-    `trainable`: what trains a cell, `tune.trial.CellTrainable` when None (a simulated one measures everything else).
+    `slots`: trials side by side, as many as the cores hold when None. `trainable`: what trains a cell,
+    `tune.trial.CellTrainable` when None (a simulated one measures everything else).
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
@@ -302,6 +303,7 @@ def run_ray(run: StudyRun, slots: int | None = None, trainable: Any = None) -> N
     ours = not ray.is_initialized()
     if ours:
         ray.init(
+            address="local",
             num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,

@@ -241,3 +241,10 @@ def test_an_unknown_study_is_one_line(tmp_path):
         assert done.returncode == 2
         assert "no study of that name" in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_resume_refuses_a_study_that_was_not_begun(tmp_path):
+    done = sweep(tmp_path / "studies", "--resume", check=False)
+    assert done.returncode == 2
+    assert "no study was begun here" in done.stderr
+    assert not (tmp_path / "studies").exists()
