@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 1 << 22  # logits alive at a time: 16 MiB in float32
+CHUNK = 1 << 21  # logits alive at a time: 8 MiB in float32, so that a cache holds them
+LEAST_ROWS = 64  # with fewer tokens at a time the product for the weight's gradient waits for memory
 
 
-def chunk_rows(n_token: int, vocab_size: int, chunk: int | None = None) -> int:
-    """Tokens whose logits are computed together: as many as keep `chunk` logits, at least 16 of them."""
-    return min(n_token, max(16, (chunk or CHUNK) // vocab_size))
+def chunk_rows(n_token: int, vocab_size: int) -> int:
+    """Tokens whose logits are computed together: as many as make `CHUNK` logits, at least `LEAST_ROWS`."""
+    return min(n_token, max(LEAST_ROWS, CHUNK // vocab_size))
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -80,10 +81,12 @@ class _LinearNLL(torch.autograd.Function):
         with torch.autocast(x_NC.device.type, enabled=False):
             weight = weight_VC.to(dtype)
             for part, x, logits, column in _chunks(x_NC.to(dtype), weight, targets_N):
-                log_p = torch.log_softmax(logits, -1)
-                total -= log_p.gather(1, column).sum(dtype=torch.float64)
+                p = torch.softmax(logits, -1)
+                # one exponential a logit: the largest probability is at least 1/V, so its logarithm loses nothing
+                logsumexp = logits.amax(-1) - p.amax(-1).log()
+                total += (logsumexp - logits.gather(1, column)[:, 0]).sum(dtype=torch.float64)
                 # softmax minus one at the target: the gradient of the sum by the logits
-                grad = log_p.exp_().scatter_add_(1, column, log_p.new_full((), -1.0).expand_as(column)).to(dtype)
+                grad = p.scatter_add_(1, column, p.new_full((), -1.0).expand_as(column)).to(dtype)
                 if grad_x is not None:
                     grad_x[part] = (grad @ weight).mul_(share)
                 if grad_weight is None:
