@@ -66,8 +66,11 @@ def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float) 
             "p_sign_test",
             "power_at_effect_seen",
             "e_value",
+            "p_anytime",
+            "at_edge",
         ]
     )
+    row["path"] = []
     row["verdict"] = _refusal(pairs, d, b, a)
     if row["verdict"] == "identical":
         row |= {"p_sign_flip": 1.0, "d_z": 0.0}

@@ -3,7 +3,8 @@
 from typing import Any
 
 from analysis.ledger import edge_hits, unfair
-from analysis.significance import CANNOT_TELL, CLAIM_SEEDS, STRONG_GAP
+from analysis.sensitivity import CANNOT_TELL, STRONG_GAP
+from analysis.significance import CLAIM_SEEDS
 from analysis.tables import Study
 
 _TESTS = {
@@ -34,11 +35,12 @@ def methods(study: Study) -> list[str]:
     if calibrate.get("points") is not None:
         out.append(
             f"Calibration: all arms on one shared learning-rate grid of {calibrate['points']} or more points, "
-            f"{calibrate.get('seeds', 1)} selection seeds each; an arm takes the grid's best by mean."
+            f"{calibrate.get('seeds', 1)} selection seeds each; an arm takes "
+            + ("the grid's best by mean." if calibrate.get("choice", "fit") == "grid" else "the fitted optimum.")
         )
-    if confirm.get("seeds") is not None:
+    if confirm.get("seeds") is not None or study.rule != "fixed":
         out.append(
-            f"Confirmation: {confirm['seeds']} fresh seeds, shared by all arms (same initial bits and data order). "
+            f"Confirmation: {_seeds(study)}, shared by all arms (same initial bits and data order). "
             f"Metric {study.metric} at the last step, in nats per token."
         )
     out.append(
@@ -49,6 +51,14 @@ def methods(study: Study) -> list[str]:
         f"rank. All of it was named before the study ran."
     )
     return [line for line in out if line]
+
+
+def _seeds(study: Study) -> str:
+    if study.rule == "fixed":
+        return f"{study.settings['confirm']['seeds']} fresh seeds"
+    looks = study.looks
+    when = ", ".join(map(str, looks)) if len(looks) < 6 else f"every number from {looks[0]} to {looks[-1]}"
+    return f"fresh seeds added by the rule {study.rule}, with looks at {when} seeds"
 
 
 def would_change(study: Study, result: dict[str, Any], ledger_rows: list[dict[str, Any]]) -> list[str]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 
 from analysis.paired_tests import Values
@@ -59,5 +59,5 @@ def _exceedance(c: float, k: int, df: int) -> float:
     x, w_z = np.polynomial.hermite_e.hermegauss(80)
     w_z = w_z / math.sqrt(2 * math.pi)
     bound, shift = math.sqrt(2) * c * s[:, None], x[None, :]
-    inside = stats.norm.cdf(bound + shift) - stats.norm.cdf(-bound + shift)
+    inside = special.ndtr(bound + shift) - special.ndtr(-bound + shift)
     return float(np.clip(1 - w_s @ (inside**k) @ w_z, 0.0, 1.0))

@@ -1,8 +1,8 @@
 """The best learning rate of each arm from the shared grid: a local quadratic fit, steadied where the curve is flat.
 
-The grid's best point lets one arm beat an equal one: it is the luckier of two near-equal points, or it lies nearer to the
-bottom of that arm's bowl. The confirm seeds then measure a difference in tuning with great precision. The bottom of a
-fitted curve is wrong in second order only. `docs/protocol.md` has the error rates of both.
+The grid's best point lets one arm beat an equal one: it is the luckier of two near-equal points, or it lies nearer to
+the bottom of that arm's bowl. The confirm seeds then measure a difference in tuning with great precision. The bottom of
+a fitted curve is wrong in second order only. `docs/protocol.md` has the error rates of both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,9 +56,9 @@ def optimum(rates: Sequence[float], losses: np.ndarray, sd: float) -> Optimum:
 
     Least squares of mean loss = a + b x + c x^2, x = log(rate) from the weighted centre. The best point and its two
     neighbours weigh 1, any other exp(-(excess / (3 s))^2 / 2), with its excess over the lowest mean and s = sd /
-    sqrt(seeds). The optimum is at x = -b / (2 (max(c, 0) + se(c))): the standard error of the curvature draws a bowl that
-    noise alone may have bent towards the centre, which is nearly the same for all arms, and changes nothing where the
-    bowl is clear. It stays among the best point, its neighbours and the points less than 3 s above it: nothing is
+    sqrt(seeds). The optimum is at x = -b / (2 (max(c, 0) + se(c))): the standard error of the curvature draws a bowl
+    that noise alone may have bent towards the centre, which is nearly the same for all arms, and changes nothing where
+    the bowl is clear. It stays among the best point, its neighbours and the points less than 3 s above it: nothing is
     extrapolated. A rate that was infeasible on a seed takes no part. With fewer than three rates there is no fit.
     """
     x, table = np.log(np.asarray(rates, float)), np.asarray(losses, float)

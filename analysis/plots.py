@@ -266,6 +266,26 @@ def over_training(study: Study, training: dict[str, pd.DataFrame]) -> Figure:
     return fig
 
 
+def sequential_path(study: Study, rows: list[dict]) -> Figure:
+    """The p over all looks against seeds, an arm a line, with the level; an arm stops when its adjusted p is below."""
+    fig = Figure(figsize=(7.2, 3.8))
+    ax = fig.subplots()
+    entries = []
+    for row in rows:
+        colour, marker = arm_style(study, row["arm"])
+        p = [max(look["p_anytime"], 1e-6) for look in row["path"]]
+        seeds = [look["n"] for look in row["path"]]
+        (line,) = ax.plot(seeds, p, color=colour, marker=marker, ms=5, drawstyle="steps-post")
+        entries.append((line, row["arm"]))
+    ax.axhline(study.level, color=INK, lw=1, ls=":")
+    ax.set_yscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("confirm seeds")
+    ax.set_ylabel("p over all looks so far (before the correction)")
+    _legend(ax, entries)
+    return fig
+
+
 def search_budget(study: Study, rows: list[dict]) -> Figure:
     """Expected best val_nll of n search trials, by arm: solid without replacement, dotted with it."""
     fig = Figure(figsize=(7.2, 3.8))

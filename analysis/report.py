@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from analysis import alphas, beside, budget, command, formats, plots
+from analysis import alphas, beside, budget, calibration, command, formats, plots
 from analysis.ledger import COLUMNS as LEDGER_COLUMNS
 from analysis.ledger import ledger
 from analysis.methods import methods, would_change
@@ -66,13 +66,34 @@ def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figu
         out["over_training"] = lambda: plots.over_training(study, training)
     if plots.arms_with_alphas(study):
         out["alphas"] = lambda: plots.learned_alphas(study)
+    if any(row["path"] for row in result["comparisons"]):
+        out["sequential"] = lambda: plots.sequential_path(study, result["comparisons"])
     return out
+
+
+PATH_COLUMNS: formats.Columns = {
+    "arm": ("arm", ""),
+    "n": ("seeds", "d"),
+    "pairs": ("pairs", "d"),
+    "t": ("t", "+.2f"),
+    "p": ("p at this look", ".3g"),
+    "e": ("e", ".3g"),
+    "stops_at": ("stops one arm at p", ".3g"),
+    "p_anytime": ("p over all looks", ".3g"),
+}
+
+
+def path_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row an arm and look of a sequential rule."""
+    return [{"arm": row["arm"], **look} for row in result["comparisons"] for look in row["path"]]
 
 
 def _tables(study: Study, result: dict[str, Any]) -> dict[str, tuple[list[dict[str, Any]], formats.Columns]]:
     every: dict[str, tuple[list[dict[str, Any]], formats.Columns]] = {
         "verdict": (result["comparisons"], formats.VERDICT_COLUMNS),
         "fairness": (ledger(study), LEDGER_COLUMNS),
+        "sequential": (path_rows(result), PATH_COLUMNS),
+        "calibration": (calibration.optimum_rows(study), calibration.COLUMNS),
         "equal_learning_rate": (beside.at_grid(study), beside.GRID_COLUMNS),
         "over_training": (beside.slopes(study), beside.SLOPE_COLUMNS),
         "search_budget": (budget.curves(study), budget.COLUMNS),
@@ -104,6 +125,7 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     rows = ledger(study)
+    grid, grid_columns = calibration.pivot(beside.at_grid(study))
     shown = {k: c for k, c in LEDGER_COLUMNS.items() if any(r[k] is not None for r in rows)}
     return template.render(
         study=study,
@@ -112,8 +134,12 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
         verdict_columns=formats.REPORT_COLUMNS,
         ledger=rows,
         ledger_columns=shown,
-        grid=beside.at_grid(study),
-        grid_columns=beside.GRID_COLUMNS,
+        path=path_rows(result),
+        path_columns=PATH_COLUMNS,
+        calibration=calibration.optimum_rows(study),
+        calibration_columns=calibration.COLUMNS,
+        grid=grid,
+        grid_columns=grid_columns,
         slopes=beside.slopes(study),
         slope_columns=beside.SLOPE_COLUMNS,
         methods=methods(study),

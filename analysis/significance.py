@@ -7,21 +7,23 @@ Primary test: two-sided paired t over seeds. A diverged run turns it into the wo
 
 import hashlib
 import platform
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 
-from analysis import command, multiplicity, power
+from analysis import command, estimates, multiplicity, power, sequential
 from analysis.comparison import measure
+from analysis.ledger import edge_hits
 from analysis.pairs import Pairs, pair
+from analysis.sensitivity import CANNOT_TELL, assay
 from analysis.tables import Study, margin_in_nats
 
 SCHEMA = 1
 CLAIM_SEEDS = 8  # fewer seeds are no claim
-STRONG_GAP = 3.0  # percent: a regime that means to rank arms separates the linear floor by this much
-CANNOT_TELL = "not testable: this regime cannot tell a linear MLP from GELU"
 
 
 def verdict(study: Study) -> dict[str, Any]:
@@ -33,10 +35,14 @@ def verdict(study: Study) -> dict[str, Any]:
     finite = baseline_losses[np.isfinite(baseline_losses)]
     margin = margin_in_nats(study.margin, float(finite.mean()) if len(finite) else 1.0)
     rows = [measure(arm, study.baseline, paired[arm], study.level, margin) for arm in treatments]
+    hits = edge_hits(study)
+    for row in rows:
+        _look(row, paired[row["arm"]], losses, study)
+        row["at_edge"] = [arm for arm in (study.baseline, row["arm"]) if arm in hits]
     _adjust(rows, study)
     for row in rows:
         _decide(row, study)
-    sensitivity = _sensitivity(rows, study)
+    sensitivity = assay(rows, study)
     if sensitivity["testable"] is False:
         for row in rows:
             if row["arm"] != study.floor:
@@ -56,14 +62,21 @@ def verdict(study: Study) -> dict[str, Any]:
         "margin_nats": margin,
         "baseline": study.baseline,
         "floor": study.floor,
+        "rule": study.rule,
+        "looks": list(study.looks),
         "summary": summary(rows, study),
         "seeds": {arm: [int(s) for s in losses[arm].dropna().index] for arm in study.arms},
         "losses_sha256": hashlib.sha256(losses.to_csv().encode()).hexdigest(),
         "data_digest": _find(study.settings, "digest"),
         "commit": _find(study.settings, "commit"),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("numpy", "pandas", "scipy", "statsmodels")},
+        "versions": dict(_versions()),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    names = ("numpy", "pandas", "scipy", "statsmodels")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def summary(rows: list[dict[str, Any]], study: Study) -> str:
@@ -78,7 +91,9 @@ def summary(rows: list[dict[str, Any]], study: Study) -> str:
         value = row["improvement_percent"]
         number = "" if value is None else f" ({value:+.2f}%{_interval(row)}, n = {row['n']})"
         parts.append(f"{row['arm']}: {row['verdict']}{number}")
-    return f"Against {study.baseline}, on {study.metric}: " + "; ".join(parts) + "."
+    edges = dict.fromkeys(arm for row in rows for arm in row["at_edge"])
+    warning = f" Warning: the learning rate of {', '.join(edges)} is an end of the grid." if edges else ""
+    return f"Against {study.baseline}, on {study.metric}: " + "; ".join(parts) + "." + warning
 
 
 def concluded(result: dict[str, Any]) -> bool:
@@ -95,6 +110,24 @@ def _interval(row: dict[str, Any]) -> str:
     if row["improvement_low"] is None:
         return ""
     return f" [{row['improvement_low']:+.2f}, {row['improvement_high']:+.2f}]"
+
+
+def _look(row: dict[str, Any], pairs: Pairs, losses: pd.DataFrame, study: Study) -> None:
+    # a sequential rule decides by its own p, and its interval is that of the p at which this look would stop
+    if study.rule == "fixed":
+        return
+    by_seed = dict(zip(pairs.seeds, pairs.differences, strict=True))
+    d = [by_seed.get(int(seed), np.nan) for seed in losses.index]
+    row["path"] = sequential.path(d, study.rule, study.looks, study.level)
+    if row["verdict"] is not None:
+        return
+    row["p_anytime"] = row["p_deciding"] = row["path"][-1]["p_anytime"] if row["path"] else 1.0
+    stops_at = row["path"][-1]["stops_at"] if row["path"] else 0.0
+    interval = None
+    if stops_at > 0 and row["p_t"] is not None:
+        b, a = pairs.baseline[pairs.complete], pairs.arm[pairs.complete]
+        interval = estimates.fieller(b, a, stops_at)
+    row["improvement_low"], row["improvement_high"] = interval or (None, None)
 
 
 def _adjust(rows: list[dict[str, Any]], study: Study) -> None:
@@ -116,19 +149,22 @@ def _adjust(rows: list[dict[str, Any]], study: Study) -> None:
 def _decide(row: dict[str, Any], study: Study) -> None:
     notes: list[str] = []
     p, worst = row["p_adjusted"], row["p_worst_rank"] is not None
+    # equivalence is tested once, at the rule's last look: a test at each look would err more often than its level
+    last_look = not study.looks or (bool(row["path"]) and row["path"][-1]["n"] == study.looks[-1])
+    equivalent = last_look and row["p_tost"] is not None and row["p_tost"] <= study.level
     if row["verdict"] is not None:
         notes.append(_why_refused(row))
     elif p is not None and p <= study.level:
         direction = _direction(row) if worst else row["mean_difference"]
         row["verdict"] = "better" if direction > 0 else "worse"
         notes.append(f"adjusted p = {p:.3g} ({study.correction}) <= {study.level:g} over n = {row['n']} seeds")
-        if row["p_tost"] is not None and row["p_tost"] <= study.level:
+        if equivalent:
             notes.append(f"yet the difference is smaller than the margin of {study.margin}")
-    elif not worst and row["p_tost"] is not None and row["p_tost"] <= study.level:
+    elif not worst and equivalent:
         row["verdict"] = f"no difference larger than {_margin_text(study)}"
         notes.append(f"TOST p = {row['p_tost']:.3g} <= {study.level:g} at that margin over n = {row['n']} seeds")
     else:
-        row["verdict"] = f"undecided (needs {_more_seeds(row, study)})"
+        row["verdict"] = f"undecided ({_next_look(row, study) or 'needs ' + _more_seeds(row, study)})"
         notes.append(
             f"adjusted p = {p:.3g} ({study.correction}) > {study.level:g}"
             + ("" if row["p_tost"] is None or worst else f", TOST p = {row['p_tost']:.3g} > {study.level:g}")
@@ -163,6 +199,14 @@ def _with_divergence(row: dict[str, Any]) -> np.ndarray:
     return np.asarray(values)
 
 
+def _next_look(row: dict[str, Any], study: Study) -> str:
+    if not study.looks:
+        return ""
+    seen = row["path"][-1]["n"] if row["path"] else 0
+    later = [n for n in study.looks if n > seen]
+    return f"its next look is at {later[0]} seeds" if later else f"the cap of {study.looks[-1]} seeds is reached"
+
+
 def _more_seeds(row: dict[str, Any], study: Study) -> str:
     step = row["level_of_this_step"]
     if row["p_worst_rank"] is not None:
@@ -176,7 +220,10 @@ def _more_seeds(row: dict[str, Any], study: Study) -> str:
 
 
 def _caveats(row: dict[str, Any], study: Study) -> list[str]:
-    notes = []
+    notes = [_rule_note(row, study)] if row["path"] else []
+    if row["at_edge"]:
+        arms = " and ".join(row["at_edge"])
+        notes.append(f"the learning rate of {arms} is an end of the calibration grid: a better one may lie outside")
     for arm, key in ((row["baseline"], "dropped_seeds_baseline"), (row["arm"], "dropped_seeds_arm")):
         if row[key] and row["n"]:
             notes.append(f"seeds {_listed(row[key])} of {arm} have no partner and are left out")
@@ -192,52 +239,37 @@ def _caveats(row: dict[str, Any], study: Study) -> list[str]:
         )
         if row["n"] < 6:
             notes.append(f"the worst-rank test cannot reach 0.05 with n = {row['n']}")
-    failed = _failed(study, row["arm"]) + _failed(study, row["baseline"])
+    failed = _failed(study, row["arm"], row["baseline"])
     if failed:
         notes.append(f"failed for reasons outside the arm and left out: {', '.join(failed[:10])}")
-    if 1 < row["n"] < CLAIM_SEEDS:
+    if 1 < row["n"] < CLAIM_SEEDS and study.rule == "fixed":
         notes.append(f"n = {row['n']}: fewer than {CLAIM_SEEDS} seeds are no claim")
     if row["p_t"] is not None and row["improvement_low"] is None:
         notes.append("Fieller's interval has no bounds: the baseline's mean is not clearly above zero")
     return notes
 
 
+def _rule_note(row: dict[str, Any], study: Study) -> str:
+    last, e = row["path"][-1], row["path"][-1]["e"]
+    seen = "" if last["p"] is None else f", seen {last['p']:.3g}"
+    seen += "" if e is None else f", e = {e:.3g}"
+    lost = " (a diverged run: no evidence from it on)" if study.rule == "e-process" and last["t"] is None else ""
+    return (
+        f"{study.rule}: look {len(row['path'])} of {len(study.looks)}, at {last['n']} seeds, stops this arm alone at "
+        f"p <= {last['stops_at']:.3g}{seen}{lost}; p over all looks = {last['p_anytime']:.3g} before {study.correction}"
+    )
+
+
 def _listed(seeds: list[int]) -> str:
     return ", ".join(map(str, seeds[:20])) + (f" and {len(seeds) - 20} more" if len(seeds) > 20 else "")
 
 
-def _failed(study: Study, arm: str) -> list[str]:
-    rows = study.trials[(study.trials["stage"] == "confirm") & (study.trials["outcome"] == "failed")]
-    return [f"{arm} seed {s}" for s in rows.loc[rows["arm"] == arm, "seed"]]
-
-
-def _sensitivity(rows: list[dict[str, Any]], study: Study) -> dict[str, Any]:
-    keys = ("floor", "baseline", "gap_percent", "gap_low", "gap_high", "n", "p", "testable", "why", "strong")
-    out: dict[str, Any] = dict.fromkeys(keys) | {
-        "floor": study.floor,
-        "baseline": study.baseline,
-        "strong": False,
-    }
-    row = next((r for r in rows if r["arm"] == study.floor), None)
-    if row is None:
-        return out | {"why": "no floor arm is declared, so assay sensitivity is unknown"}
-    gap, low, high = (
-        None if row[key] is None else -row[key]
-        for key in ("improvement_percent", "improvement_high", "improvement_low")
-    )
-    out |= {"gap_percent": gap, "gap_low": low, "gap_high": high, "n": row["n"], "p": row["p_t"]}
-    out["testable"] = low is not None and low > 0
-    out["strong"] = bool(out["testable"] and gap is not None and gap >= STRONG_GAP)
-    if gap is None or low is None:
-        why = f"the gap between {study.floor} and {study.baseline} has no interval: {row['why']}"
-    else:
-        span = f"{gap:+.2f}% [{low:+.2f}, {high:+.2f}]"
-        why = f"{study.floor} is {span} worse than {study.baseline} (n = {row['n']})"
-        if not out["testable"]:
-            why += ", not clearly above zero"
-        elif not out["strong"]:
-            why += f", below the {STRONG_GAP:g}% that ranking arms asks for"
-    return out | {"why": why}
+def _failed(study: Study, *arms: str) -> list[str]:
+    failed = study.trials["outcome"] == "failed"
+    if not failed.any():
+        return []
+    rows = study.trials[failed & (study.trials["stage"] == "confirm")]
+    return [f"{arm} seed {s}" for arm in arms for s in rows.loc[rows["arm"] == arm, "seed"]]
 
 
 def _secondary(rows: list[dict[str, Any]], paired: dict[str, Pairs], study: Study) -> None:
@@ -252,7 +284,7 @@ def _secondary(rows: list[dict[str, Any]], paired: dict[str, Pairs], study: Stud
     names = [arm for arm in paired if len(paired[arm].seeds)]
     for row in rows:
         row["p_dunnett"] = None
-    balanced = names and len({tuple(paired[arm].seeds) for arm in names}) == 1
+    balanced = names and len({tuple(paired[arm].seeds) for arm in names}) == 1 and study.rule == "fixed"
     tested = [row for row in rows if row["p_t"] is not None]
     if balanced and len(tested) == len(rows) and all(row["p_worst_rank"] is None for row in rows):
         result = multiplicity.dunnett_blocked(paired[names[0]].baseline, [paired[arm].arm for arm in names])

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from analysis.sequential import RULES, plan
+
 STAGES = ("search", "calibrate", "confirm")
 OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
 CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
@@ -46,6 +48,17 @@ class Study:
     curves: pd.DataFrame
     folder: Path | None
     settings: dict[str, Any]
+
+    @property
+    def rule(self) -> str:
+        """When seeds stop being added: fixed, obrien-fleming or e-process."""
+        return str((self.settings.get("confirm") or {}).get("rule") or "fixed")
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of seeds at which a sequential rule looks; none with the fixed rule."""
+        cap = (self.settings.get("confirm") or {}).get("max_seeds")
+        return () if self.rule == "fixed" else plan(self.rule, cap)
 
     def losses(self, metric: str | None = None) -> pd.DataFrame:
         """Confirm losses, seeds down and arms across: +inf = infeasible (diverged), NaN = no such run.
@@ -147,6 +160,7 @@ def assemble(
     if study.floor == study.baseline:
         raise TableError(f"{source}: {study.floor!r} is both baseline and floor; allowed: two different arms")
     margin_in_nats(study.margin, 1.0, source)
+    _one_of(source, "rule", study.rule, RULES)
     study = replace(study, trials=_last_step(source, study.trials, study.metric))
     _check_confirm(source, study)
     return study

@@ -310,7 +310,7 @@ class ConfirmSection(Section):
     @model_validator(mode="after")
     def _cap(self) -> ConfirmSection:
         if self.rule == "fixed" and self.max_seeds is not None:
-            raise ValueError(f"max_seeds={self.max_seeds} goes with a sequential rule; the fixed rule runs `seeds` seeds")
+            raise ValueError(f"max_seeds={self.max_seeds} goes with a sequential rule; the fixed rule takes seeds")
         if self.rule != "fixed" and self.seeds != type(self).model_fields["seeds"].default:
             raise ValueError(f"seeds={self.seeds} goes with the fixed rule; {self.rule} takes max_seeds")
         return self

@@ -23,7 +23,7 @@ confirm: {seeds: 3}
 OPTIMA = {"gelu": 1e-3, "floor": 1e-3, "searched": 2e-3}
 
 
-def drive(order_seed=0, optima=OPTIMA, slots=4, text=STUDY, outcome=lambda cell: "completed"):
+def drive(order_seed=0, optima=OPTIMA, slots=4, text=STUDY, outcome=lambda cell: "completed", extra=lambda cell: 0.0):
     """Run the stages on a known bowl over the learning rate, cells ending in a random order."""
     decisions = []
     stages = Stages(parse(text, Path("x.yaml")), lambda event, **fields: decisions.append((event, fields)), {})
@@ -33,7 +33,7 @@ def drive(order_seed=0, optima=OPTIMA, slots=4, text=STUDY, outcome=lambda cell:
             running.append(cell)
             cells.append(cell)
         cell = running.pop(rng.randrange(len(running)))
-        loss = 3.0 + math.log(cell.config["lr"] / optima[cell.arm]) ** 2 + 1e-4 * (cell.seed % 7)
+        loss = 3.0 + math.log(cell.config["lr"] / optima[cell.arm]) ** 2 + 1e-4 * (cell.seed % 7) + extra(cell)
         stages.complete(cell, outcome(cell), loss if outcome(cell) == "completed" else math.inf, 10)
     return stages, cells, decisions
 
@@ -64,15 +64,51 @@ def test_seeds_of_search_and_calibration_never_enter_confirm():
     assert seeds == {"search": {1}, "calibrate": {11, 12}, "confirm": {101, 102, 103}}
 
 
-def test_the_chosen_rate_is_the_grid_best_and_inside_the_grid():
+def test_the_chosen_rate_is_the_bottom_of_the_bowl_and_inside_the_grid():
     stages, _, decisions = drive()
     assert not stages.grid_capped
     for arm, optimum in OPTIMA.items():
         rate = stages.chosen[arm]["lr"]
         assert stages.grid[0] < rate < stages.grid[-1]
-        assert abs(math.log(rate / optimum)) <= math.log(2.0) / 2 + 1e-9  # no other point of the grid is nearer
+        assert rate == float(f"{optimum:.4g}")  # the bowl of `drive` is a parabola, without noise between arms
     chosen = {fields["arm"]: fields for event, fields in decisions if event == "chosen"}
     assert all(chosen[arm]["config"] == stages.chosen[arm] and not chosen[arm]["at_edge"] for arm in OPTIMA)
+
+
+def test_the_grids_best_may_be_chosen_instead():
+    stages, _, decisions = drive(text=STUDY.replace("seeds: 2, max", "seeds: 2, choice: grid, max"))
+    for arm, optimum in OPTIMA.items():
+        rate = stages.chosen[arm]["lr"]
+        assert rate in stages.grid
+        assert abs(math.log(rate / optimum)) <= math.log(2.0) / 2 + 1e-9  # no other point of the grid is nearer
+    assert all(fields["grid_best"] == fields["config"]["lr"] for event, fields in decisions if event == "chosen")
+
+
+def confirm_seeds(rule, gap, **options):
+    """Confirm seeds of each arm, where every arm's loss lies `gap` standard deviations above the baseline's."""
+
+    def loss(cell):
+        noise = random.Random(f"{cell.arm} {cell.seed}").gauss(0, 1) if cell.stage == "confirm" else 0.0
+        return noise + (0.0 if cell.arm == "gelu" else gap)
+
+    text = STUDY.replace("confirm: {seeds: 3}", f"confirm: {{rule: {rule}}}")
+    _, cells, _ = drive(text=text, extra=loss, **options)
+    seeds = {arm: sorted(c.seed - 100 for c in cells if c.stage == "confirm" and c.arm == arm) for arm in OPTIMA}
+    assert seeds["gelu"] == seeds["floor"] == seeds["searched"]  # pairs are whole
+    return seeds["gelu"]
+
+
+def test_a_sequential_rule_stops_when_every_arm_is_decided_and_at_its_cap():
+    assert confirm_seeds("obrien-fleming", gap=1000.0) == [1, 2, 3]
+    assert confirm_seeds("obrien-fleming", gap=5.0) == [1, 2, 3, 4, 5]
+    assert confirm_seeds("obrien-fleming", gap=0.0) == list(range(1, 11))
+    assert confirm_seeds("e-process", gap=0.0) == list(range(1, 21))
+    assert len(confirm_seeds("e-process", gap=5.0)) in range(4, 20)
+    assert confirm_seeds("obrien-fleming, max_seeds: 6", gap=0.0) == list(range(1, 7))
+
+
+def test_a_sequential_rule_does_not_depend_on_slots():
+    assert len({tuple(confirm_seeds("e-process", gap=4.0, slots=slots, order_seed=slots)) for slots in (1, 3)}) == 1
 
 
 def test_an_optimum_at_the_edge_extends_the_grid_for_all_arms():

@@ -29,6 +29,14 @@ def test_shipped_studies_load_and_come_back_from_their_resolved_form(path):
     assert parse(dump(study), path) == study
 
 
+def test_the_looks_of_a_rule():
+    assert parse(SMALL, Path("x.yaml")).confirm.looks == (10,)
+    study = parse(SMALL + "confirm: {rule: obrien-fleming}", Path("x.yaml"))
+    assert study.confirm.looks == (3, 5, 8, 10)
+    assert parse(dump(study), Path("x.yaml")) == study
+    assert parse(SMALL + "confirm: {rule: e-process, max_seeds: 6}", Path("x.yaml")).confirm.looks == (3, 4, 5, 6)
+
+
 def test_there_are_shipped_studies():
     assert {"sweep", "smoke", "laptop"} <= {path.stem for path in CONFIGS}
 
@@ -40,6 +48,15 @@ def test_defaults_are_filled_in_and_the_name_is_the_files():
 
 
 BAD = {
+    "a cap for the fixed rule": (
+        SMALL + "confirm: {seeds: 8, max_seeds: 12}",
+        "confirm: max_seeds=12 goes with a sequential rule; the fixed rule takes seeds",
+    ),
+    "seeds for a sequential rule": (
+        SMALL + "confirm: {rule: e-process, seeds: 8}",
+        "confirm: seeds=8 goes with the fixed rule; e-process takes max_seeds",
+    ),
+    "an unknown rule": (SMALL + "confirm: {rule: pocock}", "confirm.rule: 'pocock' is not allowed"),
     "unknown key": (changed("question:", "modle: {}\nquestion:"), "unknown key 'modle'; did you mean 'model'?"),
     "unknown key in a section": (
         changed("batch_tokens", "batch_token"),
