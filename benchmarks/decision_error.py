@@ -1,0 +1,189 @@
+"""How often the whole decision errs, from search to verdict, on trials whose true losses are known.
+
+    python benchmarks/decision_error.py [--studies 2000] [--workers N] [--json FILE] [--write docs/protocol.md]
+
+Each simulated study goes through `tune.stages.Stages` (with Optuna) and `analysis.significance.verdict`; only the
+training is replaced, by a bowl over the log learning rate for each arm, noise by seed, divergence, and curves for early
+stopping. Beside it the usual practice in the same world: the best of each arm's own random search, of as many trials as
+our search and calibration take, on 5 fresh seeds an arm, Welch's t test at 0.05 for each arm.
+"""
+
+import argparse
+import gc
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from simulation.page import markdown, percent, write
+from simulation.world import CONFIRM, EVALUATIONS, SCENARIOS, STUDY, TREATMENTS, Scenario, World
+
+from analysis import tables
+from analysis.sequential import RULES
+from analysis.significance import verdict
+from tune.ledger import Cell
+from tune.stages import Stages
+from tune.study import Study, parse
+
+
+def decide(study: Study, world: World) -> tuple[dict[str, Any], Stages, int]:
+    """The verdict of one study whose trials `world` gives, its stages, and how many trials it took."""
+    stages = Stages(study, lambda event, **fields: None, {})
+    rows: list[dict[str, Any]] = []
+    while (cell := stages.next_cell()) is not None:
+        rows.append(_run(stages, cell, world))
+    settings = {**study.model_dump(), "name": "simulated"}
+    table = tables.assemble("simulated", "simulated", pd.DataFrame(rows), pd.DataFrame(), settings)
+    return verdict(table), stages, len(rows)
+
+
+def _run(stages: Stages, cell: Cell, world: World) -> dict[str, Any]:
+    final = world.trial(cell.arm, cell.config["lr"], cell.seed)
+    outcome, loss = ("completed", final) if math.isfinite(final) else ("infeasible", final)
+    test = math.nan
+    if cell.stage == "confirm" and outcome == "completed":
+        test = final + 0.02 + 0.2 * world.own_noise(cell.arm)
+    if outcome == "completed" and cell.stage == "search":
+        for fraction in EVALUATIONS:
+            seen = world.curve(cell.arm, final, fraction)
+            if stages.should_stop(cell, fraction, seen):
+                outcome, loss = "stopped_early", seen
+                break
+    stages.complete(cell, outcome, test if cell.stage == "confirm" and outcome == "completed" else loss, 64)
+    return {
+        "stage": cell.stage,
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "config_key": cell.config_key,
+        "outcome": outcome,
+        "val_nll": loss if math.isfinite(loss) else math.nan,
+        "test_nll": test,
+        "lr": cell.config["lr"],
+    }
+
+
+def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
+    """One row a simulated study: each treatment's verdict, whether its interval covers, seeds used, usual practice."""
+    study = parse(
+        STUDY.replace("CHOICE", scenario.choice).replace("CONFIRM", CONFIRM[scenario.rule]), Path("simulated.yaml")
+    )
+    rows = []
+    for seed in seeds:
+        world = World(scenario, list(study.arms), seed)
+        result, stages, trials = decide(study, world)
+        by_arm = {row["arm"]: row for row in result["comparisons"]}
+        seeds_used = len(result["seeds"]["baseline"])
+        each = {}
+        for arm in TREATMENTS:
+            row = by_arm[arm]
+            true = 100 * (1 - (world.best(arm) + 0.02) / (world.best("baseline") + 0.02))
+            known = row["improvement_low"] is not None
+            each[arm] = {
+                "verdict": str(row["verdict"]).split(" (")[0],
+                "covers": bool(row["improvement_low"] <= true <= row["improvement_high"]) if known else None,
+            }
+        tuned = (trials - len(study.arms) * seeds_used) // len(study.arms)
+        usual = world.usual_practice(list(study.arms), tuned)
+        rows.append({"arms": each, "seeds": seeds_used, "capped": stages.grid_capped, "usual": usual, "tuned": tuned})
+    return rows
+
+
+def _start() -> None:
+    gc.freeze()  # statsmodels collects garbage in each test: what was imported need not be looked at again
+
+
+def study_all(
+    scenarios: list[Scenario], studies: int, workers: int, done: Callable[[list[dict[str, Any]], float], None]
+) -> list[dict[str, Any]]:
+    """The summary of every scenario, its studies spread over worker processes; `done` is told after each scenario."""
+    out = []
+    with ProcessPoolExecutor(workers, initializer=_start) as pool:
+        for scenario in scenarios:
+            begun, count = time.perf_counter(), max(1, round(studies * scenario.studies))
+            parts = [range(i, min(i + 25, count)) for i in range(0, count, 25)]
+            rows = [row for part in pool.map(simulate, [scenario] * len(parts), parts) for row in part]
+            out.append(summarise(scenario, rows))
+            done(out, time.perf_counter() - begun)
+    return out
+
+
+def _share(hits: int, of: int) -> dict[str, float | int | None]:
+    """A share with its 95% interval (Wilson 1927)."""
+    if not of:
+        return {"hits": hits, "of": of, "share": None, "low": None, "high": None}
+    interval = stats.binomtest(hits, of).proportion_ci(method="wilson")
+    return {"hits": hits, "of": of, "share": hits / of, "low": float(interval.low), "high": float(interval.high)}
+
+
+def summarise(scenario: Scenario, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of the studies, or of the comparisons, of one scenario."""
+    words = [[row["arms"][arm]["verdict"] for arm in TREATMENTS] for row in rows]
+    equal = [arm for arm in TREATMENTS if not scenario.gaps.get(arm)]
+    false = [any(row["arms"][arm]["verdict"] in ("better", "worse") for arm in equal) for row in rows]
+    usual = [any(row["usual"][arm] <= 0.05 for arm in equal) for row in rows]
+    covers = [row["arms"][arm]["covers"] for row in rows for arm in TREATMENTS]
+    power, wrong, by_usual = {}, 0, {}
+    for arm, gap in scenario.gaps.items():
+        right, opposite = ("better", "worse") if gap < 0 else ("worse", "better")
+        said = [row["arms"][arm]["verdict"] for row in rows]
+        power[arm] = _share(said.count(right), len(said))
+        wrong += said.count(opposite)
+        by_usual[arm] = _share(sum(row["usual"][arm] <= 0.05 for row in rows), len(rows))
+    return {
+        "scenario": asdict(scenario) | {"null": scenario.null},
+        "studies": len(rows),
+        "family_error": _share(sum(false), len(rows)) if equal else None,
+        "family_error_usual": _share(sum(usual), len(rows)) if equal else None,
+        "power": power,
+        "power_usual": by_usual,
+        "wrong_direction": _share(wrong, len(rows) * len(scenario.gaps)) if scenario.gaps else None,
+        "coverage": _share(sum(c is True for c in covers), sum(c is not None for c in covers)),
+        "equivalent": _share(sum(w.startswith("no difference") for s in words for w in s), 3 * len(rows)),
+        "not_testable": _share(sum(all(w.startswith("not testable") for w in s) for s in words), len(rows)),
+        "grid_capped": _share(sum(row["capped"] for row in rows), len(rows)),
+        "mean_seeds": float(np.mean([row["seeds"] for row in rows])),
+        "mean_tuning_trials": float(np.mean([row["tuned"] for row in rows])),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Simulate every scenario, print the tables, and write them where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=2000, help="of each main scenario")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rule", choices=RULES, help="only the scenarios with this rule of confirmation")
+    parser.add_argument("--skip", type=int, default=0, help="leave out this many scenarios at the start")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="also write tables and figure into this page")
+    parser.add_argument("--from-json", type=Path, nargs="+", help="take the results from these files, simulate nothing")
+    options = parser.parse_args(arguments)
+    chosen = [scenario for scenario in SCENARIOS if options.rule in (None, scenario.rule)][options.skip :]
+    if options.from_json:
+        results = [row for file in options.from_json for row in json.loads(file.read_text())["results"]]
+    else:
+
+        def done(so_far: list[dict[str, Any]], seconds: float) -> None:
+            last = so_far[-1]
+            line = f"{last['scenario']['name']}: {last['studies']} studies, {seconds:.0f} s"
+            print(f"{line}, {percent(last['family_error'])}", file=sys.stderr, flush=True)
+            if options.json:  # after each scenario: an hour's work is not lost with the last minute's
+                options.json.write_text(json.dumps({"studies": options.studies, "results": so_far}, indent=1) + "\n")
+
+        results = study_all(chosen, options.studies, options.workers, done)
+    print(markdown(results))
+    if options.write:
+        write(results, options.write)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

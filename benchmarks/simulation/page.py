@@ -1,0 +1,96 @@
+"""The results of the simulated studies as Markdown tables and a figure."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from simulation.world import LOSS, USUAL_SEEDS
+
+from analysis import plots
+
+
+def percent(share: dict[str, Any] | None) -> str:
+    if share is None or share["share"] is None:
+        return "-"
+    return f"{100 * share['share']:.1f}% [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The tables of the results."""
+    lines = [
+        "| no true difference | studies | says better or worse | usual practice does | interval covers | mean seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in results:
+        if r["scenario"]["null"]:
+            lines.append(
+                f"| {r['scenario']['name']} | {r['studies']} | {percent(r['family_error'])} "
+                f"| {percent(r['family_error_usual'])} | {percent(r['coverage'])} | {r['mean_seeds']:.1f} |"
+            )
+    blind = [r for r in results if r["scenario"]["floor_gap"] == 0]
+    lines += [""] + [
+        f"Where {r['scenario']['name']}, {percent(r['not_testable'])} of {r['studies']} studies end as not testable."
+        for r in blind
+    ]
+    effects = [r for r in results if not r["scenario"]["null"]]
+    if effects:
+        gaps = effects[0]["scenario"]["gaps"]
+        heads = [f"finds {-100 * gap / LOSS:+.1f}%" for gap in gaps.values()]
+        heads = ["true differences", "studies", *heads, "wrong direction", "interval covers", "mean seeds"]
+        lines += ["", "| " + " | ".join(heads) + " |"]
+        lines.append("| --- |" + " ---: |" * (len(heads) - 1))
+        for r in effects:
+            found = " | ".join(percent(share) for share in r["power"].values())
+            lines.append(
+                f"| {r['scenario']['name']} | {r['studies']} | {found} | {percent(r['wrong_direction'])} "
+                f"| {percent(r['coverage'])} | {r['mean_seeds']:.1f} |"
+            )
+        usual = " | ".join(percent(share) for share in effects[0]["power_usual"].values())
+        lines.append(
+            f"| usual practice, on the first row's trials | {effects[0]['studies']} | {usual} | - | - | {USUAL_SEEDS} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(results: list[dict[str, Any]]) -> Figure:
+    """Family-wise error of each null scenario with its interval: this protocol's and the usual practice's."""
+    nulls = [r for r in results if r["scenario"]["null"] and r["scenario"]["floor_gap"] > 0]
+    fig = Figure(figsize=(7.2, 1.4 + 0.42 * len(nulls)))
+    ax = fig.subplots()
+    ax.axvline(5, color=plots.INK, lw=1, ls="--")
+    for y, r in enumerate(nulls):
+        ours = not r["scenario"]["name"].startswith("grid's best")
+        for key, colour, marker, shift in (
+            ("family_error", plots.COLOURS[0] if ours else plots.COLOURS[4], "o", -0.12),
+            ("family_error_usual", plots.COLOURS[1], "s", 0.12),
+        ):
+            share = r[key]
+            ax.plot([100 * share["low"], 100 * share["high"]], [y + shift] * 2, color=colour, lw=2)
+            ax.plot([100 * share["share"]], [y + shift], marker, color=colour, ms=5)
+    ax.set_yticks(range(len(nulls)), [r["scenario"]["name"] for r in nulls])
+    ax.set_ylim(len(nulls) - 0.4, -0.6)
+    ax.set_xlim(0, 100)
+    ax.set_xlabel("studies that call an equal arm better or worse (%); dashed: the promised 5%")
+    entries = [
+        ax.plot([], [], marker, color=colour, label=label)[0]
+        for marker, colour, label in (
+            ("o", plots.COLOURS[0], "this protocol"),
+            ("o", plots.COLOURS[4], "with the grid's best point"),
+            ("s", plots.COLOURS[1], "usual practice"),
+        )
+    ]
+    ax.legend(handles=entries, loc="upper center", bbox_to_anchor=(0.4, -1.1 / (1.4 + 0.42 * len(nulls))), ncols=3)
+    return fig
+
+
+def write(results: list[dict[str, Any]], page: Path) -> None:
+    """Put the tables between the page's markers and the figure beside it."""
+    start, end = "<!-- decision_error: start -->", "<!-- decision_error: end -->"
+    text = page.read_text(encoding="utf-8")
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page}: needs the markers {start} and {end} once each")
+    before, rest = text.split(start)
+    page.write_text(before + start + "\n" + markdown(results) + "\n" + end + rest.split(end)[1], encoding="utf-8")
+    figure = page.parent / "img" / "decision_error.svg"
+    figure.parent.mkdir(exist_ok=True)
+    figure.write_bytes(plots.render(lambda: draw(results), salt="decision_error"))

@@ -1,0 +1,130 @@
+"""The trials of simulated studies: what is true of them, and what training would have given."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+STUDY = """
+question: Does an arm beat the baseline?
+model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
+fixed: {tokens: 4096, batch_tokens: 64}
+nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
+arms:
+  baseline: {baseline: true}
+  floor: {gate: sigmoid, alpha: 0.0, floor: true}
+  first: {gate: sigmoid, alpha: 0.5}
+  second: {gate: sigmoid, alpha: {learnable: {init: 0.5}}}
+  searched: {gate: sigmoid, alpha: {search: {uniform: [0.0, 2.0]}}}
+search: {trials_per_arm: 6}
+calibrate: {points: 3, seeds: 2, choice: CHOICE}
+confirm: CONFIRM
+"""
+CONFIRM = {rule: f"{{rule: {rule}}}" for rule in ("obrien-fleming", "e-process")} | {"fixed": "{seeds: 8}"}
+TREATMENTS = ("first", "second", "searched")
+EVALUATIONS = (0.25, 0.5, 0.75)  # fractions of the budget
+LOSS = 3.3  # nats, of the baseline at its optimum
+USUAL_SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is true of the simulated trials. Losses in nats, learning rates as their natural logarithm."""
+
+    name: str
+    gaps: dict[str, float] = field(default_factory=dict)  # of an arm's best loss to the baseline's
+    curvature: float = 0.06  # loss = best + curvature * (log rate - optimum)^2, steeper above than below
+    optima_apart: float = 0.0  # each arm's optimum is uniform within this distance of the common one
+    noise: str = "normal"  # or heavy: Student's t with 3 degrees of freedom, scaled to the same sd
+    sd: float = 0.006  # of a run, on top of what its seed shares
+    noisier: dict[str, float] = field(default_factory=dict)  # factor of sd by arm
+    shared_sd: float = 0.012  # of what all runs of one seed share
+    floor_gap: float = 0.15
+    choice: str = "fit"
+    rule: str = "fixed"
+    studies: float = 1.0  # share of the studies asked for
+
+    @property
+    def null(self) -> bool:
+        """Whether no treatment differs from the baseline."""
+        return not any(self.gaps.values())
+
+
+EFFECT = {"first": -0.010, "second": -0.020, "searched": 0.020}
+APART = math.log(1.5)
+FLAT = 0.008  # a curvature at which two points of the grid differ by about the noise: the hardest for a choice
+NULLS = [
+    Scenario("normal noise"),
+    Scenario("heavy-tailed noise (t, 3 df)", noise="heavy"),
+    Scenario("unequal noise (one arm 4 times)", noisier={"second": 4.0}),
+    Scenario("optima apart (up to a factor 1.5)", optima_apart=APART, studies=0.5),
+    Scenario("flat bowls, optima apart", curvature=FLAT, optima_apart=APART, studies=0.5),
+]
+GRID = [
+    Scenario("grid's best, normal noise", choice="grid", studies=0.2),
+    Scenario("grid's best, optima apart", choice="grid", optima_apart=APART, studies=0.2),
+    Scenario("grid's best, flat bowls", choice="grid", curvature=FLAT, optima_apart=APART, studies=0.2),
+]
+SEQUENTIAL = [
+    Scenario("O'Brien-Fleming looks", rule="obrien-fleming", studies=0.5),
+    Scenario("e-process", rule="e-process", studies=0.25),
+]
+EFFECTS = [
+    Scenario("true differences", gaps=EFFECT, studies=0.25),
+    Scenario("true differences, optima apart", gaps=EFFECT, optima_apart=APART, studies=0.25),
+    Scenario("true differences, O'Brien-Fleming", gaps=EFFECT, rule="obrien-fleming", studies=0.2),
+    Scenario("true differences, e-process", gaps=EFFECT, rule="e-process", studies=0.15),
+]
+BLIND = [Scenario("the floor does not lose", floor_gap=0.0, studies=0.1)]
+SCENARIOS = [*NULLS, *SEQUENTIAL, *GRID, *BLIND, *EFFECTS]
+
+
+class World:
+    """Trials of one simulated study: `trial` is what training would have given."""
+
+    def __init__(self, scenario: Scenario, arms: list[str], seed: int) -> None:
+        self.scenario, self._rng = scenario, np.random.default_rng([seed, 7])
+        centre = math.log(1e-3) + self._rng.uniform(-1, 1)
+        apart = scenario.optima_apart
+        self.optimum = {arm: centre + self._rng.uniform(-apart, apart) for arm in arms}
+        self.slowness = {arm: self._rng.uniform(3, 6) for arm in arms}  # how fast a curve falls: slow starters
+        self._shared: dict[int, float] = {}
+
+    def best(self, arm: str) -> float:
+        """The arm's loss at its optimum, without noise."""
+        gap = self.scenario.floor_gap if arm == "floor" else self.scenario.gaps.get(arm, 0.0)
+        return LOSS + gap
+
+    def trial(self, arm: str, lr: float, seed: int) -> float:
+        """The last validation loss of a run; infinite where it diverged."""
+        z = math.log(lr) - self.optimum[arm]
+        if z > 2.0 + 0.2 * self._rng.standard_normal():
+            return math.inf
+        s = self.scenario
+        shared = self._shared.setdefault(seed, s.shared_sd * self._rng.standard_normal())
+        bowl = s.curvature * z * z * (1 + 0.2 * math.tanh(z))
+        return self.best(arm) + bowl + shared + self.own_noise(arm)
+
+    def own_noise(self, arm: str) -> float:
+        """What a run does not share with the other runs of its seed."""
+        s = self.scenario
+        draw = self._rng.standard_normal() if s.noise == "normal" else self._rng.standard_t(3) / math.sqrt(3)
+        return s.sd * s.noisier.get(arm, 1.0) * float(draw)
+
+    def curve(self, arm: str, loss: float, fraction: float) -> float:
+        """The validation loss at a fraction of the budget, of a run that ends with `loss`."""
+        return loss + 2.0 * math.exp(-self.slowness[arm] * fraction) + 0.01 * float(self._rng.standard_normal())
+
+    def usual_practice(self, arms: list[str], trials: int) -> dict[str, float]:
+        """Welch's p of each treatment: the best of its own random search against the baseline's, 5 seeds each."""
+        runs: dict[str, list[float]] = {}
+        for i, arm in enumerate(arms):
+            rates = np.exp(self._rng.uniform(math.log(1e-4), math.log(1e-2), trials))
+            found = [(self.trial(arm, float(rate), 1), float(rate)) for rate in rates]
+            runs[arm] = [self.trial(arm, min(found)[1], 10_000 + 100 * i + k) for k in range(USUAL_SEEDS)]
+        out = {}
+        for arm in TREATMENTS:
+            finite = all(np.isfinite(runs[arm] + runs["baseline"]))
+            out[arm] = float(stats.ttest_ind(runs[arm], runs["baseline"], equal_var=False).pvalue) if finite else 0.0
+        return out
