@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from analysis import beside, command, estimates, formats
+from analysis.pairs import pair
 from analysis.significance import verdict
 from analysis.tables import Study, confirm_rows
 
@@ -33,9 +34,9 @@ def own_numbers(claim: dict[str, Any]) -> list[dict[str, Any]]:
     """The improvement in percent that the published cells give for each comparison of a claim."""
     cells = published()["cells"]
     out = []
-    for pair in claim["compare"]:
-        b, a = (cells[pair[side]][pair["split"]] for side in ("baseline", "arm"))
-        out.append(pair | {"improvement_percent": estimates.improvement_percent([b], [a])})
+    for row in claim["compare"]:
+        b, a = (cells[row[side]][row["split"]] for side in ("baseline", "arm"))
+        out.append(row | {"improvement_percent": estimates.improvement_percent([b], [a])})
     return out
 
 
@@ -64,6 +65,8 @@ def judge(claim: dict[str, Any]) -> tuple[str, str]:
         return words, "possible" if held else "false of training in float32 (below what it must hold)"
     if claim["kind"] == "identical":
         return f"at alpha = 0 the published MLP is linear; {numbers}", "false by the formula (base = identity)"
+    if claim["kind"] == "padding":
+        return "positions that hold no text are averaged in", "false: not comparable with a loss of text"
     if claim["kind"] == "significance":
         return f"{published()['seeds_per_cell']} seed a cell: no variance, no test", ONE_SEED
     return numbers or "the losses behind it are not published", ONE_SEED
@@ -87,6 +90,7 @@ def ours(study: Study) -> dict[str, str]:
     out["parameters"] = _column(study, "parameters", ",.0f")
     out["memory"] = _column(study, "peak_rss_mb", ".0f", " MB")
     out["best"] = _best(study)
+    out["padding"] = _padding(study)
     return {kind: text for kind, text in out.items() if text}
 
 
@@ -113,6 +117,23 @@ def _column(study: Study, column: str, spec: str, unit: str = "") -> str:
         return ""
     largest = confirm_rows(study.trials).groupby("arm")[column].max().reindex(study.arms).dropna()
     return "; ".join(f"{arm}: {format(float(x), spec)}{unit}" for arm, x in largest.items())
+
+
+def _padding(study: Study) -> str:
+    """The loss with and without the padding counted, and what that makes of the improvement; decides nothing."""
+    rows = confirm_rows(study.trials)
+    if not {"padded_nll", "val_nll"} <= set(rows.columns) or not rows["padded_nll"].notna().any():
+        return ""
+    base = rows[(rows["arm"] == study.baseline) & (rows["outcome"] == "completed")]
+    plain, padded = (float(base[column].mean()) for column in ("val_nll", "padded_nll"))
+    parts = [f"{study.baseline}: val_nll {plain:.4f}, with the padding counted {padded:.4f}"]
+    for metric, words in (("val_nll", "on val_nll"), ("padded_nll", "with the padding counted")):
+        losses = study.losses(metric)
+        for arm in (a for a in study.arms if a != study.baseline):
+            pairs = pair(losses, study.baseline, arm)
+            value = estimates.improvement_percent(pairs.baseline[pairs.complete], pairs.arm[pairs.complete])
+            parts += [] if value is None else [f"{arm} {words}: {value:+.2f}% (n = {int(pairs.complete.sum())})"]
+    return "; ".join(parts)
 
 
 def _best(study: Study) -> str:

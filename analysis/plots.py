@@ -286,6 +286,30 @@ def sequential_path(study: Study, rows: list[dict]) -> Figure:
     return fig
 
 
+def against_alpha(study: Study, rows: list[dict]) -> Figure:
+    """Search trials of the arms that searched alpha, and `hyperparameters.against_alpha` as a line with its band."""
+    fig = Figure(figsize=(7.2, 3.8))
+    ax = fig.subplots()
+    entries, seen = [], []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        colour, marker = arm_style(study, arm)
+        mine = pd.DataFrame([row for row in rows if row["arm"] == arm])
+        trials = study.trials[(study.trials["stage"] == "search") & (study.trials["arm"] == arm)]
+        trials = trials[trials["outcome"] == "completed"]
+        ax.plot(trials["alpha"], trials["val_nll"], marker, color=colour, ms=4, alpha=0.6, mew=0)
+        (line,) = ax.plot(mine["alpha"], mine["loss"], color=colour, lw=1.8)
+        ax.fill_between(mine["alpha"], mine["low"], mine["high"], color=colour, alpha=0.18, lw=0)
+        entries.append((line, arm))
+        seen += [*trials["val_nll"], *mine["loss"]]
+    low, high = min(seen), float(np.quantile(seen, 0.9))
+    room = max(high - low, 1e-3 * abs(low))
+    ax.set_ylim(low - 0.2 * room, high + 0.3 * room)  # a trial far off must not flatten the rest
+    ax.set_xlabel("alpha (searched)")
+    ax.set_ylabel("validation loss (nats per token)")
+    _legend(ax, entries)
+    return fig
+
+
 def search_budget(study: Study, rows: list[dict]) -> Figure:
     """Expected best val_nll of n search trials, by arm: solid without replacement, dotted with it."""
     fig = Figure(figsize=(7.2, 3.8))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from analysis import alphas, beside, budget, calibration, command, formats, plots
+from analysis import alphas, beside, budget, calibration, command, formats, hyperparameters, plots
 from analysis.ledger import COLUMNS as LEDGER_COLUMNS
 from analysis.ledger import ledger
 from analysis.methods import methods, would_change
@@ -66,6 +66,8 @@ def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figu
         out["over_training"] = lambda: plots.over_training(study, training)
     if plots.arms_with_alphas(study):
         out["alphas"] = lambda: plots.learned_alphas(study)
+    if alphas_of := hyperparameters.against_alpha(study):
+        out["against_alpha"] = lambda: plots.against_alpha(study, alphas_of)
     if any(row["path"] for row in result["comparisons"]):
         out["sequential"] = lambda: plots.sequential_path(study, result["comparisons"])
     return out
@@ -97,6 +99,8 @@ def _tables(study: Study, result: dict[str, Any]) -> dict[str, tuple[list[dict[s
         "equal_learning_rate": (beside.at_grid(study), beside.GRID_COLUMNS),
         "over_training": (beside.slopes(study), beside.SLOPE_COLUMNS),
         "search_budget": (budget.curves(study), budget.COLUMNS),
+        "importance": (hyperparameters.importance(study), hyperparameters.COLUMNS),
+        "against_alpha": (hyperparameters.against_alpha(study), hyperparameters.ALPHA_COLUMNS),
         "alphas": (alphas.summarise(study), alphas.COLUMNS),
     }
     return {name: table for name, table in every.items() if table[0]}
@@ -134,6 +138,8 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
         verdict_columns=formats.REPORT_COLUMNS,
         ledger=rows,
         ledger_columns=shown,
+        importance=hyperparameters.importance(study),
+        importance_columns=hyperparameters.COLUMNS,
         path=path_rows(result),
         path_columns=PATH_COLUMNS,
         calibration=calibration.optimum_rows(study),

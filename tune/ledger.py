@@ -20,7 +20,7 @@ import pandas as pd
 
 SCHEMA = 1
 OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
-FINAL = ("val_nll", "val_ppl", "val_bpb", "train_nll")
+FINAL = ("val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll")
 COST = ("tokens", "steps", "seconds", "tokens_per_second", "peak_rss_mb", "parameters", "flops_per_token")
 
 
