@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from analysis import command, formats
+from analysis.hyperparameters import ALPHA_COLUMNS, against_alpha, importance
+from analysis.hyperparameters import COLUMNS as IMPORTANCE_COLUMNS
 from analysis.paired_tests import Values
 from analysis.tables import Study
 
@@ -74,10 +76,18 @@ def curves(study: Study) -> list[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> int:
     """The script; returns the exit code."""
     options = command.parser("analysis.budget", __doc__).parse_args(argv)
-    rows = curves(command.study(options))
+    study = command.study(options)
+    rows = curves(study)
     if not rows:
         return command.could_not_conclude("no search trials")
     command.emit_rows(rows, COLUMNS, options.format, title="Expected best val_nll of n search trials")
+    if options.format == "terminal":
+        for name, (more, columns) in {
+            "Importance of hyperparameters (PED-ANOVA)": (importance(study), IMPORTANCE_COLUMNS),
+            "Loss against the searched alpha": (against_alpha(study), ALPHA_COLUMNS),
+        }.items():
+            if more:
+                command.emit_rows(more, columns, "terminal", title=name)
     return 0
 
 

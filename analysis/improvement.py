@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import beside, command, estimates, formats
+from analysis import beside, calibration, command, estimates, formats
 from analysis.significance import verdict
 from analysis.tables import Study, confirm_rows
 
@@ -43,6 +43,7 @@ def extend(study: Study, result: dict[str, Any]) -> dict[str, Any]:
     training = beside.over_training(study)
     return result | {
         "at_equal_learning_rate": beside.at_grid(study),
+        "calibration": calibration.optimum_rows(study),
         "over_training": {
             arm: [{k: _plain(v) for k, v in row.items()} for row in table.to_dict("records")]
             for arm, table in training.items()
@@ -82,8 +83,11 @@ def main(argv: list[str] | None = None) -> int:
         command.emit_rows(rows, shown, options.format, title=f"Improvement over {study.baseline} on {study.metric}")
         if options.format == "terminal":
             grid, slopes = result["at_equal_learning_rate"], result["slopes"]
+            optima = calibration.optimum_rows(study)
+            if optima:
+                command.emit_rows(optima, calibration.COLUMNS, "terminal", title="The learning-rate grid")
             if grid:
-                command.emit_rows(grid, beside.GRID_COLUMNS, "terminal", title="At equal learning rate (val_nll)")
+                command.emit_rows(*calibration.pivot(grid), "terminal", title="At equal learning rate (val_nll)")
             if slopes:
                 command.emit_rows(slopes, beside.SLOPE_COLUMNS, "terminal", title="Over training")
     if any(row["improvement_percent"] is not None for row in result["comparisons"]):

@@ -161,14 +161,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--studies", type=int, default=2000, help="of each main scenario")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rule", choices=RULES, help="only the scenarios with this rule of confirmation")
-    parser.add_argument("--skip", type=int, default=0, help="leave out this many scenarios at the start")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the scenarios whose name has this text")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="also write tables and figure into this page")
-    parser.add_argument("--from-json", type=Path, nargs="+", help="take the results from these files, simulate nothing")
+    parser.add_argument("--from-json", type=Path, nargs="+", help="join these files, simulate nothing")
     options = parser.parse_args(arguments)
-    chosen = [scenario for scenario in SCENARIOS if options.rule in (None, scenario.rule)][options.skip :]
+    chosen = [s for s in SCENARIOS if options.rule in (None, s.rule) and options.only in s.name]
     if options.from_json:
-        results = [row for file in options.from_json for row in json.loads(file.read_text())["results"]]
+        found = [row for file in options.from_json for row in json.loads(file.read_text())["results"]]
+        by_name = {row["scenario"]["name"]: row for row in found}  # of a scenario that two files have, the later file's
+        results = [by_name[scenario.name] for scenario in chosen if scenario.name in by_name]
     else:
 
         def done(so_far: list[dict[str, Any]], seconds: float) -> None:

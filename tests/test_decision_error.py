@@ -92,7 +92,7 @@ def test_tables_and_figure_go_between_the_markers(nulls, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", world.NULLS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", [*world.NULLS, *world.SEQUENTIAL], ids=lambda scenario: scenario.name)
 def test_the_promised_error_rate_in_300_studies(scenario):
     summary = decision_error.summarise(scenario, decision_error.simulate(scenario, range(1000, 1300)))
     hits, of = summary["family_error"]["hits"], summary["family_error"]["of"]

@@ -8,7 +8,7 @@ import pytest
 import statsmodels.api as sm
 import yaml
 
-from analysis import claims, hyperparameters, report
+from analysis import budget, claims, hyperparameters, improvement, report
 from analysis.tables import load
 
 ARM = "paglu-searched"
@@ -77,3 +77,14 @@ def test_claims_show_what_counting_the_padding_makes_of_it(demo: Path):
     base = trials[(trials["stage"] == "confirm") & (trials["arm"] == "gelu")]["val_nll"].mean()
     assert text.startswith(f"gelu: val_nll {base:.4f}, with the padding counted {0.4 * base:.4f}; ")
     assert text.count("% (n = 8)") == 6
+
+
+def test_the_scripts_print_them(searched: Path, capsys: pytest.CaptureFixture):
+    assert budget.main([str(searched)]) == 0
+    out = capsys.readouterr().out
+    assert "Importance of hyperparameters (PED-ANOVA)" in out
+    assert "Loss against the searched alpha" in out
+    assert improvement.main([str(searched)]) == 0
+    out = capsys.readouterr().out
+    assert "The learning-rate grid" in out
+    assert "At equal learning rate (val_nll)" in out
