@@ -69,7 +69,8 @@ def draw(results: list[dict[str, Any]]) -> Figure:
             ax.plot([100 * share["share"]], [y + shift], marker, color=colour, ms=5)
     ax.set_yticks(range(len(nulls)), [r["scenario"]["name"] for r in nulls])
     ax.set_ylim(len(nulls) - 0.4, -0.6)
-    ax.set_xlim(0, 100)
+    highest = max(r[key]["high"] for r in nulls for key in ("family_error", "family_error_usual"))
+    ax.set_xlim(0, min(100, 100 * highest + 5))
     ax.set_xlabel("studies that call an equal arm better or worse (%); dashed: the promised 5%")
     entries = [
         ax.plot([], [], marker, color=colour, label=label)[0]
@@ -79,7 +80,7 @@ def draw(results: list[dict[str, Any]]) -> Figure:
             ("s", plots.COLOURS[1], "usual practice"),
         )
     ]
-    ax.legend(handles=entries, loc="upper center", bbox_to_anchor=(0.4, -1.1 / (1.4 + 0.42 * len(nulls))), ncols=3)
+    ax.legend(handles=entries, loc="upper center", bbox_to_anchor=(0.4, -0.6 / (1.4 + 0.42 * len(nulls))), ncols=3)
     return fig
 
 
