@@ -45,12 +45,18 @@ def methods(study: Study) -> list[str]:
         )
     out.append(
         f"Decision: improvement is 100 * (1 - mean(arm) / mean({study.baseline})), with Fieller's "
-        f"{100 * (1 - study.level):g}% interval. Two-sided paired t test over seeds, {_TESTS[study.correction]} "
-        f"over all arms, level {study.level:g}; exact sign-flip p beside it. Equivalence by two one-sided tests "
-        f"at a margin of {study.margin}, each at that level. A run that diverged keeps its place as the worst "
+        f"{100 * (1 - study.level):g}% interval. Two-sided paired t test over seeds{_looks(study)}, "
+        f"{_TESTS[study.correction]} over all arms, level {study.level:g}; exact sign-flip p beside it. "
+        f"Equivalence by two one-sided tests at a margin of {study.margin}, each at that level. A run that diverged keeps its place as the worst "
         f"rank. All of it was named before the study ran."
     )
     return [line for line in out if line]
+
+
+def _looks(study: Study) -> str:
+    if study.rule == "fixed":
+        return ""
+    return f" (p over all looks of the rule {study.rule}; the interval is that of the look's own level)"
 
 
 def _seeds(study: Study) -> str:
@@ -74,8 +80,9 @@ def would_change(study: Study, result: dict[str, Any], ledger_rows: list[dict[st
     for row in result["comparisons"]:
         if str(row["verdict"]).startswith("undecided"):
             needs = row["verdict"].removeprefix("undecided (").removesuffix(")")
-            out.append(f"{row['arm']}: {needs} (if the effect seen is the true one).")
-        if row["n"] < CLAIM_SEEDS and row["verdict"] != CANNOT_TELL:
+            guide = " (if the effect seen is the true one)" if needs.startswith("needs") else ""
+            out.append(f"{row['arm']}: {needs}{guide}.")
+        if study.rule == "fixed" and row["n"] < CLAIM_SEEDS and row["verdict"] != CANNOT_TELL:
             out.append(f"{row['arm']}: {row['n']} seeds; a claim asks for {CLAIM_SEEDS}.")
         if row["p_worst_rank"] is not None:
             out.append(f"{row['arm']}: diverged runs decide; where no run diverges, the t test applies.")

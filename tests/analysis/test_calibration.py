@@ -66,5 +66,9 @@ def test_the_report_shows_how_seeds_were_added(demo: Path):
     text = (demo / "report.html").read_text()
     assert "How seeds were added" in text
     assert "fresh seeds added by the rule obrien-fleming, with looks at 3, 5, 8, 10 seeds" in text
+    assert "(p over all looks of the rule obrien-fleming; the interval is that of the look" in text
+    open_arms = [row["arm"] for row in result["comparisons"] if row["verdict"].startswith("undecided")]
+    assert all(f"{arm}: its next look is at 10 seeds." in text for arm in open_arms)
+    assert "a claim asks for" not in text
     assert (demo / "figures" / "sequential.svg").exists()
     assert (demo / "tables" / "calibration.csv").exists()
