@@ -47,8 +47,8 @@ def methods(study: Study) -> list[str]:
         f"Decision: improvement is 100 * (1 - mean(arm) / mean({study.baseline})), with Fieller's "
         f"{100 * (1 - study.level):g}% interval. Two-sided paired t test over seeds{_looks(study)}, "
         f"{_TESTS[study.correction]} over all arms, level {study.level:g}; exact sign-flip p beside it. "
-        f"Equivalence by two one-sided tests at a margin of {study.margin}, each at that level. A run that diverged keeps its place as the worst "
-        f"rank. All of it was named before the study ran."
+        f"Equivalence by two one-sided tests at a margin of {study.margin}, each at that level. "
+        f"A run that diverged keeps its place as the worst rank. All of it was named before the study ran."
     )
     return [line for line in out if line]
 
