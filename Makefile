@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help sweep test test-slow lint ui report bench constraints clean
+.PHONY: help sweep test test-slow lint ui report bench proof constraints clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,8 +49,13 @@ report: .venv/.run  ## Rebuild the report of a study (STUDY=)
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	@touch $@
 
-bench: .venv/.bench  ## Measure (each script in benchmarks/)
-	@set -e; for script in benchmarks/*.py; do $(BIN)/python $$script $(ARGS); done
+bench: .venv/.bench  ## Measure: gates, trials, what a study costs beside its training
+	$(BIN)/python benchmarks/gate_cost.py --compile
+	$(BIN)/python benchmarks/trial_speed.py $(ARGS)
+	$(BIN)/python benchmarks/study_overhead.py $(ARGS)
+
+proof: .venv/.run  ## Simulate how often the whole decision errs (hours); writes docs/protocol.md
+	$(BIN)/python benchmarks/decision_error.py --write docs/protocol.md $(ARGS)
 
 # Only the direct pins are chosen by hand; the rest follows from them
 constraints: .venv/.dev  ## Write constraints.txt anew
