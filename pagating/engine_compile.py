@@ -53,11 +53,11 @@ def _compiled_hidden() -> Callable[[Any, Tensor], Tensor]:
     return compiled
 
 
-def alphas_as_tensors(model: nn.Module) -> None:
-    """Turn each fixed alpha other than 0 and 1 into a 0-dim tensor, so that its value is no part of a graph."""
+def fix_alphas_as(model: nn.Module, convert: Callable[[Any], Any]) -> None:
+    """Convert each fixed alpha other than 0 and 1: to a 0-dim tensor, whose value is no part of a graph, or back."""
     for module in alpha_modules(model):
         if module.fixed is not None and module.fixed not in (0.0, 1.0):
-            module.__dict__["fixed"] = torch.tensor(module.fixed, dtype=torch.float64)
+            module.__dict__["fixed"] = convert(module.fixed)
 
 
 def compile_hidden(model: nn.Module, tokens_BT: Tensor, cache: Path) -> Callable[[Any, Tensor], Tensor] | None:
@@ -70,11 +70,12 @@ def compile_hidden(model: nn.Module, tokens_BT: Tensor, cache: Path) -> Callable
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     compiled = _compiled_hidden()
-    alphas_as_tensors(model)
+    fix_alphas_as(model, lambda alpha: torch.tensor(alpha, dtype=torch.float64))
     try:
         compiled(model, tokens_BT)
     except BackendCompilerFailed as error:
         reason = str(error.inner_exception).strip().splitlines()[0]
+        fix_alphas_as(model, float)
         print(f"pagating: torch.compile does not work here ({reason}); the trial runs uncompiled", file=sys.stderr)
         return None
     return compiled

@@ -128,6 +128,10 @@ def build_optimizer(model: nn.Module, trial: Trial) -> torch.optim.AdamW:
 
 def peak_rss_mb() -> float:
     """The largest resident memory of this process so far, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: `getrusage` would count what the parent held when it started this process
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / (1 << 10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 

@@ -399,7 +399,8 @@ def test_every_arm_compiles_and_agrees(packed, tmp_path):
 
 @pytest.mark.slow
 def test_without_a_compiler_a_trial_runs_uncompiled_and_says_so_in_one_line(packed, tmp_path):
-    found, _, err = run_apart(packed, tmp_path, [None], ["never", "always"], "fails", CXX=str(tmp_path / "nothing"))
+    nothing = str(tmp_path / "nothing")
+    found, _, err = run_apart(packed, tmp_path, [{"alpha": 0.3}], ["never", "always"], "fails", CXX=nothing)
     eager, fallen_back = found[0]
     assert fallen_back == eager
     assert err.count("\n") == 1
