@@ -13,6 +13,7 @@ import queue
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Tracker:
         self._dirty: dict[str, Record] = {}
         self._runs: dict[str, str] = {}  # cell -> run id
         self._logged: dict[str, int] = {}  # cell -> rows of its curve that MLflow has
+        self._began: dict[str, float | None] = {}  # cell -> start of the attempt that its run shows
         self._complete: set[str] = set()  # cells that MLflow has whole
         self._client: Any = None
         self.parent_id: str | None = None
@@ -88,15 +90,15 @@ class Tracker:
 
     def started(self, record: Record) -> None:
         """A cell starts (again): its run appears as RUNNING."""
-        self._queue.put(record)
+        self._queue.put(_as_it_stands(record))
 
     def reported(self, record: Record, row: dict[str, Any]) -> None:
         """A cell has a new evaluation."""
-        self._queue.put(record)
+        self._queue.put(_as_it_stands(record))
 
     def ended(self, record: Record) -> None:
         """A cell has ended."""
-        self._queue.put(record)
+        self._queue.put(_as_it_stands(record))
 
     @property
     def owed(self) -> int:
@@ -209,12 +211,13 @@ class Tracker:
         key = record.cell.key
         if key in self._complete and record.outcome is not None:
             return
-        if key in self._complete or self._logged.get(key, 0) > len(record.curve):  # the cell began again
+        if key in self._complete or self._began.get(key, record.started) != record.started:  # the cell began again
             self._client.delete_run(self._runs.pop(key))
             self._complete.discard(key)
             self._logged[key] = 0
         if key not in self._runs:
             self._runs[key] = self._create(record)
+            self._began[key] = record.started
         run_id, new = self._runs[key], record.curve[self._logged.get(key, 0) :]
         now = int(1000 * time.time())
         metrics = [
@@ -294,6 +297,11 @@ def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: d
     for name in ("study.yaml", "verdict.json", "verdict.md", "report.html"):
         client.log_artifact(parent_id, str(folder / name))
     client.set_terminated(parent_id)
+
+
+def _as_it_stands(record: Record) -> Record:
+    """A copy for the tracking thread: the study goes on changing its own, an end could be seen half written."""
+    return replace(record, curve=list(record.curve))
 
 
 def _source_tags() -> dict[str, str]:
