@@ -28,7 +28,7 @@ def methods(study: Study) -> list[str]:
         if s.get(key):
             out.append(f"{name}: {_flat(s[key])}.")
     arms = s.get("arms") or {}
-    out.append("Arms: " + "; ".join(f"{a} ({_flat(o)})" if o else a for a, o in arms.items()) + "." if arms else "")
+    out.append("Arms: " + "; ".join(f"{a} ({_arm(o)})" for a, o in arms.items()) + "." if arms else "")
     search, calibrate, confirm = (s.get(k) or {} for k in ("search", "calibrate", "confirm"))
     if search.get("trials_per_arm") is not None:
         out.append(f"Search: {search['trials_per_arm']} trials an arm, each arm on its own ({_flat(search)}).")
@@ -96,6 +96,14 @@ def would_change(study: Study, result: dict[str, Any], ledger_rows: list[dict[st
             out.append(f"{ledger_row['arm']}: {lost} of {total} trials infeasible ({100 * lost / total:.0f}%).")
     out += [f"Equal budgets: {note}." for note in unfair(ledger_rows)]
     return out
+
+
+def _arm(options: dict[str, Any]) -> str:
+    # the roles it has, then its unit; without a gate an arm is the stock model, whatever base it would leave
+    roles = [role for role in ("baseline", "floor") if options.get(role)]
+    unit = {k: v for k, v in options.items() if k not in ("baseline", "floor")}
+    stock = unit.get("gate") is None and unit.get("unit") is None
+    return ", ".join([*roles, "stock activation" if stock else _flat(unit)])
 
 
 def _flat(value: Any) -> str:

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from analysis import alphas, beside, budget, claims, command, improvement, ledger
-from analysis.tables import load
+from analysis.methods import methods
+from analysis.tables import assemble, load
 
 
 def test_claims_reproduce_what_the_published_numbers_give():
@@ -131,3 +132,14 @@ def test_improvement_json_holds_what_stands_beside(demo: Path):
     assert row["bits_per_byte"] == pytest.approx(want)
     assert len(result["over_training"]["paglu-searched"]) == 10
     json.dumps(result, allow_nan=False)
+
+
+def test_methods_name_roles_and_never_give_the_stock_model_a_base():
+    arms = {
+        "gelu": {"baseline": True, "floor": False, "base": "identity"},
+        "flat": {"baseline": False, "floor": True, "gate": "sigmoid", "base": "identity", "alpha": 0.0},
+    }
+    rows = [{"arm": arm, "seed": seed, "val_nll": 3.0 + seed} for arm in arms for seed in (1, 2)]
+    study = assemble("x", "x", pd.DataFrame(rows), pd.DataFrame(), {"arms": arms})
+    said = next(line for line in methods(study) if line.startswith("Arms"))
+    assert said == "Arms: gelu (baseline, stock activation); flat (floor, gate sigmoid, base identity, alpha 0)."
