@@ -13,7 +13,8 @@ from typing import Any
 
 import optuna
 
-from tune.study import Distribution, SearchSection, digest
+from tune.schema import Distribution, SearchSection
+from tune.study import digest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

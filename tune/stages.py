@@ -17,7 +17,7 @@ from analysis.optimum import Optimum, optima
 from analysis.pairs import differences
 from tune.ledger import Cell
 from tune.search import ArmSearch
-from tune.study import Study, digest, geometric_grid, geometric_mean
+from tune.study import Study, digest
 
 SEARCH_SEED = 1
 FIRST_SELECTION_SEED = 11  # calibrate: 11, 12, ...
@@ -208,3 +208,13 @@ class Stages:
         losses = {arm: np.array([self._confirmed[arm, seed] for seed in seeds]) for arm in self.chosen}
         pairs = {arm: differences(losses[baseline], loss) for arm, loss in losses.items() if arm != baseline}
         return undecided(pairs, confirm.rule, confirm.looks, confirm.level, confirm.correction)
+
+
+def geometric_grid(centre: float, points: int, spacing: float) -> list[float]:
+    """`points` learning rates around `centre`, neighbours a factor `spacing` apart, ascending."""
+    return [centre * spacing ** (i - (points - 1) / 2) for i in range(points)]
+
+
+def geometric_mean(values: list[float]) -> float:
+    """exp(mean(log(values)))."""
+    return math.exp(sum(map(math.log, values)) / len(values))

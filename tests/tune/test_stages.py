@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tune.stages import Stages
+from tune.stages import Stages, geometric_grid, geometric_mean
 from tune.study import parse
 
 STUDY = """
@@ -166,3 +166,9 @@ def test_remaining_counts_down_to_nothing():
     stages = Stages(parse(STUDY, Path("x.yaml")), lambda event, **fields: None, {})
     assert stages.remaining() == 3 * (4 + 3 * 2 + 3)
     assert drive()[0].remaining() == 0
+
+
+def test_grid_is_geometric_around_its_centre():
+    assert geometric_grid(1e-3, 3, 2.0) == pytest.approx([5e-4, 1e-3, 2e-3])
+    assert geometric_grid(1e-3, 4, 4.0) == pytest.approx([1.25e-4, 5e-4, 2e-3, 8e-3])
+    assert geometric_mean([1e-4, 1e-2]) == pytest.approx(1e-3)

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from tune import study as studies
 from tune.study import StudyError, digest, dump, load, parse, trial_spec
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/**/*.yaml"))
@@ -188,9 +187,3 @@ def test_digest_leaves_out_what_it_is_told_to():
     assert one.digest() != two.digest()
     assert one.digest("confirm.seeds") == two.digest("confirm.seeds")
     assert digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
-
-
-def test_grid_is_geometric_around_its_centre():
-    assert studies.geometric_grid(1e-3, 3, 2.0) == pytest.approx([5e-4, 1e-3, 2e-3])
-    assert studies.geometric_grid(1e-3, 4, 4.0) == pytest.approx([1.25e-4, 5e-4, 2e-3, 8e-3])
-    assert studies.geometric_mean([1e-4, 1e-2]) == pytest.approx(1e-3)

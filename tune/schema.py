@@ -1,0 +1,328 @@
+"""The sections of a study file: every key with its type, range and meaning."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PRESETS = {  # Radford et al. 2019, table 2
+    "gpt2": {"n_layer": 12, "d_model": 768, "n_head": 12, "n_ctx": 1024},
+    "gpt2-medium": {"n_layer": 24, "d_model": 1024, "n_head": 16, "n_ctx": 1024},
+    "gpt2-large": {"n_layer": 36, "d_model": 1280, "n_head": 20, "n_ctx": 1024},
+}
+
+
+class Section(BaseModel):
+    """A mapping of the study file: unknown keys are errors, text is never read as a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Distribution(Section):
+    """Where a hyperparameter is searched: exactly one of the three."""
+
+    uniform: list[float] | None = Field(None, description="[low, high]")
+    loguniform: list[float] | None = Field(None, description="[low, high], both above 0, uniform in the logarithm")
+    choice: list[float] | None = Field(None, description="the values to choose from")
+
+    @model_validator(mode="after")
+    def _one(self) -> Distribution:
+        given = [name for name in ("uniform", "loguniform", "choice") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of uniform, loguniform, choice (given: {', '.join(given) or 'none'})")
+        values = getattr(self, given[0])
+        if given[0] == "choice":
+            if not values:
+                raise ValueError("choice needs at least one value")
+        elif len(values) != 2:
+            raise ValueError(f"{given[0]} needs two numbers, [low, high]; got {values}")
+        elif not values[0] < values[1]:
+            raise ValueError(f"{given[0]} {values} is upside down: low must be below high")
+        elif given[0] == "loguniform" and values[0] <= 0:
+            raise ValueError(f"loguniform {values} must lie above 0")
+        return self
+
+
+class Files(Section):
+    """Text files or globs, relative to the study file. Splits that are not given are cut from the end of `train`."""
+
+    train: str | list[str] = Field(description="training text: a path, a glob, or a list of them")
+    validation: str | list[str] | None = Field(None, description="validation text")
+    test: str | list[str] | None = Field(None, description="test text")
+    fractions: dict[Literal["validation", "test"], float] | None = Field(
+        None,
+        description="share of the training text for a split that is not given, each in (0, 0.5); default 0.05",
+    )
+
+    @field_validator("fractions")
+    @classmethod
+    def _share(cls, given: dict[str, float] | None) -> dict[str, float] | None:
+        for split, share in (given or {}).items():
+            if not 0 < share < 0.5:
+                raise ValueError(f"the share of {split} is {share}; it must lie in (0, 0.5)")
+        return {"validation": 0.05, "test": 0.05, **given} if given else given
+
+
+class Hub(Section):
+    """A dataset of the Hugging Face hub, or a local folder in its layout."""
+
+    name: str = Field(description="such as Salesforce/wikitext")
+    config: str | None = Field(None, description="such as wikitext-103-raw-v1")
+    column: str = Field("text", description="the column with the text")
+    revision: str | None = Field(None, description="a commit or tag of the dataset, for a study that can be repeated")
+
+
+class CorpusSection(Section):
+    """Where the text comes from: the built-in corpus, the hub, or files."""
+
+    source: Literal["builtin", "hub", "files"] | None = Field(None, description="builtin: the King James Bible")
+    hub: Hub | None = None
+    files: Files | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> CorpusSection:
+        if self.hub and self.files:
+            raise ValueError("give one of hub and files, not both")
+        for kind in ("hub", "files"):
+            if self.source == kind and getattr(self, kind) is None:
+                raise ValueError(f"source: {kind} needs the section {kind}: {{...}}")
+        if self.source == "builtin" and (self.hub or self.files):
+            raise ValueError("source: builtin takes no hub or files section")
+        return self
+
+
+class TokenizerSection(Section):
+    """Byte-level BPE trained on the training split, or a pretrained tokenizer."""
+
+    vocab_size: int = Field(1024, ge=257, le=1 << 20, description="size of the vocabulary that is trained")
+    pretrained: str | None = Field(None, description="name on the hub, such as gpt2; vocab_size is then its own")
+    path: str | None = Field(None, description="folder with tokenizer.json or vocab.json and merges.txt")
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenizerSection:
+        if self.pretrained and self.path:
+            raise ValueError("give one of pretrained and path, not both")
+        return self
+
+
+class ModelSection(Section):
+    """GPT-2 by its sizes, or a preset with single sizes overridden."""
+
+    preset: Literal["gpt2", "gpt2-medium", "gpt2-large"] | None = Field(None, description="sizes of a published GPT-2")
+    n_layer: int = Field(4, ge=1, le=200)
+    d_model: int = Field(128, ge=2, le=65536, description="width; a multiple of n_head")
+    n_head: int = Field(4, ge=1, le=1024)
+    n_ctx: int = Field(128, ge=2, le=1 << 17, description="window, tokens")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    initializer_range: float = Field(
+        0.02,
+        gt=0,
+        le=1,
+        description="standard deviation of the initial weights; 0.02 is meant for d_model 768 and more",
+    )
+    activation: Literal["gelu_pytorch_tanh", "gelu_new"] = Field(
+        "gelu_pytorch_tanh",
+        description="the stock activation: GPT-2's tanh GELU, fused, or composed of single operations as published",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset") in PRESETS:
+            return {**PRESETS[given["preset"]], **given}
+        return given
+
+    @model_validator(mode="after")
+    def _heads(self) -> ModelSection:
+        if self.d_model % self.n_head:
+            raise ValueError(f"d_model={self.d_model} is not a multiple of n_head={self.n_head}")
+        return self
+
+
+class FixedSection(Section):
+    """What is held the same for every trial."""
+
+    tokens: int = Field(400_000, ge=1, description="training tokens a trial")
+    batch_tokens: int = Field(2048, ge=2, description="tokens a step, a multiple of model.n_ctx")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="decay of the learning rate")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    final_lr: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+    weight_decay: float = Field(0.1, ge=0, le=10, description="on matrices only; never on an alpha")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the matrix products; weights are float32"
+    )
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between evaluations; a tenth of the trial when not given"
+    )
+    eval_windows: int = Field(64, ge=1, description="windows of each evaluation, the same for every trial")
+
+
+class Learnable(Section):
+    """A learned alpha: one number for the model, a layer or a channel."""
+
+    init: float = Field(0.5, description="value at the start; inside (0, 1) for range: unit")
+    per: Literal["model", "layer", "channel"] = "model"
+    range: Literal["unit", "free"] = Field("unit", description="unit: sigmoid of a logit, (0, 1); free: any number")
+    lr_multiplier: float | Distribution = Field(10.0, description="learning rate of alpha over that of the model")
+
+    @model_validator(mode="after")
+    def _start(self) -> Learnable:
+        if self.range == "unit" and not 0 < self.init < 1:
+            raise ValueError(f"init={self.init}: a sigmoid never starts at or beyond 0 and 1; give a value in (0, 1)")
+        if isinstance(self.lr_multiplier, float) and not self.lr_multiplier > 0:
+            raise ValueError(f"lr_multiplier={self.lr_multiplier} is not positive")
+        return self
+
+
+class AlphaSection(Section):
+    """An alpha that is not a plain number: searched as a hyperparameter, or learned by the model."""
+
+    search: Distribution | None = None
+    learnable: Learnable | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> AlphaSection:
+        if (self.search is None) == (self.learnable is None):
+            raise ValueError("give exactly one of search and learnable")
+        return self
+
+
+class Arm(Section):
+    """One kind of model under comparison. Without a gate it is the stock model."""
+
+    baseline: bool = Field(False, description="the arm that the others are compared with: exactly one")
+    floor: bool = Field(False, description="the control that must lose: at most one")
+    gate: Literal["sigmoid", "tanh", "relu", "gelu", "mish", "silu"] | None = None
+    base: Literal["identity", "gelu"] = Field("identity", description="what is left when the gate is off")
+    alpha: float | list[float] | AlphaSection | None = Field(
+        None,
+        description="gate strength in [0, 2]: a number, a list (one a layer), {search: ...} or {learnable: ...}",
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Arm:
+        if (self.gate is None) != (self.alpha is None):
+            raise ValueError("gate and alpha come together: an arm has both, or neither (the stock model)")
+        for value in self.alpha if isinstance(self.alpha, list) else [self.alpha]:
+            if isinstance(value, float) and not 0 <= value <= 2:
+                raise ValueError(f"alpha={value} is outside [0, 2]")
+        if self.baseline and self.floor:
+            raise ValueError("an arm cannot be both baseline and floor")
+        return self
+
+    def searched(self) -> dict[str, Distribution]:
+        """The scientific hyperparameters that this arm searches, by name."""
+        found = {}
+        if isinstance(self.alpha, AlphaSection):
+            if self.alpha.search:
+                found["alpha"] = self.alpha.search
+            elif self.alpha.learnable and isinstance(self.alpha.learnable.lr_multiplier, Distribution):
+                found["alpha_lr_multiplier"] = self.alpha.learnable.lr_multiplier
+        return found
+
+    def unit(self, config: dict[str, float]) -> dict[str, Any] | None:
+        """Arguments of `pagating.patch` for one configuration; None for the stock model.
+
+        `base: gelu` is the stock activation of the study's GPT-2, in the form that the model section names.
+        """
+        if self.gate is None:
+            return None
+        alpha: Any = self.alpha
+        if isinstance(self.alpha, AlphaSection):
+            if self.alpha.search:
+                alpha = config["alpha"]
+            else:
+                assert self.alpha.learnable is not None
+                alpha = {"learnable": self.alpha.learnable.model_dump()}
+                if "alpha_lr_multiplier" in config:
+                    alpha["learnable"]["lr_multiplier"] = config["alpha_lr_multiplier"]
+        return {"gate": self.gate, "alpha": alpha, "base": "stock" if self.base == "gelu" else self.base}
+
+
+class SearchSection(Section):
+    """The search stage: the same number of trials and tokens for every arm."""
+
+    trials_per_arm: int = Field(6, ge=1, le=100_000)
+    sampler: Literal["tpe", "random", "qmc"] = "tpe"
+    pruner: Literal["asha", "none"] = Field("asha", description="early stopping, within an arm only")
+    spare: float = Field(0.5, gt=0, lt=1, description="share of its budget before which no trial is stopped")
+    keep: float = Field(0.5, gt=0, lt=1, description="share of an arm's trials that goes on beyond that point")
+    parallel: int = Field(
+        1,
+        ge=1,
+        description="trials of one arm side by side: a suggestion sees all but the last `parallel - 1` before it",
+    )
+
+
+class CalibrateSection(Section):
+    """The shared learning-rate grid."""
+
+    points: int = Field(3, ge=3, le=99, description="points of the grid before it is extended")
+    spacing: float = Field(2.0, gt=1, le=100, description="ratio of neighbouring learning rates")
+    seeds: int = Field(2, ge=1, le=10, description="selection seeds of each point")
+    max_points: int = Field(9, ge=3, le=99, description="the grid is not extended beyond this many points")
+    choice: Literal["fit", "grid"] = Field(
+        "fit", description="an arm's learning rate: the bottom of a local quadratic fit, or the grid's best by mean"
+    )
+
+    @model_validator(mode="after")
+    def _cap(self) -> CalibrateSection:
+        if self.max_points < self.points:
+            raise ValueError(f"max_points={self.max_points} is below points={self.points}")
+        return self
+
+
+class ConfirmSection(Section):
+    """The confirm stage and the test on it, named before anything runs."""
+
+    seeds: int = Field(10, ge=2, le=100, description="fresh seeds of the fixed rule; at least 8 for a claim")
+    rule: Literal["fixed", "obrien-fleming", "e-process"] = Field(
+        "fixed", description="when to stop adding seeds: at `seeds`, or as soon as every arm is decided"
+    )
+    max_seeds: int | None = Field(
+        None, ge=3, le=100, description="cap of a sequential rule (default: 10 obrien-fleming, 20 e-process)"
+    )
+    level: float = Field(0.05, gt=0, lt=0.5, description="type I error of the family of comparisons")
+    correction: Literal["holm", "none"] = "holm"
+    margin: str | float = Field(
+        "0.5%", description="differences below it do not matter: a percentage of the baseline's loss, or nats"
+    )
+
+    @model_validator(mode="after")
+    def _cap(self) -> ConfirmSection:
+        if self.rule == "fixed" and self.max_seeds is not None:
+            raise ValueError(f"max_seeds={self.max_seeds} goes with a sequential rule; the fixed rule takes seeds")
+        if self.rule != "fixed" and self.seeds != type(self).model_fields["seeds"].default:
+            raise ValueError(f"seeds={self.seeds} goes with the fixed rule; {self.rule} takes max_seeds")
+        return self
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of confirm seeds after which the arms are compared; the last is the most that can run."""
+        if self.rule == "fixed":
+            return (self.seeds,)
+        from analysis.sequential import plan  # its libraries take seconds to load
+
+        return plan(self.rule, self.max_seeds)
+
+    @field_validator("margin")
+    @classmethod
+    def _margin(cls, given: str | float) -> str | float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", given) if isinstance(given, str) else None
+        if isinstance(given, str) and not match:
+            raise ValueError(f"margin '{given}' is neither a percentage such as 0.5% nor a number of nats")
+        if (float(match[1]) if match else float(given)) <= 0:
+            raise ValueError(f"margin {given} is not positive")
+        return given
+
+
+class ResourcesSection(Section):
+    """What one trial takes of the machine."""
+
+    cpus: int = Field(1, ge=1, le=1024, description="cores, and threads, of a trial")

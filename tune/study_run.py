@@ -1,0 +1,170 @@
+"""One run of a study in this process: what the ledger says, what the stages want, what the tracker is told."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tune import ledger as ledgers
+from tune.ledger import Cell, Ledger, Record
+from tune.stages import Stages
+from tune.study import Study, StudyError, digest, trial_spec
+
+ATTEMPTS = 3  # of a cell whose machine fails
+
+
+@dataclass
+class Progress:
+    """What a listener is told: the cell that ended, how many did, of how many known ones, and the seconds left."""
+
+    cell: Cell
+    outcome: str
+    loss: float
+    ended: int
+    total: int
+    seconds_left: float | None
+
+
+class StudyRun:
+    """One run of a study in this process: what the ledger says, what the stages want, what the tracker is told."""
+
+    def __init__(
+        self, study: Study, folder: Path, corpus: Path, listen: Callable[[Progress], None] | None = None
+    ) -> None:
+        self.study, self.folder, self.corpus = study, folder, corpus
+        self.ledger = Ledger(folder / "ledger.jsonl")
+        self.tracker: Any | None = None
+        self._listen = listen
+        self._decisions: set[str] = set()
+        self.slots = 0  # known once Ray runs
+        self._begun: float | None = None  # when the first cell started
+        self._ended_here = 0
+        self._again: deque[Cell] = deque()  # cells whose machine failed
+        self._lost: Counter[str] = Counter()
+        self._open(folder)
+        self._first = self._next_missing()
+
+    def _open(self, folder: Path) -> None:
+        from pagating.corpus import read_meta
+
+        meta = read_meta(self.corpus)
+        known = next((event for event in self.ledger.events if event["event"] == "study"), None)
+        if known and known["corpus"] != meta["digest"]:
+            raise StudyError(
+                f"{folder}: the study was begun on corpus {known['corpus']}; the text or the tokenizer has changed "
+                f"(now {meta['digest']}): give the study another name, or bring the old text back"
+            )
+        if not known:
+            self.ledger.append("study", schema=ledgers.SCHEMA, study=self.study.name, corpus=meta["digest"])
+        self.records: dict[str, Record] = ledgers.records(self.ledger.events)
+        self._decisions = {_decision(event) for event in self.ledger.events if event["event"] in ("grid", "chosen")}
+        suggested = {
+            (r.cell.arm, r.cell.index): r.cell.config for r in self.records.values() if r.cell.stage == "search"
+        }
+        self.stages = Stages(self.study, self._decided, suggested)
+        self.ended = 0
+
+    def _decided(self, event: str, **fields: Any) -> None:
+        """Write a decision between stages, once: a replay leads to the same ones."""
+        if _decision({"event": event, **fields}) not in self._decisions:
+            self._decisions.add(_decision(self.ledger.append(event, **fields)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles what it drives; nothing of Ray's copy is ever used, so it holds nothing."""
+        return {}
+
+    # --- the cells ---
+
+    @property
+    def missing(self) -> bool:
+        """Whether any cell is left to train."""
+        return self._first is not None or not self.stages.finished
+
+    def next_cell(self) -> Cell | None:
+        """The next cell to train; None while it depends on cells that still run, or when none is left."""
+        if self._first is not None:
+            cell, self._first = self._first, None
+            return cell
+        return self._again.popleft() if self._again else self._next_missing()
+
+    def _next_missing(self) -> Cell | None:
+        """Cells that the ledger knows to have ended are passed through the stages again."""
+        while (cell := self.stages.next_cell()) is not None:
+            record = self.records.get(cell.key)
+            if record is None:
+                self.ledger.append(
+                    "suggested",
+                    cell=cell.key,
+                    stage=cell.stage,
+                    arm=cell.arm,
+                    index=cell.index,
+                    seed=cell.seed,
+                    config=cell.config,
+                    config_key=cell.config_key,
+                )
+                self.records[cell.key] = Record(cell)
+            elif record.outcome not in (None, "failed"):
+                for row in record.curve:
+                    self.stages.should_stop(cell, row["step"] / self.steps, row["val_nll"])
+                self._complete(cell, record.outcome, record.final)
+                continue
+            return cell
+        return None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser updates of a trial that is not stopped."""
+        return self.study.fixed.tokens // self.study.fixed.batch_tokens
+
+    def start(self, cell: Cell) -> dict[str, Any]:
+        """Record that a cell starts; return the arguments of its `Trial`."""
+        event = self.ledger.append("started", cell=cell.key)
+        self._begun = self._begun or time.monotonic()
+        record = self.records[cell.key]
+        record.started, record.curve = event["time"], []
+        if self.tracker:
+            self.tracker.started(record)
+        return trial_spec(self.study, cell.arm, cell.config, cell.seed, self.corpus, test=cell.stage == "confirm")
+
+    def report(self, cell: Cell, row: dict[str, Any]) -> None:
+        """Record an evaluation of a running cell."""
+        self.ledger.append("report", sync=False, cell=cell.key, row=row)
+        record = self.records[cell.key]
+        record.curve.append(row)
+        if self.tracker:
+            self.tracker.reported(record, row)
+
+    def end(self, cell: Cell, outcome: str, final: dict[str, Any], reason: str | None = None) -> None:
+        """Record how a cell ended, then let the stages go on."""
+        record = self.records[cell.key]
+        event = self.ledger.append("ended", cell=cell.key, outcome=outcome, final=final, reason=reason)
+        record.outcome, record.final, record.reason, record.ended = outcome, final, reason, event["time"]
+        if self.tracker:
+            self.tracker.ended(record)
+        self._ended_here += 1
+        self._lost[cell.key] += outcome == "failed"
+        if outcome == "failed" and self._lost[cell.key] < ATTEMPTS:
+            self._again.append(cell)
+            return
+        self._complete(cell, outcome, final)
+        if self._listen:
+            left = self.stages.remaining()
+            pace = (time.monotonic() - (self._begun or 0.0)) / self._ended_here
+            loss = final.get("val_nll", math.inf)
+            self._listen(Progress(cell, outcome, loss, self.ended, self.ended + left, pace * left))
+
+    def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
+        self.ended += 1
+        loss = final.get(
+            "test_nll", final.get("val_nll", math.inf)
+        )  # what the verdict is computed on, where there is one
+        self.stages.complete(cell, outcome, loss, int(final.get("steps", 0)))
+
+
+def _decision(event: dict[str, Any]) -> str:
+    return digest({name: value for name, value in event.items() if name not in ("time", "crc")})
