@@ -149,6 +149,44 @@ def hidden_function(trial: Trial, model: GPT2, tokens_BT: torch.Tensor) -> Hidde
     return GPT2.hidden
 
 
+def learning_rate(trial: Trial, step: int) -> float:
+    """The model's learning rate of update `step`, from 0."""
+    fraction = fraction_done(trial, step)
+    return trial.lr * warmup_then(trial.schedule, fraction, warmup=trial.warmup, final=trial.final_lr)
+
+
+def fraction_done(trial: Trial, step: int) -> float:
+    """Share of the training done at update `step`: its midpoint, so that neither end has a rate of zero."""
+    return (step + 0.5) / trial.steps
+
+
+def require_finite(step: int, loss: float, grad_norm: float) -> None:
+    """Raise Diverged where the loss or the gradient norm of update `step`, from 0, is not finite."""
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise Diverged(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}")
+
+
+def model_size(model: GPT2) -> dict[str, Any]:
+    """The metrics of a trial that follow from its model alone."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": count, "flops_per_token": training_flops_per_token(model)}
+
+
+def final_metrics(trial: Trial, row: Mapping[str, Any], alphas: list[float]) -> dict[str, Any]:
+    """The metrics of a trial that follow from its last row and its alphas, one a layer (empty: stock)."""
+    counts = read_meta(trial.corpus)["splits"]["validation"]
+    return {
+        "val_nll": row["val_nll"],
+        "val_ppl": perplexity(row["val_nll"]),
+        "val_bpb": bits_per_byte(row["val_nll"], counts["tokens"], counts["bytes"]),
+        "train_nll": row["train_nll"],
+        "alpha": sum(alphas) / len(alphas) if alphas else 0.0,  # the stock activation is the gate switched off
+        "tokens": row["tokens"],
+        "steps": trial.steps,
+        "tokens_per_second": row["tokens_per_second"],
+    }
+
+
 def train(trial: Trial) -> Iterator[dict[str, Any]]:
     """Train one trial; yield a row at each evaluation, and with the last row `final`: the metrics of the whole trial.
 
@@ -160,7 +198,6 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(trial.threads)
     started = time.perf_counter()
     n_ctx, batch = trial.model["n_ctx"], trial.batch_tokens // trial.model["n_ctx"]
-    counts = read_meta(trial.corpus)["splits"]
     train_N = open_split(trial.corpus, "train")
     val_WT = eval_windows(open_split(trial.corpus, "validation"), n_ctx, trial.eval_windows)
     model = build_model(trial)
@@ -173,9 +210,8 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
     row: dict[str, Any] = {}
     for step in range(trial.steps):
         step_started = time.perf_counter()
-        fraction = (step + 0.5) / trial.steps  # the update's midpoint: neither end has a rate of zero
-        set_progress(model, fraction)
-        rate = trial.lr * warmup_then(trial.schedule, fraction, warmup=trial.warmup, final=trial.final_lr)
+        set_progress(model, fraction_done(trial, step))
+        rate = learning_rate(trial, step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["multiplier"]
         tokens_BT = train_batch(train_N, trial.seed, step, batch, n_ctx)
@@ -185,8 +221,7 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
         loss.backward()
         grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), trial.clip))
         losses.append(loss.item())
-        if not (math.isfinite(losses[-1]) and math.isfinite(grad_norm)):
-            raise Diverged(f"step {step + 1}: loss {losses[-1]}, gradient norm {grad_norm}")
+        require_finite(step, losses[-1], grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds_training += time.perf_counter() - step_started
@@ -209,20 +244,8 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
         losses = []
         if done != trial.steps:
             yield row
-    alphas = alpha_values(model)
-    final = {
-        "val_nll": row["val_nll"],
-        "val_ppl": perplexity(row["val_nll"]),
-        "val_bpb": bits_per_byte(row["val_nll"], counts["validation"]["tokens"], counts["validation"]["bytes"]),
-        "train_nll": row["train_nll"],
-        "alpha": sum(alphas) / len(alphas) if alphas else 0.0,  # the stock activation is the gate switched off
-        "tokens": row["tokens"],
-        "steps": trial.steps,
-        "tokens_per_second": row["tokens_per_second"],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "flops_per_token": training_flops_per_token(model),
-        "compiled": float(hidden is not GPT2.hidden),
-    }
+    final = final_metrics(trial, row, alpha_values(model)) | model_size(model)
+    final["compiled"] = float(hidden is not GPT2.hidden)
     if trial.test:
         test_WT = eval_windows(open_split(trial.corpus, "test"), n_ctx, trial.eval_windows)
         final["test_nll"] = mean_nll(model, test_WT, batch, trial.precision)
