@@ -1,6 +1,6 @@
 """Training of one trial: the only loop.
 
-    python -m pagating.train trial.json
+    python -m pagating.train trial.json [--checkpoints FOLDER]
 
 runs a trial without Ray and prints its final metrics as JSON. `trial.json` is what `pagating trial STUDY CELL` prints.
 Axes: B batch, T position in a window, V vocabulary.
@@ -8,25 +8,27 @@ Axes: B batch, T position in a window, V vocabulary.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from pagating.alpha import alpha_parameters, alpha_values, set_progress
-from pagating.corpus import eval_windows, open_split, read_meta, train_batch
-from pagating.engine_compile import CHOICES, compile_hidden, is_compiled
+from pagating.checkpoint import EVERY_SECONDS, CheckpointFolder, capture, identity, restore
+from pagating.corpus import CorpusError, eval_windows, open_split, read_meta, train_batch
+from pagating.engine_compile import compile_hidden, is_compiled
 from pagating.engine_loss import linear_nll
 from pagating.evaluate import (
-    PRECISIONS,
     autocast,
     bits_per_byte,
     mean_nll,
@@ -36,74 +38,10 @@ from pagating.evaluate import (
 )
 from pagating.gpt2_plain import GPT2, GPT2Size, stock_flops_per_token, training_flops_per_token
 from pagating.initialise import initialise_gpt2
-from pagating.schedules import SCHEDULES, warmup_then
+from pagating.schedules import warmup_then
+from pagating.trial import Diverged, OutOfMemory, Trial, out_of_memory
 
 Hidden = Callable[[Any, torch.Tensor], torch.Tensor]
-
-
-class Diverged(ArithmeticError):
-    """The loss or the gradient norm stopped being finite: the configuration is infeasible."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """One configuration and one seed. Units: tokens, steps of the optimiser, nats.
-
-    corpus: folder made by `pagating.corpus.prepare`. model: n_layer, d_model, n_head, n_ctx, and where they differ from
-    GPT-2 activation, dropout, initializer_range.
-    unit: arguments of `pagating.patch`, or None for the stock model. batch_tokens: tokens a step, a multiple of n_ctx.
-    warmup: share of the steps with a linearly rising learning rate, [0, 1). weight_decay: on matrices; never on alphas.
-    eval_every: steps between evaluations, None for a tenth of the trial; the last step is evaluated always.
-    eval_windows: windows of n_ctx tokens of each evaluation. test: evaluate the test split too, once, at the last step,
-    and `padded_nll` on as many lines of the validation split.
-    compile: auto (where the trial is long enough to earn it), always, never; see `pagating.engine_compile`.
-    """
-
-    corpus: str
-    model: Mapping[str, Any]
-    lr: float
-    tokens: int
-    batch_tokens: int
-    seed: int
-    unit: Mapping[str, Any] | None = None
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    final_lr: float = 0.0
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip: float = 1.0
-    precision: str = "float32"
-    eval_every: int | None = None
-    eval_windows: int = 64
-    test: bool = False
-    threads: int = 1
-    compile: str = "auto"
-
-    def __post_init__(self) -> None:
-        n_ctx = self.model["n_ctx"]
-        if self.batch_tokens % n_ctx or self.batch_tokens < n_ctx:
-            raise ValueError(f"batch_tokens={self.batch_tokens} is not a positive multiple of n_ctx={n_ctx}")
-        if self.tokens < self.batch_tokens:
-            raise ValueError(f"tokens={self.tokens} is less than one step of batch_tokens={self.batch_tokens}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule='{self.schedule}' is not one of {', '.join(SCHEDULES)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision='{self.precision}' is not one of {', '.join(PRECISIONS)}")
-        if self.compile not in CHOICES:
-            raise ValueError(f"compile='{self.compile}' is not one of {', '.join(CHOICES)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr} is not positive")
-
-    @property
-    def steps(self) -> int:
-        """Optimiser updates of the whole trial."""
-        return self.tokens // self.batch_tokens
-
-    @property
-    def evaluation_interval(self) -> int:
-        """Steps between two evaluations."""
-        return self.eval_every or max(1, math.ceil(self.steps / 10))
 
 
 def build_model(trial: Trial) -> GPT2:
@@ -187,14 +125,56 @@ def final_metrics(trial: Trial, row: Mapping[str, Any], alphas: list[float]) -> 
     }
 
 
-def train(trial: Trial) -> Iterator[dict[str, Any]]:
+@dataclasses.dataclass
+class Progress:
+    """What the loop holds beside model, optimiser and generators; JSON gives it back unchanged."""
+
+    step: int = 0  # updates made
+    losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    seconds_training: float = 0.0
+    seconds: float = 0.0
+
+
+def trial_identity(trial: Trial) -> str:
+    """What a checkpoint must agree on: every field of the trial, the corpus by its digest and not by its folder."""
+    fields = dataclasses.asdict(trial) | {"corpus": read_meta(trial.corpus)["digest"]}
+    return identity(fields)
+
+
+def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator[dict[str, Any]]:
     """Train one trial; yield a row at each evaluation, and with the last row `final`: the metrics of the whole trial.
 
     A row: step, tokens, val_nll, train_nll (mean over the steps since the last row), lr, grad_norm (of this step,
     before clipping), tokens_per_second (training only), alpha (per layer; empty where none is learned).
     The result depends on the trial alone: not on the process's history, its neighbours, or its thread settings.
-    Raises Diverged at the first loss or gradient norm that is not finite.
+    With `checkpoints` the trial goes on from the newest one, to the same bits: the rows up to it come again as they
+    were, and `seconds` counts what each process spent on it. They are removed once the last row was taken.
+    Raises Diverged at the first loss or gradient norm that is not finite, OutOfMemory where memory ends.
     """
+    return (row for row in steps(trial, checkpoints) if row is not None)
+
+
+def steps(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator[dict[str, Any] | None]:
+    """`train`, step by step: None after an update without an evaluation, else the row. Says that a trial is alive."""
+    full = None
+    try:
+        yield from _steps(trial, checkpoints)
+    except Diverged:
+        if checkpoints:
+            checkpoints.remove(trial_identity(trial))
+        raise
+    except (MemoryError, RuntimeError) as error:
+        full = out_of_memory(error)
+        if full is None:
+            raise
+    if full:  # raised out here, where no traceback holds on to the tensors
+        raise OutOfMemory(full)
+    if checkpoints:
+        checkpoints.remove(trial_identity(trial))
+
+
+def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[dict[str, Any] | None]:
     torch.set_num_threads(trial.threads)
     started = time.perf_counter()
     n_ctx, batch = trial.model["n_ctx"], trial.batch_tokens // trial.model["n_ctx"]
@@ -205,10 +185,15 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
     learned = bool(alpha_parameters(model))
     hidden = hidden_function(trial, model, train_batch(train_N, trial.seed, 0, batch, n_ctx))
     torch.manual_seed(trial.seed)  # dropout is the only user of the global generator
-    losses: list[float] = []
-    seconds_training = 0.0
-    row: dict[str, Any] = {}
-    for step in range(trial.steps):
+    progress = Progress()
+    saved = checkpoints.newest(trial_identity(trial)) if checkpoints else None
+    if saved:
+        restore(model, optimizer, saved.tensors)
+        progress = Progress(**saved.facts)
+        started -= progress.seconds
+        del saved
+        yield from progress.rows
+    for step in range(progress.step, trial.steps):
         step_started = time.perf_counter()
         set_progress(model, fraction_done(trial, step))
         rate = learning_rate(trial, step)
@@ -220,30 +205,37 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
             loss = linear_nll(x_BTC.flatten(0, 1), model.lm_head.weight, tokens_BT[:, 1:].flatten())
         loss.backward()
         grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), trial.clip))
-        losses.append(loss.item())
-        require_finite(step, losses[-1], grad_norm)
+        progress.losses.append(loss.item())
+        require_finite(step, progress.losses[-1], grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds_training += time.perf_counter() - step_started
-        done = step + 1
-        if done % trial.evaluation_interval and done != trial.steps:
-            continue
-        val_nll = mean_nll(model, val_WT, batch, trial.precision)
-        if not math.isfinite(val_nll):
-            raise Diverged(f"step {done}: validation loss {val_nll}")
-        row = {
-            "step": done,
-            "tokens": done * trial.batch_tokens,
-            "val_nll": val_nll,
-            "train_nll": sum(losses) / len(losses),
-            "lr": rate,
-            "grad_norm": grad_norm,
-            "tokens_per_second": done * trial.batch_tokens / seconds_training,
-            "alpha": alpha_values(model) if learned else [],
-        }
-        losses = []
-        if done != trial.steps:
-            yield row
+        progress.seconds_training += time.perf_counter() - step_started
+        progress.step = step + 1
+        row = None
+        if progress.step % trial.evaluation_interval == 0 or progress.step == trial.steps:
+            val_nll = mean_nll(model, val_WT, batch, trial.precision)
+            if not math.isfinite(val_nll):
+                raise Diverged(f"step {progress.step}: validation loss {val_nll}")
+            row = {
+                "step": progress.step,
+                "tokens": progress.step * trial.batch_tokens,
+                "val_nll": val_nll,
+                "train_nll": sum(progress.losses) / len(progress.losses),
+                "lr": rate,
+                "grad_norm": grad_norm,
+                "tokens_per_second": progress.step * trial.batch_tokens / progress.seconds_training,
+                "alpha": alpha_values(model) if learned else [],
+            }
+            progress.losses = []
+            progress.rows.append(row)
+        if progress.step == trial.steps:
+            break
+        if checkpoints and checkpoints.due():
+            progress.seconds = time.perf_counter() - started
+            facts = dataclasses.asdict(progress)
+            checkpoints.save(trial_identity(trial), progress.step, capture(model, optimizer), facts)
+        yield row
+    row = progress.rows[-1]
     final = final_metrics(trial, row, alpha_values(model)) | model_size(model)
     final["compiled"] = float(hidden is not GPT2.hidden)
     if trial.test:
@@ -255,24 +247,59 @@ def train(trial: Trial) -> Iterator[dict[str, Any]]:
     yield {**row, "final": final}
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the trial of a JSON file; print its final metrics. Exit codes: 0 done, 1 diverged, 2 bad input."""
-    paths = sys.argv[1:] if arguments is None else arguments
-    if len(paths) != 1:
-        print("usage: python -m pagating.train trial.json", file=sys.stderr)
-        return 2
+    """Run the trial of a JSON file; print its final metrics.
+
+    Exit codes: 0 done, 1 infeasible (diverged, out of memory), 2 bad input, 130 and 143 interrupted by SIGINT and
+    SIGTERM, after a checkpoint where a folder for them is given. A second signal ends it at once.
+    """
+    parser = _Parser(prog="python -m pagating.train", description="Train one trial, without Ray.")
+    parser.add_argument("trial", type=Path, help="a JSON file, as `pagating trial STUDY CELL` prints it")
+    parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="save there, and go on from what is there")
+    parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument("--keep", action="store_true", help="leave the last checkpoints when the trial is done")
+    given = parser.parse_args(arguments)
     try:
-        trial = Trial(**json.loads(Path(paths[0]).read_text(encoding="utf-8")))
+        trial = Trial(**json.loads(given.trial.read_text(encoding="utf-8")))
+        GPT2(
+            GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit
+        )  # refuses a bad unit
     except (OSError, ValueError, TypeError, KeyError) as error:
-        print(f"{paths[0]}: {error}", file=sys.stderr)
+        print(f"{given.trial}: {error}", file=sys.stderr)
         return 2
+    folder = CheckpointFolder(given.checkpoints, given.every, given.keep) if given.checkpoints else None
+    interrupted: list[int] = []
+    final: dict[str, Any] = {}
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupted.append(number)
+        if folder:
+            folder.request()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for row in train(trial):
-            print(f"step {row['step']}/{trial.steps} val_nll {row['val_nll']:.6f}", file=sys.stderr)
-    except Diverged as error:
+        for row in steps(trial, folder):
+            if row:
+                print(f"step {row['step']}/{trial.steps} val_nll {row['val_nll']:.6f}", file=sys.stderr)
+                final = row.get("final", {})
+            if interrupted and not final:
+                return 128 + interrupted[0]
+    except (Diverged, OutOfMemory) as error:
         print(json.dumps({"outcome": "infeasible", "reason": str(error)}))
         return 1
-    print(json.dumps({"outcome": "completed", **row["final"]}))
+    except CorpusError as error:
+        print(f"{given.trial}: {error}", file=sys.stderr)
+        return 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print(json.dumps({"outcome": "completed", **final}))
     return 0
 
 
