@@ -20,6 +20,7 @@ _HOME = {
     "glu": "units",
     "patch": "patching",
     "pointwise": "units",
+    "register_gate": "own_gate",
     "set_progress": "alpha",
     "unpatch": "patching",
 }

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pagating.alpha import AlphaModule, alpha_modules, parse
 from pagating.competitors import settings
 from pagating.gates import Function
+from pagating.own_gate import load_gate_of
 from pagating.units import BASES, ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
 
 ACTIVATIONS: dict[str, Function] = {
@@ -186,7 +187,10 @@ class GPT2(nn.Module):
 
 
 def activations(size: GPT2Size, unit: Mapping[str, Any] | None) -> list[nn.Module]:
-    """The activation of each block. Raises ValueError for a key or value that `pagating.patch` does not take."""
+    """The activation of each block; `gate` may also be `FILE.py:NAME`.
+
+    Raises ValueError for a key or value that `pagating.patch` does not take.
+    """
     if unit is None:
         return [Stock(size.activation) for _ in range(size.n_layer)]
     for key in unit:
@@ -194,6 +198,7 @@ def activations(size: GPT2Size, unit: Mapping[str, Any] | None) -> list[nn.Modul
             raise ValueError(f"unit: unknown key {key!r}; allowed: {', '.join(UNIT_KEYS)}")
     given = {key: value for key, value in unit.items() if value is not None}
     known = given.pop("unit", None)
+    load_gate_of(unit)
     clash = [key for key in given if key != "alpha"]
     if known is not None and clash:
         raise ValueError(f"unit: {known!r} settles {', '.join(clash)}; give one or the other")

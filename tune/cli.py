@@ -183,10 +183,11 @@ def trial(
         return
     if cell not in found:
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
+    from tune.own_gates import place_gate
     loaded, mine = load(folder / "study.yaml"), found[cell].cell
     corpus = runner.packed_corpus(loaded, output, folder)
     spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=mine.stage == "confirm")
-    typer.echo(json.dumps(spec, indent=1))
+    typer.echo(json.dumps(place_gate(spec, folder), indent=1))
 
 
 @app.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tune import ledger as ledgers
+from tune.own_gates import check_gates, keep_gates
 from tune.provenance import write_provenance
 from tune.ray_part import run_ray
 from tune.study import Study, StudyError, dump, parse
@@ -62,14 +63,16 @@ def sweep(
     listen: Callable[[Progress], None] | None = None,
     trainable: Any = None,
 ) -> StudyRun:
-    """Run a study, or what is missing of it, and write its tables. `base`: folder that `files:` patterns start from.
+    """Run a study, or what is missing of it, and write its tables. `base`: where paths in the study file start.
 
     Raises StudyError, CorpusError or LedgerError before anything is written that would belong to a study.
     """
     folder = output / study.name
     check_folder(study, folder)
+    check_gates(study, base, folder)
     corpus = packed_corpus(study, output, base)
     folder.mkdir(parents=True, exist_ok=True)
+    keep_gates(study, base, folder)
     run = StudyRun(study, folder, corpus, listen)
     (folder / "study.yaml").write_text(dump(study), encoding="utf-8")
     try:

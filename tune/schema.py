@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # nor a device of Windows
+GATES = ("sigmoid", "tanh", "relu", "gelu", "mish", "silu")
+OWN_GATE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 PRESETS = {  # Radford et al. 2019, table 2
     "gpt2": {"n_layer": 12, "d_model": 768, "n_head": 12, "n_ctx": 1024},
     "gpt2-medium": {"n_layer": 24, "d_model": 1024, "n_head": 16, "n_ctx": 1024},
@@ -198,7 +200,10 @@ class Arm(Section):
 
     baseline: bool = Field(False, description="the arm that the others are compared with: exactly one")
     floor: bool = Field(False, description="the control that must lose: at most one")
-    gate: Literal["sigmoid", "tanh", "relu", "gelu", "mish", "silu"] | None = None
+    gate: str | None = Field(
+        None,
+        description="sigmoid, tanh, relu, gelu, mish, silu, or a gate of your own: FILE.py:NAME, relative to the study",
+    )
     base: Literal["identity", "gelu"] = Field("identity", description="what is left when the gate is off")
     alpha: float | list[float] | AlphaSection | None = Field(
         None,
@@ -210,6 +215,13 @@ class Arm(Section):
         if (self.gate is None) != (self.alpha is None):
             raise ValueError("gate and alpha come together: an arm has both, or neither (the stock model)")
         for value in self.alpha if isinstance(self.alpha, list) else [self.alpha]:
+    @field_validator("gate")
+    @classmethod
+    def _gate(cls, given: str | None) -> str | None:
+        if given is None or given in GATES or OWN_GATE.fullmatch(given):
+            return given
+        raise ValueError(f"gate '{given}' is not one of {', '.join(GATES)}, nor FILE.py:NAME")
+
             if isinstance(value, float) and not 0 <= value <= 2:
                 raise ValueError(f"alpha={value} is outside [0, 2]")
         if self.baseline and self.floor:

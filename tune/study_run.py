@@ -12,6 +12,7 @@ from typing import Any
 
 from tune import ledger as ledgers
 from tune.ledger import Cell, Ledger, Record
+from tune.own_gates import digests, place_gate
 from tune.stages import Stages
 from tune.study import Study, StudyError, digest, trial_spec
 
@@ -59,8 +60,11 @@ class StudyRun:
                 f"{folder}: the study was begun on corpus {known['corpus']}; the text or the tokenizer has changed "
                 f"(now {meta['digest']}): give the study another name, or bring the old text back"
             )
+        gates = {"gates": own} if (own := digests(self.study, folder)) else {}
+        if known and known.get("gates", {}) != own:
+            raise StudyError(f"{folder}: the gates in {folder / 'gates'} are not those that the study was begun with")
         if not known:
-            self.ledger.append("study", schema=ledgers.SCHEMA, study=self.study.name, corpus=meta["digest"])
+            self.ledger.append("study", schema=ledgers.SCHEMA, study=self.study.name, corpus=meta["digest"], **gates)
         self.records: dict[str, Record] = ledgers.records(self.ledger.events)
         self._decisions = {_decision(event) for event in self.ledger.events if event["event"] in ("grid", "chosen")}
         suggested = {
@@ -129,7 +133,8 @@ class StudyRun:
         record.started, record.curve = event["time"], []
         if self.tracker:
             self.tracker.started(record)
-        return trial_spec(self.study, cell.arm, cell.config, cell.seed, self.corpus, test=cell.stage == "confirm")
+        spec = trial_spec(self.study, cell.arm, cell.config, cell.seed, self.corpus, test=cell.stage == "confirm")
+        return place_gate(spec, self.folder)
 
     def report(self, cell: Cell, row: dict[str, Any]) -> None:
         """Record an evaluation of a running cell."""
