@@ -56,7 +56,8 @@ def _compiled_hidden() -> Callable[[Any, Tensor], Tensor]:
 def fix_alphas_as(model: nn.Module, convert: Callable[[Any], Any]) -> None:
     """Convert each fixed alpha other than 0 and 1: to a 0-dim tensor, whose value is no part of a graph, or back."""
     for module in alpha_modules(model):
-        if module.fixed is not None and module.fixed not in (0.0, 1.0):
+        pack = isinstance(module.fixed, Tensor) and module.fixed.dim() > 0  # one alpha a model, a tensor already
+        if module.fixed is not None and not pack and module.fixed not in (0.0, 1.0):
             module.__dict__["fixed"] = convert(module.fixed)
 
 

@@ -5,7 +5,7 @@ optimiser; here a chunk of them lives at a time. The gradient is taken while a c
 twice. The same idea as Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989), in torch
 operations.
 
-Axes: N tokens, C d_model, V vocabulary.
+Axes: N tokens, C d_model, V vocabulary; before them K models of a pack (`pagating.packed`), where there are several.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 1 << 21  # logits alive at a time: 8 MiB in float32, so that a cache holds them
+GPU_CHUNK = 1 << 27  # a GPU wants few large products: 512 MiB in float32
 LEAST_ROWS = 96  # with fewer tokens at a time the product for the weight's gradient waits for memory
 
 
-def chunk_rows(n_token: int, vocab_size: int) -> int:
-    """Tokens whose logits are computed together: as many as make `CHUNK` logits, at least `LEAST_ROWS`."""
-    return min(n_token, max(LEAST_ROWS, CHUNK // vocab_size))
+def chunk_rows(n_token: int, vocab_size: int, device: str = "cpu") -> int:
+    """Tokens whose logits are computed together: as many as make a chunk of logits, at least `LEAST_ROWS`."""
+    return min(n_token, max(LEAST_ROWS, (CHUNK if device == "cpu" else GPU_CHUNK) // vocab_size))
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -31,39 +32,48 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _chunks(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Slice, inputs, float logits and targets (as a column) of each chunk."""
-    rows = chunk_rows(len(x_NC), len(weight_VC))
-    for start in range(0, len(x_NC), rows):
-        part = slice(start, start + rows)
-        logits = x_NC[part] @ weight_VC.t()
-        yield part, x_NC[part], logits if logits.dtype == torch.float64 else logits.float(), targets_N[part, None]
+def _chunks(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Iterator[tuple[Any, Tensor, Tensor, Tensor]]:
+    """Index, inputs, float logits and targets (as a column) of each chunk."""
+    n_token = x_NC.shape[-2]
+    rows = chunk_rows(n_token, weight_VC.shape[:-1].numel(), x_NC.device.type)
+    for start in range(0, n_token, rows):
+        part = (..., slice(start, start + rows), slice(None))
+        logits = x_NC[part] @ weight_VC.mT
+        column = targets_N[..., start : start + rows, None]
+        yield part, x_NC[part], logits if logits.dtype == torch.float64 else logits.float(), column
 
 
 def _check(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> None:
-    if x_NC.dim() != 2 or targets_N.shape != x_NC.shape[:1] or weight_VC.shape[1:] != x_NC.shape[1:]:
+    one_model = x_NC.dim() == weight_VC.dim() == 2
+    pack = x_NC.dim() == weight_VC.dim() == 3 and x_NC.shape[0] == weight_VC.shape[0]
+    agree = targets_N.shape == x_NC.shape[:-1] and weight_VC.shape[-1:] == x_NC.shape[-1:]
+    if not (one_model or pack) or not agree:
         shapes = ", ".join(str(tuple(t.shape)) for t in (x_NC, weight_VC, targets_N))
-        raise ValueError(f"linear_nll: shapes {shapes} are not (N, C), (V, C), (N,)")
+        raise ValueError(f"linear_nll: shapes {shapes} are not (N, C), (V, C), (N,), each with K before it or none")
 
 
 @torch.no_grad()
 def linear_nll_each(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
-    """`-log softmax(x @ weight.T)[target]` of each token, nats, (N,), float32 (float64 for float64). No gradient."""
+    """`-log softmax(x @ weight.T)[target]` of each token, nats, (N,), float32 (float64 for float64). No gradient.
+
+    Each may have a leading axis K: so many models side by side.
+    """
     _check(x_NC, weight_VC, targets_N)
     dtype = _compute_dtype(x_NC)
     with torch.autocast(x_NC.device.type, enabled=False):
         parts = _chunks(x_NC.to(dtype), weight_VC.to(dtype), targets_N)
-        each = [torch.log_softmax(logits, -1).gather(1, column)[:, 0].neg() for _, _, logits, column in parts]
-    return torch.cat(each)
+        each = [torch.log_softmax(logits, -1).gather(-1, column)[..., 0].neg() for _, _, logits, column in parts]
+    return torch.cat(each, -1)
 
 
 def linear_nll(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
     """The mean over N of `-log softmax(x @ weight.T)[target]`, nats, a scalar in float32 (float64 for float64).
 
-    x: (N, C); weight: (V, C); targets: (N,), int64, each in [0, V). Under autocast the products are taken in its dtype;
-    the softmax, the loss and the sum of the weight's gradient are float32. Equals `F.cross_entropy(x @ weight.T,
-    targets)` up to rounding. Can be differentiated once. Raises ValueError for other shapes, IndexError or RuntimeError
-    (torch's own) for a target outside the vocabulary.
+    x: (N, C); weight: (V, C); targets: (N,), int64, each in [0, V). With an axis K before each, K models side by side,
+    the result is (K,). Under autocast the products are taken in its dtype; the softmax, the loss and the sum of
+    the weight's gradient are float32. Equals `F.cross_entropy(x @ weight.T, targets)` up to rounding. Can be
+    differentiated once. Raises ValueError for other shapes, IndexError or RuntimeError (torch's own) for a target
+    outside the vocabulary.
     """
     _check(x_NC, weight_VC, targets_N)
     mean: Tensor = _LinearNLL.apply(x_NC, weight_VC, targets_N)
@@ -73,28 +83,28 @@ def linear_nll(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
 class _LinearNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
-        dtype, share = _compute_dtype(x_NC), 1.0 / len(x_NC)
+        dtype, share = _compute_dtype(x_NC), 1.0 / x_NC.shape[-2]
         wanted_x, wanted_weight, _ = ctx.needs_input_grad
         grad_x = torch.empty_like(x_NC) if wanted_x else None
         grad_weight = torch.zeros_like(weight_VC) if wanted_weight else None
-        total = x_NC.new_zeros((), dtype=torch.float64)
+        total = x_NC.new_zeros(x_NC.shape[:-2], dtype=torch.float64)
         with torch.autocast(x_NC.device.type, enabled=False):
             weight = weight_VC.to(dtype)
             for part, x, logits, column in _chunks(x_NC.to(dtype), weight, targets_N):
                 p = torch.softmax(logits, -1)
                 # one exponential a logit: the largest probability is at least 1/V, so its logarithm loses nothing
                 logsumexp = logits.amax(-1) - p.amax(-1).log()
-                total += (logsumexp - logits.gather(1, column)[:, 0]).sum(dtype=torch.float64)
+                total += (logsumexp - logits.gather(-1, column)[..., 0]).sum(-1, dtype=torch.float64)
                 # softmax minus one at the target: the gradient of the sum by the logits
-                grad = p.scatter_add_(1, column, p.new_full((), -1.0).expand_as(column)).to(dtype)
+                grad = p.scatter_add_(-1, column, p.new_full((), -1.0).expand_as(column)).to(dtype)
                 if grad_x is not None:
                     grad_x[part] = (grad @ weight).mul_(share)
                 if grad_weight is None:
                     continue
                 if dtype == grad_weight.dtype:
-                    grad_weight.addmm_(grad.t(), x, alpha=share)
+                    _add_product_(grad_weight, grad.mT, x, share)
                 else:
-                    grad_weight.add_(grad.t() @ x, alpha=share)
+                    grad_weight.add_(grad.mT @ x, alpha=share)
         ctx.grads = (grad_x, grad_weight)
         return (total * share).to(torch.float64 if dtype == torch.float64 else torch.float32)
 
@@ -103,9 +113,16 @@ class _LinearNLL(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("linear_nll: backward was called a second time; the gradients are handed out once")
-        scale, (grad_x, grad_weight), ctx.grads = outputs[0], ctx.grads, None
+        scale, (grad_x, grad_weight), ctx.grads = outputs[0][..., None, None], ctx.grads, None
         return (
             None if grad_x is None else grad_x.mul_(scale.to(grad_x.dtype)),
             None if grad_weight is None else grad_weight.mul_(scale.to(grad_weight.dtype)),
             None,
         )
+
+
+def _add_product_(total: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
+    if total.dim() == 2:
+        total.addmm_(a, b, alpha=scale)
+    else:
+        total.baddbmm_(a, b, alpha=scale)

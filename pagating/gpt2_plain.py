@@ -144,8 +144,13 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(size.d_model)
         self.dropout = size.dropout
 
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Token embedding plus position embedding, (B, T, C)."""
+        x_BTC: Tensor = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
+        return x_BTC
+
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        x_BTC = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
+        x_BTC = self.embed(tokens_BT)
         if self.training and self.dropout:
             x_BTC = F.dropout(x_BTC, self.dropout)
         for block in self.h:

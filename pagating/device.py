@@ -1,0 +1,44 @@
+"""Where a trial computes: the device it asks for, that device's peak, and the share of the peak that it reached."""
+
+from __future__ import annotations
+
+import torch
+
+DEVICES = ("cpu", "cuda", "auto")
+# dense bfloat16 TFLOP/s with float32 sums, without sparsity, by a part of the device's name; the first that fits counts
+PEAK_TFLOPS: dict[str, float] = {
+    "H200": 989.0,  # NVIDIA H200 data sheet: 1,979 with sparsity
+    "H100 PCIe": 756.0,  # NVIDIA H100 data sheet: 1,513 with sparsity
+    "H100": 989.0,  # NVIDIA H100 data sheet, SXM: 1,979 with sparsity
+    "A100": 312.0,  # NVIDIA A100 data sheet
+    "L40S": 362.0,  # NVIDIA L40S data sheet: 733 with sparsity
+    "L4": 121.0,  # NVIDIA L4 data sheet: 242 with sparsity
+    "A10": 125.0,  # NVIDIA A10 data sheet
+    "RTX 4090": 165.2,  # NVIDIA Ada architecture white paper, appendix A
+    "RTX 3090": 71.0,  # NVIDIA Ampere GA102 white paper, appendix A
+}
+
+
+def resolve_device(choice: str) -> torch.device:
+    """The device of a trial: `cpu`, `cuda`, or `auto`: cuda where there is one.
+
+    Raises ValueError for another choice, and for `cuda` where torch sees none.
+    """
+    if choice not in DEVICES:
+        raise ValueError(f"device='{choice}' is not one of {', '.join(DEVICES)}")
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda': torch sees no CUDA device; choose cpu or auto")
+    return torch.device("cuda" if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def peak_tflops(name: str) -> float | None:
+    """Peak of a device by its name, dense bfloat16 TFLOP/s; None where the table has no row for it."""
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+def utilisation(flops_per_token: int, tokens_per_second: float, name: str) -> float | None:
+    """Model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): FLOPs that the model needs, over
+    what the device could do at its bfloat16 peak in the same time. None for a device without a row in `PEAK_TFLOPS`.
+    """
+    peak = peak_tflops(name)
+    return None if peak is None else flops_per_token * tokens_per_second / (peak * 1e12)
