@@ -129,6 +129,7 @@ class CheckpointFolder:
     def __init__(self, folder: str | Path, every_seconds: float = EVERY_SECONDS, keep: bool = False) -> None:
         self.folder, self.every_seconds, self.keep = Path(folder), every_seconds, keep
         self.notes: list[str] = []
+        self._identity = ""  # known once a trial uses the folder
         self._whole: list[Path] = []  # ours, oldest first
         self._failing = False
         self._wanted = False
@@ -142,27 +143,30 @@ class CheckpointFolder:
         """Whether it is time for a checkpoint, or one was asked for."""
         return self._wanted or time.monotonic() >= self._next
 
-    def newest(self, identity: str) -> Checkpoint | None:
-        """The newest whole checkpoint of this trial; None where there is none. What cannot be used is named in a line.
+    def resume(self, identity: str) -> Checkpoint | None:
+        """Use the folder for this trial: its newest whole checkpoint, None where there is none.
 
-        A damaged file is removed. One of another trial is left alone.
+        What cannot be used is named in a line: a damaged file is removed, another trial's is left alone.
         """
-        found = self._files(identity)
-        for path in self.folder.glob(f".{identity}-*"):  # of a process that was killed while it wrote
+        self._identity = identity
+        found = self._files()
+        for path in self._scratch():  # of a process that was killed while it wrote
             self._unlink(path)
         for position in range(len(found) - 1, -1, -1):
-            checkpoint = self._opened(found[position], identity)
+            checkpoint = self._opened(found[position])
             if checkpoint:
                 self._whole = found[: position + 1]
                 return checkpoint
         return None
 
-    def _files(self, identity: str) -> list[Path]:
-        """The checkpoints of a trial in this folder, by step."""
-        named = [path for path in self.folder.glob(f"{identity}-*.safetensors") if NAME.fullmatch(path.name)]
-        return sorted(named)
+    def _files(self) -> list[Path]:
+        """The trial's checkpoints, by step."""
+        return sorted(path for path in self.folder.glob(f"{self._identity}-*") if NAME.fullmatch(path.name))
 
-    def _opened(self, path: Path, identity: str) -> Checkpoint | None:
+    def _scratch(self) -> list[Path]:
+        return list(self.folder.glob(f".{self._identity}-*"))
+
+    def _opened(self, path: Path) -> Checkpoint | None:
         named = NAME.fullmatch(path.name)
         try:
             if named is None or _checksum(path) != named["checksum"]:
@@ -174,10 +178,10 @@ class CheckpointFolder:
             if not {"format", "identity", "facts"} <= header.keys():
                 self._say(f"{path}: is left alone: no checkpoint of this program")
                 return None
-            if header["format"] != FORMAT or header["identity"] != identity:
+            if header["format"] != FORMAT or header["identity"] != self._identity:
                 self._say(
                     f"{path}: is left alone: format {header['format']} of trial {header['identity']}, "
-                    f"not format {FORMAT} of trial {identity}"
+                    f"not format {FORMAT} of trial {self._identity}"
                 )
                 return None
             return Checkpoint(load_file(path), header["facts"], path)
@@ -185,18 +189,18 @@ class CheckpointFolder:
             self._say(f"{path}: cannot be read: {error}")
             return None
 
-    def save(self, identity: str, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
         """Write the checkpoint of `step` and drop all but the last two; False, and one line, where it cannot be done.
 
         `facts` holds what JSON gives back unchanged. A failure leaves the earlier checkpoints as they are.
         """
         self._wanted = False
         started = time.monotonic()
-        header = {"format": FORMAT, "identity": identity, "facts": dict(facts)}
-        scratch = self.folder / f".{identity}-{os.getpid()}.tmp"
+        header = {"format": FORMAT, "identity": self._identity, "facts": dict(facts)}
+        scratch = self.folder / f".{self._identity}-{os.getpid()}.tmp"
         try:
             self._write(scratch, dict(tensors), json.dumps(header))
-            path = self.folder / f"{identity}-{step:010d}-{_checksum(scratch)}.safetensors"
+            path = self.folder / f"{self._identity}-{step:010d}-{_checksum(scratch)}.safetensors"
             os.replace(scratch, path)
             _sync(self.folder)
             self._whole = [*[earlier for earlier in self._whole if earlier != path], path]
@@ -226,11 +230,11 @@ class CheckpointFolder:
         save_file(tensors, scratch, metadata={"pagating": header})
         _sync(scratch)
 
-    def remove(self, identity: str) -> None:
+    def remove(self) -> None:
         """Remove the checkpoints of a trial that is done, unless they are kept, and the folder when it is empty."""
-        if self.keep or not self.folder.is_dir():
+        if self.keep or not self._identity:
             return
-        for path in [*self._files(identity), *self.folder.glob(f".{identity}-*")]:
+        for path in [*self._files(), *self._scratch()]:
             self._unlink(path)
         self._whole = []
         with contextlib.suppress(OSError):  # not empty, or not ours to remove

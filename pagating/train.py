@@ -42,6 +42,7 @@ from pagating.schedules import warmup_then
 from pagating.trial import Diverged, OutOfMemory, Trial, out_of_memory
 
 Hidden = Callable[[Any, torch.Tensor], torch.Tensor]
+Step = tuple[int, dict[str, Any] | None]
 
 
 def build_model(trial: Trial) -> GPT2:
@@ -152,17 +153,17 @@ def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator
     were, and `seconds` counts what each process spent on it. They are removed once the last row was taken.
     Raises Diverged at the first loss or gradient norm that is not finite, OutOfMemory where memory ends.
     """
-    return (row for row in steps(trial, checkpoints) if row is not None)
+    return (row for _, row in steps(trial, checkpoints) if row)
 
 
-def steps(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator[dict[str, Any] | None]:
-    """`train`, step by step: None after an update without an evaluation, else the row. Says that a trial is alive."""
+def steps(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator[Step]:
+    """`train`, update by update: how many were made, and the row where one is due. Shows that a trial is alive."""
     full = None
     try:
         yield from _steps(trial, checkpoints)
     except Diverged:
         if checkpoints:
-            checkpoints.remove(trial_identity(trial))
+            checkpoints.remove()
         raise
     except (MemoryError, RuntimeError) as error:
         full = out_of_memory(error)
@@ -171,10 +172,10 @@ def steps(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator
     if full:  # raised out here, where no traceback holds on to the tensors
         raise OutOfMemory(full)
     if checkpoints:
-        checkpoints.remove(trial_identity(trial))
+        checkpoints.remove()
 
 
-def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[dict[str, Any] | None]:
+def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[Step]:
     torch.set_num_threads(trial.threads)
     started = time.perf_counter()
     n_ctx, batch = trial.model["n_ctx"], trial.batch_tokens // trial.model["n_ctx"]
@@ -186,13 +187,13 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[dict[
     hidden = hidden_function(trial, model, train_batch(train_N, trial.seed, 0, batch, n_ctx))
     torch.manual_seed(trial.seed)  # dropout is the only user of the global generator
     progress = Progress()
-    saved = checkpoints.newest(trial_identity(trial)) if checkpoints else None
+    saved = checkpoints.resume(trial_identity(trial)) if checkpoints else None
     if saved:
         restore(model, optimizer, saved.tensors)
         progress = Progress(**saved.facts)
         started -= progress.seconds
         del saved
-        yield from progress.rows
+        yield from ((row["step"], row) for row in progress.rows)
     for step in range(progress.step, trial.steps):
         step_started = time.perf_counter()
         set_progress(model, fraction_done(trial, step))
@@ -232,9 +233,8 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[dict[
             break
         if checkpoints and checkpoints.due():
             progress.seconds = time.perf_counter() - started
-            facts = dataclasses.asdict(progress)
-            checkpoints.save(trial_identity(trial), progress.step, capture(model, optimizer), facts)
-        yield row
+            checkpoints.save(progress.step, capture(model, optimizer), dataclasses.asdict(progress))
+        yield progress.step, row
     row = progress.rows[-1]
     final = final_metrics(trial, row, alpha_values(model)) | model_size(model)
     final["compiled"] = float(hidden is not GPT2.hidden)
@@ -244,7 +244,7 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[dict[
         rows, pad = text_rows(trial.corpus, "validation", trial.eval_windows)
         final["padded_nll"] = padded_nll(model, rows, n_ctx, pad, batch, trial.precision)
     final |= {"seconds": time.perf_counter() - started, "peak_rss_mb": peak_rss_mb()}
-    yield {**row, "final": final}
+    yield progress.step, {**row, "final": final}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for row in steps(trial, folder):
+        for _, row in steps(trial, folder):
             if row:
                 print(f"step {row['step']}/{trial.steps} val_nll {row['val_nll']:.6f}", file=sys.stderr)
                 final = row.get("final", {})

@@ -2,39 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import time
 from typing import Any
 
 from ray import tune as ray_tune
 
-from pagating.train import Diverged, Trial, train
+from pagating.checkpoint import CheckpointFolder
+from pagating.corpus import CorpusError
+from pagating.train import steps
+from pagating.trial import Diverged, OutOfMemory, Trial
+
+BEAT_SECONDS = 5.0  # a trial says that it is alive at least so often, while it makes steps
+ENDS = {Diverged: "infeasible", OutOfMemory: "infeasible", CorpusError: "failed", OSError: "failed"}
 
 
 class CellTrainable(ray_tune.Trainable):
-    """One cell. config: {cell: key, trial: arguments of `pagating.train.Trial`}. A step is one evaluation interval.
+    """One cell. A step is an evaluation interval, or `BEAT_SECONDS` of one.
 
-    A result holds `row` (the evaluation, None where the trial diverged), `fraction` (of the budget), and with the last
-    one `outcome`, `final` and `reason`. This is the one place where a failed trial becomes an infeasible one.
+    config: {cell: key, trial: arguments of `pagating.train.Trial`, checkpoints: folder of the cell, None for none}.
+    A result holds `row` (the evaluation; None where none was made), `fraction` (of the budget), `step` (updates made),
+    with the last one `outcome`, `final` and `reason`, and `warning` where there is something to say. This is the one
+    place where a failed trial becomes an infeasible one (diverged, out of memory), or one to be tried again (`failed`:
+    the files of its machine were at fault).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._trial = Trial(**config["trial"])
-        self._rows: Iterator[dict[str, Any]] = train(self._trial)
+        folder = config.get("checkpoints")
+        self._checkpoints = CheckpointFolder(folder, keep=config.get("keep_checkpoints", False)) if folder else None
+        self._steps = steps(self._trial, self._checkpoints)
+        self._ended = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next cell. The one before was recorded, or stopped early: its checkpoints have served."""
+        self._forget()
         self.setup(new_config)
         return True
 
+    def cleanup(self) -> None:
+        """Stop for good. A cell that is cut off leaves a checkpoint of where it stands, one that ended leaves none."""
+        if self._ended:
+            self._forget()
+        elif self._checkpoints:
+            self._checkpoints.request()
+            with contextlib.suppress(*ENDS):  # what went wrong will go wrong again, and be recorded then
+                next(self._steps, None)
+
+    def _forget(self) -> None:
+        if self._checkpoints:
+            self._checkpoints.remove()
+
     def step(self) -> dict[str, Any]:
+        result = self._step()
+        if self._checkpoints and self._checkpoints.notes:
+            result["warning"] = "; ".join(self._checkpoints.notes)
+            self._checkpoints.notes.clear()
+        return result
+
+    def _step(self) -> dict[str, Any]:
+        until = time.monotonic() + BEAT_SECONDS
         try:
-            row = next(self._rows)
-        except Diverged as error:
-            return self._last(
-                {"outcome": "infeasible", "reason": str(error), "row": None, "final": {}, "fraction": 1.0}
-            )
-        final = row.pop("final", None)
-        result = {"row": row, "fraction": row["step"] / self._trial.steps}
+            made, row = next(self._steps)
+            while row is None and time.monotonic() < until:
+                made, row = next(self._steps)
+        except tuple(ENDS) as error:
+            outcome = next(outcome for kind, outcome in ENDS.items() if isinstance(error, kind))
+            return self._last({"outcome": outcome, "reason": str(error), "row": None, "final": {}, "fraction": 1.0})
+        final = row.pop("final", None) if row else None
+        result = {"row": row, "fraction": made / self._trial.steps, "step": made}
         return self._last({**result, "outcome": "completed", "reason": None, "final": final}) if final else result
 
     def _last(self, result: dict[str, Any]) -> dict[str, Any]:
+        self._ended = True
         return {**result, ray_tune.result.DONE: True}

@@ -1,0 +1,142 @@
+"""The Ray adapter without Ray's processes: what a driver is told of a cell, and what a cell leaves on disk."""
+
+import pytest
+import torch
+
+from pagating import corpus
+from pagating.checkpoint import CheckpointFolder
+from pagating.train import Trial, train
+from tune import trial as adapter
+from tune.trial import CellTrainable
+
+WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
+TIMES = ("tokens_per_second", "seconds", "peak_rss_mb")
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    torch.set_num_threads(1)
+    base = tmp_path_factory.mktemp("text")
+    (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} {WORDS}" for i in range(2000)))
+    folder = corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, base / "cache", base)
+    model = {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 16, "dropout": 0.1}
+    size = {"model": model, "tokens": 64 * 8, "batch_tokens": 64, "eval_every": 4, "eval_windows": 8}
+    return {"corpus": str(folder), "lr": 3e-3, "seed": 5, **size}
+
+
+def plain(row):
+    return {name: value for name, value in row.items() if name not in TIMES}
+
+
+def results(trainable):
+    found = []
+    while not found or not found[-1].get("done"):
+        found.append(trainable.train())
+    return found
+
+
+def rows(found):
+    return [plain(result["row"]) for result in found if result["row"]]
+
+
+def expected(spec):
+    return [{name: value for name, value in plain(row).items() if name != "final"} for row in train(Trial(**spec))]
+
+
+def test_a_cell_without_checkpoints_is_the_trial(spec):
+    found = results(CellTrainable({"cell": "a", "trial": spec}))
+    assert rows(found) == expected(spec)
+    assert [(result["fraction"], result["step"]) for result in found] == [(0.5, 4), (1.0, 8)]
+    *_, last = train(Trial(**spec))
+    assert found[-1]["outcome"] == "completed"
+    assert found[-1]["reason"] is None
+    assert plain(found[-1]["final"]) == plain(last["final"])
+
+
+def test_a_trial_says_that_it_is_alive_between_evaluations(spec, monkeypatch):
+    monkeypatch.setattr(adapter, "BEAT_SECONDS", 0.0)
+    found = results(CellTrainable({"cell": "a", "trial": spec}))
+    assert [result["step"] for result in found] == list(range(1, 9))
+    assert [result["fraction"] for result in found] == [step / 8 for step in range(1, 9)]
+    assert [result["row"] is not None for result in found] == [step in (4, 8) for step in range(1, 9)]
+    assert rows(found) == expected(spec)
+
+
+def test_a_cell_that_is_cut_off_goes_on_in_another_actor_to_the_same_bits(spec, tmp_path, monkeypatch):
+    config = {"cell": "a", "trial": spec, "checkpoints": str(tmp_path / "a")}
+    monkeypatch.setattr(adapter, "BEAT_SECONDS", 0.0)
+    first = CellTrainable(config)
+    for _ in range(5):
+        first.train()
+    first.stop()
+    (left,) = (tmp_path / "a").iterdir()
+    assert "-0000000006-" in left.name  # five were reported, and the stop made one more
+    second = CellTrainable(config)
+    found = results(second)
+    assert [result["step"] for result in found] == [4, 7, 8]
+    assert rows(found) == expected(spec)
+    assert left.exists()  # until the driver has recorded the end
+    second.stop()
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_next_cell_of_an_actor_removes_what_the_last_one_left(spec, tmp_path):
+    config = {"cell": "a", "trial": spec, "checkpoints": str(tmp_path / "a")}
+    actor = CellTrainable(config)
+    actor._checkpoints.request()
+    actor.train()
+    assert len(list((tmp_path / "a").iterdir())) == 1  # stopped early here: Ray asks for no clean-up
+    assert actor.reset({**config, "cell": "b", "checkpoints": str(tmp_path / "b")})
+    assert not (tmp_path / "a").exists()
+    assert rows(results(actor)) == expected(spec)
+
+
+def test_a_damaged_checkpoint_reaches_the_driver_as_a_warning(spec, tmp_path):
+    folder = CheckpointFolder(tmp_path / "a")
+    folder.request()
+    next(train(Trial(**spec), folder))
+    (path,) = (tmp_path / "a").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    first, second = results(CellTrainable({"cell": "a", "trial": spec, "checkpoints": str(tmp_path / "a")}))
+    assert first["warning"] == f"{path}: is damaged (its checksum does not match); it is removed"
+    assert "warning" not in second
+    assert rows([first, second]) == expected(spec)
+
+
+def test_a_diverged_cell_is_infeasible_and_says_why(spec):
+    (result,) = results(CellTrainable({"cell": "a", "trial": {**spec, "lr": 1e30, "warmup": 0.0, "clip": 1e30}}))
+    assert (result["outcome"], result["row"], result["final"]) == ("infeasible", None, {})
+    assert result["reason"].startswith("step ")
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "reason"),
+    [
+        (MemoryError(), "infeasible", "out of memory: no size is known; lower the batch"),
+        (MemoryError("Unable to allocate 7.45 GiB for an array"), "infeasible", "out of memory: 7.45 GiB more could"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "infeasible", "memory: 2.00 GiB"),
+        (FileNotFoundError(2, "No such file or directory", "train.bin"), "failed", "No such file .* 'train.bin'"),
+    ],
+)
+def test_what_a_machine_lacks_is_told_apart_from_a_fault(spec, monkeypatch, error, outcome, reason):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("pagating.train.linear_nll", fail)
+    (result,) = results(CellTrainable({"cell": "a", "trial": spec}))
+    assert result["outcome"] == outcome
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(result["reason"])
+
+
+def test_torchs_own_words_for_no_memory_are_understood(spec):
+    model = {**spec["model"], "d_model": 1 << 20, "n_head": 1}  # 12 * 2^40 weights of 4 bytes
+    (result,) = results(CellTrainable({"cell": "a", "trial": {**spec, "model": model}}))
+    assert result["outcome"] == "infeasible"
+    assert "GiB more could not be had; lower the batch (batch_tokens), the model" in result["reason"]
+
+
+def test_an_error_of_the_program_is_not_swallowed(spec, monkeypatch):
+    monkeypatch.setattr("pagating.train.linear_nll", lambda *a: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        CellTrainable({"cell": "a", "trial": spec}).train()
