@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # nor a device of Windows
+NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 GATES = ("sigmoid", "tanh", "relu", "gelu", "mish", "silu")
 OWN_GATE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 PRESETS = {  # Radford et al. 2019, table 2
@@ -29,6 +29,11 @@ class Distribution(Section):
     uniform: list[float] | None = Field(None, description="[low, high]")
     loguniform: list[float] | None = Field(None, description="[low, high], both above 0, uniform in the logarithm")
     choice: list[float] | None = Field(None, description="the values to choose from")
+
+    @property
+    def values(self) -> list[float]:
+        """The ends of the range, or the values to choose from."""
+        return self.uniform or self.loguniform or self.choice or []
 
     @model_validator(mode="after")
     def _one(self) -> Distribution:
@@ -81,8 +86,8 @@ class CorpusSection(Section):
     """Where the text comes from: the built-in corpus, the hub, or files."""
 
     source: Literal["builtin", "hub", "files"] | None = Field(None, description="builtin: the King James Bible")
-    hub: Hub | None = None
-    files: Files | None = None
+    hub: Hub | None = Field(None, description="a dataset of the Hugging Face hub")
+    files: Files | None = Field(None, description="your own text files")
 
     @model_validator(mode="after")
     def _one(self) -> CorpusSection:
@@ -114,11 +119,11 @@ class ModelSection(Section):
     """GPT-2 by its sizes, or a preset with single sizes overridden."""
 
     preset: Literal["gpt2", "gpt2-medium", "gpt2-large"] | None = Field(None, description="sizes of a published GPT-2")
-    n_layer: int = Field(4, ge=1, le=200)
+    n_layer: int = Field(4, ge=1, le=200, description="blocks")
     d_model: int = Field(128, ge=2, le=65536, description="width; a multiple of n_head")
-    n_head: int = Field(4, ge=1, le=1024)
+    n_head: int = Field(4, ge=1, le=1024, description="attention heads")
     n_ctx: int = Field(128, ge=2, le=1 << 17, description="window, tokens")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="share dropped from embeddings, attention and residuals")
     initializer_range: float = Field(
         0.02,
         gt=0,
@@ -133,7 +138,7 @@ class ModelSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("preset") in PRESETS:
+        if isinstance(given, dict) and isinstance(given.get("preset"), str) and given["preset"] in PRESETS:
             return {**PRESETS[given["preset"]], **given}
         return given
 
@@ -147,29 +152,29 @@ class ModelSection(Section):
 class FixedSection(Section):
     """What is held the same for every trial."""
 
-    tokens: int = Field(400_000, ge=1, description="training tokens a trial")
-    batch_tokens: int = Field(2048, ge=2, description="tokens a step, a multiple of model.n_ctx")
+    tokens: int = Field(400_000, ge=1, le=10**13, description="training tokens a trial")
+    batch_tokens: int = Field(2048, ge=2, le=10**9, description="tokens a step, a multiple of model.n_ctx")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="decay of the learning rate")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     final_lr: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
     weight_decay: float = Field(0.1, ge=0, le=10, description="on matrices only; never on an alpha")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of the gradients")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean of their squares")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the matrix products; weights are float32"
     )
     eval_every: int | None = Field(
-        None, ge=1, description="steps between evaluations; a tenth of the trial when not given"
+        None, ge=1, le=10**12, description="steps between evaluations; a tenth of the trial when not given"
     )
-    eval_windows: int = Field(64, ge=1, description="windows of each evaluation, the same for every trial")
+    eval_windows: int = Field(64, ge=1, le=10**9, description="windows of each evaluation, the same for every trial")
 
 
 class Learnable(Section):
     """A learned alpha: one number for the model, a layer or a channel."""
 
     init: float = Field(0.5, description="value at the start; inside (0, 1) for range: unit")
-    per: Literal["model", "layer", "channel"] = "model"
+    per: Literal["model", "layer", "channel"] = Field("model", description="what has one number of its own")
     range: Literal["unit", "free"] = Field("unit", description="unit: sigmoid of a logit, (0, 1); free: any number")
     lr_multiplier: float | Distribution = Field(10.0, description="learning rate of alpha over that of the model")
 
@@ -185,8 +190,8 @@ class Learnable(Section):
 class AlphaSection(Section):
     """An alpha that is not a plain number: searched as a hyperparameter, or learned by the model."""
 
-    search: Distribution | None = None
-    learnable: Learnable | None = None
+    search: Distribution | None = Field(None, description="a hyperparameter of the arm's own search")
+    learnable: Learnable | None = Field(None, description="a parameter of the model, trained with it")
 
     @model_validator(mode="after")
     def _one(self) -> AlphaSection:
@@ -210,11 +215,6 @@ class Arm(Section):
         description="gate strength in [0, 2]: a number, a list (one a layer), {search: ...} or {learnable: ...}",
     )
 
-    @model_validator(mode="after")
-    def _whole(self) -> Arm:
-        if (self.gate is None) != (self.alpha is None):
-            raise ValueError("gate and alpha come together: an arm has both, or neither (the stock model)")
-        for value in self.alpha if isinstance(self.alpha, list) else [self.alpha]:
     @field_validator("gate")
     @classmethod
     def _gate(cls, given: str | None) -> str | None:
@@ -222,8 +222,17 @@ class Arm(Section):
             return given
         raise ValueError(f"gate '{given}' is not one of {', '.join(GATES)}, nor FILE.py:NAME")
 
+    @model_validator(mode="after")
+    def _whole(self) -> Arm:
+        if (self.gate is None) != (self.alpha is None):
+            raise ValueError("gate and alpha come together: an arm has both, or neither (the stock model)")
+        for value in self.alpha if isinstance(self.alpha, list) else [self.alpha]:
             if isinstance(value, float) and not 0 <= value <= 2:
                 raise ValueError(f"alpha={value} is outside [0, 2]")
+        for name, where in self.searched().items():
+            low, high = min(where.values), max(where.values)
+            if (low < 0 or high > 2) if name == "alpha" else low <= 0:
+                raise ValueError(f"{name} is searched in {where.values}; allowed: alpha in [0, 2], others above 0")
         if self.baseline and self.floor:
             raise ValueError("an arm cannot be both baseline and floor")
         return self
@@ -260,14 +269,17 @@ class Arm(Section):
 class SearchSection(Section):
     """The search stage: the same number of trials and tokens for every arm."""
 
-    trials_per_arm: int = Field(6, ge=1, le=100_000)
-    sampler: Literal["tpe", "random", "qmc"] = "tpe"
+    trials_per_arm: int = Field(6, ge=1, le=100_000, description="trials of every arm, the baseline included")
+    sampler: Literal["tpe", "random", "qmc"] = Field(
+        "tpe", description="of Optuna: tpe learns from earlier trials; random and qmc do not"
+    )
     pruner: Literal["asha", "none"] = Field("asha", description="early stopping, within an arm only")
     spare: float = Field(0.5, gt=0, lt=1, description="share of its budget before which no trial is stopped")
     keep: float = Field(0.5, gt=0, lt=1, description="share of an arm's trials that goes on beyond that point")
     parallel: int = Field(
         1,
         ge=1,
+        le=100_000,
         description="trials of one arm side by side: a suggestion sees all but the last `parallel - 1` before it",
     )
 
@@ -301,7 +313,9 @@ class ConfirmSection(Section):
         None, ge=3, le=100, description="cap of a sequential rule (default: 10 obrien-fleming, 20 e-process)"
     )
     level: float = Field(0.05, gt=0, lt=0.5, description="type I error of the family of comparisons")
-    correction: Literal["holm", "none"] = "holm"
+    correction: Literal["holm", "none"] = Field(
+        "holm", description="of the p values for the number of arms; none: each arm at `level` by itself"
+    )
     margin: str | float = Field(
         "0.5%", description="differences below it do not matter: a percentage of the baseline's loss, or nats"
     )
@@ -329,8 +343,8 @@ class ConfirmSection(Section):
         match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", given) if isinstance(given, str) else None
         if isinstance(given, str) and not match:
             raise ValueError(f"margin '{given}' is neither a percentage such as 0.5% nor a number of nats")
-        if (float(match[1]) if match else float(given)) <= 0:
-            raise ValueError(f"margin {given} is not positive")
+        if not 0 < (float(match[1]) if match else float(given)) <= 100:
+            raise ValueError(f"margin {given} does not lie above 0 and up to 100")
         return given
 
 
@@ -338,3 +352,6 @@ class ResourcesSection(Section):
     """What one trial takes of the machine."""
 
     cpus: int = Field(1, ge=1, le=1024, description="cores, and threads, of a trial")
+    stall_timeout: float = Field(
+        600.0, ge=1, le=1e7, description="seconds without a sign of life before a trial is ended and tried again"
+    )

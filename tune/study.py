@@ -9,10 +9,13 @@ import re
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from analysis import plain_yaml
+from analysis.safe_text import one_line, redact
 from tune.schema import (
     NAME,
     Arm,
@@ -28,6 +31,8 @@ from tune.schema import (
     TokenizerSection,
 )
 
+MOST_LR = 100.0
+TRACKING = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks", "file")
 TUNABLE = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip")
 
 
@@ -35,21 +40,37 @@ class StudyError(ValueError):
     """Bad input of a study: one line that names the file, the key, the value and what is allowed."""
 
 
+def check_tracking(uri: str, source: str) -> str:
+    """`uri` where MLflow can make something of it. Raises StudyError, in a line without its credentials."""
+    allowed = "none, sqlite:///FILE, http(s)://HOST:PORT, or a database's or Databricks' URI"
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError as error:
+        raise StudyError(f"{source} '{redact(uri)}': {error}; allowed: {allowed}") from None
+    known = uri in ("none", "databricks") or parts.scheme.split("+")[0] in TRACKING
+    if not known or any(c.isspace() for c in uri) or (parts.scheme in ("http", "https") and not parts.hostname):
+        raise StudyError(f"{source} '{redact(uri)}' is no tracking URI; allowed: {allowed}")
+    return uri
+
+
 class Study(Section):
     """Everything that answers one question."""
 
     name: str = Field(description="folder and experiment name; the file's name when not given")
-    question: str
-    corpus: CorpusSection = CorpusSection()
-    tokenizer: TokenizerSection = TokenizerSection()
-    model: ModelSection = ModelSection()
-    fixed: FixedSection = FixedSection()
-    nuisance: dict[Literal["lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip"], Distribution]
-    arms: dict[str, Arm]
-    search: SearchSection = SearchSection()
-    calibrate: CalibrateSection = CalibrateSection()
-    confirm: ConfirmSection = ConfirmSection()
-    resources: ResourcesSection = ResourcesSection()
+    question: str = Field(max_length=2000, description="what the study is to answer, in a sentence")
+    corpus: CorpusSection = Field(CorpusSection(), description="the text")
+    tokenizer: TokenizerSection = Field(TokenizerSection(), description="text to tokens")
+    model: ModelSection = Field(ModelSection(), description="sizes of the GPT-2 that all arms share")
+    fixed: FixedSection = Field(FixedSection(), description="what is held the same for every trial")
+    nuisance: dict[Literal["lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip"], Distribution] = Field(
+        description="what every arm tunes so that the comparison is fair; `lr` always"
+    )
+    arms: dict[str, Arm] = Field(description="what is compared, by name: two or more, one of them the baseline")
+    search: SearchSection = Field(SearchSection(), description="the search stage")
+    calibrate: CalibrateSection = Field(CalibrateSection(), description="the calibrate stage")
+    confirm: ConfirmSection = Field(ConfirmSection(), description="the confirm stage and the decision")
+    resources: ResourcesSection = Field(ResourcesSection(), description="what one trial takes of the machine")
     tracking: str | None = Field(None, description="MLflow tracking URI; else MLFLOW_TRACKING_URI, else mlflow.db")
 
     @field_validator("name")
@@ -58,6 +79,11 @@ class Study(Section):
         if not NAME.fullmatch(given):
             raise ValueError(f"name '{given}' must be 1 to 64 of A-Z a-z 0-9 . _ - and start with a letter or digit")
         return given
+
+    @field_validator("tracking")
+    @classmethod
+    def _tracking(cls, given: str | None) -> str | None:
+        return given if given is None else check_tracking(given, "tracking")
 
     @field_validator("arms")
     @classmethod
@@ -80,8 +106,15 @@ class Study(Section):
         lr = self.nuisance.get("lr")
         if lr is None:
             raise ValueError("nuisance.lr is missing: the learning rate is always tuned")
-        if min(lr.uniform or lr.loguniform or lr.choice or [0.0]) <= 0:
-            raise ValueError("nuisance.lr must lie above 0")
+        if min(lr.values) <= 0 or max(lr.values) > MOST_LR:
+            raise ValueError(f"nuisance.lr must lie above 0 and up to {MOST_LR:g}; got {lr.values}")
+        for key, where in self.nuisance.items():
+            for value in where.values if key != "lr" else []:
+                try:
+                    FixedSection.model_validate({key: value})
+                except ValidationError as error:
+                    problem = error.errors()[0]["msg"]
+                    raise ValueError(f"nuisance.{key} has {value}: {problem[:1].lower() + problem[1:]}") from error
         fixed, n_ctx = self.fixed, self.model.n_ctx
         if fixed.batch_tokens % n_ctx:
             raise ValueError(f"fixed.batch_tokens={fixed.batch_tokens} is not a multiple of model.n_ctx={n_ctx}")
@@ -179,9 +212,10 @@ def _explain(error: ValidationError, path: Path) -> str:
     )
     location = tuple(part for part in problem["loc"] if not (isinstance(part, str) and part[:1].isupper()))
     location = tuple(part for part in location if part not in ("float", "list[float]", "str", "int", "[key]"))
-    key = ".".join(str(part) for part in location) or "the file"
+    location = tuple(part for part in location if not str(part).startswith("function-"))  # a branch of a union
+    key = one_line(".".join(str(part) for part in location), 200) or "the file"
     value = problem["input"]
-    shown = repr(value) if isinstance(value, str | int | float | bool | type(None)) else None
+    shown = one_line(repr(value), 100)
     kind = problem["type"]
     if kind == "extra_forbidden":
         known = _known_keys(tuple(problem["loc"]))
@@ -195,55 +229,41 @@ def _explain(error: ValidationError, path: Path) -> str:
         message += (
             " (text; YAML reads 1e-3 as text: write 1.0e-3)" if re.fullmatch(r"[\d.]+e[+-]?\d+", value, re.I) else ""
         )
-    if kind == "value_error" or shown is None:
-        return f"{path}: {key}: {message}"
+    if kind == "value_error":
+        return f"{path}: {key}: {one_line(message)}"
     return f"{path}: {key}: {shown} is not allowed: {message[:1].lower() + message[1:]}"
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, which plain YAML would silently drop."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, str | int | float | bool) and key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-        seen.add(key if isinstance(key, str | int | float | bool) else str(key))
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def parse(text: str, path: Path) -> Study:
     """A study from YAML text; `path` names it in errors and gives the study's name when the text does not."""
     try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise StudyError(f"{path}:{where} is not YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(content, dict):
-        raise StudyError(f"{path}: is not a mapping of keys such as question, arms, nuisance")
-    content.setdefault("name", path.stem)
-    try:
-        return Study.model_validate(content)
-    except ValidationError as error:
-        raise StudyError(_explain(error, path)) from error
+        return _study(plain_yaml.parse(text), path)
+    except plain_yaml.PlainYamlError as error:
+        raise StudyError(f"{path}: {error}") from error
 
 
 def load(path: Path) -> Study:
     """Read a study file. Raises StudyError: one line naming file, key, value and what is allowed."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise StudyError(f"{path}: {reason}") from error
-    return parse(text, path)
+        return _study(plain_yaml.read(path), path)
+    except plain_yaml.PlainYamlError as error:
+        raise StudyError(f"{path}: {error}") from error
+    except OSError as error:
+        raise StudyError(f"{path}: {error.strerror}") from error
+
+
+def _study(content: Any, path: Path) -> Study:
+    if not isinstance(content, dict):
+        raise StudyError(f"{path}: is not a mapping of keys such as question, arms, nuisance")
+    try:
+        return Study.model_validate({"name": path.stem, **content})
+    except ValidationError as error:
+        raise StudyError(_explain(error, path)) from error
 
 
 def dump(study: Study) -> str:
-    """The resolved study as YAML that `parse` reads back to the same study."""
-    return yaml.safe_dump(study.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
+    """The resolved study as YAML that `parse` reads back to the same study; credentials in `tracking` are left out."""
+    content = study.model_dump(exclude_none=True)
+    if study.tracking:
+        content["tracking"] = redact(study.tracking)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
