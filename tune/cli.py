@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does an activation beat an equally tuned baseline, and how sure can you be?",
 )
+LOOPBACK = "127.0.0.1"
+USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy that typer carries
+BAD_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 DONE, UNDECIDED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 Config = Annotated[Path, typer.Argument(help="The study file, such as configs/sweep.yaml.")]
@@ -27,7 +31,7 @@ def _folder(name: str, output: Path) -> Path:
     from tune.study import StudyError
 
     for folder in (Path(name), output / name):
-        if (folder / "study.yaml").is_file():
+        if os.path.isfile(folder / "study.yaml"):  # False also for a name that no file could have
             return folder
     raise StudyError(f"{name}: no study of that name in {output} and no folder with a study.yaml")
 
@@ -47,13 +51,13 @@ def sweep(
     Safe to interrupt: the same command continues where it stopped. Example: pagating sweep configs/sweep.yaml
     """
     from tune import runner
-    from tune.study import StudyError, load
+    from tune.study import StudyError, check_tracking, load
     from tune.tracking import default_uri
 
     study = load(config)
     if resume and not (output / study.name / "study.yaml").is_file():
         raise StudyError(f"{output / study.name}: no study was begun here; leave --resume out to begin it")
-    uri = tracking or study.tracking or default_uri(output)
+    uri = check_tracking(tracking or study.tracking or default_uri(output), "tracking")
     typer.echo(f"{study.name}: {study.question}")
     run = runner.sweep(
         study,
@@ -104,6 +108,7 @@ def _report(folder: Path) -> dict[str, Any]:
 def _to_mlflow(uri: str, study: Any, run: Any, verdict: dict[str, Any]) -> None:
     from mlflow.exceptions import MlflowException
 
+    from analysis.safe_text import redact
     from tune.tracking import log_verdict
 
     owed, problem = run.tracker.owed, run.tracker.problem
@@ -113,7 +118,9 @@ def _to_mlflow(uri: str, study: Any, run: Any, verdict: dict[str, Any]) -> None:
         except (MlflowException, OSError) as error:
             problem = str(error).splitlines()[0]
     if owed or problem:
-        typer.echo(f"MLflow at {uri}: {owed} cells not written yet ({problem}); the ledger has them all.", err=True)
+        typer.echo(
+            redact(f"MLflow at {uri}: {owed} cells not written yet ({problem}); the ledger has them all."), err=True
+        )
 
 
 def _concluded(verdict: dict[str, Any]) -> bool:
@@ -122,7 +129,10 @@ def _concluded(verdict: dict[str, Any]) -> bool:
 
 
 def _ui_command(uri: str) -> str:
-    return "make ui" if uri == f"sqlite:///{Path('mlflow.db').resolve()}" else f"mlflow ui --backend-store-uri {uri}"
+    from analysis.safe_text import redact
+
+    own = f"sqlite:///{Path('mlflow.db').resolve()}"
+    return "make ui" if uri == own else f"mlflow ui --backend-store-uri {redact(uri)}"
 
 
 @app.command()
@@ -173,6 +183,7 @@ def trial(
     Example: pagating trial sweep confirm/gelu/0123456789ab/101 > trial.json
     """
     from tune import ledger, runner
+    from tune.own_gates import place_gate
     from tune.study import StudyError, load, trial_spec
 
     folder = _folder(study, output)
@@ -183,7 +194,6 @@ def trial(
         return
     if cell not in found:
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
-    from tune.own_gates import place_gate
     loaded, mine = load(folder / "study.yaml"), found[cell].cell
     corpus = runner.packed_corpus(loaded, output, folder)
     spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=mine.stage == "confirm")
@@ -194,31 +204,68 @@ def trial(
 def ui(
     output: Output = Path("studies"),
     tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
-    port: Annotated[int, typer.Option(help="Port on this machine's loopback address.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on; another than loopback lets others in.")] = LOOPBACK,
 ) -> None:
     """Open the MLflow UI on what was logged, on this machine's loopback address only. Example: pagating ui"""
-    from tune.study import StudyError
+    from ipaddress import ip_address
+
+    from tune.study import StudyError, check_tracking
     from tune.tracking import default_uri
 
-    uri = tracking or default_uri(output)
+    uri = check_tracking(tracking or default_uri(output), "tracking")
+    if uri == "none":
+        raise StudyError("tracking 'none': nothing is logged there; allowed: the tracking URI of a sweep")
+    try:
+        open_to_others = host != "localhost" and not ip_address(host).is_loopback
+    except ValueError:
+        raise StudyError(f"--host '{host}': allowed: localhost or an IP address of this machine") from None
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise StudyError(f"{uri}: nothing was logged here yet; run a sweep first")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"  # else it opens on pages for agents
+    shown = f"[{host}]" if ":" in host else host
+    page = f"http://{shown}:{port}/#/experiments?workflowType=machine_learning"  # else it opens on pages for agents
     typer.echo(f"MLflow UI: {page} (Ctrl-C ends it)")
-    server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    os.execv(sys.executable, [*server, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
+    if open_to_others:
+        typer.echo(
+            f"Warning: with --host {host} whoever reaches port {port} of this machine can read, change and delete all "
+            "that was logged, without a password. To look from another machine, keep the default and use: "
+            f"ssh -L {port}:{LOOPBACK}:{port} THIS_MACHINE",
+            err=True,
+        )
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not an argument: a list of processes would show its password
+    server = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, server)
 
 
 def main() -> None:
-    """Entry point: bad input is one line on standard error and exit code 2."""
+    """Entry point: bad input is one line on standard error and exit code 2; no command at all shows the help."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to fail
     try:
-        app()
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        code = INTERRUPTED
+    except USAGE_ERROR as error:
+        if not error.format_message():
+            error.show()
+            sys.exit(BAD_INPUT)
+        code = _bad_input(error.format_message())
+    except BAD_PATH as error:
+        code = _bad_input(f"{error.filename}: {error.strerror}")
     except ValueError as error:
         if type(error).__name__ not in ("StudyError", "CorpusError", "LedgerError", "TableError"):
             raise
-        print(f"pagating: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        code = _bad_input(str(error))
+    sys.exit(code or DONE)
+
+
+def _bad_input(message: str) -> int:
+    from analysis.safe_text import one_line, redact
+
+    print(f"pagating: {one_line(redact(message))}", file=sys.stderr)
+    return BAD_INPUT
 
 
 if __name__ == "__main__":
