@@ -173,7 +173,7 @@ class FixedSection(Section):
 class Learnable(Section):
     """A learned alpha: one number for the model, a layer or a channel."""
 
-    init: float = Field(0.5, description="value at the start; inside (0, 1) for range: unit")
+    init: float = Field(0.5, ge=0, le=2, description="value at the start; inside (0, 1) for range: unit")
     per: Literal["model", "layer", "channel"] = Field("model", description="what has one number of its own")
     range: Literal["unit", "free"] = Field("unit", description="unit: sigmoid of a logit, (0, 1); free: any number")
     lr_multiplier: float | Distribution = Field(10.0, description="learning rate of alpha over that of the model")
@@ -207,7 +207,7 @@ class Arm(Section):
     floor: bool = Field(False, description="the control that must lose: at most one")
     gate: str | None = Field(
         None,
-        description="sigmoid, tanh, relu, gelu, mish, silu, or a gate of your own: FILE.py:NAME, relative to the study",
+        description="`sigmoid`, `tanh`, `relu`, `gelu`, `mish`, `silu`, or a gate of your own: `FILE.py:NAME`",
     )
     base: Literal["identity", "gelu"] = Field("identity", description="what is left when the gate is off")
     alpha: float | list[float] | AlphaSection | None = Field(

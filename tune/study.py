@@ -57,7 +57,7 @@ def check_tracking(uri: str, source: str) -> str:
 class Study(Section):
     """Everything that answers one question."""
 
-    name: str = Field(description="folder and experiment name; the file's name when not given")
+    name: str = Field(description="name of its folder in `studies/` and of its MLflow experiment")
     question: str = Field(max_length=2000, description="what the study is to answer, in a sentence")
     corpus: CorpusSection = Field(CorpusSection(), description="the text")
     tokenizer: TokenizerSection = Field(TokenizerSection(), description="text to tokens")

@@ -1,0 +1,131 @@
+"""Write docs/configuration.md from the fields of the study file.
+
+    python docs/make_configuration.py [FILE]
+
+Every key comes with its type, range, default and description as `tune.schema` and `tune.study` state them.
+"""
+
+import sys
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import annotated_types as limits
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tune.schema import PRESETS, Distribution
+from tune.study import Study
+
+PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false"}
+HEAD = """# The study file
+
+Written by `python docs/make_configuration.py` from the fields that the program itself checks; `make docs` runs it.
+
+A study is one YAML file. Only what differs from the defaults stands in it; an unknown key is an error that names the
+nearest known one. Paths start at the study file. Numbers are numbers: `1e-3` is text to YAML, so write `1.0e-3`.
+The shipped studies are in `configs/`; what runs is written to `studies/NAME/study.yaml` with every default filled in.
+"""
+ABOUT = {"Distribution": "The values of a hyperparameter that is searched: exactly one of the three."}
+
+
+def anchor(model: type[BaseModel]) -> str:
+    """Name of a section's heading, which is its anchor too."""
+    return model.__name__.removesuffix("Section").lower()
+
+
+def kind(annotation: Any) -> str:
+    """What a key may hold, in words; a section is a link."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{anchor(annotation)}](#{anchor(annotation)})"
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inside)
+    if origin in (Union, UnionType):
+        return " or ".join(kind(branch) for branch in inside if branch is not type(None))
+    if origin is list:
+        return f"list of {kind(inside[0])}s"
+    if origin is dict:
+        key = "name" if inside[0] is str else kind(inside[0])
+        return f"{key}: {kind(inside[1])}"
+    return PLAIN[annotation]
+
+
+def allowed(field: FieldInfo) -> str:
+    """The range that the field's limits leave, empty where it has none."""
+    low, high = "", ""
+    for limit in field.metadata:
+        if isinstance(limit, limits.Ge):
+            low = f"[{_number(limit.ge)}"
+        elif isinstance(limit, limits.Gt):
+            low = f"({_number(limit.gt)}"
+        elif isinstance(limit, limits.Le):
+            high = f"{_number(limit.le)}]"
+        elif isinstance(limit, limits.Lt):
+            high = f"{_number(limit.lt)})"
+        elif isinstance(limit, limits.MaxLen):
+            return f"at most {limit.max_length} letters"
+    return f"in {low or '(-inf'}, {high or 'inf)'}" if low or high else ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}".replace(",", "_") if isinstance(value, int) else f"{value:g}"
+
+
+def default(field: FieldInfo) -> str:
+    """The default as it would stand in the file; `-` where the key is optional and has none."""
+    if field.is_required():
+        return "the file's name" if field is Study.model_fields["name"] else "required"
+    value = field.default
+    if isinstance(value, BaseModel):
+        return "its defaults"
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{_number(value)}`" if isinstance(value, int | float) else f"`{value}`"
+
+
+def rows(model: type[BaseModel]) -> list[str]:
+    """A table of a section's keys."""
+    lines = ["| key | what | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        if not field.description:
+            raise ValueError(f"{model.__name__}.{name} has no description")
+        what = " ".join(part for part in (kind(field.annotation), allowed(field)) if part)
+        lines.append(f"| `{name}` | {what} | {default(field)} | {field.description} |")
+    return lines
+
+
+def sections(model: type[BaseModel], found: dict[str, type[BaseModel]]) -> dict[str, type[BaseModel]]:
+    """Every section below a model, depth first, in the order of the file; each once."""
+    for field in model.model_fields.values():
+        waiting = [field.annotation]
+        while waiting:
+            annotation = waiting.pop(0)
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation is not Distribution:
+                if annotation.__name__ not in found:
+                    found[annotation.__name__] = annotation
+                    sections(annotation, found)
+            else:
+                waiting += get_args(annotation)
+    return found
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [HEAD, "## The whole file", "", *rows(Study)]
+    for name, model in {**sections(Study, {}), "Distribution": Distribution}.items():
+        about = ABOUT.get(name, " ".join((model.__doc__ or "").split()))
+        lines += ["", f"## {anchor(model)}", "", about, "", *rows(model)]
+        if name == "ModelSection":
+            lines += ["", "| preset | " + " | ".join(next(iter(PRESETS.values()))) + " |", "| --- |" + " ---: |" * 4]
+            lines += [
+                f"| `{preset}` | " + " | ".join(map(str, sizes.values())) + " |" for preset, sizes in PRESETS.items()
+            ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "configuration.md"
+    target.write_text(page(), encoding="utf-8")
