@@ -9,12 +9,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 
@@ -60,6 +61,7 @@ class Record:
     reason: str | None = None
     final: dict[str, Any] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # when each row of the curve was reported
     started: float | None = None
     ended: float | None = None
 
@@ -79,34 +81,82 @@ def _opened(line: bytes) -> dict[str, Any] | None:
 
 
 class Ledger:
-    """An append-only file of events, locked by the process that writes it (the lock ends with the process)."""
+    """An append-only file of events, locked by the process that writes it (the lock ends with the process).
+
+    Who holds the lock stands in `ledger.lock` beside it, for the message to the one who is refused; that file locks
+    nothing by itself.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create `path` for writing; drop a cut-off last line. Raises LedgerError when another sweep has it."""
         self.path = path
-        self.events: list[dict[str, Any]] = []
-        self._file: IO[bytes] = open(path, "a+b")  # noqa: SIM115 (held as long as the study runs)
+        self._file = _locked(path)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise LedgerError(f"{path}: another sweep is running this study") from error
-        self.events, whole = _read(path)
-        self._file.truncate(whole)
+            self.events, self._size = _read(path)
+            os.ftruncate(self._file, self._size)
+            holder = path.with_name("ledger.lock")
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        except (LedgerError, OSError):
+            os.close(self._file)
+            raise
 
     def append(self, event: str, *, sync: bool = True, **fields: Any) -> dict[str, Any]:
-        """Add an event; with `sync` it is on disk when this returns."""
+        """Add an event; with `sync` it is on disk when this returns.
+
+        Raises LedgerError where the disk is full or the file was removed; what stood in the ledger before stands.
+        """
         record = {"event": event, "time": round(time.time(), 3), **fields}
-        self._file.write(_sealed(record))
-        self._file.flush()
-        if sync:
-            os.fsync(self._file.fileno())
+        line = _sealed(record)
+        try:
+            if os.fstat(self._file).st_nlink == 0:
+                raise LedgerError(f"{self.path}: was removed while the study ran; nothing more can be recorded")
+            self._write(line)
+            if sync:
+                os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, self._size)  # a half line in the middle would be damage
+            raise LedgerError(
+                f"{self.path}: cannot be written ({error.strerror}); what it held is kept, and the same command "
+                "continues from there"
+            ) from error
+        self._size += len(line)
         self.events.append(record)
         return record
 
+    def _write(self, line: bytes) -> None:
+        left = memoryview(line)
+        while left:
+            left = left[os.write(self._file, left) :]
+
     def close(self) -> None:
         """Release the file and its lock."""
-        self._file.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the ledger, open for appending and locked; raises LedgerError where another process has it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise LedgerError(f"{path.parent}: another sweep is running this study: {_holder(path)}") from error
+        except OSError:
+            os.close(descriptor)
+            raise
+        if os.fstat(descriptor).st_nlink > 0:
+            return descriptor
+        os.close(descriptor)  # a repair put another file in its place before it was locked
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.with_name("ledger.lock").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:  # the other one has only just begun
+        return "it has not said yet which"
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -121,7 +171,10 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
         if event is None:
             if number == len(lines) - 1:
                 break
-            raise LedgerError(f"{path}: line {number} is damaged (its checksum does not match)")
+            raise LedgerError(
+                f"{path}: line {number} is damaged (its checksum does not match); `pagating repair {path.parent}` "
+                "keeps the undamaged lines, and what the damaged ones held is trained again"
+            )
         events.append(event)
         whole += len(line) + 1
     return events, whole
@@ -147,9 +200,10 @@ def records(events: list[dict[str, Any]]) -> dict[str, Record]:
             found.setdefault(cell.key, Record(cell))
         elif kind == "started":
             record = found[event["cell"]]
-            record.started, record.curve = event["time"], []
+            record.started, record.curve, record.times = event["time"], [], []
         elif kind == "report":
             found[event["cell"]].curve.append(event["row"])
+            found[event["cell"]].times.append(event["time"])
         elif kind == "ended":
             record = found[event["cell"]]
             record.outcome, record.reason = event["outcome"], event.get("reason")
@@ -209,5 +263,9 @@ def write_tables(study: str, events: list[dict[str, Any]], folder: Path) -> None
     """Write `trials.parquet` and `curves.parquet` into the study's folder, each in one step."""
     for name, table in zip(("trials", "curves"), tables(study, events), strict=True):
         scratch = folder / f".{name}.parquet"
-        table.to_parquet(scratch, index=False)
-        os.replace(scratch, folder / f"{name}.parquet")
+        try:
+            table.to_parquet(scratch, index=False)
+            os.replace(scratch, folder / f"{name}.parquet")
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tune.files import write_whole
+
 
 def git_commit() -> str | None:
     """Commit of the code that runs, where it runs from a git checkout."""
@@ -33,5 +35,4 @@ def write_provenance(folder: Path, events: list[dict[str, Any]], slots: int) -> 
             sum(event["final"].get("seconds", 0.0) for event in events if event["event"] == "ended"), 1
         ),
     }
-    text = json.dumps(found, indent=1) + "\n"
-    (folder / "provenance.json").write_text(text, encoding="utf-8")
+    write_whole(folder / "provenance.json", json.dumps(found, indent=1) + "\n")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tune import ledger as ledgers
+from tune.files import write_whole
+from tune.interrupt import Interruption
 from tune.own_gates import check_gates, keep_gates
 from tune.provenance import write_provenance
 from tune.ray_part import run_ray
@@ -15,6 +18,7 @@ from tune.study import Study, StudyError, dump, parse
 from tune.study_run import Progress, StudyRun
 
 EXTENDABLE = ("confirm.seeds",)
+ANY = ("tracking", "resources.stall_timeout")  # what may change: no result depends on it
 
 
 def check_folder(study: Study, folder: Path) -> None:
@@ -25,7 +29,7 @@ def check_folder(study: Study, folder: Path) -> None:
             raise StudyError(f"{folder}: is not empty and holds no study; choose another name or --output")
         return
     before = parse(recorded.read_text(encoding="utf-8"), recorded)
-    if before.digest("tracking", *EXTENDABLE) != study.digest("tracking", *EXTENDABLE):
+    if before.digest(*ANY, *EXTENDABLE) != study.digest(*ANY, *EXTENDABLE):
         changed = ", ".join(_differences(before.model_dump(), study.model_dump()))
         raise StudyError(f"{folder}: belongs to another configuration; changed: {changed}; give the study another name")
     if study.confirm.seeds < before.confirm.seeds:
@@ -41,7 +45,7 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
         return [
             line for key in keys for line in _differences(before.get(key), now.get(key), f"{where}.{key}".strip("."))
         ]
-    return [] if before == now or where == "tracking" else [f"{where} ({before} -> {now})"]
+    return [] if before == now or where in ANY else [f"{where} ({before} -> {now})"]
 
 
 def packed_corpus(study: Study, output: Path, base: Path) -> Path:
@@ -62,32 +66,38 @@ def sweep(
     tracking_uri: str | None = None,
     listen: Callable[[Progress], None] | None = None,
     trainable: Any = None,
+    interruption: Interruption | None = None,
 ) -> StudyRun:
     """Run a study, or what is missing of it, and write its tables. `base`: where paths in the study file start.
 
-    Raises StudyError, CorpusError or LedgerError before anything is written that would belong to a study.
+    Raises StudyError, CorpusError or LedgerError before anything is written that would belong to a study; LedgerError,
+    StudyError or OSError when the study cannot go on, all that has ended being kept.
     """
     folder = output / study.name
     check_folder(study, folder)
     check_gates(study, base, folder)
     corpus = packed_corpus(study, output, base)
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "study.yaml").exists():
+        write_whole(folder / "study.yaml", dump(study))  # first of all: a folder without it is not taken for a study
     keep_gates(study, base, folder)
     run = StudyRun(study, folder, corpus, listen)
-    (folder / "study.yaml").write_text(dump(study), encoding="utf-8")
     try:
+        write_whole(folder / "study.yaml", dump(study))
         if run.missing:
             if tracking_uri:
                 from tune.tracking import Tracker
 
                 run.tracker = Tracker(tracking_uri, study, folder, corpus)
-            run_ray(run, slots, trainable)
+            run_ray(run, slots, trainable, interruption)
+        if run.stages.finished:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     finally:
         run.ledger.close()
-        if run.ledger.events:
-            ledgers.write_tables(study.name, run.ledger.events, folder)
-        if run.slots:
-            write_provenance(folder, run.ledger.events, run.slots)
         if run.tracker:
-            run.tracker.close()
+            run.tracker.close(patience=3.0 if run.stopping else 60.0)
+    if run.ledger.events:
+        ledgers.write_tables(study.name, run.ledger.events, folder)
+    if run.slots:
+        write_provenance(folder, run.ledger.events, run.slots)
     return run

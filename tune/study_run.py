@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tune import ledger as ledgers
-from tune.ledger import Cell, Ledger, Record
+from tune.interrupt import Interruption
+from tune.ledger import Cell, Ledger, LedgerError, Record
 from tune.own_gates import digests, place_gate
 from tune.stages import Stages
 from tune.study import Study, StudyError, digest, trial_spec
 
-ATTEMPTS = 3  # of a cell whose machine fails
+ATTEMPTS = 3  # of a cell whose machine fails, without any progress between them; the last one has the machine alone
+FATAL = (OSError, LedgerError, StudyError)  # what ends a study: it cannot record what its trials do
 
 
 @dataclass
@@ -46,7 +49,14 @@ class StudyRun:
         self._begun: float | None = None  # when the first cell started
         self._ended_here = 0
         self._again: deque[Cell] = deque()  # cells whose machine failed
-        self._lost: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()  # attempts that failed since a cell last got further than before
+        self._reached: dict[str, float] = {}  # share of its budget that a cell has got to, in any attempt
+        self._failed_at: dict[str, float] = {}  # where it had got to when its machine failed last
+        self._running: set[str] = set()
+        self._alone: set[str] = set()  # cells that run with no other beside them
+        self.fatal: Exception | None = None  # why the study cannot go on
+        self.interruption: Interruption | None = None
+        self.warnings: list[str] = []  # of its trials; each is said once
         self._open(folder)
         self._first = self._next_missing()
 
@@ -60,7 +70,7 @@ class StudyRun:
                 f"{folder}: the study was begun on corpus {known['corpus']}; the text or the tokenizer has changed "
                 f"(now {meta['digest']}): give the study another name, or bring the old text back"
             )
-        gates = {"gates": own} if (own := digests(self.study, folder)) else {}
+        gates: dict[str, Any] = {"gates": own} if (own := digests(self.study, folder)) else {}
         if known and known.get("gates", {}) != own:
             raise StudyError(f"{folder}: the gates in {folder / 'gates'} are not those that the study was begun with")
         if not known:
@@ -85,16 +95,31 @@ class StudyRun:
     # --- the cells ---
 
     @property
+    def stopping(self) -> bool:
+        """Whether no more cells are handed out and the running ones are cut off."""
+        return self.fatal is not None or (self.interruption is not None and self.interruption.caught is not None)
+
+    def checkpoints(self, cell: Cell) -> Path:
+        """The folder of a cell's checkpoints, as an absolute path."""
+        from pagating.checkpoint import folder_name
+
+        return self.folder.resolve() / "checkpoints" / folder_name(cell.key)
+
+    @property
     def missing(self) -> bool:
         """Whether any cell is left to train."""
         return self._first is not None or not self.stages.finished
 
     def next_cell(self) -> Cell | None:
         """The next cell to train; None while it depends on cells that still run, or when none is left."""
+        if self._running & self._alone:
+            return None
+        if self._again:
+            return None if self._again[0].key in self._alone and self._running else self._again.popleft()
         if self._first is not None:
             cell, self._first = self._first, None
             return cell
-        return self._again.popleft() if self._again else self._next_missing()
+        return self._next_missing()
 
     def _next_missing(self) -> Cell | None:
         """Cells that the ledger knows to have ended are passed through the stages again."""
@@ -130,17 +155,25 @@ class StudyRun:
         event = self.ledger.append("started", cell=cell.key)
         self._begun = self._begun or time.monotonic()
         record = self.records[cell.key]
-        record.started, record.curve = event["time"], []
+        record.started, record.curve, record.times = event["time"], [], []
+        self._running.add(cell.key)
         if self.tracker:
             self.tracker.started(record)
         spec = trial_spec(self.study, cell.arm, cell.config, cell.seed, self.corpus, test=cell.stage == "confirm")
         return place_gate(spec, self.folder)
 
+    def alive(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
+        """A running cell is at `fraction` of its budget, and has something to say to the user or not."""
+        self._reached[cell.key] = max(fraction, self._reached.get(cell.key, 0.0))
+        if warning and warning not in self.warnings:
+            self.warnings.append(warning)
+
     def report(self, cell: Cell, row: dict[str, Any]) -> None:
         """Record an evaluation of a running cell."""
-        self.ledger.append("report", sync=False, cell=cell.key, row=row)
+        event = self.ledger.append("report", sync=False, cell=cell.key, row=row)
         record = self.records[cell.key]
         record.curve.append(row)
+        record.times.append(event["time"])
         if self.tracker:
             self.tracker.reported(record, row)
 
@@ -152,16 +185,32 @@ class StudyRun:
         if self.tracker:
             self.tracker.ended(record)
         self._ended_here += 1
-        self._lost[cell.key] += outcome == "failed"
-        if outcome == "failed" and self._lost[cell.key] < ATTEMPTS:
-            self._again.append(cell)
+        self._running.discard(cell.key)
+        if outcome == "failed" and self._try_again(cell, reason or ""):
             return
+        shutil.rmtree(self.checkpoints(cell), ignore_errors=True)
         self._complete(cell, outcome, final)
         if self._listen:
             left = self.stages.remaining()
             pace = (time.monotonic() - (self._begun or 0.0)) / self._ended_here
             loss = final.get("val_nll", math.inf)
             self._listen(Progress(cell, outcome, loss, self.ended, self.ended + left, pace * left))
+
+    def _try_again(self, cell: Cell, reason: str) -> bool:
+        """Whether a cell whose machine failed is trained again, from its last checkpoint.
+
+        Each failure without progress since the one before counts; a machine short of memory, and the last attempt, get
+        the cell alone.
+        """
+        key, reached = cell.key, self._reached.get(cell.key, 0.0)
+        self._lost[key] = 1 if reached > self._failed_at.get(key, 0.0) else self._lost[key] + 1
+        self._failed_at[key] = reached
+        if "memory" in reason or self._lost[key] == ATTEMPTS - 1:
+            self._alone.add(key)
+        if self._lost[key] >= ATTEMPTS:
+            return False
+        self._again.append(cell)
+        return True
 
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
         self.ended += 1

@@ -1,0 +1,65 @@
+"""Signals: asked once, a study stops in good order; asked twice, at once. Either way the same command continues it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interruption:
+    """Takes SIGINT (Ctrl-C), SIGTERM and SIGHUP while it is entered; a signal that was ignored before stays ignored.
+
+    Inside `orderly` the first signal is only noted in `caught`, for whoever looks; elsewhere it raises
+    KeyboardInterrupt. A second signal ends the process without any cleaning up, which the ledger withstands; Ray's
+    processes end with it.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """`say` shows a line to the user."""
+        self.caught: int | None = None
+        self._say, self._orderly = say, False
+        self._before: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+        return 128 + (self.caught or signal.SIGINT)
+
+    def __enter__(self) -> Interruption:
+        for signum in SIGNALS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self._before[signum] = signal.signal(signum, self._take)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    @contextmanager
+    def orderly(self) -> Iterator[None]:
+        """While it lasts, the first signal is a wish that the caller looks after."""
+        for signum in self._before:
+            signal.signal(signum, self._take)  # Ray sets its own handlers when it starts
+        self._orderly = True
+        try:
+            yield
+        finally:
+            self._orderly = False
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        if self.caught is not None:
+            sys.stdout.flush()
+            os._exit(128 + signum)
+        self.caught = signum
+        if not self._orderly:
+            raise KeyboardInterrupt
+        self._say(
+            "Stopping: running trials save a checkpoint, which takes seconds. The same signal again stops at once."
+        )
