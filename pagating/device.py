@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 DEVICES = ("cpu", "cuda", "auto")
 # dense bfloat16 TFLOP/s with float32 sums, without sparsity, by a part of the device's name; the first that fits counts
@@ -29,6 +30,11 @@ def resolve_device(choice: str) -> torch.device:
     if choice == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda': torch sees no CUDA device; choose cpu or auto")
     return torch.device("cuda" if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def to_device(tokens: Tensor, device: torch.device) -> Tensor:
+    """Tokens on the device; to a GPU from pinned memory, so that the copy does not hold up what is launched next."""
+    return tokens if device.type == "cpu" else tokens.pin_memory().to(device, non_blocking=True)
 
 
 def peak_tflops(name: str) -> float | None:

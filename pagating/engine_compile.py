@@ -71,7 +71,7 @@ def compile_hidden(model: nn.Module, tokens_BT: Tensor, cache: Path) -> Callable
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     compiled = _compiled_hidden()
-    fix_alphas_as(model, lambda alpha: torch.tensor(alpha, dtype=torch.float64))
+    fix_alphas_as(model, lambda alpha: torch.tensor(alpha, dtype=torch.float64, device=tokens_BT.device))
     try:
         compiled(model, tokens_BT)
     except BackendCompilerFailed as error:

@@ -47,11 +47,12 @@ def mean_nll(model: nn.Module, windows_WT: torch.Tensor, batch: int, precision: 
     The windows are the same for every trial, so the figure does not depend on `batch` except by rounding.
     """
     was_training = model.training
+    device = next(model.parameters(), windows_WT).device
     model.eval()
     total = 0.0
     for rows_BT in windows_WT.split(batch):
-        with autocast(precision):
-            nll_BT = token_nll(model, rows_BT)
+        with autocast(precision, device.type):
+            nll_BT = token_nll(model, rows_BT.to(device))
         total += nll_BT.double().sum().item()
     model.train(was_training)
     return total / (windows_WT.shape[0] * (windows_WT.shape[1] - 1))

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 import time
 import warnings
@@ -35,7 +34,7 @@ from torch import Tensor
 
 from pagating.alpha import alpha_parameters, set_progress
 from pagating.corpus import eval_windows, open_split, train_batch
-from pagating.device import resolve_device
+from pagating.device import resolve_device, to_device
 from pagating.engine_loss import linear_nll, linear_nll_each
 from pagating.evaluate import autocast, pad_rows, text_rows
 from pagating.gpt2_plain import GPT2
@@ -43,6 +42,8 @@ from pagating.packed_adamw import Flat, Rows, adamw_step, clip_each, flatten, si
 from pagating.packed_model import PackedGPT2, PackedUnits, unit_kind
 from pagating.train import (
     build_model,
+    device_metrics,
+    evaluation_row,
     final_metrics,
     fraction_done,
     hidden_function,
@@ -100,8 +101,11 @@ class Pack:
     Trials are kept in the order of their units: trial i here is `trials[order[i]]` of the list that was given.
     """
 
-    def __init__(self, trials: Sequence[Trial], device: torch.device) -> None:
+    def __init__(self, trials: Sequence[Trial]) -> None:
         require_one_pack(trials)
+        device = resolve_device(trials[0].device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         singles = [build_model(trial) for trial in trials]
         self.order = sorted(range(len(trials)), key=lambda i: unit_kind(singles[i]))
         self.trials = [trials[i] for i in self.order]
@@ -113,8 +117,10 @@ class Pack:
         self.shared, self.device = self.trials[0], device
         self.n_ctx = self.shared.model["n_ctx"]
         self.batch = self.shared.batch_tokens // self.n_ctx
+        self.micro = (self.shared.micro_batch_tokens or self.shared.batch_tokens) // self.n_ctx
         self.train_N = open_split(self.shared.corpus, "train")
-        self.hidden = hidden_function(self.shared, self.model, self.tokens(0))
+        first_KBT = self.tokens(0).unflatten(0, (len(trials), -1))[:, : self.micro]
+        self.hidden = hidden_function(self.shared, self.model, first_KBT.flatten(0, 1))
         self.alive = set(range(len(trials)))
         self.unseen: list[Tensor] = []
 
@@ -122,9 +128,7 @@ class Pack:
         """The batches of all trials at a step, (K * B, T + 1), on the pack's device."""
         each = [train_batch(self.train_N, trial.seed, step, self.batch, self.n_ctx) for trial in self.trials]
         tokens_BT = torch.cat(each)
-        if self.device.type == "cpu":
-            return tokens_BT
-        return tokens_BT.pin_memory().to(self.device, non_blocking=True)
+        return to_device(tokens_BT, self.device)
 
     def rates(self, step: int) -> list[float]:
         """Each trial's learning rate at a step; 0 for one that diverged."""
@@ -134,16 +138,20 @@ class Pack:
         """One update of every trial."""
         n_trial = len(self.trials)
         set_progress(self.model, fraction_done(self.shared, step))
-        tokens_BT = self.tokens(step)
-        with autocast(self.shared.precision, self.device.type):
-            x_KNC = self.hidden(self.model, tokens_BT[:, :-1]).unflatten(0, (n_trial, -1)).flatten(1, 2)
-            loss_K = linear_nll(x_KNC, self.model.lm_head.weight, tokens_BT[:, 1:].reshape(n_trial, -1))
-        with warnings.catch_warnings():
-            # each gradient is a view of the optimiser's buffer, whose rows are whole trials: torch doubts its strides
-            warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
-            loss_K.sum().backward()
+        parts = self.tokens(step).unflatten(0, (n_trial, -1)).split(self.micro, 1)
+        total_K = self.limit_K.new_zeros(n_trial)
+        for part_KBT in parts:
+            with autocast(self.shared.precision, self.device.type):
+                x_KNC = self.hidden(self.model, part_KBT[..., :-1].flatten(0, 1)).unflatten(0, (n_trial, -1))
+                targets_KN = part_KBT[..., 1:].flatten(1)
+                loss_K = linear_nll(x_KNC.flatten(1, 2), self.model.lm_head.weight, targets_KN) / len(parts)
+            with warnings.catch_warnings():
+                # each gradient is a view of the optimiser's buffer, whose rows are trials: torch doubts its strides
+                warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
+                loss_K.sum().backward()
+            total_K += loss_K.detach()
         norm_K = clip_each(self.flats, self.limit_K)
-        self.unseen.append(torch.stack([loss_K.detach().to(norm_K.dtype), norm_K]))
+        self.unseen.append(torch.stack([total_K, norm_K]))
         decays = [trial.weight_decay for trial in self.trials]
         adamw_step(self.flats, step + 1, self.rates(step), decays, self.shared.beta1, self.shared.beta2)
 
@@ -163,7 +171,7 @@ class Pack:
         return mean_nll_each(self.model, windows_WT, self.batch, self.shared.precision)
 
 
-def train_packed(trials: Sequence[Trial], device: str = "cpu") -> Iterator[list[Row | Diverged | None]]:
+def train_packed(trials: Sequence[Trial]) -> Iterator[list[Row | Diverged | None]]:
     """Train all trials together; yield at each evaluation a list with an entry a trial, in the order given.
 
     An entry is the row that `pagating.train.train` yields for that trial, with the last one its `final`; or, at the
@@ -172,7 +180,7 @@ def train_packed(trials: Sequence[Trial], device: str = "cpu") -> Iterator[list[
     over K. `final` has `packed` = K. Raises ValueError for trials that are no pack (`require_one_pack`, `PackedGPT2`).
     """
     started, seconds = time.perf_counter(), 0.0
-    pack = Pack(trials, resolve_device(device))
+    pack = Pack(trials)
     shared, n_trial = pack.shared, len(trials)
     torch.set_num_threads(shared.threads)
     val_WT = eval_windows(open_split(shared.corpus, "validation"), pack.n_ctx, shared.eval_windows)
@@ -188,35 +196,22 @@ def train_packed(trials: Sequence[Trial], device: str = "cpu") -> Iterator[list[
         entries: list[Row | Diverged | None] = [None] * n_trial
         for i in sorted(pack.alive):
             losses, norms = seen[i]
+            own = alphas[i] if pack.learned[i] else []
             try:
-                _require_finite(done, losses, norms, val_nll[i])
+                for each, (loss, norm) in enumerate(zip(losses, norms, strict=True), done - len(losses)):
+                    require_finite(each, loss, norm)
+                row = evaluation_row(pack.trials[i], done, losses, norms[-1], val_nll[i], seconds / n_trial, own)
             except Diverged as diverged:
                 entries[pack.order[i]] = diverged
                 pack.drop(i)
-                continue
-            entries[pack.order[i]] = {
-                "step": done,
-                "tokens": done * shared.batch_tokens,
-                "val_nll": val_nll[i],
-                "train_nll": sum(losses) / len(losses),
-                "lr": learning_rate(pack.trials[i], step),
-                "grad_norm": norms[-1],
-                "tokens_per_second": n_trial * done * shared.batch_tokens / seconds,
-                "alpha": alphas[i] if pack.learned[i] else [],
-            }
+            else:
+                entries[pack.order[i]] = row
         if done == shared.steps:
             _finish(pack, entries, alphas, started)
         yield entries
         if not pack.alive:
             return
         begun = time.perf_counter()
-
-
-def _require_finite(done: int, losses: Sequence[float], norms: Sequence[float], val_nll: float) -> None:
-    for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), done - len(losses)):
-        require_finite(step, loss, norm)
-    if not math.isfinite(val_nll):
-        raise Diverged(f"step {done}: validation loss {val_nll}")
 
 
 def _finish(pack: Pack, entries: list[Any], alphas: list[list[float]], started: float) -> None:
@@ -236,6 +231,9 @@ def _finish(pack: Pack, entries: list[Any], alphas: list[list[float]], started: 
             **pack.sizes[i],
             "compiled": float(pack.hidden is not GPT2.hidden),
             **extra[i],
+            **device_metrics(
+                pack.device, pack.sizes[i] | {"tokens_per_second": len(pack.trials) * row["tokens_per_second"]}
+            ),
             "packed": len(pack.trials),
             "seconds": share,
             "peak_rss_mb": peak_rss_mb(),
@@ -245,12 +243,12 @@ def _finish(pack: Pack, entries: list[Any], alphas: list[list[float]], started: 
 def main(arguments: list[str] | None = None) -> int:
     """Train the trials of a JSON file as one pack. Exit codes: 0 all done, 1 some diverged, 2 bad input."""
     paths = sys.argv[1:] if arguments is None else arguments
-    if len(paths) not in (1, 2):
-        print("usage: python -m pagating.packed trials.json [cpu|cuda|auto]", file=sys.stderr)
+    if len(paths) != 1:
+        print("usage: python -m pagating.packed trials.json", file=sys.stderr)
         return 2
     try:
         trials = [Trial(**spec) for spec in json.loads(Path(paths[0]).read_text(encoding="utf-8"))]
-        pack = train_packed(trials, *paths[1:])
+        pack = train_packed(trials)
         results: list[Row] = [{} for _ in trials]
         for entries in pack:
             for i, entry in enumerate(entries):

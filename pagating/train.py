@@ -26,6 +26,7 @@ from torch import nn
 from pagating.alpha import alpha_parameters, alpha_values, set_progress
 from pagating.checkpoint import EVERY_SECONDS, CheckpointFolder, capture, identity, restore
 from pagating.corpus import CorpusError, eval_windows, open_split, read_meta, train_batch
+from pagating.device import resolve_device, to_device, utilisation
 from pagating.engine_compile import compile_hidden, is_compiled
 from pagating.engine_loss import linear_nll
 from pagating.evaluate import (
@@ -82,7 +83,7 @@ def hidden_function(trial: Trial, model: GPT2, tokens_BT: torch.Tensor) -> Hidde
     """
     model.train()
     if is_compiled(trial.compile, stock_flops_per_token(model.config) * trial.tokens, model.config.dropout):
-        with autocast(trial.precision):
+        with autocast(trial.precision, tokens_BT.device.type):
             compiled = compile_hidden(model, tokens_BT[:, :-1], Path(trial.corpus).parent / "compiled")
         return compiled or GPT2.hidden
     return GPT2.hidden
@@ -111,6 +112,36 @@ def model_size(model: GPT2) -> dict[str, Any]:
     return {"parameters": count, "flops_per_token": training_flops_per_token(model)}
 
 
+def evaluation_row(
+    trial: Trial, done: int, losses: list[float], grad_norm: float, val_nll: float, seconds: float, alphas: list[float]
+) -> dict[str, Any]:
+    """The row of an evaluation after `done` updates, `losses` those since the last row; see `train`.
+
+    Raises Diverged where the validation loss is not finite.
+    """
+    if not math.isfinite(val_nll):
+        raise Diverged(f"step {done}: validation loss {val_nll}")
+    return {
+        "step": done,
+        "tokens": done * trial.batch_tokens,
+        "val_nll": val_nll,
+        "train_nll": sum(losses) / len(losses),
+        "lr": learning_rate(trial, done - 1),
+        "grad_norm": grad_norm,
+        "tokens_per_second": done * trial.batch_tokens / seconds,
+        "alpha": alphas,
+    }
+
+
+def device_metrics(device: torch.device, final: Mapping[str, Any]) -> dict[str, Any]:
+    """What only a GPU has: its peak memory, and the share of its peak speed, where that is known."""
+    if device.type != "cuda":
+        return {}
+    share = utilisation(final["flops_per_token"], final["tokens_per_second"], torch.cuda.get_device_name(device))
+    memory = {"peak_gpu_mb": torch.cuda.max_memory_allocated(device) / (1 << 20)}
+    return memory if share is None else memory | {"flops_utilisation": share}
+
+
 def final_metrics(trial: Trial, row: Mapping[str, Any], alphas: list[float]) -> dict[str, Any]:
     """The metrics of a trial that follow from its last row and its alphas, one a layer (empty: stock)."""
     counts = read_meta(trial.corpus)["splits"]["validation"]
@@ -135,6 +166,19 @@ class Progress:
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seconds_training: float = 0.0
     seconds: float = 0.0
+
+
+def look(progress: Progress, unseen: list[torch.Tensor], done: int) -> float:
+    """Take the (loss, gradient norm) of the last of `done` updates into `progress`; the last norm. It waits for a GPU.
+
+    Raises Diverged at the first that is not finite.
+    """
+    grad_norm = math.nan
+    for step, (loss, grad_norm) in enumerate(torch.stack(unseen).tolist(), done - len(unseen)):
+        require_finite(step, loss, grad_norm)
+        progress.losses.append(loss)
+    unseen.clear()
+    return grad_norm
 
 
 def trial_identity(trial: Trial) -> str:
@@ -178,13 +222,17 @@ def steps(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator
 def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[Step]:
     torch.set_num_threads(trial.threads)
     started = time.perf_counter()
+    device = resolve_device(trial.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     n_ctx, batch = trial.model["n_ctx"], trial.batch_tokens // trial.model["n_ctx"]
+    micro = (trial.micro_batch_tokens or trial.batch_tokens) // n_ctx
     train_N = open_split(trial.corpus, "train")
     val_WT = eval_windows(open_split(trial.corpus, "validation"), n_ctx, trial.eval_windows)
-    model = build_model(trial)
+    model = build_model(trial).to(device)
     optimizer = build_optimizer(model, trial)
     learned = bool(alpha_parameters(model))
-    hidden = hidden_function(trial, model, train_batch(train_N, trial.seed, 0, batch, n_ctx))
+    hidden = hidden_function(trial, model, to_device(train_batch(train_N, trial.seed, 0, micro, n_ctx), device))
     torch.manual_seed(trial.seed)  # dropout is the only user of the global generator
     progress = Progress()
     saved = checkpoints.resume(trial_identity(trial)) if checkpoints else None
@@ -194,44 +242,43 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[Step]
         started -= progress.seconds
         del saved
         yield from ((row["step"], row) for row in progress.rows)
+    unseen: list[torch.Tensor] = []
     for step in range(progress.step, trial.steps):
         step_started = time.perf_counter()
         set_progress(model, fraction_done(trial, step))
         rate = learning_rate(trial, step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["multiplier"]
-        tokens_BT = train_batch(train_N, trial.seed, step, batch, n_ctx)
-        with autocast(trial.precision):
-            x_BTC = hidden(model, tokens_BT[:, :-1])
-            loss = linear_nll(x_BTC.flatten(0, 1), model.lm_head.weight, tokens_BT[:, 1:].flatten())
-        loss.backward()
-        grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), trial.clip))
-        progress.losses.append(loss.item())
-        require_finite(step, progress.losses[-1], grad_norm)
+        tokens_BT = to_device(train_batch(train_N, trial.seed, step, batch, n_ctx), device)
+        parts = tokens_BT.split(micro)
+        loss = torch.zeros((), device=device)
+        for part_BT in parts:
+            with autocast(trial.precision, device.type):
+                x_BTC = hidden(model, part_BT[:, :-1])
+                mean = linear_nll(x_BTC.flatten(0, 1), model.lm_head.weight, part_BT[:, 1:].flatten()) / len(parts)
+            mean.backward()
+            loss = loss + mean.detach()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), trial.clip)
+        unseen.append(torch.stack([loss, norm]))
+        due = (step + 1) % trial.evaluation_interval == 0 or step + 1 == trial.steps
+        if due or device.type == "cpu":  # a GPU is not waited for at every step
+            grad_norm = look(progress, unseen, step + 1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress.seconds_training += time.perf_counter() - step_started
         progress.step = step + 1
         row = None
-        if progress.step % trial.evaluation_interval == 0 or progress.step == trial.steps:
-            val_nll = mean_nll(model, val_WT, batch, trial.precision)
-            if not math.isfinite(val_nll):
-                raise Diverged(f"step {progress.step}: validation loss {val_nll}")
-            row = {
-                "step": progress.step,
-                "tokens": progress.step * trial.batch_tokens,
-                "val_nll": val_nll,
-                "train_nll": sum(progress.losses) / len(progress.losses),
-                "lr": rate,
-                "grad_norm": grad_norm,
-                "tokens_per_second": progress.step * trial.batch_tokens / progress.seconds_training,
-                "alpha": alpha_values(model) if learned else [],
-            }
+        if due:
+            val_nll, alphas = mean_nll(model, val_WT, batch, trial.precision), alpha_values(model) if learned else []
+            seconds = progress.seconds_training
+            row = evaluation_row(trial, progress.step, progress.losses, grad_norm, val_nll, seconds, alphas)
             progress.losses = []
             progress.rows.append(row)
         if progress.step == trial.steps:
             break
         if checkpoints and checkpoints.due():
+            if unseen:
+                look(progress, unseen, progress.step)
             progress.seconds = time.perf_counter() - started
             checkpoints.save(progress.step, capture(model, optimizer), dataclasses.asdict(progress))
         yield progress.step, row
@@ -243,6 +290,7 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[Step]
         final["test_nll"] = mean_nll(model, test_WT, batch, trial.precision)
         rows, pad = text_rows(trial.corpus, "validation", trial.eval_windows)
         final["padded_nll"] = padded_nll(model, rows, n_ctx, pad, batch, trial.precision)
+    final |= device_metrics(device, final)
     final |= {"seconds": time.perf_counter() - started, "peak_rss_mb": peak_rss_mb()}
     yield progress.step, {**row, "final": final}
 

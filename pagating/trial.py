@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pagating.device import DEVICES
 from pagating.engine_compile import CHOICES
 from pagating.evaluate import PRECISIONS
 from pagating.schedules import SCHEDULES
@@ -35,6 +36,8 @@ class Trial:
     eval_windows: windows of n_ctx tokens of each evaluation. test: evaluate the test split too, once, at the last step,
     and `padded_nll` on as many lines of the validation split.
     compile: auto (where the trial is long enough to earn it), always, never; see `pagating.engine_compile`.
+    device: cpu, cuda, auto (cuda where there is one). micro_batch_tokens: tokens whose gradient is taken at a time,
+    None for all of a step; the step stays one of `batch_tokens`, up to rounding.
     """
 
     corpus: str
@@ -57,6 +60,8 @@ class Trial:
     test: bool = False
     threads: int = 1
     compile: str = "auto"
+    device: str = "cpu"
+    micro_batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
         n_ctx = self.model["n_ctx"]
@@ -70,6 +75,14 @@ class Trial:
             raise ValueError(f"precision='{self.precision}' is not one of {', '.join(PRECISIONS)}")
         if self.compile not in CHOICES:
             raise ValueError(f"compile='{self.compile}' is not one of {', '.join(CHOICES)}")
+        if self.device not in DEVICES:
+            raise ValueError(f"device='{self.device}' is not one of {', '.join(DEVICES)}")
+        micro = self.micro_batch_tokens
+        if micro is not None and (micro < n_ctx or micro % n_ctx or self.batch_tokens % micro):
+            raise ValueError(
+                f"micro_batch_tokens={micro} is not a multiple of n_ctx={n_ctx} that divides "
+                f"batch_tokens={self.batch_tokens}"
+            )
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr} is not positive")
 

@@ -94,6 +94,14 @@ def test_a_pack_in_float32_and_in_bfloat16(text):
     assert_same(list(train_packed(rounded)), rounded, 1e-2)
 
 
+def test_micro_batches_in_a_pack(text):
+    trials = [make(text, unit=unit, seed=seed, micro_batch_tokens=16) for seed, unit in enumerate(UNITS[:3])]
+    whole = [make(text, unit=unit, seed=seed) for seed, unit in enumerate(UNITS[:3])]
+    entries = list(train_packed(trials))
+    assert [row["train_nll"] for row in entries[-1]] != [row["train_nll"] for row in list(train_packed(whole))[-1]]
+    assert_same(entries, whole, 1e-4)
+
+
 @pytest.mark.parametrize("unit", [{"unit": "swiglu"}, {"form": "glu", "alpha": PER_LAYER}], ids=str)
 def test_gated_linear_units_pack_with_their_like(text, unit):
     trials = [make(text, unit=unit, seed=seed, lr=lr, test=True) for seed, lr in ((1, 1e-3), (2, 5e-3))]
@@ -242,4 +250,4 @@ def test_devices_and_utilisation():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_is_refused_where_there_is_none(text):
     with pytest.raises(ValueError, match="device='cuda': torch sees no CUDA device; choose cpu or auto"):
-        next(train_packed([make(text)], "cuda"))
+        next(train_packed([make(text, device="cuda")]))

@@ -73,6 +73,16 @@ def test_the_loop_is_plain_adamw_on_the_hugging_face_model(packed):
         assert got == pytest.approx(wanted, rel=2e-6)
 
 
+@pytest.mark.parametrize("micro", [16, 32])
+def test_micro_batches_add_up_to_the_batch(packed, micro):
+    unit = {"alpha": {"learnable": {"init": 0.3}}}
+    whole, parts = make(packed, unit=unit), make(packed, unit=unit, micro_batch_tokens=micro)
+    assert losses(parts) != losses(whole)
+    for got, wanted in zip(losses(parts), losses(whole), strict=True):
+        assert got == pytest.approx(wanted, rel=2e-5)
+    assert losses(make(packed, unit=unit, micro_batch_tokens=64)) == losses(whole)
+
+
 def test_same_seed_same_bits_whatever_ran_before(packed):
     trial = make(packed, model={**MODEL, "dropout": 0.2})
     first = losses(trial)
@@ -178,6 +188,12 @@ def test_an_exploding_trial_raises_naming_step_and_values(packed):
         ({"tokens": 10}, "tokens=10 is less than one step of batch_tokens=64"),
         ({"schedule": "wavy"}, "schedule='wavy' is not one of constant, linear, cosine"),
         ({"precision": "float8"}, "precision='float8' is not one of float32, bfloat16"),
+        ({"device": "tpu"}, "device='tpu' is not one of cpu, cuda, auto"),
+        (
+            {"micro_batch_tokens": 48},
+            "micro_batch_tokens=48 is not a multiple of n_ctx=16 that divides batch_tokens=64",
+        ),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens=0 is not a multiple of n_ctx=16"),
         ({"lr": 0.0}, r"lr=0\.0 is not positive"),
     ],
 )
