@@ -1,0 +1,97 @@
+"""What a pack of trials gains over the same trials in turn, by device and number of trials.
+
+    python benchmarks/packed_speed.py [--quick] [--device auto|cpu|cuda] [--precision float32] [--json FILE]
+
+GPT-2 of 4 layers x 128, windows of 128 tokens, vocabulary 4,096, 1,024 tokens a step and trial; paGLU, each trial with
+another alpha. Packed and in turn run interleaved; the ratio is taken round by round: tokens a second of all trials of a
+pack over those of one trial at a time. `--compile` compiles both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Spread, interleave, machine, ratios, spread
+from variants import Variant, engine, make_trial
+
+from pagating.device import resolve_device
+from pagating.packed import Pack
+from pagating.train import Trial
+
+SHAPE = {"d_model": 128, "n_ctx": 128, "vocab_size": 4096}
+
+
+def together(trials: list[Trial], steps: int) -> Variant:
+    """The packed loop: seconds a token of the next steps of all trials."""
+    pack, done = Pack(trials), 0
+
+    def run() -> float:
+        nonlocal done
+        start = time.perf_counter()
+        for _ in range(steps):
+            pack.step(done)
+            done += 1
+        pack.look()  # waits for a GPU
+        return (time.perf_counter() - start) / (steps * len(trials) * trials[0].batch_tokens)
+
+    return run
+
+
+def measure(folder: Path, counts: list[int], seconds: float, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each number of trials: tokens a second packed and in turn, and their ratio."""
+    device = resolve_device(options.device).type
+    steps = 2 if device == "cpu" else 50  # of a round: enough for a GPU to be waited for rarely
+    shared = {"device": device, "compile": "always" if options.compile else "never", "eval_every": steps}
+    shape, rows = {**SHAPE, "precision": options.precision}, []
+    for count in counts:
+        units = [{"alpha": (i + 1) / (count + 1)} for i in range(count)]
+        trials = [make_trial(folder, shape, unit=unit, seed=i, **shared) for i, unit in enumerate(units)]
+        times = interleave({"in turn": engine(trials[0]), "packed": together(trials, steps)}, seconds)
+        rate = {name: spread([1 / t for t in values]) for name, values in times.items()}
+        rows.append({"trials": count, "device": device, **rate, "ratio": ratios(times, "in turn")["packed"]})
+        print(line(rows[-1]), flush=True)
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    alone, packed = (f"{row[name].median:,.0f}" for name in ("in turn", "packed"))
+    return f"| {row['trials']} | {row['device']} | {alone} | {packed} | {row['ratio']} |"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure each number of trials, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="packs of 2 alone, some seconds")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    counts = [2] if options.quick else [2, 4, 8, 16, 32] if resolve_device(options.device).type == "cuda" else [2, 4, 8]
+    print("| trials | device | tokens/s in turn | tokens/s packed | ratio |\n| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = measure(Path(scratch), counts, 3 if options.quick else 30, options)
+    if options.json:
+        found = {"machine": machine(), "rows": rows}
+        options.json.write_text(json.dumps(found, indent=1, default=_plain) + "\n")
+    return 0
+
+
+def _plain(value: Any) -> dict[str, float]:
+    if isinstance(value, Spread):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
