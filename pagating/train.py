@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
-import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,19 +26,19 @@ from torch import nn
 from pagating.alpha import alpha_parameters, alpha_values, set_progress
 from pagating.checkpoint import EVERY_SECONDS, CheckpointFolder, capture, identity, restore
 from pagating.corpus import CorpusError, eval_windows, open_split, read_meta, train_batch
-from pagating.device import resolve_device, to_device, utilisation
+from pagating.device import resolve_device, to_device
 from pagating.engine_compile import compile_hidden, is_compiled
 from pagating.engine_loss import linear_nll
 from pagating.evaluate import (
     autocast,
-    bits_per_byte,
     mean_nll,
     padded_nll,
-    perplexity,
     text_rows,
 )
-from pagating.gpt2_plain import GPT2, GPT2Size, stock_flops_per_token, training_flops_per_token
+from pagating.gpt2_plain import GPT2, GPT2Size, stock_flops_per_token
 from pagating.initialise import initialise_gpt2
+from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
+from pagating.own_gate import REFERENCE
 from pagating.schedules import warmup_then
 from pagating.trial import Diverged, OutOfMemory, Trial, out_of_memory
 
@@ -64,16 +64,6 @@ def build_optimizer(model: nn.Module, trial: Trial) -> torch.optim.AdamW:
     ]
     groups += [{"params": [a.parameter], "weight_decay": 0.0, "multiplier": a.lr_multiplier} for a in alphas]
     return torch.optim.AdamW(groups, lr=trial.lr, betas=(trial.beta1, trial.beta2), fused=True)
-
-
-def peak_rss_mb() -> float:
-    """The largest resident memory of this process so far, MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux: `getrusage` would count what the parent held when it started this process
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / (1 << 10)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def hidden_function(trial: Trial, model: GPT2, tokens_BT: torch.Tensor) -> Hidden:
@@ -106,12 +96,6 @@ def require_finite(step: int, loss: float, grad_norm: float) -> None:
         raise Diverged(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}")
 
 
-def model_size(model: GPT2) -> dict[str, Any]:
-    """The metrics of a trial that follow from its model alone."""
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": count, "flops_per_token": training_flops_per_token(model)}
-
-
 def evaluation_row(
     trial: Trial, done: int, losses: list[float], grad_norm: float, val_nll: float, seconds: float, alphas: list[float]
 ) -> dict[str, Any]:
@@ -130,30 +114,6 @@ def evaluation_row(
         "grad_norm": grad_norm,
         "tokens_per_second": done * trial.batch_tokens / seconds,
         "alpha": alphas,
-    }
-
-
-def device_metrics(device: torch.device, final: Mapping[str, Any]) -> dict[str, Any]:
-    """What only a GPU has: its peak memory, and the share of its peak speed, where that is known."""
-    if device.type != "cuda":
-        return {}
-    share = utilisation(final["flops_per_token"], final["tokens_per_second"], torch.cuda.get_device_name(device))
-    memory = {"peak_gpu_mb": torch.cuda.max_memory_allocated(device) / (1 << 20)}
-    return memory if share is None else memory | {"flops_utilisation": share}
-
-
-def final_metrics(trial: Trial, row: Mapping[str, Any], alphas: list[float]) -> dict[str, Any]:
-    """The metrics of a trial that follow from its last row and its alphas, one a layer (empty: stock)."""
-    counts = read_meta(trial.corpus)["splits"]["validation"]
-    return {
-        "val_nll": row["val_nll"],
-        "val_ppl": perplexity(row["val_nll"]),
-        "val_bpb": bits_per_byte(row["val_nll"], counts["tokens"], counts["bytes"]),
-        "train_nll": row["train_nll"],
-        "alpha": sum(alphas) / len(alphas) if alphas else 0.0,  # the stock activation is the gate switched off
-        "tokens": row["tokens"],
-        "steps": trial.steps,
-        "tokens_per_second": row["tokens_per_second"],
     }
 
 
@@ -182,9 +142,12 @@ def look(progress: Progress, unseen: list[torch.Tensor], done: int) -> float:
 
 
 def trial_identity(trial: Trial) -> str:
-    """What a checkpoint must agree on: every field of the trial, the corpus by its digest and not by its folder."""
-    fields = dataclasses.asdict(trial) | {"corpus": read_meta(trial.corpus)["digest"]}
-    return identity(fields)
+    """What a checkpoint must agree on: every field of the trial, and what its paths lead to in place of the paths."""
+    unit, own = dict(trial.unit or {}), REFERENCE.fullmatch(str((trial.unit or {}).get("gate")))
+    if own:
+        unit["gate"] = [hashlib.sha256(Path(own["file"]).read_bytes()).hexdigest(), own["name"]]
+    device, corpus = resolve_device(trial.device).type, read_meta(trial.corpus)["digest"]
+    return identity(dataclasses.asdict(trial) | {"unit": unit, "device": device, "corpus": corpus})
 
 
 def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator[dict[str, Any]]:
@@ -314,9 +277,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         trial = Trial(**json.loads(given.trial.read_text(encoding="utf-8")))
-        GPT2(
-            GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit
-        )  # refuses a bad unit
+        GPT2(GPT2Size(vocab_size=1, **trial.model), trial.unit)  # refuses a bad size or unit
+        resolve_device(trial.device)
     except (OSError, ValueError, TypeError, KeyError) as error:
         print(f"{given.trial}: {error}", file=sys.stderr)
         return 2
