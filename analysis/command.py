@@ -7,21 +7,25 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from analysis import formats
 from analysis.mlflow_source import load_mlflow
+from analysis.safe_text import one_line, redact
 from analysis.tables import CORRECTIONS, Study, TableError, load
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")  # one line; argparse would print its usage as well
+        self.exit(2, f"{self.prog}: {one_line(redact(message))}\n")  # one line; argparse would print its usage as well
 
 
 def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     """A parser with the options of every script; `study` reads the source that they name."""
-    p = _Parser(prog=f"python -m {prog}", description=(description or "").split("\n")[0])
+    p = Parser(prog=f"python -m {prog}", description=(description or "").split("\n")[0])
     p.add_argument(
         "source", nargs="?", metavar="STUDY|CSV", help="a study folder, or a table of arm, seed and one loss"
     )
@@ -52,11 +56,14 @@ def study(options: argparse.Namespace) -> Study:
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a script's main and exit with its code; bad input is one line and 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to fail
     try:
         code = main()
         sys.stdout.flush()
     except TableError as error:
-        print(" ".join(str(error).split("\n")), file=sys.stderr)
+        print(one_line(redact(str(error))), file=sys.stderr)
         code = 2
     except BrokenPipeError:  # the reader (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,7 +73,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 def could_not_conclude(reason: str) -> int:
     """Say on stderr why no conclusion was reached; the exit code for it."""
-    print(f"could not conclude: {reason}", file=sys.stderr)
+    print(f"could not conclude: {one_line(reason)}", file=sys.stderr)
     return 1
 
 

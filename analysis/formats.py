@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analysis.safe_text import markdown
+
 FORMATS = ("terminal", "csv", "json", "markdown", "latex")
 Columns = dict[str, tuple[str, str]]  # key -> (heading, number format)
 
@@ -112,14 +114,10 @@ def to_csv(rows: list[dict[str, Any]], columns: Columns) -> str:
 
 def to_markdown(rows: list[dict[str, Any]], columns: Columns) -> str:
     """A pipe table."""
-
-    def escape(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
     lines = ["| " + " | ".join(h for h, _ in columns.values()) + " |"]
     lines.append("| " + " | ".join("---:" if spec else "---" for _, spec in columns.values()) + " |")
     for row in rows:
-        lines.append("| " + " | ".join(escape(cell(row.get(k), s)) for k, (_, s) in columns.items()) + " |")
+        lines.append("| " + " | ".join(markdown(cell(row.get(k), s)) for k, (_, s) in columns.items()) + " |")
     return "\n".join(lines)
 
 

@@ -7,16 +7,27 @@ and the step metrics val/nll, train/nll, lr, grad_norm and alpha/layer_I; the pa
 import math
 import os
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from analysis.tables import OUTCOMES, Study, TableError, assemble
+from analysis import plain_yaml
+from analysis.safe_text import one_line, redact
+from analysis.table_files import TableError, checked_settings
+from analysis.tables import OUTCOMES, Study, assemble
 
 _STEP_METRICS = {"val/nll": "val_nll", "train/nll": "train_nll"}
 _PAGE = 1000
+_CLIENT = {  # a server that does not answer is given up on after half a minute
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
 
 
 def load_mlflow(
@@ -26,16 +37,18 @@ def load_mlflow(
 
     Step metrics are read for the confirm runs only: one request a run and metric.
     """
-    source = f"{_without_password(uri)} study {name!r}"
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise TableError(f"{source}: no such database file; allowed: an existing one")  # MLflow would make it
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    source = f"{redact(uri)} study {name!r}"
+    if uri.startswith("sqlite:///"):
+        _check_sqlite(source, Path(uri.removeprefix("sqlite:///")))
+    for setting, value in _CLIENT.items():
+        os.environ.setdefault(setting, value)
     import mlflow  # a second that a study folder never needs
     from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    client = mlflow.MlflowClient(tracking_uri=uri)
     try:
+        client = mlflow.MlflowClient(tracking_uri=uri)
         parent = _parent(client, source, name)
         children = _search(client, [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
         children = [run for run in children if run.data.tags.get("outcome") in OUTCOMES]
@@ -43,11 +56,24 @@ def load_mlflow(
             raise TableError(f"{source}: no finished runs under parent {parent.info.run_id}")
         settings = _settings(mlflow, uri, source, parent)
         curves = [row for run in children if run.data.tags.get("stage") == "confirm" for row in _curve(client, run)]
-    except (MlflowException, OSError) as error:
-        raise TableError(f"{source}: MLflow says: {' '.join(str(error).split())[:300]}") from None
+    except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
+        raise TableError(f"{source}: MLflow says: {one_line(redact(str(error)), 300)}") from None
     trials = pd.DataFrame([_row(run) for run in children])
     found = pd.DataFrame(curves)
     return assemble(source, name, trials, found, settings, baseline=baseline, floor=floor, metric=metric)
+
+
+def _check_sqlite(source: str, path: Path) -> None:
+    # MLflow would make the file, and its tables in whatever database it is given
+    if not os.path.isfile(path):
+        raise TableError(f"{source}: no such database file; allowed: an existing one")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as store:
+            known = store.execute("select 1 from sqlite_master where name = 'experiments'").fetchone()
+    except sqlite3.Error as error:
+        raise TableError(f"{source}: {error}; allowed: a database of MLflow") from None
+    if not known:
+        raise TableError(f"{source}: has no table experiments; allowed: a database of MLflow")
 
 
 def _parent(client: Any, source: str, name: str) -> Any:
@@ -79,10 +105,10 @@ def _search(client: Any, experiments: list[str], condition: str) -> list[Any]:
 def _settings(mlflow: Any, uri: str, source: str, parent: Any) -> dict[str, Any]:
     artifact = f"runs:/{parent.info.run_id}/study.yaml"
     text = mlflow.artifacts.load_text(_artifact(mlflow, uri, parent, artifact))
-    settings = yaml.safe_load(text)
-    if not isinstance(settings, dict) or not isinstance(settings.get("arms"), dict):
-        raise TableError(f"{source}: artifact study.yaml has no arms; allowed: a resolved study file")
-    return {**settings, "arms": {str(k): v or {} for k, v in settings["arms"].items()}}
+    try:
+        return checked_settings(f"{source} artifact study.yaml", plain_yaml.parse(text))
+    except plain_yaml.PlainYamlError as error:
+        raise TableError(f"{source}: artifact study.yaml: {error}") from None
 
 
 def _artifact(mlflow: Any, uri: str, parent: Any, artifact: str) -> str:
@@ -115,7 +141,3 @@ def _curve(client: Any, run: Any) -> list[dict[str, Any]]:
     tokens, steps = run.data.metrics.get("final/tokens"), run.data.metrics.get("final/steps")
     per_step = tokens / steps if tokens and steps else 1.0
     return [row | {"tokens": row["step"] * per_step} for _, row in sorted(rows.items())]
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)

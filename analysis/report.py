@@ -3,7 +3,6 @@
 `python -m analysis.report STUDY`.
 """
 
-import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from analysis import alphas, beside, budget, calibration, command, formats, hype
 from analysis.ledger import COLUMNS as LEDGER_COLUMNS
 from analysis.ledger import ledger
 from analysis.methods import methods, would_change
+from analysis.safe_text import markdown
 from analysis.significance import concluded, verdict
 from analysis.tables import Study, load
 
@@ -108,12 +108,13 @@ def _tables(study: Study, result: dict[str, Any]) -> dict[str, tuple[list[dict[s
 
 def verdict_markdown(result: dict[str, Any]) -> str:
     """The verdict as Markdown: the sentence, the table, why."""
-    lines = [f"# {result['study']}", "", result["question"], "", f"**{result['summary']}**", ""]
+    lines = [f"# {markdown(result['study'])}", "", markdown(result["question"]), ""]
+    lines += [f"**{markdown(result['summary'])}**", ""]
     lines += [formats.to_markdown(result["comparisons"], formats.VERDICT_COLUMNS), ""]
-    lines += [f"- {row['arm']}: {row['why']}" for row in result["comparisons"]]
-    lines += [f"- assay sensitivity: {result['sensitivity']['why']}", ""]
+    lines += [f"- {markdown(row['arm'])}: {markdown(row['why'])}" for row in result["comparisons"]]
+    lines += [f"- assay sensitivity: {markdown(result['sensitivity']['why'])}", ""]
     lines.append(
-        f"Metric {result['metric']}, level {result['level']:g}, correction {result['correction']}, "
+        f"Metric {markdown(result['metric'])}, level {result['level']:g}, correction {result['correction']}, "
         f"margin {result['margin']}."
     )
     return "\n".join(lines) + "\n"
@@ -162,7 +163,7 @@ def _write(path: Path, data: bytes) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The script; returns the exit code."""
-    p = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__)
+    p = command.Parser(prog="python -m analysis.report", description=__doc__)
     p.add_argument("study", metavar="STUDY", help="a study folder")
     path = build(p.parse_args(argv).study)
     print(path)

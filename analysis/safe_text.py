@@ -4,7 +4,8 @@ import re
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _VALUE = re.compile(r"([?&][^\s=&?'\"<>]+=)[^\s&'\"<>]+")  # also in a bare path, as HTTP libraries report it
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~#!])")
+# of _ and ] only those that emphasise and link: names and intervals stay as they are
+_MARKDOWN = re.compile(r"([\\`*<>|~#]|!(?=\[)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=\s*[\[(:]))")
 
 
 def one_line(text: str, width: int = 1000) -> str:

@@ -1,15 +1,15 @@
 """Tables in: a study folder or a CSV becomes a checked `Study`; what would spoil a test is refused here."""
 
-import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from analysis.sequential import RULES, plan
+from analysis.table_files import TableError, read_json, read_settings, read_table, shown
 
 STAGES = ("search", "calibrate", "confirm")
 OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
@@ -20,11 +20,9 @@ NUMERIC = (
     *("test_nll", "val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll", "lr", "alpha", "step", "tokens"),
     *("steps", "seconds", "tokens_per_second", "peak_rss_mb", "parameters", "flops_per_token", "grad_norm"),
 )
+MOST_LOSS = 1e100  # squares of larger ones overflow
+MOST_NAME = 200
 _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome", "reason", "chosen")
-
-
-class TableError(ValueError):
-    """The input cannot be analysed; the message is one line: file, column, value and what is allowed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +99,14 @@ def load(
     Raises: TableError.
     """
     source = Path(path)
-    if source.is_dir():
+    if os.path.isdir(source):  # False also for a name that no folder could have
         for name, value in (("level", level), ("margin", margin), ("correction", correction)):
             if value is not None:
                 raise TableError(f"--{name} {value}: {source}/study.yaml fixed it before the study ran")
         return _load_folder(source, baseline, floor, metric)
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise TableError(f"{source}: no such file or folder; allowed: a study folder, a .csv or a .parquet file")
-    trials = _read(source)
+    trials = read_table(source)
     settings = {"confirm": {"level": level, "margin": margin, "correction": correction}}
     settings["confirm"] = {k: v for k, v in settings["confirm"].items() if v is not None}
     return assemble(
@@ -187,29 +185,13 @@ def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: 
     for file in (settings_file, trials_file):
         if not file.is_file():
             raise TableError(f"{file}: missing; a study folder holds study.yaml and trials.parquet")
-    try:
-        settings = yaml.safe_load(settings_file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TableError(f"{settings_file}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict) or not isinstance(settings.get("arms"), dict) or not settings["arms"]:
-        raise TableError(f"{settings_file}: key arms is missing or empty; allowed: a mapping of arm names")
-    settings = {**settings, "arms": {str(k): v or {} for k, v in settings["arms"].items()}}
-    provenance = folder / "provenance.json"
-    if provenance.is_file():
-        settings["provenance"] = json.loads(provenance.read_text(encoding="utf-8"))
-    curves = _read(curves_file) if curves_file.is_file() else pd.DataFrame()
+    settings = read_settings(settings_file)
+    if provenance := read_json(folder / "provenance.json"):
+        settings["provenance"] = provenance
+    curves = read_table(curves_file) if curves_file.is_file() else pd.DataFrame()
     given = {"baseline": baseline, "floor": floor, "metric": metric}
-    return assemble(str(folder), folder.resolve().name, _read(trials_file), curves, settings, folder=folder, **given)
-
-
-def _read(file: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype={"arm": str})
-    except (ValueError, OSError) as error:  # pandas' parser errors and pyarrow's ArrowInvalid are ValueErrors
-        raise TableError(f"{file}: cannot be read as a table: {' '.join(str(error).split())}") from None
-    if table.empty and file.name != "curves.parquet":
-        raise TableError(f"{file}: has no rows")
-    return table
+    trials, name = read_table(trials_file), folder.resolve().name
+    return assemble(str(folder), name, trials, curves, settings, folder=folder, **given)
 
 
 def _normalise(source: str, trials: pd.DataFrame) -> pd.DataFrame:
@@ -220,15 +202,28 @@ def _normalise(source: str, trials: pd.DataFrame) -> pd.DataFrame:
             row = int(np.flatnonzero(trials[column].isna())[0]) + 1
             raise TableError(f"{source}: column {column} is empty in row {row}; allowed: a value in every row")
     seed = _numbers(source, trials, "seed")
-    if not (seed == np.floor(seed)).all():
-        raise TableError(f"{source}: column seed has {seed[seed != np.floor(seed)].iloc[0]}; allowed: whole numbers")
+    whole = (seed == np.floor(seed)) & (seed.abs() < 2**53)
+    if not whole.all():
+        raise TableError(f"{source}: column seed has {seed[~whole].iloc[0]}; allowed: whole numbers below 2^53")
     trials = trials.assign(arm=trials["arm"].astype(str), seed=seed.astype("int64"))
+    for arm in trials["arm"].unique():
+        if not arm.isprintable() or not 0 < len(arm) <= MOST_NAME:
+            raise TableError(
+                f"{source}: column arm has {shown(arm)}; allowed: printable names, {MOST_NAME} letters at most"
+            )
+    if (
+        "chosen" in trials.columns
+        and not (known := trials["chosen"].isna() | trials["chosen"].isin([True, False])).all()
+    ):
+        raise TableError(
+            f"{source}: column chosen has {shown(trials.loc[~known, 'chosen'].iloc[0])}; allowed: true, false"
+        )
     for column, allowed, default in (("stage", STAGES, "confirm"), ("outcome", OUTCOMES, "completed")):
         if column not in trials.columns:
             trials = trials.assign(**{column: default})
         if not (known := trials[column].isin(allowed)).all():
-            value = trials.loc[~known, column].iloc[0]
-            raise TableError(f"{source}: column {column} has {value!r}; allowed: {', '.join(allowed)}")
+            value = shown(trials.loc[~known, column].iloc[0])
+            raise TableError(f"{source}: column {column} has {value}; allowed: {', '.join(allowed)}")
     return _numeric(source, trials)
 
 
@@ -244,7 +239,7 @@ def _numbers(source: str, table: pd.DataFrame, column: str) -> pd.Series:
     text = table[column].astype(str).str.strip().str.lower()
     bad = numbers.isna() & table[column].notna() & (text != "nan")
     if bad.any():
-        raise TableError(f"{source}: column {column} has {table.loc[bad, column].iloc[0]!r}; allowed: numbers")
+        raise TableError(f"{source}: column {column} has {shown(table.loc[bad, column].iloc[0])}; allowed: numbers")
     return numbers
 
 
@@ -286,6 +281,8 @@ def _metric(source: str, trials: pd.DataFrame, metric: str | None) -> str:
     values = _numbers(source, trials, found[0])
     if np.isneginf(values).any():
         raise TableError(f"{source}: column {found[0]} has -inf; allowed: a loss, or NaN or inf for a diverged run")
+    if (large := np.isfinite(values) & (values.abs() > MOST_LOSS)).any():
+        raise TableError(f"{source}: column {found[0]} has {values[large].iloc[0]:g}; allowed: up to {MOST_LOSS:g}")
     return str(found[0])
 
 
@@ -294,6 +291,10 @@ def _last_step(source: str, trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     if "step" not in trials.columns:
         return trials
     trials = trials.assign(step=_numbers(source, trials, "step"))
+    if not (finite := np.isfinite(trials["step"])).all():
+        raise TableError(
+            f"{source}: column step has {trials.loc[~finite, 'step'].iloc[0]}; allowed: a number in each row"
+        )
     run = ["stage", "arm", "seed"] + [c for c in ("config_key",) if c in trials.columns]
     if (twice := trials.duplicated([*run, "step"], keep=False)).any():
         row = trials[twice].iloc[0]

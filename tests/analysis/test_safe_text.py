@@ -54,10 +54,13 @@ def test_no_password_passes_whatever_stands_in_it(scheme, password, after):
     ("text", "shown"),
     [
         ("<script>alert(1)</script>", "&lt;script\\>alert(1)&lt;/script\\>"),
-        ("[x](javascript:alert(1))", "\\[x\\](javascript:alert(1))"),
+        ("[x](javascript:alert(1))", "[x\\](javascript:alert(1))"),
         ("a\n# b", "a \\# b"),
         ("&lt;", "&amp;lt;"),
-        ("`a` *b* _c_ | ~d~ ![e](f)", "\\`a\\` \\*b\\* \\_c\\_ \\| \\~d\\~ \\!\\[e\\](f)"),
+        ("`a` *b* _c_ | ~d~ ![e](f)", "\\`a\\` \\*b\\* \\_c\\_ \\| \\~d\\~ \\![e\\](f)"),
+        ("[x]: javascript:1", "[x\\]: javascript:1"),
+        ("[x] [y] (z)", "[x\\] [y\\] (z)"),
+        ("test_nll of paglu: [+0.37, +0.63], n = 8", "test_nll of paglu: [+0.37, +0.63], n = 8"),
         ("paglu-searched 0.5% (n = 6)", "paglu-searched 0.5% (n = 6)"),
     ],
 )
