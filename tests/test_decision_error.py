@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import decision_error  # noqa: E402
-from simulation import page, world  # noqa: E402
+from simulation import expected, page, world  # noqa: E402
+
+from analysis.multiplicity import adjust  # noqa: E402
 
 TREATMENTS = world.TREATMENTS
 
@@ -68,6 +70,71 @@ def test_the_world_is_what_its_scenario_says():
     assert spread == pytest.approx(0.012**2 / (0.012**2 + 0.006**2), abs=0.1)
     assert simulated.trial("first", at["first"] * math.exp(4), 1) == math.inf
     assert simulated.curve("first", 3.0, 0.25) > simulated.curve("first", 3.0, 0.75) > 3.0
+
+
+def test_the_drawn_confirm_stages_decide_as_the_verdict_does():
+    study = decision_error.parse(
+        world.STUDY.replace("CHOICE", "fit").replace("CONFIRM", world.CONFIRM["fixed"]), Path("simulated.yaml")
+    )
+    scenario = world.Scenario("x", gaps=world.EFFECT)
+    seen = set()
+    for seed in range(6):
+        result, _, _ = decision_error.decide(study, world.World(scenario, list(study.arms), seed))
+        words = [row["verdict"] in ("better", "worse") for row in result["comparisons"]]
+        differences = np.array([row["differences"] for row in result["comparisons"]])
+        assert expected.rejects(differences[None], 0.05)[0].tolist() == words
+        seen |= set(words)
+    assert seen == {True, False}
+
+
+def test_holm_in_the_drawn_stages_is_holm():
+    rng = np.random.default_rng(4)
+    d = rng.standard_normal((15, 4, 8)) + rng.choice([0.0, 0.8, 1.2], (15, 4, 1))
+    p = stats.ttest_1samp(d, 0.0, axis=2).pvalue
+    wanted = np.array([np.array(adjust(list(row), "holm")) <= 0.05 for row in p])
+    assert (expected.rejects(d, 0.05) == wanted).all()
+    assert 0.2 < wanted.mean() < 0.8
+
+
+def test_the_chance_of_an_error_is_that_of_a_noncentral_t():
+    one = world.World(world.Scenario("x"), ["baseline", "first"], 5)
+    at = {arm: math.exp(one.optimum[arm]) for arm in one.optimum}
+    assert expected.error(one, at, 8, 0.05, 1, draws=20_000) == pytest.approx(0.05, abs=0.006)
+    z = 0.4  # the arm is tuned off its optimum
+    chosen = at | {"first": at["first"] * math.exp(z)}
+    excess = 0.06 * z * z * (1 + 0.2 * math.tanh(z))
+    away = excess / (0.006 * math.sqrt(2 * 1.04 / 8))  # a test loss has a fifth of the noise on top
+    limit = stats.t.ppf(0.975, 7)
+    power = stats.nct.sf(limit, 7, away) + stats.nct.cdf(-limit, 7, away)
+    assert expected.error(one, chosen, 8, 0.05, 1, draws=20_000) == pytest.approx(power, abs=0.012)
+    assert power > 0.5
+
+
+def test_the_chance_of_an_error_is_within_its_level_and_close_to_what_the_verdicts_do(nulls):
+    rows, summary = nulls
+    found = summary["family_error_expected"]
+    assert found["share"] == pytest.approx(np.mean([row["expected"] for row in rows]))
+    assert found["high"] - found["share"] == pytest.approx(
+        stats.norm.ppf(0.975) * stats.sem([row["expected"] for row in rows]), rel=1e-3
+    )
+    assert found["low"] <= 0.05
+    assert found["high"] < 0.065
+    assert summary["family_error"]["low"] < found["share"] < summary["family_error"]["high"]
+    effects = decision_error.summarise(
+        world.EFFECTS[0], decision_error.simulate(world.EFFECTS[0], range(20_000, 20_001))
+    )
+    assert effects["family_error_expected"] is None
+
+
+def test_an_interrupted_run_goes_on_from_what_it_kept(tmp_path, monkeypatch):
+    scenario = world.Scenario("one / two")
+    first = decision_error._part(scenario, range(3, 5), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["one---two-3-2.json"]
+    monkeypatch.setattr(decision_error, "simulate", lambda *_: pytest.fail("simulated again"))
+    again = decision_error._part(scenario, range(3, 5), tmp_path)
+    assert decision_error.summarise(scenario, again) == decision_error.summarise(scenario, first)
+    with pytest.raises(ValueError, match="is of another scenario of that name; use an empty folder"):
+        decision_error._part(world.Scenario("one / two", sd=0.1), range(3, 5), tmp_path)
 
 
 def test_a_share_has_wilsons_interval():

@@ -9,23 +9,26 @@ from simulation.world import LOSS, USUAL_SEEDS
 from analysis import plots
 
 
-def percent(share: dict[str, Any] | None) -> str:
+def percent(share: dict[str, Any] | None, digits: int = 1) -> str:
     if share is None or share["share"] is None:
         return "-"
-    return f"{100 * share['share']:.1f}% [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    value, low, high = (f"{100 * share[key]:.{digits}f}" for key in ("share", "low", "high"))
+    return f"{value}% [{low}, {high}]"
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
     """The tables of the results."""
     lines = [
-        "| no true difference | studies | says better or worse | usual practice does | interval covers | mean seeds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| no true difference | studies | says better or worse | chance of it, given the rates chosen "
+        "| usual practice does | interval covers | mean seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in results:
         if r["scenario"]["null"]:
             lines.append(
                 f"| {r['scenario']['name']} | {r['studies']} | {percent(r['family_error'])} "
-                f"| {percent(r['family_error_usual'])} | {percent(r['coverage'])} | {r['mean_seeds']:.1f} |"
+                f"| {percent(r['family_error_expected'], 2)} | {percent(r['family_error_usual'])} "
+                f"| {percent(r['coverage'])} | {r['mean_seeds']:.1f} |"
             )
     blind = [r for r in results if r["scenario"]["floor_gap"] == 0]
     lines += [""] + [

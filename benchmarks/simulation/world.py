@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -25,6 +26,8 @@ CONFIRM = {rule: f"{{rule: {rule}}}" for rule in ("obrien-fleming", "e-process")
 TREATMENTS = ("first", "second", "searched")
 EVALUATIONS = (0.25, 0.5, 0.75)  # fractions of the budget
 LOSS = 3.3  # nats, of the baseline at its optimum
+TEST_GAP = 0.02  # nats from validation to test loss
+TEST_NOISE = 0.2  # of what a run does not share
 USUAL_SEEDS = 5
 
 
@@ -60,6 +63,7 @@ NULLS = [
     Scenario("unequal noise (one arm 4 times)", noisier={"second": 4.0}),
     Scenario("optima apart (up to a factor 1.5)", optima_apart=APART, studies=0.5),
     Scenario("flat bowls, optima apart", curvature=FLAT, optima_apart=APART, studies=0.5),
+    Scenario("unequal noise, optima apart", noisier={"second": 4.0}, optima_apart=APART, studies=0.5),
 ]
 GRID = [
     Scenario("grid's best, normal noise", choice="grid", studies=0.2),
@@ -78,6 +82,11 @@ EFFECTS = [
 ]
 BLIND = [Scenario("the floor does not lose", floor_gap=0.0, studies=0.1)]
 SCENARIOS = [*NULLS, *SEQUENTIAL, *GRID, *BLIND, *EFFECTS]
+
+
+def noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:
+    """Draws of mean 0 and standard deviation 1: normal, or Student's t with 3 degrees of freedom."""
+    return rng.standard_normal(shape) if kind == "normal" else rng.standard_t(3, shape) / math.sqrt(3)
 
 
 class World:
@@ -101,16 +110,22 @@ class World:
         z = math.log(lr) - self.optimum[arm]
         if z > 2.0 + 0.2 * self._rng.standard_normal():
             return math.inf
-        s = self.scenario
-        shared = self._shared.setdefault(seed, s.shared_sd * self._rng.standard_normal())
-        bowl = s.curvature * z * z * (1 + 0.2 * math.tanh(z))
-        return self.best(arm) + bowl + shared + self.own_noise(arm)
+        shared = self._shared.setdefault(seed, self.scenario.shared_sd * self._rng.standard_normal())
+        return self.best(arm) + self.excess(arm, lr) + shared + self.own_noise(arm)
+
+    def excess(self, arm: str, lr: float) -> float:
+        """What a learning rate costs against the arm's optimum, without noise (nats)."""
+        z = math.log(lr) - self.optimum[arm]
+        return self.scenario.curvature * z * z * (1 + 0.2 * math.tanh(z))
 
     def own_noise(self, arm: str) -> float:
         """What a run does not share with the other runs of its seed."""
         s = self.scenario
-        draw = self._rng.standard_normal() if s.noise == "normal" else self._rng.standard_t(3) / math.sqrt(3)
-        return s.sd * s.noisier.get(arm, 1.0) * float(draw)
+        return s.sd * s.noisier.get(arm, 1.0) * float(noise(s.noise, self._rng))
+
+    def test_loss(self, arm: str, loss: float) -> float:
+        """The test loss of a run that ends with validation loss `loss`."""
+        return loss + TEST_GAP + TEST_NOISE * self.own_noise(arm)
 
     def curve(self, arm: str, loss: float, fraction: float) -> float:
         """The validation loss at a fraction of the budget, of a run that ends with `loss`."""

@@ -18,15 +18,18 @@ def test_each_arm_has_its_optimum_by_both_rules(demo: Path):
     rows = calibration.optimum_rows(load(demo))
     assert [row["arm"] for row in rows] == ["gelu", "linear-floor", "paglu-searched", "paglu-per-layer"]
     trials = pd.read_parquet(demo / "trials.parquet")
+    means_of_logs = float(np.mean([math.log(row["own"]) for row in rows]))
     for row in rows:
         grid = trials[(trials["stage"] == "calibrate") & (trials["arm"] == row["arm"])]
         means = grid.groupby("lr")["val_nll"].mean()
         assert row["grid_best"] == means.idxmin()
         c, b, _ = np.polyfit(np.log(means.index), means, 2)  # three points: all weigh 1
         # se(c) of three equally spaced points is s sqrt(3 / 2) / h^2
-        steadied = c + row["standard_error"] * math.sqrt(1.5) / math.log(2) ** 2
+        steadied = c + row["standard_error"] * math.sqrt(1.5) / math.log(2) ** 2 / 2
         centre = np.log(means.index).to_numpy().mean()
-        assert row["fitted"] == pytest.approx(math.exp(centre - (b + 2 * c * centre) / (2 * steadied)))
+        assert row["own"] == pytest.approx(math.exp(centre - (b + 2 * c * centre) / (2 * steadied)))
+        away = [abs(math.log(row[kind]) - means_of_logs) for kind in ("fitted", "own")]
+        assert away[0] < away[1]  # towards the other arms
         assert (row["chosen"], row["points"], row["infeasible"], row["at_edge"]) == (2e-3, 3, 0, "no")
 
 

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.meta_analysis import combine_effects
 
-from analysis.optimum import optima, optimum
+from analysis.optimum import Optimum, optima, optimum, share
 
 RATES = [2.0**k * 1e-3 for k in range(-2, 3)]
 
@@ -38,7 +39,7 @@ def test_with_much_noise_all_points_weigh_the_same_and_the_curvature_is_steadied
     x = np.log(RATES) - np.log(RATES).mean()
     (c, b, _), covariance = np.polyfit(x, losses.mean(1), 2, cov="unscaled")
     error = sd / math.sqrt(2) * math.sqrt(covariance[0, 0])
-    expected = math.exp(-b / (2 * (c + error)) + np.log(RATES).mean())
+    expected = math.exp(-b / (2 * (c + error / 2)) + np.log(RATES).mean())
     assert optimum(RATES, losses, sd).fitted == pytest.approx(expected)
     assert optimum(RATES, losses, sd).fitted == pytest.approx(1e-3, rel=1e-3)  # noise alone: the centre
 
@@ -62,15 +63,71 @@ def test_an_infeasible_seed_takes_its_rate_out():
         optimum(RATES, np.full((5, 2), math.inf), 0.0)
 
 
-def test_the_noise_is_the_larger_of_own_and_pooled():
+def test_the_noise_is_the_larger_of_own_and_the_median():
     rng = np.random.default_rng(2)
-    losses = {"quiet": bowl(RATES, 1e-3), "loud": bowl(RATES, 1e-3, noise=0.1, rng=rng)}
-    x = losses["loud"]
-    left = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
-    own = float((left**2).sum() / 4)
+    noise = {"quiet": 0.001, "middle": 0.01, "loud": 0.1}
+    losses = {arm: bowl(RATES, 1e-3, noise=sd, rng=rng) for arm, sd in noise.items()}
+    own = {}
+    for arm, x in losses.items():  # what a mean a rate and a mean a seed leave
+        left = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
+        own[arm] = math.sqrt(float((left**2).sum() / 4))
+    assert own["quiet"] < own["middle"] < own["loud"]
     found = optima(RATES, losses)
-    assert found["loud"].standard_error == pytest.approx(math.sqrt(own / 2))
-    assert found["quiet"].standard_error == pytest.approx(math.sqrt(own / 2 / 2))
+    assert found["loud"].standard_error == pytest.approx(own["loud"] / math.sqrt(2))
+    for arm in ("quiet", "middle"):  # one loud arm says nothing of the others
+        assert found[arm].standard_error == pytest.approx(own["middle"] / math.sqrt(2))
+
+
+def test_the_error_of_the_optimum_is_its_spread_over_studies():
+    rng, logs, errors = np.random.default_rng(3), [], []
+    for _ in range(2000):
+        found = optimum(RATES[1:4], bowl(RATES[1:4], 1.1e-3, noise=0.004, rng=rng), 0.004)
+        logs.append(math.log(found.own))
+        errors.append(found.error)
+    assert np.median(errors) == pytest.approx(np.std(logs), rel=0.05)
+    assert optimum(RATES, bowl(RATES, 1.1e-3), 0.0).error == 0
+
+
+def arms_at(logs, errors, reach=(1e-6, 1.0)):
+    return {
+        str(i): Optimum(1e-3, math.exp(x), 0.06, 0.004, math.exp(x), e, reach)
+        for i, (x, e) in enumerate(zip(logs, errors, strict=True))
+    }
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_optima_read_together_are_those_of_a_random_effects_model(spread):
+    """Against statsmodels: the variance of the optima and their mean are DerSimonian and Laird's."""
+    x, e = spread * np.array([-0.05, 0.02, 0.09, -0.01, 0.04]) - 7, np.array([0.05, 0.06, 0.04, 0.07, 0.05])
+    with np.errstate(invalid="ignore"):  # it takes the root of a negative variance
+        model = combine_effects(x, e**2, method_re="chi2")
+    tau2 = max(0.0, model.tau2)
+    assert (tau2 > 0) == (spread > 1)
+    weight = 1 / (e**2 + tau2)
+    step = e**2 * weight * (weight @ x / weight.sum() - x)
+    if tau2:
+        assert weight @ x / weight.sum() == pytest.approx(model.mean_effect_re)
+    moved = np.log([found.rate for found in share(arms_at(x, e)).values()])
+    assert moved == pytest.approx(x + np.clip(step, -0.5 * e, 0.5 * e))
+    assert np.abs(moved - x).max() > 1e-3
+
+
+def test_an_arm_whose_optimum_lies_elsewhere_moves_by_half_an_error_at_most_and_stays_on_its_grid():
+    x, e = [-7.0, -7.0, -7.0, -7.0, -6.0], [0.02] * 4 + [0.5]
+    found = share(arms_at(x, e))
+    assert math.log(found["4"].rate) == pytest.approx(-6.25)
+    assert found["4"].own == pytest.approx(math.exp(-6.0))
+    low = math.exp(-6.1)
+    assert share(arms_at(x, e, reach=(low, 1.0)))["4"].rate == pytest.approx(low)
+
+
+def test_without_noise_or_alone_an_arm_keeps_its_optimum():
+    lone = arms_at([-7.0], [0.1])
+    assert share(lone) == lone
+    exact = arms_at([-7.0, -6.0], [0.0, 0.0])
+    assert share(exact) == exact
+    unfitted = arms_at([-7.0], [0.1]) | {"none": Optimum(2e-3, None, None, 0.004)}
+    assert share(unfitted) == unfitted
 
 
 def test_equal_arms_differ_less_by_the_fit_than_by_the_grids_best():
