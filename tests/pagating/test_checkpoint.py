@@ -247,7 +247,8 @@ def test_the_same_trial_on_a_corpus_in_another_place_goes_on(packed, tmp_path):
     moved = shutil.copytree(packed, tmp_path / "moved")
     assert trial_identity(make(packed)) == trial_identity(make(str(moved)))
     meta = json.loads((moved / "corpus.json").read_text())
-    (moved / "corpus.json").write_text(json.dumps({**meta, "digest": "another"}))
+    meta["splits"]["train"]["sha256"] = "another"
+    (moved / "corpus.json").write_text(json.dumps({**meta, "digest": corpus._meta_digest(meta)}))
     assert trial_identity(make(packed)) != trial_identity(make(str(moved)))
 
 

