@@ -40,8 +40,11 @@ class StudyError(ValueError):
     """Bad input of a study: one line that names the file, the key, the value and what is allowed."""
 
 
-def check_tracking(uri: str, source: str) -> str:
-    """`uri` where MLflow can make something of it. Raises StudyError, in a line without its credentials."""
+def check_tracking(uri: str, source: str, whole: bool = True) -> str:
+    """`uri` where MLflow can make something of it. Raises StudyError, in a line without its credentials.
+
+    `whole`: refuse one whose credentials were left out, as they are in a resolved study.
+    """
     allowed = "none, sqlite:///FILE, http(s)://HOST:PORT, or a database's or Databricks' URI"
     try:
         parts = urlsplit(uri)
@@ -51,6 +54,8 @@ def check_tracking(uri: str, source: str) -> str:
     known = uri in ("none", "databricks") or parts.scheme.split("+")[0] in TRACKING
     if not known or any(c.isspace() for c in uri) or (parts.scheme in ("http", "https") and not parts.hostname):
         raise StudyError(f"{source} '{redact(uri)}' is no tracking URI; allowed: {allowed}")
+    if whole and "***" in uri:
+        raise StudyError(f"{source} '{uri}' is without its credentials; give it whole: --tracking, MLFLOW_TRACKING_URI")
     return uri
 
 
@@ -83,7 +88,7 @@ class Study(Section):
     @field_validator("tracking")
     @classmethod
     def _tracking(cls, given: str | None) -> str | None:
-        return given if given is None else check_tracking(given, "tracking")
+        return given if given is None else check_tracking(given, "tracking", whole=False)
 
     @field_validator("arms")
     @classmethod
