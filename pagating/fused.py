@@ -44,10 +44,50 @@ def _gelu_tanh_slope(x: Tensor) -> Tensor:
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * _C * (1 + 3 * _K * x * x)
 
 
+def _wide(x: Tensor) -> Tensor:
+    # a chain of roundings to bfloat16 would add up
+    return x.float() if torch.finfo(x.dtype).bits < 32 else x
+
+
+def _mish_value(x: Tensor) -> Tensor:
+    # tanh(log(1 + e)) = n / (n + 2), e = exp(x), n = e (e + 2): one exponential instead of three; it is 1 from 40 on
+    wide = _wide(x)
+    e = wide.clamp(max=40.0).exp_()
+    n = torch.addcmul(e + e, e, e)
+    return torch.div(n, n + 2, out=n).mul_(wide).mul_(wide).to(x.dtype)
+
+
+def _mish_backward(grad: Tensor, x: Tensor) -> Tensor:
+    # x (2 t + x t') with t = n / (n + 2), t' = 4 e (e + 1) / (n + 2)^2
+    wide = _wide(x)
+    e = wide.clamp(max=40.0).exp_()
+    n = torch.addcmul(e + e, e, e)
+    below = n + 2
+    t = n.div_(below)
+    e.addcmul_(e, e).mul_(4).div_(below).div_(below).mul_(wide).add_(t, alpha=2)
+    return e.mul_(wide).to(x.dtype).mul_(grad)
+
+
+def _mish_slope(x: Tensor) -> Tensor:
+    t = torch.tanh(F.softplus(x))
+    return 2 * x * t + x * x * (1 - t * t) * torch.sigmoid(x)
+
+
+def _x_gelu_slope(x: Tensor) -> Tensor:
+    share = 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+    return 2 * x * share + x * x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
 # gates by name: the product x * g(x)
 GATED: dict[str, Fused] = {
     "sigmoid": Fused(F.silu, _aten.silu_backward, _silu_slope),
     "relu": Fused(lambda x: F.relu(x).square_(), lambda g, x: F.relu(x).mul_(2).mul_(g), lambda x: 2 * F.relu(x)),
+    "gelu": Fused(
+        lambda x: F.gelu(x).mul_(x),
+        lambda g, x: _aten.gelu_backward(g, x).mul_(x).addcmul_(g, F.gelu(x)),
+        _x_gelu_slope,
+    ),
+    "mish": Fused(_mish_value, _mish_backward, _mish_slope),
     "step": Fused(F.relu, lambda g, x: _aten.threshold_backward(g, x, 0), lambda x: (x > 0).to(x.dtype)),
 }
 # bases by name; the identity has no row, its value is x and its slope 1
@@ -109,7 +149,7 @@ class _Pointwise(torch.autograd.Function):
             value = gate_row(ctx.gate).gated(x) if again else right.value(x)
             other = left.value(x) if left else x
             product = (value - other) * grad if again else value.sub_(other).mul_(grad)
-            grad_alpha = _sum_to(product, alpha)
+            grad_alpha = sum_to(product, alpha)
         return grad_x, grad_alpha, None, None
 
     @staticmethod
@@ -128,7 +168,7 @@ def _cast(alpha: float | Tensor, x: Tensor) -> Any:
     return alpha.to(x.dtype) if isinstance(alpha, Tensor) else alpha
 
 
-def _sum_to(product: Tensor, alpha: Tensor) -> Tensor:
+def sum_to(product: Tensor, alpha: Tensor) -> Tensor:
     """Sum over the axes that alpha was broadcast along, in alpha's own precision."""
     if alpha.dim() == 0 and product.dim() > 0 and product.dtype == torch.bfloat16:
         # rows first: a sum into another dtype copies the whole tensor; a row's rounding is no larger than a product's

@@ -21,6 +21,7 @@ from pagating.competitors import settings
 from pagating.gates import Function
 from pagating.own_gate import load_gate_of
 from pagating.units import BASES, ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
+from pagating.xielu import XIELU
 
 ACTIVATIONS: dict[str, Function] = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -233,9 +234,7 @@ def _unit(size: GPT2Size, row: Mapping[str, Any], layer: int, owner: AlphaModule
     base, values = row["base"], parse(alpha).values
     off = bool(values) and values[layer if len(values) > 1 else 0] == 0.0
     if base == "xielu":
-        from transformers.activations import XIELUActivation
-
-        return PaGLU(alpha, gate, XIELUActivation(dtype=torch.float32), d_ff, layer, owner, form)
+        return PaGLU(alpha, gate, XIELU(), d_ff, layer, owner, form)
     # a gate that is off hands over to the stock activation, for the same bits
     stock = base == "stock" or (base == "gelu" and off)
     return PaGLU(alpha, gate, Stock(size.activation) if stock else base, d_ff, layer, owner, form)

@@ -20,6 +20,7 @@ from pagating.alpha import AlphaModule
 from pagating.gpt2_plain import GPT2, Block, Head, Logits, Stock, Transformer
 from pagating.packed_adamw import Rows
 from pagating.units import PaGLU, SplitGLU
+from pagating.xielu import XIELU
 
 
 def _stack(tensors: Iterable[Tensor]) -> nn.Parameter:
@@ -86,6 +87,8 @@ class PackedUnits(nn.Module):
             if isinstance(unit, AlphaModule):
                 own = [tensor for _, tensor in unit.named_own_alpha() if isinstance(tensor, nn.Parameter)]
                 yield from (Rows(parameter, start, multipliers) for parameter in own)
+                base = getattr(unit, "base", None)
+                yield from (Rows(p, start) for p in (base.parameters() if isinstance(base, XIELU) else ()))
             start += size
 
     @torch.no_grad()
@@ -161,11 +164,11 @@ def _kind(act: nn.Module) -> str:
         kind = f", alpha {act.spec.kind}," if isinstance(act, AlphaModule) else ""
         raise ValueError(f"pack: {type(act).__name__}{kind} has no packed form; train it alone")
     base = getattr(act, "base", None)
-    if isinstance(base, nn.Module) and not isinstance(base, Stock):
+    if isinstance(base, nn.Module) and not isinstance(base, Stock | XIELU):
         raise ValueError(f"pack: base {type(base).__name__} has no packed form; train it alone")
     options = {key: value for key, value in sorted(act.spec.options.items()) if key not in ("init", "lr_multiplier")}
     fixed = act.fixed if act.fixed in (None, 0.0, 1.0) else "between"
-    name = base.name if isinstance(base, Stock) else base
+    name = base.name if isinstance(base, Stock) else "xielu" if isinstance(base, XIELU) else base
     return f"{type(act).__name__} {getattr(act, 'form', 'glu')} {act.gate} {name} {act.spec.kind} {options} {fixed}"
 
 
@@ -222,8 +225,11 @@ def _pack_units(acts: Sequence[nn.Module], owner: AlphaModule | None) -> nn.Modu
         del unit.__dict__["fixed"]  # a buffer moves with the model
         unit.register_buffer("fixed", fixed[:, None, None])
     unit.__dict__["_owner"] = owner
-    for name, tensor in list(unit.named_own_alpha()):
-        if isinstance(tensor, nn.Parameter):
-            stacked = _stack([act.get_parameter(name) for act in acts])
-            unit.register_parameter(name, nn.Parameter(stacked.detach().view(len(acts), 1, -1)))
+    names = [name for name, tensor in unit.named_own_alpha() if isinstance(tensor, nn.Parameter)]
+    if isinstance(getattr(unit, "base", None), XIELU):
+        names += ["base.alpha_p", "base.alpha_n"]
+    for path in names:
+        stacked = torch.stack([act.get_parameter(path).detach() for act in acts])
+        holder, _, name = path.rpartition(".")
+        unit.get_submodule(holder).register_parameter(name, nn.Parameter(stacked.view(len(acts), 1, -1)))
     return unit

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import XIELUActivation
 
 import pagating
 from pagating import fused
 from pagating.gates import GATES
 from pagating.units import BASES, PaGLU, pointwise
+from pagating.xielu import _XIELU, XIELU
+from pagating.xielu import composed as composed_xielu
 
 torch.set_num_threads(1)
 CASES = [(gate, base) for gate in fused.GATED for base in BASES]
@@ -221,3 +224,42 @@ def test_a_compiled_model_gives_every_alpha_its_gradient(base: str) -> None:
         grads.append(alpha.parameter.grad.item())
     assert grads[0] != 0
     assert grads[1] == pytest.approx(grads[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_xielu_is_that_of_transformers(dtype: torch.dtype) -> None:
+    own, theirs = XIELU(), XIELUActivation(dtype=torch.float32)
+    assert {name: t.tolist() for name, t in own.state_dict().items()} == {
+        name: t.tolist() for name, t in theirs.state_dict().items()
+    }
+    own.double(), theirs.double()
+    theirs.load_state_dict({**own.state_dict(), "alpha_p": torch.tensor([0.3]), "alpha_n": torch.tensor([-1.2])})
+    own.load_state_dict(theirs.state_dict())
+    x = torch.cat([4 * sample(4096), torch.tensor([0.0, -1e-7, -30.0], dtype=torch.float64)]).to(dtype)
+    grad = sample(2, 4099)[1].to(dtype)
+    ours, reference = x.clone().requires_grad_(), x.double().requires_grad_()
+    y, expected = own(ours), theirs(reference)
+    y.backward(grad)
+    expected.backward(grad.double())
+    eps = torch.finfo(dtype).eps
+    assert y.dtype == ours.grad.dtype == dtype
+    assert ((y.double() - expected).abs() <= 4 * eps * (1 + x.double().square()) + 2e-6).all()
+    away = (x > 0) | (x < -1e-6)  # at the joint the slopes differ, see its docstring
+    bound = 6 * eps * grad.double().abs() * (1 + x.double().abs())
+    assert ((ours.grad.double() - reference.grad).abs() <= bound)[away].all()
+    assert ours.grad[4096] == 0.5 * grad[4096]
+    for name in ("alpha_p", "alpha_n"):
+        assert own.get_parameter(name).grad.item() == pytest.approx(
+            theirs.get_parameter(name).grad.item(), rel=40 * eps, abs=2e-6
+        )
+
+
+def test_xielu_gradients_by_differences_and_composed() -> None:
+    x = (sample(3, 5) + 0.01).requires_grad_()
+    module = XIELU().double()
+    strengths = [torch.full(shape, 0.7, dtype=torch.float64, requires_grad=True) for shape in ((1,), (3, 1))]
+    assert torch.autograd.gradcheck(_XIELU.apply, (x, *strengths))
+    torch.testing.assert_close(
+        module(x), composed_xielu(x, F.softplus(module.alpha_p), 0.5 + F.softplus(module.alpha_n))
+    )
+    assert saved_bytes(lambda: module(x)) == x.numel() * 8 + 32

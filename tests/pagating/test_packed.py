@@ -34,7 +34,9 @@ UNITS = [
     {"alpha": {"schedule": {"from": 0.2}}, "gate": "relu"},
     {"alpha": [0.0, 1.5]},
     {"unit": "swish"},
+    {"unit": "xielu"},
     {"alpha": 0.5},
+    {"unit": "xielu"},
 ]
 
 
@@ -94,6 +96,21 @@ def test_a_pack_in_float32_and_in_bfloat16(text):
     assert_same(list(train_packed(rounded)), rounded, 1e-2)
 
 
+@pytest.mark.slow
+def test_a_compiled_pack_is_the_uncompiled_one(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    found = []
+    for choice in ("never", "always"):
+        trials = [make(text, unit=unit, seed=i, compile=choice) for i, unit in enumerate(UNITS[:6])]
+        found.append(list(train_packed(trials)))
+    for one, other in zip(*found, strict=True):
+        for eager, compiled in zip(one, other, strict=True):
+            finals = eager.pop("final", {"compiled": 0.0}), compiled.pop("final", {"compiled": 1.0})
+            assert [final["compiled"] for final in finals] == [0.0, 1.0]
+            keys = ("val_nll", "train_nll", "grad_norm")
+            assert [compiled[key] for key in keys] == pytest.approx([eager[key] for key in keys], rel=1e-4)
+
+
 def test_micro_batches_in_a_pack(text):
     trials = [make(text, unit=unit, seed=seed, micro_batch_tokens=16) for seed, unit in enumerate(UNITS[:3])]
     whole = [make(text, unit=unit, seed=seed) for seed, unit in enumerate(UNITS[:3])]
@@ -129,7 +146,6 @@ def test_a_trial_that_diverges_ends_alone(text):
         ({"unit": {"unit": "swiglu"}}, r"pack: transformer.h.0.mlp.c_fc.weight is \(16, 64\) .* and \(16, 86\)"),
         ({"unit": {"alpha": {"token": {}}}}, "pack: PaGLU, alpha token, has no packed form; train it alone"),
         ({"unit": {"form": "projected"}}, "pack: ProjectedGLU, alpha fixed, has no packed form; train it alone"),
-        ({"unit": {"unit": "xielu"}}, r"pack: base XIELUActivation has no packed form"),
     ],
 )
 def test_what_is_no_pack_is_refused(text, changed, message):

@@ -1,0 +1,72 @@
+"""xIELU, fused: forward and backward keep the input alone and work in place.
+
+`alpha_p x^2 + beta x` for x > 0, else `alpha_n (expm1(x) - x) + beta x`; Huang and Schlag 2024, arXiv 2411.13010.
+Parameters, buffers and start are those of `transformers.activations.XIELUActivation`, so that a state dict of one loads
+into the other; that module's Python form takes several times as long (`benchmarks/trial_speed.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .fused import sum_to
+
+BETA = 0.5
+START = 0.8
+
+
+class XIELU(nn.Module):
+    """The activation with two learned strengths: softplus of a parameter, and beta plus softplus of another.
+
+    Input and output have the same shape and dtype. Differs from transformers' module for inputs in (-1e-6, 0] alone:
+    that one takes `expm1(-1e-6)` there, off by less than 2e-6 `alpha_n`, and a slope of `beta - alpha_n` for `beta`.
+    Can be differentiated once, except while it is compiled.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p, self.alpha_n = (nn.Parameter(_inverse_softplus(start)) for start in (START, START - BETA))
+        self.register_buffer("beta", torch.tensor(BETA))
+        self.register_buffer("eps", torch.tensor(-1e-6))  # not used here; part of the state dict
+
+    def forward(self, x: Tensor) -> Tensor:
+        positive, negative = F.softplus(self.alpha_p).to(x.dtype), (BETA + F.softplus(self.alpha_n)).to(x.dtype)
+        if torch.compiler.is_compiling():
+            return composed(x, positive, negative)
+        out: Tensor = _XIELU.apply(x, positive, negative)
+        return out
+
+
+def _inverse_softplus(value: float) -> Tensor:
+    return torch.log(torch.expm1(torch.tensor(value))).unsqueeze(0)
+
+
+def composed(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """The formula in single operations."""
+    below = x.clamp(max=0.0)
+    return positive * F.relu(x).square() + negative * (torch.expm1(below) - below) + BETA * x
+
+
+class _XIELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        ctx.save_for_backward(x, positive, negative)
+        below = x.clamp(max=0.0)
+        y = torch.expm1(below).sub_(below).mul_(negative)
+        return y.add_(F.relu(x).square_().mul_(positive)).add_(x, alpha=BETA)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, positive, negative = ctx.saved_tensors
+        grad, above, below = grads[0], F.relu(x), x.clamp(max=0.0)
+        slope = torch.expm1(below)  # and its limit 0 for x > 0
+        grad_negative = sum_to(torch.sub(slope, below, out=below).mul_(grad), negative)
+        grad_positive = sum_to(torch.mul(above, above, out=below).mul_(grad), positive)
+        grad_x = slope.mul_(negative).add_(above.mul_(2 * positive)).add_(BETA).mul_(grad)
+        return grad_x, grad_positive, grad_negative
