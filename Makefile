@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help sweep test test-slow lint ui report bench proof constraints clean
+.PHONY: help sweep test test-slow lint ui report bench proof audit constraints clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,14 @@ bench: .venv/.bench  ## Measure: gates, trials, what a study costs beside its tr
 
 proof: .venv/.run  ## Simulate how often the whole decision errs (hours); writes docs/protocol.md
 	$(BIN)/python benchmarks/decision_error.py --write docs/protocol.md $(ARGS)
+
+# In an environment of its own: its dependencies must not move the pins. A pin that cannot be looked up is a failure (--strict)
+audit:  ## Look up the pins of constraints.txt in the advisory database
+	test -x .venv/audit/bin/pip-audit || \
+	  { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet pip-audit; }
+	@.venv/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off || \
+	  { echo "make audit: failed. Either a pin has an advisory (listed above), or the advisory service did not answer" \
+	    "for a pin, and then nothing is known of the pins" >&2; exit 1; }
 
 # Only the direct pins are chosen by hand; the rest follows from them
 constraints: .venv/.dev  ## Write constraints.txt anew
