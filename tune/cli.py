@@ -136,6 +136,42 @@ def _ui_command(uri: str) -> str:
 
 
 @app.command()
+def plan(
+    config: Config,
+    output: Output = Path("studies"),
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Trials side by side; as many as cores when not given.")
+    ] = None,
+    hours_from: Annotated[
+        str, typer.Option(help="'measure' (10 s of training here), or a device such as a100.")
+    ] = "measure",
+    utilisation: Annotated[float, typer.Option(help="Share of a named device's peak that is assumed.")] = 0.3,
+    effect: Annotated[str, typer.Option(help="Difference to be seen, a percentage of the baseline's loss.")] = "0.5%",
+    noise: Annotated[
+        str | None, typer.Option(help="An earlier study, or a percentage: sd of paired differences.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="terminal or json.")] = "terminal",
+) -> None:
+    """What a study will cost, before it runs: cells, tokens, FLOPs, hours, disk, memory, and the power it will have.
+
+    Writes nothing but the shared token cache. Example: pagating plan configs/sweep.yaml
+    """
+    from tune import plan as plans
+
+    text = plans.run(
+        config,
+        output,
+        slots=slots,
+        hours_from=hours_from,
+        utilisation=utilisation,
+        effect=effect,
+        noise=noise,
+        form=form,
+    )
+    typer.echo(text)
+
+
+@app.command()
 def report(study: Name, output: Output = Path("studies")) -> None:
     """Rebuild tables, verdict and report of a study from its ledger. Example: pagating report sweep"""
     from tune import ledger
