@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[1]
@@ -159,6 +161,44 @@ def test_wrong_use_is_one_line_and_writes_nothing(words, tmp_path, monkeypatch, 
     assert err[:-1].isprintable()
     assert "s3cret" not in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+COMMANDS = ["sweep", "report", "status", "trial", "ui", "plan", "sync", "repair", "none", ""]
+WORDS = ["--output", "--slots", "--tracking", "--resume", "--port", "--host", "--hours-from", "--effect", "--format"]
+VALUES = [
+    "none.yaml",
+    "none",
+    "../x",
+    "-1",
+    "0",
+    "nan",
+    "1e999",
+    "",
+    "a\nb",
+    "\x1b[2J",
+    "\udcff",
+    "x" * 300,
+    "--",
+    "-",
+    "\0",
+]
+PLACES = ["http://me:s3cret@[::1", "sqlite:///none.db", "gopher://me:s3cret@h", "/proc/none", "/dev/null", "none/none"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(COMMANDS), st.lists(st.sampled_from([*WORDS, *VALUES, *PLACES]) | st.text(max_size=5), max_size=5)
+)
+def test_any_command_line_ends_in_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, command, words):
+    assume("--help" not in words)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = in_process([command, *words], monkeypatch, capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("pagating: ")
+    assert err[:-1].isprintable()
+    assert err.endswith("\n")
+    assert "s3cret" not in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_real_command_says_one_line_too(tmp_path):
