@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pagating import corpus
+from pagating import train as loop
 from pagating.evaluate import bits_per_byte, mean_nll, perplexity
 from pagating.initialise import initialise_gpt2, named_generator
 from pagating.train import Diverged, Trial, build_model, build_optimizer, train
@@ -219,3 +220,69 @@ def test_runs_alone_from_a_json_file(packed, tmp_path):
     assert (bad.returncode, bad.stdout) == (2, "")
     assert "unexpected keyword argument 'color'" in bad.stderr
     assert bad.stderr.count("\n") == 1
+
+
+# --- loss and gradient that are no numbers any more -------------------------------------------------------------------
+
+
+def with_model(monkeypatch, change):
+    """The loop with a model to which `change` was done."""
+    whole = loop.build_model
+
+    def changed(trial):
+        model = whole(trial)
+        change(model)
+        return model
+
+    monkeypatch.setattr(loop, "build_model", changed)
+
+
+def test_a_learning_rate_of_a_million_diverges(packed):
+    with pytest.raises(Diverged, match=r"^step \d+: loss (nan|inf|\d)|^step \d+: validation loss"):
+        list(train(make(packed, lr=1e6, warmup=0.0)))
+
+
+def test_a_loss_that_explodes_and_stays_finite_is_reported_as_it_is(packed):
+    uniform = math.log(corpus.read_meta(packed)["vocab_size"])
+    rows = list(train(make(packed, lr=3.0, warmup=0.0)))
+    assert all(math.isfinite(row["val_nll"]) for row in rows)
+    assert max(row["val_nll"] for row in rows) > 2 * uniform
+
+
+@pytest.mark.parametrize("name", ["transformer.wte.weight", "transformer.h.1.mlp.c_fc.bias", "transformer.ln_f.weight"])
+def test_a_parameter_that_is_no_number_diverges_at_the_first_step(packed, monkeypatch, name):
+    def spoil(model):
+        model.get_parameter(name).data.view(-1)[0] = math.nan
+
+    with_model(monkeypatch, spoil)
+    with pytest.raises(Diverged, match=r"^step 1: loss nan, gradient norm nan$"):
+        list(train(make(packed)))
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_gradient_that_is_no_number_diverges_though_the_loss_is_finite(packed, monkeypatch, value):
+    calls = []
+
+    def spoil(grad):
+        calls.append(1)
+        return torch.full_like(grad, value) if len(calls) == 3 else grad
+
+    with_model(monkeypatch, lambda model: model.get_parameter("transformer.ln_f.bias").register_hook(spoil))
+    shown = "nan" if math.isnan(value) else "inf"
+    with pytest.raises(Diverged, match=rf"^step 3: loss \d+\.\d+, gradient norm {shown}$"):
+        list(train(make(packed, eval_every=1)))
+
+
+def test_rows_before_a_divergence_were_reported(packed, monkeypatch):
+    calls = []
+
+    def spoil(grad):
+        calls.append(1)
+        return grad * math.inf if len(calls) == 5 else grad
+
+    undisturbed = losses(make(packed, eval_every=2))
+    with_model(monkeypatch, lambda model: model.get_parameter("transformer.ln_f.bias").register_hook(spoil))
+    seen = []
+    with pytest.raises(Diverged, match=r"^step 5: "):
+        seen.extend((row["val_nll"], row["train_nll"], row["grad_norm"]) for row in train(make(packed, eval_every=2)))
+    assert seen == undisturbed[:2]
