@@ -20,6 +20,7 @@ COLUMNS: formats.Columns = {
     "claim": ("claim", ""),
     "own_numbers": ("what its own numbers give", ""),
     "verdict": ("verdict", ""),
+    "page": ("page", ""),
 }
 ONE_SEED = "not testable (n=1)"
 
@@ -154,6 +155,7 @@ def table(study: Study | None = None) -> list[dict[str, Any]]:
     for claim in published()["claims"]:
         words, judged = judge(claim)
         row = {"id": claim["id"], "claim": claim["text"], "own_numbers": words, "verdict": judged}
+        row["page"] = claim["page"]
         row["comparisons"] = own_numbers(claim)
         rows.append(row | ({"study": said.get(claim["kind"])} if study else {}))
     return rows
@@ -168,7 +170,9 @@ def main(argv: list[str] | None = None) -> int:
     columns = COLUMNS | ({"study": (f"what {study.name} says", "")} if study else {})
     command.emit_rows(table(study), columns, options.format, title="The published claims")
     if options.format == "terminal":
-        formats.print_notes([f"Numbers: {published()['source']['what']} (analysis/published.yaml)."])
+        source = published()["source"]
+        pages = f"pages are of {source['repository']} at commit {source['commit'][:7]}"
+        formats.print_notes([f"Numbers: {source['what']}; {pages} (analysis/published.yaml)."])
     return 0
 
 

@@ -1,6 +1,7 @@
 """Claims, alphas, budget, the curves over training and the ledger, on simulated studies whose truth is known."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,27 @@ def test_claims_reproduce_what_the_published_numbers_give():
     assert rows["significance"]["verdict"] == rows["growth"]["verdict"] == "not testable (n=1)"
     assert claims.extra_parameters(12, 3072) + 124_439_808 == 351_005_952
     assert "351,005,952" in rows["parameters"]["own_numbers"]
+
+
+def test_every_published_number_and_claim_names_its_page(capsys: pytest.CaptureFixture):
+    data = claims.published()
+    pages = [entry["page"] for entry in [*data["cells"].values(), *data["claims"]]]
+    assert all(re.fullmatch(r"[\w/]+\.(md|py)#L\d+(-L\d+)?", page) for page in pages)
+    assert re.fullmatch(r"[0-9a-f]{40}", data["source"]["commit"])
+    assert claims.main([]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"pages are of {data['source']['repository']} at commit {data['source']['commit'][:7]}" in out
+    assert "RESEARCH_SUMMARY.md#L12" in out
+
+
+def test_the_published_growth_is_not_monotone_in_its_own_numbers():
+    rows = {row["id"]: row for row in claims.table()}
+    got = [c["improvement_percent"] for c in rows["growth"]["comparisons"]]
+    losses = [(2.382, 2.363), (2.295, 2.278), (2.253, 2.237), (2.219, 2.194), (2.0247, 1.9865)]
+    assert got == pytest.approx([100 * (b - a) / b for b, a in losses])
+    assert got[0] > got[1] > got[2]
+    best = rows["best"]["comparisons"]
+    assert best[1]["improvement_percent"] == pytest.approx(100 * (1.8519 - 1.8683) / 1.8519)
 
 
 def test_claims_with_a_study_compare_with_the_floor_too(demo: Path, capsys: pytest.CaptureFixture):
