@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help sweep test test-slow lint ui report bench proof audit constraints clean
+.PHONY: help sweep test test-slow lint ui report bench proof docs audit constraints clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,11 @@ bench: .venv/.bench  ## Measure: gates, trials, what a study costs beside its tr
 
 proof: .venv/.run  ## Simulate how often the whole decision errs (hours); writes docs/protocol.md
 	$(BIN)/python benchmarks/decision_error.py --write docs/protocol.md $(ARGS)
+
+docs: .venv/.dev  ## Write the page of the study file, the API pages (build/api), check links and examples
+	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_api.py
+	$(BIN)/python -m pytest -q tests/docs -m 'slow or not slow' $(ARGS)
 
 # In an environment of its own: its dependencies must not move the pins. A pin that cannot be looked up is a failure (--strict)
 audit:  ## Look up the pins of constraints.txt in the advisory database

@@ -95,6 +95,8 @@ def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, dropout: float = 0.0)
 
 
 class Attention(nn.Module):
+    """Causal self-attention of all heads (B, T, C) -> (B, T, C), with dropout on its weights and its output."""
+
     def __init__(self, size: GPT2Size) -> None:
         super().__init__()
         self.n_head, self.dropout = size.n_head, size.dropout
@@ -124,6 +126,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """A block of GPT-2: attention, then the MLP, each after a LayerNorm and added to its input."""
+
     def __init__(self, size: GPT2Size, act: nn.Module) -> None:
         super().__init__()
         self.ln_1, self.attn = nn.LayerNorm(size.d_model), Attention(size)

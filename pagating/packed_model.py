@@ -106,6 +106,8 @@ class PackedUnits(nn.Module):
 
 
 class PackedTransformer(Transformer):
+    """The transformers of K models side by side: every tensor has a leading axis K."""
+
     def __init__(self, each: Sequence[Transformer], sizes: Sequence[int]) -> None:
         nn.Module.__init__(self)
         self.dropout = 0.0
