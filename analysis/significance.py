@@ -33,7 +33,7 @@ def verdict(study: Study) -> dict[str, Any]:
     paired = {arm: pair(losses, study.baseline, arm) for arm in treatments}
     baseline_losses = losses[study.baseline].to_numpy(float)
     finite = baseline_losses[np.isfinite(baseline_losses)]
-    margin = margin_in_nats(study.margin, float(finite.mean()) if len(finite) else 1.0)
+    margin = margin_in_nats(study.margin, float(finite.mean()) if len(finite) else 1.0, str(study.folder or study.name))
     rows = [measure(arm, study.baseline, paired[arm], study.level, margin) for arm in treatments]
     hits = edge_hits(study)
     for row in rows:

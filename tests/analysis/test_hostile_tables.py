@@ -63,6 +63,7 @@ REFUSED = {
     "a seed that is rounded": (GOOD.replace("x,3", "x,1e17"), r"column seed has 1e\+17; allowed: whole numbers below"),
     "a loss without bounds": (GOOD.replace("3.02", "1e308"), r"column val_nll has 1e\+308; allowed: up to 1e\+100"),
     "minus infinity": (GOOD.replace("3.02", "-inf"), "column val_nll has -inf"),
+    "no loss at all": (re.sub(r"3\.\d+", "0", GOOD), "runs: margin '0.5%' of a mean of 0; allowed: a number in nats"),
     "terminal codes": (GOOD.replace("x,", "\x1b[2Jx,"), r"column arm has '\\x1b\[2Jx'; allowed: printable names"),
     "two lines": (GOOD.replace("x,", '"a\nb",'), r"column arm has 'a\\nb'; allowed: printable names, 200"),
     "a long arm": (
@@ -85,7 +86,7 @@ def test_a_table_that_cannot_be_analysed_is_refused_in_one_line(tmp_path, capsys
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     code, _, err = call("significance", str(file), "--baseline", "gelu", capsys=capsys)
     assert code == 2
-    assert err.startswith(str(file))
+    assert err.startswith((str(file), f"{file.stem}: "))
     assert re.search(message, err), err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs.csv"]
 
