@@ -20,6 +20,7 @@ app = typer.Typer(
 LOOPBACK = "127.0.0.1"
 USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy that typer carries
 BAD_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+MACHINE = ("StudyStopped", "TrackingError")  # the study's files are well, the machine is not
 DONE, UNDECIDED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 Config = Annotated[Path, typer.Argument(help="The study file, such as configs/sweep.yaml.")]
@@ -50,38 +51,57 @@ def sweep(
 
     Safe to interrupt: the same command continues where it stopped. Example: pagating sweep configs/sweep.yaml
     """
-    from tune import runner
+    from tune.interrupt import Interruption
+    from tune.mlflow_runs import default_uri
     from tune.study import StudyError, check_tracking, load
-    from tune.tracking import default_uri
 
     study = load(config)
     if resume and not (output / study.name / "study.yaml").is_file():
         raise StudyError(f"{output / study.name}: no study was begun here; leave --resume out to begin it")
     uri = check_tracking(tracking or study.tracking or default_uri(output), "tracking")
     typer.echo(f"{study.name}: {study.question}")
+    with Interruption(lambda line: typer.echo(line, err=True)) as interruption:
+        try:
+            code = _run(study, config.parent, output, slots, uri, interruption)
+        except KeyboardInterrupt:  # while nothing was being trained
+            code = None
+    if code is None:
+        typer.echo("Interrupted. What has ended is kept; the same command continues from there.", err=True)
+        sys.stdout.flush()
+        os._exit(interruption.exit_code)  # nothing is left to be done; the libraries' own ends take seconds
+    raise typer.Exit(code)
+
+
+def _run(study: Any, base: Path, output: Path, slots: int | None, uri: str, interruption: Any) -> int | None:
+    """Run a study and report it; its exit code, None where it was interrupted."""
+    from tune import runner
+    from tune.tracking import finish
+
+    tracking_uri = None if uri == "none" else uri
     run = runner.sweep(
         study,
-        config.parent,
+        base,
         output,
         slots=slots,
-        tracking_uri=None if uri == "none" else uri,
+        tracking_uri=tracking_uri,
         listen=_say,
+        interruption=interruption,
+        warn=lambda line: typer.echo(f"Warning: {line}", err=True),
     )
     if not run.stages.finished:
-        typer.echo("Interrupted. What has ended is kept; the same command continues from there.", err=True)
-        raise typer.Exit(INTERRUPTED)
+        return None
     if run.stages.hopeless:
         reason = next(record.reason for record in run.records.values() if record.reason)
         typer.echo(
             f"No search trial could be trained, so there is nothing to compare. The first said: {reason}", err=True
         )
-        raise typer.Exit(UNDECIDED)
+        return UNDECIDED
     verdict = _report(run.folder)
-    if run.tracker:
-        _to_mlflow(uri, study, run, verdict)
+    if run.tracker and (owed := finish(run.tracker, verdict)):
+        typer.echo(owed, err=True)
     typer.echo(f"Report:  {run.folder / 'report.html'}")
-    typer.echo(f"Browse the trials: {_ui_command(uri)}" if uri != "none" else "The trials were not sent to MLflow.")
-    raise typer.Exit(DONE if _concluded(verdict) else UNDECIDED)
+    typer.echo(f"Browse the trials: {_ui_command(uri)}" if tracking_uri else "The trials were not sent to MLflow.")
+    return DONE if _concluded(verdict) else UNDECIDED
 
 
 def _say(progress: Any) -> None:
@@ -103,24 +123,6 @@ def _report(folder: Path) -> dict[str, Any]:
     verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
     Console().print(reports.terminal_table(verdict))
     return verdict
-
-
-def _to_mlflow(uri: str, study: Any, run: Any, verdict: dict[str, Any]) -> None:
-    from mlflow.exceptions import MlflowException
-
-    from analysis.safe_text import redact
-    from tune.tracking import log_verdict
-
-    owed, problem = run.tracker.owed, run.tracker.problem
-    if not owed and run.tracker.parent_id:
-        try:
-            log_verdict(uri, study, run.tracker.parent_id, run.folder, verdict)
-        except (MlflowException, OSError) as error:
-            problem = str(error).splitlines()[0]
-    if owed or problem:
-        typer.echo(
-            redact(f"MLflow at {uri}: {owed} cells not written yet ({problem}); the ledger has them all."), err=True
-        )
 
 
 def _concluded(verdict: dict[str, Any]) -> bool:
@@ -181,6 +183,40 @@ def report(study: Name, output: Output = Path("studies")) -> None:
     ledger.write_tables(load(folder / "study.yaml").name, ledger.read(folder / "ledger.jsonl"), folder)
     _report(folder)
     typer.echo(f"Report:  {folder / 'report.html'}")
+
+
+@app.command()
+def sync(
+    study: Name,
+    output: Output = Path("studies"),
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+) -> None:
+    """Fill MLflow from a study's ledger: what it missed, or all of it. Example: pagating sync sweep"""
+    from analysis.safe_text import redact
+    from tune import tracking as trackings
+    from tune.mlflow_runs import default_uri
+    from tune.study import StudyError, check_tracking, load
+
+    folder = _folder(study, output)
+    loaded = load(folder / "study.yaml")
+    uri = check_tracking(tracking or loaded.tracking or default_uri(folder.parent), "tracking")
+    if uri == "none":
+        raise StudyError("tracking 'none': there is nothing to fill; name a store with --tracking")
+    cells, written = trackings.sync(uri, loaded, folder)
+    typer.echo(f"MLflow at {redact(uri)} has all {cells} cells of {loaded.name}; {written} were written now.")
+
+
+@app.command()
+def repair(study: Name, output: Output = Path("studies")) -> None:
+    """Keep the undamaged lines of a damaged ledger; what the others held is trained again by the next sweep.
+
+    The damaged file is kept beside it. Example: pagating repair sweep
+    """
+    from tune import repair as repairs
+    from tune.study import load
+
+    folder = _folder(study, output)
+    typer.echo(repairs.repair(load(folder / "study.yaml"), folder))
 
 
 @app.command()
@@ -246,8 +282,8 @@ def ui(
     """Open the MLflow UI on what was logged, on this machine's loopback address only. Example: pagating ui"""
     from ipaddress import ip_address
 
+    from tune.mlflow_runs import default_uri
     from tune.study import StudyError, check_tracking
-    from tune.tracking import default_uri
 
     uri = check_tracking(tracking or default_uri(output), "tracking")
     if uri == "none":
@@ -291,9 +327,13 @@ def main() -> None:
     except BAD_PATH as error:
         code = _bad_input(f"{error.filename}: {error.strerror}")
     except ValueError as error:
-        if type(error).__name__ not in ("StudyError", "CorpusError", "LedgerError", "TableError"):
+        if type(error).__name__ not in ("StudyError", "CorpusError", "LedgerError", "TableError", *MACHINE):
             raise
         code = _bad_input(str(error))
+        code = UNDECIDED if type(error).__name__ in MACHINE else code
+    except OSError as error:
+        _bad_input(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        code = UNDECIDED
     sys.exit(code or DONE)
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = 8.5  # seconds for an orderly stop: whoever asks twice, or has Ray's processes killed too, waits no longer
 
 
 class Interruption:
     """Takes SIGINT (Ctrl-C), SIGTERM and SIGHUP while it is entered; a signal that was ignored before stays ignored.
 
     Inside `orderly` the first signal is only noted in `caught`, for whoever looks; elsewhere it raises
-    KeyboardInterrupt. A second signal ends the process without any cleaning up, which the ledger withstands; Ray's
-    processes end with it.
+    KeyboardInterrupt. A second signal, or an orderly stop that takes longer than `PATIENCE`, ends the process without
+    any cleaning up, which the ledger withstands; Ray's processes end with it.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -26,6 +28,7 @@ class Interruption:
         self.caught: int | None = None
         self._say, self._orderly = say, False
         self._before: dict[int, Any] = {}
+        self._timer: threading.Timer | None = None
 
     @property
     def exit_code(self) -> int:
@@ -39,6 +42,8 @@ class Interruption:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._timer:
+            self._timer.cancel()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
@@ -55,11 +60,17 @@ class Interruption:
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
         if self.caught is not None:
-            sys.stdout.flush()
-            os._exit(128 + signum)
+            self._leave(signum)
         self.caught = signum
         if not self._orderly:
             raise KeyboardInterrupt
-        self._say(
-            "Stopping: running trials save a checkpoint, which takes seconds. The same signal again stops at once."
-        )
+        self._timer = threading.Timer(PATIENCE, self._leave, [signum])
+        self._timer.daemon = True
+        self._timer.start()
+        self._say("Stopping: running trials save a checkpoint, a matter of seconds. A second signal stops at once.")
+
+    def _leave(self, signum: int) -> None:
+        """End without cleaning up: the ledger is whole after every line, and Ray's processes end with this one."""
+        self._say("Stopped at once. What has ended is kept; the same command continues from there.")
+        sys.stdout.flush()
+        os._exit(128 + signum)

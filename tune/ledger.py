@@ -66,13 +66,13 @@ class Record:
     ended: float | None = None
 
 
-def _sealed(event: dict[str, Any]) -> bytes:
+def sealed(event: dict[str, Any]) -> bytes:
     """The event as a line, its last key the CRC-32 of what stands before it."""
     body = json.dumps(event, separators=(",", ":"), allow_nan=False)
     return f'{body[:-1]},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'.encode()
 
 
-def _opened(line: bytes) -> dict[str, Any] | None:
+def opened(line: bytes) -> dict[str, Any] | None:
     """The event of a line; None where the line is cut off or damaged."""
     head, mark, tail = line.rpartition(b',"crc":"')
     if not mark or tail[8:] != b'"}' or f"{zlib.crc32(head + b'}'):08x}".encode() != tail[:8]:
@@ -87,12 +87,15 @@ class Ledger:
     nothing by itself.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or create `path` for writing; drop a cut-off last line. Raises LedgerError when another sweep has it."""
+    def __init__(self, path: Path, *, strict: bool = True) -> None:
+        """Open or create `path` for writing; drop a cut-off last line. Raises LedgerError when another sweep has it.
+
+        With `strict` a damaged line in the middle raises LedgerError too; without, the file is only locked.
+        """
         self.path = path
         self._file = _locked(path)
         try:
-            self.events, self._size = _read(path)
+            self.events, self._size = _read(path) if strict else ([], path.stat().st_size)
             os.ftruncate(self._file, self._size)
             holder = path.with_name("ledger.lock")
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
@@ -106,7 +109,7 @@ class Ledger:
         Raises LedgerError where the disk is full or the file was removed; what stood in the ledger before stands.
         """
         record = {"event": event, "time": round(time.time(), 3), **fields}
-        line = _sealed(record)
+        line = sealed(record)
         try:
             if os.fstat(self._file).st_nlink == 0:
                 raise LedgerError(f"{self.path}: was removed while the study ran; nothing more can be recorded")
@@ -167,7 +170,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     for number, line in enumerate(lines, 1):
         if number == len(lines):  # what follows the last line end was never finished
             break
-        event = _opened(line)
+        event = opened(line)
         if event is None:
             if number == len(lines) - 1:
                 break

@@ -21,8 +21,8 @@ from typing import Any
 
 from tune.interrupt import Interruption
 from tune.ledger import Cell
-from tune.study import Study, StudyError
-from tune.study_run import FATAL, StudyRun
+from tune.study import Study
+from tune.study_run import FATAL, StudyRun, StudyStopped
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -272,7 +272,7 @@ def run_ray(
 
     `slots`: trials side by side, as many as the cores hold when None. `trainable`: what trains a cell,
     `tune.trial.CellTrainable` when None (a simulated one measures everything else). `interruption`: who takes signals.
-    Raises what made the study stop: LedgerError, OSError or StudyError.
+    Raises StudyStopped where the study cannot go on.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     from ray import tune as ray_tune
@@ -313,6 +313,9 @@ def run_ray(
                 tuner.fit()
             except TuneError as error:
                 if run.fatal is None:
-                    raise StudyError(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}; see {logs}") from error
-    if run.fatal is not None:
-        raise run.fatal
+                    raise StudyStopped(
+                        f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}; see {logs}"
+                    ) from error
+    if (fatal := run.fatal) is not None:
+        said = f"{fatal.filename}: {fatal.strerror}" if isinstance(fatal, OSError) and fatal.filename else str(fatal)
+        raise StudyStopped(f"the study stopped: {said}") from fatal

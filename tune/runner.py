@@ -67,11 +67,12 @@ def sweep(
     listen: Callable[[Progress], None] | None = None,
     trainable: Any = None,
     interruption: Interruption | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> StudyRun:
     """Run a study, or what is missing of it, and write its tables. `base`: where paths in the study file start.
 
-    Raises StudyError, CorpusError or LedgerError before anything is written that would belong to a study; LedgerError,
-    StudyError or OSError when the study cannot go on, all that has ended being kept.
+    Raises StudyError, CorpusError or LedgerError before anything is written that would belong to a study; StudyStopped
+    or OSError when the study cannot go on, all that has ended being kept.
     """
     folder = output / study.name
     check_folder(study, folder)
@@ -81,23 +82,30 @@ def sweep(
     if not (folder / "study.yaml").exists():
         write_whole(folder / "study.yaml", dump(study))  # first of all: a folder without it is not taken for a study
     keep_gates(study, base, folder)
-    run = StudyRun(study, folder, corpus, listen)
+    run = StudyRun(study, folder, corpus, listen, warn)
     try:
         write_whole(folder / "study.yaml", dump(study))
+        if tracking_uri:
+            run.tracker = _tracker(run, tracking_uri)
         if run.missing:
-            if tracking_uri:
-                from tune.tracking import Tracker
-
-                run.tracker = Tracker(tracking_uri, study, folder, corpus)
             run_ray(run, slots, trainable, interruption)
         if run.stages.finished:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     finally:
         run.ledger.close()
         if run.tracker:
-            run.tracker.close(patience=3.0 if run.stopping else 60.0)
+            run.tracker.close(
+                run.records.values(), finished=run.stages.finished, patience=3.0 if run.stopping else 60.0
+            )
     if run.ledger.events:
         ledgers.write_tables(study.name, run.ledger.events, folder)
     if run.slots:
         write_provenance(folder, run.ledger.events, run.slots)
     return run
+
+
+def _tracker(run: StudyRun, uri: str) -> Any:
+    """Who writes to MLflow; nobody where the study is finished and MLflow is known to have all of it."""
+    from tune.tracking import Tracker, is_marked
+
+    return Tracker(uri, run.study, run.folder, run.corpus) if run.missing or not is_marked(run.folder, uri) else None

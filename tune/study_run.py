@@ -22,6 +22,10 @@ ATTEMPTS = 3  # of a cell whose machine fails, without any progress between them
 FATAL = (OSError, LedgerError, StudyError)  # what ends a study: it cannot record what its trials do
 
 
+class StudyStopped(ValueError):
+    """A study that cannot go on, such as on a full disk: one line. All that has ended is kept."""
+
+
 @dataclass
 class Progress:
     """What a listener is told: the cell that ended, how many did, of how many known ones, and the seconds left."""
@@ -38,12 +42,17 @@ class StudyRun:
     """One run of a study in this process: what the ledger says, what the stages want, what the tracker is told."""
 
     def __init__(
-        self, study: Study, folder: Path, corpus: Path, listen: Callable[[Progress], None] | None = None
+        self,
+        study: Study,
+        folder: Path,
+        corpus: Path,
+        listen: Callable[[Progress], None] | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.study, self.folder, self.corpus = study, folder, corpus
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.tracker: Any | None = None
-        self._listen = listen
+        self._listen, self._warn = listen, warn
         self._decisions: set[str] = set()
         self.slots = 0  # known once Ray runs
         self._begun: float | None = None  # when the first cell started
@@ -56,7 +65,7 @@ class StudyRun:
         self._alone: set[str] = set()  # cells that run with no other beside them
         self.fatal: Exception | None = None  # why the study cannot go on
         self.interruption: Interruption | None = None
-        self.warnings: list[str] = []  # of its trials; each is said once
+        self._warned: set[str] = set()
         self._open(folder)
         self._first = self._next_missing()
 
@@ -165,8 +174,14 @@ class StudyRun:
     def alive(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
         """A running cell is at `fraction` of its budget, and has something to say to the user or not."""
         self._reached[cell.key] = max(fraction, self._reached.get(cell.key, 0.0))
-        if warning and warning not in self.warnings:
-            self.warnings.append(warning)
+        if warning:
+            self.warn(f"{cell.key}: {warning}")
+
+    def warn(self, line: str) -> None:
+        """Say something to the user, once."""
+        if line not in self._warned and self._warn:
+            self._warn(line)
+        self._warned.add(line)
 
     def report(self, cell: Cell, row: dict[str, Any]) -> None:
         """Record an evaluation of a running cell."""

@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,11 @@ from ray import tune as ray_tune
 
 from tune import ledger as ledgers
 from tune import runner
+from tune.interrupt import Interruption
+from tune.ledger import LedgerError
+from tune.ray_part import QUIET, Pulse
 from tune.study import parse
+from tune.study_run import StudyRun
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -97,17 +103,11 @@ def place(tmp_path_factory):
     asked = tmp_path_factory.mktemp("asked")
     cache = tmp_path_factory.mktemp("cache")
     os.environ["FAULTS"], os.environ["PAGATING_CACHE"] = str(asked), str(cache)
-    os.environ |= {name: value for name, value in runner_quiet().items() if name not in os.environ}
+    os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield asked
     ray.shutdown()
     del os.environ["FAULTS"], os.environ["PAGATING_CACHE"]
-
-
-def runner_quiet():
-    from tune.ray_part import QUIET
-
-    return QUIET
 
 
 @pytest.fixture(scope="module")
@@ -127,15 +127,129 @@ def run(place, folder, *faults, **changes):
     return done
 
 
-def test_killed_workers_cost_no_cell_and_change_no_result(place, undisturbed, tmp_path):
-    run(place, tmp_path, "kill", "kill", "kill")
+def test_killed_and_hung_workers_cost_no_cell_and_change_no_result(place, undisturbed, tmp_path):
+    run(place, tmp_path, "kill", "kill", "hang", resources={"stall_timeout": 4.0})
     assert finals(tmp_path / "faults") == undisturbed
-    failed = [end for end in ends(tmp_path / "faults") if end["outcome"] == "failed"]
+    failed = [end["reason"] for end in ends(tmp_path / "faults") if end["outcome"] == "failed"]
     assert len(failed) == 3
+    assert failed.count("no sign of life for 4 s (resources.stall_timeout)") == 1
 
 
-def test_a_hung_worker_is_ended_and_its_cell_trained_again(place, undisturbed, tmp_path):
-    run(place, tmp_path, "hang", resources={"stall_timeout": 3.0})
-    assert finals(tmp_path / "faults") == undisturbed
-    (failed,) = [end for end in ends(tmp_path / "faults") if end["outcome"] == "failed"]
-    assert failed["reason"] == "no sign of life for 3 s (resources.stall_timeout)"
+def test_a_trial_that_diverges_or_raises_is_infeasible_and_the_study_goes_on(place, tmp_path):
+    done = run(place, tmp_path, "diverge", "raise")
+    assert done.stages.finished
+    bad = [record for record in done.records.values() if record.outcome == "infeasible"]
+    assert sorted(record.reason for record in bad) == [
+        "ZeroDivisionError: an own gate divided by zero",
+        "step 3: loss nan, gradient norm nan",
+    ]
+    assert len(ends(tmp_path / "faults")) == len(done.records)  # neither was tried again
+
+
+def launch(output):
+    command = [sys.executable, __file__, str(output)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def until(running, folder, count):
+    """Wait until `count` cells have ended."""
+    path, deadline = folder / "ledger.jsonl", time.monotonic() + 240
+    while not path.exists() or len(ends(folder)) < count:
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+
+
+def test_a_killed_driver_and_a_terminated_one_are_continued_to_the_same_results(place, undisturbed, tmp_path):
+    folder = tmp_path / "faults"
+    first = launch(tmp_path)
+    until(first, folder, 3)
+    with pytest.raises(LedgerError, match=rf"another sweep is running this study: process {first.pid} on \S+$"):
+        runner.sweep(study("faults"), tmp_path, tmp_path, trainable=Steps)
+    first.kill()
+    first.communicate()
+    kept = len(ends(folder))
+    second = launch(tmp_path)
+    until(second, folder, kept + 3)
+    second.send_signal(signal.SIGTERM)
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 143, said
+    assert "A second signal stops at once" in said
+    assert 0 < len(ends(folder)) < len(undisturbed)
+    run(place, tmp_path)
+    assert finals(folder) == undisturbed
+    assert len(ends(folder)) == len(undisturbed)  # no finished cell ran again
+
+
+def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alone(tmp_path, place):
+    corpus = runner.packed_corpus(study("faults"), tmp_path, tmp_path)
+    (tmp_path / "faults").mkdir()
+    it = StudyRun(study("faults"), tmp_path / "faults", corpus)
+    cell, other = it.next_cell(), it.next_cell()
+    it.start(cell)
+    it.start(other)
+    it.alive(cell, 0.1)
+    it.end(cell, "failed", {}, "worker died")
+    assert it.next_cell() == cell
+    it.start(cell)
+    it.alive(cell, 0.2)  # further than before: the count starts anew
+    it.end(cell, "failed", {}, "worker died")
+    assert it.next_cell() == cell
+    it.start(cell)
+    it.end(cell, "failed", {}, "worker died")
+    assert it.next_cell() is None  # its last attempt waits until nothing else runs
+    it.end(other, "completed", {"val_nll": 3.0, "steps": 40})
+    assert it.next_cell() == cell
+    it.start(cell)
+    assert it.next_cell() is None  # and nothing starts beside it
+    it.end(cell, "failed", {}, "worker died")
+    assert it.records[cell.key].outcome == "failed"
+    assert it.next_cell() not in (None, cell)
+    it.ledger.close()
+
+
+def test_a_worker_killed_for_memory_is_tried_again_alone(tmp_path, place):
+    corpus = runner.packed_corpus(study("faults"), tmp_path, tmp_path)
+    (tmp_path / "faults").mkdir()
+    it = StudyRun(study("faults"), tmp_path / "faults", corpus)
+    cell, other = it.next_cell(), it.next_cell()
+    it.start(cell)
+    it.start(other)
+    it.end(cell, "failed", {}, "The worker was killed because the node was running low on memory.")
+    assert it.next_cell() is None
+    it.end(other, "completed", {"val_nll": 3.0, "steps": 40})
+    assert it.next_cell() == cell
+    it.ledger.close()
+
+
+def test_the_pulse_counts_silence_only_while_somebody_looks():
+    now = [0.0]
+    pulse = Pulse(10.0, lambda: now[0])
+    pulse.beat("a")
+    for now[0] in (3.0, 6.0, 9.0):
+        assert pulse.silent() == []
+    pulse.beat("b")
+    now[0] = 12.0
+    assert pulse.silent() == ["a"]
+    assert pulse.silent() == []  # told once
+    now[0] = 1000.0  # the driver itself was stopped
+    assert pulse.silent() == []
+    now[0] = 1002.0
+    assert pulse.silent() == []
+    now[0] = 1003.0
+    assert pulse.silent() == ["b"]
+    pulse.beat("c")
+    pulse.forget("c")
+    now[0] = 1014.0
+    assert pulse.silent() == []
+
+
+def main(output):
+    """Run the study of this file in a process of its own, to be killed."""
+    with Interruption(lambda line: print(line, file=sys.stderr, flush=True)) as interruption:
+        runner.sweep(study("faults"), output, output, slots=2, trainable=Steps, interruption=interruption)
+    os._exit(interruption.exit_code if interruption.caught else 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tune import tracking
+from tune import mlflow_runs
 from tune.ledger import Cell, Ledger, Record
+from tune.mlflow_runs import default_uri, numeric_alpha
 from tune.study import load
-from tune.tracking import Tracker, default_uri, numeric_alpha
+from tune.tracking import Tracker
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 ROW = {"step": 4, "tokens": 40, "val_nll": 3.5, "train_nll": 3.4, "lr": 1e-3, "grad_norm": 1.0, "alpha": [0.25]}
@@ -56,7 +57,7 @@ def test_a_cell_that_begins_again_replaces_its_run(place):
     tracker = Tracker(uri, load(SMOKE), folder, corpus)
     record = Record(CELL, started=time.time(), curve=[row(4), row(8)])
     tracker.reported(record, record.curve[-1])
-    while CELL.key not in tracker._logged:
+    while CELL.key not in tracker.runs.known:
         time.sleep(0.1)
     record.started, record.curve = time.time(), [row(4), row(8), row(12)]  # as far again before the thread looks
     record.outcome, record.final, record.ended = "completed", {"val_nll": 3.5}, time.time()
@@ -108,9 +109,10 @@ def test_the_store_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(tracking.os, "replace", broken)
+        patched.setattr(mlflow_runs.os, "link", broken)
+        patched.setattr(mlflow_runs.os, "replace", broken)
         with pytest.raises(OSError, match="disk full"):
-            tracking.prepare_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+            mlflow_runs.prepare_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert list(tmp_path.iterdir()) == []
 
 
