@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help sweep test test-slow lint ui report bench proof docs audit constraints clean
+.PHONY: help sweep plan test test-slow lint ui report bench proof docs audit constraints clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ help:  ## What can be made
 
 sweep: .venv/.run  ## Run a study (CONFIG=, ARGS=), then the verdict
 	@$(BIN)/pagating sweep $(CONFIG) $(ARGS)
+
+plan: .venv/.run  ## What a study will cost (CONFIG=, ARGS=); nothing runs
+	@$(BIN)/pagating plan $(CONFIG) $(ARGS)
 
 test: .venv/.dev  ## The test suite
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)

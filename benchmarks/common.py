@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pagating.corpus import _digest
+
 
 def machine() -> dict[str, Any]:
     """Processor, cores, instruction set, versions and date of a measurement."""
@@ -98,5 +100,7 @@ def random_corpus(folder: Path, vocab_size: int, tokens: int = 1 << 17) -> str:
     for split in splits:
         generator.integers(0, vocab_size, tokens, dtype=np.uint32).tofile(path / f"{split}.bin")
     counts = {split: {"tokens": tokens, "bytes": 4 * tokens} for split in splits}
-    (path / "corpus.json").write_text(json.dumps({"dtype": "uint32", "vocab_size": vocab_size, "splits": counts}))
+    meta = {"dtype": "uint32", "vocab_size": vocab_size, "splits": counts}
+    seal = _digest(json.dumps(meta, sort_keys=True))[:16]  # as `pagating.corpus` seals it
+    (path / "corpus.json").write_text(json.dumps({**meta, "digest": seal}))
     return str(path)

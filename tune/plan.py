@@ -86,7 +86,9 @@ def calibrate(
 ) -> tuple[Calibration, list[str]]:
     """Calibration on this machine, as many processes as fit; and what was held back, in words.
 
-    `base`: the study file's folder, from which a gate of the user's own is loaded."""
+    `base`: the study file's folder, from which a gate of the user's own is loaded. Raises StudyError where no trial
+    fits into memory, ProbeError where a process fails.
+    """
     import psutil
 
     models = {arm: arm_model(study, arm, vocab_size) for arm in study.arms}

@@ -73,8 +73,8 @@ def _lines(plan: dict[str, Any]) -> list[str]:
     corpus = plan["disk"]["corpus"]
     slot = sum(memory.values())
     lines = [
-        f"Time:   {spread_text(seconds['wall'], duration)} on {plan['slots']} slots; expected end "
-        f"{plan['expected_end']}",
+        f"Time:   {spread_text(seconds['wall'], duration)} on {plan['slots']} slot{'s' * (plan['slots'] > 1)}; "
+        f"expected end {plan['expected_end']}",
         f"        {stages}; start {duration(seconds['start'] + seconds['slot'])}, report {duration(seconds['end'])}",
         f"        from {plan['hours_from']}",
         f"        tokens/s a slot: {rates}",
