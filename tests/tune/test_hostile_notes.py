@@ -3,9 +3,8 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
-mlflow_runs = pytest.importorskip("tune.mlflow_runs")
+from tune import mlflow_runs
+from tune.study import dump, parse
 
 QUESTION = "<script>alert(1)</script> [x](javascript:alert(2)) ![y](z)\n# **no** heading"
 STUDY = f"""
@@ -25,7 +24,6 @@ class Page(list):
 
 
 def test_the_note_of_a_study_is_text_and_its_tags_hold_no_credentials(tmp_path):
-    from tune.study import dump, parse
 
     study = parse(STUDY.replace("'", '"'), Path("x.yaml"))
     (tmp_path / "study.yaml").write_text(dump(study))

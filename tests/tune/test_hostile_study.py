@@ -247,3 +247,5 @@ def test_the_resolved_study_holds_no_credentials():
     again = parse(dump(study), HERE)
     assert again.tracking == "http://***@host:5000/x?token=***"
     assert again.digest("tracking") == study.digest("tracking")
+    with pytest.raises(StudyError, match="is without its credentials; give it whole: --tracking"):
+        check_tracking(str(again.tracking), "tracking")
