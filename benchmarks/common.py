@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pagating.corpus import _digest
+from pagating.corpus import meta_digest
 
 
 def machine() -> dict[str, Any]:
@@ -101,6 +101,5 @@ def random_corpus(folder: Path, vocab_size: int, tokens: int = 1 << 17) -> str:
         generator.integers(0, vocab_size, tokens, dtype=np.uint32).tofile(path / f"{split}.bin")
     counts = {split: {"tokens": tokens, "bytes": 4 * tokens} for split in splits}
     meta = {"dtype": "uint32", "vocab_size": vocab_size, "splits": counts}
-    seal = _digest(json.dumps(meta, sort_keys=True))[:16]  # as `pagating.corpus` seals it
-    (path / "corpus.json").write_text(json.dumps({**meta, "digest": seal}))
+    (path / "corpus.json").write_text(json.dumps({**meta, "digest": meta_digest(meta)}))
     return str(path)

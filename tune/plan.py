@@ -66,7 +66,7 @@ def stand_in(folder: Path, vocab_size: int, tokens: int) -> Path:
     import numpy as np
     from tokenizers import ByteLevelBPETokenizer
 
-    from pagating.corpus import _digest
+    from pagating.corpus import meta_digest
 
     draw = np.random.default_rng(0)
     for split in SPLITS:
@@ -76,8 +76,7 @@ def stand_in(folder: Path, vocab_size: int, tokens: int) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     counts = {split: {"tokens": tokens, "bytes": 4 * tokens} for split in SPLITS}
     meta = {"dtype": "uint32", "vocab_size": vocab_size, "splits": counts}
-    seal = _digest(json.dumps(meta, sort_keys=True))[:16]  # as `pagating.corpus` seals it
-    (folder / "corpus.json").write_text(json.dumps({**meta, "digest": seal}), encoding="utf-8")
+    (folder / "corpus.json").write_text(json.dumps({**meta, "digest": meta_digest(meta)}), encoding="utf-8")
     return folder
 
 

@@ -140,7 +140,7 @@ def test_a_cache_of_another_version_is_made_again(text_files, tmp_path, monkeypa
         assert corpus.prepare(*arguments) != folder
     meta = json.loads((folder / "corpus.json").read_text())
     old = {name: value for name, value in meta.items() if name not in ("tokenizer", "digest")} | {"format": 1}
-    (folder / "corpus.json").write_text(json.dumps({**old, "digest": corpus._meta_digest(old)}))
+    (folder / "corpus.json").write_text(json.dumps({**old, "digest": corpus.meta_digest(old)}))
     assert corpus.fault(folder) == "format 1 is not 2"
 
 
