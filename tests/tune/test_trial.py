@@ -1,15 +1,34 @@
 """The Ray adapter without Ray's processes: what a driver is told of a cell, and what a cell leaves on disk."""
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from pagating import corpus
 from pagating.checkpoint import CheckpointFolder
 from pagating.train import Trial, train
+from tune import runner
 from tune import trial as adapter
+from tune.study import parse
 from tune.trial import CellTrainable
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
+STUDY = {
+    "name": "faults",
+    "question": "What survives?",
+    "tokenizer": {"vocab_size": 300},
+    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
+    "fixed": {"tokens": 20_480, "batch_tokens": 512},
+    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
+    "arms": {"gelu": {"baseline": True}, "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
+    "search": {"trials_per_arm": 2, "pruner": "none"},
+    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
+    "confirm": {"seeds": 2},
+}
 TIMES = ("tokens_per_second", "seconds", "peak_rss_mb")
 
 
@@ -140,3 +159,44 @@ def test_an_error_of_the_program_is_not_swallowed(spec, monkeypatch):
     monkeypatch.setattr("pagating.train.linear_nll", lambda *a: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         CellTrainable({"cell": "a", "trial": spec}).train()
+
+
+class KilledOnce(CellTrainable):
+    """The real trial; the first one to find the file FAULTS/kill is killed by signal 9 after its sixth update."""
+
+    def step(self):
+        adapter.BEAT_SECONDS = 0.0
+        place = Path(os.environ["FAULTS"])
+        if self._checkpoints:
+            self._checkpoints.request()
+        result = super().step()
+        with open(place / "steps", "a") as file:
+            file.write(f"{self.config['cell']} {os.getpid()} {result['step']} {result['row'] is not None}\n")
+        if result["step"] == 6 and (place / "kill").exists():
+            (place / "kill").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_mid_trial_goes_on_from_its_checkpoint_in_another_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FAULTS", str(tmp_path))
+    study = parse(yaml.safe_dump(STUDY), Path("faults.yaml"))
+    found = []
+    for name in ("undisturbed", "disturbed"):
+        (tmp_path / "steps").unlink(missing_ok=True)
+        if name == "disturbed":
+            (tmp_path / "kill").touch()
+        run = runner.sweep(study, tmp_path, tmp_path / name, slots=1, trainable=KilledOnce)
+        assert not (tmp_path / "kill").exists()
+        assert not (run.folder / "checkpoints").exists()
+        found.append({key: (r.outcome, plain(r.final), list(map(plain, r.curve))) for key, r in run.records.items()})
+    assert found[0] == found[1]
+    assert {outcome for outcome, *_ in found[0].values()} == {"completed"}
+    lines = [line.split() for line in (tmp_path / "steps").read_text().splitlines()]
+    cell = lines[0][0]  # the first to train was killed
+    first, second = dict.fromkeys(pid for key, pid, *_ in lines if key == cell)
+    told = [(int(step), row == "True") for key, pid, step, row in lines if (key, pid) == (cell, second)]
+    assert [int(step) for key, pid, step, _ in lines if (key, pid) == (cell, first)] == [1, 2, 3, 4, 5, 6]
+    assert told[:3] == [(4, True), (7, False), (8, True)]  # the stored row again, then the seventh update
