@@ -17,12 +17,12 @@ from tune.ray_part import run_ray
 from tune.study import Study, StudyError, dump, parse
 from tune.study_run import Progress, StudyRun
 
-EXTENDABLE = ("confirm.seeds",)
+EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "search.trials_per_arm")
 ANY = ("tracking", "resources.stall_timeout")  # what may change: no result depends on it
 
 
 def check_folder(study: Study, folder: Path) -> None:
-    """Refuse a folder that belongs to another configuration; more confirm seeds than before extend a study."""
+    """Refuse a folder that belongs to another configuration; more seeds or trials than before may extend a study."""
     recorded = folder / "study.yaml"
     if not recorded.exists():
         if folder.exists() and any(folder.iterdir()):
@@ -32,11 +32,40 @@ def check_folder(study: Study, folder: Path) -> None:
     if before.digest(*ANY, *EXTENDABLE) != study.digest(*ANY, *EXTENDABLE):
         changed = ", ".join(_differences(before.model_dump(), study.model_dump()))
         raise StudyError(f"{folder}: belongs to another configuration; changed: {changed}; give the study another name")
-    if study.confirm.seeds < before.confirm.seeds:
-        raise StudyError(
-            f"{folder}: confirm.seeds was {before.confirm.seeds} and is now {study.confirm.seeds}; "
-            "seeds can be added to a study, not taken away"
+    if refused := _not_an_extension(before, study, folder):
+        raise StudyError(f"{folder}: {refused}")
+
+
+def _not_an_extension(before: Study, now: Study, folder: Path) -> str | None:
+    """Why the numbers of seeds and trials that a study was begun with cannot be changed to these; None where they can.
+
+    Seeds may be added after the fixed rule, and to an e-process, which is valid at any number of them. The looks of an
+    O'Brien-Fleming rule and its bounds belong together, so its cap stays. Search trials may be added until the grid
+    of learning rates is centred on the best of them.
+    """
+    cap = (before.confirm.looks[-1], now.confirm.looks[-1])
+    if now.confirm.seeds < before.confirm.seeds:
+        return (
+            f"confirm.seeds was {before.confirm.seeds} and is now {now.confirm.seeds}; seeds can be added to a study, "
+            "not taken away"
         )
+    if cap[1] < cap[0]:
+        return f"confirm.max_seeds was {cap[0]} and is now {cap[1]}; seeds can be added to a study, not taken away"
+    if cap[1] > cap[0] and now.confirm.rule == "obrien-fleming":
+        return (
+            f"confirm.max_seeds was {cap[0]} and is now {cap[1]}; the bounds of obrien-fleming hold for the looks "
+            "named before the first one: give the study another name"
+        )
+    trials = (before.search.trials_per_arm, now.search.trials_per_arm)
+    if trials[1] < trials[0]:
+        return f"search.trials_per_arm was {trials[0]} and is now {trials[1]}; trials can be added, not taken away"
+    path = folder / "ledger.jsonl"
+    if trials[1] > trials[0] and path.exists() and any(event["event"] == "grid" for event in ledgers.read(path)):
+        return (
+            f"search.trials_per_arm was {trials[0]} and is now {trials[1]}; the learning rates were already chosen "
+            "around the best of the search, and more of it would change that choice: give the study another name"
+        )
+    return None
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:
@@ -55,6 +84,15 @@ def packed_corpus(study: Study, output: Path, base: Path) -> Path:
     cache = Path(os.environ.get("PAGATING_CACHE") or output / ".cache").resolve()
     source = study.corpus.model_dump(exclude_none=True)
     return prepare(source, study.tokenizer.model_dump(), study.model.n_ctx, cache, base)
+
+
+def _check_space(study: Study, folder: Path, corpus: Path, slots: int | None, cells: int | None = None) -> None:
+    """Raise StudyError where the disk has less room than `cells` (None: all) may take."""
+    from pagating.corpus import read_meta
+    from tune.plan_space import check_space, disk_needed
+
+    vocab_size = read_meta(corpus)["vocab_size"]
+    check_space(folder, disk_needed(study, slots or os.cpu_count() or 1, vocab_size=vocab_size, cells=cells))
 
 
 def sweep(
@@ -78,6 +116,8 @@ def sweep(
     check_folder(study, folder)
     check_gates(study, base, folder)
     corpus = packed_corpus(study, output, base)
+    if not (folder / "ledger.jsonl").exists():
+        _check_space(study, folder, corpus, slots)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "study.yaml").exists():
         write_whole(folder / "study.yaml", dump(study))  # first of all: a folder without it is not taken for a study
@@ -88,6 +128,7 @@ def sweep(
         if tracking_uri:
             run.tracker = _tracker(run, tracking_uri)
         if run.missing:
+            _check_space(study, folder, corpus, slots, run.stages.remaining())
             run_ray(run, slots, trainable, interruption)
         if run.stages.finished:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -66,6 +66,7 @@ class StudyRun:
         self.fatal: Exception | None = None  # why the study cannot go on
         self.interruption: Interruption | None = None
         self._warned: set[str] = set()
+        self._short_of_space = False
         self._open(folder)
         self._first = self._next_missing()
 
@@ -73,6 +74,7 @@ class StudyRun:
         from pagating.corpus import read_meta
 
         meta = read_meta(self.corpus)
+        self._vocab_size = meta["vocab_size"]
         known = next((event for event in self.ledger.events if event["event"] == "study"), None)
         if known and known["corpus"] != meta["digest"]:
             raise StudyError(
@@ -205,11 +207,23 @@ class StudyRun:
             return
         shutil.rmtree(self.checkpoints(cell), ignore_errors=True)
         self._complete(cell, outcome, final)
+        left = self.stages.remaining()
+        self._watch_space(left)
         if self._listen:
-            left = self.stages.remaining()
             pace = (time.monotonic() - (self._begun or 0.0)) / self._ended_here
             loss = final.get("val_nll", math.inf)
             self._listen(Progress(cell, outcome, loss, self.ended, self.ended + left, pace * left))
+
+    def _watch_space(self, cells: int) -> None:
+        """Warn while there is time, when the disk has less room than the cells that are left may take."""
+        from tune.plan_space import check_space, disk_needed
+
+        try:
+            check_space(self.folder, disk_needed(self.study, self.slots or 1, vocab_size=self._vocab_size, cells=cells))
+        except StudyError as error:
+            if not self._short_of_space and self._warn:
+                self._warn(str(error))
+            self._short_of_space = True
 
     def _try_again(self, cell: Cell, reason: str) -> bool:
         """Whether a cell whose machine failed is trained again, from its last checkpoint.
