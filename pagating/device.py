@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import platform
+import sys
+
 import torch
 from torch import Tensor
 
@@ -35,6 +39,27 @@ def resolve_device(choice: str) -> torch.device:
 def to_device(tokens: Tensor, device: torch.device) -> Tensor:
     """Tokens on the device; to a GPU from pinned memory, so that the copy does not hold up what is launched next."""
     return tokens if device.type == "cpu" else tokens.pin_memory().to(device, non_blocking=True)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices itself.
+
+    A processor without AVX-512 BF16, AMX or Arm's form of it emulates that, several times slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@functools.cache
+def warn_of_emulation(device: torch.device) -> None:
+    """One line a process where bfloat16 was asked for and the device has none."""
+    if not has_bfloat16(device):
+        print(
+            f"pagating: bfloat16 is emulated on this {device.type}; precision: float32 is faster here", file=sys.stderr
+        )
 
 
 def peak_tflops(name: str) -> float | None:

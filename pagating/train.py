@@ -26,7 +26,7 @@ from torch import nn
 from pagating.alpha import alpha_parameters, alpha_values, set_progress
 from pagating.checkpoint import EVERY_SECONDS, CheckpointFolder, capture, identity, restore
 from pagating.corpus import CorpusError, eval_windows, open_split, read_meta, train_batch
-from pagating.device import resolve_device, to_device
+from pagating.device import resolve_device, to_device, warn_of_emulation
 from pagating.engine_compile import compile_hidden, is_compiled
 from pagating.engine_loss import linear_nll
 from pagating.evaluate import (
@@ -72,6 +72,8 @@ def hidden_function(trial: Trial, model: GPT2, tokens_BT: torch.Tensor) -> Hidde
     The FLOPs that decide are those of the stock model, so that all arms of a study take the same path.
     """
     model.train()
+    if trial.precision == "bfloat16":
+        warn_of_emulation(tokens_BT.device)
     if is_compiled(trial.compile, stock_flops_per_token(model.config) * trial.tokens, model.config.dropout):
         with autocast(trial.precision, tokens_BT.device.type):
             compiled = compile_hidden(model, tokens_BT[:, :-1], Path(trial.corpus).parent / "compiled")

@@ -3,16 +3,19 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pagating import corpus
 from pagating import train as loop
+from pagating.device import warn_of_emulation
 from pagating.evaluate import bits_per_byte, mean_nll, perplexity
 from pagating.initialise import initialise_gpt2, named_generator
-from pagating.train import Diverged, Trial, build_model, build_optimizer, train
+from pagating.train import Diverged, Progress, Trial, build_model, build_optimizer, look, train
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 MODEL = {"n_layer": 2, "d_model": 16, "n_head": 2, "n_ctx": 16}
@@ -201,6 +204,49 @@ def test_an_exploding_trial_raises_naming_step_and_values(packed):
 def test_bad_trials_are_refused(packed, changed, message):
     with pytest.raises(ValueError, match=message):
         make(packed, **changed)
+
+
+def test_losses_of_several_steps_are_looked_at_together_and_the_first_bad_one_is_named():
+    progress, unseen = Progress(losses=[1.0]), [torch.tensor([2.0, 0.5]), torch.tensor([3.0, 0.25])]
+    assert look(progress, unseen, 7) == 0.25
+    assert (progress.losses, unseen) == ([1.0, 2.0, 3.0], [])
+    for bad in ([math.nan, 1.0], [2.0, math.inf]):
+        with pytest.raises(Diverged, match=rf"^step 6: loss {bad[0]}, gradient norm {bad[1]}$"):
+            look(progress, [torch.tensor(bad), torch.tensor([math.nan, 1.0])], 7)
+
+
+def test_emulated_bfloat16_is_said_so_once(packed, capsys, monkeypatch):
+    monkeypatch.setattr("pagating.device.has_bfloat16", lambda device: False)
+    warn_of_emulation.cache_clear()
+    for precision in ("float32", "bfloat16", "bfloat16"):
+        list(train(make(packed, precision=precision, tokens=64)))
+    line = "pagating: bfloat16 is emulated on this cpu; precision: float32 is faster here\n"
+    assert capsys.readouterr().err == line
+    warn_of_emulation.cache_clear()
+
+
+@pytest.mark.slow
+def test_bfloat16_and_float32_studies_agree_within_seed_noise(packed):
+    """Six seeds: rounding moves neither a loss nor the difference between two arms by as much as the seed does."""
+    arms, seeds = {"stock": None, "floor": {"alpha": 0.0}}, range(6)
+
+    def study(precision, lr=3e-3):
+        return {
+            arm: np.array(
+                [list(train(make(packed, unit=unit, seed=s, precision=precision, lr=lr, tokens=64 * 60)))[-1]["val_nll"]
+                 for s in seeds]
+            )
+            for arm, unit in arms.items()
+        }  # fmt: skip
+
+    exact, rounded, slower = study("float32"), study("bfloat16"), study("float32", lr=3e-4)
+    noise = exact["stock"].std(ddof=1)
+    for arm in arms:
+        assert 0 < abs((rounded[arm] - exact[arm]).mean()) < noise
+        assert abs((slower[arm] - exact[arm]).mean()) > noise  # a tenth of the learning rate is seen
+    gaps = [losses["floor"] - losses["stock"] for losses in (exact, rounded)]
+    interval = stats.ttest_rel(*gaps).confidence_interval(0.95)
+    assert max(abs(interval.low), abs(interval.high)) < noise
 
 
 def test_bfloat16_trains_to_about_the_same_loss(packed):
