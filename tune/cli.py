@@ -267,7 +267,7 @@ def trial(
     if cell not in found:
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
     loaded, mine = load(folder / "study.yaml"), found[cell].cell
-    corpus = runner.packed_corpus(loaded, output, folder)
+    corpus = runner.begun_corpus(loaded, folder)
     spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=mine.stage == "confirm")
     typer.echo(json.dumps(place_gate(spec, folder), indent=1))
 

@@ -83,7 +83,28 @@ def packed_corpus(study: Study, output: Path, base: Path) -> Path:
 
     cache = Path(os.environ.get("PAGATING_CACHE") or output / ".cache").resolve()
     source = study.corpus.model_dump(exclude_none=True)
-    return prepare(source, study.tokenizer.model_dump(), study.model.n_ctx, cache, base)
+    return prepare(source, study.tokenizer.model_dump(), study.model.n_ctx, _cache(output), base)
+
+
+def _cache(output: Path) -> Path:
+    return Path(os.environ.get("PAGATING_CACHE") or output / ".cache").resolve()
+
+
+def begun_corpus(study: Study, folder: Path) -> Path:
+    """The packed corpus that a study was begun on, found in the cache by its digest: its text may lie anywhere.
+
+    Packed again, from paths that start at the study's folder, where the cache lacks it.
+    """
+    from pagating.corpus import CorpusError, read_meta
+
+    begun = next(event["corpus"] for event in ledgers.read(folder / "ledger.jsonl") if event["event"] == "study")
+    for path in sorted(_cache(folder.parent).glob("corpus-*")):
+        try:
+            if read_meta(path)["digest"] == begun:
+                return path
+        except (CorpusError, OSError):
+            continue  # a damaged one is another study's trouble
+    return packed_corpus(study, folder.parent, folder)
 
 
 def _check_space(study: Study, folder: Path, corpus: Path, slots: int | None, cells: int | None = None) -> None:
