@@ -81,7 +81,6 @@ def packed_corpus(study: Study, output: Path, base: Path) -> Path:
     """The study's packed corpus, from the cache `PAGATING_CACHE` (default: .cache in the folder of studies)."""
     from pagating.corpus import prepare
 
-    cache = Path(os.environ.get("PAGATING_CACHE") or output / ".cache").resolve()
     source = study.corpus.model_dump(exclude_none=True)
     return prepare(source, study.tokenizer.model_dump(), study.model.n_ctx, _cache(output), base)
 
