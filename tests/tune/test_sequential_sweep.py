@@ -1,0 +1,150 @@
+"""A sequential rule through Ray: it stops at the look known by hand, with or without an interruption between looks."""
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from ray import tune as ray_tune
+from scipy import stats
+
+from analysis import report, tables
+from analysis.significance import verdict
+from tune import ledger as ledgers
+from tune import runner
+from tune.interrupt import Interruption
+from tune.ray_part import QUIET
+from tune.study import parse
+
+STUDY = {
+    "question": "When does it stop?",
+    "tokenizer": {"vocab_size": 300},
+    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
+    "fixed": {"tokens": 20_480, "batch_tokens": 512},
+    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
+    "arms": {
+        "gelu": {"baseline": True},
+        "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True},
+        "half": {"gate": "sigmoid", "alpha": 0.5},
+    },
+    "search": {"trials_per_arm": 2},
+    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
+}
+GAINS = {  # nats below the baseline, by confirm seed from 101 on
+    "gelu": [0.0] * 10,
+    "half": [0.020, 0.012, 0.028, 0.021, 0.017, 0.020, 0.019, 0.022, 0.018, 0.021],
+    "linear-floor": [-0.300, -0.305, -0.295, -0.302, -0.298] * 2,
+}
+FIRST = 101
+
+
+class Known(ray_tune.Trainable):
+    """One step to a loss that follows from the cell alone: a bowl over the learning rate, or a gain by seed."""
+
+    def setup(self, config):
+        self._cell, self._lr = config["cell"], config["trial"]["lr"]
+
+    def reset_config(self, new_config):
+        self.setup(new_config)
+        return True
+
+    def step(self):
+        stage, arm, _, seed = self._cell.split("/")
+        if stage == "confirm":
+            loss = 3.0 + math.sin(int(seed)) / 50 - GAINS[arm][int(seed) - FIRST]
+        else:
+            loss = 3.0 + 0.1 * math.log(self._lr / 3e-3) ** 2
+        row = {"step": 40, "tokens": 20_480, "val_nll": loss, "train_nll": loss, "alpha": [], "lr": self._lr}
+        row |= {"grad_norm": 1.0, "tokens_per_second": 1.0}
+        final = {"val_nll": loss, "test_nll": loss, "tokens": 20_480, "steps": 40, "seconds": 0.1}
+        return {"row": row, "fraction": 1.0, "outcome": "completed", "reason": None, "final": final, "done": True}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """One Ray and one cache of the corpus for all tests of this file."""
+    import ray
+
+    os.environ["PAGATING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+    del os.environ["PAGATING_CACHE"]
+
+
+def sweep(folder, rule, **options):
+    study = parse(yaml.safe_dump({**STUDY, "name": rule, "confirm": {"rule": rule, "max_seeds": 10}}), Path("x.yaml"))
+    return runner.sweep(study, folder, folder, slots=2, trainable=Known, **options)
+
+
+def confirmed(folder):
+    """Test loss by arm and seed of the confirm cells that ended."""
+    found = ledgers.records(ledgers.read(folder / "ledger.jsonl")).values()
+    ended = [r for r in found if r.cell.stage == "confirm" and r.outcome]
+    assert {r.outcome for r in ended} <= {"completed"}
+    return {(r.cell.arm, r.cell.seed): r.final["test_nll"] for r in ended}
+
+
+def p_of_t(arm, seeds):
+    return stats.ttest_1samp(GAINS[arm][:seeds], 0.0).pvalue
+
+
+def test_the_stopping_look_is_known_by_hand():
+    """At 3 seeds `half` is above O'Brien-Fleming's level; at 5 both arms are below it, Holm's first step included."""
+    assert p_of_t("half", 3) == pytest.approx(0.0494, abs=5e-5)
+    assert p_of_t("half", 3) > 0.00035
+    assert p_of_t("half", 5) < 0.0054
+    assert p_of_t("linear-floor", 5) < 0.0054 / 100
+
+
+def expected_losses(seeds):
+    return {(arm, FIRST + i): 3.0 + math.sin(FIRST + i) / 50 - GAINS[arm][i] for arm in GAINS for i in range(seeds)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "looks"),
+    [("obrien-fleming", [3, 5]), pytest.param("e-process", [3, 4, 5], marks=pytest.mark.slow)],
+)
+def test_an_interruption_between_looks_changes_neither_the_verdict_nor_a_bit(place, tmp_path, rule, looks):
+    ended = []
+
+    def after_the_first_look(progress):
+        ended.extend([progress.cell] if progress.cell.stage == "confirm" else [])
+        if len(ended) == 3 * looks[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with Interruption(lambda line: None) as interruption:
+        first = sweep(tmp_path, rule, listen=after_the_first_look, interruption=interruption)
+    assert interruption.exit_code == 130
+    assert not first.stages.finished
+    assert confirmed(tmp_path / rule) == expected_losses(3)
+    seen = {row["arm"]: row for row in verdict(tables.load(tmp_path / rule))["comparisons"]}
+    assert seen["linear-floor"]["verdict"].startswith(f"undecided (its next look is at {looks[1]} seeds")
+    assert [len(row["path"]) for row in seen.values()] == [1, 1]
+
+    done = sweep(tmp_path, rule)
+    assert done.stages.finished
+    assert confirmed(tmp_path / rule) == expected_losses(5)  # 5 of at most 10, and to the last bit
+    half = next(row for row in verdict(tables.load(tmp_path / rule))["comparisons"] if row["arm"] == "half")
+    assert (half["verdict"], half["n"]) == ("better", 5)
+    assert [step["n"] for step in half["path"]] == looks
+    assert [step["p"] for step in half["path"]] == pytest.approx([p_of_t("half", n) for n in looks])
+    page = report.build(tmp_path / rule).read_text(encoding="utf-8")
+    shown = pd.read_csv(tmp_path / rule / "tables" / "sequential.csv").query("arm == 'half'")
+    assert shown["n"].tolist() == looks
+    assert shown["p_anytime"].tolist() == pytest.approx([step["p_anytime"] for step in half["path"]])
+    assert "How seeds were added" in page
+
+
+@pytest.mark.slow
+def test_an_undisturbed_study_gives_the_same(place, tmp_path):
+    whole = sweep(tmp_path / "whole", "e-process")
+    assert whole.stages.finished
+    assert confirmed(tmp_path / "whole" / "e-process") == expected_losses(5)
+    done = sweep(tmp_path / "whole", "e-process")  # nothing is left to run
+    assert confirmed(tmp_path / "whole" / "e-process") == expected_losses(5)
+    assert done.stages.chosen == whole.stages.chosen
