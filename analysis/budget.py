@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,15 @@ COLUMNS: formats.Columns = {
     "without_replacement": ("expected best, without", ".4f"),
     "infeasible": ("infeasible of all", ""),
 }
+EACH = 100  # budgets shown one by one
 
 
-def expected_best(losses: Values, replacement: bool) -> list[float]:
-    """Expected lowest loss of b trials for b = 1..n, drawn from the n seen; +inf stands for an infeasible trial.
+def expected_best(losses: Values, replacement: bool, budgets: Sequence[int] | None = None) -> list[float]:
+    """Expected lowest loss of b trials for each b of `budgets` (1..n by default), drawn from the n seen.
 
-    With replacement, P(the best is the i-th lowest) = ((n-i+1)/n)^b - ((n-i)/n)^b, biased high for b near n
-    (Dodge et al. 2019, arXiv 1909.03004). Without, C(n-i, b-1) / C(n, b), unbiased (Tang et al. 2020,
-    arXiv 2004.13705).
+    +inf stands for an infeasible trial. With replacement, P(the best is the i-th lowest) = ((n-i+1)/n)^b - ((n-i)/n)^b,
+    biased high for b near n (Dodge et al. 2019, arXiv 1909.03004). Without, C(n-i, b-1) / C(n, b), unbiased (Tang et
+    al. 2020, arXiv 2004.13705), here as the product of (n-k-b+1) / (n-k) over k < i from b / n on: no large numbers.
     A budget whose best may be infeasible has the expectation +inf.
     """
     x = np.sort(np.asarray(losses, float))
@@ -36,14 +38,22 @@ def expected_best(losses: Values, replacement: bool) -> list[float]:
     if not n or np.isnan(x).any():
         raise ValueError(f"{n} losses, {int(np.isnan(x).sum())} of them NaN; an infeasible trial counts as +inf")
     out = []
-    for b in range(1, n + 1):
+    k = np.arange(1, n)
+    for b in range(1, n + 1) if budgets is None else budgets:
         if replacement:
             rest = (np.arange(n, -1, -1) / n) ** b
             weight = rest[:-1] - rest[1:]
         else:
-            weight = np.array([math.comb(n - i, b - 1) / math.comb(n, b) for i in range(1, n + 1)])
+            weight = b / n * np.cumprod(np.append(1.0, np.maximum(n - k - b + 1, 0) / (n - k)))
         out.append(float(x[weight > 0] @ weight[weight > 0]))
     return out
+
+
+def shown_budgets(n: int) -> list[int]:
+    """The budgets of a curve over n trials: each up to 100, then about 100 more, evenly apart in their logarithm."""
+    if n <= EACH:
+        return list(range(1, n + 1))
+    return [*range(1, EACH), *sorted({round(b) for b in np.geomspace(EACH, n, EACH)})]
 
 
 def curves(study: Study) -> list[dict[str, Any]]:
@@ -59,8 +69,9 @@ def curves(study: Study) -> list[dict[str, Any]]:
             continue
         lost = (trials["outcome"] == "infeasible") | ~np.isfinite(trials["val_nll"].astype(float))
         losses = trials["val_nll"].astype(float).where(~lost, np.inf).to_numpy()
-        pairs = zip(expected_best(losses, True), expected_best(losses, False), strict=True)
-        for budget, (with_, without) in enumerate(pairs, start=1):
+        budgets = shown_budgets(len(losses))
+        both = (expected_best(losses, kind, budgets) for kind in (True, False))
+        for budget, with_, without in zip(budgets, *both, strict=True):
             rows.append(
                 {
                     "arm": arm,

@@ -1,5 +1,8 @@
 """Own cases against scipy and statsmodels, limits, and simulated null data that must keep the promised error rate."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -147,3 +150,19 @@ def test_probability_of_improvement_is_mann_whitney(rng: np.random.Generator):
     want = stats.mannwhitneyu(b, a).statistic / 63
     assert estimates.probability_of_improvement(b, a) == pytest.approx(want, abs=1e-12)
     assert estimates.probability_of_improvement([1.0], [np.inf]) == 0.0
+
+
+def test_expected_best_of_many_trials_is_the_ratio_of_binomials(rng: np.random.Generator):
+    x = np.sort(rng.normal(size=300))
+    budgets = budget.shown_budgets(300)
+    assert budgets[:100] == list(range(1, 101))
+    assert budgets[-1] == 300
+    assert len(budgets) == len(set(budgets)) <= 200
+    picked = [1, 7, 150, 299, 300]
+    wanted = [
+        sum(float(Fraction(math.comb(300 - i, b - 1), math.comb(300, b))) * x[i - 1] for i in range(1, 302 - b))
+        for b in picked
+    ]
+    assert budget.expected_best(x, False, picked) == pytest.approx(wanted, rel=1e-12)
+    assert budget.expected_best(x, True, picked)[0] == pytest.approx(x.mean())
+    assert budget.shown_budgets(3) == [1, 2, 3]
