@@ -76,8 +76,9 @@ def bits(model):
 # --- the same bits ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    ("unit", "precision"), [*((unit, "float32") for unit in UNITS), ("fixed", "bfloat16"), ("per layer", "bfloat16")]
+)
 def test_interrupted_at_any_step_and_resumed_is_undisturbed_bit_for_bit(packed, tmp_path, models, unit, precision):
     trial = make(packed, unit=UNITS[unit], precision=precision, clip=0.3)
     undisturbed = [plain(row) for row in train(trial)]
