@@ -1,24 +1,39 @@
 import json
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
+from tune import ledger as ledgers
 from tune import mlflow_runs
-from tune.ledger import Cell, Ledger, Record
+from tune.ledger import Cell, Ledger, LedgerError, Record
 from tune.mlflow_runs import default_uri, numeric_alpha
 from tune.study import load
-from tune.tracking import Tracker
+from tune.tracking import Tracker, TrackingError, is_marked, mark, sync
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 ROW = {"step": 4, "tokens": 40, "val_nll": 3.5, "train_nll": 3.4, "lr": 1e-3, "grad_norm": 1.0, "alpha": [0.25]}
 CELL = Cell("confirm", "gelu", 0, 101, {"lr": 1e-3}, "key")
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store with nothing in it: its schema takes seconds to make."""
+    made = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow_runs.prepare_store(f"sqlite:///{made}")
+    return made
+
+
 @pytest.fixture
-def place(tmp_path):
-    """A study folder with an empty ledger, and a packed corpus's description."""
+def place(tmp_path, store):
+    """A study folder with an empty ledger, a packed corpus's description, and an empty store beside another."""
+    for name in ("mlflow.db", "mlflow-2.db"):
+        shutil.copy(store, tmp_path / name)
     (tmp_path / "corpus").mkdir()
     splits = {split: {"tokens": 1} for split in ("train", "validation", "test")}
     (tmp_path / "corpus" / "corpus.json").write_text(json.dumps({"digest": "abc", "splits": splits}))
@@ -57,7 +72,7 @@ def test_a_cell_that_begins_again_replaces_its_run(place):
     tracker = Tracker(uri, load(SMOKE), folder, corpus)
     record = Record(CELL, started=time.time(), curve=[row(4), row(8)])
     tracker.reported(record, record.curve[-1])
-    while CELL.key not in tracker.runs.known:
+    while CELL.key not in tracker.runs.known or not tracker.runs.known[CELL.key].rows:
         time.sleep(0.1)
     record.started, record.curve = time.time(), [row(4), row(8), row(12)]  # as far again before the thread looks
     record.outcome, record.final, record.ended = "completed", {"val_nll": 3.5}, time.time()
@@ -128,3 +143,153 @@ def test_the_default_store_stands_beside_the_studies(tmp_path, monkeypatch):
     assert default_uri(tmp_path / "studies") == f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert default_uri(tmp_path / "studies") == "http://127.0.0.1:5000"
+
+
+# --- written once, whatever happens ----------------------------------------------------------------------------------
+
+
+def ledger_of(folder, cells=3):
+    """A ledger with `cells` cells of two rows that have ended, in the folder of a study that was begun."""
+    ledger = Ledger(folder / "ledger.jsonl")
+    ledger.append("study", schema=1, study="smoke", corpus="abc")
+    for seed in range(101, 101 + cells):
+        cell = Cell("confirm", "gelu", 0, seed, {"lr": 1e-3}, "key")
+        fields = {"stage": "confirm", "arm": "gelu", "index": 0, "seed": seed, "config": cell.config}
+        ledger.append("suggested", cell=cell.key, **fields, config_key="key")
+        ledger.append("started", cell=cell.key)
+        for step in (4, 8):
+            ledger.append("report", cell=cell.key, row=row(step))
+        ledger.append("ended", cell=cell.key, outcome="completed", final={"val_nll": 3.5}, reason=None)
+    ledger.close()
+    return ledgers.records(ledger.events)
+
+
+def shown(uri):
+    """What MLflow shows of each cell, times included; fails where a cell has two runs."""
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("smoke").experiment_id], max_results=1000)
+    cells = {}
+    for run in found:
+        if run.data.tags["stage"] == "study":
+            continue
+        key = run.data.tags["cell"]
+        assert key not in cells, f"{key} has two runs"
+        history = client.get_metric_history(run.info.run_id, "val/nll")
+        metrics = [(m.step, m.value, m.timestamp) for m in history]
+        cells[key] = (run.info.status, run.info.start_time, run.info.end_time, metrics, run.data.tags["outcome"])
+    assert sum(run.data.tags["stage"] == "study" for run in found) == 1
+    return cells
+
+
+def test_sync_fills_an_empty_store_and_a_second_one_changes_nothing(place):
+    folder, _, uri = place
+    found = ledger_of(folder)
+    assert sync(uri, load(SMOKE), folder) == (3, 3)
+    first = shown(uri)
+    assert {key: value[3] for key, value in first.items()} == {
+        key: [(4, 3.5, round(1000 * record.times[0])), (8, 3.5, round(1000 * record.times[1]))]
+        for key, record in found.items()
+    }
+    assert sync(uri, load(SMOKE), folder) == (3, 0)
+    assert shown(uri) == first
+    again = f"{uri.removesuffix('.db')}-2.db"  # as after the store was lost
+    assert sync(again, load(SMOKE), folder) == (3, 3)
+    assert shown(again) == first
+
+
+def test_answers_that_get_lost_double_nothing(place, monkeypatch):
+    """Every first call of each kind is carried out and then fails, as behind a proxy that times out."""
+    folder, corpus, uri = place
+    found = ledger_of(folder)
+    lost = []
+
+    def losing(name):
+        real = getattr(MlflowClient, name)
+
+        def call(self, *args, **kwargs):
+            answer = real(self, *args, **kwargs)
+            if name not in lost:
+                lost.append(name)
+                raise MlflowException(f"{name}: 504 Gateway Timeout")
+            return answer
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("create_experiment", "create_run", "log_batch", "log_inputs", "set_terminated"):
+            patched.setattr(MlflowClient, name, losing(name))
+        tracker = Tracker(uri, load(SMOKE), folder, corpus)
+        deadline = time.monotonic() + 200
+        while len(lost) < 5:
+            for record in found.values():
+                tracker.ended(record)
+            assert time.monotonic() < deadline, lost
+            time.sleep(0.2)
+        tracker.close(found.values())
+    assert tracker.owed == 0, tracker.problem
+    seen = shown(uri)
+    assert sync(uri, load(SMOKE), folder) == (3, 0)
+    assert shown(uri) == seen
+    undisturbed = f"{uri.removesuffix('.db')}-2.db"
+    sync(undisturbed, load(SMOKE), folder)
+    assert seen == shown(undisturbed)
+
+
+def test_a_sync_while_a_sweep_runs_is_refused(place):
+    folder, _, uri = place
+    ledger_of(folder)
+    held = Ledger(folder / "ledger.jsonl")
+    with pytest.raises(LedgerError, match="another sweep is running this study: process"):
+        sync(uri, load(SMOKE), folder)
+    held.close()
+
+
+def test_a_damaged_store_is_refused_in_one_line_and_left_alone(place):
+    folder, _, uri = place
+    ledger_of(folder)
+    store = Path(uri.removeprefix("sqlite:///"))
+    content = b"not a database at all, but text\n" * 100
+    store.write_bytes(content)
+    with pytest.raises(
+        TrackingError, match=r"cannot be written: .*not a database.*moved away and synced anew"
+    ) as caught:
+        sync(uri, load(SMOKE), folder)
+    assert "\n" not in str(caught.value)
+    assert store.read_bytes() == content
+
+
+def test_a_sweep_asks_a_store_that_has_everything_no_more(place):
+    folder, _, uri = place
+    ledger_of(folder)
+    (folder / "logs").mkdir()
+    assert not is_marked(folder, uri)
+    sync(uri, load(SMOKE), folder)
+    mark(folder, uri)
+    assert is_marked(folder, uri)
+    assert not is_marked(folder, f"{uri}-other")
+    assert "mlflow" not in (folder / "logs" / "tracked.json").read_text()  # a URI may hold a password
+    Ledger(folder / "ledger.jsonl").append("ended", cell=CELL.key, outcome="completed", final={}, reason=None)
+    assert not is_marked(folder, uri)
+
+
+def test_times_never_run_backwards_in_mlflow(place):
+    folder, corpus, uri = place
+    stepped = Record(
+        CELL, "completed", None, {"val_nll": 3.0}, [row(4), row(8)], [99.0, 101.0], started=100.0, ended=50.0
+    )
+    tracker = Tracker(uri, load(SMOKE), folder, corpus)
+    tracker.ended(stepped)
+    tracker.close()
+    ((_, start, end, metrics, _),) = shown(uri).values()
+    assert (start, end) == (100_000, 101_000)
+    assert [stamp for _, _, stamp in metrics] == [100_000, 101_000]
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_store(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = f"from tune.mlflow_runs import prepare_store; prepare_store({uri!r})"
+    makers = [subprocess.Popen([sys.executable, "-c", code], cwd=SMOKE.parents[1]) for _ in range(2)]
+    assert [maker.wait() for maker in makers] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    MlflowClient(uri).create_experiment("works")

@@ -1,0 +1,172 @@
+"""A real study in a process of its own, to be disturbed, and its comparison with an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import yaml
+from mlflow import MlflowClient
+
+from tune import ledger
+
+ROOT = Path(__file__).parents[1]
+STUDY: dict[str, Any] = {
+    "question": "What survives?",
+    "tokenizer": {"vocab_size": 300},
+    "model": {"n_layer": 2, "d_model": 32, "n_head": 2, "n_ctx": 32},
+    "fixed": {"tokens": 81_920, "batch_tokens": 512, "eval_windows": 16},
+    "nuisance": {"lr": {"loguniform": [1.0e-3, 3.0e-2]}},
+    "arms": {
+        "gelu": {"baseline": True},
+        "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True},
+        "learned": {"gate": "sigmoid", "alpha": {"learnable": {"init": 0.5}}},
+    },
+    "search": {"trials_per_arm": 2},
+    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
+    "confirm": {"seeds": 2},
+}
+MEASURED = ("seconds", "tokens_per_second", "peak_rss_mb")  # of a trial: not the same twice
+
+
+@dataclass
+class Damage:
+    """What a fault did, summed over studies: how often it struck, cells lost, doubled and different, seconds lost."""
+
+    times: int = 0
+    lost: int = 0
+    doubled: int = 0
+    different: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+class Place:
+    """A folder with a study file, an output folder and a store of its own."""
+
+    def __init__(self, folder: Path, name: str = "faults", store: str | None = None, **changes: Any) -> None:
+        """`changes`: sections of the study file; `store`: tracking URI (default: a sqlite file in the folder)."""
+        self.folder, self.name = folder, name
+        folder.mkdir(parents=True, exist_ok=True)
+        self.output = folder / "studies"
+        self.store = store or f"sqlite:///{folder / 'mlflow.db'}"
+        self.config = folder / f"{name}.yaml"
+        self.config.write_text(yaml.safe_dump({**STUDY, **changes, "name": name}), encoding="utf-8")
+        self.study = self.output / name
+        self.seconds = 0.0  # of all sweeps so far
+
+    def start(self, tracking: str | None = None, **env: str) -> subprocess.Popen[str]:
+        """Start `pagating sweep`, in a session of its own, its output in one pipe."""
+        command = [sys.executable, "-m", "tune.cli", "sweep", str(self.config), "--output", str(self.output)]
+        command += ["--slots", "2", "--tracking", tracking or self.store]
+        settings = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **env}
+        self._began = time.monotonic()
+        return subprocess.Popen(
+            command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def wait(self, running: subprocess.Popen[str], allowed: tuple[int, ...] = (0, 1)) -> str:
+        """Wait for a sweep; what it said. Raises RuntimeError at any other exit code or a traceback."""
+        said = running.communicate()[0]
+        self.seconds += time.monotonic() - self._began
+        if running.returncode not in allowed or "Traceback" in said:
+            raise RuntimeError(f"sweep ended with {running.returncode}: {said[-2000:]}")
+        return said
+
+    def sweep(self, **settings: Any) -> str:
+        """Run the study to its end."""
+        return self.wait(self.start(**settings))
+
+    def run(self, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
+        """Another command of `pagating` on this study."""
+        command = [sys.executable, "-m", "tune.cli", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode not in allowed:
+            raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout + done.stderr
+
+    def ended(self) -> int:
+        """Cells that have ended, by the ledger."""
+        path = self.study / "ledger.jsonl"
+        return sum(event["event"] == "ended" for event in ledger.read(path)) if path.exists() else 0
+
+    def until(self, running: subprocess.Popen[str], cells: int) -> bool:
+        """Wait until so many cells have ended; False when the sweep ended before."""
+        while self.ended() < cells:
+            if running.poll() is not None:
+                return False
+            time.sleep(0.05)
+        return True
+
+    # --- what is there ---
+
+    def cells(self) -> dict[str, Any]:
+        """By cell: outcome, final metrics and curve, without what is measured in seconds and bytes."""
+        found = ledger.records(ledger.read(self.study / "ledger.jsonl"))
+        return {
+            key: (
+                record.outcome,
+                {name: value for name, value in record.final.items() if name not in MEASURED},
+                [{name: value for name, value in row.items() if name not in MEASURED} for row in record.curve],
+            )
+            for key, record in found.items()
+        }
+
+    def compare(self, expected: dict[str, Any], damage: Damage, undisturbed: float, store: str | None = None) -> None:
+        """Add to `damage` what ledger, tables and MLflow lack, have twice, or have different from `expected`."""
+        found = self.cells()
+        damage.lost += sum(key not in found or found[key][0] is None for key in expected)
+        damage.different += sum(key in found and found[key] != value for key, value in expected.items())
+        damage.different += len(found.keys() - expected.keys())
+        events = ledger.read(self.study / "ledger.jsonl")
+        ends = Counter(e["cell"] for e in events if e["event"] == "ended" and e["outcome"] != "failed")
+        damage.doubled += sum(count > 1 for count in ends.values())
+        trials = pd.read_parquet(self.study / "trials.parquet")
+        rows = Counter(zip(*(trials[name] for name in ("stage", "arm", "trial", "config_key", "seed")), strict=True))
+        damage.doubled += sum(count > 1 for count in rows.values())
+        damage.lost += max(0, len(expected) - len(rows))
+        wanted = sorted(cell[1]["val_nll"] for cell in expected.values())
+        damage.different += sum(a != b for a, b in zip(sorted(trials["val_nll"]), wanted, strict=False))
+        self._compare_store(store or self.store, expected, damage)
+        damage.seconds += self.seconds - undisturbed
+
+    def _compare_store(self, uri: str, expected: dict[str, Any], damage: Damage) -> None:
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(self.name)
+        runs = client.search_runs([experiment.experiment_id], max_results=5000)
+        mine = Counter(run.data.tags.get("cell", "study") for run in runs)
+        damage.doubled += sum(count > 1 for count in mine.values())
+        damage.lost += len(expected.keys() - mine.keys())
+        for run in runs:
+            cell = run.data.tags.get("cell")
+            if cell not in expected:
+                continue
+            _, final, curve = expected[cell]
+            history = client.get_metric_history(run.info.run_id, "val/nll")
+            seen = [(metric.step, metric.value) for metric in history]
+            same = seen == [(row["step"], row["val_nll"]) for row in curve]
+            damage.different += not (same and run.data.metrics.get("final/val_nll") == final["val_nll"])
+
+
+def workers(driver: int) -> list[psutil.Process]:
+    """Processes in which a driver's trials run."""
+    found = []
+    try:
+        for process in psutil.Process(driver).children(recursive=True):
+            try:
+                if "Trainable" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+    except psutil.NoSuchProcess:
+        return []
+    return found
