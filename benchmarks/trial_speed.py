@@ -13,24 +13,23 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+import trial_ideas
+import trial_precision
 from common import gemm, interleave, machine, ratios, spread
-from torch import Tensor
-from torch.nn import functional as F
 from variants import Variant, engine, hf_trainer, make_trial, plain_loop
 
-from pagating import engine_loss
 from pagating.train import Trial, train
 
 BASE = {"d_model": 128, "n_ctx": 128, "vocab_size": 4096, "precision": "float32"}
@@ -101,57 +100,6 @@ def arms(folder: Path, seconds: float, names: list[str], compile: str) -> list[d
     return [{"arm": name, "path": compile, "ratio": found[name]} for name in names]
 
 
-def _whole(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(x_NC, weight_VC).float(), targets_N)
-
-
-def _math(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
-    scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
-    return F.softmax(scores.masked_fill(later, -torch.inf), dim=-1) @ v
-
-
-class _Foreach(torch.optim.AdamW):
-    def __init__(self, groups: Any, **settings: Any) -> None:
-        super().__init__(groups, **{**settings, "fused": False, "foreach": True})
-
-
-def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str, Any]]:
-    """Speed of the engine with one thing changed over that of the engine as it is: above 1 would be worth taking."""
-
-    def chunk(size: int) -> Callable[[], AbstractContextManager[Any]]:
-        return lambda: mock.patch.object(engine_loss, "CHUNK", size)
-
-    trial = make_trial(folder, shape)
-    attend_math = mock.patch("pagating.gpt2_plain.attend", _math)
-    with mock.patch("torch.optim.AdamW", _Foreach):
-        foreach = engine(trial)
-        foreach()
-    variants = {
-        "as it is": engine(trial),
-        "logits whole, F.cross_entropy": engine(trial, lambda: mock.patch("pagating.train.linear_nll", _whole)),
-        "logits in chunks a quarter as large": engine(trial, chunk(engine_loss.CHUNK // 4)),
-        "logits in chunks four times as large": engine(trial, chunk(engine_loss.CHUNK * 4)),
-        "attention as three products": engine(trial, lambda: attend_math),
-        "AdamW foreach, not fused": foreach,
-        "GELU composed of single operations": engine(make_trial(folder, shape, model={"activation": "gelu_new"})),
-        "dropout 0.1": engine(make_trial(folder, shape, model={"dropout": 0.1})),
-        "twice the tokens a step": engine(dataclasses.replace(trial, batch_tokens=2048)),
-        "denormals flushed": engine(trial, _Flushed),
-        "torch.compile of the body": engine(dataclasses.replace(trial, compile="always")),
-    }
-    found = ratios(interleave(variants, seconds), "as it is")
-    return [{**shape, "idea": name, "ratio": ratio} for name, ratio in found.items()]
-
-
-class _Flushed:
-    def __enter__(self) -> None:
-        torch.set_flush_denormal(True)
-
-    def __exit__(self, *failure: object) -> None:
-        torch.set_flush_denormal(False)
-
-
 # --- memory and start ------------------------------------------------------------------------------------------------
 
 
@@ -175,16 +123,32 @@ def memory_probe(folder: Path, kind: str) -> dict[str, float]:
     list(train(make_trial(folder, {**BASE, "vocab_size": 512}, tokens=1024 * 2)))  # what torch itself loads and keeps
     trial = make_trial(folder, {**BASE, "vocab_size": 50257}, tokens=1024 * 2)
     before = resident_mb()
-    with mock.patch("pagating.train.linear_nll", _whole) if kind == "whole" else nullcontext():
+    with mock.patch("pagating.train.linear_nll", trial_ideas.whole) if kind == "whole" else nullcontext():
         *_, row = train(trial)
     held = row["final"]["parameters"] * 16 / (1 << 20)  # weights, gradients and two moments in float32
     return {"model and optimiser": held, "peak of a step": row["final"]["peak_rss_mb"] - before}
 
 
-def in_process(*arguments: str) -> dict[str, float]:
+def compile_seconds(folder: Path) -> float:
+    """Seconds until the first row of a trial, compiled, less those of a second one in the same process."""
+    taken = []
+    for seed in (0, 1):
+        start = time.perf_counter()
+        next(train(make_trial(folder, BASE, unit={"alpha": 0.5}, seed=seed, compile="always")))
+        taken.append(time.perf_counter() - start)
+    return taken[0] - taken[1]
+
+
+def cold_and_warm(folder: Path) -> dict[str, float]:
+    """What a machine pays for a model's shape once, and each further process: two processes, one cache."""
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+    return {name: in_process("--probe", "compile", **cache)["seconds"] for name in ("cold", "warm")}
+
+
+def in_process(*arguments: str, **environment: str) -> dict[str, float]:
     """What a fresh process of this file reports."""
-    command = [sys.executable, __file__, *arguments]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    command, env = [sys.executable, __file__, *arguments], {**os.environ, **environment}
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
 
 
 def start_seconds(module: str, rounds: int = 3) -> list[float]:
@@ -246,12 +210,22 @@ def document(found: dict[str, Any]) -> str:
         "| --- | --- | --- |",
         *[f"| {_shape(row)} | {row['idea']} | {row['ratio']} |" for row in found["ideas"]],
         "",
+        "## Precisions",
+        "",
+        "Last loss of a tiny model on the built-in text, paired by seed: what bfloat16 changes, as a 95% "
+        "interval, against what a seed changes.",
+        "",
+        "| | float32 | bfloat16 | bfloat16 - float32 | standard deviation over seeds | seeds x steps |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *[trial_precision.line(row) for row in found["precision"]],
+        "",
         "## Memory and start",
         "",
         *[
             f"- {name}: {', '.join(f'{k} {v:,.0f} MiB' for k, v in row.items())}"
             for name, row in found["memory"].items()
         ],
+        *[f"- torch.compile, {name} cache: {seconds:.1f} s" for name, seconds in found["compile"].items()],
         *[f"- import {name}: {times} s" for name, times in found["start"].items()],
     ]
     return "\n".join(lines) + "\n"
@@ -265,14 +239,20 @@ def measure(folder: Path, quick: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"machine": machine()}
     found["speed"] = speed(folder, 5 if quick else 10, SHAPES[:1] if quick else SHAPES, compiled=not quick)
     found["arms"] = arms(folder, 5, ["gelu", "paGLU, learnable"], "never") if quick else []
-    found["ideas"], found["memory"] = [], {}
+    found["ideas"], found["memory"], found["compile"] = [], {}, {}
+    found["precision"] = trial_precision.agreement(
+        folder, 2 if quick else 6, {name: ARMS[name] for name in ("gelu", "linear floor")}
+    )
     if not quick:
+        found["compile"] = cold_and_warm(folder)
         found["arms"] = [*arms(folder, 40, list(ARMS), "never"), *arms(folder, 12, list(COMPILED_ARMS), "always")]
-        found["ideas"] = [row for shape in (BASE, SHAPES[1]) for row in ideas(folder, 15, shape)]
+        shapes = (BASE, SHAPES[2], SHAPES[4])  # the smallest gains were at a width of 256 and a large vocabulary
+        found["ideas"] = [row for shape in shapes for row in trial_ideas.ideas(folder, 25, shape)]
+        found["ideas"] += [row for shape in shapes for row in trial_ideas.allocators(folder, 60, shape)]
         found["memory"] = {
-            "200 trials in one process": in_process("--memory", "trials"),
-            "V 50,257, logits in chunks": in_process("--memory", "chunks"),
-            "V 50,257, logits whole": in_process("--memory", "whole"),
+            "200 trials in one process": in_process("--probe", "trials"),
+            "V 50,257, logits in chunks": in_process("--probe", "chunks"),
+            "V 50,257, logits whole": in_process("--probe", "whole"),
         }
     modules = ("torch", "pagating.train", "transformers.models.gpt2.modeling_gpt2")
     found["start"] = {module: spread(start_seconds(module)) for module in modules}
@@ -285,12 +265,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="about a minute; nothing is written")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of performance.md and .json")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--memory", choices=("trials", "chunks", "whole"), help=argparse.SUPPRESS)
+    parser.add_argument("--probe", choices=("trials", "chunks", "whole", "compile"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        if options.memory:
-            print(json.dumps(memory_probe(Path(scratch), options.memory)))
+        if options.probe == "compile":
+            print(json.dumps({"seconds": compile_seconds(Path(scratch))}))
+            return 0
+        if options.probe:
+            print(json.dumps(memory_probe(Path(scratch), options.probe)))
             return 0
         found = measure(Path(scratch), options.quick)
     print("\n" + document(found))

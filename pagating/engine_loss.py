@@ -91,10 +91,10 @@ class _LinearNLL(torch.autograd.Function):
         with torch.autocast(x_NC.device.type, enabled=False):
             weight = weight_VC.to(dtype)
             for part, x, logits, column in _chunks(x_NC.to(dtype), weight, targets_N):
+                top, hit = logits.amax(-1), logits.gather(-1, column)[..., 0]
                 p = torch.softmax(logits, -1)
                 # one exponential a logit: the largest probability is at least 1/V, so its logarithm loses nothing
-                logsumexp = logits.amax(-1) - p.amax(-1).log()
-                total += (logsumexp - logits.gather(-1, column)[..., 0]).sum(-1, dtype=torch.float64)
+                total += (top - p.amax(-1).log() - hit).sum(-1, dtype=torch.float64)
                 # softmax minus one at the target: the gradient of the sum by the logits
                 grad = p.scatter_add_(-1, column, p.new_full((), -1.0).expand_as(column)).to(dtype)
                 if grad_x is not None:

@@ -1,0 +1,122 @@
+"""Levers on a training step, each against the engine as it is: what was tried, the failures too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from common import interleave, ratios
+from torch import Tensor
+from torch.nn import functional as F
+from variants import engine, make_trial
+
+from pagating import engine_loss
+
+ALLOCATORS = {
+    "glibc keeps what it freed": {
+        "MALLOC_TRIM_THRESHOLD_": "1073741824",
+        "MALLOC_MMAP_THRESHOLD_": "1073741824",
+        "MALLOC_TOP_PAD_": "67108864",
+    },
+    "glibc with huge pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+}
+ALLOCATORS["both"] = {name: value for settings in list(ALLOCATORS.values()) for name, value in settings.items()}
+
+
+def whole(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
+    """The loss with all logits at once."""
+    return F.cross_entropy(F.linear(x_NC, weight_VC).float(), targets_N)
+
+
+def _math(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
+    scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+    return F.softmax(scores.masked_fill(later, -torch.inf), dim=-1) @ v
+
+
+class _Foreach(torch.optim.AdamW):
+    def __init__(self, groups: Any, **settings: Any) -> None:
+        super().__init__(groups, **{**settings, "fused": False, "foreach": True})
+
+
+def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str, Any]]:
+    """Speed of the engine with one thing changed over that of the engine as it is: above 1 would be worth taking."""
+
+    def chunk(size: int) -> Callable[[], AbstractContextManager[Any]]:
+        return lambda: mock.patch.object(engine_loss, "CHUNK", size)
+
+    trial = make_trial(folder, shape)
+    attend_math = mock.patch("pagating.gpt2_plain.attend", _math)
+    with mock.patch("torch.optim.AdamW", _Foreach):
+        foreach = engine(trial)
+        foreach()
+    variants = {
+        "as it is": engine(trial),
+        "logits whole, F.cross_entropy": engine(trial, lambda: mock.patch("pagating.train.linear_nll", whole)),
+        "logits in chunks a quarter as large": engine(trial, chunk(engine_loss.CHUNK // 4)),
+        "logits in chunks four times as large": engine(trial, chunk(engine_loss.CHUNK * 4)),
+        "attention as three products": engine(trial, lambda: attend_math),
+        "AdamW foreach, not fused": foreach,
+        "GELU composed of single operations": engine(make_trial(folder, shape, model={"activation": "gelu_new"})),
+        "dropout 0.1": engine(make_trial(folder, shape, model={"dropout": 0.1})),
+        "twice the tokens a step": engine(dataclasses.replace(trial, batch_tokens=2048)),
+        "softmax in the memory of the logits": engine(trial, _softmax_in_place),
+        "denormals flushed": engine(trial, _Flushed),
+        "torch.compile of the body": engine(dataclasses.replace(trial, compile="always")),
+    }
+    found = ratios(interleave(variants, seconds), "as it is")
+    return [{**shape, "idea": name, "ratio": ratio} for name, ratio in found.items()]
+
+
+def allocators(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same for what only a new process can have: environment variables of the C library's allocator."""
+
+    def fresh(environment: dict[str, str]) -> Callable[[], float]:
+        arguments = [sys.executable, __file__, str(folder), json.dumps(shape)]
+        settings = {**os.environ, **environment}
+
+        def run() -> float:
+            done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=settings)
+            return float(done.stdout)
+
+        return run
+
+    variants = {"as it is": fresh({}), **{name: fresh(settings) for name, settings in ALLOCATORS.items()}}
+    found = ratios(interleave(variants, seconds), "as it is")
+    return [{**shape, "idea": name, "ratio": ratio} for name, ratio in found.items() if name != "as it is"]
+
+
+class _Flushed:
+    def __enter__(self) -> None:
+        torch.set_flush_denormal(True)
+
+    def __exit__(self, *failure: object) -> None:
+        torch.set_flush_denormal(False)
+
+
+@contextmanager
+def _softmax_in_place() -> Iterator[None]:
+    softmax = torch.softmax
+    with mock.patch("pagating.engine_loss.torch.softmax", lambda x, dim: softmax(x, dim, out=x)):
+        yield
+
+
+def main() -> None:
+    """Print the seconds a token of some steps: a process of `allocators`."""
+    torch.set_num_threads(1)
+    run = engine(make_trial(Path(sys.argv[1]), json.loads(sys.argv[2])))
+    run()
+    print(min(run() for _ in range(4)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What bfloat16 changes in a study's losses, against what a seed changes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from pagating.corpus import prepare
+from pagating.train import train
+from pagating.trial import Trial
+
+
+def agreement(folder: Path, seeds: int, steps: int, arms: Mapping[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """Last losses of two arms on the built-in text in both precisions: means, paired difference, spread over seeds."""
+    text = str(prepare({"source": "builtin"}, {"vocab_size": 512}, 64, folder / "cache"))
+    tiny = {"n_layer": 2, "d_model": 32, "n_head": 2, "n_ctx": 64, "initializer_range": 0.06}
+    settings = {
+        "corpus": text,
+        "model": tiny,
+        "lr": 4e-3,
+        "tokens": 512 * steps,
+        "batch_tokens": 512,
+        "eval_windows": 64,
+    }
+
+    def last(precision: str, unit: dict[str, Any] | None) -> list[float]:
+        each = [Trial(**settings, seed=seed, unit=unit, precision=precision) for seed in range(seeds)]
+        return [list(train(trial))[-1]["val_nll"] for trial in each]
+
+    found = {arm: {p: last(p, unit) for p in ("float32", "bfloat16")} for arm, unit in arms.items()}
+    gap = {p: [b - a for a, b in zip(*(found[arm][p] for arm in found), strict=True)] for p in ("float32", "bfloat16")}
+    rows = []
+    for name, values in (*found.items(), ("the second less the first", gap)):
+        exact, rounded = values["float32"], values["bfloat16"]
+        interval = stats.ttest_rel(rounded, exact).confidence_interval(0.95)
+        rows.append(
+            {
+                "what": name,
+                "float32": statistics.mean(exact),
+                "bfloat16": statistics.mean(rounded),
+                "seed_sd": statistics.stdev(exact),
+                "difference_low": float(interval.low),
+                "difference_high": float(interval.high),
+                "seeds": seeds,
+                "steps": steps,
+            }
+        )
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    change = f"[{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]"
+    means = f"{row['float32']:.4f} | {row['bfloat16']:.4f}"
+    return f"| {row['what']} | {means} | {change} | {row['seed_sd']:.4f} | {row['seeds']} x {row['steps']} |"
