@@ -87,7 +87,7 @@ def test_a_changed_file_is_refused(study, tmp_path):
 
 def test_a_copy_that_was_altered_is_refused_by_the_ledger(study, tmp_path, monkeypatch):
     corpus = tmp_path / "corpus"
-    monkeypatch.setattr("pagating.corpus.read_meta", lambda path: {"digest": "0" * 16})
+    monkeypatch.setattr("pagating.corpus.read_meta", lambda path: {"digest": "0" * 16, "vocab_size": 260})
     folder = tmp_path / "study"
     folder.mkdir()
     keep_gates(study, tmp_path, folder)
