@@ -135,7 +135,7 @@ class Place:
         damage.doubled += sum(count > 1 for count in rows.values())
         damage.lost += max(0, len(expected) - len(rows))
         wanted = sorted(cell[1]["val_nll"] for cell in expected.values())
-        damage.different += sum(a != b for a, b in zip(sorted(trials["val_nll"]), wanted, strict=False))
+        damage.different += sum(a != b for a, b in zip(sorted(trials["val_nll"].astype(float)), wanted, strict=False))
         self._compare_store(store or self.store, expected, damage)
         damage.seconds += self.seconds - undisturbed
 
