@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -26,7 +27,8 @@ import torch
 from pagating.texts import SPLITS, CorpusError, load_texts
 
 FORMAT = 2  # raise it when the packing of the same text changes
-CHUNK = 1 << 20  # characters handed to the tokenizer at a time
+CHUNK = 1 << 20  # characters of a piece that is tokenized on its own
+BATCH = 8  # pieces handed to the tokenizer at a time
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------
@@ -80,8 +82,12 @@ def make_tokenizer(spec: Mapping[str, Any], train_text: str, base: Path | None =
 def encode(tokenizer: Any, text: str) -> np.ndarray:
     """Token ids of a text (N,), uint16 where the vocabulary allows, else uint32; no special tokens, no padding."""
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-    encoded = tokenizer.encode_batch_fast(list(_chunks(text)), add_special_tokens=False)
-    return np.concatenate([np.asarray(piece.ids, dtype=dtype) for piece in encoded])
+    parts: list[np.ndarray] = []
+    pieces = _chunks(text)
+    while batch := list(itertools.islice(pieces, BATCH)):  # what the tokenizer hands back takes many times the text
+        encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        parts += [np.asarray(piece.ids, dtype=dtype) for piece in encoded]
+    return np.concatenate(parts)
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
