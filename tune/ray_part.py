@@ -8,7 +8,6 @@ truth.
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import os
 import secrets
@@ -20,11 +19,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from tune.cluster import Capacity, ask_for, connected, driver_node, kill_at, side_by_side
 from tune.interrupt import Interruption
 from tune.ledger import Cell
 from tune.study import Study
-from tune.study_run import FATAL, NODE_LOST, StudyRun, StudyStopped
+from tune.study_run import FATAL, SHORT_OF_MEMORY, StudyRun, StudyStopped
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -43,14 +41,6 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-
-
-NODE_SIGNS = (
-    "node has died",
-    "node was terminated",
-    "NodeDiedError",
-    "node was preempted",
-)  # in Ray's text of an error
 
 
 MACHINE_ERRORS = (
@@ -108,18 +98,13 @@ def _guarded(run: StudyRun, method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _tune_parts(
-    run: StudyRun, room: Callable[[], int], wish: Callable[[str], None] | None = None
-) -> tuple[Any, Any, Any, Any]:
-    """Search algorithm, scheduler, callback and stopper of Ray Tune, all four views of one StudyRun.
-
-    `room`: how many trials may be side by side now. `wish`: is told each stage that begins.
-    """
+def _tune_parts(run: StudyRun) -> tuple[Any, Any, Any, Any]:
+    """Search algorithm, scheduler, callback and stopper of Ray Tune, all four views of one StudyRun."""
     from ray import tune as ray_tune
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 
-    cells: dict[str, Cell] = {}  # by Ray's trial id, of trials that have not ended
+    cells: dict[str, Cell] = {}  # by Ray's trial id
     stopped: set[str] = set()
     pulse = Pulse(run.study.resources.stall_timeout)
     hung: set[str] = set()
@@ -133,8 +118,6 @@ def _tune_parts(
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
             if run.stopping:
                 return Searcher.FINISHED
-            if len(cells) >= room():
-                return None
             given = _guarded(run, self._next)(trial_id)
             return Searcher.FINISHED if given is None and (run.stages.finished or run.stopping) else given
 
@@ -177,12 +160,7 @@ def _tune_parts(
     class Records(ray_tune.Callback):
         """Records what trials report and how they end. A trial that was cut off is not recorded: it runs again."""
 
-        stage: str | None = None
-
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            if wish and run.stages.stage != self.stage:
-                self.stage = run.stages.stage
-                wish(self.stage)
             late = pulse.silent()
             for trial in trials if late else []:
                 if trial.trial_id in late:
@@ -205,8 +183,7 @@ def _tune_parts(
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             pulse.forget(trial.trial_id)
-            if cell := cells.pop(trial.trial_id, None):
-                _guarded(run, self._end)(cell, trial)
+            _guarded(run, self._end)(cells[trial.trial_id], trial)
 
         def _end(self, cell: Cell, trial: Any) -> None:
             result = trial.last_result or {}
@@ -219,9 +196,8 @@ def _tune_parts(
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             pulse.forget(trial.trial_id)
-            cell = cells.pop(trial.trial_id, None)
-            if cell and not run.stopping:  # a worker that dies while the study stops was cut off
-                _guarded(run, self._failed)(cell, trial)
+            if not run.stopping:  # a worker that dies while the study stops was cut off
+                _guarded(run, self._failed)(cells[trial.trial_id], trial)
 
         def _failed(self, cell: Cell, trial: Any) -> None:
             outcome, final, reason = _failure(Path(trial.error_file).read_text(encoding="utf-8"))
@@ -239,8 +215,6 @@ def _kill(trial: Any) -> None:
     place = trial.temporary_state.location  # known once the trial has reported
     if place.pid and place.hostname == ray.util.get_node_ip_address():
         os.kill(place.pid, signal.SIGKILL)  # a stopped process does not hear Ray
-    elif place.pid:
-        kill_at(place.hostname, place.pid)
     ray.kill(trial.temporary_state.ray_actor)
 
 
@@ -267,6 +241,12 @@ def _log_to(path: Path, library: str) -> None:
     logger.propagate = False
 
 
+def _slots(study: Study) -> int:
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1) // study.resources.cpus))
+
+
 def _private_token() -> None:
     """Give Ray a token of this process where it cannot keep its own under HOME: it would not start."""
     if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
@@ -280,16 +260,12 @@ def _private_token() -> None:
 
 
 @contextmanager
-def _ray(slots: int | None, study: Study, address: str | None) -> Iterator[None]:
-    """A Ray on this machine, ended with all its processes; or the cluster of that address; or one that is joined."""
+def _ray(slots: int | None, study: Study) -> Iterator[None]:
+    """A Ray on this machine, unless one is there already; ended with all its processes."""
     import ray
 
     if ray.is_initialized():
         yield
-        return
-    if address:
-        with connected(address, study):
-            yield
         return
     _private_token()
     try:
@@ -307,22 +283,15 @@ def _ray(slots: int | None, study: Study, address: str | None) -> Iterator[None]
 
 
 def run_ray(
-    run: StudyRun,
-    slots: int | None = None,
-    trainable: Any = None,
-    interruption: Interruption | None = None,
-    address: str | None = None,
+    run: StudyRun, slots: int | None = None, trainable: Any = None, interruption: Interruption | None = None
 ) -> None:
     """Train every missing cell of a study with Ray Tune; returns when none is left or the run was interrupted.
 
     `slots`: trials side by side, as many as the cores hold when None. `trainable`: what trains a cell,
     `tune.trial.CellTrainable` when None (a simulated one measures everything else). `interruption`: who takes signals.
-    `address`: of a Ray cluster that is there already, see `tune.cluster`. Raises StudyStopped where the study cannot go
-    on, StudyError where there is no such cluster.
+    Raises StudyStopped where the study cannot go on.
     """
-    left_out = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"} if address else set()
-    os.environ.update({name: value for name, value in QUIET.items() if name not in {*os.environ, *left_out}})
-    import ray
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     from ray import tune as ray_tune
     from ray.tune.error import TuneError
 
@@ -332,38 +301,33 @@ def run_ray(
     logs = run.folder / "logs"
     logs.mkdir(exist_ok=True)
     _log_to(logs / "ray.log", "ray")
-    resources = run.study.resources
-    with _ray(slots, run.study, address), tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
-        room = Capacity(slots, resources.cpus, resources.gpus, ray.nodes)
-        run.slots = room()
-        wish = (
-            (lambda stage: ask_for(run.study, min(slots or 1 << 20, side_by_side(run.study, stage))))
-            if address
-            else None
+    with _ray(slots, run.study), tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
+        run.slots = slots or _slots(run.study)
+        search, scheduler, ends, stopper = _tune_parts(run)
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(trainable, {"cpu": run.study.resources.cpus}),
+            tune_config=ray_tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler,
+                num_samples=-1,
+                reuse_actors=True,
+                max_concurrent_trials=run.slots,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=ray_tune.RunConfig(
+                name="ray",
+                storage_path=scratch,  # of Ray's own state nothing is ever read
+                verbose=0,
+                callbacks=[ends],
+                stop=stopper,
+                log_to_file=False,
+                checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
         )
-        search, scheduler, ends, stopper = _tune_parts(run, room, wish)
-        needs = {"cpu": resources.cpus, **({"gpu": resources.gpus} if resources.gpus else {})}
         with interruption.orderly() if interruption else nullcontext():
             run.interruption = interruption
             try:
-                ray_tune.run(
-                    _delivered(trainable, run) if address else trainable,
-                    name="ray",
-                    resources_per_trial=needs,
-                    search_alg=search,
-                    scheduler=scheduler,
-                    num_samples=-1,
-                    reuse_actors=True,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                    storage_path=scratch,  # of Ray's own state nothing is ever read
-                    verbose=0,
-                    callbacks=[ends],
-                    stop=stopper,
-                    log_to_file=False,
-                    checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
-                    raise_on_failed_trial=False,
-                    _remote=False,  # the ledger is here, also where the cluster is reached by ray://
-                )
+                tuner.fit()
             except TuneError as error:
                 if run.fatal is None:
                     raise StudyStopped(
@@ -372,15 +336,3 @@ def run_ray(
     if (fatal := run.fatal) is not None:
         said = f"{fatal.filename}: {fatal.strerror}" if isinstance(fatal, OSError) and fatal.filename else str(fatal)
         raise StudyStopped(f"the study stopped: {said}") from fatal
-
-
-def _delivered(trainable: Any, run: StudyRun) -> Any:
-    """The trainable with what its nodes lack, where it takes it: a simulated one needs nothing."""
-    from ray import tune as ray_tune
-
-    from tune.delivery import pack
-
-    if "parcel" not in inspect.signature(trainable.setup).parameters:
-        return trainable
-    storage = Path(run.study.storage) if run.study.storage else None
-    return ray_tune.with_parameters(trainable, parcel=pack(run.corpus, run.folder, storage, driver_node()))
