@@ -224,8 +224,8 @@ def test_a_worker_killed_for_memory_is_tried_again_alone(tmp_path, place):
 
 DIED = (
     "The actor died unexpectedly before finishing this task.\nThe actor is dead because its worker process has died. "
-    "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of "
-    "file. Some common causes include: (1) the process was killed by the OOM killer due to high memory usage."
+    "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End "
+    "of file. Some common causes include: (1) the process was killed by the OOM killer due to high memory usage."
 )
 SHORT = "Task was killed due to the node running low on memory.\nMemory on the node was 15 GB / 15 GB"
 
