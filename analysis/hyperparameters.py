@@ -34,9 +34,9 @@ def searched(study: Study, arm: str) -> dict[str, dict[str, Any]]:
     alpha = alpha.get("alpha") if isinstance(alpha, dict) else None
     if isinstance(alpha, dict) and alpha.get("search"):
         found["alpha"] = alpha["search"]
-    learnable = alpha.get("learnable") if isinstance(alpha, dict) else None
-    if isinstance(learnable, dict) and isinstance(learnable.get("lr_multiplier"), dict):
-        found["alpha_lr_multiplier"] = learnable["lr_multiplier"]
+    trained = (alpha.get("learnable") or alpha.get("token")) if isinstance(alpha, dict) else None
+    if isinstance(trained, dict) and isinstance(trained.get("lr_multiplier"), dict):
+        found["alpha_lr_multiplier"] = trained["lr_multiplier"]
     return {name: where for name, where in found.items() if name in study.trials.columns}
 
 

@@ -103,6 +103,8 @@ def _arm(options: dict[str, Any]) -> str:
     roles = [role for role in ("baseline", "floor") if options.get(role)]
     unit = {k: v for k, v in options.items() if k not in ("baseline", "floor")}
     stock = unit.get("gate") is None and unit.get("unit") is None
+    if unit.get("unit") is not None:  # it settles the others
+        unit = {k: v for k, v in unit.items() if k in ("unit", "alpha")}
     return ", ".join([*roles, "stock activation" if stock else _flat(unit)])
 
 

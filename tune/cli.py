@@ -173,6 +173,27 @@ def plan(
     typer.echo(text)
 
 
+@app.command(name="try")
+def try_(
+    config: Config,
+    output: Output = Path("studies"),
+    steps: Annotated[int, typer.Option(min=1, help="Updates of each arm.")] = 3,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be given several times.")] = None,
+) -> None:
+    """Train a few steps of every arm at its real size: loss, memory, seconds a step. Writes only the token cache.
+
+    Example: pagating try configs/published/fair.yaml
+    """
+    from tune import dry_run
+    from tune.study import load
+
+    failed = False
+    for tried in dry_run.try_arms(load(config), config.parent, output, steps, arm or ()):
+        failed |= not isinstance(tried, str) and tried.problem is not None
+        typer.echo(dry_run.line(tried))
+    raise typer.Exit(UNDECIDED if failed else DONE)
+
+
 @app.command()
 def report(study: Name, output: Output = Path("studies")) -> None:
     """Rebuild tables, verdict and report of a study from its ledger. Example: pagating report sweep"""

@@ -60,7 +60,7 @@ def prepare_store(uri: str) -> None:
 def numeric_alpha(study: Study, arm: str, config: dict[str, float]) -> float:
     """One number for the gate strength of any arm, so that charts over alpha draw all of them.
 
-    Fixed or searched: the value; per layer: the mean; learned: the start; stock activation: 0, the gate switched off.
+    Fixed or searched: the value; per layer: the mean; learned or moved: the start; no alpha: 0, the gate switched off.
     """
     alpha = study.arms[arm].alpha
     if "alpha" in config:
@@ -69,7 +69,7 @@ def numeric_alpha(study: Study, arm: str, config: dict[str, float]) -> float:
         return sum(alpha) / len(alpha)
     if isinstance(alpha, int | float):
         return float(alpha)
-    return alpha.learnable.init if alpha is not None and alpha.learnable else 0.0
+    return (alpha.start if alpha is not None else None) or 0.0
 
 
 @dataclass
@@ -235,7 +235,7 @@ class Runs:
         run = self._client.create_run(self._experiment, start_time=start, run_name=name, tags=tags)
         params = {**cell.config, "alpha": numeric_alpha(self.study, cell.arm, cell.config)}
         arm = self.study.arms[cell.arm]
-        shown = {"arm": cell.arm, "gate": arm.gate or "none", "base": arm.base if arm.gate else "stock"}
+        shown = {"arm": cell.arm, "gate": arm.gate or "none", "base": arm.base if arm.gate else arm.unit or "stock"}
         self._client.log_batch(
             run.info.run_id, params=[Param(key, str(value)) for key, value in {**params, **shown}.items()]
         )

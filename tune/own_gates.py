@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tune.schema import OWN_GATE
+from tune.schema_arm import OWN_GATE
 from tune.study import Study, StudyError
 
 FOLDER = "gates"

@@ -28,7 +28,7 @@ from tune.plan_time import (
     wall_seconds,
 )
 from tune.plan_work import arm_model, confirm_seeds, example, total, work
-from tune.schema import OWN_GATE
+from tune.schema_arm import OWN_GATE
 from tune.study import Study, StudyError, trial_spec
 
 MEASURE = "measure"
@@ -106,15 +106,18 @@ def calibrate(
         if corpus is None:
             tokens = max(1 << 16, 4 * study.model.n_ctx)
             corpus = stand_in(Path(scratch), vocab_size, tokens)
-        trials = {}
-        for arm in study.arms:
-            config = {**example(study, arm), "lr": _lowest_rate(study)}
-            spec = trial_spec(study, arm, config, 1, corpus, test=False)
-            if spec["unit"] and OWN_GATE.fullmatch(spec["unit"]["gate"]):
-                spec["unit"] = {**spec["unit"], "gate": str(base.resolve() / spec["unit"]["gate"])}
-            trials[arm] = spec
+        trials = {arm: arm_example(study, arm, base, corpus) for arm in study.arms}
         flops = {arm: model.flops_per_token for arm, model in models.items()}
         return probe(trials, flops, processes, PROBE_SECONDS), notes
+
+
+def arm_example(study: Study, arm: str, base: Path, corpus: Path) -> dict[str, Any]:
+    """Arguments of a `Trial` of an arm, at the lowest learning rate; `base`: the study file's folder, for own gates."""
+    config = {**example(study, arm), "lr": _lowest_rate(study)}
+    spec = trial_spec(study, arm, config, 1, corpus, test=False)
+    if spec["unit"] and OWN_GATE.fullmatch(spec["unit"].get("gate") or ""):
+        spec["unit"] = {**spec["unit"], "gate": str(base.resolve() / spec["unit"]["gate"])}
+    return spec
 
 
 def _lowest_rate(study: Study) -> float:

@@ -142,10 +142,14 @@ def short(spec: Mapping[str, Any], flops: int, seconds: float) -> tuple[dict[str
     whole = stock_flops_per_token(size) * spec["tokens"]
     affordable = seconds * ROUGH_FLOPS / flops  # tokens
     batch_tokens = min(spec["batch_tokens"], max(1, int(affordable // size.n_ctx)) * size.n_ctx)
+    micro = spec.get("micro_batch_tokens")
+    if micro:
+        batch_tokens = batch_tokens // micro * micro or batch_tokens
     every = max(1, min(16, round(affordable / 4 / batch_tokens)))
     windows = min(spec["eval_windows"], max(1, every * batch_tokens // size.n_ctx))
     changed = {
         "batch_tokens": batch_tokens,
+        "micro_batch_tokens": micro if micro and batch_tokens % micro == 0 else None,
         "tokens": LONGEST * every * batch_tokens,
         "eval_every": every,
         "eval_windows": windows,

@@ -14,6 +14,7 @@ from typing import Any
 
 from tune.ledger import COST, FINAL, Cell
 from tune.plan_work import Model, arm_model, confirm_seeds, evaluations, example
+from tune.schema_arm import GLU_UNITS, Arm
 from tune.study import Study, StudyError, digest
 
 GPT2_VOCABULARY = 50_257  # of every published GPT-2
@@ -59,10 +60,9 @@ def ledger_cell_bytes(study: Study) -> float:
     for arm, settings in study.arms.items():
         config = dict.fromkeys(example(study, arm), NUMBER)
         cell = Cell("calibrate", arm, 0, 11, config, digest(config))
-        learned = _learned(settings)
         row: dict[str, Any] = {"step": study.fixed.tokens // study.fixed.batch_tokens, "tokens": study.fixed.tokens}
         row |= dict.fromkeys(("val_nll", "train_nll", "lr", "grad_norm", "tokens_per_second"), NUMBER)
-        row["alpha"] = [NUMBER] * (study.model.n_layer if learned else 0)
+        row["alpha"] = [NUMBER] * (study.model.n_layer if settings.learns_alpha else 0)
         final = dict.fromkeys((*FINAL, "alpha", "compiled", "test_nll", *COST), NUMBER)
         base = {"time": 1234567890.123, "cell": cell.key}
         events = [
@@ -80,15 +80,11 @@ def _line_bytes(event: dict[str, Any]) -> int:
     return len(json.dumps(event, separators=(",", ":"))) + len(',"crc":"01234567"') + len("\n")
 
 
-def _learned(arm: Any) -> bool:
-    return getattr(arm.alpha, "learnable", None) is not None
-
-
 def disk_parts(study: Study, cells: float, slots: int, model: Model) -> dict[str, float]:
     """Bytes that `cells` trained cells leave, by part; `checkpoints` stand only while trials run."""
     looks = evaluations(study)
     reports = cells * looks
-    learning = [arm for arm in study.arms.values() if _learned(arm)]
+    learning = [arm for arm in study.arms.values() if arm.learns_alpha]
     layers = study.model.n_layer if learning else 0
     alphas = layers * len(learning) / len(study.arms)
     finals = len(FINAL) + len(COST)
@@ -139,20 +135,33 @@ def readable(size: float) -> str:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
+GATE_VALUES = {"pointwise": 4, "glu": 6, "projected": 12}  # by form
+
+
+def gate_values(arm: Arm) -> int:
+    """Values, in multiples of d_model, that the backward pass needs of an arm's gate, a token and layer.
+
+    pointwise: the gate; glu: its two inputs of 2/3 d_ff, the gate and the product, less than the stock MLP's 8;
+    projected: both projections and the gate, d_ff each.
+    """
+    if arm.gate is None and arm.unit is None:
+        return 0
+    return GATE_VALUES["glu" if arm.unit in GLU_UNITS else arm.form]
+
+
 def memory_parts(study: Study, model: Model, vocab_size: int, base_mb: float) -> dict[str, float]:
     """Bytes of one slot by part: what a trial's process holds at its peak.
 
     base: the interpreter with its libraries. state: weights, gradient and two moments, 16 bytes a parameter.
-    activations: of one step's N tokens in float32, for each layer 18 d_model values that the backward pass needs (norms
-    3, query, key and value 3, attention 3, MLP 9: 1 in, 4 before and 4 after the gate), 4 more for a gate's own, and
-    the gradients of one layer; with attention written out (bfloat16 on a CPU) 3 squares n_ctx x n_ctx a head. logits:
-    three copies of a chunk, and the gradient by its inputs. Compiled trials need less.
+    activations: of the N tokens whose gradient is taken at once, in float32, for each layer 18 d_model values that the
+    backward pass needs (norms 3, query, key and value 3, attention 3, MLP 9: 1 in, 4 before and 4 after the gate),
+    `gate_values` more, and the gradients of one layer; with attention written out (bfloat16 on a CPU) 3 squares
+    n_ctx x n_ctx a head. logits: three copies of a chunk, and the gradient by its inputs. Compiled trials need less.
     """
     from pagating.engine_loss import chunk_rows
 
-    size, tokens = study.model, study.fixed.batch_tokens
-    gated = any(arm.gate for arm in study.arms.values())
-    layer = (18 + (4 if gated else 0)) * size.d_model * tokens
+    size, tokens = study.model, study.fixed.micro_batch_tokens or study.fixed.batch_tokens
+    layer = (18 + max(map(gate_values, study.arms.values()))) * size.d_model * tokens
     square = 3 * tokens * size.n_ctx * size.n_head if study.fixed.precision == "bfloat16" else 0
     return {
         "base": base_mb * (1 << 20),

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tune.schema import GATES, OWN_GATE, Distribution
+from tune.schema import Distribution
+from tune.schema_arm import GATES, OWN_GATE
 from tune.study import Study
 
 Span = tuple[float, float, float]  # least, expected, most
@@ -63,8 +64,8 @@ def arm_model(study: Study, arm: str, vocab_size: int) -> Model:
     from pagating.gpt2_plain import GPT2, GPT2Size, training_flops_per_token
 
     size = GPT2Size(vocab_size=vocab_size, **study.model.model_dump(exclude={"preset"}))
-    unit = study.arms[arm].unit(example(study, arm))
-    if unit and OWN_GATE.fullmatch(unit["gate"]):
+    unit = study.arms[arm].arguments(example(study, arm))
+    if unit and OWN_GATE.fullmatch(unit.get("gate") or ""):
         unit = {**unit, "gate": GATES[0]}  # every gate costs the same here, and a file is not run to count
     with torch.device("meta"):
         model = GPT2(size, unit)

@@ -8,8 +8,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-GATES = ("sigmoid", "tanh", "relu", "gelu", "mish", "silu")
-OWN_GATE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 PRESETS = {  # Radford et al. 2019, table 2
     "gpt2": {"n_layer": 12, "d_model": 768, "n_head": 12, "n_ctx": 1024},
     "gpt2-medium": {"n_layer": 24, "d_model": 1024, "n_head": 16, "n_ctx": 1024},
@@ -153,7 +151,17 @@ class FixedSection(Section):
     """What is held the same for every trial."""
 
     tokens: int = Field(400_000, ge=1, le=10**13, description="training tokens a trial")
+    steps: int | None = Field(
+        None, ge=1, le=10**12, description="in the place of tokens: steps x batch_tokens, which is what the study keeps"
+    )
     batch_tokens: int = Field(2048, ge=2, le=10**9, description="tokens a step, a multiple of model.n_ctx")
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=2,
+        le=10**9,
+        description="tokens whose gradient is taken at a time, where a step does not fit into memory at once: a "
+        "multiple of model.n_ctx that divides batch_tokens",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="decay of the learning rate")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     final_lr: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
@@ -169,101 +177,18 @@ class FixedSection(Section):
     )
     eval_windows: int = Field(64, ge=1, le=10**9, description="windows of each evaluation, the same for every trial")
 
-
-class Learnable(Section):
-    """A learned alpha: one number for the model, a layer or a channel."""
-
-    init: float = Field(0.5, ge=0, le=2, description="value at the start; inside (0, 1) for range: unit")
-    per: Literal["model", "layer", "channel"] = Field("model", description="what has one number of its own")
-    range: Literal["unit", "free"] = Field("unit", description="unit: sigmoid of a logit, (0, 1); free: any number")
-    lr_multiplier: float | Distribution = Field(10.0, description="learning rate of alpha over that of the model")
-
-    @model_validator(mode="after")
-    def _start(self) -> Learnable:
-        if self.range == "unit" and not 0 < self.init < 1:
-            raise ValueError(f"init={self.init}: a sigmoid never starts at or beyond 0 and 1; give a value in (0, 1)")
-        if isinstance(self.lr_multiplier, float) and not self.lr_multiplier > 0:
-            raise ValueError(f"lr_multiplier={self.lr_multiplier} is not positive")
-        return self
-
-
-class AlphaSection(Section):
-    """An alpha that is not a plain number: searched as a hyperparameter, or learned by the model."""
-
-    search: Distribution | None = Field(None, description="a hyperparameter of the arm's own search")
-    learnable: Learnable | None = Field(None, description="a parameter of the model, trained with it")
-
-    @model_validator(mode="after")
-    def _one(self) -> AlphaSection:
-        if (self.search is None) == (self.learnable is None):
-            raise ValueError("give exactly one of search and learnable")
-        return self
-
-
-class Arm(Section):
-    """One kind of model under comparison. Without a gate it is the stock model."""
-
-    baseline: bool = Field(False, description="the arm that the others are compared with: exactly one")
-    floor: bool = Field(False, description="the control that must lose: at most one")
-    gate: str | None = Field(
-        None,
-        description="`sigmoid`, `tanh`, `relu`, `gelu`, `mish`, `silu`, or a gate of your own: `FILE.py:NAME`",
-    )
-    base: Literal["identity", "gelu"] = Field("identity", description="what is left when the gate is off")
-    alpha: float | list[float] | AlphaSection | None = Field(
-        None,
-        description="gate strength in [0, 2]: a number, a list (one a layer), {search: ...} or {learnable: ...}",
-    )
-
-    @field_validator("gate")
+    @model_validator(mode="before")
     @classmethod
-    def _gate(cls, given: str | None) -> str | None:
-        if given is None or given in GATES or OWN_GATE.fullmatch(given):
+    def _tokens(cls, given: Any) -> Any:
+        """`steps` as the tokens that they are: two files that say the same resolve to the same study."""
+        if not isinstance(given, dict) or type(given.get("steps")) is not int or given["steps"] < 1:
             return given
-        raise ValueError(f"gate '{given}' is not one of {', '.join(GATES)}, nor FILE.py:NAME")
-
-    @model_validator(mode="after")
-    def _whole(self) -> Arm:
-        if (self.gate is None) != (self.alpha is None):
-            raise ValueError("gate and alpha come together: an arm has both, or neither (the stock model)")
-        for value in self.alpha if isinstance(self.alpha, list) else [self.alpha]:
-            if isinstance(value, float) and not 0 <= value <= 2:
-                raise ValueError(f"alpha={value} is outside [0, 2]")
-        for name, where in self.searched().items():
-            low, high = min(where.values), max(where.values)
-            if (low < 0 or high > 2) if name == "alpha" else low <= 0:
-                raise ValueError(f"{name} is searched in {where.values}; allowed: alpha in [0, 2], others above 0")
-        if self.baseline and self.floor:
-            raise ValueError("an arm cannot be both baseline and floor")
-        return self
-
-    def searched(self) -> dict[str, Distribution]:
-        """The scientific hyperparameters that this arm searches, by name."""
-        found = {}
-        if isinstance(self.alpha, AlphaSection):
-            if self.alpha.search:
-                found["alpha"] = self.alpha.search
-            elif self.alpha.learnable and isinstance(self.alpha.learnable.lr_multiplier, Distribution):
-                found["alpha_lr_multiplier"] = self.alpha.learnable.lr_multiplier
-        return found
-
-    def unit(self, config: dict[str, float]) -> dict[str, Any] | None:
-        """Arguments of `pagating.patch` for one configuration; None for the stock model.
-
-        `base: gelu` is the stock activation of the study's GPT-2, in the form that the model section names.
-        """
-        if self.gate is None:
-            return None
-        alpha: Any = self.alpha
-        if isinstance(self.alpha, AlphaSection):
-            if self.alpha.search:
-                alpha = config["alpha"]
-            else:
-                assert self.alpha.learnable is not None
-                alpha = {"learnable": self.alpha.learnable.model_dump()}
-                if "alpha_lr_multiplier" in config:
-                    alpha["learnable"]["lr_multiplier"] = config["alpha_lr_multiplier"]
-        return {"gate": self.gate, "alpha": alpha, "base": "stock" if self.base == "gelu" else self.base}
+        batch = given.get("batch_tokens", cls.model_fields["batch_tokens"].default)
+        if "tokens" in given:
+            raise ValueError(f"give one of tokens and steps, not both (tokens={given['tokens']}, {given['steps']=})")
+        if not isinstance(batch, int):
+            return given
+        return {**{key: value for key, value in given.items() if key != "steps"}, "tokens": given["steps"] * batch}
 
 
 class SearchSection(Section):
@@ -352,6 +277,16 @@ class ResourcesSection(Section):
     """What one trial takes of the machine."""
 
     cpus: int = Field(1, ge=1, le=1024, description="cores, and threads, of a trial")
+    gpus: float = Field(
+        0.0, ge=0, le=64, description="GPUs of a trial, which then trains on one: a share such as 0.25, or 1 and more"
+    )
     stall_timeout: float = Field(
         600.0, ge=1, le=1e7, description="seconds without a sign of life before a trial is ended and tried again"
     )
+
+    @field_validator("gpus")
+    @classmethod
+    def _gpus(cls, given: float) -> float:
+        if given > 1 and given != int(given):
+            raise ValueError(f"gpus={given}: a trial takes a share of one GPU, up to 1, or a whole number of them")
+        return given

@@ -18,7 +18,6 @@ from analysis import plain_yaml
 from analysis.safe_text import one_line, redact
 from tune.schema import (
     NAME,
-    Arm,
     CalibrateSection,
     ConfirmSection,
     CorpusSection,
@@ -30,8 +29,10 @@ from tune.schema import (
     Section,
     TokenizerSection,
 )
+from tune.schema_arm import Arm
 
 MOST_LR = 100.0
+ADDRESS = re.compile(r"auto|(?P<client>ray://)?(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")
 TRACKING = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks", "file")
 TUNABLE = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip")
 
@@ -59,6 +60,14 @@ def check_tracking(uri: str, source: str, whole: bool = True) -> str:
     return uri
 
 
+def check_address(address: str) -> str:
+    """`address` where it has the form of a Ray cluster's. Raises StudyError."""
+    match = ADDRESS.fullmatch(address)
+    if not match or (match["port"] and not 0 < int(match["port"]) < 1 << 16):
+        raise StudyError(f"address '{address}' is none of a Ray cluster; allowed: auto, HOST:PORT, ray://HOST:PORT")
+    return address
+
+
 class Study(Section):
     """Everything that answers one question."""
 
@@ -77,6 +86,13 @@ class Study(Section):
     confirm: ConfirmSection = Field(ConfirmSection(), description="the confirm stage and the decision")
     resources: ResourcesSection = Field(ResourcesSection(), description="what one trial takes of the machine")
     tracking: str | None = Field(None, description="MLflow tracking URI; else MLFLOW_TRACKING_URI, else mlflow.db")
+    address: str | None = Field(
+        None,
+        description="of a Ray cluster: `auto`, `HOST:PORT`, `ray://HOST:PORT`; without it trials run on this machine",
+    )
+    storage: str | None = Field(
+        None, description="absolute path of a folder that all nodes of the cluster see, for the tokens and checkpoints"
+    )
 
     @field_validator("name")
     @classmethod
@@ -89,6 +105,20 @@ class Study(Section):
     @classmethod
     def _tracking(cls, given: str | None) -> str | None:
         return given if given is None else check_tracking(given, "tracking", whole=False)
+
+    @field_validator("address")
+    @classmethod
+    def _address(cls, given: str | None) -> str | None:
+        return given if given is None else check_address(given)
+
+    @field_validator("storage")
+    @classmethod
+    def _storage(cls, given: str | None) -> str | None:
+        if given is not None and not Path(given).is_absolute():
+            raise ValueError(
+                f"storage '{given}' is no absolute path; allowed: a folder that every node sees, such as /mnt/shared"
+            )
+        return given
 
     @field_validator("arms")
     @classmethod
@@ -123,6 +153,12 @@ class Study(Section):
         fixed, n_ctx = self.fixed, self.model.n_ctx
         if fixed.batch_tokens % n_ctx:
             raise ValueError(f"fixed.batch_tokens={fixed.batch_tokens} is not a multiple of model.n_ctx={n_ctx}")
+        micro = fixed.micro_batch_tokens
+        if micro is not None and (micro % n_ctx or fixed.batch_tokens % micro):
+            raise ValueError(
+                f"fixed.micro_batch_tokens={micro} is not a multiple of model.n_ctx={n_ctx} that divides "
+                f"fixed.batch_tokens={fixed.batch_tokens}"
+            )
         if fixed.tokens < 2 * fixed.batch_tokens:
             raise ValueError(f"fixed.tokens={fixed.tokens} is less than two steps of batch_tokens={fixed.batch_tokens}")
         for name, arm in self.arms.items():
@@ -161,17 +197,18 @@ def digest(content: Any) -> str:
 
 def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corpus: Path, test: bool) -> dict[str, Any]:
     """Arguments of `pagating.train.Trial` for one cell of a study."""
-    fixed = study.fixed.model_dump()
+    fixed = study.fixed.model_dump(exclude={"steps"})
     fixed.update({name: config[name] for name in TUNABLE if name in config and name != "lr"})
     return {
         **fixed,
         "corpus": str(corpus),
         "model": study.model.model_dump(exclude={"preset"}),
-        "unit": study.arms[arm].unit(config),
+        "unit": study.arms[arm].arguments(config),
         "lr": config["lr"],
         "seed": seed,
         "test": test,
         "threads": study.resources.cpus,
+        "device": "cuda" if study.resources.gpus else "cpu",
     }
 
 

@@ -48,7 +48,7 @@ def study(tmp_path):
 
 def test_the_arms_that_name_a_file(study):
     assert references(study) == {"gates/own.py:mine": ["mine", "learned"]}
-    assert study.arms["mine"].unit({}) == {"gate": "gates/own.py:mine", "alpha": 0.5, "base": "identity"}
+    assert study.arms["mine"].arguments({}) == {"gate": "gates/own.py:mine", "alpha": 0.5, "base": "identity"}
 
 
 def test_a_trial_runs_the_copy_that_the_study_keeps(study, tmp_path):

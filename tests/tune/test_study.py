@@ -152,7 +152,8 @@ arms:
 
 def test_units_of_every_kind_of_arm():
     study = parse(SMALL[: SMALL.index("arms:")] + ARMS, Path("x.yaml"))
-    units = {arm: study.arms[arm].unit({"lr": 1e-3, "alpha": 1.25, "alpha_lr_multiplier": 10.0}) for arm in study.arms}
+    config = {"lr": 1e-3, "alpha": 1.25, "alpha_lr_multiplier": 10.0}
+    units = {arm: study.arms[arm].arguments(config) for arm in study.arms}
     assert units["gelu"] is None
     assert units["fixed"] == {"gate": "sigmoid", "alpha": 0.5, "base": "identity"}
     assert units["layers"] == {"gate": "tanh", "alpha": [0.1, 0.2], "base": "stock"}

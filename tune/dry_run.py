@@ -1,0 +1,132 @@
+"""A few steps of every arm at its real size: does a study's model fit and train here, and how fast? Writes nothing.
+
+    python -m tune.dry_run < trial.json
+
+is one arm in a process of its own, so that its peak memory is its own; `try_arms` starts one after another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tune.plan import arm_example, corpus_of, stand_in
+from tune.plan_space import vocabulary
+from tune.study import Study, StudyError
+
+CHILD = "tune.dry_run"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What an arm's first steps gave: nats a token at the first and the last of them, seconds of one, MiB, parameters.
+
+    `problem`: why it could not be trained, in one line; the figures are then NaN.
+    """
+
+    arm: str
+    first_nll: float = math.nan
+    last_nll: float = math.nan
+    step_seconds: float = math.nan
+    peak_mb: float = math.nan
+    parameters: int = 0
+    problem: str | None = None
+
+
+def try_arms(study: Study, base: Path, output: Path, steps: int, arms: Sequence[str] = ()) -> Iterator[Tried | str]:
+    """Train `steps` updates of each arm (of `arms`; all where none is named), one after the other.
+
+    Batch, model, precision and threads are the study's; the code is not compiled, and one window is evaluated. Where
+    the corpus is not on this machine, random tokens stand for it, and a line that says so comes first. Yields a result
+    for each arm as it is there. Raises StudyError for an arm that the study has not.
+    """
+    unknown = [arm for arm in arms if arm not in study.arms]
+    if unknown:
+        raise StudyError(f"--arm {unknown[0]}: {study.name} has the arms {', '.join(study.arms)}")
+    corpus, missing = corpus_of(study, output, base)
+    if missing:
+        yield f"{missing}; random tokens stand for it: the losses say only that it trains"
+    with tempfile.TemporaryDirectory(prefix="pagating-try-") as scratch:
+        place = corpus or stand_in(Path(scratch), vocabulary(study), max(1 << 16, 4 * study.model.n_ctx))
+        for arm in arms or study.arms:
+            yield _try_arm(study, arm, base, place, steps)
+
+
+def shortened(study: Study, arm: str, base: Path, corpus: Path, steps: int) -> dict[str, Any]:
+    """Arguments of the arm's `Trial`, with `steps` updates, each reported."""
+    spec = arm_example(study, arm, base, corpus)
+    changed = {"tokens": steps * spec["batch_tokens"], "eval_every": 1, "eval_windows": 1, "compile": "never"}
+    return {**spec, **changed}
+
+
+def line(tried: Tried | str) -> str:
+    """What is said of an arm."""
+    if isinstance(tried, str):
+        return tried
+    if tried.problem:
+        return f"{tried.arm}: {tried.problem}"
+    return (
+        f"{tried.arm}: {tried.parameters:,} parameters, train_nll {tried.first_nll:.4f} -> "
+        f"{tried.last_nll:.4f}, {tried.peak_mb / 1024:.2f} GiB at the peak, {tried.step_seconds:.3g} s a step"
+    )
+
+
+def _try_arm(study: Study, arm: str, base: Path, corpus: Path, steps: int) -> Tried:
+    spec = shortened(study, arm, base, corpus, steps)
+    done = subprocess.run(
+        [sys.executable, "-m", CHILD],
+        input=json.dumps(spec),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(spec["threads"])},
+        check=False,
+    )
+    if done.returncode == 0:
+        return Tried(arm, **json.loads(done.stdout.splitlines()[-1]))
+    if done.returncode < 0:
+        killed = f"its process was killed by signal {-done.returncode}"
+        return Tried(arm, problem=killed + (", as a machine short of memory does" if done.returncode == -9 else ""))
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+    return Tried(arm, problem=lines[-1])
+
+
+def main() -> int:
+    """Train the trial on standard input and print what came of it as JSON; exit code 1 where it could not be."""
+    spec = json.load(sys.stdin)
+    from pagating.train import Trial, train
+    from pagating.trial import Diverged, OutOfMemory
+
+    rows = []
+    try:
+        for row in train(Trial(**spec)):
+            rows.append(row)
+    except (Diverged, OutOfMemory) as error:
+        print(error, file=sys.stderr)
+        return 1
+    seconds = [row["tokens"] / row["tokens_per_second"] for row in rows]  # of training so far
+    later = len(seconds) > 1  # the first step warms up
+    final = rows[-1]["final"]
+    print(
+        json.dumps(
+            {
+                "first_nll": rows[0]["train_nll"],
+                "last_nll": rows[-1]["train_nll"],
+                "step_seconds": (seconds[-1] - seconds[0]) / (len(seconds) - 1) if later else seconds[0],
+                "peak_mb": final.get("peak_gpu_mb", final["peak_rss_mb"]),
+                "parameters": final["parameters"],
+            }
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
