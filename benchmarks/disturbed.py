@@ -134,8 +134,9 @@ class Place:
         rows = Counter(zip(*(trials[name] for name in ("stage", "arm", "trial", "config_key", "seed")), strict=True))
         damage.doubled += sum(count > 1 for count in rows.values())
         damage.lost += max(0, len(expected) - len(rows))
-        wanted = sorted(cell[1]["val_nll"] for cell in expected.values())
-        damage.different += sum(a != b for a, b in zip(sorted(trials["val_nll"].astype(float)), wanted, strict=False))
+        wanted = sorted(cell[1]["val_nll"] for cell in expected.values() if "val_nll" in cell[1])
+        shown = sorted(trials["val_nll"].astype(float).dropna())
+        damage.different += sum(a != b for a, b in zip(shown, wanted, strict=False)) + abs(len(shown) - len(wanted))
         self._compare_store(store or self.store, expected, damage)
         damage.seconds += self.seconds - undisturbed
 
@@ -154,7 +155,7 @@ class Place:
             history = client.get_metric_history(run.info.run_id, "val/nll")
             seen = [(metric.step, metric.value) for metric in history]
             same = seen == [(row["step"], row["val_nll"]) for row in curve]
-            damage.different += not (same and run.data.metrics.get("final/val_nll") == final["val_nll"])
+            damage.different += not (same and run.data.metrics.get("final/val_nll") == final.get("val_nll"))
 
 
 def workers(driver: int) -> list[psutil.Process]:

@@ -1,0 +1,161 @@
+"""A study of many tiny real trials whose workers are killed at random moments: memory over time.
+
+python benchmarks/soak.py [--cells 1000] [--seconds-between-kills 20] [--write docs/reliability.md]
+
+Samples the resident memory of the driver and of its largest worker every second. Flat after warm-up means: the slope of
+a line through the second half, over the cells that ended in it, is small. Writes docs/img/soak.svg and the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from common import machine
+from disturbed import ROOT, Damage, Place, workers
+from matplotlib.figure import Figure
+
+START, END = "<!-- soak: start -->", "<!-- soak: end -->"
+ARMS = 3  # of the study in disturbed.py
+
+
+def tiny(folder: Path, cells: int) -> Place:
+    """A study of about `cells` cells of 8 steps each: most of them confirm seeds and search trials."""
+    trials = max(2, (cells // ARMS - 3 - 60) if cells > 300 else cells // ARMS - 3 - 4)
+    seeds = max(2, cells // ARMS - 3 - trials)
+    return Place(
+        folder,
+        name="soak",
+        model={"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
+        fixed={"tokens": 4096, "batch_tokens": 512, "eval_windows": 4, "eval_every": 4},
+        search={"trials_per_arm": trials, "sampler": "random"},
+        confirm={"seeds": min(100, seeds)},
+    )
+
+
+def sample(driver: psutil.Process, place: Place, began: float) -> dict[str, float]:
+    """Seconds, cells that have ended, MiB of the driver and of the largest worker."""
+    sizes = []
+    for worker in workers(driver.pid):
+        try:
+            sizes.append(worker.memory_info().rss)
+        except psutil.NoSuchProcess:
+            continue
+    mib = 1 << 20
+    return {
+        "seconds": round(time.monotonic() - began, 2),
+        "cells": place.ended(),
+        "driver": driver.memory_info().rss / mib,
+        "worker": max(sizes, default=0) / mib,
+    }
+
+
+def soak(place: Place, pause: float, seed: int, kept: Path) -> tuple[list[dict[str, float]], int]:
+    """Run the study, kill workers, sample memory; samples and number of kills. Samples are kept line by line."""
+    generator, began, kills = random.Random(seed), time.monotonic(), 0
+    running = place.start()
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(running.stdout or []), daemon=True)
+    reader.start()  # or the pipe fills
+    driver, samples = psutil.Process(running.pid), []
+    due = generator.expovariate(1 / pause)
+    with open(kept, "w", encoding="utf-8") as file:
+        while running.poll() is None:
+            try:
+                samples.append(sample(driver, place, began))
+            except psutil.NoSuchProcess:
+                break
+            file.write(json.dumps(samples[-1]) + "\n")
+            file.flush()
+            if samples[-1]["seconds"] > due and (found := workers(running.pid)):
+                generator.choice(found).kill()
+                kills += 1
+                due = samples[-1]["seconds"] + generator.expovariate(1 / pause)
+            time.sleep(1.0)
+    reader.join(30)
+    if running.wait() not in (0, 1):
+        raise RuntimeError(f"the sweep ended with {running.returncode}: {''.join(said)[-2000:]}")
+    return samples, kills
+
+
+def slope(samples: list[dict[str, float]], name: str) -> float:
+    """MiB a 1,000 cells, of a least-squares line through the samples after half of the cells."""
+    half = [s for s in samples if s["cells"] >= samples[-1]["cells"] / 2 and s[name] > 0]
+    cells = np.array([s["cells"] for s in half])
+    if len(set(cells.tolist())) < 2:
+        return float("nan")
+    return float(1000 * np.polyfit(cells, [s[name] for s in half], 1)[0])
+
+
+def draw(samples: list[dict[str, float]], target: Path) -> None:
+    """Memory over cells."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for name, label in (("driver", "driver"), ("worker", "largest worker")):
+        shown = [s for s in samples if s[name] > 0]
+        axes.plot([s["cells"] for s in shown], [s[name] for s in shown], label=label, linewidth=1)
+    axes.set(xlabel="cells that have ended", ylabel="resident memory, MiB", ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.savefig(target, metadata={"Date": None})
+
+
+def main() -> int:
+    """Run, draw, tell; exit code 1 when a cell was lost or doubled."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=1000)
+    parser.add_argument("--seconds-between-kills", type=float, default=20.0, help="mean of random intervals")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", type=Path, help="page with the markers")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    os.environ["PAGATING_CACHE"] = str(folder / "cache")
+    place = tiny(folder, options.cells)
+    samples, kills = soak(place, options.seconds_between_kills, options.seed, folder / "samples.jsonl")
+    found, damage = place.cells(), Damage()
+    place.compare(found, damage, 0.0)
+    rows: list[tuple[str, Any]] = [
+        ("cells", len(found)),
+        ("workers killed", kills),
+        ("cells lost, doubled, different between ledger, tables and MLflow",
+         f"{damage.lost}, {damage.doubled}, {damage.different}"),
+        *((f"{name}: MiB at a tenth, half and all of the cells", _at(samples, name)) for name in ("driver", "worker")),
+        *((f"{name}: MiB more a 1,000 cells, at the end", f"{slope(samples, name):.1f}") for name in ("driver", "worker")),
+    ]  # fmt: skip
+    here = machine()
+    command = " ".join(["python benchmarks/soak.py", *sys.argv[1:]])
+    lines = [
+        f"`{command}` on {here['processor']}, {here['cores']} cores, {here['date']}.",
+        "",
+        "| | |",
+        "| --- | ---: |",
+        *(f"| {name} | {value} |" for name, value in rows),
+    ]
+    print("\n".join(lines))
+    if options.write:
+        draw(samples, ROOT / "docs" / "img" / "soak.svg")
+        before, rest = options.write.read_text(encoding="utf-8").split(START)
+        text = "\n".join([START, *lines, "", "![Memory of driver and workers](img/soak.svg)", END])
+        options.write.write_text(before + text + rest.split(END)[1], encoding="utf-8")
+    shutil.rmtree(folder)
+    return int(damage.lost + damage.doubled + damage.different > 0)
+
+
+def _at(samples: list[dict[str, float]], name: str) -> str:
+    last = samples[-1]["cells"]
+    picked = [next(s[name] for s in samples if s["cells"] >= share * last) for share in (0.1, 0.5, 1.0)]
+    return ", ".join(f"{value:.0f}" for value in picked)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
