@@ -130,7 +130,7 @@ def main() -> int:
         ("cells lost, doubled, different between ledger, tables and MLflow",
          f"{damage.lost}, {damage.doubled}, {damage.different}"),
         *((f"{name}: MiB at a tenth, half and all of the cells", _at(samples, name)) for name in ("driver", "worker")),
-        *((f"{name}: MiB more a 1,000 cells, at the end", f"{slope(samples, name):.1f}") for name in ("driver", "worker")),
+        *((f"{name}: MiB a 1,000 cells, at the end", f"{slope(samples, name):.1f}") for name in ("driver", "worker")),
     ]  # fmt: skip
     here = machine()
     command = " ".join(["python benchmarks/soak.py", *sys.argv[1:]])
