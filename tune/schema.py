@@ -185,7 +185,9 @@ class FixedSection(Section):
             return given
         batch = given.get("batch_tokens", cls.model_fields["batch_tokens"].default)
         if "tokens" in given:
-            raise ValueError(f"give one of tokens and steps, not both (tokens={given['tokens']}, {given['steps']=})")
+            raise ValueError(
+                f"give one of tokens and steps, not both (tokens={given['tokens']}, steps={given['steps']})"
+            )
         if not isinstance(batch, int):
             return given
         return {**{key: value for key, value in given.items() if key != "steps"}, "tokens": given["steps"] * batch}

@@ -1,5 +1,6 @@
 """The keys that the published studies need, the studies themselves, and their dry run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pagating.gpt2_plain import GPT2, GPT2Size
 from pagating.units import PaGLU, ProjectedGLU, SplitGLU
 from tune import dry_run, plan_probe, plan_space, plan_work
 from tune.schema_arm import LEARNS_ALPHA, UNITS, WITH_ALPHA
-from tune.study import StudyError, dump, parse, trial_spec
+from tune.study import StudyError, dump, load, parse, trial_spec
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
@@ -239,3 +240,39 @@ def test_a_line_of_the_dry_run():
         "a: 1,234,567 parameters, train_nll 3.5000 -> 3.2500, 2.00 GiB at the peak, 0.5 s a step"
     )
     assert dry_run.line("a note") == "a note"
+
+
+# --- the studies -----------------------------------------------------------------------------------------------------
+
+PUBLISHED = sorted((ROOT / "configs" / "published").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_study_can_be_planned_before_its_text_is_here(path, tmp_path, monkeypatch):
+    from tune import plan as plans
+
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(plans, "corpus_of", lambda study, output, base: (None, "corpus: not on this machine"))
+    options = {"slots": 1, "utilisation": 0.3, "effect": "0.5%", "noise": None, "form": "json"}
+    plan = json.loads(plans.run(path, tmp_path, hours_from="a100", **options))
+    study = load(path)
+    assert set(plan["models"]) == set(study.arms)
+    assert plan["total"]["cells"][0] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_study_trains_at_its_real_size_where_it_fits(path, tmp_path):
+    import psutil
+
+    study = load(path)
+    arm = max(study.arms, key=lambda arm: plan_work.arm_model(study, arm, plan_space.GPT2_VOCABULARY).parameters)
+    model = plan_work.arm_model(study, arm, plan_space.GPT2_VOCABULARY)
+    planned = sum(plan_space.memory_parts(study, model, plan_space.GPT2_VOCABULARY, 400.0).values())
+    if planned > 0.9 * psutil.virtual_memory().available:
+        pytest.skip(f"{arm} needs about {plan_space.readable(planned)}")
+    found = [tried for tried in dry_run.try_arms(study, path.parent, tmp_path, 3, [arm]) if not isinstance(tried, str)]
+    assert [tried.problem for tried in found] == [None]
+    assert found[0].parameters == model.parameters
+    assert 10.0 < found[0].first_nll < 11.5  # about log(50,257) before training, whatever the text
