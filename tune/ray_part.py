@@ -252,10 +252,12 @@ def _private_token() -> None:
     if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
         return
     try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home
-        home = None
-    if home is None or not os.access(home, os.W_OK):
+        kept = Path.home() / ".ray"
+        kept.mkdir(exist_ok=True)
+        writable = os.access(kept, os.W_OK)
+    except (RuntimeError, OSError):  # a user without a home, or with one that is not there or not writable
+        writable = False
+    if not writable:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 

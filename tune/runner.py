@@ -133,6 +133,9 @@ def sweep(
     or OSError when the study cannot go on, all that has ended being kept.
     """
     folder = output / study.name
+    there = next(path for path in (output.resolve(), *output.resolve().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StudyError(f"{there}: cannot be written (read-only, or not yours); give another --output")
     check_folder(study, folder)
     check_gates(study, base, folder)
     corpus = packed_corpus(study, output, base)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from tune import ledger as ledgers
+from tune import ray_part, runner
 from tune import repair as repairs
-from tune import runner
 from tune.files import write_whole
 from tune.ledger import Ledger, LedgerError
 from tune.study import StudyError, dump, parse
@@ -194,6 +194,21 @@ def test_a_study_that_the_disk_has_no_room_for_is_not_begun(small_disk, corpus):
     finally:
         del os.environ["PAGATING_CACHE"]
     assert list(small_disk.iterdir()) == []
+
+
+def test_a_read_only_folder_is_refused_before_anything_is_done(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StudyError, match=rf"{small_disk}: cannot be written .*give another --output"):
+        runner.sweep(study(), small_disk, small_disk / "studies")
+
+
+@pytest.mark.parametrize(("home", "given"), [("/proc", True), ("/nowhere", True), (None, False)])
+def test_ray_gets_a_token_where_home_cannot_keep_one(tmp_path, monkeypatch, home, given):
+    monkeypatch.setenv("HOME", home or str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    ray_part._private_token()
+    assert (len(os.environ.pop("RAY_AUTH_TOKEN", "")) == 64) == given
 
 
 def test_a_study_warns_once_when_room_gets_short(corpus, small_disk):
