@@ -173,6 +173,7 @@ def sync(uri: str, study: Study, folder: Path) -> tuple[int, int]:
 
 def mark(folder: Path, uri: str) -> None:
     """Note that the store has all that the ledger holds, so that the next sweep of a finished study need not ask it."""
+    (folder / "logs").mkdir(exist_ok=True)
     write_whole(folder / "logs" / "tracked.json", json.dumps(_mark(folder, uri)) + "\n")
 
 

@@ -261,7 +261,6 @@ def test_a_damaged_store_is_refused_in_one_line_and_left_alone(place):
 def test_a_sweep_asks_a_store_that_has_everything_no_more(place):
     folder, _, uri = place
     ledger_of(folder)
-    (folder / "logs").mkdir()
     assert not is_marked(folder, uri)
     sync(uri, load(SMOKE), folder)
     mark(folder, uri)
