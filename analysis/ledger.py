@@ -7,6 +7,7 @@ import pandas as pd
 
 from analysis.tables import STAGES, Study, confirm_rows
 
+SLOWER = 0.98  # below this share of the baseline's speed an arm is called slower
 COLUMNS = {
     "arm": ("arm", ""),
     "search": ("search trials", "d"),
@@ -20,13 +21,19 @@ COLUMNS = {
     "failed": ("failed", "d"),
     "parameters": ("parameters", ",.0f"),
     "flops_per_token": ("FLOPs a token", ".3g"),
+    "speed": ("speed over the baseline's", ".2f"),
     "peak_rss_mb": ("peak memory (MB)", ".0f"),
 }
 
 
 def ledger(study: Study) -> list[dict[str, Any]]:
-    """A row an arm. `flops` sums tokens * flops_per_token over all trials; None where not recorded."""
+    """A row an arm. `flops` sums tokens * flops_per_token over all trials; None where not recorded.
+
+    `speed` is the median over seeds of the confirm runs' tokens a second over that of the baseline's run of the same
+    seed: paired, because neighbours and machines differ over time.
+    """
     rows = []
+    speeds = _speeds(study)
     for arm in study.arms:
         trials = study.trials[study.trials["arm"] == arm]
         row: dict[str, Any] = {"arm": arm}
@@ -37,6 +44,7 @@ def ledger(study: Study) -> list[dict[str, Any]]:
         both = {"tokens", "flops_per_token"} <= set(trials.columns)
         product = trials["tokens"] * trials["flops_per_token"] if both else pd.Series(dtype=float)
         row["flops"] = float(product.sum()) if product.notna().any() else None
+        row["speed"] = speeds.get(arm)
         rows.append(row)
     return rows
 
@@ -45,6 +53,24 @@ def _reduce(trials: pd.DataFrame, column: str, how: str) -> float | None:
     if column not in trials.columns or not trials[column].notna().any():
         return None
     return float(getattr(trials[column], how)())
+
+
+def _speeds(study: Study) -> dict[str, float]:
+    runs = confirm_rows(study.trials)
+    if "tokens_per_second" not in runs.columns or study.baseline not in set(runs["arm"]):
+        return {}
+    runs = runs[runs["outcome"] == "completed"]
+    table = runs.pivot_table(index="seed", columns="arm", values="tokens_per_second", aggfunc="mean")
+    if study.baseline not in table.columns:
+        return {}
+    ratios = table.div(table[study.baseline], axis=0).median().dropna()
+    return {str(arm): float(ratio) for arm, ratio in ratios.items()}
+
+
+def slower(rows: list[dict[str, Any]]) -> str:
+    """The arms that train more than 2% slower than the baseline, in a sentence; empty where none does."""
+    named = [f"{r['arm']} ({r['speed']:.2f})" for r in rows if r["speed"] is not None and r["speed"] < SLOWER]
+    return f"Slower than the baseline, at equal tokens: {', '.join(named)} of its speed." if named else ""
 
 
 def edge_hits(study: Study) -> list[str]:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from analysis import alphas, beside, budget, calibration, command, formats, hyperparameters, plots
 from analysis.ledger import COLUMNS as LEDGER_COLUMNS
-from analysis.ledger import ledger
+from analysis.ledger import ledger, slower
 from analysis.methods import methods, would_change
 from analysis.safe_text import markdown
 from analysis.significance import concluded, verdict
@@ -138,6 +138,7 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
         figures={name: Markup(plots.inline(svg, name)) for name, svg in drawn.items()},
         verdict_columns=formats.REPORT_COLUMNS,
         ledger=rows,
+        slower=slower(rows),
         ledger_columns=shown,
         importance=hyperparameters.importance(study),
         importance_columns=hyperparameters.COLUMNS,

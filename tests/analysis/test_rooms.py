@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import alphas, beside, budget, claims, command, improvement, ledger
+from analysis import alphas, beside, budget, claims, command, improvement, ledger, report
 from analysis.methods import methods
 from analysis.tables import assemble, load
 
@@ -165,3 +165,19 @@ def test_methods_name_roles_and_never_give_the_stock_model_a_base():
     study = assemble("x", "x", pd.DataFrame(rows), pd.DataFrame(), {"arms": arms})
     said = next(line for line in methods(study) if line.startswith("Arms"))
     assert said == "Arms: gelu (baseline, stock activation); flat (floor, gate sigmoid, base identity, alpha 0)."
+
+
+def test_an_arm_that_trains_slower_than_the_baseline_is_named(demo: Path):
+    trials = pd.read_parquet(demo / "trials.parquet")
+    confirm = trials["stage"] == "confirm"
+    # pairs by seed: the machine was half as fast for the odd seeds, which is no arm's doing
+    trials.loc[confirm, "tokens_per_second"] = np.where(trials.loc[confirm, "seed"] % 2, 10_000.0, 20_000.0)
+    trials.loc[confirm & (trials["arm"] == "paglu-searched"), "tokens_per_second"] *= 0.9
+    trials.loc[confirm & (trials["arm"] == "linear-floor"), "tokens_per_second"] *= 0.99
+    trials.to_parquet(demo / "trials.parquet")
+    rows = ledger.ledger(load(demo))
+    speeds = {row["arm"]: row["speed"] for row in rows}
+    assert speeds == pytest.approx({"gelu": 1, "linear-floor": 0.99, "paglu-searched": 0.9, "paglu-per-layer": 1})
+    assert ledger.slower(rows) == "Slower than the baseline, at equal tokens: paglu-searched (0.90) of its speed."
+    assert ledger.slower([row | {"speed": None} for row in rows]) == ""
+    assert "paglu-searched (0.90) of its speed" in report.build(demo).read_text(encoding="utf-8")
