@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +169,19 @@ def _write(folder: Path, tokenizer: Any, tokens: Mapping[str, np.ndarray], texts
         },
     }
     meta["digest"] = meta_digest(meta)
-    scratch = folder.parent / f".{folder.name}"  # the lock is held: no one else has it
+    files = {f"{split}.bin": tokens[split].tobytes() for split in SPLITS}
+    files |= {"tokenizer.json": words, "corpus.json": json.dumps(meta, indent=1).encode("utf-8")}
+    _place(folder, {name: [raw] for name, raw in files.items()})
+
+
+def _place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
+    """Write the folder in one step. The cache's lock is held: no one else has the scratch folder."""
+    scratch = folder.parent / f".{folder.name}"
     try:
         scratch.mkdir()
-        files = {f"{split}.bin": tokens[split].tobytes() for split in SPLITS}
-        files |= {"tokenizer.json": words, "corpus.json": json.dumps(meta, indent=1).encode("utf-8")}
-        for name, raw in files.items():
+        for name, pieces in files.items():
             with open(scratch / name, "wb") as file:
-                file.write(raw)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
         if folder.exists():  # damaged: set it aside in one step, then remove it
@@ -185,6 +190,38 @@ def _write(folder: Path, tokenizer: Any, tokens: Mapping[str, np.ndarray], texts
         shutil.rmtree(folder / "damaged", ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def receive(folder: Path, digest: str, files: Callable[[], Mapping[str, Iterable[bytes]]]) -> None:
+    """Have the corpus of `digest`, packed on another machine, in `folder`: written unless a whole copy is there.
+
+    `files` gives the five files by name, in pieces; it is called by the first process that needs them, others wait for
+    it. Every byte is checked, in each process once. Raises CorpusError where they are not those of `digest`, or cannot
+    be written.
+    """
+    if (str(folder), digest) in _received and (folder / "corpus.json").is_file():
+        return
+    try:
+        if _fault_of(folder, digest):
+            with _alone(folder.parent):
+                if _fault_of(folder, digest):  # while this process waited, another may have written it
+                    _place(folder, files())
+    except OSError as error:
+        raise CorpusError(f"{folder}: the corpus cannot be brought here: {error.strerror or error}") from error
+    if damage := _fault_of(folder, digest):
+        raise CorpusError(f"{folder}: {damage}")
+    _received.add((str(folder), digest))
+
+
+_received: set[tuple[str, str]] = set()  # folders that this process has looked through
+
+
+def _fault_of(folder: Path, digest: str) -> str | None:
+    """`fault`, and being another corpus than that of `digest`."""
+    found = fault(folder)
+    if found is None and read_meta(folder)["digest"] != digest:
+        return f"is corpus {read_meta(folder)['digest']}, not {digest}"
+    return found
 
 
 def fault(folder: Path) -> str | None:

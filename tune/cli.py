@@ -46,6 +46,9 @@ def sweep(
     ] = None,
     tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI, or 'none'.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Only continue: refuse a study that was not begun.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster's address: auto, HOST:PORT or ray://HOST:PORT.")
+    ] = None,
 ) -> None:
     """Run a study, or what is missing of it, and report the verdict.
 
@@ -62,7 +65,7 @@ def sweep(
     typer.echo(f"{study.name}: {study.question}")
     with Interruption(lambda line: typer.echo(line, err=True)) as interruption:
         try:
-            code = _run(study, config.parent, output, slots, uri, interruption)
+            code = _run(study, config.parent, output, slots, uri, interruption, address)
         except KeyboardInterrupt:  # while nothing was being trained
             code = None
     if code is None:
@@ -72,9 +75,12 @@ def sweep(
     raise typer.Exit(code)
 
 
-def _run(study: Any, base: Path, output: Path, slots: int | None, uri: str, interruption: Any) -> int | None:
+def _run(
+    study: Any, base: Path, output: Path, slots: int | None, uri: str, interruption: Any, address: str | None
+) -> int | None:
     """Run a study and report it; its exit code, None where it was interrupted."""
     from tune import runner
+    from tune.study import check_address
     from tune.tracking import finish
 
     tracking_uri = None if uri == "none" else uri
@@ -87,6 +93,7 @@ def _run(study: Any, base: Path, output: Path, slots: int | None, uri: str, inte
         listen=_say,
         interruption=interruption,
         warn=lambda line: typer.echo(f"Warning: {line}", err=True),
+        address=check_address(address) if address else None,
     )
     if not run.stages.finished:
         return None

@@ -8,21 +8,22 @@ truth.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 import secrets
-import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from tune.cluster import Capacity, ask_for, connected, driver_node, side_by_side
 from tune.interrupt import Interruption
 from tune.ledger import Cell
+from tune.ray_faults import Pulse, failure, kill
 from tune.study import Study
-from tune.study_run import FATAL, SHORT_OF_MEMORY, StudyRun, StudyStopped
+from tune.study_run import FATAL, StudyRun, StudyStopped
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -43,46 +44,6 @@ QUIET = {
 }
 
 
-MACHINE_ERRORS = (
-    "ImportError",
-    "ModuleNotFoundError",
-    "SyntaxError",
-    "OSError",
-    "FileNotFoundError",
-    "PermissionError",
-)
-
-
-class Pulse:
-    """When each running trial last said that it is alive; `silent` gives those that have not for `timeout` seconds.
-
-    Time is monotonic, and time in which nobody looked (a driver that was stopped itself) is not counted.
-    """
-
-    def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._timeout, self._clock = timeout, clock
-        self._seen: dict[str, float] = {}
-        self._looked = clock()
-
-    def beat(self, trial_id: str) -> None:
-        """The trial is alive."""
-        self._seen[trial_id] = self._clock()
-
-    def forget(self, trial_id: str) -> None:
-        """The trial has ended."""
-        self._seen.pop(trial_id, None)
-
-    def silent(self) -> list[str]:
-        """Trials to be given up; each is told once."""
-        now = self._clock()
-        absent, self._looked = max(0.0, now - self._looked - 5.0), now
-        self._seen = {trial_id: seen + absent for trial_id, seen in self._seen.items()}
-        late = [trial_id for trial_id, seen in self._seen.items() if now - seen > self._timeout]
-        for trial_id in late:
-            self.forget(trial_id)
-        return late
-
-
 def _guarded(run: StudyRun, method: Callable[..., Any]) -> Callable[..., Any]:
     """`method`, with what ends the study (a full disk, a removed folder) kept in `run.fatal`: Ray would eat it."""
 
@@ -98,13 +59,18 @@ def _guarded(run: StudyRun, method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _tune_parts(run: StudyRun) -> tuple[Any, Any, Any, Any]:
-    """Search algorithm, scheduler, callback and stopper of Ray Tune, all four views of one StudyRun."""
+def _tune_parts(
+    run: StudyRun, room: Callable[[], int], wish: Callable[[str], None] | None = None
+) -> tuple[Any, Any, Any, Any]:
+    """Search algorithm, scheduler, callback and stopper of Ray Tune, all four views of one StudyRun.
+
+    `room`: how many trials may be side by side now. `wish`: is told each stage that begins.
+    """
     from ray import tune as ray_tune
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 
-    cells: dict[str, Cell] = {}  # by Ray's trial id
+    cells: dict[str, Cell] = {}  # by Ray's trial id, of trials that have not ended
     stopped: set[str] = set()
     pulse = Pulse(run.study.resources.stall_timeout)
     hung: set[str] = set()
@@ -118,6 +84,8 @@ def _tune_parts(run: StudyRun) -> tuple[Any, Any, Any, Any]:
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
             if run.stopping:
                 return Searcher.FINISHED
+            if len(cells) >= room():
+                return None
             given = _guarded(run, self._next)(trial_id)
             return Searcher.FINISHED if given is None and (run.stages.finished or run.stopping) else given
 
@@ -160,12 +128,17 @@ def _tune_parts(run: StudyRun) -> tuple[Any, Any, Any, Any]:
     class Records(ray_tune.Callback):
         """Records what trials report and how they end. A trial that was cut off is not recorded: it runs again."""
 
+        stage: str | None = None
+
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            if wish and run.stages.stage != self.stage:
+                self.stage = run.stages.stage
+                wish(self.stage)
             late = pulse.silent()
             for trial in trials if late else []:
                 if trial.trial_id in late:
                     hung.add(trial.trial_id)
-                    _kill(trial)
+                    kill(trial)
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             pulse.beat(trial.trial_id)
@@ -183,7 +156,8 @@ def _tune_parts(run: StudyRun) -> tuple[Any, Any, Any, Any]:
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             pulse.forget(trial.trial_id)
-            _guarded(run, self._end)(cells[trial.trial_id], trial)
+            if cell := cells.pop(trial.trial_id, None):
+                _guarded(run, self._end)(cell, trial)
 
         def _end(self, cell: Cell, trial: Any) -> None:
             result = trial.last_result or {}
@@ -196,11 +170,12 @@ def _tune_parts(run: StudyRun) -> tuple[Any, Any, Any, Any]:
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             pulse.forget(trial.trial_id)
-            if not run.stopping:  # a worker that dies while the study stops was cut off
-                _guarded(run, self._failed)(cells[trial.trial_id], trial)
+            cell = cells.pop(trial.trial_id, None)
+            if cell and not run.stopping:  # a worker that dies while the study stops was cut off
+                _guarded(run, self._failed)(cell, trial)
 
         def _failed(self, cell: Cell, trial: Any) -> None:
-            outcome, final, reason = _failure(Path(trial.error_file).read_text(encoding="utf-8"))
+            outcome, final, reason = failure(Path(trial.error_file).read_text(encoding="utf-8"))
             if trial.trial_id in hung:
                 reason = f"no sign of life for {run.study.resources.stall_timeout:g} s (resources.stall_timeout)"
             run.end(cell, outcome, final, reason)
@@ -208,43 +183,11 @@ def _tune_parts(run: StudyRun) -> tuple[Any, Any, Any, Any]:
     return Cells(), StopWithinArm(), Records(), WhenAsked()
 
 
-def _kill(trial: Any) -> None:
-    """End the process of a trial that does not answer."""
-    import ray
-
-    place = trial.temporary_state.location  # known once the trial has reported
-    if place.pid and place.hostname == ray.util.get_node_ip_address():
-        os.kill(place.pid, signal.SIGKILL)  # a stopped process does not hear Ray
-    ray.kill(trial.temporary_state.ray_actor)
-
-
-def _failure(text: str) -> tuple[str, dict[str, Any], str]:
-    """Outcome, empty final and reason from Ray's text of an error.
-
-    An error that the trial raised comes with its traceback: infeasible, unless it speaks of the machine's files. An
-    actor or node that died comes without: failed.
-    """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if SHORT_OF_MEMORY in text:
-        return "failed", {}, f"its worker was ended by Ray: the node was {SHORT_OF_MEMORY}"
-    if "Traceback" in text or 'File "' in text:
-        kind = lines[-1].partition(":")[0].rpartition(".")[2]
-        return "failed" if kind in MACHINE_ERRORS else "infeasible", {}, lines[-1]
-    _, found, detail = text.partition("Worker exit detail: ")
-    return "failed", {}, f"its worker died: {detail.partition('. ')[0]}" if found else lines[-1]
-
-
 def _log_to(path: Path, library: str) -> None:
     """What a library wants to say goes to a log file of the study, not to the terminal."""
     logger = logging.getLogger(library)
     logger.handlers = [logging.FileHandler(path)]
     logger.propagate = False
-
-
-def _slots(study: Study) -> int:
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1) // study.resources.cpus))
 
 
 def _private_token() -> None:
@@ -262,12 +205,16 @@ def _private_token() -> None:
 
 
 @contextmanager
-def _ray(slots: int | None, study: Study) -> Iterator[None]:
-    """A Ray on this machine, unless one is there already; ended with all its processes."""
+def _ray(slots: int | None, study: Study, address: str | None) -> Iterator[None]:
+    """A Ray on this machine, ended with all its processes; or the cluster of that address; or one that is joined."""
     import ray
 
     if ray.is_initialized():
         yield
+        return
+    if address:
+        with connected(address, study):
+            yield
         return
     _private_token()
     try:
@@ -285,15 +232,22 @@ def _ray(slots: int | None, study: Study) -> Iterator[None]:
 
 
 def run_ray(
-    run: StudyRun, slots: int | None = None, trainable: Any = None, interruption: Interruption | None = None
+    run: StudyRun,
+    slots: int | None = None,
+    trainable: Any = None,
+    interruption: Interruption | None = None,
+    address: str | None = None,
 ) -> None:
     """Train every missing cell of a study with Ray Tune; returns when none is left or the run was interrupted.
 
     `slots`: trials side by side, as many as the cores hold when None. `trainable`: what trains a cell,
     `tune.trial.CellTrainable` when None (a simulated one measures everything else). `interruption`: who takes signals.
-    Raises StudyStopped where the study cannot go on.
+    `address`: of a Ray cluster that is there already, see `tune.cluster`. Raises StudyStopped where the study cannot go
+    on, StudyError where there is no such cluster.
     """
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    left_out = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"} if address else set()
+    os.environ.update({name: value for name, value in QUIET.items() if name not in {*os.environ, *left_out}})
+    import ray
     from ray import tune as ray_tune
     from ray.tune.error import TuneError
 
@@ -303,33 +257,35 @@ def run_ray(
     logs = run.folder / "logs"
     logs.mkdir(exist_ok=True)
     _log_to(logs / "ray.log", "ray")
-    with _ray(slots, run.study), tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
-        run.slots = slots or _slots(run.study)
-        search, scheduler, ends, stopper = _tune_parts(run)
-        tuner = ray_tune.Tuner(
-            ray_tune.with_resources(trainable, {"cpu": run.study.resources.cpus}),
-            tune_config=ray_tune.TuneConfig(
-                search_alg=search,
-                scheduler=scheduler,
-                num_samples=-1,
-                reuse_actors=True,
-                max_concurrent_trials=run.slots,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=ray_tune.RunConfig(
-                name="ray",
-                storage_path=scratch,  # of Ray's own state nothing is ever read
-                verbose=0,
-                callbacks=[ends],
-                stop=stopper,
-                log_to_file=False,
-                checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
+    resources = run.study.resources
+    with _ray(slots, run.study, address), tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
+        room = Capacity(slots, resources.cpus, resources.gpus, ray.nodes)
+        run.slots = room()
+        search, scheduler, ends, stopper = _tune_parts(
+            run, room, functools.partial(_wish, run, slots) if address else None
         )
+        needs = {"cpu": resources.cpus, **({"gpu": resources.gpus} if resources.gpus else {})}
         with interruption.orderly() if interruption else nullcontext():
             run.interruption = interruption
             try:
-                tuner.fit()
+                ray_tune.run(
+                    _delivered(trainable, run) if address else trainable,
+                    name="ray",
+                    resources_per_trial=needs,
+                    search_alg=search,
+                    scheduler=scheduler,
+                    num_samples=-1,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                    storage_path=scratch,  # of Ray's own state nothing is ever read
+                    verbose=0,
+                    callbacks=[ends],
+                    stop=stopper,
+                    log_to_file=False,
+                    checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
+                    raise_on_failed_trial=False,
+                    _remote=False,  # the ledger is here, also where the cluster is reached by ray://
+                )
             except TuneError as error:
                 if run.fatal is None:
                     raise StudyStopped(
@@ -338,3 +294,21 @@ def run_ray(
     if (fatal := run.fatal) is not None:
         said = f"{fatal.filename}: {fatal.strerror}" if isinstance(fatal, OSError) and fatal.filename else str(fatal)
         raise StudyStopped(f"the study stopped: {said}") from fatal
+
+
+def _wish(run: StudyRun, slots: int | None, stage: str) -> None:
+    """Ask the cluster for as many slots as the stage can use."""
+    most = side_by_side(run.study, stage)
+    ask_for(run.study, min(slots, most) if slots else most)
+
+
+def _delivered(trainable: Any, run: StudyRun) -> Any:
+    """The trainable with what its nodes lack, where it takes it: a simulated one needs nothing."""
+    from ray import tune as ray_tune
+
+    from tune.delivery import pack
+
+    if "parcel" not in inspect.signature(trainable.setup).parameters:
+        return trainable
+    storage = Path(run.study.storage) if run.study.storage else None
+    return ray_tune.with_parameters(trainable, parcel=pack(run.corpus, run.folder, storage, driver_node()))

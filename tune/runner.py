@@ -18,7 +18,7 @@ from tune.study import Study, StudyError, dump, parse
 from tune.study_run import Progress, StudyRun
 
 EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "search.trials_per_arm")
-ANY = ("tracking", "resources.stall_timeout")  # what may change: no result depends on it
+ANY = ("tracking", "resources.stall_timeout", "address", "storage")  # what may change: no result depends on it
 
 
 def check_folder(study: Study, folder: Path) -> None:
@@ -126,8 +126,11 @@ def sweep(
     trainable: Any = None,
     interruption: Interruption | None = None,
     warn: Callable[[str], None] | None = None,
+    address: str | None = None,
 ) -> StudyRun:
     """Run a study, or what is missing of it, and write its tables. `base`: where paths in the study file start.
+
+    `address`: of a Ray cluster, the study's own where it is None.
 
     Raises StudyError, CorpusError or LedgerError before anything is written that would belong to a study; StudyStopped
     or OSError when the study cannot go on, all that has ended being kept.
@@ -152,9 +155,9 @@ def sweep(
             run.tracker = _tracker(run, tracking_uri)
         if run.missing:
             _check_space(study, folder, corpus, slots, run.stages.remaining())
-            run_ray(run, slots, trainable, interruption)
+            run_ray(run, slots, trainable, interruption, address or study.address)
         if run.stages.finished:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(run.all_checkpoints, ignore_errors=True)
     finally:
         run.ledger.close()
         if run.tracker:

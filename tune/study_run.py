@@ -19,6 +19,8 @@ from tune.stages import Stages
 from tune.study import Study, StudyError, digest, trial_spec
 
 ATTEMPTS = 3  # of a cell whose machine fails, without any progress between them; the last one has the machine alone
+NODE_LOST = "its node was lost"  # begins the reason of a cell that ended with the node it ran on
+NODES_LOST = 30  # so many lost nodes in a row, without progress between them, and the cell itself may be the cause
 SHORT_OF_MEMORY = "running low on memory"  # what Ray says when it ends a worker to keep the node alive
 FATAL = (OSError, LedgerError, StudyError)  # what ends a study: it cannot record what its trials do
 
@@ -60,6 +62,7 @@ class StudyRun:
         self._ended_here = 0
         self._again: deque[Cell] = deque()  # cells whose machine failed
         self._lost: Counter[str] = Counter()  # attempts that failed since a cell last got further than before
+        self._nodes_lost: Counter[str] = Counter()  # the same, of those that ended with their node
         self._reached: dict[str, float] = {}  # share of its budget that a cell has got to, in any attempt
         self._failed_at: dict[str, float] = {}  # where it had got to when its machine failed last
         self._running: set[str] = set()
@@ -112,10 +115,16 @@ class StudyRun:
         return self.fatal is not None or (self.interruption is not None and self.interruption.caught is not None)
 
     def checkpoints(self, cell: Cell) -> Path:
-        """The folder of a cell's checkpoints, as an absolute path."""
+        """The folder of a cell's checkpoints, as an absolute path: in the study's storage, where it has one."""
         from pagating.checkpoint import folder_name
 
-        return self.folder.resolve() / "checkpoints" / folder_name(cell.key)
+        return self.all_checkpoints / folder_name(cell.key)
+
+    @property
+    def all_checkpoints(self) -> Path:
+        """The folder of the folders of all cells' checkpoints."""
+        storage = self.study.storage
+        return (Path(storage) / self.study.name if storage else self.folder.resolve()) / "checkpoints"
 
     @property
     def missing(self) -> bool:
@@ -229,15 +238,17 @@ class StudyRun:
     def _try_again(self, cell: Cell, reason: str) -> bool:
         """Whether a cell whose machine failed is trained again, from its last checkpoint.
 
-        Each failure without progress since the one before counts; a machine short of memory, and the last attempt, get
-        the cell alone.
+        Each failure without progress since the one before counts, that of a whole node apart; a machine short of
+        memory, and the last attempt, get the cell alone.
         """
         key, reached = cell.key, self._reached.get(cell.key, 0.0)
-        self._lost[key] = 1 if reached > self._failed_at.get(key, 0.0) else self._lost[key] + 1
+        node = reason.startswith(NODE_LOST)  # no fault of the cell's: spot machines go as they please
+        lost, most = (self._nodes_lost, NODES_LOST) if node else (self._lost, ATTEMPTS)
+        lost[key] = 1 if reached > self._failed_at.get(key, 0.0) else lost[key] + 1
         self._failed_at[key] = reached
-        if SHORT_OF_MEMORY in reason or self._lost[key] == ATTEMPTS - 1:
+        if not node and (SHORT_OF_MEMORY in reason or lost[key] == ATTEMPTS - 1):
             self._alone.add(key)
-        if self._lost[key] >= ATTEMPTS:
+        if lost[key] >= most:
             return False
         self._again.append(cell)
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from ray import tune as ray_tune
@@ -12,6 +13,7 @@ from pagating.checkpoint import CheckpointFolder
 from pagating.corpus import CorpusError
 from pagating.train import steps
 from pagating.trial import Diverged, OutOfMemory, Trial
+from tune.delivery import Parcel, unpack
 
 BEAT_SECONDS = 5.0  # a trial says that it is alive at least so often, while it makes steps
 ENDS = {Diverged: "infeasible", OutOfMemory: "infeasible", CorpusError: "failed", OSError: "failed"}
@@ -20,18 +22,24 @@ ENDS = {Diverged: "infeasible", OutOfMemory: "infeasible", CorpusError: "failed"
 class CellTrainable(ray_tune.Trainable):
     """One cell. A step is an evaluation interval, or `BEAT_SECONDS` of one.
 
-    config: {cell: key, trial: arguments of `pagating.train.Trial`, checkpoints: folder of the cell, None for none}.
+    config: {cell: key, trial: arguments of `pagating.train.Trial`, checkpoints: folder of the cell, None for none}, as
+    they are where the driver runs; `parcel` brings the node what it lacks.
     A result holds `row` (the evaluation; None where none was made), `fraction` (of the budget), `step` (updates made),
     with the last one `outcome`, `final` and `reason`, and `warning` where there is something to say. This is the one
     place where a failed trial becomes an infeasible one (diverged, out of memory), or one to be tried again (`failed`:
     the files of its machine were at fault).
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
-        self._trial = Trial(**config["trial"])
-        folder = config.get("checkpoints")
+    def setup(self, config: dict[str, Any], parcel: Parcel | None = None) -> None:
+        trial, folder, lacking = config["trial"], config.get("checkpoints"), None
+        if parcel:
+            try:
+                trial, folder = unpack(parcel, trial, folder)
+            except (CorpusError, OSError) as error:
+                lacking = error
+        self._trial = Trial(**trial)
         self._checkpoints = CheckpointFolder(folder, keep=config.get("keep_checkpoints", False)) if folder else None
-        self._steps = steps(self._trial, self._checkpoints)
+        self._steps = _refused(lacking) if lacking else steps(self._trial, self._checkpoints)
         self._ended = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -76,3 +84,9 @@ class CellTrainable(ray_tune.Trainable):
     def _last(self, result: dict[str, Any]) -> dict[str, Any]:
         self._ended = True
         return {**result, ray_tune.result.DONE: True}
+
+
+def _refused(error: Exception) -> Iterator[Any]:
+    """The steps of a trial that cannot begin."""
+    raise error
+    yield

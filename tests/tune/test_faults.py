@@ -16,7 +16,8 @@ from tune import ledger as ledgers
 from tune import runner
 from tune.interrupt import Interruption
 from tune.ledger import LedgerError
-from tune.ray_part import QUIET, Pulse, _failure
+from tune.ray_faults import Pulse, failure
+from tune.ray_part import QUIET
 from tune.study import parse
 from tune.study_run import StudyRun
 
@@ -241,7 +242,7 @@ SHORT = "Task was killed due to the node running low on memory.\nMemory on the n
     ids=["died", "memory", "raised", "machine"],
 )
 def test_what_ray_says_of_a_failure_is_read_as_the_trials_or_the_machines_fault(text, outcome, reason):
-    assert _failure(text) == (outcome, {}, reason)
+    assert failure(text) == (outcome, {}, reason)
 
 
 def test_the_pulse_counts_silence_only_while_somebody_looks():
