@@ -39,6 +39,7 @@ from pagating.gpt2_plain import GPT2, GPT2Size, stock_flops_per_token
 from pagating.initialise import initialise_gpt2
 from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
 from pagating.own_gate import REFERENCE
+from pagating.pretrained import PretrainedError, load_pretrained
 from pagating.schedules import warmup_then
 from pagating.trial import Diverged, OutOfMemory, Trial, out_of_memory
 
@@ -47,9 +48,11 @@ Step = tuple[int, dict[str, Any] | None]
 
 
 def build_model(trial: Trial) -> GPT2:
-    """GPT-2 of the trial's size, with the trial's unit in every MLP, initialised from its seed."""
+    """GPT-2 of the trial's size with its unit in every MLP: initialised from its seed, then from pretrained weights."""
     model = GPT2(GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit)
     initialise_gpt2(model, trial.seed)
+    if trial.pretrained:
+        load_pretrained(model, trial.pretrained)
     return model
 
 
@@ -149,7 +152,13 @@ def trial_identity(trial: Trial) -> str:
     if own:
         unit["gate"] = [hashlib.sha256(Path(own["file"]).read_bytes()).hexdigest(), own["name"]]
     device, corpus = resolve_device(trial.device).type, read_meta(trial.corpus)["digest"]
-    return identity(dataclasses.asdict(trial) | {"unit": unit, "device": device, "corpus": corpus})
+    fields = dataclasses.asdict(trial) | {"unit": unit, "device": device, "corpus": corpus}
+    if trial.pretrained is None:
+        del fields["pretrained"]  # as it was before there were any
+    else:
+        with open(trial.pretrained, "rb") as file:
+            fields["pretrained"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return identity(fields)
 
 
 def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator[dict[str, Any]]:
@@ -305,7 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (Diverged, OutOfMemory) as error:
         print(json.dumps({"outcome": "infeasible", "reason": str(error)}))
         return 1
-    except CorpusError as error:
+    except (CorpusError, PretrainedError) as error:
         print(f"{given.trial}: {error}", file=sys.stderr)
         return 2
     finally:

@@ -36,6 +36,7 @@ class Trial:
     eval_windows: windows of n_ctx tokens of each evaluation. test: evaluate the test split too, once, at the last step,
     and `padded_nll` on as many lines of the validation split.
     compile: auto (where the trial is long enough to earn it), always, never; see `pagating.engine_compile`.
+    pretrained: file of weights to start from (`pagating.pretrained`), None to start from the seed alone.
     device: cpu, cuda, auto (cuda where there is one). micro_batch_tokens: tokens whose gradient is taken at a time,
     None for all of a step; the step stays one of `batch_tokens`, up to rounding.
     """
@@ -61,6 +62,7 @@ class Trial:
     threads: int = 1
     compile: str = "auto"
     device: str = "cpu"
+    pretrained: str | None = None
     micro_batch_tokens: int | None = None
 
     def __post_init__(self) -> None:

@@ -285,6 +285,7 @@ def trial(
     from tune import ledger, runner
     from tune.own_gates import place_gate
     from tune.study import StudyError, load, trial_spec
+    from tune.weights import place_weights
 
     folder = _folder(study, output)
     found = ledger.records(ledger.read(folder / "ledger.jsonl"))
@@ -297,7 +298,7 @@ def trial(
     loaded, mine = load(folder / "study.yaml"), found[cell].cell
     corpus = runner.begun_corpus(loaded, folder)
     spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=mine.stage == "confirm")
-    typer.echo(json.dumps(place_gate(spec, folder), indent=1))
+    typer.echo(json.dumps(place_weights(place_gate(spec, folder), folder), indent=1))
 
 
 @app.command()

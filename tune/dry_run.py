@@ -21,6 +21,7 @@ from typing import Any
 from tune.plan import arm_example, corpus_of, stand_in
 from tune.plan_space import vocabulary
 from tune.study import Study, StudyError
+from tune.weights import check_arms
 
 CHILD = "tune.dry_run"
 
@@ -56,8 +57,32 @@ def try_arms(study: Study, base: Path, output: Path, steps: int, arms: Sequence[
         yield f"{missing}; random tokens stand for it: the losses say only that it trains"
     with tempfile.TemporaryDirectory(prefix="pagating-try-") as scratch:
         place = corpus or stand_in(Path(scratch), vocabulary(study), max(1 << 16, 4 * study.model.n_ctx))
+        weights, lacking = local_weights(study, base, place)
+        if lacking:
+            yield f"{lacking}; the trials start from initial weights"
         for arm in arms or study.arms:
-            yield _try_arm(study, arm, base, place, steps)
+            yield _try_arm({**shortened(study, arm, base, place, steps), "pretrained": weights}, arm)
+
+
+def local_weights(study: Study, base: Path, corpus: Path) -> tuple[str | None, str | None]:
+    """The file of weights that the study starts from, or a line that says that it is not on this machine.
+
+    Raises StudyError where it is, and is not of the study's sizes.
+    """
+    if study.model.pretrained is None:
+        return None, None
+    from pagating.corpus import read_meta
+    from pagating.pretrained import PretrainedError, find_weights
+
+    try:
+        path = find_weights(study.model.pretrained, base)
+    except PretrainedError as error:
+        return None, str(error)
+    try:
+        check_arms(study, path, read_meta(corpus)["vocab_size"])
+    except PretrainedError as error:
+        raise StudyError(str(error)) from error
+    return str(path), None
 
 
 def shortened(study: Study, arm: str, base: Path, corpus: Path, steps: int) -> dict[str, Any]:
@@ -79,8 +104,7 @@ def line(tried: Tried | str) -> str:
     )
 
 
-def _try_arm(study: Study, arm: str, base: Path, corpus: Path, steps: int) -> Tried:
-    spec = shortened(study, arm, base, corpus, steps)
+def _try_arm(spec: dict[str, Any], arm: str) -> Tried:
     done = subprocess.run(
         [sys.executable, "-m", CHILD],
         input=json.dumps(spec),

@@ -115,6 +115,7 @@ def arm_example(study: Study, arm: str, base: Path, corpus: Path) -> dict[str, A
     """Arguments of a `Trial` of an arm, at the lowest learning rate; `base`: the study file's folder, for own gates."""
     config = {**example(study, arm), "lr": _lowest_rate(study)}
     spec = trial_spec(study, arm, config, 1, corpus, test=False)
+    spec.pop("pretrained", None)  # what a step costs does not depend on the weights
     if spec["unit"] and OWN_GATE.fullmatch(spec["unit"].get("gate") or ""):
         spec["unit"] = {**spec["unit"], "gate": str(base.resolve() / spec["unit"]["gate"])}
     return spec

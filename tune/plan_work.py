@@ -56,6 +56,13 @@ def example(study: Study, arm: str) -> dict[str, float]:
     return {name: middle(where) for name, where in study.space(arm).items()}
 
 
+def countable_unit(study: Study, arm: str) -> dict[str, Any] | None:
+    """An arm's arguments of `pagating.patch` for counting: every gate costs the same, so no file of an own is run."""
+    unit = study.arms[arm].arguments(example(study, arm))
+    own = unit is not None and OWN_GATE.fullmatch(unit.get("gate") or "")
+    return {**unit, "gate": GATES[0]} if unit and own else unit
+
+
 def arm_model(study: Study, arm: str, vocab_size: int) -> Model:
     """Parameters and FLOPs of an arm's model, which is built without memory (torch's `meta` device)."""
     import torch
@@ -63,12 +70,9 @@ def arm_model(study: Study, arm: str, vocab_size: int) -> Model:
     from pagating.alpha import alpha_parameters
     from pagating.gpt2_plain import GPT2, GPT2Size, training_flops_per_token
 
-    size = GPT2Size(vocab_size=vocab_size, **study.model.model_dump(exclude={"preset"}))
-    unit = study.arms[arm].arguments(example(study, arm))
-    if unit and OWN_GATE.fullmatch(unit.get("gate") or ""):
-        unit = {**unit, "gate": GATES[0]}  # every gate costs the same here, and a file is not run to count
+    size = GPT2Size(vocab_size=vocab_size, **study.model.sizes())
     with torch.device("meta"):
-        model = GPT2(size, unit)
+        model = GPT2(size, countable_unit(study, arm))
     return Model(
         sum(parameter.numel() for parameter in model.parameters()),
         sum(alpha.parameter.numel() for alpha in alpha_parameters(model)),

@@ -16,6 +16,7 @@ from tune.provenance import write_provenance
 from tune.ray_part import run_ray
 from tune.study import Study, StudyError, dump, parse
 from tune.study_run import Progress, StudyRun
+from tune.weights import check_pretrained, note
 
 EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "search.trials_per_arm")
 ANY = ("tracking", "resources.stall_timeout", "address", "storage")  # what may change: no result depends on it
@@ -142,12 +143,14 @@ def sweep(
     check_folder(study, folder)
     check_gates(study, base, folder)
     corpus = packed_corpus(study, output, base)
+    weights = check_pretrained(study, base, folder, corpus)
     if not (folder / "ledger.jsonl").exists():
         _check_space(study, folder, corpus, slots)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "study.yaml").exists():
         write_whole(folder / "study.yaml", dump(study))  # first of all: a folder without it is not taken for a study
     keep_gates(study, base, folder)
+    note(weights, folder)
     run = StudyRun(study, folder, corpus, listen, warn)
     try:
         write_whole(folder / "study.yaml", dump(study))

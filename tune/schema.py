@@ -117,6 +117,11 @@ class ModelSection(Section):
     """GPT-2 by its sizes, or a preset with single sizes overridden."""
 
     preset: Literal["gpt2", "gpt2-medium", "gpt2-large"] | None = Field(None, description="sizes of a published GPT-2")
+    pretrained: str | None = Field(
+        None,
+        description="weights to start from: a folder with model.safetensors, or a name on the hub, such as gpt2; sizes "
+        "and tokenizer are then theirs, n_ctx at most. An arm of form glu or projected keeps its MLPs new",
+    )
     n_layer: int = Field(4, ge=1, le=200, description="blocks")
     d_model: int = Field(128, ge=2, le=65536, description="width; a multiple of n_head")
     n_head: int = Field(4, ge=1, le=1024, description="attention heads")
@@ -139,6 +144,10 @@ class ModelSection(Section):
         if isinstance(given, dict) and isinstance(given.get("preset"), str) and given["preset"] in PRESETS:
             return {**PRESETS[given["preset"]], **given}
         return given
+
+    def sizes(self) -> dict[str, Any]:
+        """What `pagating.gpt2_plain.GPT2Size` takes, but for the vocabulary."""
+        return self.model_dump(exclude={"preset", "pretrained"})
 
     @model_validator(mode="after")
     def _heads(self) -> ModelSection:

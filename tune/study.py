@@ -153,6 +153,11 @@ class Study(Section):
         fixed, n_ctx = self.fixed, self.model.n_ctx
         if fixed.batch_tokens % n_ctx:
             raise ValueError(f"fixed.batch_tokens={fixed.batch_tokens} is not a multiple of model.n_ctx={n_ctx}")
+        if self.model.pretrained and not (self.tokenizer.pretrained or self.tokenizer.path):
+            raise ValueError(
+                f"model.pretrained={self.model.pretrained} needs the tokenizer that its weights were trained with: "
+                "tokenizer: {pretrained: NAME} or {path: FOLDER}"
+            )
         micro = fixed.micro_batch_tokens
         if micro is not None and (micro % n_ctx or fixed.batch_tokens % micro):
             raise ValueError(
@@ -202,12 +207,13 @@ def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corp
     return {
         **fixed,
         "corpus": str(corpus),
-        "model": study.model.model_dump(exclude={"preset"}),
+        "model": study.model.sizes(),
         "unit": study.arms[arm].arguments(config),
         "lr": config["lr"],
         "seed": seed,
         "test": test,
         "threads": study.resources.cpus,
+        **({"pretrained": study.model.pretrained} if study.model.pretrained else {}),
         "device": "cuda" if study.resources.gpus else "cpu",
     }
 

@@ -17,6 +17,7 @@ from tune.ledger import Cell, Ledger, LedgerError, Record
 from tune.own_gates import digests, place_gate
 from tune.stages import Stages
 from tune.study import Study, StudyError, digest, trial_spec
+from tune.weights import noted, place_weights
 
 ATTEMPTS = 3  # of a cell whose machine fails, without any progress between them; the last one has the machine alone
 NODE_LOST = "its node was lost"  # begins the reason of a cell that ended with the node it ran on
@@ -89,6 +90,8 @@ class StudyRun:
         if known and known.get("gates", {}) != own:
             raise StudyError(f"{folder}: the gates in {folder / 'gates'} are not those that the study was begun with")
         if not known:
+            weights = noted(folder)
+            gates |= {"pretrained": weights["sha256"]} if weights else {}
             self.ledger.append("study", schema=ledgers.SCHEMA, study=self.study.name, corpus=meta["digest"], **gates)
         self.records: dict[str, Record] = ledgers.records(self.ledger.events)
         self._decisions = {_decision(event) for event in self.ledger.events if event["event"] in ("grid", "chosen")}
@@ -181,7 +184,7 @@ class StudyRun:
         if self.tracker:
             self.tracker.started(record)
         spec = trial_spec(self.study, cell.arm, cell.config, cell.seed, self.corpus, test=cell.stage == "confirm")
-        return place_gate(spec, self.folder)
+        return place_weights(place_gate(spec, self.folder), self.folder)
 
     def alive(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
         """A running cell is at `fraction` of its budget, and has something to say to the user or not."""

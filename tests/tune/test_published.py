@@ -1,5 +1,6 @@
 """The keys that the published studies need, the studies themselves, and their dry run."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from pagating.alpha import parse as parse_alpha
 from pagating.competitors import COMPETITORS
 from pagating.gpt2_plain import GPT2, GPT2Size
 from pagating.units import PaGLU, ProjectedGLU, SplitGLU
-from tune import dry_run, plan_probe, plan_space, plan_work
+from tune import dry_run, plan_probe, plan_space, plan_work, runner, weights
 from tune.schema_arm import LEARNS_ALPHA, UNITS, WITH_ALPHA
 from tune.study import StudyError, dump, load, parse, trial_spec
+from tune.study_run import StudyRun
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
@@ -276,3 +278,84 @@ def test_a_published_study_trains_at_its_real_size_where_it_fits(path, tmp_path)
     assert [tried.problem for tried in found] == [None]
     assert found[0].parameters == model.parameters
     assert 10.0 < found[0].first_nll < 11.5  # about log(50,257) before training, whatever the text
+
+
+# --- pretrained weights ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published_model(tmp_path_factory):
+    """A folder with tokenizer, weights and text, as a user who has downloaded them has it."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("published")
+    text = "".join(f"In the beginning was the word number {i * i % 97}.\n" for i in range(3000))
+    (folder / "text.txt").write_text(text)
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([text], vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    (folder / "gpt2").mkdir()
+    tokenizer.save(str(folder / "gpt2" / "tokenizer.json"))
+    size = GPT2Config(vocab_size=tokenizer.get_vocab_size(), n_layer=2, n_embd=16, n_head=2, n_positions=32)
+    torch.manual_seed(1)
+    GPT2LMHeadModel(size).save_pretrained(folder / "gpt2")
+    return folder
+
+
+def pretrained_study(folder, sizes="n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16"):
+    text = HEAD.replace("{n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}", f"{{{sizes}, pretrained: gpt2}}")
+    text = text.replace("{vocab_size: 300}", "{path: gpt2}") + "  mine: {gate: sigmoid, alpha: 0.5, form: projected}\n"
+    (folder / "pre.yaml").write_text(text + "corpus: {files: {train: text.txt}}\n")
+    return load(folder / "pre.yaml")
+
+
+def test_a_study_finds_its_weights_once_and_its_trials_load_them(published_model, tmp_path):
+    study = pretrained_study(published_model)
+    corpus = runner.packed_corpus(study, tmp_path, published_model)
+    found = weights.check_pretrained(study, published_model, tmp_path / "pre", corpus)
+    file = published_model / "gpt2" / "model.safetensors"
+    assert found == {"path": str(file.resolve()), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    (tmp_path / "pre").mkdir()
+    spec = trial_spec(study, "gelu", {"lr": 1e-3}, 1, corpus, test=False)
+    assert spec["pretrained"] == "gpt2"
+    with pytest.raises(StudyError, match=r"has no pretrained\.json, which names the weights"):
+        weights.place_weights(spec, tmp_path / "pre")
+    weights.note(found, tmp_path / "pre")
+    placed = weights.place_weights(spec, tmp_path / "pre")
+    assert placed == {**spec, "pretrained": str(file.resolve())}
+    run = StudyRun(study, tmp_path / "pre", corpus)
+    assert run.start(run.next_cell())["pretrained"] == str(file.resolve())
+    assert next(e for e in run.ledger.events if e["event"] == "study")["pretrained"] == found["sha256"]
+    run.ledger.close()
+
+
+def test_weights_that_have_changed_are_refused(published_model, tmp_path):
+    study = pretrained_study(published_model)
+    corpus = runner.packed_corpus(study, tmp_path, published_model)
+    (tmp_path / "pre").mkdir()
+    weights.note({"path": "elsewhere", "sha256": "0" * 64}, tmp_path / "pre")
+    with pytest.raises(StudyError, match="is not the file that the study was begun with"):
+        weights.check_pretrained(study, published_model, tmp_path / "pre", corpus)
+
+
+def test_weights_of_another_size_are_one_line_before_anything_runs(published_model, tmp_path):
+    study = pretrained_study(published_model, "n_layer: 3, d_model: 16, n_head: 2, n_ctx: 16")
+    corpus = runner.packed_corpus(study, tmp_path, published_model)
+    with pytest.raises(StudyError, match=r"has no 'transformer\.h\.2\.ln_1\.weight', which a GPT-2 of n_layer=3"):
+        weights.check_pretrained(study, published_model, tmp_path / "pre", corpus)
+    assert weights.check_pretrained(study_of("{}"), tmp_path, tmp_path / "x", corpus) is None
+
+
+def test_weights_need_the_tokenizer_that_they_were_trained_with():
+    with pytest.raises(StudyError, match=r"model\.pretrained=gpt2 needs the tokenizer that its weights were trained"):
+        study_of("{}", head=HEAD.replace("n_ctx: 16}", "n_ctx: 16, pretrained: gpt2}"))
+
+
+def test_a_dry_run_starts_from_the_weights_that_are_here(published_model, tmp_path):
+    study = pretrained_study(published_model)
+    corpus = runner.packed_corpus(study, tmp_path, published_model)
+    file = published_model / "gpt2" / "model.safetensors"
+    assert dry_run.local_weights(study, published_model, corpus) == (str(file.resolve()), None)
+    none, line = dry_run.local_weights(study, tmp_path, corpus)
+    assert none is None
+    assert "download model.safetensors" in line

@@ -1,0 +1,77 @@
+"""The pretrained weights that a study starts from: found once, noted in its folder with their digest, never copied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tune.files import write_whole
+from tune.study import Study, StudyError
+
+NOTE = "pretrained.json"
+
+
+def check_pretrained(study: Study, base: Path, folder: Path, corpus: Path) -> dict[str, str] | None:
+    """Find the study's weights and compare them with every arm's model, and with those that the study was begun with.
+
+    What was found, `path` and `sha256`; None for a study without. `base`: the study file's folder; `corpus`: packed.
+    Raises StudyError.
+    """
+    if study.model.pretrained is None:
+        return None
+    from pagating.corpus import read_meta  # torch takes seconds to load
+    from pagating.pretrained import PretrainedError, find_weights
+
+    try:
+        path = find_weights(study.model.pretrained, base)
+        check_arms(study, path, read_meta(corpus)["vocab_size"])
+    except PretrainedError as error:
+        raise StudyError(str(error)) from error
+    with open(path, "rb") as file:
+        found = {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    begun = noted(folder)
+    if begun and begun["sha256"] != found["sha256"]:
+        raise StudyError(
+            f"model.pretrained: {path} is not the file that the study was begun with ({begun['path']}, then); "
+            "give the study another name, or bring the old file back"
+        )
+    return found
+
+
+def check_arms(study: Study, path: Path, vocab_size: int) -> None:
+    """Compare the weights with each arm's model, which is built without memory. Raises PretrainedError."""
+    import torch
+
+    from pagating.gpt2_plain import GPT2, GPT2Size
+    from pagating.pretrained import check_weights
+    from tune.plan_work import countable_unit
+
+    size = GPT2Size(vocab_size=vocab_size, **study.model.sizes())
+    for arm in study.arms:
+        with torch.device("meta"):
+            model = GPT2(size, countable_unit(study, arm))
+        check_weights(model, path)
+
+
+def note(found: dict[str, str] | None, folder: Path) -> None:
+    """Write what `check_pretrained` found into the study's folder."""
+    if found:
+        write_whole(folder / NOTE, json.dumps(found, indent=1) + "\n")
+
+
+def noted(folder: Path) -> dict[str, str] | None:
+    """What was noted in a study's folder; None where nothing was."""
+    path = folder / NOTE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def place_weights(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A trial's arguments with the weights named by the file that the study found."""
+    if spec.get("pretrained") is None:
+        return spec
+    found = noted(folder)
+    if found is None:
+        raise StudyError(f"{folder}: has no {NOTE}, which names the weights that the study was begun with")
+    return {**spec, "pretrained": found["path"]}
