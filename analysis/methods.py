@@ -5,7 +5,7 @@ from typing import Any
 from analysis.ledger import edge_hits, unfair
 from analysis.sensitivity import CANNOT_TELL, STRONG_GAP
 from analysis.significance import CLAIM_SEEDS
-from analysis.tables import Study
+from analysis.tables import STAGES, Study
 
 _TESTS = {
     "holm": "Holm's correction",
@@ -32,12 +32,16 @@ def methods(study: Study) -> list[str]:
     search, calibrate, confirm = (s.get(k) or {} for k in ("search", "calibrate", "confirm"))
     if search.get("trials_per_arm") is not None:
         out.append(f"Search: {search['trials_per_arm']} trials an arm, each arm on its own ({_flat(search)}).")
-    if calibrate.get("points") is not None:
+    stages = s.get("stages") or STAGES
+    if calibrate.get("points") is not None and "calibrate" in stages:
         out.append(
             f"Calibration: all arms on one shared learning-rate grid of {calibrate['points']} or more points, "
             f"{calibrate.get('seeds', 1)} selection seeds each; an arm takes "
             + ("the grid's best by mean." if calibrate.get("choice", "fit") == "grid" else "the fitted optimum.")
         )
+    if not study.confirms:
+        out.append("No confirm stage: a configuration was run with one seed, so nothing is tested or decided.")
+        return [line for line in out if line]
     if confirm.get("seeds") is not None or study.rule != "fixed":
         out.append(
             f"Confirmation: {_seeds(study)}, shared by all arms (same initial bits and data order). "

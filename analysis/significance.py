@@ -36,6 +36,8 @@ def verdict(study: Study) -> dict[str, Any]:
     margin = margin_in_nats(study.margin, float(finite.mean()) if len(finite) else 1.0, str(study.folder or study.name))
     rows = [measure(arm, study.baseline, paired[arm], study.level, margin) for arm in treatments]
     hits = edge_hits(study)
+    for row in rows if not study.confirms else []:
+        row["verdict"] = "not testable (no confirm stage: one seed a configuration)"
     for row in rows:
         _look(row, paired[row["arm"]], losses, study)
         row["at_edge"] = [arm for arm in (study.baseline, row["arm"]) if arm in hits]

@@ -53,6 +53,11 @@ class Study:
         return str((self.settings.get("confirm") or {}).get("rule") or "fixed")
 
     @property
+    def confirms(self) -> bool:
+        """Whether the study has a confirm stage, the only one whose runs a test may use."""
+        return "confirm" in (self.settings.get("stages") or STAGES)
+
+    @property
     def looks(self) -> tuple[int, ...]:
         """Numbers of seeds at which a sequential rule looks; none with the fixed rule."""
         cap = (self.settings.get("confirm") or {}).get("max_seeds")

@@ -297,7 +297,7 @@ def trial(
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
     loaded, mine = load(folder / "study.yaml"), found[cell].cell
     corpus = runner.begun_corpus(loaded, folder)
-    spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=mine.stage == "confirm")
+    spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=loaded.tests(mine.stage))
     typer.echo(json.dumps(place_weights(place_gate(spec, folder), folder), indent=1))
 
 

@@ -148,7 +148,7 @@ def make_plan(
     models = {arm: arm_model(study, arm, vocab_size) for arm in study.arms}
     n_ctx = study.model.n_ctx
     windows = {split: (held["tokens"] - 1) // n_ctx for split, held in meta["splits"].items()} if meta else None
-    power = confirm_power(study, effect, noise) if noise is not None else None
+    power = confirm_power(study, effect, noise) if noise is not None and study.runs("confirm") else None
     seeds = confirm_seeds(study, power["study_seeds"] if power else None)
     rows = work(study, models, seeds, windows)
     stages = stage_seconds(

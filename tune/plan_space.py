@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tune.ledger import COST, FINAL, Cell
-from tune.plan_work import Model, arm_model, confirm_seeds, evaluations, example
+from tune.plan_work import Model, arm_model, confirm_seeds, evaluations, example, grid_points
 from tune.schema_arm import GLU_UNITS, Arm
 from tune.study import Study, StudyError, digest
 
@@ -42,8 +42,8 @@ def largest(study: Study, vocab_size: int) -> Model:
 
 def most_cells(study: Study) -> int:
     """Cells of a study whose grid is fully extended and whose rule goes to its last look."""
-    grid = study.calibrate.max_points * study.calibrate.seeds
-    return len(study.arms) * (study.search.trials_per_arm + grid + int(confirm_seeds(study)[2]))
+    grid = grid_points(study)[2] * study.calibrate.seeds
+    return len(study.arms) * (study.search.trials_per_arm + int(grid) + int(confirm_seeds(study)[2]))
 
 
 # --- disk ------------------------------------------------------------------------------------------------------------

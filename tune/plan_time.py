@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune.plan_probe import Calibration, Speed
-from tune.plan_work import Model, Span, evaluation_tokens, evaluations, grid_chances, rung, steps, stopped
+from tune.plan_work import Model, Span, evaluation_tokens, evaluations, grid_chances, grid_points, rung, steps, stopped
 from tune.study import Study, StudyError
 
 # peak of dense matrix products, TFLOP/s, by precision of the study; float32 without TF32. NVIDIA's data sheets
@@ -131,7 +131,7 @@ def stage_seconds(
         )
 
     def grid(points: int) -> float:
-        first, selection = study.calibrate.points, study.calibrate.seeds
+        first, selection = min(points, study.calibrate.points), study.calibrate.seeds
         return wave("calibrate", first * selection) + (points - first) * wave("calibrate", selection)
 
     def confirm(count: float) -> float:
@@ -145,13 +145,13 @@ def stage_seconds(
         return seconds
 
     least, likely, most = stopped(study)
-    points = study.calibrate
+    points = grid_points(study)
     return {
         "search": (search(most), search(likely), search(least)),
         "calibrate": (
-            grid(points.points),
+            grid(int(points[0])),
             sum(chance * grid(size) for size, chance in grid_chances(study).items()),
-            grid(points.max_points),
+            grid(int(points[2])),
         ),
         "confirm": (confirm(seeds[0]), confirm(seeds[1]), confirm(seeds[2])),
     }

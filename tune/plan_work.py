@@ -152,6 +152,8 @@ def grid_chances(study: Study) -> dict[int, float]:
     to a factor sqrt(APART) off it; the grid is centred on the trial nearest to the best, of trials that fall anywhere
     in the range; an arm's best point is the nearest one. A best rate outside the range extends the grid further.
     """
+    if not study.runs("calibrate"):
+        return {0: 1.0}
     settings = study.calibrate
     low, high = _log_range(study.nuisance["lr"])
     return _grid_chances(
@@ -180,6 +182,8 @@ def _grid_chances(width: float, trials: int, arms: int, points: int, most: int, 
 
 def grid_points(study: Study) -> Span:
     """Points of the final learning-rate grid."""
+    if not study.runs("calibrate"):
+        return 0.0, 0.0, 0.0
     expected = sum(points * chance for points, chance in grid_chances(study).items())
     return float(study.calibrate.points), expected, float(study.calibrate.max_points)
 
@@ -189,6 +193,8 @@ def grid_points(study: Study) -> Span:
 
 def confirm_seeds(study: Study, expected: float | None = None) -> Span:
     """Confirm seeds: the first look, `expected` (the last look when None), the last look."""
+    if not study.runs("confirm"):
+        return 0.0, 0.0, 0.0
     looks = study.confirm.looks
     return float(looks[0]), float(looks[-1] if expected is None else expected), float(looks[-1])
 

@@ -206,8 +206,10 @@ class SearchSection(Section):
     """The search stage: the same number of trials and tokens for every arm."""
 
     trials_per_arm: int = Field(6, ge=1, le=100_000, description="trials of every arm, the baseline included")
-    sampler: Literal["tpe", "random", "qmc"] = Field(
-        "tpe", description="of Optuna: tpe learns from earlier trials; random and qmc do not"
+    sampler: Literal["tpe", "random", "qmc", "grid"] = Field(
+        "tpe",
+        description="of Optuna: tpe learns from earlier trials; random and qmc do not; grid: every combination of the "
+        "choices, in order, once",
     )
     pruner: Literal["asha", "none"] = Field("asha", description="early stopping, within an arm only")
     spare: float = Field(0.5, gt=0, lt=1, description="share of its budget before which no trial is stopped")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import product
 from typing import Any
 
 import optuna
@@ -27,9 +28,20 @@ def distribution(where: Distribution) -> optuna.distributions.BaseDistribution:
     return optuna.distributions.FloatDistribution(low, high, log=where.loguniform is not None)
 
 
+def grid(space: dict[str, Distribution]) -> list[dict[str, float]]:
+    """Every combination of the choices of a space, the last hyperparameter changing fastest.
+
+    Optuna's GridSampler draws them in a random order, and forgets which it had after a resume.
+    """
+    return [dict(zip(space, point, strict=True)) for point in product(*(where.values for where in space.values()))]
+
+
 def make_sampler(kind: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
-    """`tpe` (Bergstra et al. 2011; random for the first third, at least 3), `random`, or `qmc` (scrambled Sobol)."""
-    if kind == "random":
+    """`tpe` (Bergstra et al. 2011; random for the first third, at least 3), `random`, or `qmc` (scrambled Sobol).
+
+    For `grid`, whose trials are all given, any of them.
+    """
+    if kind in ("random", "grid"):
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -44,6 +56,7 @@ class ArmSearch:
 
     def __init__(self, arm: str, space: dict[str, Distribution], settings: SearchSection) -> None:
         self.arm, self.settings = arm, settings
+        self._grid = grid(space) if settings.sampler == "grid" else []
         self.space = {name: distribution(where) for name, where in space.items()}
         self._study = optuna.create_study(direction="minimize")
         self._asked: list[optuna.Trial] = []
@@ -65,6 +78,8 @@ class ArmSearch:
         # a seed for each number, shared by all arms: a suggestion does not depend on how often the sampler was called
         seed = int(digest(["search", index]), 16) % (1 << 32)
         self._study.sampler = make_sampler(self.settings.sampler, seed, self.settings.trials_per_arm)
+        if recorded is None and self._grid:
+            recorded = self._grid[index]
         if recorded is not None:
             self._study.enqueue_trial(recorded)
         trial = self._study.ask(self.space)

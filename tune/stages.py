@@ -61,10 +61,10 @@ class Stages:
 
     def remaining(self) -> int:
         """Cells not ended yet in this stage and the ones that may follow; a sequential rule may stop before its cap."""
-        arms, confirm = len(self.study.arms), self.study.confirm.looks[-1]
+        arms, confirm = len(self.study.arms), self.study.confirm.looks[-1] if self.study.runs("confirm") else 0
         if self.stage == "search":
             ended = sum(search.ended for search in self.search.values())
-            grid = self.study.calibrate.points * self.study.calibrate.seeds
+            grid = self.study.calibrate.points * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
             return arms * (self.study.search.trials_per_arm + grid + confirm) - ended
         if self.stage == "done":
             return 0
@@ -98,10 +98,7 @@ class Stages:
             self.search[cell.arm].finish(cell.index, outcome, loss, step)
             if all(search.done for search in self.search.values()):
                 self.hopeless = not any(search.feasible for search in self.search.values())
-                if self.hopeless:
-                    self.stage = "done"
-                else:
-                    self._begin_calibrate()
+                self._after_search()
         elif cell.stage == "calibrate":
             self._losses[cell.arm, cell.config["lr"], cell.seed] = loss if outcome == "completed" else math.inf
             if not self._pending and not self._open:
@@ -112,11 +109,19 @@ class Stages:
             if not self._pending and not self._open:
                 self._after_look()
 
+    def _after_search(self) -> None:
+        self._best = {arm: search.best() for arm, search in self.search.items()}
+        if self.hopeless:
+            self.stage = "done"
+        elif self.study.runs("calibrate"):
+            self._begin_calibrate()
+        else:
+            self._choose()
+
     # --- calibrate ---
 
     def _begin_calibrate(self) -> None:
         self.stage = "calibrate"
-        self._best = {arm: search.best() for arm, search in self.search.items()}
         settings = self.study.calibrate
         centre = geometric_mean([config["lr"] for config in self._best.values()])
         self.grid = geometric_grid(centre, settings.points, settings.spacing)
@@ -152,7 +157,7 @@ class Stages:
             self._plan_grid(new)
             return
         self.grid_capped = bool(new)
-        self._begin_confirm()
+        self._choose()
 
     # --- confirm ---
 
@@ -165,10 +170,15 @@ class Stages:
             {arm: np.array(rows) for arm, rows in tables.items() if np.isfinite(rows).all(axis=1).any()},
         )
 
-    def _begin_confirm(self) -> None:
-        self.stage = "confirm"
-        found = self._optima()
+    def _choose(self) -> None:
+        """Give each arm its configuration and go on to the confirm stage, where the study has one."""
+        self.stage = "confirm" if self.study.runs("confirm") else "done"
+        found = self._optima() if self.grid else {}
         for arm, best in self._best.items():
+            if not self.grid:
+                self.chosen[arm] = best
+                self._decided("chosen", arm=arm, config=best, config_key=digest(best), grid_best=None, at_edge=False)
+                continue
             point = self._best_point(arm)
             rate = self.grid[point]
             if self.study.calibrate.choice == "fit" and arm in found:
@@ -182,7 +192,8 @@ class Stages:
                 grid_best=self.grid[point],
                 at_edge=point in (0, len(self.grid) - 1),
             )
-        self._plan_confirm(self.study.confirm.looks[0])
+        if self.stage == "confirm":
+            self._plan_confirm(self.study.confirm.looks[0])
 
     def _plan_confirm(self, seeds: int) -> None:
         """Bring the confirm seeds of every arm up to `seeds`."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from analysis import plain_yaml
-from analysis.safe_text import one_line, redact
+from analysis.safe_text import redact
+from tune.explain import explain
 from tune.schema import (
     NAME,
     CalibrateSection,
@@ -32,6 +32,7 @@ from tune.schema import (
 from tune.schema_arm import Arm
 
 MOST_LR = 100.0
+STAGES = ("search", "calibrate", "confirm")
 ADDRESS = re.compile(r"auto|(?P<client>ray://)?(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")
 TRACKING = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks", "file")
 TUNABLE = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip")
@@ -81,6 +82,11 @@ class Study(Section):
         description="what every arm tunes so that the comparison is fair; `lr` always"
     )
     arms: dict[str, Arm] = Field(description="what is compared, by name: two or more, one of them the baseline")
+    stages: list[Literal["search", "calibrate", "confirm"]] = Field(
+        ["search", "calibrate", "confirm"],
+        description="what is run: all three; without confirm there are one or few seeds a cell and no verdict, "
+        "without calibrate an arm's learning rate is that of its best search trial",
+    )
     search: SearchSection = Field(SearchSection(), description="the search stage")
     calibrate: CalibrateSection = Field(CalibrateSection(), description="the calibrate stage")
     confirm: ConfirmSection = Field(ConfirmSection(), description="the confirm stage and the decision")
@@ -132,12 +138,22 @@ class Study(Section):
                 raise ValueError(f"{len(holders)} arms are the {role} ({', '.join(holders)}); only one can be")
             if role == "baseline" and not holders:
                 raise ValueError(f"no arm of {', '.join(given) or 'none given'} has baseline: true; exactly one must")
-        if len(given) < 2:
-            raise ValueError("a study needs a baseline and at least one arm to compare with it")
+        return given
+
+    @field_validator("stages")
+    @classmethod
+    def _stages(cls, given: list[str]) -> list[str]:
+        if given[:1] != ["search"] or given != [stage for stage in STAGES if stage in given]:
+            raise ValueError(f"stages {given} must be search, then calibrate or confirm or both, in this order")
         return given
 
     @model_validator(mode="after")
     def _together(self) -> Study:
+        if len(self.arms) < 2 and self.runs("confirm"):
+            raise ValueError(
+                "a study needs a baseline and at least one arm to compare with it (or stages: [search], which compares "
+                "nothing)"
+            )
         lr = self.nuisance.get("lr")
         if lr is None:
             raise ValueError("nuisance.lr is missing: the learning rate is always tuned")
@@ -150,6 +166,8 @@ class Study(Section):
                 except ValidationError as error:
                     problem = error.errors()[0]["msg"]
                     raise ValueError(f"nuisance.{key} has {value}: {problem[:1].lower() + problem[1:]}") from error
+        if self.search.sampler == "grid":
+            self._check_grid()
         fixed, n_ctx = self.fixed, self.model.n_ctx
         if fixed.batch_tokens % n_ctx:
             raise ValueError(f"fixed.batch_tokens={fixed.batch_tokens} is not a multiple of model.n_ctx={n_ctx}")
@@ -172,6 +190,29 @@ class Study(Section):
                     f"arms.{name}.alpha lists {len(arm.alpha)} values; model.n_layer={self.model.n_layer} needs as many"
                 )
         return self
+
+    def _check_grid(self) -> None:
+        for arm in self.arms:
+            space = self.space(arm)
+            ranges = [name for name, where in space.items() if where.choice is None]
+            if ranges:
+                raise ValueError(
+                    f"search.sampler: grid takes choices only; arm '{arm}' searches a range of {ranges[0]}"
+                )
+            points = math.prod(len(where.values) for where in space.values())
+            if self.search.trials_per_arm != points:
+                raise ValueError(
+                    f"search.trials_per_arm={self.search.trials_per_arm} is not the {points} combinations that arm "
+                    f"'{arm}' has for sampler: grid"
+                )
+
+    def runs(self, stage: str) -> bool:
+        """Whether the study has a stage."""
+        return stage in self.stages
+
+    def tests(self, stage: str) -> bool:
+        """Whether the trials of a stage also evaluate the test split, at their end: those of the study's last stage."""
+        return stage == self.stages[-1]
 
     @property
     def baseline(self) -> str:
@@ -221,67 +262,6 @@ def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corp
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _branches(annotation: Any) -> list[Any]:
-    """The alternatives of a union, or the annotation alone."""
-    return list(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else [annotation]
-
-
-def _inside(annotation: Any, key: Any) -> Any:
-    """The annotation of what stands under `key`; unchanged where `key` only names a branch of a union."""
-    for branch in _branches(annotation):
-        if isinstance(branch, type) and issubclass(branch, BaseModel) and key in branch.model_fields:
-            return branch.model_fields[key].annotation
-        if get_origin(branch) is dict:
-            return get_args(branch)[1]
-    return annotation
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """The keys allowed beside the last element of a pydantic error location."""
-    node: Any = Study
-    for part in location[:-1]:
-        node = _inside(node, part)
-    for branch in _branches(node):
-        if isinstance(branch, type) and issubclass(branch, BaseModel):
-            return list(branch.model_fields)
-    return []
-
-
-def _explain(error: ValidationError, path: Path) -> str:
-    """The first error as one line: file, key, value, what is allowed."""
-    # of a union, the branch that the input's type fits is the one to speak of: the others only say "not a number"
-    other = ("float_type", "int_type", "string_type", "list_type", "model_type")
-    problem = min(
-        error.errors(),
-        key=lambda item: (
-            item["type"] != "extra_forbidden",
-            item["type"] in other and isinstance(item["input"], dict | list),
-        ),
-    )
-    location = tuple(part for part in problem["loc"] if not (isinstance(part, str) and part[:1].isupper()))
-    location = tuple(part for part in location if part not in ("float", "list[float]", "str", "int", "[key]"))
-    location = tuple(part for part in location if not str(part).startswith("function-"))  # a branch of a union
-    key = one_line(".".join(str(part) for part in location), 200) or "the file"
-    value = problem["input"]
-    shown = one_line(repr(value), 100)
-    kind = problem["type"]
-    if kind == "extra_forbidden":
-        known = _known_keys(tuple(problem["loc"]))
-        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        return f"{path}: unknown key '{key}'; {hint}allowed: {', '.join(known)}"
-    if kind == "missing":
-        return f"{path}: key '{key}' is missing"
-    message = re.sub(r"dictionary( or instance of \w+)?", "mapping", problem["msg"].removeprefix("Value error, "))
-    if isinstance(value, str) and kind in ("float_type", "int_type"):
-        message += (
-            " (text; YAML reads 1e-3 as text: write 1.0e-3)" if re.fullmatch(r"[\d.]+e[+-]?\d+", value, re.I) else ""
-        )
-    if kind == "value_error":
-        return f"{path}: {key}: {one_line(message)}"
-    return f"{path}: {key}: {shown} is not allowed: {message[:1].lower() + message[1:]}"
-
-
 def parse(text: str, path: Path) -> Study:
     """A study from YAML text; `path` names it in errors and gives the study's name when the text does not."""
     try:
@@ -306,7 +286,7 @@ def _study(content: Any, path: Path) -> Study:
     try:
         return Study.model_validate({"name": path.stem, **content})
     except ValidationError as error:
-        raise StudyError(_explain(error, path)) from error
+        raise StudyError(explain(error, path, Study)) from error
 
 
 def dump(study: Study) -> str:

@@ -183,7 +183,7 @@ class StudyRun:
         self._running.add(cell.key)
         if self.tracker:
             self.tracker.started(record)
-        spec = trial_spec(self.study, cell.arm, cell.config, cell.seed, self.corpus, test=cell.stage == "confirm")
+        spec = trial_spec(self.study, cell.arm, cell.config, cell.seed, self.corpus, test=self.study.tests(cell.stage))
         return place_weights(place_gate(spec, self.folder), self.folder)
 
     def alive(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
@@ -258,9 +258,9 @@ class StudyRun:
 
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
         self.ended += 1
-        loss = final.get(
-            "test_nll", final.get("val_nll", math.inf)
-        )  # what the verdict is computed on, where there is one
+        loss = final.get("val_nll", math.inf)
+        if cell.stage == "confirm":  # what the verdict is computed on
+            loss = final.get("test_nll", loss)
         self.stages.complete(cell, outcome, loss, int(final.get("steps", 0)))
 
 
