@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pyarrow.lib import ArrowException
+from pyarrow.parquet import ParquetFile
 
 from analysis import plain_yaml
 from analysis.safe_text import one_line
@@ -27,7 +28,7 @@ def shown(value: object) -> str:
 def read_table(file: Path) -> pd.DataFrame:
     """The rows of a CSV or Parquet file. Raises: TableError."""
     try:
-        table = pd.read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
+        table = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
     except (ValueError, OSError, ArrowException) as error:  # pandas' parser errors are ValueErrors
         raise TableError(f"{file}: cannot be read as a table: {one_line(str(error), 300)}") from None
     if len(table) > MOST_ROWS:
@@ -35,6 +36,14 @@ def read_table(file: Path) -> pd.DataFrame:
     if table.empty and file.name != "curves.parquet":
         raise TableError(f"{file}: has no rows")
     return table
+
+
+def _read_parquet(file: Path) -> pd.DataFrame:
+    # without what pandas noted beside the columns: the columns say it all, and damaged notes raise errors of any kind
+    with ParquetFile(file) as opened:
+        table = opened.read().replace_schema_metadata(None)
+    table.validate(full=True)  # text that is not UTF-8 would show where it is first looked at
+    return table.to_pandas()
 
 
 def _read_csv(file: Path) -> pd.DataFrame:

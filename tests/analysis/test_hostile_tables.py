@@ -153,9 +153,9 @@ def test_parquet_that_is_cut_flipped_or_another_thing(tmp_path, capsys):
     assert call("significance", str(whole), "--baseline", "gelu", capsys=capsys)[0] in (0, 1)
     raw, bad = whole.read_bytes(), tmp_path / "bad.parquet"
     rng = np.random.default_rng(1)
-    cuts = [raw[:size] for size in (0, 1, 4, 100, len(raw) // 2, len(raw) - 1)]
+    cuts = [raw[:size] for size in (0, 4, len(raw) // 2, len(raw) - 1)]
     flips = []
-    for place in rng.integers(0, len(raw), 30):
+    for place in rng.integers(0, len(raw), 10):
         flipped = bytearray(raw)
         flipped[place] ^= 1 << rng.integers(8)
         flips.append(bytes(flipped))

@@ -263,4 +263,4 @@ def test_names_are_text_in_every_format(csv: Path, capsys: pytest.CaptureFixture
     assert name in outputs["terminal"]
     assert json.loads(outputs["json"])["comparisons"][0]["arm"] == name
     assert r"[red]<b>50\%\_\$x\$|\&\textbackslash{}" in outputs["latex"]
-    assert r"[red]&lt;b>50%_$x$\|&\\ |" in outputs["markdown"]
+    assert r"[red]&lt;b\>50%\_$x$\|&amp;\\ |" in outputs["markdown"]
