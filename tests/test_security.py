@@ -185,7 +185,7 @@ VALUES = [
 PLACES = ["http://me:s3cret@[::1", "sqlite:///none.db", "gopher://me:s3cret@h", "/proc/none", "/dev/null", "none/none"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(COMMANDS), st.lists(st.sampled_from([*WORDS, *VALUES, *PLACES]) | st.text(max_size=5), max_size=5)
 )

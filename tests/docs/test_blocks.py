@@ -84,6 +84,7 @@ def here(workplace, monkeypatch):
     return workplace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if has(page, False)], ids=name_of)
 def test_the_examples_of_a_page_run(page, here):
     run_page(page, here, slow=False)

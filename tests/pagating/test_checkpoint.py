@@ -438,6 +438,7 @@ print(json.dumps([last["final"]["val_nll"], checkpoints.notes]))
 """
 
 
+@pytest.mark.slow
 def test_a_real_file_system_that_is_full(packed, tmp_path):
     """A tmpfs of a few hundred KB in a namespace of its own: not all of a checkpoint fits, or only one does."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:

@@ -179,6 +179,7 @@ print(corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 300}, 16,
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_that_need_the_same_corpus_one_packs_it(text_files):
     command = [sys.executable, "-c", PREPARE, str(text_files)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]

@@ -161,6 +161,7 @@ def until(running, folder, count):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_a_terminated_one_are_continued_to_the_same_results(place, undisturbed, tmp_path):
     folder = tmp_path / "faults"
     first = launch(tmp_path)

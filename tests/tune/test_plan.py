@@ -127,6 +127,7 @@ def test_cells_and_tokens_are_those_of_a_study_played_through_the_real_stages(pa
     assert plan_space.most_cells(study) == sum(cells.values())
 
 
+@pytest.mark.slow
 def test_cells_of_a_sequential_rule_lie_between_its_first_look_and_its_cap():
     study = study_of("confirm: {rule: obrien-fleming}\n")
 
