@@ -7,10 +7,11 @@ the corpus lies in a folder that all nodes see (`storage`), and nothing is sent.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import ray
 
 from pagating.corpus import read_meta, receive
 from tune.own_gates import OWN_GATE
+from tune.weights import noted
 
 PART_BYTES = 64 << 20
 FILES = ("train.bin", "validation.bin", "test.bin", "tokenizer.json", "corpus.json")
@@ -30,7 +32,8 @@ class Parcel:
 
     corpus: folder of the packed corpus where the driver runs, or in the storage; digest: its own; parts: its files
     as objects of Ray's store, in order, empty where all nodes see the folder (`shared`); study: the folder of the study
-    where the driver runs; gates: own gates, file by file; driver: Ray's id of the driver's node, empty for none.
+    where the driver runs; gates: own gates, file by file; weights: the file of pretrained weights in parts, of SHA-256
+    `weights_digest`, None without; driver: Ray's id of the driver's node, empty for none.
     """
 
     corpus: str
@@ -40,6 +43,8 @@ class Parcel:
     shared: bool = False
     parts: dict[str, list[Any]] = field(default_factory=dict)
     gates: dict[str, bytes] = field(default_factory=dict)
+    weights: list[Any] = field(default_factory=list)
+    weights_digest: str | None = None
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
@@ -55,12 +60,19 @@ def pack(corpus: Path, folder: Path, storage: Path | None, driver: str) -> Parce
     """
     digest = read_meta(corpus)["digest"]
     gates = {str(path): path.read_bytes() for path in (folder.resolve() / "gates").glob("*.py")}
+    own: dict[str, Any] = {"gates": gates, "weights_digest": None}
+    if weights := noted(folder):
+        source, own["weights_digest"] = Path(weights["path"]), weights["sha256"]
+        if storage:
+            _receive_weights(storage, weights["sha256"], lambda: _pieces(source))
+        else:
+            own["weights"] = [ray.put(piece) for piece in _pieces(source)]
     if storage:
         shared = storage / corpus.name
         receive(shared, digest, lambda: {name: _pieces(corpus / name) for name in FILES})
-        return Parcel(str(shared), digest, str(folder.resolve()), driver, shared=True, gates=gates)
+        return Parcel(str(shared), digest, str(folder.resolve()), driver, shared=True, **own)
     parts = {name: [ray.put(piece) for piece in _pieces(corpus / name)] for name in FILES}
-    return Parcel(str(corpus.resolve()), digest, str(folder.resolve()), driver, parts=parts, gates=gates)
+    return Parcel(str(corpus.resolve()), digest, str(folder.resolve()), driver, parts=parts, **own)
 
 
 def node_cache() -> Path:
@@ -86,14 +98,45 @@ def unpack(parcel: Parcel, trial: dict[str, Any], checkpoints: str | None) -> tu
         if checkpoints:  # of this node alone
             study = hashlib.sha256(parcel.study.encode()).hexdigest()[:16]
             checkpoints = str(cache / f"checkpoints-{study}" / Path(checkpoints).name)
-    return {**trial, "corpus": str(corpus), "unit": _with_gate(parcel, trial["unit"], cache)}, checkpoints
+    placed = {**trial, "corpus": str(corpus), "unit": _with_gate(parcel, trial["unit"], cache)}
+    if digest := parcel.weights_digest:
+        where = corpus.parent if parcel.shared else cache
+        placed["pretrained"] = str(_receive_weights(where, digest, lambda: map(_fetched, parcel.weights)))
+    return placed, checkpoints
+
+
+def _receive_weights(cache: Path, digest: str, pieces: Callable[[], Iterable[bytes]]) -> Path:
+    """The file of pretrained weights of that SHA-256 in `cache`, written once. Raises OSError where it is another."""
+    path = cache / f"weights-{digest[:16]}.safetensors"
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / ".weights.lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if str(path) in _looked_at and path.is_file():
+            return path
+        if not path.is_file() or _sha256(path) != digest:
+            scratch = cache / f".{path.name}"
+            with open(scratch, "wb") as file:
+                file.writelines(pieces())
+            if (found := _sha256(scratch)) != digest:
+                raise OSError(f"{scratch}: the weights that came are {found[:16]}, not {digest[:16]}")
+            os.replace(scratch, path)
+    _looked_at.add(str(path))
+    return path
+
+
+_looked_at: set[str] = set()  # files whose every byte this process has seen
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetched(ref: Any) -> bytes:
     try:
         return ray.get(ref)
     except ray.exceptions.RayError as error:
-        raise OSError(f"the corpus cannot be had from the driver: {type(error).__name__}") from error
+        raise OSError(f"the study's data cannot be had from the driver: {type(error).__name__}") from error
 
 
 def _with_gate(parcel: Parcel, unit: dict[str, Any] | None, cache: Path) -> dict[str, Any] | None:

@@ -108,6 +108,10 @@ def _tune_parts(
     class StopWithinArm(FIFOScheduler):
         """Asks the stages whether a trial goes on."""
 
+        def choose_trial_to_run(self, tune_controller: Any) -> Any:
+            """The trial that waits, at most one: Ray's own choice looks at all that ever ran, at every event."""
+            return next((trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING"), None)
+
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             cell = cells[trial.trial_id]  # the result comes flattened
             loss = result.get("row/val_nll")  # none in a sign of life

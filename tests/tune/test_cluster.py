@@ -16,6 +16,7 @@ from tune.ray_faults import failure
 from tune.study import StudyError, check_address, parse, trial_spec
 from tune.study_run import NODE_LOST, NODES_LOST, StudyRun
 from tune.trial import CellTrainable
+from tune.weights import note
 
 STUDY = {
     "name": "cluster",
@@ -232,6 +233,25 @@ def test_a_node_unpacks_corpus_gate_and_a_folder_for_checkpoints(packed, tmp_pat
     assert (trial["lr"], trial["unit"]["alpha"], trial["unit"]["base"]) == (1e-3, 1.0, "identity")
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_pretrained_weights_travel_too_and_are_checked(packed, tmp_path, monkeypatch, objects, shared):
+    (tmp_path / "model.safetensors").write_bytes(b"weights" * 100)
+    digest = hashlib.sha256(b"weights" * 100).hexdigest()
+    note({"path": str(tmp_path / "model.safetensors"), "sha256": digest}, tmp_path)
+    monkeypatch.setattr(delivery, "PART_BYTES", 256)
+    parcel = pack(packed, tmp_path, tmp_path / "shared" if shared else None, driver="")
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
+    given = {"corpus": str(packed), "unit": None, "pretrained": "/there/model.safetensors"}
+    trial, _ = unpack(parcel, given, None)
+    assert Path(trial["pretrained"]).parent == tmp_path / ("shared" if shared else "node")
+    assert Path(trial["pretrained"]).read_bytes() == b"weights" * 100
+    if not shared:
+        Path(trial["pretrained"]).unlink()
+        objects[parcel.weights[0]] = b"else"
+        with pytest.raises(OSError, match=rf"the weights that came are \w{{16}}, not {digest[:16]}"):
+            unpack(parcel, given, None)
+
+
 def test_with_storage_nodes_read_and_write_there_and_nothing_is_sent(packed, tmp_path, monkeypatch, objects):
     folder = tmp_path / "studies" / "cluster"
     parcel = pack(packed, folder, tmp_path / "shared", driver="")
@@ -275,7 +295,7 @@ def test_a_node_that_cannot_have_the_corpus_fails_the_cell_for_another_try(packe
     trainable.setup({"cell": "a", "trial": spec}, parcel=parcel)
     result = trainable.step()
     assert (result["outcome"], result["done"]) == ("failed", True)
-    with pytest.raises(ValueError, match="the corpus cannot be had from the driver: ObjectLostError"):
+    with pytest.raises(ValueError, match="the study's data cannot be had from the driver: ObjectLostError"):
         raise ValueError(result["reason"])
 
 
