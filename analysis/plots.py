@@ -73,7 +73,8 @@ def inline(svg: bytes, name: str) -> str:
     )
 
 
-def _legend(ax: Axes, entries: Sequence[tuple[Artist, str]], columns: int = 3) -> None:
+def legend(ax: Axes, entries: Sequence[tuple[Artist, str]], columns: int = 3) -> None:
+    """A legend below the axes, of (artist, label)."""
     # a leading underscore would hide the entry, so the name gets a space in front
     handles = [h for h, _ in entries]
     labels = [f" {label}" if label.startswith("_") else label for _, label in entries]
@@ -165,7 +166,7 @@ def learning_rate(study: Study) -> Figure:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
     ax.set_xlabel("learning rate (log scale)")
     ax.set_ylabel("validation loss (nats per token)")
-    _legend(ax, entries)
+    legend(ax, entries)
     return fig
 
 
@@ -192,13 +193,14 @@ def loss_curves(study: Study) -> Figure:
         room = max(max(last) - min(last), 1e-3 * abs(min(last)))
         ax.set_ylim(min(last) - 0.1 * room, max(last) + 0.25 * room)  # the first steps would hide the last
     ax.set_xlabel("training tokens")
-    ax.xaxis.set_major_formatter(FuncFormatter(_tokens))
+    ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
     ax.set_ylabel("validation loss (nats per token)")
-    _legend(ax, entries)
+    legend(ax, entries)
     return fig
 
 
-def _tokens(x: float, _: object) -> str:
+def tokens_text(x: float, _: object) -> str:
+    """A number of tokens with k, M or B, for an axis."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(x) >= unit:
             return f"{x / unit:g}{letter}"
@@ -257,12 +259,12 @@ def over_training(study: Study, training: dict[str, pd.DataFrame]) -> Figure:
         ax.fill_between(rows["tokens"], rows["low"], rows["high"], color=colour, alpha=0.18, lw=0)
         entries.append((line, arm))
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(FuncFormatter(_tokens))
+    ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
     ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    ax.xaxis.set_minor_formatter(FuncFormatter(_tokens))
+    ax.xaxis.set_minor_formatter(FuncFormatter(tokens_text))
     ax.set_xlabel("training tokens (log scale)")
     ax.set_ylabel(f"improvement over {study.baseline} (%)")
-    _legend(ax, entries)
+    legend(ax, entries)
     return fig
 
 
@@ -282,7 +284,7 @@ def sequential_path(study: Study, rows: list[dict]) -> Figure:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("confirm seeds")
     ax.set_ylabel("p over all looks so far (before the correction)")
-    _legend(ax, entries)
+    legend(ax, entries)
     return fig
 
 
@@ -306,7 +308,7 @@ def against_alpha(study: Study, rows: list[dict]) -> Figure:
     ax.set_ylim(low - 0.2 * room, high + 0.3 * room)  # a trial far off must not flatten the rest
     ax.set_xlabel("alpha (searched)")
     ax.set_ylabel("validation loss (nats per token)")
-    _legend(ax, entries)
+    legend(ax, entries)
     return fig
 
 
@@ -324,5 +326,5 @@ def search_budget(study: Study, rows: list[dict]) -> Figure:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("search trials")
     ax.set_ylabel("expected best validation loss\n(nats per token)")
-    _legend(ax, entries)
+    legend(ax, entries)
     return fig

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from analysis import alphas, beside, budget, calibration, command, formats, hyperparameters, plots
+from analysis import alphas, beside, budget, calibration, cell_curves, command, formats, hyperparameters, plots
 from analysis.ledger import COLUMNS as LEDGER_COLUMNS
 from analysis.ledger import ledger, slower
 from analysis.methods import methods, would_change
@@ -61,6 +61,8 @@ def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figu
         out["search_budget"] = lambda: plots.search_budget(study, searched)
     if len(curves) and (curves["stage"] == "confirm").any():
         out["loss_curves"] = lambda: plots.loss_curves(study)
+    if not study.confirms and cell_curves.lines(study):
+        out["cell_curves"] = lambda: cell_curves.cell_curves(study)
     training = beside.over_training(study)
     if training:
         out["over_training"] = lambda: plots.over_training(study, training)

@@ -204,4 +204,4 @@ def test_the_table_of_the_page_is_what_the_plan_counts():
     cells = {line.split("](")[0][3:]: line.split(" | ") for line in page.splitlines() if line.startswith("| [")}
     assert set(cells) == {path.stem for path in PUBLISHED}
     assert (cells["phase1"][1:4], cells["phase2"][1:4]) == (["1", "1", "8.2M"], ["5", "10", "10.2M"])
-    assert cells["phase2"][4] == "124M - 351M"
+    assert cells["phase2"][4] == "124M - 350M"  # 351.0M as published, less the positions beyond 128
