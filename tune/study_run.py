@@ -20,6 +20,7 @@ from tune.study import Study, StudyError, digest, trial_spec
 from tune.weights import noted, place_weights
 
 ATTEMPTS = 3  # of a cell whose machine fails, without any progress between them; the last one has the machine alone
+SPACE_SECONDS = 10.0  # between two looks at the disk: counting a model's parameters takes longer than a short cell
 NODE_LOST = "its node was lost"  # begins the reason of a cell that ended with the node it ran on
 NODES_LOST = 30  # so many lost nodes in a row, without progress between them, and the cell itself may be the cause
 SHORT_OF_MEMORY = "running low on memory"  # what Ray says when it ends a worker to keep the node alive
@@ -72,6 +73,7 @@ class StudyRun:
         self.interruption: Interruption | None = None
         self._warned: set[str] = set()
         self._short_of_space = False
+        self._looked_at_space = -math.inf
         self._open(folder)
         self._first = self._next_missing()
 
@@ -231,6 +233,9 @@ class StudyRun:
         """Warn while there is time, when the disk has less room than the cells that are left may take."""
         from tune.plan_space import check_space, disk_needed
 
+        if time.monotonic() - self._looked_at_space < SPACE_SECONDS:
+            return
+        self._looked_at_space = time.monotonic()
         try:
             check_space(self.folder, disk_needed(self.study, self.slots or 1, vocab_size=self._vocab_size, cells=cells))
         except StudyError as error:
