@@ -11,7 +11,7 @@ from tune.plan_work import arm_model, confirm_seeds, total, work
 from tune.study import load
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- table: python docs/make_published.py -->\n", "<!-- end of table -->\n"
+BEGIN, END = "<!--table: python docs/make_published.py -->\n", "<!--end of table-->\n"
 COLUMNS = ("study", "arms", "cells", "tokens a cell", "parameters", "FLOPs in all", "memory a cell")
 
 
