@@ -7,3 +7,17 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Files that take longest come first: two workers take whole files in turn, none should wait for the other
+LONGEST = (
+    "test_sweep.py",
+    "test_decision_error.py",
+    "test_faults.py",
+    "test_sequential_sweep.py",
+    "test_checkpoint.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
