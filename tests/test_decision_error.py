@@ -35,6 +35,7 @@ def test_equal_arms_are_rarely_called_different(nulls):
     assert summary["coverage"]["share"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_grids_best_point_and_the_usual_practice_err_more_often(nulls):
     _, summary = nulls
     grid = decision_error.summarise(world.GRID[1], decision_error.simulate(world.GRID[1], range(15)))

@@ -165,6 +165,7 @@ def test_a_bad_setting_is_refused_when_the_model_is_built() -> None:
         build(gate="swish")
 
 
+@pytest.mark.slow
 def test_the_folder_loads_as_remote_code_without_this_package(tmp_path: Path) -> None:
     model = build(alpha={"learnable": {"init": 0.3}}, base="gelu")
     model.save_pretrained(tmp_path / "model")

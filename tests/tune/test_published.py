@@ -56,6 +56,7 @@ def test_a_dry_run_trains_each_arm_as_the_study_would(tmp_path, packed_300, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_arm_that_cannot_be_trained_says_why(tmp_path, packed_300, monkeypatch):
     study = study_of("{gate: own.py:mine, alpha: 0.5}")
     monkeypatch.setattr(dry_run, "corpus_of", lambda study, output, base: (packed_300, None))
