@@ -21,7 +21,7 @@ COLUMNS = {
     "failed": ("failed", "d"),
     "parameters": ("parameters", ",.0f"),
     "flops_per_token": ("FLOPs a token", ".3g"),
-    "speed": ("speed over the baseline's", ".2f"),
+    "speed": ("relative speed", ".2f"),
     "peak_rss_mb": ("peak memory (MB)", ".0f"),
 }
 
