@@ -70,20 +70,26 @@ def sleeping(seconds: float) -> type:
     return Sleeping
 
 
-def make_study(name: str) -> Study:
-    """The study that is run."""
-    return parse(yaml.safe_dump({**STUDY, "name": name}), Path(f"{name}.yaml"))
+def make_study(name: str, parallel: int = 1) -> Study:
+    """The study that is run; `parallel`: trials of one arm side by side in its search."""
+    search = {**STUDY["search"], "parallel": parallel}
+    return parse(yaml.safe_dump({**STUDY, "name": name, "search": search}), Path(f"{name}.yaml"))
 
 
 def occupancy(slots: int, seconds: float, folder: Path) -> dict[str, float]:
     """Share of (wall seconds x slots) between the first and the last trial in which trials train."""
     import ray
 
-    ray.init(num_cpus=slots, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=slots, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         uri = f"sqlite:///{folder / f'{slots}.db'}"
         run = runner.sweep(
-            make_study(f"slots-{slots}"), folder, folder, slots=slots, tracking_uri=uri, trainable=sleeping(seconds)
+            make_study(f"slots-{slots}", math.ceil(slots / len(STUDY["arms"]))),  # as `pagating plan` advises
+            folder,
+            folder,
+            slots=slots,
+            tracking_uri=uri,
+            trainable=sleeping(seconds),
         )
     finally:
         ray.shutdown()

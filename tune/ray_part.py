@@ -34,6 +34,7 @@ QUIET = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000",
     "TUNE_RESULT_BUFFER_LENGTH": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # start the actors of all slots at once; the stages say how many there are
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "6",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -60,11 +61,12 @@ def _guarded(run: StudyRun, method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tune_parts(
-    run: StudyRun, room: Callable[[], int], wish: Callable[[str], None] | None = None
+    run: StudyRun, room: Callable[[], int], wish: Callable[[str], None] | None = None, idle: int = 0
 ) -> tuple[Any, Any, Any, Any]:
     """Search algorithm, scheduler, callback and stopper of Ray Tune, all four views of one StudyRun.
 
-    `room`: how many trials may be side by side now. `wish`: is told each stage that begins.
+    `room`: how many trials may be side by side now. `wish`: is told each stage that begins. `idle`: actors that are
+    kept while they have nothing to do, as at the end of a stage.
     """
     from ray import tune as ray_tune
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -108,8 +110,16 @@ def _tune_parts(
     class StopWithinArm(FIFOScheduler):
         """Asks the stages whether a trial goes on."""
 
+        kept = 0
+
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            """Tune keeps one idle actor, whatever comes next: the others would be started anew, seconds each."""
+            if self.kept < idle:
+                tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=idle - self.kept)
+                self.kept = idle
+
         def choose_trial_to_run(self, tune_controller: Any) -> Any:
-            """The trial that waits, at most one: Ray's own choice looks at all that ever ran, at every event."""
+            """The trial that waits longest: Ray's own choice looks at all that ever ran, at every event."""
             return next((trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING"), None)
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -266,7 +276,10 @@ def run_ray(
         room = Capacity(slots, resources.cpus, resources.gpus, ray.nodes)
         run.slots = room()
         search, scheduler, ends, stopper = _tune_parts(
-            run, room, functools.partial(_wish, run, slots) if address else None
+            run,
+            room,
+            functools.partial(_wish, run, slots) if address else None,
+            idle=0 if address else run.slots,  # nodes of a cluster may leave when they are idle
         )
         needs = {"cpu": resources.cpus, **({"gpu": resources.gpus} if resources.gpus else {})}
         with interruption.orderly() if interruption else nullcontext():

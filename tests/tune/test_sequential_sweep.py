@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -70,7 +71,7 @@ def place(tmp_path_factory):
 
     os.environ["PAGATING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
     del os.environ["PAGATING_CACHE"]
@@ -148,3 +149,31 @@ def test_an_undisturbed_study_gives_the_same(place, tmp_path):
     done = sweep(tmp_path / "whole", "e-process")  # nothing is left to run
     assert confirmed(tmp_path / "whole" / "e-process") == expected_losses(5)
     assert done.stages.chosen == whole.stages.chosen
+
+
+class Counted(Known):
+    """Writes down the process that it is started in."""
+
+    def __init__(self, *args, **kwargs):
+        with (Path(os.environ["PAGATING_CACHE"]) / "started").open("a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n")
+        super().__init__(*args, **kwargs)
+
+    def step(self):
+        time.sleep(2.0)  # as long as a worker takes to start, or the waiting ones would never be used
+        return super().step()
+
+
+@pytest.mark.slow
+def test_a_study_starts_one_worker_a_slot(place, tmp_path):
+    """Through all stages: Tune by itself keeps one idle worker, and starts the others anew after every stage."""
+    study = parse(
+        yaml.safe_dump(
+            {**STUDY, "name": "workers", "search": {"trials_per_arm": 2, "parallel": 2}, "confirm": {"seeds": 3}}
+        ),
+        Path("x.yaml"),
+    )
+    run = runner.sweep(study, tmp_path, tmp_path, slots=4, trainable=Counted)
+    assert len(run.records) == 3 * 2 + 3 * 3 + 3 * 3  # search, calibrate, confirm
+    started = (Path(os.environ["PAGATING_CACHE"]) / "started").read_text(encoding="utf-8").split()
+    assert len(started) == 4
