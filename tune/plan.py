@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tune.cluster import side_by_side
 from tune.plan_power import confirm_power, percentage, study_noise
 from tune.plan_probe import Calibration, ProbeError, Speed, probe
 from tune.plan_space import disk_parts, largest, measured, memory_parts, readable, vocabulary
@@ -61,12 +63,12 @@ def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str 
         return None, f"corpus: not on this machine, planned from the study file's sizes ({error})"
 
 
-def stand_in(folder: Path, vocab_size: int, tokens: int) -> Path:
-    """A packed corpus of random tokens: what a trial costs does not depend on the text."""
+def stand_in(folder: Path, vocab_size: int, tokens: int, lines: bool = False) -> Path:
+    """A corpus of random tokens, packed or of lines: what a trial costs does not depend on the text."""
     import numpy as np
     from tokenizers import ByteLevelBPETokenizer
 
-    from pagating.corpus import meta_digest
+    from pagating.corpus import ROW_DTYPE, meta_digest, rows_file
 
     draw = np.random.default_rng(0)
     for split in SPLITS:
@@ -75,7 +77,13 @@ def stand_in(folder: Path, vocab_size: int, tokens: int) -> Path:
     tokenizer.train_from_iterator(["a plan without its text\n"], vocab_size=300, show_progress=False)
     tokenizer.save(str(folder / "tokenizer.json"))
     counts = {split: {"tokens": tokens, "bytes": 4 * tokens} for split in SPLITS}
-    meta = {"dtype": "uint32", "vocab_size": vocab_size, "splits": counts}
+    meta: dict[str, Any] = {"dtype": "uint32", "vocab_size": vocab_size, "splits": counts}
+    if lines:
+        ends = np.arange(0, tokens + 1, 64, dtype=ROW_DTYPE)
+        for split in SPLITS:
+            np.stack([ends[:-1], ends[1:]], 1).tofile(folder / rows_file(split))
+            counts[split]["rows"] = len(ends) - 1
+        meta["pad"] = 0
     (folder / "corpus.json").write_text(json.dumps({**meta, "digest": meta_digest(meta)}), encoding="utf-8")
     return folder
 
@@ -105,7 +113,7 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="pagating-plan-") as scratch:
         if corpus is None:
             tokens = max(1 << 16, 4 * study.model.n_ctx)
-            corpus = stand_in(Path(scratch), vocab_size, tokens)
+            corpus = stand_in(Path(scratch), vocab_size, tokens, study.corpus.rows == "lines")
         trials = {arm: arm_example(study, arm, base, corpus) for arm in study.arms}
         flops = {arm: model.flops_per_token for arm, model in models.items()}
         return probe(trials, flops, processes, PROBE_SECONDS), notes
@@ -209,7 +217,7 @@ def run(
         raise StudyError(f"--hours-from {hours_from}: allowed: {MEASURE}, {', '.join(DEVICES)}")
     check_utilisation(utilisation)
     corpus, missing = corpus_of(study, output, config.parent)
-    notes = [missing] if missing else []
+    notes = ([missing] if missing else []) + idle_slots(study, wanted)
     from pagating.corpus import read_meta
 
     vocab_size = read_meta(corpus)["vocab_size"] if corpus else vocabulary(study)
@@ -242,6 +250,18 @@ def run(
     end = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=plan["seconds"]["wall"][1])
     plan |= {"hours_from": how, "noise_from": source, "expected_end": end.isoformat(timespec="minutes"), "notes": notes}
     return show(plan, form)
+
+
+def idle_slots(study: Study, slots: int) -> list[str]:
+    """A note where the search cannot keep all slots busy, with what would; none where it can."""
+    busy, arms = side_by_side(study, "search"), len(study.arms)
+    fills = min(math.ceil(slots / arms), study.search.trials_per_arm)
+    if "search" not in study.stages or busy >= slots or fills <= study.search.parallel:
+        return []
+    return [
+        f"search: {busy} of {slots} slots can be busy, as an arm's trials follow each other; search.parallel: {fills} "
+        f"keeps {min(slots, arms * fills)} busy, and shows each suggestion {fills - 1} fewer"
+    ]
 
 
 def _noise(noise: str | None, output: Path) -> tuple[float | None, str | None]:

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -476,6 +477,22 @@ def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, mon
     ]
     assert found["models"]["gelu"]["parameters"] == (50_257 + 16) * 16 + 2 * (12 * 256 + 13 * 16) + 32
     assert found["disk"]["corpus"] is None
+
+
+@pytest.mark.parametrize(
+    ("slots", "parallel", "advice"),
+    [
+        (3, 1, None),
+        (4, 1, "3 of 4 slots can be busy.* search.parallel: 2 keeps 4 busy, and shows each suggestion 1 fewer"),
+        (6, 2, None),
+        (40, 2, "6 of 40 slots can be busy.* search.parallel: 3 keeps 9 busy"),  # 3 trials an arm are all there are
+        (40, 3, None),
+    ],
+)
+def test_slots_that_the_search_leaves_idle_are_said(slots, parallel, advice):
+    notes = plans.idle_slots(study_of(f"search: {{trials_per_arm: 3, parallel: {parallel}}}\n"), slots)
+    assert len(notes) == (advice is not None)
+    assert all(re.search(advice, note) for note in notes)
 
 
 @pytest.mark.parametrize(
