@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 import time
@@ -197,7 +198,7 @@ class CheckpointFolder:
         self._wanted = False
         started = time.monotonic()
         header = {"format": FORMAT, "identity": self._identity, "facts": dict(facts)}
-        scratch = self.folder / f".{self._identity}-{os.getpid()}.tmp"
+        scratch = self.folder / f".{self._identity}-{secrets.token_hex(6)}.tmp"
         try:
             self._write(scratch, dict(tensors), json.dumps(header))
             path = self.folder / f"{self._identity}-{step:010d}-{_checksum(scratch)}.safetensors"

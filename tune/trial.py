@@ -15,7 +15,7 @@ from pagating.train import steps
 from pagating.trial import Diverged, OutOfMemory, Trial
 from tune.delivery import Parcel, unpack
 
-BEAT_SECONDS = 5.0  # a trial says that it is alive at least so often, while it makes steps
+BEAT_SECONDS = 2.0  # a trial says that it is alive at least so often, while it makes steps
 ENDS = {Diverged: "infeasible", OutOfMemory: "infeasible", CorpusError: "failed", OSError: "failed"}
 
 
@@ -40,19 +40,23 @@ class CellTrainable(ray_tune.Trainable):
         self._trial = Trial(**trial)
         self._checkpoints = CheckpointFolder(folder, keep=config.get("keep_checkpoints", False)) if folder else None
         self._steps = _refused(lacking) if lacking else steps(self._trial, self._checkpoints)
-        self._ended = False
+        self._outcome: str | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next cell. The one before was recorded, or stopped early: its checkpoints have served."""
-        self._forget()
+        if self._outcome != "failed":
+            self._forget()
         self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
-        """Stop for good. A cell that is cut off leaves a checkpoint of where it stands, one that ended leaves none."""
-        if self._ended:
+        """Stop for good. A cell that is cut off leaves a checkpoint of where it stands, one that ended leaves none.
+
+        One that failed leaves those it has: it is tried again from them.
+        """
+        if self._outcome not in (None, "failed"):
             self._forget()
-        elif self._checkpoints:
+        elif self._checkpoints and self._outcome is None:
             self._checkpoints.request()
             with contextlib.suppress(*ENDS):  # what went wrong will go wrong again, and be recorded then
                 next(self._steps, None)
@@ -82,7 +86,7 @@ class CellTrainable(ray_tune.Trainable):
         return self._last({**result, "outcome": "completed", "reason": None, "final": final}) if final else result
 
     def _last(self, result: dict[str, Any]) -> dict[str, Any]:
-        self._ended = True
+        self._outcome = result["outcome"]
         return {**result, ray_tune.result.DONE: True}
 
 

@@ -148,6 +148,30 @@ def test_what_a_machine_lacks_is_told_apart_from_a_fault(spec, monkeypatch, erro
         raise ValueError(result["reason"])
 
 
+@pytest.mark.parametrize("then", ["the next cell", "the end"])
+def test_a_cell_whose_machine_failed_leaves_its_checkpoints_for_the_next_try(spec, tmp_path, monkeypatch, then):
+    config = {"cell": "a", "trial": spec, "checkpoints": str(tmp_path / "a")}
+    monkeypatch.setattr(adapter, "BEAT_SECONDS", 0.0)
+    first = CellTrainable(config)
+    first.train()
+    first.stop()
+    (kept,) = (tmp_path / "a").iterdir()
+
+    def fail(*arguments, **options):
+        raise FileNotFoundError(2, "No such file or directory", "train.bin")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pagating.train.linear_nll", fail)
+        second = CellTrainable(config)
+        assert second.train()["outcome"] == "failed"
+    if then == "the next cell":
+        second.reset({"cell": "b", "trial": spec})
+    else:
+        second.stop()
+    assert list((tmp_path / "a").iterdir()) == [kept]
+    assert rows(results(CellTrainable(config))) == expected(spec)
+
+
 def test_torchs_own_words_for_no_memory_are_understood(spec):
     model = {**spec["model"], "d_model": 1 << 20, "n_head": 1}  # 12 * 2^40 weights of 4 bytes
     (result,) = results(CellTrainable({"cell": "a", "trial": {**spec, "model": model}}))
