@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -171,3 +172,24 @@ def workers(driver: int) -> list[psutil.Process]:
     except psutil.NoSuchProcess:
         return []
     return found
+
+
+class Bench:
+    """The undisturbed run that all others are compared with, and the generator of random moments."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.random = folder, random.Random(seed)
+        self._number = 0
+        first = self.place("undisturbed")
+        first.sweep()
+        self.expected, self.seconds = first.cells(), first.seconds
+        print(f"undisturbed: {len(self.expected)} cells in {self.seconds:.1f} s", flush=True)
+
+    def place(self, kind: str, **settings: Any) -> Place:
+        """A fresh place for a study."""
+        self._number += 1
+        return Place(self.folder / f"{kind}-{self._number}", **settings)
+
+    def compare(self, place: Place, damage: Damage, store: str | None = None) -> None:
+        """Hold a finished study against the undisturbed one."""
+        place.compare(self.expected, damage, self.seconds, store)

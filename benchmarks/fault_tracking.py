@@ -1,0 +1,102 @@
+"""Faults of the MLflow server: down, slow, answering 500, its answers lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from disturbed import Bench, Damage, Place
+from unreliable import Proxy, Server
+
+
+def _tracked(bench: Bench, times: int, kind: str, disturb: Callable[[Place, Any, Server, Proxy], None]) -> Damage:
+    damage = Damage()
+    for _ in range(times):
+        folder = bench.folder / f"{kind}-server-{bench.random.randint(0, 1 << 30)}"
+        folder.mkdir()
+        server = Server(folder)
+        proxy = Proxy(server.port)
+        try:
+            place = bench.place(kind, store=server.store)
+            disturb(place, place.start, server, proxy)
+            proxy.mode = "ok"
+            server.kill()
+            server.start()
+            place.run("sync", str(place.study), "--tracking", proxy.uri)
+            said = place.run("sync", str(place.study), "--tracking", proxy.uri)
+            if "; 0 were written now" not in said:
+                raise RuntimeError(f"a second sync wrote again: {said}")
+            damage.times += 1
+            bench.compare(place, damage, server.store)
+        finally:
+            server.kill()
+            proxy.close()
+    return damage
+
+
+def _owes(said: str) -> None:
+    if "pagating sync" not in said:
+        raise RuntimeError(f"the sweep does not say what is owed: {said[-1000:]}")
+
+
+def mlflow_down_at_start(bench: Bench, times: int) -> Damage:
+    """The MLflow server down from the start to the end."""
+
+    def disturb(place: Place, start: Any, server: Server, proxy: Proxy) -> None:
+        _owes(place.wait(start(proxy.uri)))
+
+    return _tracked(bench, times, "mlflow-start", disturb)
+
+
+def mlflow_down_between(bench: Bench, times: int) -> Damage:
+    """The MLflow server killed in the middle, and back before the end."""
+
+    def disturb(place: Place, start: Any, server: Server, proxy: Proxy) -> None:
+        server.start()
+        running = start(proxy.uri)
+        place.until(running, 4)
+        server.kill()
+        place.until(running, 10)
+        server.start()
+        place.wait(running)
+
+    return _tracked(bench, times, "mlflow-middle", disturb)
+
+
+def mlflow_down_at_end(bench: Bench, times: int) -> Damage:
+    """The MLflow server killed in the middle, for good."""
+
+    def disturb(place: Place, start: Any, server: Server, proxy: Proxy) -> None:
+        server.start()
+        running = start(proxy.uri)
+        place.until(running, 8)
+        server.kill()
+        _owes(place.wait(running))
+
+    return _tracked(bench, times, "mlflow-end", disturb)
+
+
+def _in_mode(mode: str) -> Callable[[Place, Any, Server, Proxy], None]:
+    def disturb(place: Place, start: Any, server: Server, proxy: Proxy) -> None:
+        server.start()
+        running = start(proxy.uri)
+        place.until(running, 3)
+        proxy.mode = mode
+        place.wait(running)
+
+    return disturb
+
+
+def mlflow_slow(bench: Bench, times: int) -> Damage:
+    """The MLflow server slow: a second an answer."""
+    return _tracked(bench, times, "mlflow-slow", _in_mode("slow"))
+
+
+def mlflow_500(bench: Bench, times: int) -> Damage:
+    """The MLflow server answering 500."""
+    return _tracked(bench, times, "mlflow-500", _in_mode("error"))
+
+
+def mlflow_lost(bench: Bench, times: int) -> Damage:
+    """The MLflow server doing as told, its answers lost (504)."""
+    return _tracked(bench, times, "mlflow-lost", _in_mode("lost"))
