@@ -16,7 +16,12 @@ from tune.mlflow_runs import default_uri, numeric_alpha
 from tune.study import load
 from tune.tracking import Tracker, TrackingError, is_marked, mark, sync
 
-SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from unreliable import Proxy, Server  # noqa: E402
+
+SMOKE = ROOT / "configs" / "smoke.yaml"
 ROW = {"step": 4, "tokens": 40, "val_nll": 3.5, "train_nll": 3.4, "lr": 1e-3, "grad_norm": 1.0, "alpha": [0.25]}
 CELL = Cell("confirm", "gelu", 0, 101, {"lr": 1e-3}, "key")
 
@@ -164,10 +169,10 @@ def ledger_of(folder, cells=3):
     return ledgers.records(ledger.events)
 
 
-def shown(uri):
+def shown(uri, experiment="smoke"):
     """What MLflow shows of each cell, times included; fails where a cell has two runs."""
     client = MlflowClient(uri)
-    found = client.search_runs([client.get_experiment_by_name("smoke").experiment_id], max_results=1000)
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
     cells = {}
     for run in found:
         if run.data.tags["stage"] == "study":
@@ -233,6 +238,52 @@ def test_answers_that_get_lost_double_nothing(place, monkeypatch):
     undisturbed = f"{uri.removesuffix('.db')}-2.db"
     sync(undisturbed, load(SMOKE), folder)
     assert seen == shown(undisturbed)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, store):
+    """A real server, started once."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(store, folder / "server.db")
+    server = Server(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["slow", "error", "lost"])
+def test_a_bad_server_costs_the_study_nothing_and_has_everything_in_the_end(place, server, mode):
+    """Slow (a second an answer), answering 500, or doing as told and answering 504; then well again."""
+    folder, corpus, _ = place
+    found = ledger_of(folder.rename(folder.with_name(mode)), cells=20)
+    folder, study = folder.with_name(mode), load(SMOKE).model_copy(update={"name": mode})
+    proxy = Proxy(server.port)
+    try:
+        proxy.mode = mode
+        began = time.monotonic()
+        tracker = Tracker(proxy.uri, study, folder, corpus)
+        for record in found.values():
+            tracker.started(record)
+            for each in record.curve:
+                tracker.reported(record, each)
+            tracker.ended(record)
+        assert (
+            time.monotonic() - began < 10
+        )  # of 80 calls, none waits for a server that takes a second for each of its answers
+        tracker.close(found.values(), patience=3.0)
+        assert tracker.owed > 0
+        assert proxy.requests > 0
+        proxy.mode = "ok"
+        tracker._thread.join(120)  # it is not stopped, only no longer waited for
+        cells, _ = sync(proxy.uri, study, folder)
+        assert cells == 20
+        assert sync(proxy.uri, study, folder) == (20, 0)
+        undisturbed = f"sqlite:///{folder.parent / 'mlflow.db'}"
+        sync(undisturbed, study, folder)
+        assert shown(proxy.uri, mode) == shown(undisturbed, mode)
+    finally:
+        proxy.close()
 
 
 def test_a_sync_while_a_sweep_runs_is_refused(place):
