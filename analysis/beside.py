@@ -1,5 +1,6 @@
 """What stands beside the estimand: improvement at every shared learning rate, and over training."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ GRID_COLUMNS = {
     "improvement_low": ("low", "+.3f"),
     "improvement_high": ("high", "+.3f"),
     "infeasible": ("infeasible", "d"),
+}
+SCALES: dict[
+    str, tuple[Callable[[np.ndarray], np.ndarray], str, str]
+] = {  # what a slope is taken against: (a number of tokens -> the axis, the unit of the slope, its key)
+    "log2": (np.log2, "% a doubling of tokens", "slope_percent_per_doubling"),
+    "linear": (lambda tokens: tokens / 1e6, "% a million tokens", "slope_percent_per_million"),
 }
 SLOPE_COLUMNS = {
     "arm": ("arm", ""),
@@ -73,7 +80,7 @@ def over_training(study: Study) -> dict[str, pd.DataFrame]:
     made along it.
     """
     out = {}
-    for arm, (steps, tokens, b, a) in _paired_curves(study).items():
+    for arm, (_, steps, tokens, b, a) in _paired_curves(study).items():
         rows = []
         for j, step in enumerate(steps):
             keep = np.isfinite(b[:, j]) & np.isfinite(a[:, j])
@@ -85,17 +92,20 @@ def over_training(study: Study) -> dict[str, pd.DataFrame]:
     return out
 
 
-def slopes(study: Study, after: float = 0.1) -> list[dict[str, Any]]:
+def slopes(study: Study, after: float = 0.1, scale: str = "log2") -> list[dict[str, Any]]:
     """Does the benefit grow with training? One slope a seed, then a t test over seeds.
 
-    The slope is the least-squares line of 100 * (baseline - arm) / baseline against log2(tokens), over the
-    evaluations after the fraction `after` of training (the first are warm-up). A run is one sample, its
-    evaluations are not.
+    The slope is the least-squares line of 100 * (baseline - arm) / baseline against log2(tokens), or with the scale
+    `linear` against millions of tokens, over the evaluations after the fraction `after` of training (the first are
+    warm-up). A run is one sample, its evaluations are not. Within a run the learning rate decays: its early points
+    are no shorter runs. `values` has each seed's slope.
     """
+    axis, _, key = SCALES[scale]
+    columns = [key if name == SCALES["log2"][2] else name for name in SLOPE_COLUMNS]
     rows = []
-    for arm, (_, tokens, b, a) in _paired_curves(study).items():
+    for arm, (seeds, _, tokens, b, a) in _paired_curves(study).items():
         late = tokens >= after * tokens.max()
-        row: dict[str, Any] = dict.fromkeys(SLOPE_COLUMNS) | {"arm": arm, "n": 0}
+        row: dict[str, Any] = dict.fromkeys(columns) | {"arm": arm, "n": 0, "values": {}}
         usable = np.isfinite(b[:, late]).all(axis=1) & np.isfinite(a[:, late]).all(axis=1)
         row["n"] = int(usable.sum())
         rows.append(row)
@@ -103,8 +113,9 @@ def slopes(study: Study, after: float = 0.1) -> list[dict[str, Any]]:
             row["why"] = "fewer than 2 evaluations, or no complete pair of curves"
             continue
         percent = 100 * (1 - a[usable][:, late] / b[usable][:, late])
-        per_seed = np.polyfit(np.log2(tokens[late]), percent.T, 1)[0]
-        row["slope_percent_per_doubling"] = float(per_seed.mean())
+        per_seed = np.polyfit(axis(tokens[late]), percent.T, 1)[0]
+        row[key] = float(per_seed.mean())
+        row["values"] = {str(int(seed)): float(x) for seed, x in zip(seeds[usable], per_seed, strict=True)}
         if len(per_seed) < 2 or per_seed.std(ddof=1) <= 1e-12:
             row["why"] = f"not testable (n={len(per_seed)}, or no spread between seeds)"
             continue
@@ -115,8 +126,8 @@ def slopes(study: Study, after: float = 0.1) -> list[dict[str, Any]]:
     return rows
 
 
-def _paired_curves(study: Study) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    # arm -> (steps, tokens, baseline's losses, arm's losses), seeds down and common steps across
+def _paired_curves(study: Study) -> dict[str, tuple[np.ndarray, ...]]:
+    # arm -> (seeds, steps, tokens, baseline's losses, arm's losses), seeds down and common steps across
     if not len(study.curves):
         return {}
     keys = [k for k in ("arm", "seed", "config_key") if k in study.curves.columns and k in study.trials.columns]
@@ -136,5 +147,5 @@ def _paired_curves(study: Study) -> dict[str, tuple[np.ndarray, np.ndarray, np.n
         steps = steps[tokens.loc[steps].to_numpy() > 0]  # before training there is nothing to compare
         if len(seeds) and len(steps):
             pick = [x.loc[seeds, steps].to_numpy(float) for x in (b, a)]
-            out[arm] = (steps.to_numpy(), tokens.loc[steps].to_numpy(float), pick[0], pick[1])
+            out[arm] = (seeds.to_numpy(), steps.to_numpy(), tokens.loc[steps].to_numpy(float), *pick)
     return out

@@ -1,6 +1,6 @@
 """Each published claim, what its own numbers give, the verdict this project's rules allow, and what a study says of it.
 
-`python -m analysis.claims [--study FOLDER]`. The numbers are read from published.yaml.
+`python -m analysis.claims [--study FOLDER]...`. The numbers are read from published.yaml.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from analysis import beside, command, estimates, formats
+from analysis import beside, command, estimates, formats, growth
 from analysis.pairs import pair
 from analysis.significance import verdict
 from analysis.tables import Study, confirm_rows
@@ -85,7 +85,7 @@ def ours(study: Study) -> dict[str, str]:
         out["improvement"] += f". Over {study.floor}, the published baseline: {_each(others)}"
         floor = next(r for r in rows if r["arm"] == study.floor)
         out["identical"] = f"{_each([floor])} against {study.baseline}"
-    slopes = [s for s in beside.slopes(study) if s["arm"] != study.floor]
+    slopes = [s for s in growth.table(study) if s["arm"] != study.floor and s["scale"] == beside.SCALES["log2"][1]]
     if slopes:
         out["growth"] = "; ".join(_slope(s) for s in slopes)
     out["parameters"] = _column(study, "parameters", ",.0f")
@@ -108,9 +108,9 @@ def _each(rows: list[dict[str, Any]], with_p: bool = False) -> str:
 
 def _slope(row: dict[str, Any]) -> str:
     if row["p"] is None:
-        return f"{row['arm']}: {row['why']}"
-    span = f"{row['slope_percent_per_doubling']:+.3f}% a doubling of tokens [{row['low']:+.3f}, {row['high']:+.3f}]"
-    return f"{row['arm']}: {span} (n = {row['n']}, p = {row['p']:.3g}), {row['why']}"
+        return f"{row['arm']}: {row['verdict']}"
+    span = f"{row['slope']:+.3f}{row['scale']} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{row['arm']}: {span} (n = {row['n']}, p = {row['p_adjusted']:.3g}), {row['verdict']}"
 
 
 def _column(study: Study, column: str, spec: str, unit: str = "") -> str:
@@ -142,37 +142,45 @@ def _best(study: Study) -> str:
     parts = []
     for arm in study.arms:
         mine = rows[rows["arm"] == arm]
-        known = [c for c in ("lr", "alpha") if c in rows.columns and mine[c].notna().any()]
+        # an alpha that differs between seeds was learned, not chosen
+        known = [c for c in ("lr", "alpha") if c in rows.columns and mine[c].nunique() == 1]
         if known:
             parts.append(f"{arm}: " + ", ".join(f"{c} {mine[c].dropna().iloc[0]:.3g}" for c in known))
     return "chosen by search and calibration: " + "; ".join(parts) if parts else ""
 
 
-def table(study: Study | None = None) -> list[dict[str, Any]]:
-    """A row a claim: its text, what its own numbers give, the verdict, and with a study what our trials say."""
-    said = ours(study) if study else {}
+def table(*studies: Study) -> list[dict[str, Any]]:
+    """A row a claim: its text, what its own numbers give, the verdict, and under each study's name what it says."""
+    said = {study.name: ours(study) for study in studies}
     rows = []
     for claim in published()["claims"]:
         words, judged = judge(claim)
         row = {"id": claim["id"], "claim": claim["text"], "own_numbers": words, "verdict": judged}
         row["page"] = claim["page"]
         row["comparisons"] = own_numbers(claim)
-        rows.append(row | ({"study": said.get(claim["kind"])} if study else {}))
+        rows.append(row | {f"study {name}": of_study.get(claim["kind"]) for name, of_study in said.items()})
     return rows
+
+
+def columns(*studies: Study) -> formats.Columns:
+    """The columns of `table`."""
+    return COLUMNS | {f"study {study.name}": (f"what {study.name} says", "") for study in studies}
+
+
+def source_note() -> str:
+    """Where the published numbers come from, in a sentence."""
+    source = published()["source"]
+    pages = f"pages are of {source['repository']} at commit {source['commit'][:7]}"
+    return f"Numbers: {source['what']}; {pages} (analysis/published.yaml)."
 
 
 def main(argv: list[str] | None = None) -> int:
     """The script; returns the exit code."""
-    options = command.parser("analysis.claims", __doc__).parse_args(argv)
-    if options.mlflow is None and options.study is not None:  # here --study may name a folder as well
-        options.source, options.study = options.study, None
-    study = command.study(options) if options.source or options.mlflow else None
-    columns = COLUMNS | ({"study": (f"what {study.name} says", "")} if study else {})
-    command.emit_rows(table(study), columns, options.format, title="The published claims")
+    options = command.parser("analysis.claims", __doc__, many=True).parse_args(argv)
+    studies = command.studies(options)
+    command.emit_rows(table(*studies), columns(*studies), options.format, title="The published claims")
     if options.format == "terminal":
-        source = published()["source"]
-        pages = f"pages are of {source['repository']} at commit {source['commit'][:7]}"
-        formats.print_notes([f"Numbers: {source['what']}; {pages} (analysis/published.yaml)."])
+        formats.print_notes([source_note()])
     return 0
 
 

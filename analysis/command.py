@@ -23,14 +23,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {one_line(redact(message))}\n")  # one line; argparse would print its usage as well
 
 
-def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options of every script; `study` reads the source that they name."""
+def parser(prog: str, description: str | None, many: bool = False) -> argparse.ArgumentParser:
+    """A parser with the options of every script; `study` reads the source that they name.
+
+    `many`: --study may be given several times, for `studies`.
+    """
     p = Parser(prog=f"python -m {prog}", description=(description or "").split("\n")[0])
     p.add_argument(
         "source", nargs="?", metavar="STUDY|CSV", help="a study folder, or a table of arm, seed and one loss"
     )
     p.add_argument("--mlflow", metavar="URI", help="read from this MLflow store instead (with --study)")
-    p.add_argument("--study", metavar="NAME", help="with --mlflow: a study, its parent run's id, or an experiment")
+    p.add_argument(
+        "--study",
+        metavar="NAME",
+        action="append" if many else "store",
+        help="a study folder; with --mlflow: a study, its parent run's id, or an experiment",
+    )
     p.add_argument("--baseline", help="the arm to compare with (a study folder names its own)")
     p.add_argument("--floor", help="the control arm that must lose")
     p.add_argument("--metric", help="the loss column (default: test_nll where there is one, else val_nll)")
@@ -48,10 +56,30 @@ def study(options: argparse.Namespace) -> Study:
             raise TableError("--mlflow URI; allowed: with --study NAME and no folder or CSV")
         named = {key: getattr(options, key) for key in ("baseline", "floor", "metric")}
         return load_mlflow(options.mlflow, options.study, **named)
-    if options.source is None:
+    source = options.source if options.study is None else options.study
+    if source is None:
         raise TableError("no source; allowed: a study folder, a CSV, or --mlflow URI --study NAME")
+    if options.source is not None and options.study is not None:
+        raise TableError(f"two sources, {options.source} and --study {options.study}; allowed: one")
     names = ("baseline", "floor", "metric", "level", "margin", "correction")
-    return load(options.source, **{name: getattr(options, name) for name in names})
+    return load(source, **{name: getattr(options, name) for name in names})
+
+
+def studies(options: argparse.Namespace) -> list[Study]:
+    """The studies that the options of a parser for `many` name, in their order; none where none is named.
+
+    Raises: TableError.
+    """
+    named = options.study or [None]
+    if options.source is None and options.mlflow is None and named == [None]:
+        return []
+    if options.source is not None and options.study and options.mlflow is None:
+        options, named = argparse.Namespace(**{**vars(options), "source": None}), [options.source, *options.study]
+    found = [study(argparse.Namespace(**{**vars(options), "study": name})) for name in named]
+    names = [each.name for each in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise TableError(f"two studies are called {twice[0]!r}; allowed: studies of different names")
+    return found
 
 
 def run(main: Callable[[], int]) -> NoReturn:

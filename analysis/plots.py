@@ -85,7 +85,12 @@ def differences(study: Study, rows: list[dict]) -> Figure:
     """Paired differences in percent of the baseline's mean, a dot a seed, with mean and interval."""
     rows = [r for r in rows if r["improvement_percent"] is not None]
     fig = Figure(figsize=(7.2, 1.1 + 0.55 * max(1, len(rows))))
-    ax = fig.subplots()
+    draw_differences(fig.subplots(), study, rows)
+    return fig
+
+
+def draw_differences(ax: Axes, study: Study, rows: list[dict]) -> None:
+    """`differences` on axes of one's own; every row has an improvement."""
     ax.axvline(0, color=INK, lw=1)
     if rows:
         margin = 100 * rows[0]["margin"] / rows[0]["baseline_mean"]
@@ -101,7 +106,6 @@ def differences(study: Study, rows: list[dict]) -> Figure:
     ax.set_yticks(range(len(rows)), [r["arm"] for r in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlabel(f"improvement over {study.baseline} (% of its mean {study.metric}; right of 0 = lower loss)")
-    return fig
 
 
 def _zoom(ax: Axes, study: Study, rows: list[dict]) -> None:

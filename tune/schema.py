@@ -250,6 +250,13 @@ class ConfirmSection(Section):
     max_seeds: int | None = Field(
         None, ge=3, le=100, description="cap of a sequential rule (default: 10 obrien-fleming, 20 e-process)"
     )
+    first_seed: int = Field(
+        101,
+        ge=101,
+        le=10**6,
+        description="the first of the fresh seeds; a study that takes up what another one's confirm trials gave starts "
+        "beyond theirs",
+    )
     level: float = Field(0.05, gt=0, lt=0.5, description="type I error of the family of comparisons")
     correction: Literal["holm", "none"] = Field(
         "holm", description="of the p values for the number of arms; none: each arm at `level` by itself"

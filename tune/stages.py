@@ -21,7 +21,6 @@ from tune.study import Study, digest
 
 SEARCH_SEED = 1
 FIRST_SELECTION_SEED = 11  # calibrate: 11, 12, ...
-FIRST_CONFIRM_SEED = 101  # confirm: 101, 102, ...; never used before
 
 
 class Stages:
@@ -197,7 +196,8 @@ class Stages:
 
     def _plan_confirm(self, seeds: int) -> None:
         """Bring the confirm seeds of every arm up to `seeds`."""
-        for seed in range(FIRST_CONFIRM_SEED + self._planned, FIRST_CONFIRM_SEED + seeds):
+        first = self.study.confirm.first_seed  # never used before
+        for seed in range(first + self._planned, first + seeds):
             for arm, config in self.chosen.items():
                 self._pending.append(self._cell("confirm", arm, 0, seed, config))
         self._planned = seeds
@@ -215,7 +215,7 @@ class Stages:
         from analysis.sequential import undecided  # its libraries take seconds to load
 
         confirm, baseline = self.study.confirm, self.study.baseline
-        seeds = range(FIRST_CONFIRM_SEED, FIRST_CONFIRM_SEED + self._planned)
+        seeds = range(confirm.first_seed, confirm.first_seed + self._planned)
         losses = {arm: np.array([self._confirmed[arm, seed] for seed in seeds]) for arm in self.chosen}
         pairs = {arm: differences(losses[baseline], loss) for arm, loss in losses.items() if arm != baseline}
         return undecided(pairs, confirm.rule, confirm.looks, confirm.level, confirm.correction)

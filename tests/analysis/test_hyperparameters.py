@@ -69,11 +69,11 @@ def test_the_report_has_both(searched: Path):
 
 
 def test_claims_show_what_counting_the_padding_makes_of_it(demo: Path):
-    assert {row["id"]: row["study"] for row in claims.table(load(demo))}["padding"] is None
+    assert {row["id"]: row["study demo"] for row in claims.table(load(demo))}["padding"] is None
     trials = pd.read_parquet(demo / "trials.parquet")
     trials["padded_nll"] = 0.4 * trials["val_nll"]
     trials.to_parquet(demo / "trials.parquet")
-    text = {row["id"]: row["study"] for row in claims.table(load(demo))}["padding"]
+    text = {row["id"]: row["study demo"] for row in claims.table(load(demo))}["padding"]
     base = trials[(trials["stage"] == "confirm") & (trials["arm"] == "gelu")]["val_nll"].mean()
     assert text.startswith(f"gelu: val_nll {base:.4f}, with the padding counted {0.4 * base:.4f}; ")
     assert text.count("% (n = 8)") == 6

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tune.stages import Stages, geometric_grid, geometric_mean
-from tune.study import parse
+from tune.study import StudyError, parse
 
 STUDY = """
 question: Is it better?
@@ -62,6 +62,16 @@ def test_seeds_of_search_and_calibration_never_enter_confirm():
     _, cells, _ = drive()
     seeds = {stage: {c.seed for c in cells if c.stage == stage} for stage in ("search", "calibrate", "confirm")}
     assert seeds == {"search": {1}, "calibrate": {11, 12}, "confirm": {101, 102, 103}}
+
+
+def test_a_study_that_takes_up_another_one_confirms_on_seeds_of_its_own():
+    _, cells, _ = drive(text=STUDY.replace("{seeds: 3}", "{seeds: 3, first_seed: 109}"))
+    assert {c.seed for c in cells if c.stage == "confirm"} == {109, 110, 111}
+    sequential = "{rule: obrien-fleming, first_seed: 109}"
+    _, cells, _ = drive(text=STUDY.replace("{seeds: 3}", sequential))
+    assert min(c.seed for c in cells if c.stage == "confirm") == 109
+    with pytest.raises(StudyError, match=r"confirm.first_seed: 12 is not allowed"):  # a seed of the calibration
+        drive(text=STUDY.replace("{seeds: 3}", "{seeds: 3, first_seed: 12}"))
 
 
 def test_the_chosen_rate_is_the_bottom_of_the_bowl_and_inside_the_grid():

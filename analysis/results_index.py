@@ -1,0 +1,155 @@
+"""What stands over all published studies: the front page, the claims page and one figure of every decision."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import alphas, beside, claims, formats, growth, plots, results_page
+from analysis.safe_text import markdown
+from analysis.significance import verdict
+from analysis.tables import Study
+
+MADE = "<!-- made by python docs/make_results.py: change the tables or the script, not this page -->"
+
+
+def texts(studies: list[Study], results: Path) -> dict[str, str]:
+    """File name -> text of the pages over all studies, for docs/results/."""
+    first = [study for study in studies if not _follows(study)]
+    return {"README.md": front_page(studies, results), "claims.md": claims_page(first)}
+
+
+def pages(studies: list[Study], results: Path) -> dict[str, str]:
+    """`texts`, and the figure of every decision."""
+    first = [study for study in studies if not _follows(study)]
+    drawn = {"verdicts.svg": results_page.svg(lambda: side_by_side(first), "verdicts")} if first else {}
+    return texts(studies, results) | drawn
+
+
+def front_page(studies: list[Study], results: Path) -> str:
+    """The front page of the published evidence."""
+    first = [study for study in studies if not _follows(study)]
+    lines = ["# Results", "", MADE, ""]
+    lines += [
+        "What the instrument has found so far. Every number on these pages is computed from the Parquet files beside "
+        "them, and a test computes it again. A study answers for its own size, tokens and text; the studies stand side "
+        "by side and are not pooled.",
+        "",
+    ]
+    for study in first:
+        result = verdict(study)
+        lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md).** {markdown(result['summary'])}", ""]
+        lines += [f"Assay sensitivity: {markdown(result['sensitivity']['why'])}.", ""]
+    if first:
+        lines += ["## Side by side", "", formats.to_markdown(*decisions(first)), ""]
+        lines += [
+            "In percent of the baseline's loss, with the interval of each arm alone; the words are of the adjusted p.",
+            "",
+        ]
+        lines += ["![One dot a seed: paired differences of every arm in every study](verdicts.svg)", ""]
+    slopes = [{"study": study.name} | row for study in first for row in growth.table(study)]
+    slopes = [row for row in slopes if row["scale"] == beside.SCALES["log2"][1]]
+    if slopes:
+        lines += ["## Does the difference grow with tokens?", ""]
+        lines += [formats.to_markdown(slopes, {"study": ("study", "")} | growth.COLUMNS), "", growth.LIMIT, ""]
+    learned = [{"study": study.name} | row for study in first for row in alphas.summarise(study)]
+    if learned:
+        lines += ["## Where do learned alphas go?", ""]
+        lines += [formats.to_markdown(learned, {"study": ("study", "")} | alphas.COLUMNS), ""]
+    later = [study for study in studies if _follows(study)]
+    if later:
+        lines += ["## Taken up again", ""]
+        for study in later:
+            lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md)**, after {markdown(_follows(study))}. "]
+            lines += [markdown(study.question), "", markdown(verdict(study)["summary"]), ""]
+    lines += ["## The published claims", "", formats.to_markdown(claims.table(), _short(claims.COLUMNS)), ""]
+    lines += ["[claims.md](claims.md) has what each study says of each claim.", ""]
+    lines += not_run(results)
+    if (results / "LOG.md").is_file():
+        lines += ["[LOG.md](LOG.md): pilots and negative results, dated.", ""]
+    return "\n".join(lines)
+
+
+def decisions(studies: list[Study]) -> tuple[list[dict[str, Any]], formats.Columns]:
+    """A row an arm, a column a study: the verdict and the improvement with its interval."""
+    rows: dict[str, dict[str, Any]] = {}
+    columns: formats.Columns = {"arm": ("arm", "")}
+    for study in studies:
+        columns[f"study {study.name}"] = (study.name, "")
+        for row in verdict(study)["comparisons"]:
+            text = str(row["verdict"])
+            if row["improvement_percent"] is not None:
+                text += f": {row['improvement_percent']:+.2f}%"
+            if row["improvement_low"] is not None:
+                text += f" [{row['improvement_low']:+.2f}, {row['improvement_high']:+.2f}]"
+            rows.setdefault(row["arm"], {"arm": row["arm"]})[f"study {study.name}"] = f"{text}, n = {row['n']}"
+    return list(rows.values()), columns
+
+
+def side_by_side(studies: list[Study]) -> Figure:
+    """The paired differences of every study, a panel each below the other."""
+    results = [[r for r in verdict(s)["comparisons"] if r["improvement_percent"] is not None] for s in studies]
+    heights = [1.1 + 0.5 * max(1, len(rows)) for rows in results]
+    fig = Figure(figsize=(7.2, sum(heights)), layout="constrained")
+    axes = fig.subplots(len(studies), 1, squeeze=False, height_ratios=heights)
+    for ax, study, rows in zip(axes.flat, studies, results, strict=True):
+        plots.draw_differences(ax, study, rows)
+        ax.set_title(study.name, fontsize=10, loc="left")
+    return fig
+
+
+def claims_page(studies: list[Study]) -> str:
+    """Each published claim, what its own numbers give, and what each study says of it."""
+    rows = claims.table(*studies)
+    lines = ["# The published claims", "", MADE, "", claims.source_note(), ""]
+    lines += [formats.to_markdown(rows, claims.COLUMNS), ""]
+    for row in rows:
+        lines += [f"## {markdown(row['id'])}", "", f"Claimed: {markdown(row['claim'])}.", ""]
+        lines += [f"Its own numbers: {markdown(row['own_numbers'])}. Verdict: {markdown(row['verdict'])}.", ""]
+        said = [{"study": study.name, "says": row[f"study {study.name}"]} for study in studies]
+        lines += (
+            [formats.to_markdown(said, {"study": ("study", ""), "says": ("what its trials say", "")}), ""]
+            if said
+            else []
+        )
+    named = " ".join(f"--study docs/results/{_place(study)}" for study in studies)
+    lines += [f"The same on the terminal: `python -m analysis.claims {named}`".rstrip() + ".", ""]
+    return "\n".join(lines)
+
+
+def pilots(table: pd.DataFrame) -> str:
+    """A row a pilot: the losses of baseline and floor at its end, and the gap in percent of the baseline's."""
+    keys = [name for name in table.columns if name not in ("arm", "val_nll")]
+    wide = table.pivot(index=keys, columns="arm", values="val_nll").reset_index()
+    wide["gap"] = 100 * (wide["linear-floor"] / wide["gelu"] - 1)
+    columns: formats.Columns = {key: (key, "" if key in ("date", "corpus") else "g") for key in keys}
+    columns |= {"tokens": ("tokens", ",.0f"), "gelu": ("gelu", ".4f"), "linear-floor": ("linear floor", ".4f")}
+    columns |= {"gap": ("floor behind, %", "+.2f")}
+    return formats.to_markdown([{str(k): v for k, v in row.items()} for row in wide.to_dict("records")], columns)
+
+
+def not_run(results: Path) -> list[str]:
+    """What was not run, and what `pagating plan` printed of its cost (plan.txt: commands, empty line, output)."""
+    file = results / "plan.txt"
+    if not file.is_file():
+        return []
+    commands, output = file.read_text(encoding="utf-8").split("\n\n", 1)
+    lines = ["## Not run: GPT-2 small", ""]
+    lines += ["The fair study at GPT-2's real size needs a GPU and was not run. Nothing is guessed of its outcome.", ""]
+    lines += ["<!-- not run: takes a GPU for hours -->", "```sh", commands, "```", ""]
+    lines += ["The second command printed this, from sizes and a device's data sheet; none of it was measured:", ""]
+    return [*lines, "```text", re.sub(r"; expected end \S+", "", output).rstrip(), "```", ""]
+
+
+def _short(columns: formats.Columns) -> formats.Columns:
+    return {key: column for key, column in columns.items() if key != "page"}
+
+
+def _follows(study: Study) -> str:
+    return str((study.settings.get("provenance") or {}).get("follows") or "")
+
+
+def _place(study: Study) -> str:
+    return study.name if study.folder is None else study.folder.name
