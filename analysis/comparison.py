@@ -68,6 +68,7 @@ def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float) 
             "e_value",
             "p_anytime",
             "at_edge",
+            "seeds_needed",  # in all, where undecided, if the effect seen is the true one
         ]
     )
     row["path"] = []

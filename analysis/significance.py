@@ -166,7 +166,8 @@ def _decide(row: dict[str, Any], study: Study) -> None:
         row["verdict"] = f"no difference larger than {_margin_text(study)}"
         notes.append(f"TOST p = {row['p_tost']:.3g} <= {study.level:g} at that margin over n = {row['n']} seeds")
     else:
-        row["verdict"] = f"undecided ({_next_look(row, study) or 'needs ' + _more_seeds(row, study)})"
+        row["seeds_needed"] = _total_seeds(row, study)
+        row["verdict"] = f"undecided ({_next_look(row, study) or 'needs ' + _more_seeds(row)})"
         notes.append(
             f"adjusted p = {p:.3g} ({study.correction}) > {study.level:g}"
             + ("" if row["p_tost"] is None or worst else f", TOST p = {row['p_tost']:.3g} > {study.level:g}")
@@ -209,12 +210,15 @@ def _next_look(row: dict[str, Any], study: Study) -> str:
     return f"its next look is at {later[0]} seeds" if later else f"the cap of {study.looks[-1]} seeds is reached"
 
 
-def _more_seeds(row: dict[str, Any], study: Study) -> str:
+def _total_seeds(row: dict[str, Any], study: Study) -> int | None:
     step = row["level_of_this_step"]
     if row["p_worst_rank"] is not None:
-        total = power.seeds_needed_worst_rank(_with_divergence(row), step)
-    else:
-        total = power.seeds_needed(row["d_z"], row["margin"] / row["sd_difference"], step, study.level)
+        return power.seeds_needed_worst_rank(_with_divergence(row), step)
+    return power.seeds_needed(row["d_z"], row["margin"] / row["sd_difference"], step, study.level)
+
+
+def _more_seeds(row: dict[str, Any]) -> str:
+    total = row["seeds_needed"]
     if total is None:
         return "more than 10000 more seeds"
     more = max(1, total - row["n"])
