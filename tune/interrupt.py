@@ -23,10 +23,10 @@ class Interruption:
     any cleaning up, which the ledger withstands; Ray's processes end with it.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        """`say` shows a line to the user."""
+    def __init__(self, say: Callable[[str], None], last: Callable[[str], None] | None = None) -> None:
+        """`say` shows a line to the user, `last` the one after which nothing is shown any more (`say` when None)."""
         self.caught: int | None = None
-        self._say, self._orderly = say, False
+        self._say, self._last, self._orderly = say, last or say, False
         self._before: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
 
@@ -71,6 +71,6 @@ class Interruption:
 
     def _leave(self, signum: int) -> None:
         """End without cleaning up: the ledger is whole after every line, and Ray's processes end with this one."""
-        self._say("Stopped at once. What has ended is kept; the same command continues from there.")
+        self._last("Stopped at once. What has ended is kept; the same command continues from there.")
         sys.stdout.flush()
         os._exit(128 + signum)

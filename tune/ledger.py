@@ -138,14 +138,30 @@ class Ledger:
             self._file = -1
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process has the ledger locked now. It is asked by a shared lock, given back at once."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _locked(path: Path) -> int:
     """A descriptor of the ledger, open for appending and locked; raises LedgerError where another process has it."""
+    patience = time.monotonic() + 0.2  # a look of `is_held` is over in far less
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
+            if time.monotonic() < patience:
+                time.sleep(0.02)
+                continue
             raise LedgerError(f"{path.parent}: another sweep is running this study: {_holder(path)}") from error
         except OSError:
             os.close(descriptor)
@@ -218,6 +234,11 @@ def _layers(alphas: list[float]) -> dict[str, float]:
     return {f"alpha_layer_{layer}": value for layer, value in enumerate(alphas)}
 
 
+def _searched_layers(config: dict[str, float]) -> list[float]:
+    """The alphas of an arm that searches one a layer, in the order of the layers."""
+    return [config[name] for name in map("alpha_{}".format, range(len(config))) if name in config]
+
+
 def _trial_rows(study: str, cells: dict[str, Record], chosen: dict[str, str]) -> Iterator[dict[str, Any]]:
     for record in cells.values():
         if record.outcome is None:
@@ -239,7 +260,7 @@ def _trial_rows(study: str, cells: dict[str, Record], chosen: dict[str, str]) ->
             "alpha": final.get("alpha", cell.config.get("alpha")),
             **{name: final.get(name, last.get(name)) for name in COST},
             **{name: value for name, value in cell.config.items() if name not in ("lr", "alpha")},
-            **_layers(last.get("alpha", [])),
+            **_layers(last.get("alpha") or _searched_layers(cell.config)),
         }
 
 

@@ -145,6 +145,7 @@ def _tune_parts(
         stage: str | None = None
 
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            run.pulse(room())
             if wish and run.stages.stage != self.stage:
                 self.stage = run.stages.stage
                 wish(self.stage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,12 @@ def sweep(
     interruption: Interruption | None = None,
     warn: Callable[[str], None] | None = None,
     address: str | None = None,
+    watch: Callable[[StudyRun], AbstractContextManager[None]] | None = None,
 ) -> StudyRun:
     """Run a study, or what is missing of it, and write its tables. `base`: where paths in the study file start.
 
-    `address`: of a Ray cluster, the study's own where it is None.
+    `address`: of a Ray cluster, the study's own where it is None. `watch`: shows the run, entered when cells are to be
+    trained.
 
     Raises StudyError, CorpusError or LedgerError before anything is written that would belong to a study; StudyStopped
     or OSError when the study cannot go on, all that has ended being kept.
@@ -152,26 +155,40 @@ def sweep(
     keep_gates(study, base, folder)
     note(weights, folder)
     run = StudyRun(study, folder, corpus, listen, warn)
-    try:
-        write_whole(folder / "study.yaml", dump(study))
-        if tracking_uri:
-            run.tracker = _tracker(run, tracking_uri)
-        if run.missing:
-            _check_space(study, folder, corpus, slots, run.stages.remaining())
-            run_ray(run, slots, trainable, interruption, address or study.address)
-        if run.stages.finished:
-            shutil.rmtree(run.all_checkpoints, ignore_errors=True)
-    finally:
-        run.ledger.close()
-        if run.tracker:
-            run.tracker.close(
-                run.records.values(), finished=run.stages.finished, patience=3.0 if run.stopping else 60.0
-            )
+    with watch(run) if watch and run.missing else nullcontext():
+        _train(run, slots, trainable, interruption, address, tracking_uri)
     if run.ledger.events:
         ledgers.write_tables(study.name, run.ledger.events, folder)
     if run.slots:
         write_provenance(folder, run.ledger.events, run.slots)
     return run
+
+
+def _train(
+    run: StudyRun,
+    slots: int | None,
+    trainable: Any,
+    interruption: Interruption | None,
+    address: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Train what is missing, tell MLflow, and leave the ledger closed, however it ends."""
+    try:
+        write_whole(run.folder / "study.yaml", dump(run.study))
+        if tracking_uri:
+            run.tracker = _tracker(run, tracking_uri)
+        if run.missing:
+            _check_space(run.study, run.folder, run.corpus, slots, run.stages.remaining())
+            run_ray(run, slots, trainable, interruption, address or run.study.address)
+        if run.stages.finished:
+            shutil.rmtree(run.all_checkpoints, ignore_errors=True)
+    finally:
+        run.heart.stop()
+        run.ledger.close()
+        if run.tracker:
+            run.tracker.close(
+                run.records.values(), finished=run.stages.finished, patience=3.0 if run.stopping else 60.0
+            )
 
 
 def _tracker(run: StudyRun, uri: str) -> Any:

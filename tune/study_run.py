@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tune import ledger as ledgers
+from tune.heartbeat import Heart
 from tune.interrupt import Interruption
 from tune.ledger import Cell, Ledger, LedgerError, Record
 from tune.own_gates import digests, place_gate
 from tune.stages import Stages
+from tune.standing import Standing
 from tune.study import Study, StudyError, digest, trial_spec
 from tune.weights import noted, place_weights
 
@@ -60,8 +62,9 @@ class StudyRun:
         self._listen, self._warn = listen, warn
         self._decisions: set[str] = set()
         self.slots = 0  # known once Ray runs
-        self._begun: float | None = None  # when the first cell started
-        self._ended_here = 0
+        self.room = 0  # slots that there are now: nodes of a cluster come and go
+        self.tick: Callable[[], None] | None = None  # called some times a second while trials run
+        self.heart = Heart(folder)
         self._again: deque[Cell] = deque()  # cells whose machine failed
         self._lost: Counter[str] = Counter()  # attempts that failed since a cell last got further than before
         self._nodes_lost: Counter[str] = Counter()  # the same, of those that ended with their node
@@ -102,6 +105,23 @@ class StudyRun:
         }
         self.stages = Stages(self.study, self._decided, suggested)
         self.ended = 0
+        self._standing, self._taken = Standing(self.study, self.ledger.events), len(self.ledger.events)
+        self._standing.only(())  # what an earlier run had started was cut off with it
+
+    @property
+    def standing(self) -> Standing:
+        """Where the study stands, after every event of the ledger."""
+        for event in self.ledger.events[self._taken :]:
+            self._standing.take(event)
+        self._taken = len(self.ledger.events)
+        return self._standing
+
+    def pulse(self, room: int) -> None:
+        """Ray runs, with `room` slots: show it."""
+        self.room = room
+        self.heart.beat(room, self._running)
+        if self.tick:
+            self.tick()
 
     def _decided(self, event: str, **fields: Any) -> None:
         """Write a decision between stages, once: a replay leads to the same ones."""
@@ -179,7 +199,6 @@ class StudyRun:
     def start(self, cell: Cell) -> dict[str, Any]:
         """Record that a cell starts; return the arguments of its `Trial`."""
         event = self.ledger.append("started", cell=cell.key)
-        self._begun = self._begun or time.monotonic()
         record = self.records[cell.key]
         record.started, record.curve, record.times = event["time"], [], []
         self._running.add(cell.key)
@@ -216,7 +235,6 @@ class StudyRun:
         record.outcome, record.final, record.reason, record.ended = outcome, final, reason, event["time"]
         if self.tracker:
             self.tracker.ended(record)
-        self._ended_here += 1
         self._running.discard(cell.key)
         if outcome == "failed" and self._try_again(cell, reason or ""):
             return
@@ -225,9 +243,9 @@ class StudyRun:
         left = self.stages.remaining()
         self._watch_space(left)
         if self._listen:
-            pace = (time.monotonic() - (self._begun or 0.0)) / self._ended_here
+            seconds = self.standing.seconds_left(self.room or self.slots, time.time())
             loss = final.get("val_nll", math.inf)
-            self._listen(Progress(cell, outcome, loss, self.ended, self.ended + left, pace * left))
+            self._listen(Progress(cell, outcome, loss, self.ended, self.ended + left, seconds[0] if seconds else None))
 
     def _watch_space(self, cells: int) -> None:
         """Warn while there is time, when the disk has less room than the cells that are left may take."""

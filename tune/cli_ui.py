@@ -1,0 +1,57 @@
+"""`pagating ui`: the MLflow UI on what a study logged."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tune.cli_common import LOOPBACK, Output
+
+
+def ui(
+    output: Output = Path("studies"),
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on; another than loopback lets others in.")] = LOOPBACK,
+) -> None:
+    """Open the MLflow UI on what was logged, on this machine's loopback address only."""
+    from ipaddress import ip_address
+
+    from tune.mlflow_runs import default_uri
+    from tune.study import StudyError, check_tracking
+
+    uri = check_tracking(tracking or default_uri(output), "tracking")
+    if uri == "none":
+        raise StudyError("tracking 'none': nothing is logged there; allowed: the tracking URI of a sweep")
+    try:
+        open_to_others = host != "localhost" and not ip_address(host).is_loopback
+    except ValueError:
+        raise StudyError(f"--host '{host}': allowed: localhost or an IP address of this machine") from None
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise StudyError(f"{uri}: nothing was logged here yet; run a sweep first")
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    shown = f"[{host}]" if ":" in host else host
+    page = f"http://{shown}:{port}/#/experiments?workflowType=machine_learning"  # else it opens on pages for agents
+    typer.echo(f"MLflow UI: {page} (Ctrl-C ends it)")
+    if open_to_others:
+        typer.echo(
+            f"Warning: with --host {host} whoever reaches port {port} of this machine can read, change and delete all "
+            "that was logged, without a password. To look from another machine, keep the default and use: "
+            f"ssh -L {port}:{LOOPBACK}:{port} THIS_MACHINE",
+            err=True,
+        )
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not an argument: a list of processes would show its password
+    server = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, server)
+
+
+def ui_command(uri: str) -> str:
+    """What a user types to browse the trials of a store."""
+    from analysis.safe_text import redact
+
+    own = f"sqlite:///{Path('mlflow.db').resolve()}"
+    return "make ui" if uri == own else f"mlflow ui --backend-store-uri {redact(uri)}"
