@@ -136,7 +136,7 @@ def sweep_on_two_nodes(folder: Path, seed: int) -> None:
     from ray.cluster_utils import Cluster
 
     from tune import runner
-    from tune.ray_part import QUIET
+    from tune.ray_start import QUIET
     from tune.study import load
 
     os.environ.update(QUIET)

@@ -11,38 +11,18 @@ import functools
 import inspect
 import logging
 import os
-import secrets
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tune.cluster import Capacity, ask_for, connected, driver_node, side_by_side
+from tune.cluster import Capacity, ask_for, driver_node, side_by_side
 from tune.interrupt import Interruption
 from tune.ledger import Cell
 from tune.ray_faults import Pulse, failure, kill
-from tune.study import Study
+from tune.ray_start import QUIET, started
 from tune.study_run import FATAL, StudyRun, StudyStopped
-
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's name for: listen on loopback only; 1 opens it to other machines
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_WARN_THRESHOLD_S": "1000",
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000",
-    "TUNE_RESULT_BUFFER_LENGTH": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # start the actors of all slots at once; the stages say how many there are
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "6",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TOKENIZERS_PARALLELISM": "true",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 
 
 def _guarded(run: StudyRun, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -205,47 +185,6 @@ def _log_to(path: Path, library: str) -> None:
     logger.propagate = False
 
 
-def _private_token() -> None:
-    """Give Ray a token of this process where it cannot keep its own under HOME: it would not start."""
-    if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
-        return
-    try:
-        kept = Path.home() / ".ray"
-        kept.mkdir(exist_ok=True)
-        writable = os.access(kept, os.W_OK)
-    except (RuntimeError, OSError):  # a user without a home, or with one that is not there or not writable
-        writable = False
-    if not writable:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-@contextmanager
-def _ray(slots: int | None, study: Study, address: str | None) -> Iterator[None]:
-    """A Ray on this machine, ended with all its processes; or the cluster of that address; or one that is joined."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    if address:
-        with connected(address, study):
-            yield
-        return
-    _private_token()
-    try:
-        ray.init(
-            address="local",
-            num_cpus=slots * study.resources.cpus if slots else None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            configure_logging=True,
-        )
-        yield
-    finally:
-        ray.shutdown()
-
-
 def run_ray(
     run: StudyRun,
     slots: int | None = None,
@@ -273,7 +212,7 @@ def run_ray(
     logs.mkdir(exist_ok=True)
     _log_to(logs / "ray.log", "ray")
     resources = run.study.resources
-    with _ray(slots, run.study, address), tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
+    with started(slots, run.study, address), tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
         room = Capacity(slots, resources.cpus, resources.gpus, ray.nodes)
         run.slots = room()
         search, scheduler, ends, stopper = _tune_parts(
@@ -323,7 +262,6 @@ def _wish(run: StudyRun, slots: int | None, stage: str) -> None:
 def _delivered(trainable: Any, run: StudyRun) -> Any:
     """The trainable with what its nodes lack, where it takes it: a simulated one needs nothing."""
     from ray import tune as ray_tune
-
     from tune.delivery import pack
 
     if "parcel" not in inspect.signature(trainable.setup).parameters:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tune import ledger as ledgers
-from tune import ray_part, runner
+from tune import ray_start, runner
 from tune import repair as repairs
 from tune.files import write_whole
 from tune.ledger import Ledger, LedgerError
@@ -207,7 +207,7 @@ def test_ray_gets_a_token_where_home_cannot_keep_one(tmp_path, monkeypatch, home
     monkeypatch.setenv("HOME", home or str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    ray_part._private_token()
+    ray_start._private_token()
     assert (len(os.environ.pop("RAY_AUTH_TOKEN", "")) == 64) == given
 
 

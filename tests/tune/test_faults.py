@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from tune import runner
 from tune.interrupt import Interruption
 from tune.ledger import LedgerError
 from tune.ray_faults import Pulse, failure
-from tune.ray_part import QUIET
+from tune.ray_start import QUIET, started
 from tune.study import parse
-from tune.study_run import StudyRun
+from tune.study_run import StudyRun, StudyStopped
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -118,6 +119,48 @@ def undisturbed(place, tmp_path_factory):
     found = finals(folder / "faults")
     assert {outcome for outcome, _ in found.values()} == {"completed"}
     return found
+
+
+@pytest.mark.parametrize(
+    ("problem", "times", "said"),
+    [
+        (Exception("The current node timed out during startup."), 2, None),
+        (ConnectionError("no answer"), 3, r"Ray did not start \(3 attempts; a busy machine\?\): no answer"),
+    ],
+)
+def test_a_ray_that_does_not_come_up_is_tried_again_then_said_in_a_line(monkeypatch, problem, times, said):
+    import ray
+
+    calls = []
+
+    def init(**settings):
+        calls.append(settings["num_cpus"])
+        if len(calls) <= times:
+            raise problem
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(StudyStopped, match=said) if said else nullcontext(), started(2, study("x"), None):
+        assert calls == [2, 2, 2]
+    assert calls == [2, 2, 2]
+
+
+def test_a_ray_that_is_asked_for_nonsense_is_not_tried_again(monkeypatch):
+    import ray
+
+    calls = []
+
+    def init(**settings):
+        calls.append(1)
+        raise ValueError("num_cpus must not be negative")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ValueError, match="must not be negative"), started(2, study("x"), None):
+        pass
+    assert calls == [1]
 
 
 def run(place, folder, *faults, **changes):

@@ -17,7 +17,7 @@ from analysis.significance import verdict
 from tune import ledger as ledgers
 from tune import runner
 from tune.interrupt import Interruption
-from tune.ray_part import QUIET
+from tune.ray_start import QUIET
 from tune.study import parse
 
 STUDY = {

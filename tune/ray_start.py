@@ -1,0 +1,94 @@
+"""Starting a Ray of one's own, or joining a cluster: quiet, on loopback only, and patient with a busy machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tune.cluster import connected
+from tune.study import Study
+from tune.study_run import StudyStopped
+
+GIVES_UP = (ConnectionError, RuntimeError, TimeoutError)
+TRIES = 3  # a Ray whose processes do not answer within its own 30 s gives up, however busy the machine is
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's name for: listen on loopback only; 1 opens it to other machines
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_THRESHOLD_S": "1000",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # start the actors of all slots at once; the stages say how many there are
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "6",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def _private_token() -> None:
+    """Give Ray a token of this process where it cannot keep its own under HOME: it would not start."""
+    if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
+        return
+    try:
+        kept = Path.home() / ".ray"
+        kept.mkdir(exist_ok=True)
+        writable = os.access(kept, os.W_OK)
+    except (RuntimeError, OSError):  # a user without a home, or with one that is not there or not writable
+        writable = False
+    if not writable:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _start(slots: int | None, study: Study) -> None:
+    import ray
+
+    _private_token()
+    for attempt in range(1, TRIES + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=slots * study.resources.cpus if slots else None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=True,
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if type(error) is not Exception and not isinstance(error, GIVES_UP):  # its own is a bare Exception
+                raise
+            if attempt == TRIES:
+                said = " ".join(str(error).split())
+                raise StudyStopped(f"Ray did not start ({TRIES} attempts; a busy machine?): {said}") from error
+
+
+@contextmanager
+def started(slots: int | None, study: Study, address: str | None) -> Iterator[None]:
+    """A Ray on this machine, ended with all its processes; or the cluster of that address; or one that is joined.
+
+    Raises StudyStopped where Ray does not start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address:
+        with connected(address, study):
+            yield
+        return
+    try:
+        _start(slots, study)
+        yield
+    finally:
+        ray.shutdown()
