@@ -1,27 +1,36 @@
-"""Write the table of docs/published.md: what each study of configs/published/ takes, as `pagating plan` counts it.
+"""Write the tables of docs/published.md: what each study of configs/published/ takes, and what was tried of it.
 
 python docs/make_published.py [FILE]
+python docs/make_published.py --try STUDY ...    # a dry run of its baseline and its largest arm, into published.json
 """
 
+import json
 import sys
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from tune.plan_space import GPT2_VOCABULARY, largest, memory_parts, readable
-from tune.plan_work import arm_model, confirm_seeds, total, work
-from tune.study import load
+from tune.plan_space import largest, memory_parts, readable, vocabulary
+from tune.plan_work import Model, arm_model, confirm_seeds, total, work
+from tune.study import Study, load
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!--table: python docs/make_published.py -->\n", "<!--end of table-->\n"
+TRIED_BEGIN, TRIED_END = "<!--table of dry runs-->\n", "<!--end of dry runs-->\n"
+TRIED = Path(__file__).with_name("published.json")
 COLUMNS = ("study", "arms", "cells", "tokens a cell", "parameters", "FLOPs in all", "memory a cell")
+TRIED_COLUMNS = ("study", "arm", "parameters", "tokens a step", "planned", "peak", "seconds a step")
+STEPS, LIBRARIES_MB = 3, 400.0  # steps of a dry run; a process without a model
 
 
 def row(path: Path) -> list[str]:
     """A study's cells of the table; `parameters` from the smallest arm's to the largest's."""
     study = load(path)
-    models = {arm: arm_model(study, arm, GPT2_VOCABULARY) for arm in study.arms}
+    models = {arm: arm_model(study, arm, vocabulary(study)) for arm in study.arms}
     rows = work(study, models, confirm_seeds(study))
     sizes = sorted({round(model.parameters / 1e6) for model in models.values()})
-    memory = memory_parts(study, largest(study, GPT2_VOCABULARY), GPT2_VOCABULARY, 0.0)
+    memory = memory_parts(study, largest(study, vocabulary(study)), vocabulary(study), 0.0)
     name = f"[{path.stem}](../configs/published/{path.name})"
     figures = (f"{total(rows, 'cells')[1]:.0f}", f"{study.fixed.tokens / 1e6:.1f}M")
     span = f"{sizes[0]}M" if len(sizes) == 1 else f"{sizes[0]}M - {sizes[-1]}M"
@@ -42,12 +51,69 @@ def table() -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def planned(study: Study, model: Model) -> float:
+    """Bytes that the plan gives a process that trains this arm."""
+    return sum(memory_parts(study, model, vocabulary(study), LIBRARIES_MB).values())
+
+
+def try_study(path: Path) -> list[dict[str, Any]]:
+    """The dry run of a study's baseline and of its largest arm; one that does not fit is named with its plan alone."""
+    import psutil
+
+    from tune.dry_run import try_arms
+
+    study = load(path)
+    models = {arm: arm_model(study, arm, vocabulary(study)) for arm in study.arms}
+    heaviest = max(models, key=lambda arm: models[arm].parameters)
+    found = []
+    for arm in dict.fromkeys((study.baseline, heaviest)):
+        needs, free = planned(study, models[arm]), psutil.virtual_memory().available
+        row = {"arm": arm, "parameters": models[arm].parameters, "planned": needs, "free": free}
+        row["batch_tokens"] = study.fixed.batch_tokens
+        if needs < 0.95 * free:
+            with tempfile.TemporaryDirectory() as scratch:
+                said = list(try_arms(study, path.parent, Path(scratch), STEPS, [arm]))
+            row |= asdict(said[-1]) if not isinstance(said[-1], str) else {}
+        found.append(row)
+    return found
+
+
+def tried_row(name: str, row: dict[str, Any]) -> list[str]:
+    """A dry run's cells of its table."""
+    figures = [f"{row['parameters'] / 1e6:.0f}M", f"{row['batch_tokens']:,}", readable(row["planned"])]
+    if "peak_mb" not in row:
+        return [name, row["arm"], *figures, "not tried", f"{readable(row['free'])} were free"]
+    if row["problem"]:
+        return [name, row["arm"], *figures, "-", row["problem"]]
+    return [name, row["arm"], *figures, readable(row["peak_mb"] * (1 << 20)), f"{row['step_seconds']:.3g}"]
+
+
+def tried_table() -> str:
+    """What `published.json` holds."""
+    held = json.loads(TRIED.read_text(encoding="utf-8"))
+    rows = [tried_row(name, row) for name, tried in sorted(held.items()) for row in tried]
+    lines = [list(TRIED_COLUMNS), ["---", "---", *["---:"] * (len(TRIED_COLUMNS) - 2)], *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def replaced(text: str, begin: str, end: str, new: str) -> str:
+    """The text with what stands between two marks written anew."""
+    before, rest = text.split(begin)
+    return before + begin + "\n" + new + "\n" + end + rest.split(end)[1]
+
+
 def page(text: str) -> str:
-    """The page with its table written anew."""
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
+    """The page with its tables written anew."""
+    return replaced(replaced(text, BEGIN, END, table()), TRIED_BEGIN, TRIED_END, tried_table())
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--try"]:
+        for name in sys.argv[2:]:
+            held = json.loads(TRIED.read_text(encoding="utf-8")) if TRIED.exists() else {}
+            held[name] = try_study(ROOT / "configs" / "published" / f"{name}.yaml")
+            TRIED.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+            print(name, *(tried_row(name, row)[1:] for row in held[name]), flush=True)
+        sys.exit(0)
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "published.md"
     target.write_text(page(target.read_text(encoding="utf-8")), encoding="utf-8")

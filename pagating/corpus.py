@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pagating.texts import SPLITS, CorpusError, load_texts
 FORMAT = 2  # raise it when the packing of the same text changes
 CHUNK = 1 << 20  # characters of a piece that is tokenized on its own
 BATCH = 8  # pieces handed to the tokenizer at a time
+ROW_DTYPE = np.dtype("<i8")  # of the index of a corpus of lines
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------
@@ -119,21 +120,24 @@ def prepare(
 
     Atomic: another process sees all or nothing, and of several that need the same corpus one makes it. It holds
     `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json` (digest, dtype,
-    vocabulary, tokens and bytes of text a split). A trial that reads a folder while it is made again keeps its files.
+    vocabulary, tokens and bytes of text a split); with `rows: lines` in `source` also what `pagating.lines` reads. A
+    trial that reads a folder while it is made again keeps its files.
     Raises CorpusError for a split shorter than one window, and for a cache that cannot be written.
     """
     texts = load_texts(source, base)
-    key = _digest(str(FORMAT), _tokenizer_key(tokenizer, base), *[texts[split] for split in SPLITS])[:16]
+    lines = source.get("rows") == "lines"
+    kind = ["lines"] if lines else []
+    key = _digest(str(FORMAT), *kind, _tokenizer_key(tokenizer, base), *[texts[split] for split in SPLITS])[:16]
     folder = cache / f"corpus-{key}"
     if fault(folder):
         try:
-            with _alone(cache):
+            with alone(cache):
                 damage = fault(folder)  # while this process waited, another may have made it
                 if damage:
                     if folder.exists():
                         print(f"pagating: {folder}: {damage}; it is packed again", file=sys.stderr)
                     fast = make_tokenizer(tokenizer, texts["train"], base)
-                    _write(folder, fast, {split: encode(fast, texts[split]) for split in SPLITS}, texts)
+                    _pack(folder, fast, texts, lines)
         except OSError as error:
             raise CorpusError(f"{cache}: the packed corpus cannot be written: {error.strerror or error}") from error
     check_length(folder, n_ctx)
@@ -141,7 +145,7 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _alone(cache: Path) -> Iterator[None]:
+def alone(cache: Path) -> Iterator[None]:
     """Hold the cache's lock, which ends with the process; clear away what a process left that was killed with it."""
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / ".lock", "ab") as lock:
@@ -151,10 +155,28 @@ def _alone(cache: Path) -> Iterator[None]:
         yield
 
 
-def _write(folder: Path, tokenizer: Any, tokens: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+def _pack(folder: Path, tokenizer: Any, texts: Mapping[str, str], lines: bool) -> None:
+    """Tokenize and write; the index of the lines too where they are rows."""
+    if not lines:
+        _write(folder, tokenizer, {split: encode(tokenizer, texts[split]) for split in SPLITS}, texts, {})
+        return
+    from pagating.lines import encode_lines
+
+    both = {split: encode_lines(tokenizer, texts[split]) for split in SPLITS}
+    tokens, rows = ({split: pair[i] for split, pair in both.items()} for i in range(2))
+    _write(folder, tokenizer, tokens, texts, rows)
+
+
+def _write(
+    folder: Path,
+    tokenizer: Any,
+    tokens: Mapping[str, np.ndarray],
+    texts: Mapping[str, str],
+    rows: Mapping[str, np.ndarray],
+) -> None:
     """Make the folder in one step, every byte of it on disk before its name is."""
     words = tokenizer.to_str().encode("utf-8")
-    meta = {
+    meta: dict[str, Any] = {
         "format": FORMAT,
         "dtype": str(tokens["train"].dtype),
         "vocab_size": tokenizer.get_vocab_size(),
@@ -168,13 +190,18 @@ def _write(folder: Path, tokenizer: Any, tokens: Mapping[str, np.ndarray], texts
             for split in SPLITS
         },
     }
-    meta["digest"] = meta_digest(meta)
     files = {f"{split}.bin": tokens[split].tobytes() for split in SPLITS}
+    for split, spans in rows.items():
+        raw = files[rows_file(split)] = spans.tobytes()
+        meta["splits"][split] |= {"rows": len(spans), "rows_sha256": hashlib.sha256(raw).hexdigest()}
+    if rows:
+        meta["pad"] = pad_id(tokenizer)
+    meta["digest"] = meta_digest(meta)
     files |= {"tokenizer.json": words, "corpus.json": json.dumps(meta, indent=1).encode("utf-8")}
-    _place(folder, {name: [raw] for name, raw in files.items()})
+    place(folder, {name: [raw] for name, raw in files.items()})
 
 
-def _place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
+def place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
     """Write the folder in one step. The cache's lock is held: no one else has the scratch folder."""
     scratch = folder.parent / f".{folder.name}"
     try:
@@ -192,36 +219,14 @@ def _place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def receive(folder: Path, digest: str, files: Callable[[], Mapping[str, Iterable[bytes]]]) -> None:
-    """Have the corpus of `digest`, packed on another machine, in `folder`: written unless a whole copy is there.
-
-    `files` gives the five files by name, in pieces; it is called by the first process that needs them, others wait for
-    it. Every byte is checked, in each process once. Raises CorpusError where they are not those of `digest`, or cannot
-    be written.
-    """
-    if (str(folder), digest) in _received and (folder / "corpus.json").is_file():
-        return
-    try:
-        if _fault_of(folder, digest):
-            with _alone(folder.parent):
-                if _fault_of(folder, digest):  # while this process waited, another may have written it
-                    _place(folder, files())
-    except OSError as error:
-        raise CorpusError(f"{folder}: the corpus cannot be brought here: {error.strerror or error}") from error
-    if damage := _fault_of(folder, digest):
-        raise CorpusError(f"{folder}: {damage}")
-    _received.add((str(folder), digest))
+def rows_file(split: str) -> str:
+    """Name of the index of a split's lines."""
+    return f"{split}.rows"
 
 
-_received: set[tuple[str, str]] = set()  # folders that this process has looked through
-
-
-def _fault_of(folder: Path, digest: str) -> str | None:
-    """`fault`, and being another corpus than that of `digest`."""
-    found = fault(folder)
-    if found is None and read_meta(folder)["digest"] != digest:
-        return f"is corpus {read_meta(folder)['digest']}, not {digest}"
-    return found
+def pad_id(tokenizer: Any) -> int:
+    """What a row is filled up with: `<|endoftext|>`, GPT-2's usual choice, or id 0 where the vocabulary has none."""
+    return tokenizer.token_to_id("<|endoftext|>") or 0
 
 
 def fault(folder: Path) -> str | None:
@@ -231,6 +236,8 @@ def fault(folder: Path) -> str | None:
         if meta["format"] != FORMAT:
             return f"format {meta['format']} is not {FORMAT}"
         wanted = {f"{split}.bin": meta["splits"][split]["sha256"] for split in SPLITS}
+        indexed = {split: counts for split, counts in meta["splits"].items() if "rows" in counts}
+        wanted |= {rows_file(split): counts["rows_sha256"] for split, counts in indexed.items()}
         for name, digest in {**wanted, "tokenizer.json": meta["tokenizer"]}.items():
             with open(folder / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
@@ -288,14 +295,18 @@ def open_split(folder: str | Path, split: str) -> np.ndarray:
     return np.memmap(path, dtype=meta["dtype"], mode="r")
 
 
+def step_generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
+    """The random numbers of a step: those of one `stream` are independent of another's, and of other steps'."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, stream, step]))
+
+
 def train_batch(tokens_N: np.ndarray, seed: int, step: int, batch: int, n_ctx: int) -> torch.Tensor:
     """Batch of training windows (B, T + 1), int64: a pure function of (seed, step), the same for every arm.
 
     The starts are uniform over the split, drawn by a counter-based generator (Philox): key `seed`, counter `step`.
     Inputs are [:, :-1], targets [:, 1:].
     """
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))
-    starts_B = generator.integers(0, len(tokens_N) - n_ctx, size=batch)
+    starts_B = step_generator(seed, step).integers(0, len(tokens_N) - n_ctx, size=batch)
     rows = np.stack([tokens_N[start : start + n_ctx + 1] for start in starts_B])
     return torch.from_numpy(rows.astype(np.int64))
 

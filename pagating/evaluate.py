@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pagating.corpus import open_split
+from pagating.corpus import open_split, pad_id
 from pagating.engine_loss import linear_nll_each
 from pagating.gpt2_plain import GPT2
 
@@ -96,7 +96,7 @@ def text_rows(folder: str | Path, split: str, count: int) -> tuple[list[list[int
     lines = text.removesuffix("\n").split("\n")
     chosen = np.unique(np.linspace(0, len(lines) - 1, min(count, len(lines))).round().astype(int))
     encoded = tokenizer.encode_batch([lines[i] for i in chosen], add_special_tokens=False)
-    return [row.ids for row in encoded], tokenizer.token_to_id("<|endoftext|>") or 0
+    return [row.ids for row in encoded], pad_id(tokenizer)
 
 
 def perplexity(nll: float) -> float:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pagating.corpus import read_meta
 from pagating.device import utilisation
 from pagating.evaluate import bits_per_byte, perplexity
-from pagating.gpt2_plain import GPT2, training_flops_per_token
 from pagating.trial import Trial
 
 
@@ -27,10 +27,9 @@ def peak_rss_mb() -> float:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def model_size(model: GPT2) -> dict[str, Any]:
+def model_size(model: nn.Module, flops_per_token: int) -> dict[str, Any]:
     """The metrics of a trial that follow from its model alone."""
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": count, "flops_per_token": training_flops_per_token(model)}
+    return {"parameters": sum(p.numel() for p in model.parameters()), "flops_per_token": flops_per_token}
 
 
 def device_metrics(device: torch.device, final: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,10 +44,11 @@ def device_metrics(device: torch.device, final: Mapping[str, Any]) -> dict[str, 
 def final_metrics(trial: Trial, row: Mapping[str, Any], alphas: list[float]) -> dict[str, Any]:
     """The metrics of a trial that follow from its last row and its alphas, one a layer (empty: stock)."""
     counts = read_meta(trial.corpus)["splits"]["validation"]
+    bytewise = {"val_bpb": bits_per_byte(row["val_nll"], counts["tokens"], counts["bytes"])}
     return {
         "val_nll": row["val_nll"],
         "val_ppl": perplexity(row["val_nll"]),
-        "val_bpb": bits_per_byte(row["val_nll"], counts["tokens"], counts["bytes"]),
+        **(bytewise if trial.task == "causal" else {}),  # the others predict a share of the tokens
         "train_nll": row["train_nll"],
         "alpha": sum(alphas) / len(alphas) if alphas else 0.0,  # the stock activation is the gate switched off
         "tokens": row["tokens"],

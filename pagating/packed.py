@@ -37,16 +37,16 @@ from pagating.corpus import eval_windows, open_split, train_batch
 from pagating.device import resolve_device, to_device
 from pagating.engine_loss import linear_nll, linear_nll_each
 from pagating.evaluate import autocast, pad_rows, text_rows
-from pagating.gpt2_plain import GPT2
+from pagating.gpt2_plain import GPT2, training_flops_per_token
 from pagating.packed_adamw import Flat, Rows, adamw_step, clip_each, flatten, silence
 from pagating.packed_model import PackedGPT2, PackedUnits, unit_kind
+from pagating.tasks import hidden_function
 from pagating.train import (
     build_model,
     device_metrics,
     evaluation_row,
     final_metrics,
     fraction_done,
-    hidden_function,
     learning_rate,
     model_size,
     peak_rss_mb,
@@ -62,6 +62,8 @@ def require_one_pack(trials: Sequence[Trial]) -> None:
     """Raise ValueError unless the trials agree in all but `VARIES`, naming the first key that differs."""
     if not trials:
         raise ValueError("pack: no trials")
+    if trials[0].task != "causal" or trials[0].padding:
+        raise ValueError("pack: only GPT-2 on packed windows can be packed; train other tasks and padded lines alone")
     for key in (field.name for field in dataclasses.fields(Trial) if field.name not in VARIES):
         values = [getattr(trial, key) for trial in trials]
         for value in values:
@@ -109,7 +111,7 @@ class Pack:
         singles = [build_model(trial) for trial in trials]
         self.order = sorted(range(len(trials)), key=lambda i: unit_kind(singles[i]))
         self.trials = [trials[i] for i in self.order]
-        self.sizes = [model_size(singles[i]) for i in self.order]
+        self.sizes = [model_size(singles[i], training_flops_per_token(singles[i])) for i in self.order]
         self.learned = [bool(alpha_parameters(singles[i])) for i in self.order]
         self.model = PackedGPT2([singles[i] for i in self.order]).to(device)
         self.flats = gather(self.model, len(trials))
@@ -120,7 +122,7 @@ class Pack:
         self.micro = (self.shared.micro_batch_tokens or self.shared.batch_tokens) // self.n_ctx
         self.train_N = open_split(self.shared.corpus, "train")
         first_KBT = self.tokens(0).unflatten(0, (len(trials), -1))[:, : self.micro]
-        self.hidden = hidden_function(self.shared, self.model, first_KBT.flatten(0, 1))
+        self.hidden = hidden_function(self.shared, self.model, first_KBT.flatten(0, 1)[:, :-1])
         self.alive = set(range(len(trials)))
         self.unseen: list[Tensor] = []
 

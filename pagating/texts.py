@@ -40,9 +40,12 @@ def builtin_texts() -> dict[str, str]:
 
 
 def hub_texts(
-    name: str, config: str | None = None, column: str = "text", revision: str | None = None
+    name: str, config: str | None = None, column: str = "text", revision: str | None = None, *, blank: bool = False
 ) -> dict[str, str]:
-    """A dataset of the Hugging Face hub, or of a local folder in its layout, by `datasets.load_dataset`."""
+    """A dataset of the Hugging Face hub, or of a local folder in its layout, by `datasets.load_dataset`.
+
+    `blank`: an empty row of the dataset becomes an empty line, where lines are rows; else it adds nothing.
+    """
     import datasets
 
     shown = f"hub dataset '{name}'" + (f" ({config})" if config else "")
@@ -63,7 +66,7 @@ def hub_texts(
     for split in SPLITS:
         if split in loaded:
             rows = (row or "" for row in loaded[split][column])
-            texts[split] = "".join(row if row.endswith("\n") or not row else row + "\n" for row in rows)
+            texts[split] = "".join(row if row.endswith("\n") or not (row or blank) else row + "\n" for row in rows)
     return texts
 
 
@@ -158,7 +161,8 @@ def load_texts(source: Mapping[str, Any], base: Path | None = None) -> dict[str,
     if kind == "files":
         texts = files_texts(base, **options)
     else:
-        texts = hub_texts(**options) if kind == "hub" else builtin_texts()
+        blank = source.get("rows") == "lines"
+        texts = hub_texts(**options, blank=blank) if kind == "hub" else builtin_texts()
     for split, text in texts.items():
         if not text.strip():
             raise CorpusError(f"the {split} split of the corpus is empty")

@@ -16,7 +16,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,35 +25,22 @@ from torch import nn
 
 from pagating.alpha import alpha_parameters, alpha_values, set_progress
 from pagating.checkpoint import EVERY_SECONDS, CheckpointFolder, capture, identity, restore
-from pagating.corpus import CorpusError, eval_windows, open_split, read_meta, train_batch
-from pagating.device import resolve_device, to_device, warn_of_emulation
-from pagating.engine_compile import compile_hidden, is_compiled
-from pagating.engine_loss import linear_nll
-from pagating.evaluate import (
-    autocast,
-    mean_nll,
-    padded_nll,
-    text_rows,
-)
-from pagating.gpt2_plain import GPT2, GPT2Size, stock_flops_per_token
-from pagating.initialise import initialise_gpt2
+from pagating.corpus import CorpusError, read_meta
+from pagating.device import resolve_device
+from pagating.evaluate import autocast
 from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
 from pagating.own_gate import REFERENCE
-from pagating.pretrained import PretrainedError, load_pretrained
+from pagating.pretrained import PretrainedError
 from pagating.schedules import warmup_then
+from pagating.tasks import in_parts, padded_loss, targets_in, task_of
 from pagating.trial import Diverged, OutOfMemory, Trial, out_of_memory
 
-Hidden = Callable[[Any, torch.Tensor], torch.Tensor]
 Step = tuple[int, dict[str, Any] | None]
 
 
-def build_model(trial: Trial) -> GPT2:
-    """GPT-2 of the trial's size with its unit in every MLP: initialised from its seed, then from pretrained weights."""
-    model = GPT2(GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit)
-    initialise_gpt2(model, trial.seed)
-    if trial.pretrained:
-        load_pretrained(model, trial.pretrained)
-    return model
+def build_model(trial: Trial) -> Any:
+    """The model of the trial's task and size with its unit in every MLP, from its seed or from pretrained weights."""
+    return task_of(trial).build(trial)
 
 
 def build_optimizer(model: nn.Module, trial: Trial) -> torch.optim.AdamW:
@@ -67,21 +54,6 @@ def build_optimizer(model: nn.Module, trial: Trial) -> torch.optim.AdamW:
     ]
     groups += [{"params": [a.parameter], "weight_decay": 0.0, "multiplier": a.lr_multiplier} for a in alphas]
     return torch.optim.AdamW(groups, lr=trial.lr, betas=(trial.beta1, trial.beta2), fused=True)
-
-
-def hidden_function(trial: Trial, model: GPT2, tokens_BT: torch.Tensor) -> Hidden:
-    """The model's body as the loop calls it: `GPT2.hidden`, or its compiled form where the trial asks for one.
-
-    The FLOPs that decide are those of the stock model, so that all arms of a study take the same path.
-    """
-    model.train()
-    if trial.precision == "bfloat16":
-        warn_of_emulation(tokens_BT.device)
-    if is_compiled(trial.compile, stock_flops_per_token(model.config) * trial.tokens, model.config.dropout):
-        with autocast(trial.precision, tokens_BT.device.type):
-            compiled = compile_hidden(model, tokens_BT[:, :-1], Path(trial.corpus).parent / "compiled")
-        return compiled or GPT2.hidden
-    return GPT2.hidden
 
 
 def learning_rate(trial: Trial, step: int) -> float:
@@ -153,9 +125,10 @@ def trial_identity(trial: Trial) -> str:
         unit["gate"] = [hashlib.sha256(Path(own["file"]).read_bytes()).hexdigest(), own["name"]]
     device, corpus = resolve_device(trial.device).type, read_meta(trial.corpus)["digest"]
     fields = dataclasses.asdict(trial) | {"unit": unit, "device": device, "corpus": corpus}
-    if trial.pretrained is None:
-        del fields["pretrained"]  # as it was before there were any
-    else:
+    for key, value in {"pretrained": None, "padding": None, "task": "causal"}.items():
+        if fields[key] == value:
+            del fields[key]  # as it was before there were any
+    if trial.pretrained:
         with open(trial.pretrained, "rb") as file:
             fields["pretrained"] = hashlib.file_digest(file, "sha256").hexdigest()
     return identity(fields)
@@ -165,7 +138,8 @@ def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator
     """Train one trial; yield a row at each evaluation, and with the last row `final`: the metrics of the whole trial.
 
     A row: step, tokens, val_nll, train_nll (mean over the steps since the last row), lr, grad_norm (of this step,
-    before clipping), tokens_per_second (training only), alpha (per layer; empty where none is learned).
+    before clipping), tokens_per_second (training only), alpha (per layer; empty where none is learned), and where rows
+    are lines padded_nll.
     The result depends on the trial alone: not on the process's history, its neighbours, or its thread settings.
     With `checkpoints` the trial goes on from the newest one, to the same bits: the rows up to it come again as they
     were, and `seconds` counts what each process spent on it. They are removed once the last row was taken.
@@ -201,12 +175,12 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[Step]
         torch.cuda.reset_peak_memory_stats(device)
     n_ctx, batch = trial.model["n_ctx"], trial.batch_tokens // trial.model["n_ctx"]
     micro = (trial.micro_batch_tokens or trial.batch_tokens) // n_ctx
-    train_N = open_split(trial.corpus, "train")
-    val_WT = eval_windows(open_split(trial.corpus, "validation"), n_ctx, trial.eval_windows)
+    task = task_of(trial)
+    batches, held = task.batches(trial), task.held(trial, "validation")
     model = build_model(trial).to(device)
     optimizer = build_optimizer(model, trial)
     learned = bool(alpha_parameters(model))
-    hidden = hidden_function(trial, model, to_device(train_batch(train_N, trial.seed, 0, micro, n_ctx), device))
+    loss_of = task.loss(trial, model, in_parts(batches(0), device, micro)[0])
     torch.manual_seed(trial.seed)  # dropout is the only user of the global generator
     progress = Progress()
     saved = checkpoints.resume(trial_identity(trial)) if checkpoints else None
@@ -223,13 +197,12 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[Step]
         rate = learning_rate(trial, step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["multiplier"]
-        tokens_BT = to_device(train_batch(train_N, trial.seed, step, batch, n_ctx), device)
-        parts = tokens_BT.split(micro)
+        rows = batches(step)
+        counts, parts = targets_in(rows, micro), in_parts(rows, device, micro)
         loss = torch.zeros((), device=device)
-        for part_BT in parts:
+        for part, count in zip(parts, counts, strict=True):
             with autocast(trial.precision, device.type):
-                x_BTC = hidden(model, part_BT[:, :-1])
-                mean = linear_nll(x_BTC.flatten(0, 1), model.lm_head.weight, part_BT[:, 1:].flatten()) / len(parts)
+                mean = loss_of(model, part) / (sum(counts) / count)
             mean.backward()
             loss = loss + mean.detach()
         norm = nn.utils.clip_grad_norm_(model.parameters(), trial.clip)
@@ -243,9 +216,12 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[Step]
         progress.step = step + 1
         row = None
         if due:
-            val_nll, alphas = mean_nll(model, val_WT, batch, trial.precision), alpha_values(model) if learned else []
+            val_nll = task.evaluate(model, held, batch, trial.precision)
+            alphas = alpha_values(model) if learned else []
             seconds = progress.seconds_training
             row = evaluation_row(trial, progress.step, progress.losses, grad_norm, val_nll, seconds, alphas)
+            if trial.padding:
+                row["padded_nll"] = padded_loss(trial, model)
             progress.losses = []
             progress.rows.append(row)
         if progress.step == trial.steps:
@@ -257,13 +233,12 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[Step]
             checkpoints.save(progress.step, capture(model, optimizer), dataclasses.asdict(progress))
         yield progress.step, row
     row = progress.rows[-1]
-    final = final_metrics(trial, row, alpha_values(model)) | model_size(model)
-    final["compiled"] = float(hidden is not GPT2.hidden)
+    final = final_metrics(trial, row, alpha_values(model)) | model_size(model, task.flops(trial, model))
+    final["compiled"] = float(task.compiled(loss_of))
     if trial.test:
-        test_WT = eval_windows(open_split(trial.corpus, "test"), n_ctx, trial.eval_windows)
-        final["test_nll"] = mean_nll(model, test_WT, batch, trial.precision)
-        rows, pad = text_rows(trial.corpus, "validation", trial.eval_windows)
-        final["padded_nll"] = padded_nll(model, rows, n_ctx, pad, batch, trial.precision)
+        final["test_nll"] = task.evaluate(model, task.held(trial, "test"), batch, trial.precision)
+        if trial.task == "causal":
+            final["padded_nll"] = row["padded_nll"] if trial.padding else padded_loss(trial, model)
     final |= device_metrics(device, final)
     final |= {"seconds": time.perf_counter() - started, "peak_rss_mb": peak_rss_mb()}
     yield progress.step, {**row, "final": final}
@@ -288,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         trial = Trial(**json.loads(given.trial.read_text(encoding="utf-8")))
-        GPT2(GPT2Size(vocab_size=1, **trial.model), trial.unit)  # refuses a bad size or unit
+        task_of(trial).check(trial)
         resolve_device(trial.device)
     except (OSError, ValueError, TypeError, KeyError) as error:
         print(f"{given.trial}: {error}", file=sys.stderr)

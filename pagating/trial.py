@@ -15,6 +15,9 @@ from pagating.engine_compile import CHOICES
 from pagating.evaluate import PRECISIONS
 from pagating.schedules import SCHEDULES
 
+TASKS = ("causal", "masked", "span")
+PADDINGS = ("counted", "masked")
+
 
 class Diverged(ArithmeticError):
     """The loss or the gradient norm stopped being finite: the configuration is infeasible."""
@@ -39,6 +42,8 @@ class Trial:
     pretrained: file of weights to start from (`pagating.pretrained`), None to start from the seed alone.
     device: cpu, cuda, auto (cuda where there is one). micro_batch_tokens: tokens whose gradient is taken at a time,
     None for all of a step; the step stays one of `batch_tokens`, up to rounding.
+    task: a row of `pagating.tasks`. padding: None trains on packed windows; else the corpus is one of lines, a row of
+    n_ctx tokens each, and its padding is `counted` in the training loss or `masked` out of it.
     """
 
     corpus: str
@@ -64,6 +69,8 @@ class Trial:
     device: str = "cpu"
     pretrained: str | None = None
     micro_batch_tokens: int | None = None
+    task: str = "causal"
+    padding: str | None = None
 
     def __post_init__(self) -> None:
         n_ctx = self.model["n_ctx"]
@@ -85,6 +92,12 @@ class Trial:
                 f"micro_batch_tokens={micro} is not a multiple of n_ctx={n_ctx} that divides "
                 f"batch_tokens={self.batch_tokens}"
             )
+        if self.task not in TASKS:
+            raise ValueError(f"task='{self.task}' is not one of {', '.join(TASKS)}")
+        if self.padding not in (None, *PADDINGS):
+            raise ValueError(f"padding='{self.padding}' is not one of {', '.join(PADDINGS)}")
+        if self.task != "causal" and (self.padding or self.pretrained or self.compile == "always"):
+            raise ValueError(f"task='{self.task}' takes packed windows, initial weights and code that is not compiled")
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr} is not positive")
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import ray
 
-from pagating.corpus import read_meta, receive
+from pagating.corpus import read_meta
+from pagating.corpus_copy import file_names, receive
 from tune.own_gates import OWN_GATE
 from tune.weights import noted
 
 PART_BYTES = 64 << 20
-FILES = ("train.bin", "validation.bin", "test.bin", "tokenizer.json", "corpus.json")
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def pack(corpus: Path, folder: Path, storage: Path | None, driver: str) -> Parce
             own["weights"] = [ray.put(piece) for piece in _pieces(source)]
     if storage:
         shared = storage / corpus.name
-        receive(shared, digest, lambda: {name: _pieces(corpus / name) for name in FILES})
+        receive(shared, digest, lambda: {name: _pieces(corpus / name) for name in file_names(corpus)})
         return Parcel(str(shared), digest, str(folder.resolve()), driver, shared=True, **own)
-    parts = {name: [ray.put(piece) for piece in _pieces(corpus / name)] for name in FILES}
+    parts = {name: [ray.put(piece) for piece in _pieces(corpus / name)] for name in file_names(corpus)}
     return Parcel(str(corpus.resolve()), digest, str(folder.resolve()), driver, parts=parts, **own)
 
 

@@ -56,7 +56,8 @@ def try_arms(study: Study, base: Path, output: Path, steps: int, arms: Sequence[
     if missing:
         yield f"{missing}; random tokens stand for it: the losses say only that it trains"
     with tempfile.TemporaryDirectory(prefix="pagating-try-") as scratch:
-        place = corpus or stand_in(Path(scratch), vocabulary(study), max(1 << 16, 4 * study.model.n_ctx))
+        tokens, lines = max(1 << 16, 4 * study.model.n_ctx), study.corpus.rows == "lines"
+        place = corpus or stand_in(Path(scratch), vocabulary(study), tokens, lines)
         weights, lacking = local_weights(study, base, place)
         if lacking:
             yield f"{lacking}; the trials start from initial weights"

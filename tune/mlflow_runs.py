@@ -22,6 +22,7 @@ from tune.study import Study
 
 STATUS = {"completed": "FINISHED", "stopped_early": "KILLED", "infeasible": "FAILED", "failed": "FAILED"}
 METRICS = {"val_nll": "val/nll", "train_nll": "train/nll", "lr": "lr", "grad_norm": "grad_norm"}
+METRICS |= {"padded_nll": "val/padded_nll"}  # of those rows that have it
 ROOM = 900  # metrics of one request; the server takes at most 1,000
 HTTP = {  # the library's own patience, 4 minutes a call, would hide that a server is away
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -192,7 +193,7 @@ class Runs:
             Metric(name, value, stamp, row["step"])
             for stamp, row in list(zip(stamps[1:], record.curve, strict=False))[known.rows :]
             for name, value in [
-                *((METRICS[source], row[source]) for source in METRICS),
+                *((METRICS[source], row[source]) for source in METRICS if source in row),
                 ("tokens_per_second", row["tokens_per_second"]),
                 *((f"alpha/layer_{layer}", value) for layer, value in enumerate(row["alpha"])),
             ]

@@ -139,6 +139,7 @@ def short(spec: Mapping[str, Any], flops: int, seconds: float) -> tuple[dict[str
     from pagating.gpt2_plain import GPT2Size, stock_flops_per_token
 
     size = GPT2Size(vocab_size=read_meta(spec["corpus"])["vocab_size"], **spec["model"])
+    causal = spec.get("task", "causal") == "causal"
     whole = stock_flops_per_token(size) * spec["tokens"]
     affordable = seconds * ROUGH_FLOPS / flops  # tokens
     batch_tokens = min(spec["batch_tokens"], max(1, int(affordable // size.n_ctx)) * size.n_ctx)
@@ -154,7 +155,7 @@ def short(spec: Mapping[str, Any], flops: int, seconds: float) -> tuple[dict[str
         "eval_every": every,
         "eval_windows": windows,
         "test": False,
-        "compile": "always" if is_compiled(spec.get("compile", "auto"), whole, size.dropout) else "never",
+        "compile": "always" if causal and is_compiled(spec.get("compile", "auto"), whole, size.dropout) else "never",
     }
     return {**spec, **changed}, spec["eval_windows"] / windows
 

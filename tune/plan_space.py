@@ -62,7 +62,9 @@ def ledger_cell_bytes(study: Study) -> float:
         cell = Cell("calibrate", arm, 0, 11, config, digest(config))
         row: dict[str, Any] = {"step": study.fixed.tokens // study.fixed.batch_tokens, "tokens": study.fixed.tokens}
         row |= dict.fromkeys(("val_nll", "train_nll", "lr", "grad_norm", "tokens_per_second"), NUMBER)
-        row["alpha"] = [NUMBER] * (study.model.n_layer if settings.learns_alpha else 0)
+        if study.corpus.rows == "lines":
+            row["padded_nll"] = NUMBER
+        row["alpha"] = [NUMBER] * (study.mlps if settings.learns_alpha else 0)
         final = dict.fromkeys((*FINAL, "alpha", "compiled", "test_nll", *COST), NUMBER)
         base = {"time": 1234567890.123, "cell": cell.key}
         events = [
@@ -85,7 +87,7 @@ def disk_parts(study: Study, cells: float, slots: int, model: Model) -> dict[str
     looks = evaluations(study)
     reports = cells * looks
     learning = [arm for arm in study.arms.values() if arm.learns_alpha]
-    layers = study.model.n_layer if learning else 0
+    layers = study.mlps if learning else 0
     alphas = layers * len(learning) / len(study.arms)
     finals = len(FINAL) + len(COST)
     found = measured()
@@ -157,15 +159,18 @@ def memory_parts(study: Study, model: Model, vocab_size: int, base_mb: float) ->
     backward pass needs (norms 3, query, key and value 3, attention 3, MLP 9: 1 in, 4 before and 4 after the gate),
     `gate_values` more, and the gradients of one layer; with attention written out (bfloat16 on a CPU) 3 squares
     n_ctx x n_ctx a head. logits: three copies of a chunk, and the gradient by its inputs. Compiled trials need less.
+    Of BERT and T5 a sixth of the positions has logits, and no chunk of them.
     """
     from pagating.engine_loss import chunk_rows
 
     size, tokens = study.model, study.fixed.micro_batch_tokens or study.fixed.batch_tokens
     layer = (18 + max(map(gate_values, study.arms.values()))) * size.d_model * tokens
-    square = 3 * tokens * size.n_ctx * size.n_head if study.fixed.precision == "bfloat16" else 0
+    written_out = study.fixed.precision == "bfloat16" or study.task == "span"
+    square = 3 * tokens * size.n_ctx * size.n_head if written_out else 0
+    rows = chunk_rows(tokens, vocab_size) if study.task == "causal" else tokens // 5
     return {
         "base": base_mb * (1 << 20),
         "state": float((WEIGHT + GRADIENT + MOMENTS) * model.parameters),
         "activations": 4.0 * ((size.n_layer + 1) * layer + size.n_layer * square + 4 * size.d_model * tokens),
-        "logits": 4.0 * (3 * chunk_rows(tokens, vocab_size) * vocab_size + 2 * size.d_model * tokens),
+        "logits": 4.0 * (3 * rows * vocab_size + 2 * size.d_model * tokens),
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune.plan_probe import Calibration, Speed
-from tune.plan_work import Model, Span, evaluation_tokens, evaluations, grid_chances, grid_points, rung, steps, stopped
+from tune.plan_work import Model, Span, evaluations, grid_chances, grid_points, rung, steps, stopped, validation_tokens
 from tune.study import Study, StudyError
 
 # peak of dense matrix products, TFLOP/s, by precision of the study; float32 without TF32. NVIDIA's data sheets
@@ -52,7 +52,7 @@ def device_speeds(device: str, study: Study, models: Mapping[str, Model], utilis
         raise StudyError(f"--hours-from {device}: allowed: measure, {', '.join(DEVICES)}")
     check_utilisation(utilisation)
     rate = DEVICES[device][study.fixed.precision] * 1e12 * utilisation
-    evaluated = evaluation_tokens(study)
+    evaluated = validation_tokens(study)
     return {
         arm: Speed(rate / model.flops_per_token, evaluated * model.flops_per_token / 3 / rate, 0.0)
         for arm, model in models.items()

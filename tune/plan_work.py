@@ -67,16 +67,34 @@ def arm_model(study: Study, arm: str, vocab_size: int) -> Model:
     """Parameters and FLOPs of an arm's model, which is built without memory (torch's `meta` device)."""
     import torch
 
+    unit, sizes = countable_unit(study, arm), study.model.sizes()
+    if study.task != "causal":
+        return _denoising_model(study.task, vocab_size, sizes, unit)
     from pagating.alpha import alpha_parameters
     from pagating.gpt2_plain import GPT2, GPT2Size, training_flops_per_token
 
-    size = GPT2Size(vocab_size=vocab_size, **study.model.sizes())
+    size = GPT2Size(vocab_size=vocab_size, **sizes)
     with torch.device("meta"):
-        model = GPT2(size, countable_unit(study, arm))
+        model = GPT2(size, unit)
     return Model(
         sum(parameter.numel() for parameter in model.parameters()),
         sum(alpha.parameter.numel() for alpha in alpha_parameters(model)),
         training_flops_per_token(model),
+    )
+
+
+def _denoising_model(task: str, vocab_size: int, sizes: dict[str, Any], unit: dict[str, Any] | None) -> Model:
+    import torch
+
+    from pagating.alpha import alpha_parameters
+    from pagating.denoising import make_model, training_flops_per_token
+
+    with torch.device("meta"):
+        model = make_model(task, vocab_size, sizes, unit)
+    return Model(
+        sum(parameter.numel() for parameter in model.parameters()),
+        sum(alpha.parameter.numel() for alpha in alpha_parameters(model)),
+        training_flops_per_token(task, vocab_size, sizes, unit),
     )
 
 
@@ -112,6 +130,12 @@ def evaluation_tokens(study: Study, windows: int | None = None) -> int:
     """Tokens of one evaluation. `windows`: how many the split has, where that is known."""
     count = study.fixed.eval_windows if windows is None else min(windows, study.fixed.eval_windows)
     return count * study.model.n_ctx
+
+
+def validation_tokens(study: Study, windows: int | None = None) -> int:
+    """Tokens of one look at the validation split: its windows, and as many padded lines where lines are trained on."""
+    lines = study.fixed.eval_windows * study.model.n_ctx if study.corpus.rows == "lines" else 0
+    return evaluation_tokens(study, windows) + lines
 
 
 # --- search ----------------------------------------------------------------------------------------------------------
@@ -206,8 +230,10 @@ def work(study: Study, models: dict[str, Model], seeds: Span, windows: dict[str,
     """
     held = windows or {}
     whole, cut = steps(study), rung(study)
-    evaluation = evaluation_tokens(study, held.get("validation"))
-    last = evaluation_tokens(study, held.get("test")) + evaluation_tokens(study)  # test split, padded lines
+    evaluation = validation_tokens(study, held.get("validation"))
+    last = evaluation_tokens(study, held.get("test"))
+    if study.corpus.rows == "packed":
+        last += evaluation_tokens(study)  # padded lines
     batch = study.fixed.batch_tokens
     least, likely, most = stopped(study)
     trials = study.search.trials_per_arm

@@ -86,6 +86,11 @@ class CorpusSection(Section):
     source: Literal["builtin", "hub", "files"] | None = Field(None, description="builtin: the King James Bible")
     hub: Hub | None = Field(None, description="a dataset of the Hugging Face hub")
     files: Files | None = Field(None, description="your own text files")
+    rows: Literal["packed", "lines"] = Field(
+        "packed",
+        description="what is trained on: windows of the whole text, or single lines, each cut or padded to n_ctx "
+        "tokens as in the published study (a blank line is all padding); the loss that decides is that of windows",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> CorpusSection:
@@ -185,6 +190,11 @@ class FixedSection(Section):
         None, ge=1, le=10**12, description="steps between evaluations; a tenth of the trial when not given"
     )
     eval_windows: int = Field(64, ge=1, le=10**9, description="windows of each evaluation, the same for every trial")
+    padding: Literal["counted", "masked"] | None = Field(
+        None,
+        description="with corpus.rows: lines, where it is `counted` unless given: whether padding is in the training "
+        "loss, as published, or left out of it",
+    )
 
     @model_validator(mode="before")
     @classmethod

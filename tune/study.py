@@ -29,7 +29,7 @@ from tune.schema import (
     Section,
     TokenizerSection,
 )
-from tune.schema_arm import Arm
+from tune.schema_arm import GLU_UNITS, Arm
 
 MOST_LR = 100.0
 STAGES = ("search", "calibrate", "confirm")
@@ -76,7 +76,12 @@ class Study(Section):
     question: str = Field(max_length=2000, description="what the study is to answer, in a sentence")
     corpus: CorpusSection = Field(CorpusSection(), description="the text")
     tokenizer: TokenizerSection = Field(TokenizerSection(), description="text to tokens")
-    model: ModelSection = Field(ModelSection(), description="sizes of the GPT-2 that all arms share")
+    task: Literal["causal", "masked", "span"] = Field(
+        "causal",
+        description="what is learned: the next token (GPT-2), hidden tokens (BERT), or hidden spans (T5, n_layer "
+        "blocks a side); the loss is nats a predicted token",
+    )
+    model: ModelSection = Field(ModelSection(), description="sizes of the model that all arms share")
     fixed: FixedSection = Field(FixedSection(), description="what is held the same for every trial")
     nuisance: dict[Literal["lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip"], Distribution] = Field(
         description="what every arm tunes so that the comparison is fair; `lr` always"
@@ -182,14 +187,42 @@ class Study(Section):
                 f"fixed.micro_batch_tokens={micro} is not a multiple of model.n_ctx={n_ctx} that divides "
                 f"fixed.batch_tokens={fixed.batch_tokens}"
             )
+        if fixed.padding and self.corpus.rows == "packed":
+            raise ValueError(f"fixed.padding={fixed.padding} goes with corpus.rows: lines; packed windows have none")
         if fixed.tokens < 2 * fixed.batch_tokens:
             raise ValueError(f"fixed.tokens={fixed.tokens} is less than two steps of batch_tokens={fixed.batch_tokens}")
+        if self.task != "causal":
+            self._check_task()
         for name, arm in self.arms.items():
-            if isinstance(arm.alpha, list) and len(arm.alpha) != self.model.n_layer:
+            if isinstance(arm.alpha, list) and len(arm.alpha) != self.mlps:
+                side = " a side" if self.task == "span" else ""
                 raise ValueError(
-                    f"arms.{name}.alpha lists {len(arm.alpha)} values; model.n_layer={self.model.n_layer} needs as many"
+                    f"arms.{name}.alpha lists {len(arm.alpha)} values; model.n_layer={self.model.n_layer}{side} needs "
+                    f"{self.mlps}"
                 )
         return self
+
+    def _check_task(self) -> None:
+        model, sizes = self.model, ModelSection.model_fields
+        own: dict[str, Any] = {
+            "model.pretrained": model.pretrained,
+            "model.activation": model.activation if model.activation != sizes["activation"].default else None,
+            "corpus.rows": "lines" if self.corpus.rows == "lines" else None,
+        }
+        if self.task == "span":
+            scale = model.initializer_range
+            own["model.initializer_range"] = scale if scale != sizes["initializer_range"].default else None
+        for key, value in own.items():
+            if value is not None:
+                raise ValueError(f"{key}={value} is not for task: {self.task}; leave it out")
+        for name, arm in self.arms.items():
+            if self.task == "span" and arm.base == "gelu":
+                raise ValueError(
+                    f"arms.{name}.base is gelu; with task: span the stock activation is ReLU: leave it out"
+                )
+            glu = "form glu" if arm.form == "glu" else f"unit {arm.unit}" if arm.unit in GLU_UNITS else None
+            if self.task == "masked" and glu:
+                raise ValueError(f"arms.{name} has {glu}, which BERT's MLP, of two modules, cannot take: leave it out")
 
     def _check_grid(self) -> None:
         for arm in self.arms:
@@ -205,6 +238,11 @@ class Study(Section):
                     f"search.trials_per_arm={self.search.trials_per_arm} is not the {points} combinations that arm "
                     f"'{arm}' has for sampler: grid"
                 )
+
+    @property
+    def mlps(self) -> int:
+        """MLPs of the model, each with an activation: one a block; T5 has n_layer blocks a side."""
+        return self.model.n_layer * (2 if self.task == "span" else 1)
 
     def runs(self, stage: str) -> bool:
         """Whether the study has a stage."""
@@ -243,7 +281,9 @@ def digest(content: Any) -> str:
 
 def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corpus: Path, test: bool) -> dict[str, Any]:
     """Arguments of `pagating.train.Trial` for one cell of a study."""
-    fixed = study.fixed.model_dump(exclude={"steps"})
+    fixed = study.fixed.model_dump(exclude={"steps", "padding"})
+    if study.corpus.rows == "lines":
+        fixed["padding"] = study.fixed.padding or "counted"
     fixed.update({name: config[name] for name in TUNABLE if name in config and name != "lr"})
     return {
         **fixed,
@@ -255,6 +295,7 @@ def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corp
         "test": test,
         "threads": study.resources.cpus,
         **({"pretrained": study.model.pretrained} if study.model.pretrained else {}),
+        **({"task": study.task} if study.task != "causal" else {}),
         "device": "cuda" if study.resources.gpus else "cpu",
     }
 

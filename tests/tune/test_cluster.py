@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from pagating import corpus
-from pagating.corpus import CorpusError, fault, read_meta, receive
+from pagating.corpus import CorpusError, fault, read_meta
+from pagating.corpus_copy import file_names, receive
 from tune import delivery, runner
 from tune.cluster import Capacity, side_by_side, slots_of
 from tune.delivery import Parcel, pack, unpack
@@ -167,7 +168,7 @@ def test_a_lost_node_counts_against_no_attempt_of_the_cell(packed, tmp_path):
 
 
 def pieces(folder):
-    return {name: [(folder / name).read_bytes()] for name in delivery.FILES}
+    return {name: [(folder / name).read_bytes()] for name in file_names(folder)}
 
 
 def test_a_corpus_is_received_once_whole_and_checked(packed, tmp_path):
