@@ -23,6 +23,7 @@ from tune.study import ADDRESS, Study, StudyError, check_address
 ROOT = Path(__file__).parents[1]
 WINGS = ("pagating", "tune", "analysis")
 SAME = ("torch", "ray", "numpy", "tokenizers")  # versions that a trial's bits, or its reaching a node, depend on
+ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # of workers: huge pages, where there are any
 LOOK_SECONDS = 1.0
 REACH_SECONDS = 15.0
 
@@ -41,7 +42,7 @@ def connected(address: str, study: Study) -> Iterator[None]:
     environment = {
         "py_modules": [str(ROOT / wing) for wing in WINGS],
         "excludes": ["**/__pycache__/**"],
-        "env_vars": {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_DISABLE_TELEMETRY": "1"},
+        "env_vars": {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_DISABLE_TELEMETRY": "1", **ALLOCATOR},
     }
     try:
         ray.init(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tune.cluster import connected
+from tune.cluster import ALLOCATOR, connected
 from tune.study import Study
 from tune.study_run import StudyStopped
 
@@ -52,6 +52,8 @@ def _start(slots: int | None, study: Study) -> None:
     import ray
 
     _private_token()
+    for name, value in ALLOCATOR.items():
+        os.environ.setdefault(name, value)
     for attempt in range(1, TRIES + 1):
         try:
             ray.init(
