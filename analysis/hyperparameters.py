@@ -1,5 +1,6 @@
 """What the search trials say of the hyperparameters: which mattered, and the loss against alpha."""
 
+import re
 import warnings
 from typing import Any
 
@@ -33,7 +34,9 @@ def searched(study: Study, arm: str) -> dict[str, dict[str, Any]]:
     alpha = (study.settings.get("arms") or {}).get(arm) or {}
     alpha = alpha.get("alpha") if isinstance(alpha, dict) else None
     if isinstance(alpha, dict) and alpha.get("search"):
-        found["alpha"] = alpha["search"]
+        layers = [name for name in study.trials.columns if re.fullmatch(r"alpha_\d+", str(name))]
+        names = layers if alpha["search"].get("per") == "layer" else ["alpha"]
+        found |= dict.fromkeys(names, alpha["search"])
     trained = (alpha.get("learnable") or alpha.get("token")) if isinstance(alpha, dict) else None
     if isinstance(trained, dict) and isinstance(trained.get("lr_multiplier"), dict):
         found["alpha_lr_multiplier"] = trained["lr_multiplier"]

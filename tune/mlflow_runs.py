@@ -18,6 +18,7 @@ from analysis.safe_text import markdown, one_line
 from tune import ledger as ledgers
 from tune.ledger import Record
 from tune.provenance import git_commit
+from tune.schema_arm import AlphaSection
 from tune.study import Study
 
 STATUS = {"completed": "FINISHED", "stopped_early": "KILLED", "infeasible": "FAILED", "failed": "FAILED"}
@@ -66,6 +67,8 @@ def numeric_alpha(study: Study, arm: str, config: dict[str, float]) -> float:
     alpha = study.arms[arm].alpha
     if "alpha" in config:
         return config["alpha"]
+    if isinstance(alpha, AlphaSection) and alpha.search:  # one a layer
+        alpha = alpha.spec(config)
     if isinstance(alpha, list):
         return sum(alpha) / len(alpha)
     if isinstance(alpha, int | float):

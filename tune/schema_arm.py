@@ -76,10 +76,23 @@ class TokenAlpha(Section):
         return self
 
 
+class AlphaSearch(Distribution):
+    """Where the arm's own search looks for alpha: exactly one of the three distributions."""
+
+    per: Literal["model", "layer"] = Field(
+        "model", description="layer: a hyperparameter a layer, alpha_0, alpha_1, ..., each from the same distribution"
+    )
+
+    def named(self, mlps: int) -> dict[str, Distribution]:
+        """The hyperparameters of a model with so many MLPs."""
+        names = ["alpha"] if self.per == "model" else [f"alpha_{layer}" for layer in range(mlps)]
+        return dict.fromkeys(names, self)
+
+
 class AlphaSection(Section):
     """An alpha that is not a plain number: exactly one of the four."""
 
-    search: Distribution | None = Field(None, description="a hyperparameter of the arm's own search")
+    search: AlphaSearch | None = Field(None, description="a hyperparameter of the arm's own search, or one a layer")
     learnable: Learnable | None = Field(None, description="a parameter of the model, trained with it")
     schedule: AlphaSchedule | None = Field(None, description="moved from one value to another over the training")
     token: TokenAlpha | None = Field(None, description="computed from each token's own features")
@@ -101,8 +114,10 @@ class AlphaSection(Section):
 
     def spec(self, config: dict[str, float]) -> Any:
         """What `pagating.alpha.parse` takes, for one configuration."""
-        if self.search:
+        if self.search and self.search.per == "model":
             return config["alpha"]
+        if self.search:
+            return [config[name] for name in self.search.named(len(config)) if name in config]
         if self.schedule:
             start, end = self.schedule.ends
             return {"schedule": {"kind": self.schedule.kind, "from": start, "to": end}}
@@ -171,7 +186,7 @@ class Arm(Section):
                 raise ValueError(f"alpha={value} is outside [0, 2]")
         for name, where in self.searched().items():
             low, high = min(where.values), max(where.values)
-            if (low < 0 or high > 2) if name == "alpha" else low <= 0:
+            if low <= 0 if name == "alpha_lr_multiplier" else (low < 0 or high > 2):
                 raise ValueError(f"{name} is searched in {where.values}; allowed: alpha in [0, 2], others above 0")
         if self.baseline and self.floor:
             raise ValueError("an arm cannot be both baseline and floor")
@@ -181,6 +196,8 @@ class Arm(Section):
         settled = [key for key in ("gate", "base", "form") if key in self.changed()]
         if settled:
             raise ValueError(f"unit: {unit} settles {', '.join(settled)}; give one or the other")
+        if isinstance(self.alpha, AlphaSection) and self.alpha.search and self.alpha.search.per == "layer":
+            raise ValueError(f"unit: {unit} has one alpha for all layers; search.per: layer is for a gate")
         if self.alpha is not None and unit not in WITH_ALPHA:
             raise ValueError(f"unit: {unit} has no alpha; those that have: {', '.join(WITH_ALPHA)}")
 
@@ -195,12 +212,12 @@ class Arm(Section):
             return self.alpha.learnable is not None or self.alpha.token is not None
         return self.alpha is None and self.unit in LEARNS_ALPHA
 
-    def searched(self) -> dict[str, Distribution]:
-        """The scientific hyperparameters that this arm searches, by name."""
+    def searched(self, mlps: int = 1) -> dict[str, Distribution]:
+        """The scientific hyperparameters that this arm searches in a model of so many MLPs, by name."""
         if not isinstance(self.alpha, AlphaSection):
             return {}
         if self.alpha.search:
-            return {"alpha": self.alpha.search}
+            return self.alpha.search.named(mlps)
         trained = self.alpha.learnable or self.alpha.token
         multiplier = trained.lr_multiplier if trained else None
         return {"alpha_lr_multiplier": multiplier} if isinstance(multiplier, Distribution) else {}

@@ -125,6 +125,11 @@ class Study(Section):
     @field_validator("storage")
     @classmethod
     def _storage(cls, given: str | None) -> str | None:
+        if given is not None and "://" in given:
+            raise ValueError(
+                f"storage '{redact(given)}' is a URL; tokens cannot be mapped there, nor a checkpoint replaced in one "
+                "step: give a mounted folder that every node sees, or none, and the tokens travel with the study"
+            )
         if given is not None and not Path(given).is_absolute():
             raise ValueError(
                 f"storage '{given}' is no absolute path; allowed: a folder that every node sees, such as /mnt/shared"
@@ -259,7 +264,7 @@ class Study(Section):
 
     def space(self, arm: str) -> dict[str, Distribution]:
         """What an arm's search tunes: the nuisance hyperparameters of every arm, then the arm's own."""
-        return {**{str(name): where for name, where in self.nuisance.items()}, **self.arms[arm].searched()}
+        return {**{str(name): where for name, where in self.nuisance.items()}, **self.arms[arm].searched(self.mlps)}
 
     def digest(self, *without: str) -> str:
         """Identity of the study: 12 hexadecimal digits of its resolved content, leaving out dotted keys."""

@@ -9,8 +9,10 @@ from pagating.alpha import parse as parse_alpha
 from pagating.competitors import COMPETITORS
 from pagating.gpt2_plain import GPT2, GPT2Size
 from pagating.units import PaGLU, ProjectedGLU, SplitGLU
-from tune import plan_probe, plan_space, plan_work
+from tune import ledger, plan_probe, plan_space, plan_work
+from tune.mlflow_runs import numeric_alpha
 from tune.schema_arm import LEARNS_ALPHA, UNITS, WITH_ALPHA
+from tune.stages import Stages
 from tune.study import StudyError, dump, parse, trial_spec
 
 torch.set_num_threads(1)
@@ -64,6 +66,61 @@ def test_a_units_alpha_may_be_given_or_searched_where_it_has_one():
     searched = study_of("{unit: leaky_relu, alpha: {search: {uniform: [0.5, 1.0]}}}")
     assert list(searched.space("mine")) == ["lr", "alpha"]
     assert searched.arms["mine"].arguments({"alpha": 0.75}) == {"unit": "leaky_relu", "alpha": 0.75}
+
+
+def test_one_alpha_a_layer_is_searched_as_so_many_hyperparameters():
+    each = study_of("{gate: sigmoid, alpha: {search: {per: layer, uniform: [0.0, 1.5]}}}")
+    assert list(each.space("mine")) == ["lr", "alpha_0", "alpha_1"]
+    assert each.space("mine")["alpha_1"].uniform == [0.0, 1.5]
+    config = {"lr": 1e-3, "alpha_1": 0.75, "alpha_0": 0.25}
+    assert trial_spec(each, "mine", config, 1, Path("c"), test=False)["unit"]["alpha"] == [0.25, 0.75]
+    assert numeric_alpha(each, "mine", config) == 0.5
+    assert parse(dump(each), Path("x.yaml")) == each
+    assert plan_work.example(each, "mine").keys() == {"lr", "alpha_0", "alpha_1"}
+    twelve = {"lr": 1e-3, **{f"alpha_{layer}": layer / 10 for layer in range(12)}}
+    assert each.arms["mine"].arguments(twelve)["alpha"] == [layer / 10 for layer in range(12)]
+
+
+def test_the_sampler_proposes_each_layers_alpha_and_the_tables_have_them_by_layer():
+    each = study_of("{gate: sigmoid, alpha: {search: {per: layer, uniform: [0.0, 1.5]}}}")
+    stages = Stages(each, lambda event, **fields: None, {})
+    events, configs = [], []
+    for _ in range(6):
+        cell = stages.next_cell()
+        shown = {name: getattr(cell, name) for name in ("stage", "arm", "index", "seed", "config", "config_key")}
+        events += [{"event": "suggested", "time": 0.0, "cell": cell.key, **shown}]
+        events += [
+            {"event": "ended", "time": 1.0, "cell": cell.key, "outcome": "completed", "final": {}, "reason": None}
+        ]
+        configs += [cell.config] if cell.arm == "mine" else []
+        stages.complete(cell, "completed", 3.0, 10)
+    assert all(set(config) == {"lr", "alpha_0", "alpha_1"} for config in configs)
+    drawn = [config[name] for config in configs for name in ("alpha_0", "alpha_1")]
+    assert len(set(drawn)) == len(drawn) >= 4
+    assert all(0 <= value <= 1.5 for value in drawn)
+    trials, _ = ledger.tables("x", events)
+    mine = trials[trials["arm"] == "mine"]
+    assert mine["alpha_layer_1"].tolist() == mine["alpha_1"].tolist() == [config["alpha_1"] for config in configs]
+    assert trials[trials["arm"] == "gelu"]["alpha_layer_1"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        (
+            "{gate: sigmoid, alpha: {search: {per: layer, uniform: [0.0, 2.5]}}}",
+            r"alpha_0 is searched in \[0\.0, 2\.5\]",
+        ),
+        ("{gate: sigmoid, alpha: {search: {per: block, uniform: [0.0, 1.0]}}}", r"per"),
+        (
+            "{unit: swish, alpha: {search: {per: layer, uniform: [0.5, 1.0]}}}",
+            r"unit: swish has one alpha for all layers",
+        ),
+    ],
+)
+def test_a_search_by_layer_that_cannot_be_is_refused(arm, message):
+    with pytest.raises(StudyError, match=message):
+        study_of(arm)
 
 
 @pytest.mark.parametrize(("form", "kind"), [("pointwise", PaGLU), ("glu", SplitGLU), ("projected", ProjectedGLU)])

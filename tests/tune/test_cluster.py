@@ -67,6 +67,9 @@ def test_storage_is_an_absolute_path_and_gpus_a_share_or_whole():
     assert study(storage="/mnt/shared").storage == "/mnt/shared"
     with pytest.raises(StudyError, match=r"storage 'shared' is no absolute path"):
         study(storage="shared")
+    for url in ("s3://bucket/pagating", "file:///mnt/shared"):
+        with pytest.raises(StudyError, match=rf"storage '{url}' is a URL; tokens cannot be mapped there"):
+            study(storage=url)
     assert study(resources={"gpus": 0.25}).resources.gpus == 0.25
     with pytest.raises(StudyError, match=r"gpus=1.5: a trial takes a share of one GPU"):
         study(resources={"gpus": 1.5})
