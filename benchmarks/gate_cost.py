@@ -1,6 +1,6 @@
 """What a gate costs: time and kept bytes of the pointwise unit against GELU, forward and backward.
 
-    python benchmarks/gate_cost.py [--json FILE] [--compile] [--device cpu] [--threads 1]
+    python benchmarks/gate_cost.py [--output DIR] [--compile] [--device cpu] [--threads 1]
 
 One run, all variants interleaved, so that a busy machine slows them alike; medians over rounds, with the quartiles
 as spread, and as a ratio to `torch.nn.functional.gelu(approximate="tanh")` in the same round. Kept bytes are those of
@@ -8,7 +8,6 @@ the distinct tensors that autograd holds for the backward pass, per element of t
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -17,8 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import performance
 import torch
 import torch.nn.functional as F
+from common import machine
 from torch import Tensor
 
 from pagating.units import pointwise
@@ -149,18 +150,19 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure every shape and dtype, print the table, and write the rows as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--output", type=Path, help="folder of performance.md and .json, to be kept there")
     parser.add_argument("--compile", action="store_true", help="also the unit under torch.compile (a C++ compiler)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0, help="time for each shape and dtype")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    where = machine()
     rows = [row for dtype in DTYPES for shape in SHAPES for row in measure(shape, dtype, options)]
     print(f"torch {torch.__version__}, {options.device}, {options.threads} thread(s); ratio: to {REFERENCE}\n")
     print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+    if options.output:
+        performance.keep(options.output, "gates", {"machine": where, "rows": rows})
     return 0
 
 

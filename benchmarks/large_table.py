@@ -1,10 +1,9 @@
 """How long a large table takes: a study of 100,000 trials loaded, tested and reported, in a process of its own.
 
-python benchmarks/large_table.py [--trials 100000] [--json FILE]
+python benchmarks/large_table.py [--trials 100000] [--output DIR]
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import performance
 import yaml
 from common import machine
 
@@ -63,10 +63,10 @@ def write_study(folder: Path, trials: int) -> int:
 
 
 def main() -> None:
-    """Measure and print; `--json` writes the figures."""
+    """Measure and print; `--output` keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100_000)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--output", type=Path, help="folder of performance.md and .json, to be kept there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found: dict[str, Any] = {"machine": machine(), "trials": write_study(Path(scratch), options.trials)}
@@ -83,8 +83,8 @@ def main() -> None:
         }
     for name, value in found.items():
         print(f"{name}: {value}")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    if options.output:
+        performance.keep(options.output, "table", found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a pack of trials gains over the same trials in turn, by device and number of trials.
 
-    python benchmarks/packed_speed.py [--quick] [--device auto|cpu|cuda] [--precision float32] [--json FILE]
+    python benchmarks/packed_speed.py [--quick] [--device auto|cpu|cuda] [--precision float32] [--output DIR]
 
 GPT-2 of 4 layers x 128, windows of 128 tokens, vocabulary 4,096, 1,024 tokens a step and trial; paGLU, each trial with
 another alpha. Packed and in turn run interleaved; the ratio is taken round by round: tokens a second of all trials of a
@@ -10,16 +10,15 @@ pack over those of one trial at a time. `--compile` compiles both.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import performance
 import torch
-from common import Spread, interleave, machine, ratios, spread
+from common import interleave, machine, ratios, spread
 from variants import Variant, engine, make_trial
 
 from pagating.device import resolve_device
@@ -74,23 +73,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--output", type=Path, help="folder of performance.md and .json, to be kept there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     counts = [2] if options.quick else [2, 4, 8, 16, 32] if resolve_device(options.device).type == "cuda" else [2, 4, 8]
     print("| trials | device | tokens/s in turn | tokens/s packed | ratio |\n| --- | --- | --- | --- | --- |")
+    where = machine()
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure(Path(scratch), counts, 3 if options.quick else 30, options)
-    if options.json:
-        found = {"machine": machine(), "rows": rows}
-        options.json.write_text(json.dumps(found, indent=1, default=_plain) + "\n")
+    if options.output:
+        performance.keep(options.output, "packed", {"machine": where, "rows": rows})
     return 0
-
-
-def _plain(value: Any) -> dict[str, float]:
-    if isinstance(value, Spread):
-        return dataclasses.asdict(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 if __name__ == "__main__":

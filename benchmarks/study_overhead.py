@@ -1,12 +1,11 @@
 """What a study costs beside its training: slots left idle, tracking, start. Every trial is simulated by sleeping.
 
-python benchmarks/study_overhead.py [--quick] [--json FILE]
+python benchmarks/study_overhead.py [--quick] [--output DIR]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import subprocess
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import performance
 import yaml
 from common import machine, spread
 from ray import tune as ray_tune
@@ -176,10 +176,10 @@ def help_seconds() -> list[float]:
 
 
 def main() -> None:
-    """Measure and print; `--json` writes the figures."""
+    """Measure and print; `--output` keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="trials of 3 seconds, not 15")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--output", type=Path, help="folder of performance.md and .json, to be kept there")
     options = parser.parse_args()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     seconds = 3.0 if options.quick else 15.0
@@ -201,8 +201,8 @@ def main() -> None:
             note(f"occupancy_{slots}_slots", occupancy(slots, seconds, folder))
         note("tracking_sqlite", tracking(f"sqlite:///{folder / 'tracking.db'}", folder, 100, 50))
         note("tracking_dead_server", tracking("http://127.0.0.1:9", folder, 10, 50))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    if options.output:
+        performance.keep(options.output, "study", found)
 
 
 if __name__ == "__main__":

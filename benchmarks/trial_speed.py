@@ -4,7 +4,7 @@
 
 One core. The variants of a table run interleaved, so that a busy machine slows them alike; a ratio is taken round by
 round, and shown as median (quartiles). The Trainer needs `accelerate` (the extra `bench`); without it the tables
-start from the plain loop. Without --quick, `performance.md` and `performance.json` are written to DIR (docs).
+start from the plain loop. Without --quick, the figures go to `performance.md` and `performance.json` of DIR (docs).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import performance
 import torch
 import trial_ideas
 import trial_precision
@@ -81,7 +82,7 @@ def speed(folder: Path, seconds: float, shapes: list[dict[str, Any]], compiled: 
             rate = spread([1 / t for t in times[name]])
             row = {**shape, "variant": name, "tokens_per_second": rate, "reference": reference}
             result.append({**row, "ratio": ratios(times, reference)[name], "of_gemm": spread(of_ceiling)})
-            print(_line(row | result[-1]), flush=True)
+            print(performance.step(performance.plain(result[-1])), flush=True)
     return result
 
 
@@ -164,76 +165,6 @@ def start_seconds(module: str, rounds: int = 3) -> list[float]:
     return result
 
 
-# --- output ----------------------------------------------------------------------------------------------------------
-
-
-def _shape(row: dict[str, Any]) -> str:
-    return f"d_model {row['d_model']}, T {row['n_ctx']}, V {row['vocab_size']:,}, {row['precision']}"
-
-
-def _line(row: dict[str, Any]) -> str:
-    rate = f"{row['tokens_per_second'].median:,.0f}"
-    return f"| {_shape(row)} | {row['variant']} | {rate} | {row['ratio']} | {row['of_gemm']} |"
-
-
-def document(found: dict[str, Any]) -> str:
-    """`performance.md`: every table of a run, and on what it was measured."""
-    where = found["machine"]
-    lines = [
-        "# Performance",
-        "",
-        f"Written by `python benchmarks/trial_speed.py` on {where['date']}: {where['processor']}, {where['cores']} "
-        f"cores (one used), {where['instructions']}, torch {where['torch']}, Python {where['python']}; load average at "
-        f"the start {where['load']}. A ratio is the median (quartiles) over interleaved rounds of one run; above 1 is "
-        "faster.",
-        "",
-        "## A training step",
-        "",
-        "4 layers, 1,024 tokens a step. The ratio is to the first variant of a shape; the last column is the share of "
-        "what square matrix products reach in that precision, measured in the same rounds.",
-        "",
-        "| shape | variant | tokens/s | ratio | of GEMM |",
-        "| --- | --- | --- | --- | --- |",
-        *[_line(row) for row in found["speed"]],
-        "",
-        "## Arms against GELU",
-        "",
-        "| arm | path | speed over GELU's |",
-        "| --- | --- | --- |",
-        *[f"| {row['arm']} | {_PATH[row['path']]} | {row['ratio']} |" for row in found["arms"]],
-        "",
-        "## What was tried",
-        "",
-        "The engine with one thing changed, uncompiled unless it says so; the largest median is what would pay most.",
-        "",
-        "| shape | idea | speed over the engine's |",
-        "| --- | --- | --- |",
-        *[f"| {_shape(row)} | {row['idea']} | {row['ratio']} |" for row in found["ideas"]],
-        "",
-        "## Precisions",
-        "",
-        "Last loss of a tiny model on the built-in text, paired by seed: what bfloat16 changes, as a 95% "
-        "interval, against what a seed changes.",
-        "",
-        "| | float32 | bfloat16 | bfloat16 - float32 | standard deviation over seeds | seeds x steps |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *[trial_precision.line(row) for row in found["precision"]],
-        "",
-        "## Memory and start",
-        "",
-        *[
-            f"- {name}: {', '.join(f'{k} {v:,.0f} MiB' for k, v in row.items())}"
-            for name, row in found["memory"].items()
-        ],
-        *[f"- torch.compile, {name} cache: {seconds:.1f} s" for name, seconds in found["compile"].items()],
-        *[f"- import {name}: {times} s" for name, times in found["start"].items()],
-    ]
-    return "\n".join(lines) + "\n"
-
-
-_PATH = {"never": "uncompiled", "always": "compiled"}
-
-
 def measure(folder: Path, quick: bool) -> dict[str, Any]:
     """Every table; quick: the first shape, two arms, nothing compiled."""
     found: dict[str, Any] = {"machine": machine()}
@@ -241,7 +172,7 @@ def measure(folder: Path, quick: bool) -> dict[str, Any]:
     found["arms"] = arms(folder, 5, ["gelu", "paGLU, learnable"], "never") if quick else []
     found["ideas"], found["memory"], found["compile"] = [], {}, {}
     found["precision"] = trial_precision.agreement(
-        folder, 2 if quick else 6, {name: ARMS[name] for name in ("gelu", "linear floor")}
+        folder, 2 if quick else 6, 20 if quick else 100, {name: ARMS[name] for name in ("gelu", "linear floor")}
     )
     if not quick:
         found["compile"] = cold_and_warm(folder)
@@ -276,13 +207,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(memory_probe(Path(scratch), options.probe)))
             return 0
         found = measure(Path(scratch), options.quick)
-    print("\n" + document(found))
-    numbers = json.dumps(found, indent=1, default=dataclasses.asdict) + "\n"
+    numbers = performance.plain(found)
+    print("\n" + performance.page({"trial": numbers}))
     if options.json:
-        options.json.write_text(numbers)
+        options.json.write_text(json.dumps(numbers, indent=1) + "\n")
     if not options.quick:
-        (options.output / "performance.md").write_text(document(found))
-        (options.output / "performance.json").write_text(numbers)
+        performance.keep(options.output, "trial", numbers)
     return 0
 
 
