@@ -31,6 +31,11 @@ Hidden = Callable[[Any, Tensor], Tensor]
 Loss = Callable[[Any, Batch], Tensor]
 
 
+def never(loss: Loss) -> bool:
+    """False: whether a loss runs compiled code, of a task that compiles none."""
+    return False
+
+
 @dataclass(frozen=True)
 class Task:
     """What the loop asks of a task.
@@ -49,7 +54,7 @@ class Task:
     evaluate: Callable[[Any, Any, int, str], float]
     flops: Callable[[Trial, Any], int]
     check: Callable[[Trial], Any]
-    compiled: Callable[[Loss], bool] = lambda loss: False
+    compiled: Callable[[Loss], bool] = never
 
 
 def task_of(trial: Trial) -> Task:
