@@ -61,7 +61,7 @@ def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str,
         foreach()
     variants = {
         "as it is": engine(trial),
-        "logits whole, F.cross_entropy": engine(trial, lambda: mock.patch("pagating.train.linear_nll", whole)),
+        "logits whole, F.cross_entropy": engine(trial, lambda: mock.patch("pagating.tasks.linear_nll", whole)),
         "logits in chunks a quarter as large": engine(trial, chunk(engine_loss.CHUNK // 4)),
         "logits in chunks four times as large": engine(trial, chunk(engine_loss.CHUNK * 4)),
         "attention as three products": engine(trial, lambda: attend_math),

@@ -124,7 +124,7 @@ def memory_probe(folder: Path, kind: str) -> dict[str, float]:
     list(train(make_trial(folder, {**BASE, "vocab_size": 512}, tokens=1024 * 2)))  # what torch itself loads and keeps
     trial = make_trial(folder, {**BASE, "vocab_size": 50257}, tokens=1024 * 2)
     before = resident_mb()
-    with mock.patch("pagating.train.linear_nll", trial_ideas.whole) if kind == "whole" else nullcontext():
+    with mock.patch("pagating.tasks.linear_nll", trial_ideas.whole) if kind == "whole" else nullcontext():
         *_, row = train(trial)
     held = row["final"]["parameters"] * 16 / (1 << 20)  # weights, gradients and two moments in float32
     return {"model and optimiser": held, "peak of a step": row["final"]["peak_rss_mb"] - before}

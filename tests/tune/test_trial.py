@@ -141,7 +141,7 @@ def test_what_a_machine_lacks_is_told_apart_from_a_fault(spec, monkeypatch, erro
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("pagating.train.linear_nll", fail)
+    monkeypatch.setattr("pagating.tasks.linear_nll", fail)
     (result,) = results(CellTrainable({"cell": "a", "trial": spec}))
     assert result["outcome"] == outcome
     with pytest.raises(ValueError, match=reason):
@@ -161,7 +161,7 @@ def test_a_cell_whose_machine_failed_leaves_its_checkpoints_for_the_next_try(spe
         raise FileNotFoundError(2, "No such file or directory", "train.bin")
 
     with monkeypatch.context() as broken:
-        broken.setattr("pagating.train.linear_nll", fail)
+        broken.setattr("pagating.tasks.linear_nll", fail)
         second = CellTrainable(config)
         assert second.train()["outcome"] == "failed"
     if then == "the next cell":
@@ -180,7 +180,7 @@ def test_torchs_own_words_for_no_memory_are_understood(spec):
 
 
 def test_an_error_of_the_program_is_not_swallowed(spec, monkeypatch):
-    monkeypatch.setattr("pagating.train.linear_nll", lambda *a: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr("pagating.tasks.linear_nll", lambda *a: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         CellTrainable({"cell": "a", "trial": spec}).train()
 
