@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +67,8 @@ def status(study: Name, output: Output = Path("studies")) -> None:
     from tune.study import load
 
     folder = study_folder(study, output)
-    Console(highlight=False).print(look(load(folder / "study.yaml"), folder))
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a pipe breaks no path in two
+    Console(highlight=False, width=width).print(look(load(folder / "study.yaml"), folder))
 
 
 def trial(

@@ -162,7 +162,7 @@ def _locked(path: Path) -> int:
             if time.monotonic() < patience:
                 time.sleep(0.02)
                 continue
-            raise LedgerError(f"{path.parent}: another sweep is running this study: {_holder(path)}") from error
+            raise LedgerError(f"{path.parent}: another sweep is running this study: {holder(path)}") from error
         except OSError:
             os.close(descriptor)
             raise
@@ -171,7 +171,8 @@ def _locked(path: Path) -> int:
         os.close(descriptor)  # a repair put another file in its place before it was locked
 
 
-def _holder(path: Path) -> str:
+def holder(path: Path) -> str:
+    """The process that has the ledger locked, or had it last, as it said itself."""
     try:
         return path.with_name("ledger.lock").read_text(encoding="utf-8").strip()
     except FileNotFoundError:  # the other one has only just begun

@@ -191,12 +191,14 @@ def libraries_to(log: Path) -> Iterator[tuple[Any, Any]]:
         yield own[0], own[1]
     finally:
         for stream in (*standard, *own):
-            stream.flush()
+            with suppress(OSError):  # a terminal that is gone takes nothing more
+                stream.flush()
         for number, copy in zip((1, 2), copies, strict=True):
             os.dup2(copy, number)
             os.close(copy)
         for stream in own:
-            stream.close()
+            with suppress(OSError):
+                stream.close()
         if log.exists() and not log.stat().st_size:
             log.unlink()
 

@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from analysis.safe_text import one_line
 from tune import heartbeat, ledger
 from tune.plan_work import STAGES
 from tune.standing import Standing
@@ -52,16 +53,17 @@ class View:
         room = None
         if self.fit:
             wrapped = sum(len(text.wrap(console, width)) for text in [*above, *texts])
-            room = (
-                console.size.height - 1 - wrapped - (2 + cells.row_count) - 3
-            )  # heads with their rules, and the blank line
+            heads = 2 + 2 + 1  # of both tables with their rules, and the blank line between them
+            room = console.size.height - 1 - wrapped - heads - cells.row_count
         yield Group(*above, cells, "", *arms(self.standing, width, room), *texts)
 
 
 def look(study: Study, folder: Path, now: float | None = None) -> View:
     """A study as its folder shows it, while it runs or at any other time; nothing is locked or written."""
     path = folder / "ledger.jsonl"
-    beat, held = heartbeat.read(folder), ledger.is_held(path)
+    beat, held, driver = heartbeat.read(folder), ledger.is_held(path), ledger.holder(path)
+    if held and beat and beat.driver != driver:
+        beat = None  # of a driver that was killed; the one that runs now has not said anything yet
     standing = Standing(study, ledger.read(path))
     now = time.time() if now is None else now
     standing.only(beat.running if beat and held else ())
@@ -70,7 +72,7 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
     age = duration(max(0.0, now - last))
     over = standing.finished or _concluded_after(folder, standing.last)
     if held:
-        view.note = f"It runs: {beat.driver if beat else 'a process that is starting'}; last sign of life {age} ago."
+        view.note = f"It runs: {one_line(driver)}; last sign of life {age} ago."
     elif over:
         view.note = f"It has ended, {age} ago. The report: {folder / 'report.html'}"
     else:
@@ -85,7 +87,7 @@ def _concluded_after(folder: Path, last: float | None) -> bool:
 
 
 def _title(standing: Standing) -> Text:
-    return Text.assemble((standing.study.name, "bold"), ": ", " ".join(standing.study.question.split()))
+    return Text.assemble((standing.study.name, "bold"), ": ", one_line(standing.study.question))
 
 
 def stages(standing: Standing, width: int) -> Table:

@@ -1,11 +1,15 @@
 """How `pagating sweep` ends, on a run that needs no Ray."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from tune import cli_sweep, runner
+import pytest
+
+from tune import cli, cli_sweep, runner
 from tune.screen import Screen
 from tune.study import load
+from tune.study_run import StudyStopped
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 
@@ -27,3 +31,16 @@ def test_a_hopeless_study_says_why_in_one_line_without_a_password(monkeypatch, c
 def test_a_warning_is_one_line_without_a_password(capsys):
     Screen().warn("cannot write\nhttp://me:s3cret@host")
     assert capsys.readouterr().err == "Warning: cannot write http://***@host\n"
+
+
+def test_what_the_machine_refuses_ends_the_command_with_one_line(monkeypatch, capsys, tmp_path):
+    def stopped(*args, **kwargs):
+        raise StudyStopped("Ray did not start.\nIt said: \x1b[31m http://me:s3cret@host")
+
+    monkeypatch.setattr(runner, "sweep", stopped)
+    words = ["pagating", "sweep", str(SMOKE), "--output", str(tmp_path), "--tracking", "none"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "pagating: Ray did not start. It said: \\x1b[31m http://***@host\n"

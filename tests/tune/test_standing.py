@@ -2,6 +2,8 @@
 
 import fcntl
 import io
+import os
+import socket
 import threading
 from pathlib import Path
 
@@ -306,6 +308,7 @@ def test_status_tells_a_study_that_runs_from_one_that_was_left(tmp_path):
     ledger = written(tmp_path / "x", searching())
     folder, plan = tmp_path / "x", study()
     assert is_held(folder / "ledger.jsonl")
+    (folder / "ledger.lock").write_text("process 7 on there\n")
     beat = '{"time": %r, "driver": "process 7 on there", "slots": 3, "running": ["search/floor/2/1"]}'
     (folder / "heartbeat.json").write_text(beat % (ledger.events[-1]["time"] + 60))
     view = look(plan, folder, now=ledger.events[-1]["time"] + 63)
@@ -326,7 +329,17 @@ def test_a_damaged_heartbeat_is_none(tmp_path, beat):
     ledger = written(tmp_path / "x", searching())
     (tmp_path / "x" / "heartbeat.json").write_text(beat)
     view = look(study(), tmp_path / "x", now=ledger.events[-1]["time"])
-    assert view.note == "It runs: a process that is starting; last sign of life 0 s ago."
+    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last sign of life 0 s ago."
+    ledger.close()
+
+
+def test_the_heartbeat_of_a_killed_driver_is_not_that_of_the_next(tmp_path):
+    ledger = written(tmp_path / "x", searching())
+    beat = '{"time": 1.0, "driver": "process 7 on there", "slots": 3, "running": ["search/floor/2/1"]}'
+    (tmp_path / "x" / "heartbeat.json").write_text(beat)
+    view = look(study(), tmp_path / "x", now=ledger.events[-1]["time"] + 4)
+    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last sign of life 4 s ago."
+    assert (view.standing.running, view.slots) == (0, 0)
     ledger.close()
 
 
@@ -337,3 +350,17 @@ def test_a_look_does_not_keep_a_sweep_out(tmp_path):
         fcntl.flock(looking, fcntl.LOCK_SH)
         threading.Timer(0.05, fcntl.flock, [looking, fcntl.LOCK_UN]).start()
         Ledger(path).close()
+
+
+def test_status_in_a_pipe_breaks_no_path_in_two(tmp_path, monkeypatch, capsys):
+    from tune import cli_studies
+
+    folder = tmp_path / ("a-long-name-" * 5) / "x"
+    folder.parent.mkdir()
+    written(folder, searching()).close()
+    for columns, whole in ((None, True), ("60", False)):
+        monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS", raising=False)
+        cli_studies.status(str(folder))
+        out = capsys.readouterr().out
+        assert (f"Log:     {folder / 'logs'}" in out.splitlines()) is whole
+        assert "search" in out
