@@ -262,6 +262,7 @@ def _wish(run: StudyRun, slots: int | None, stage: str) -> None:
 def _delivered(trainable: Any, run: StudyRun) -> Any:
     """The trainable with what its nodes lack, where it takes it: a simulated one needs nothing."""
     from ray import tune as ray_tune
+
     from tune.delivery import pack
 
     if "parcel" not in inspect.signature(trainable.setup).parameters:
