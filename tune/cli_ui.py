@@ -35,7 +35,7 @@ def ui(
         raise StudyError(f"{uri}: nothing was logged here yet; run a sweep first")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     shown = f"[{host}]" if ":" in host else host
-    page = f"http://{shown}:{port}/#/experiments?workflowType=machine_learning"  # else it opens on pages for agents
+    page = f"http://{shown}:{port}/"
     typer.echo(f"MLflow UI: {page} (Ctrl-C ends it)")
     if open_to_others:
         typer.echo(
@@ -45,8 +45,8 @@ def ui(
             err=True,
         )
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not an argument: a list of processes would show its password
-    server = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, server)
+    server = [sys.executable, "-m", "mlflow", "ui", "--app-name", "pagating-study", "--workers", "1"]
+    os.execv(sys.executable, [*server, "--host", host, "--port", str(port)])
 
 
 def ui_command(uri: str) -> str:

@@ -6,6 +6,7 @@ writing twice, or again after a lost answer, changes nothing.
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -16,7 +17,8 @@ from typing import Any
 
 from analysis.safe_text import markdown, one_line
 from tune import ledger as ledgers
-from tune.ledger import Record
+from tune.ledger import Cell, Record
+from tune.mlflow_views import COLOUR, arm_colour, note, view_tags
 from tune.provenance import git_commit
 from tune.schema_arm import AlphaSection
 from tune.study import Study
@@ -24,6 +26,7 @@ from tune.study import Study
 STATUS = {"completed": "FINISHED", "stopped_early": "KILLED", "infeasible": "FAILED", "failed": "FAILED"}
 METRICS = {"val_nll": "val/nll", "train_nll": "train/nll", "lr": "lr", "grad_norm": "grad_norm"}
 METRICS |= {"padded_nll": "val/padded_nll"}  # of those rows that have it
+NOTE = "mlflow.note.content"  # the description of a run, or of an experiment
 ROOM = 900  # metrics of one request; the server takes at most 1,000
 HTTP = {  # the library's own patience, 4 minutes a call, would hide that a server is away
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -130,6 +133,11 @@ class Runs:
             )
         else:
             self._experiment = experiment.experiment_id
+        there = client.get_experiment(self._experiment).tags
+        shown = {**view_tags(self.study), NOTE: note(self.study, self._experiment, None)}
+        for name, value in shown.items():
+            if name not in there:  # who saved a view over ours, or described the study, keeps theirs
+                client.set_experiment_tag(self._experiment, name, value)
         self.parent_id = self._parent(client)
         self.known = {}
         children = self._search(client, f"tags.`mlflow.parentRunId` = '{self.parent_id}'")
@@ -143,6 +151,8 @@ class Runs:
         self._client = client
 
     def _parent(self, client: Any) -> str:
+        from mlflow.entities import Param
+
         identity = str(self.folder.resolve())
         found = self._search(client, f"tags.study_folder = '{_quoted(identity)}' and tags.stage = 'study'")
         if found:
@@ -155,12 +165,16 @@ class Runs:
             "stage": "study",
             "study_folder": identity,
             "corpus": self.digest,
-            "mlflow.note.content": f"**{markdown(self.study.question)}**\n\nThe study is running: no verdict yet.",
+            NOTE: note(self.study, self._experiment, None),
+            COLOUR: "#8a8a8f",
             **_source_tags(),
         }
         created = client.create_run(self._experiment, run_name=f"study {self.study.name}", tags=tags)
-        client.log_text(created.info.run_id, (self.folder / "study.yaml").read_text(encoding="utf-8"), "study.yaml")
-        return created.info.run_id
+        parent = created.info.run_id
+        client.log_inputs(parent, [self._dataset()])
+        client.log_batch(parent, params=[Param(key, str(value)) for key, value in _sizes(self.study).items()])
+        client.log_text(parent, (self.folder / "study.yaml").read_text(encoding="utf-8"), "study.yaml")
+        return parent
 
     def _search(self, client: Any, condition: str) -> list[Any]:
         runs: list[Any] = []
@@ -205,9 +219,10 @@ class Runs:
         if record.outcome is not None:
             last = record.curve[-1]["step"] if record.curve else 0
             metrics += [Metric(f"final/{name}", float(value), stamps[-1], last) for name, value in record.final.items()]
-            tags = [RunTag("outcome", record.outcome)] + (
-                [RunTag("reason", one_line(record.reason))] if record.reason else []
-            )
+            tags = [RunTag("outcome", record.outcome)]
+            if record.reason:
+                said = one_line(record.reason)
+                tags += [RunTag("reason", said), RunTag(NOTE, f"**{record.outcome}**: {markdown(said)}")]
         for start in range(0, max(1, len(metrics)), ROOM):
             self._client.log_batch(known.run_id, metrics=metrics[start : start + ROOM])
         known.rows = len(record.curve)
@@ -221,7 +236,7 @@ class Runs:
         self._client.set_terminated(self.parent_id, "KILLED")
 
     def _create(self, record: Record, start: int) -> str:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.entities import Param
 
         cell = record.cell
         tags = {
@@ -233,16 +248,22 @@ class Runs:
             "config_key": cell.config_key,
             "cell": cell.key,
             "outcome": "running",
+            COLOUR: arm_colour(self.study, cell.arm),
             **_source_tags(),
         }
-        name = f"{cell.arm} lr={cell.config['lr']:.1e} seed={cell.seed}"
-        run = self._client.create_run(self._experiment, start_time=start, run_name=name, tags=tags)
+        run = self._client.create_run(self._experiment, start_time=start, run_name=run_name(cell), tags=tags)
         params = {**cell.config, "alpha": numeric_alpha(self.study, cell.arm, cell.config)}
         arm = self.study.arms[cell.arm]
         shown = {"arm": cell.arm, "gate": arm.gate or "none", "base": arm.base if arm.gate else arm.unit or "stock"}
         self._client.log_batch(
             run.info.run_id, params=[Param(key, str(value)) for key, value in {**params, **shown}.items()]
         )
+        self._client.log_inputs(run.info.run_id, [self._dataset()])
+        return run.info.run_id
+
+    def _dataset(self) -> Any:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
         dataset = Dataset(
             name=self.study.corpus.source or ("hub" if self.study.corpus.hub else "files"),
             digest=self.digest,
@@ -250,27 +271,37 @@ class Runs:
             source=json.dumps(self.study.corpus.model_dump(exclude_none=True)),
             profile=json.dumps(self.tokens) if self.tokens else None,
         )
-        self._client.log_inputs(
-            run.info.run_id,
-            [DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", "training")])],
-        )
-        return run.info.run_id
+        return DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", "training")])
+
+
+def run_name(cell: Cell) -> str:
+    """What tells a cell from the others at a glance."""
+    alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
+    return f"{cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
+
+
+def _sizes(study: Study) -> dict[str, int]:
+    sizes = {name: getattr(study.model, name) for name in ("n_layer", "d_model", "n_head", "n_ctx")}
+    return sizes | {"tokens": study.fixed.tokens, "batch_tokens": study.fixed.batch_tokens}
 
 
 def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: dict[str, Any]) -> None:
     """Put the verdict into the parent run: description, a metric for each arm, and the report as artifacts."""
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, RunTag
+    from mlflow.entities import Metric
 
     client = MlflowClient(tracking_uri=uri)
-    table = (folder / "verdict.md").read_text(encoding="utf-8")
+    table = (folder / "verdict.md").read_text(encoding="utf-8").split("\n", 4)[4]  # below the name and the question
     now = round(1000 * max(event["time"] for event in ledgers.read(folder / "ledger.jsonl")))
     metrics = [
         Metric(f"improvement_percent/{row['arm']}", row["improvement_percent"], now, 0)
         for row in verdict["comparisons"]
         if row["improvement_percent"] is not None
     ]
-    client.log_batch(parent_id, metrics=metrics, tags=[RunTag("mlflow.note.content", table)])
+    client.log_batch(parent_id, metrics=metrics)
+    experiment = client.get_run(parent_id).info.experiment_id
+    client.set_tag(parent_id, NOTE, note(study, experiment, (parent_id, table)))
+    client.set_experiment_tag(experiment, NOTE, note(study, experiment, (parent_id, table.strip().split("\n", 1)[0])))
     for name in ("study.yaml", "verdict.json", "verdict.md", "report.html"):
         client.log_artifact(parent_id, str(folder / name))
     client.set_terminated(parent_id)
@@ -297,7 +328,11 @@ def _same(known: Known, record: Record) -> bool:
 
 def _source_tags() -> dict[str, str]:
     commit = git_commit()
-    tags = {"mlflow.user": os.environ.get("USER", "unknown"), "mlflow.source.name": "pagating sweep"}
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in some containers
+        user = "unknown"
+    tags = {"mlflow.user": user, "mlflow.source.name": "pagating sweep"}
     return {**tags, "mlflow.source.type": "LOCAL", **({"mlflow.source.git.commit": commit} if commit else {})}
 
 

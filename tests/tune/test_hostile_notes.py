@@ -34,7 +34,11 @@ def test_the_note_of_a_study_is_text_and_its_tags_hold_no_credentials(tmp_path):
         return SimpleNamespace(info=SimpleNamespace(run_id="1"))
 
     client = SimpleNamespace(
-        search_runs=lambda *a, **k: Page(), create_run=create_run, log_text=lambda *words: told.append(words)
+        search_runs=lambda *a, **k: Page(),
+        create_run=create_run,
+        log_text=lambda *words: told.append(words),
+        log_inputs=lambda *words: None,
+        log_batch=lambda *words, **named: None,
     )
     mlflow_runs.Runs(study.tracking, study, tmp_path, "digest")._parent(client)
     (_, tags), artifact = told
