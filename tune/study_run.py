@@ -229,15 +229,23 @@ class StudyRun:
             self.tracker.reported(record, row)
 
     def end(self, cell: Cell, outcome: str, final: dict[str, Any], reason: str | None = None) -> None:
-        """Record how a cell ended, then let the stages go on."""
+        """Record how a cell ended, then let the stages go on.
+
+        A cell of the search or the grid whose machine failed for good ends the run: the stages never choose without it.
+        """
         record = self.records[cell.key]
         event = self.ledger.append("ended", cell=cell.key, outcome=outcome, final=final, reason=reason)
         record.outcome, record.final, record.reason, record.ended = outcome, final, reason, event["time"]
         if self.tracker:
             self.tracker.ended(record)
         self._running.discard(cell.key)
-        if outcome == "failed" and self._try_again(cell, reason or ""):
-            return
+        if outcome == "failed":
+            if self._try_again(cell, reason or ""):
+                return
+            if cell.stage != "confirm":  # what is chosen next would depend on which machine failed
+                said = f"{cell.key} failed again and again, the last time: {reason}"
+                self.fatal = StudyStopped(f"{said}; the same command tries it anew")
+                return
         shutil.rmtree(self.checkpoints(cell), ignore_errors=True)
         self._complete(cell, outcome, final)
         left = self.stages.remaining()

@@ -251,7 +251,29 @@ def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alo
     assert it.next_cell() is None  # and nothing starts beside it
     it.end(cell, "failed", {}, "worker died")
     assert it.records[cell.key].outcome == "failed"
-    assert it.next_cell() not in (None, cell)
+    assert it.stopping  # no stage chooses without it
+    assert str(it.fatal) == (
+        f"{cell.key} failed again and again, the last time: worker died; the same command tries it anew"
+    )
+    it.ledger.close()
+    again = StudyRun(study("faults"), tmp_path / "faults", corpus)
+    assert cell in (again.next_cell(), again.next_cell())
+    again.ledger.close()
+
+
+def test_a_confirm_cell_that_never_gets_on_leaves_the_others_to_go_on(tmp_path, place):
+    corpus = runner.packed_corpus(study("faults"), tmp_path, tmp_path)
+    (tmp_path / "faults").mkdir()
+    it = StudyRun(study("faults"), tmp_path / "faults", corpus)
+    while (cell := it.next_cell()).stage != "confirm":
+        it.start(cell)
+        it.end(cell, "completed", {"val_nll": 3.0 + cell.config["lr"], "test_nll": 3.0, "steps": 40})
+    for _ in range(3):
+        it.start(cell)
+        it.end(cell, "failed", {}, "worker died")
+        it.next_cell()
+    assert it.records[cell.key].outcome == "failed"
+    assert not it.stopping
     it.ledger.close()
 
 
