@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help sweep plan test test-slow lint ui report bench proof test-browser screenshots docs audit constraints clean
+.PHONY: help sweep plan test test-slow lint ui report bench proof docs audit constraints clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,16 +61,6 @@ bench: .venv/.bench  ## Measure gates, trials, packs, tables and what a study co
 
 proof: .venv/.run  ## Simulate how often the whole decision errs (hours); writes docs/protocol.md
 	$(BIN)/python benchmarks/decision_error.py --write docs/protocol.md $(ARGS)
-
-.venv/.browser: .venv/.dev
-	$(PIP) install --quiet -c constraints.txt -e '.[browser]'
-	@touch $@
-
-test-browser: .venv/.browser  ## Click through MLflow's UI and the report in Chromium
-	$(BIN)/python -m pytest -q tests/ui -m 'slow or not slow' $(ARGS)
-
-screenshots: .venv/.browser  ## Take the pictures of docs/img from a finished study (STUDY=)
-	$(BIN)/python docs/make_screenshots.py studies/$(STUDY) $(ARGS)
 
 docs: .venv/.dev  ## Write the page of the study file, the API pages (build/api), check links and examples
 	$(BIN)/python docs/make_configuration.py
