@@ -39,7 +39,7 @@ def pattern(study: Study, arm: str, clip: bool = False) -> list[float]:
     return [round(min(max(row["mean"], RANGE[0]), RANGE[1]), 4) for row in rows]
 
 
-def follow_up(study: Study, arm: str, clip: bool = False) -> dict[str, Any]:
+def follow_up(study: Study, arm: str, clip: bool = False, seeds: int | None = None) -> dict[str, Any]:
     """The settings of the study that compares the frozen pattern with the baseline. Raises: TableError."""
     frozen, options = pattern(study, arm, clip), study.settings["arms"][arm]
     if options.get("gate") is None:
@@ -51,7 +51,7 @@ def follow_up(study: Study, arm: str, clip: bool = False) -> dict[str, Any]:
     rates = [float(confirmed.loc[confirmed["arm"] == name, "lr"].iloc[0]) for name in runs]
     unit = {key: options[key] for key in ("gate", "base", "form") if key in options}
     arms = {name: study.settings["arms"][name] for name in runs} | {f"{arm}-frozen": unit | {"alpha": frozen}}
-    confirm = study.settings.get("confirm") or {}
+    confirm = (study.settings.get("confirm") or {}) | ({} if seeds is None else {"seeds": seeds})
     return {
         "name": f"{study.name}-frozen",
         "question": f"Does the pattern that {arm} learned in {study.name}, frozen from the start, lower the loss "
@@ -74,9 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     p = command.parser("analysis.freeze", __doc__)
     p.add_argument("--arm", required=True, help="the arm whose learned alphas are frozen")
     p.add_argument("--clip", action="store_true", help="take the end of [0, 2] for a learned alpha outside it")
+    p.add_argument("--seeds", type=int, help="confirm seeds of the new study (default: as many as before)")
     options = p.parse_args(argv)
     study = command.study(options)
-    settings = follow_up(study, options.arm, options.clip)
+    settings = follow_up(study, options.arm, options.clip, options.seeds)
     print(
         f"# The alphas of {options.arm} in {study.name}, mean over its confirm seeds, frozen. python -m analysis.freeze"
     )

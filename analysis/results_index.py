@@ -1,6 +1,7 @@
 """What stands over all published studies: the front page, the claims page and one figure of every decision."""
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis import alphas, beside, claims, formats, growth, plots, results_page
 from analysis.safe_text import markdown
-from analysis.significance import verdict
+from analysis.significance import CLAIM_SEEDS, verdict
 from analysis.tables import Study
 
 MADE = "<!-- made by python docs/make_results.py: change the tables or the script, not this page -->"
@@ -39,7 +40,7 @@ def front_page(studies: list[Study], results: Path) -> str:
         "",
     ]
     for study in first:
-        result = verdict(study)
+        result = _judged(study)
         lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md).** {markdown(result['summary'])}", ""]
         lines += [f"Assay sensitivity: {markdown(result['sensitivity']['why'])}.", ""]
     if first:
@@ -58,17 +59,47 @@ def front_page(studies: list[Study], results: Path) -> str:
     if learned:
         lines += ["## Where do learned alphas go?", ""]
         lines += [formats.to_markdown(learned, {"study": ("study", "")} | alphas.COLUMNS), ""]
+        lines += _freeze(first)
     later = [study for study in studies if _follows(study)]
     if later:
         lines += ["## Taken up again", ""]
         for study in later:
             lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md)**, after {markdown(_follows(study))}. "]
-            lines += [markdown(study.question), "", markdown(verdict(study)["summary"]), ""]
+            lines += [markdown(study.question), "", markdown(_judged(study)["summary"]), ""]
     lines += ["## The published claims", "", formats.to_markdown(claims.table(), _short(claims.COLUMNS)), ""]
     lines += ["[claims.md](claims.md) has what each study says of each claim.", ""]
     lines += not_run(results)
     if (results / "LOG.md").is_file():
         lines += ["[LOG.md](LOG.md): pilots and negative results, dated.", ""]
+    return "\n".join(lines)
+
+
+@lru_cache(maxsize=64)
+def _judged(study: Study) -> dict[str, Any]:
+    return verdict(study)  # several tables of a page ask for it
+
+
+def _freeze(studies: list[Study]) -> list[str]:
+    for study in studies:
+        arms = study.settings.get("arms") or {}
+        gated = [row["arm"] for row in alphas.summarise(study) if (arms.get(row["arm"]) or {}).get("gate")]
+        if gated:
+            command = f"python -m analysis.freeze docs/results/{_place(study)} --arm {gated[-1]} --clip > new.yaml"
+            asked = "Does a learned pattern do as well from scratch, frozen? This writes the study that asks it:"
+            return [asked, "", "```sh", command, "```", ""]
+    return []
+
+
+def readme_block(studies: list[Study]) -> str:
+    """What the project's README says was found: the studies of enough seeds for a claim, or all where none has them."""
+    first = [study for study in studies if not _follows(study)]
+    enough = [study for study in first if min(len(s) for s in _judged(study)["seeds"].values()) >= CLAIM_SEEDS]
+    shown = enough or first
+    names = " and ".join(f"[{study.name}](docs/results/{_place(study)}/README.md)" for study in shown)
+    few = "" if enough else f" Fewer than {CLAIM_SEEDS} seeds are no claim."
+    lines = [f"Against an equally tuned GELU, on the test split, in {names}, side by side and not pooled.{few}", ""]
+    lines += [formats.to_markdown(*decisions(shown)), ""]
+    lines += ["![Paired differences of every arm in every study, one dot a seed](docs/results/verdicts.svg)", ""]
     return "\n".join(lines)
 
 
@@ -78,7 +109,7 @@ def decisions(studies: list[Study]) -> tuple[list[dict[str, Any]], formats.Colum
     columns: formats.Columns = {"arm": ("arm", "")}
     for study in studies:
         columns[f"study {study.name}"] = (study.name, "")
-        for row in verdict(study)["comparisons"]:
+        for row in _judged(study)["comparisons"]:
             text = str(row["verdict"])
             if row["improvement_percent"] is not None:
                 text += f": {row['improvement_percent']:+.2f}%"
@@ -90,7 +121,7 @@ def decisions(studies: list[Study]) -> tuple[list[dict[str, Any]], formats.Colum
 
 def side_by_side(studies: list[Study]) -> Figure:
     """The paired differences of every study, a panel each below the other."""
-    results = [[r for r in verdict(s)["comparisons"] if r["improvement_percent"] is not None] for s in studies]
+    results = [[r for r in _judged(s)["comparisons"] if r["improvement_percent"] is not None] for s in studies]
     heights = [1.1 + 0.5 * max(1, len(rows)) for rows in results]
     fig = Figure(figsize=(7.2, sum(heights)), layout="constrained")
     axes = fig.subplots(len(studies), 1, squeeze=False, height_ratios=heights)

@@ -28,7 +28,8 @@ from analysis.tables import load
 RESULTS = Path(__file__).parent / "results"
 OF_A_MACHINE = ("tracking", "address", "storage")  # keys of a study that say where it ran, not what it was
 ANALYSIS = ("numpy", "pandas", "scipy", "statsmodels")
-BEGIN, END = "<!-- pilots.csv: start -->\n", "<!-- pilots.csv: end -->\n"
+PILOT_MARKS = ("<!-- pilots.csv: start -->\n", "<!-- pilots.csv: end -->\n")
+README_MARKS = ("<!-- docs/make_results.py: start -->\n", "<!-- docs/make_results.py: end -->\n")
 ABSOLUTE = re.compile(r"(?<![\w.:/~])(?:/(?:[\w.+-]+/)+[\w.+-]*|[A-Za-z]:\\[\w\\.]+)")
 
 
@@ -123,11 +124,15 @@ def published(results: Path) -> list[Path]:
 
 def write_pilots(results: Path) -> None:
     """Write the table of pilots.csv into LOG.md, between its two marks."""
-    log = results / "LOG.md"
-    if log.is_file():
-        before, rest = log.read_text(encoding="utf-8").split(BEGIN)
+    if (results / "LOG.md").is_file():
         table = results_index.pilots(pd.read_csv(results / "pilots.csv"))
-        log.write_text(f"{before}{BEGIN}\n{table}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        _between(results / "LOG.md", PILOT_MARKS, table + "\n")
+
+
+def _between(page: Path, marks: tuple[str, str], text: str) -> None:
+    begin, end = marks
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 def write_all(results: Path) -> None:
@@ -139,6 +144,9 @@ def write_all(results: Path) -> None:
     studies = [load(folder) for folder in folders]
     for name, text in results_index.pages(studies, results).items():
         (results / name).write_text(text, encoding="utf-8")
+    readme = results.parents[1] / "README.md"
+    if readme.is_file():
+        _between(readme, README_MARKS, results_index.readme_block(studies))
 
 
 def main() -> None:

@@ -102,11 +102,9 @@ def test_a_published_study_can_be_read_and_names_no_machine(folder: Path):
     assert re.fullmatch(r"[0-9a-f]{16}", came["corpus_digest"])
     assert came["source"]
     if study.corpus.files:
-        assert set(came["files_sha256"]) == {
-            study.corpus.files.train,
-            study.corpus.files.validation,
-            study.corpus.files.test,
-        }
+        parts = (study.corpus.files.train, study.corpus.files.validation, study.corpus.files.test)
+        named = {path for part in parts for path in ([part] if isinstance(part, str) else part or [])}
+        assert set(came["files_sha256"]) == named
     text = "".join(
         (folder / name).read_text() for name in ("study.yaml", "provenance.json", "README.md", "verdict.json")
     )
@@ -125,6 +123,8 @@ def test_every_figure_is_a_whole_svg_that_the_page_shows(folder: Path):
 def test_the_front_pages_are_what_the_studies_say():
     for name, text in results_index.texts([load(folder) for folder in FOLDERS], RESULTS).items():
         assert (RESULTS / name).read_text() == text, f"{name} is stale: python docs/make_results.py"
+    block = (ROOT / "README.md").read_text().split(make.README_MARKS[0])[1].split(make.README_MARKS[1])[0]
+    assert block == f"\n{results_index.readme_block([load(folder) for folder in FOLDERS])}\n"
 
 
 def finished(demo: Path, text: Path) -> Path:
@@ -246,6 +246,7 @@ def test_the_frozen_pattern_is_the_mean_over_seeds_and_its_study_has_fresh_ones(
     low, high = study.nuisance["lr"].values
     assert low < 2e-3 < high  # the rate that all arms of the simulated study confirmed
     assert study.name == "demo-frozen"
+    assert freeze.follow_up(load(demo), "paglu-per-layer", seeds=12)["confirm"]["seeds"] == 12
 
 
 def test_a_pattern_that_cannot_be_frozen_is_refused(demo: Path):

@@ -18,7 +18,7 @@ from tune.study import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-FENCE = re.compile(r"(?:^<!-- (?P<how>.+?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
+FENCE = re.compile(r"(?:^<!-- (?P<how>[^\n]+?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
 LANGUAGES = {"python", "sh", "yaml", "json", "text"}
 HOW = re.compile(r"slow|exit \d+|not run: .{10,}")
 
