@@ -192,6 +192,6 @@ PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any], str], list[str]]]] = {
     "trial": ("trial_speed.py", trial),
     "packed": ("packed_speed.py", packed),
     "study": ("study_overhead.py", study),
-    "gates": ("gate_cost.py --compile", gates),
+    "gates": ("gate_cost.py", gates),
     "table": ("large_table.py", table),
 }
