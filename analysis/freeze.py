@@ -14,16 +14,15 @@ import yaml
 from analysis import alphas, command
 from analysis.tables import Study, TableError, confirm_rows
 
-RANGE = (0.0, 2.0)  # what a study takes as a fixed alpha
+RANGE = (-10.0, 10.0)  # what a study takes as the fixed alpha of a layer
 SPREAD = 1.5  # the search draws its rates within this factor of the confirmed ones
 KEPT = ("corpus", "tokenizer", "model", "fixed")
 
 
-def pattern(study: Study, arm: str, clip: bool = False) -> list[float]:
+def pattern(study: Study, arm: str) -> list[float]:
     """The learned alphas of an arm at the last step, one a layer, mean over the confirm seeds, to four digits.
 
-    A study takes no fixed alpha outside [0, 2]: with `clip` the end of that range stands for one.
-    Raises: TableError where the arm learned none, and without `clip` where one lies outside.
+    Raises: TableError where the arm learned none, and where one lies outside [-10, 10].
     """
     if arm not in study.arms:
         raise TableError(f"--arm {arm}: is no arm of {study.name}; allowed: {', '.join(study.arms)}")
@@ -32,16 +31,16 @@ def pattern(study: Study, arm: str, clip: bool = False) -> list[float]:
         learn = dict.fromkeys(row["arm"] for row in alphas.summarise(study))
         raise TableError(f"--arm {arm}: learned no alpha; allowed: {', '.join(learn) or 'none in this study'}")
     for row in rows:
-        if not RANGE[0] <= row["mean"] <= RANGE[1] and not clip:
+        if not RANGE[0] <= row["mean"] <= RANGE[1]:
             raise TableError(
-                f"--arm {arm}: alpha of layer {row['layer']} is {row['mean']:.4g}; allowed: in [0, 2], or --clip"
+                f"--arm {arm}: alpha of layer {row['layer']} is {row['mean']:.4g}; allowed: in [-10, 10]"
             )
-    return [round(min(max(row["mean"], RANGE[0]), RANGE[1]), 4) for row in rows]
+    return [round(float(row["mean"]), 4) for row in rows]
 
 
-def follow_up(study: Study, arm: str, clip: bool = False, seeds: int | None = None) -> dict[str, Any]:
+def follow_up(study: Study, arm: str, seeds: int | None = None) -> dict[str, Any]:
     """The settings of the study that compares the frozen pattern with the baseline. Raises: TableError."""
-    frozen, options = pattern(study, arm, clip), study.settings["arms"][arm]
+    frozen, options = pattern(study, arm), study.settings["arms"][arm]
     if options.get("gate") is None:
         raise TableError(
             f"--arm {arm}: has no gate to freeze (unit {options.get('unit')}); allowed: an arm with a gate"
@@ -73,11 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     """The script; returns the exit code."""
     p = command.parser("analysis.freeze", __doc__)
     p.add_argument("--arm", required=True, help="the arm whose learned alphas are frozen")
-    p.add_argument("--clip", action="store_true", help="take the end of [0, 2] for a learned alpha outside it")
     p.add_argument("--seeds", type=int, help="confirm seeds of the new study (default: as many as before)")
     options = p.parse_args(argv)
     study = command.study(options)
-    settings = follow_up(study, options.arm, options.clip, options.seeds)
+    settings = follow_up(study, options.arm, options.seeds)
     print(
         f"# The alphas of {options.arm} in {study.name}, mean over its confirm seeds, frozen. python -m analysis.freeze"
     )

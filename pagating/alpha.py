@@ -21,6 +21,7 @@ from .schedules import value as schedule_value
 
 Spec = float | str | Sequence[float] | Mapping[str, Any]
 LARGEST = 2.0  # an expanded gate; the published range ends at 1
+BOUND = 10.0  # of either sign, in a list: a pattern that free alphas learned
 PER = ("model", "layer", "channel")
 RANGES = ("unit", "free")
 # AdamW moves a logit by about the learning rate a step: at the model's own rate 1,000 steps hardly change it.
@@ -58,7 +59,8 @@ class AlphaParameter:
 def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
     """Check a specification of alpha and fill in its defaults.
 
-    `alpha` is a number in [0, 2]; a list of such numbers, one a layer (`n_layer` of them); `"learnable"`; or
+    `alpha` is a number in [0, 2]; a list of numbers in [-10, 10], one a layer (`n_layer` of them): what a free one
+    learned is often negative; `"learnable"`; or
     a mapping with exactly one key of `KINDS`, here with the defaults and what else is allowed:
 
         {"learnable": {"init": 0.5, "per": "model", "range": "unit", "lr_multiplier": 10.0}}
@@ -81,7 +83,7 @@ def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
             raise ValueError("alpha: an empty list; give one number a layer")
         if n_layer is not None and len(alpha) != n_layer:
             raise ValueError(f"alpha: a list of {len(alpha)} for {n_layer} layers; give one number a layer")
-        return AlphaSpec("fixed", {}, tuple(_number(f"alpha[{i}]", a) for i, a in enumerate(alpha)))
+        return AlphaSpec("fixed", {}, tuple(_number(f"alpha[{i}]", a, BOUND, -BOUND) for i, a in enumerate(alpha)))
     return AlphaSpec("fixed", {}, (_number("alpha", alpha),))
 
 
@@ -115,10 +117,10 @@ def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
     return AlphaSpec(kind, options)
 
 
-def _number(name: str, given: Any, largest: float = LARGEST) -> float:
+def _number(name: str, given: Any, largest: float = LARGEST, least: float = 0.0) -> float:
     is_number = isinstance(given, Real) and not isinstance(given, bool)
-    if not is_number or not 0.0 <= given <= largest or math.isinf(given):
-        raise ValueError(f"{name}: {given!r} is not a finite number in [0, {largest:g}]")
+    if not is_number or not least <= given <= largest or math.isinf(given):
+        raise ValueError(f"{name}: {given!r} is not a finite number in [{least:g}, {largest:g}]")
     return float(given)
 
 

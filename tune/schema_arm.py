@@ -139,8 +139,8 @@ class Arm(Section):
     base: Literal["identity", "gelu"] = Field("identity", description="what is left when the gate is off")
     alpha: float | list[float] | AlphaSection | None = Field(
         None,
-        description="gate strength in [0, 2]: a number, a list (one a layer), or {search: ...}, {learnable: ...}, "
-        "{schedule: ...}, {token: ...}",
+        description="gate strength: a number in [0, 2], a list (one a layer, in [-10, 10]), or {search: ...}, "
+        "{learnable: ...}, {schedule: ...}, {token: ...}",
     )
     form: Literal["pointwise", "glu", "projected"] = Field(
         "pointwise",
@@ -181,9 +181,11 @@ class Arm(Section):
             raise ValueError(f"form: {self.form} needs a gate and an alpha")
         if self.form != "pointwise" and self.base != "identity":
             raise ValueError(f"base: {self.base} has no meaning for form {self.form}: its gate multiplies a projection")
-        for value in self.alpha if isinstance(self.alpha, list) else [self.alpha]:
-            if isinstance(value, float) and not 0 <= value <= 2:
-                raise ValueError(f"alpha={value} is outside [0, 2]")
+        if isinstance(self.alpha, float) and not 0 <= self.alpha <= 2:
+            raise ValueError(f"alpha={self.alpha} is outside [0, 2]")
+        for value in self.alpha if isinstance(self.alpha, list) else []:
+            if not -10 <= value <= 10:  # a layer's learned alpha, frozen, is often negative
+                raise ValueError(f"alpha={value} of a layer is outside [-10, 10]")
         for name, where in self.searched().items():
             low, high = min(where.values), max(where.values)
             if low <= 0 if name == "alpha_lr_multiplier" else (low < 0 or high > 2):

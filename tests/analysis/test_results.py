@@ -255,7 +255,11 @@ def test_a_pattern_that_cannot_be_frozen_is_refused(demo: Path):
         freeze.follow_up(study, "paglu-searched")
     with pytest.raises(TableError, match=r"--arm nobody: is no arm of demo"):
         freeze.follow_up(study, "nobody")
-    study.trials["alpha_layer_3"] += 1.2
-    with pytest.raises(TableError, match=r"alpha of layer 3 is 2\.\d+; allowed: in \[0, 2\], or --clip"):
+    study.trials["alpha_layer_3"] += 9.2
+    with pytest.raises(TableError, match=r"alpha of layer 3 is 10\.\d+; allowed: in \[-10, 10\]"):
         freeze.pattern(study, "paglu-per-layer")
-    assert freeze.pattern(study, "paglu-per-layer", clip=True)[3] == 2.0
+    study.trials["alpha_layer_3"] -= 13.2  # a negative one is a pattern like any other
+    pattern = freeze.pattern(study, "paglu-per-layer")
+    assert pattern[3] < 0
+    follow_up = parse(yaml.safe_dump(freeze.follow_up(study, "paglu-per-layer")), Path("x.yaml"))
+    assert follow_up.arms["paglu-per-layer-frozen"].alpha == pattern

@@ -37,7 +37,8 @@ def test_defaults_are_filled_in() -> None:
     assert parse(1).values == (1.0,)
     assert parse(np.float32(0.5)).values == parse(np.float64(0.5)).values == (0.5,)
     assert parse(list(np.linspace(0, 1, 3, dtype=np.float32))).values == (0.0, 0.5, 1.0)
-    assert parse([0.0, 2.0], n_layer=2).values == (0.0, 2.0)
+    assert parse([-1.4, 0.0, 2.5], n_layer=3).values == (-1.4, 0.0, 2.5)
+    assert parse([-10, 10]).values == (-10.0, 10.0)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def test_defaults_are_filled_in() -> None:
         (True, r"^alpha: True is not"),
         (None, r"^alpha: None is not"),
         ([0.5, "1e-3", 1.0], r"^alpha\[1\]: '1e-3' is not"),
+        ([0.5, -10.1, 1.0], r"^alpha\[1\]: -10.1 is not a finite number in \[-10, 10\]$"),
         ([0.5, 0.5], r"^alpha: a list of 2 for 3 layers"),
         ([], r"^alpha: an empty list; give one number a layer$"),
         ("learned", r"^alpha: 'learned' is neither"),

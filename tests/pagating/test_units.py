@@ -10,7 +10,7 @@ from torch import Tensor
 from pagating.gates import GATES
 from pagating.units import BASES, PaGLU, ProjectedGLU, SplitGLU, expanded, glu, pointwise, scaled
 
-ALPHAS = [0.0, 0.3, 0.5, 1.0, 1.5, 2.0]
+ALPHAS = [-1.4, 0.0, 0.3, 0.5, 1.0, 1.5, 2.0]
 
 
 def sample(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -88,6 +88,7 @@ BAD = {
     "two distributions": (changed("1.0e-2]}", "1.0e-2], uniform: [0.1, 0.2]}"), "give exactly one of uniform"),
     "no learning rate": (changed("lr: {log", "warmup: {log"), "nuisance.lr is missing"),
     "alpha without a gate": (changed("gate: sigmoid, ", ""), "arms.floor: gate and alpha come together"),
+    "a layer's alpha beyond -10": (changed("alpha: 0.0", "alpha: [0, -11]"), "alpha=-11.0 of a layer is outside [-10"),
     "alpha beyond 2": (changed("alpha: 0.0", "alpha: 2.5"), "alpha=2.5 is outside [0, 2]"),
     "too few alphas": (changed("alpha: 0.0", "alpha: [0.1]"), "arms.floor.alpha lists 1 values; model.n_layer=2 needs"),
     "sigmoid at its limit": (
