@@ -67,7 +67,8 @@ def _start(slots: int | None, study: Study) -> None:
             return
         except Exception as error:
             ray.shutdown()
-            if type(error) is not Exception and not isinstance(error, GIVES_UP):  # its own is a bare Exception
+            # Ray raises a bare Exception where its processes do not answer; anything more specific is passed on
+            if type(error) is not Exception and not isinstance(error, GIVES_UP):
                 raise
             if attempt == TRIES:
                 said = " ".join(str(error).split())

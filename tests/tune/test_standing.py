@@ -349,7 +349,9 @@ def test_a_look_does_not_keep_a_sweep_out(tmp_path):
     with open(path, "rb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         threading.Timer(0.05, fcntl.flock, [looking, fcntl.LOCK_UN]).start()
-        Ledger(path).close()
+        mine = Ledger(path)
+        assert mine.events, "the sweep has the ledger and read it"
+        mine.close()
 
 
 def test_status_in_a_pipe_breaks_no_path_in_two(tmp_path, monkeypatch, capsys):
