@@ -16,8 +16,9 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 NICENESS = 15  # Ray's default for its workers; RAY_worker_niceness changes both
@@ -174,8 +175,9 @@ def first_steps(spec: Mapping[str, Any], flops: int, seconds: float) -> dict[str
             evaluations.append(clock[-1] - clock[-2] - (trained[-1] - trained[-2]))
             if clock[-1] - clock[0] >= seconds:
                 break
-    step = (trained[-1] - trained[0]) / (len(trained) - 1) / trial["eval_every"]
-    evaluation = max(0.0, sorted(evaluations)[len(evaluations) // 2])
+    # medians: a burst of other work is not this machine's speed
+    step = median(after - before for before, after in pairwise(trained)) / trial["eval_every"]
+    evaluation = max(0.0, median(evaluations))
     return {
         "tokens_per_second": trial["batch_tokens"] / step,
         "evaluation_seconds": evaluation * share,
