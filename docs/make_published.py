@@ -21,7 +21,7 @@ TRIED_BEGIN, TRIED_END = "<!--table of dry runs-->\n", "<!--end of dry runs-->\n
 TRIED = Path(__file__).with_name("published.json")
 COLUMNS = ("study", "arms", "cells", "tokens a cell", "parameters", "FLOPs in all", "memory a cell")
 TRIED_COLUMNS = ("study", "arm", "parameters", "tokens a step", "planned", "peak", "seconds a step")
-STEPS, LIBRARIES_MB = 3, 400.0  # steps of a dry run; a process without a model
+STEPS, MICRO_BATCHES, LIBRARIES_MB = 3, 2, 400.0  # of a dry run, and of each of its steps; a process without a model
 
 
 def row(path: Path) -> list[str]:
@@ -69,10 +69,11 @@ def try_study(path: Path) -> list[dict[str, Any]]:
     for arm in dict.fromkeys((study.baseline, heaviest)):
         needs, free = planned(study, models[arm]), psutil.virtual_memory().available
         row = {"arm": arm, "parameters": models[arm].parameters, "planned": needs, "free": free}
-        row["batch_tokens"] = study.fixed.batch_tokens
+        micro = study.fixed.micro_batch_tokens or study.fixed.batch_tokens
+        row["batch_tokens"] = min(study.fixed.batch_tokens, MICRO_BATCHES * micro)
         if needs < 0.95 * free:
             with tempfile.TemporaryDirectory() as scratch:
-                said = list(try_arms(study, path.parent, Path(scratch), STEPS, [arm]))
+                said = list(try_arms(study, path.parent, Path(scratch), STEPS, [arm], MICRO_BATCHES))
             row |= asdict(said[-1]) if not isinstance(said[-1], str) else {}
         found.append(row)
     return found

@@ -48,13 +48,16 @@ def try_(
     output: Output = Path("studies"),
     steps: Annotated[int, typer.Option(min=1, help="Updates of each arm.")] = 3,
     arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be given several times.")] = None,
+    micro_batches: Annotated[
+        int | None, typer.Option(min=1, help="At most so many of the study's micro batches a step: as large, sooner.")
+    ] = None,
 ) -> None:
     """Train a few steps of every arm at its real size: loss, memory, seconds a step. Writes only the token cache."""
     from tune import dry_run
     from tune.study import load
 
     failed = False
-    for tried in dry_run.try_arms(load(config), config.parent, output, steps, arm or ()):
+    for tried in dry_run.try_arms(load(config), config.parent, output, steps, arm or (), micro_batches):
         failed |= not isinstance(tried, str) and tried.problem is not None
         typer.echo(dry_run.line(tried))
     raise typer.Exit(UNDECIDED if failed else DONE)

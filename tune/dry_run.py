@@ -42,10 +42,13 @@ class Tried:
     problem: str | None = None
 
 
-def try_arms(study: Study, base: Path, output: Path, steps: int, arms: Sequence[str] = ()) -> Iterator[Tried | str]:
+def try_arms(
+    study: Study, base: Path, output: Path, steps: int, arms: Sequence[str] = (), micro_batches: int | None = None
+) -> Iterator[Tried | str]:
     """Train `steps` updates of each arm (of `arms`; all where none is named), one after the other.
 
-    Batch, model, precision and threads are the study's; the code is not compiled, and one window is evaluated. Where
+    Model, precision and threads are the study's, and so is the batch, but for at most `micro_batches` of its micro
+    batches a step where that is given: memory is that of any number. No code is compiled, one window evaluated. Where
     the corpus is not on this machine, random tokens stand for it, and a line that says so comes first. Yields a result
     for each arm as it is there. Raises StudyError for an arm that the study has not.
     """
@@ -62,7 +65,8 @@ def try_arms(study: Study, base: Path, output: Path, steps: int, arms: Sequence[
         if lacking:
             yield f"{lacking}; the trials start from initial weights"
         for arm in arms or study.arms:
-            yield _try_arm({**shortened(study, arm, base, place, steps), "pretrained": weights}, arm)
+            spec = shortened(study, arm, base, place, steps, micro_batches)
+            yield _try_arm({**spec, "pretrained": weights}, arm)
 
 
 def local_weights(study: Study, base: Path, corpus: Path) -> tuple[str | None, str | None]:
@@ -86,11 +90,16 @@ def local_weights(study: Study, base: Path, corpus: Path) -> tuple[str | None, s
     return str(path), None
 
 
-def shortened(study: Study, arm: str, base: Path, corpus: Path, steps: int) -> dict[str, Any]:
-    """Arguments of the arm's `Trial`, with `steps` updates, each reported."""
+def shortened(
+    study: Study, arm: str, base: Path, corpus: Path, steps: int, micro_batches: int | None = None
+) -> dict[str, Any]:
+    """Arguments of the arm's `Trial`, with `steps` updates, each reported and of at most so many micro batches."""
     spec = arm_example(study, arm, base, corpus)
-    changed = {"tokens": steps * spec["batch_tokens"], "eval_every": 1, "eval_windows": 1, "compile": "never"}
-    return {**spec, **changed}
+    batch_tokens, micro = spec["batch_tokens"], spec.get("micro_batch_tokens")
+    if micro_batches and micro:
+        batch_tokens = min(batch_tokens, micro_batches * micro)
+    changed = {"tokens": steps * batch_tokens, "batch_tokens": batch_tokens, "eval_every": 1, "eval_windows": 1}
+    return {**spec, **changed, "compile": "never"}
 
 
 def line(tried: Tried | str) -> str:

@@ -69,6 +69,15 @@ def test_an_arm_that_cannot_be_trained_says_why(tmp_path, packed_300, monkeypatc
         next(dry_run.try_arms(study, tmp_path, tmp_path, 1, ["other"]))
 
 
+def test_a_dry_run_may_take_fewer_micro_batches_a_step_and_none_smaller(tmp_path, packed_300):
+    study = study_of("{gate: sigmoid, alpha: 0.5}")
+    fixed = study.fixed.model_copy(update={"batch_tokens": 256, "micro_batch_tokens": 64})
+    study = study.model_copy(update={"fixed": fixed})
+    for given, tokens in ((None, 256), (1, 64), (2, 128), (9, 256)):
+        spec = dry_run.shortened(study, "mine", tmp_path, packed_300, 3, given)
+        assert (spec["batch_tokens"], spec["micro_batch_tokens"], spec["tokens"]) == (tokens, 64, 3 * tokens)
+
+
 def test_a_line_of_the_dry_run():
     tried = dry_run.Tried("a", 3.5, 3.25, 0.5, 2048.0, 1234567)
     assert dry_run.line(tried) == (
