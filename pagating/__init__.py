@@ -18,6 +18,7 @@ _HOME = {
     "alpha_parameters": "alpha",
     "alpha_values": "alpha",
     "glu": "units",
+    "load_model": "saved_model",
     "patch": "patching",
     "pointwise": "units",
     "register_gate": "own_gate",

@@ -73,7 +73,7 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
     The gradients must have been set to None: they are no part of it.
     """
-    tensors = {f"model.{name}": tensor.detach() for name, tensor in _model_tensors(model).items()}
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in model_tensors(model).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     return tensors | {f"generator.{device}": state for device, state in _generators(model).items()}
@@ -85,7 +85,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping
 
     Raises ValueError where a tensor is missing, unknown or of another shape.
     """
-    own = _model_tensors(model)
+    own = model_tensors(model)
     given = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     if own.keys() != given.keys():
         raise ValueError(f"the checkpoint's tensors are not the model's: {sorted(own.keys() ^ given.keys())}")
@@ -105,8 +105,8 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping
         torch.cuda.set_rng_state(tensors["generator.cuda"].clone(), next(model.parameters()).device)
 
 
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, a tied one once."""
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a tied one once; no copies."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
@@ -200,7 +200,7 @@ class CheckpointFolder:
         header = {"format": FORMAT, "identity": self._identity, "facts": dict(facts)}
         scratch = self.folder / f".{self._identity}-{secrets.token_hex(6)}.tmp"
         try:
-            self._write(scratch, dict(tensors), json.dumps(header))
+            write_tensors(scratch, dict(tensors), json.dumps(header))
             path = self.folder / f"{self._identity}-{step:010d}-{_checksum(scratch)}.safetensors"
             os.replace(scratch, path)
             _sync(self.folder)
@@ -222,15 +222,6 @@ class CheckpointFolder:
         self._next = time.monotonic() + max(self.every_seconds, took / LARGEST_SHARE)
         return not self._failing
 
-    def _write(self, scratch: Path, tensors: dict[str, Tensor], header: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        needed = sum(tensor.nbytes for tensor in tensors.values()) + MARGIN
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
-        save_file(tensors, scratch, metadata={"pagating": header})
-        _sync(scratch)
-
     def remove(self) -> None:
         """Remove the checkpoints of a trial that is done, unless they are kept, and the folder when it is empty."""
         if self.keep or not self._identity:
@@ -249,6 +240,20 @@ class CheckpointFolder:
     def _say(self, line: str) -> None:
         self.notes.append(line)
         print(f"pagating: {line}", file=sys.stderr, flush=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> None:
+    """Write and sync one safetensors file, its folder made; `header`: text that is kept in it.
+
+    Raises OSError where the disk has less room than it needs and `MARGIN`, and writes nothing then; SafetensorError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(tensor.nbytes for tensor in tensors.values()) + MARGIN
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
+    save_file(tensors, path, metadata={"pagating": header})
+    _sync(path)
 
 
 def _checksum(path: Path) -> str:

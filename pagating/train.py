@@ -1,6 +1,6 @@
 """Training of one trial: the only loop.
 
-    python -m pagating.train trial.json [--checkpoints FOLDER]
+    python -m pagating.train trial.json [--checkpoints FOLDER] [--model FOLDER]
 
 runs a trial without Ray and prints its final metrics as JSON. `trial.json` is what `pagating trial STUDY CELL` prints.
 Axes: B batch, T position in a window, V vocabulary.
@@ -31,6 +31,7 @@ from pagating.evaluate import autocast
 from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
 from pagating.own_gate import REFERENCE
 from pagating.pretrained import PretrainedError
+from pagating.saved_model import keep_trained
 from pagating.schedules import warmup_then
 from pagating.tasks import in_parts, padded_loss, targets_in, task_of
 from pagating.trial import Diverged, OutOfMemory, Trial, out_of_memory
@@ -148,11 +149,17 @@ def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator
     return (row for _, row in steps(trial, checkpoints) if row)
 
 
-def steps(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator[Step]:
-    """`train`, update by update: how many were made, and the row where one is due. Shows that a trial is alive."""
+def steps(
+    trial: Trial, checkpoints: CheckpointFolder | None = None, model_folder: Path | None = None
+) -> Iterator[Step]:
+    """`train`, update by update: how many were made, and the row where one is due. Shows that a trial is alive.
+
+    `model_folder`: where the trained model is left (`pagating.saved_model`); one that cannot be written is said in a
+    line, and costs the trial nothing.
+    """
     full = None
     try:
-        yield from _steps(trial, checkpoints)
+        yield from _steps(trial, checkpoints, model_folder)
     except Diverged:
         if checkpoints:
             checkpoints.remove()
@@ -167,7 +174,7 @@ def steps(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator
         checkpoints.remove()
 
 
-def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[Step]:
+def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Path | None) -> Iterator[Step]:
     torch.set_num_threads(trial.threads)
     started = time.perf_counter()
     device = resolve_device(trial.device)
@@ -241,6 +248,10 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None) -> Iterator[Step]
             final["padded_nll"] = row["padded_nll"] if trial.padding else padded_loss(trial, model)
     final |= device_metrics(device, final)
     final |= {"seconds": time.perf_counter() - started, "peak_rss_mb": peak_rss_mb()}
+    if model_folder and (problem := keep_trained(model, trial, model_folder, final)):
+        print(f"pagating: {problem}", file=sys.stderr, flush=True)
+        if checkpoints:
+            checkpoints.notes.append(problem)
     yield progress.step, {**row, "final": final}
 
 
@@ -260,6 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="save there, and go on from what is there")
     parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("--keep", action="store_true", help="leave the last checkpoints when the trial is done")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="leave the trained model there")
     given = parser.parse_args(arguments)
     try:
         trial = Trial(**json.loads(given.trial.read_text(encoding="utf-8")))
@@ -280,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for _, row in steps(trial, folder):
+        for _, row in steps(trial, folder, given.model):
             if row:
                 print(f"step {row['step']}/{trial.steps} val_nll {row['val_nll']:.6f}", file=sys.stderr)
                 final = row.get("final", {})

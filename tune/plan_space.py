@@ -100,12 +100,20 @@ def disk_parts(study: Study, cells: float, slots: int, model: Model) -> dict[str
         "mlflow": found["mlflow_schema_bytes"]
         + metrics * found["mlflow_metric_bytes"]
         + cells * found["mlflow_run_bytes"],
+        "models": _models_kept(study, cells, slots) * WEIGHT * model.parameters,
         "checkpoints": (CHECKPOINTS + 1) * slots * (WEIGHT + MOMENTS) * model.parameters,
     }
 
 
+def _models_kept(study: Study, cells: float, slots: int) -> float:
+    """Models that stand at most: one an arm in the study's folder, its copy in MLflow, one that each slot leaves."""
+    if study.keep.models == "none" or not cells:
+        return 0.0
+    return min(len(study.arms), cells) + len(study.arms) + slots
+
+
 def disk_needed(study: Study, slots: int = 1, *, vocab_size: int | None = None, cells: int | None = None) -> int:
-    """Bytes that a study may still write, at most: ledger, tables, logs, report, MLflow, three checkpoints a slot.
+    """Bytes that a study may still write, at most: ledger, tables, logs, report, MLflow, models, 3 checkpoints a slot.
 
     cells: how many are still to be trained; None: all, with the grid fully extended and every look of the rule.
     vocab_size: of the packed corpus; None: what the study file says. The packed corpus itself is not counted.

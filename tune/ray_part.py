@@ -76,7 +76,8 @@ def _tune_parts(
             if cell is None:
                 return None
             cells[trial_id] = cell
-            return {"cell": cell.key, "trial": run.start(cell), "checkpoints": str(run.checkpoints(cell))}
+            own = {"checkpoints": str(run.checkpoints(cell)), "keep_model": run.keeps_model(cell)}
+            return {"cell": cell.key, "trial": run.start(cell), **own}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             """Ends are taken by the callback, which sees the trial's error too."""
@@ -207,6 +208,8 @@ def run_ray(
 
     if trainable is None:
         from tune.trial import CellTrainable as trainable
+
+        run.sees_models = not address or bool(run.study.storage)
 
     logs = run.folder / "logs"
     logs.mkdir(exist_ok=True)

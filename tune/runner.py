@@ -20,7 +20,8 @@ from tune.study_run import Progress, StudyRun
 from tune.weights import check_pretrained, note
 
 EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "search.trials_per_arm")
-ANY = ("tracking", "resources.stall_timeout", "address", "storage")  # what may change: no result depends on it
+# what may change: no result depends on it
+ANY = ("tracking", "resources.stall_timeout", "address", "storage", "keep.models")
 
 
 def check_folder(study: Study, folder: Path) -> None:
@@ -181,6 +182,7 @@ def _train(
             _check_space(run.study, run.folder, run.corpus, slots, run.stages.remaining())
             run_ray(run, slots, trainable, interruption, address or run.study.address)
         if run.stages.finished:
+            run.warn_of_missing_models()
             shutil.rmtree(run.all_checkpoints, ignore_errors=True)
     finally:
         run.heart.stop()

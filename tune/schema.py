@@ -303,6 +303,16 @@ class ConfirmSection(Section):
         return given
 
 
+class KeepSection(Section):
+    """What a study keeps of its trained models."""
+
+    models: Literal["best", "none"] = Field(
+        "best",
+        description="best: of each arm the trial of the last stage with the lowest val_nll, in `models/ARM/` and in "
+        "MLflow, loaded by `pagating.load_model`; on a cluster where `storage` is given. none: no model",
+    )
+
+
 class ResourcesSection(Section):
     """What one trial takes of the machine."""
 

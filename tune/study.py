@@ -23,6 +23,7 @@ from tune.schema import (
     CorpusSection,
     Distribution,
     FixedSection,
+    KeepSection,
     ModelSection,
     ResourcesSection,
     SearchSection,
@@ -96,6 +97,7 @@ class Study(Section):
     calibrate: CalibrateSection = Field(CalibrateSection(), description="the calibrate stage")
     confirm: ConfirmSection = Field(ConfirmSection(), description="the confirm stage and the decision")
     resources: ResourcesSection = Field(ResourcesSection(), description="what one trial takes of the machine")
+    keep: KeepSection = Field(KeepSection(), description="what is kept of the trained models")
     tracking: str | None = Field(None, description="MLflow tracking URI; else MLFLOW_TRACKING_URI, else mlflow.db")
     address: str | None = Field(
         None,

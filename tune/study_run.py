@@ -14,6 +14,7 @@ from typing import Any
 from tune import ledger as ledgers
 from tune.heartbeat import Heart
 from tune.interrupt import Interruption
+from tune.kept_models import TRAINED, best_cells, keeps_model, missing_models, models_folder, place, read_facts
 from tune.ledger import Cell, Ledger, LedgerError, Record
 from tune.own_gates import digests, place_gate
 from tune.stages import Stages
@@ -62,6 +63,7 @@ class StudyRun:
         self._listen, self._warn = listen, warn
         self._decisions: set[str] = set()
         self.slots = 0  # known once Ray runs
+        self.sees_models = False  # whether trials run that leave their model where it can be read here
         self.room = 0  # slots that there are now: nodes of a cluster come and go
         self.tick: Callable[[], None] | None = None  # called some times a second while trials run
         self.heart = Heart(folder)
@@ -144,6 +146,26 @@ class StudyRun:
         from pagating.checkpoint import folder_name
 
         return self.all_checkpoints / folder_name(cell.key)
+
+    def keeps_model(self, cell: Cell) -> bool:
+        """Whether a cell is to leave its trained model in the folder of its checkpoints."""
+        return self.sees_models and keeps_model(self.study, cell)
+
+    def _keep_model(self, cell: Cell) -> None:
+        """Take the model that a cell left, now or before a crash, where it is its arm's best so far."""
+        trained = self.checkpoints(cell) / TRAINED
+        if keeps_model(self.study, cell) and read_facts(trained):
+            best = best_cells(self.study, self.records.values()).get(cell.arm)
+            try:
+                if best is not None and best.cell.key == cell.key:
+                    place(models_folder(self.study, self.folder), best, trained)
+            except OSError as error:
+                self.warn(f"{cell.key}: its trained model is not kept: {error}")
+
+    def warn_of_missing_models(self) -> None:
+        """Name the arms whose best model could not be kept."""
+        for line in missing_models(self.study, self.folder, self.records.values()) if self.sees_models else []:
+            self.warn(line)
 
     @property
     def all_checkpoints(self) -> Path:
@@ -246,8 +268,8 @@ class StudyRun:
                 said = f"{cell.key} failed again and again, the last time: {reason}"
                 self.fatal = StudyStopped(f"{said}; the same command tries it anew")
                 return
-        shutil.rmtree(self.checkpoints(cell), ignore_errors=True)
         self._complete(cell, outcome, final)
+        shutil.rmtree(self.checkpoints(cell), ignore_errors=True)
         left = self.stages.remaining()
         self._watch_space(left)
         if self._listen:
@@ -288,6 +310,7 @@ class StudyRun:
         return True
 
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
+        self._keep_model(cell)
         self.ended += 1
         loss = final.get("val_nll", math.inf)
         if cell.stage == "confirm":  # what the verdict is computed on

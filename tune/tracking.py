@@ -18,6 +18,7 @@ from typing import Any
 from analysis.safe_text import one_line, redact
 from tune import ledger as ledgers
 from tune.files import write_whole
+from tune.kept_models import log_models
 from tune.ledger import Record
 from tune.mlflow_runs import Runs, log_verdict
 from tune.study import Study
@@ -124,17 +125,19 @@ class Tracker:
 def finish(tracker: Tracker, verdict: dict[str, Any]) -> str | None:
     """Write the verdict of a finished study whose cells MLflow has; what MLflow is still owed, in words, or None."""
     runs, where = tracker.runs, redact(tracker.runs.uri)
-    owed, problem = tracker.owed, tracker.problem
+    owed, problem, lacking = tracker.owed, tracker.problem, "the verdict"
     if not owed and runs.parent_id:
         try:
             log_verdict(runs.uri, runs.study, runs.parent_id, runs.folder, verdict)
+            lacking = "the trained models"
+            _log_models(runs.uri, runs.study, runs.parent_id, runs.folder)
         except Runs.errors() as error:
             problem = _said(error)
         else:
             mark(runs.folder, runs.uri)
             return None
     return (
-        f"MLflow at {where} still lacks {f'{owed} cells and ' if owed else ''}the verdict"
+        f"MLflow at {where} still lacks {f'{owed} cells and ' if owed else ''}{lacking}"
         f"{f' ({problem})' if problem else ''}; the ledger has all of it: run `pagating sync {runs.folder}` when "
         "MLflow is back, or the same sweep again"
     )
@@ -158,6 +161,7 @@ def sync(uri: str, study: Study, folder: Path) -> tuple[int, int]:
             if (folder / "verdict.json").is_file():
                 verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
                 log_verdict(uri, study, str(runs.parent_id), folder, verdict)
+                _log_models(uri, study, str(runs.parent_id), folder)
                 mark(folder, uri)
             else:
                 runs.pause()
@@ -169,6 +173,10 @@ def sync(uri: str, study: Study, folder: Path) -> tuple[int, int]:
     finally:
         ledger.close()
     return len(found), runs.created
+
+
+def _log_models(uri: str, study: Study, parent_id: str, folder: Path) -> None:
+    log_models(uri, study, parent_id, folder, ledgers.records(ledgers.read(folder / "ledger.jsonl")).values())
 
 
 def mark(folder: Path, uri: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ray import tune as ray_tune
@@ -14,6 +15,7 @@ from pagating.corpus import CorpusError
 from pagating.train import steps
 from pagating.trial import Diverged, OutOfMemory, Trial
 from tune.delivery import Parcel, unpack
+from tune.kept_models import TRAINED
 
 BEAT_SECONDS = 2.0  # a trial says that it is alive at least so often, while it makes steps
 ENDS = {Diverged: "infeasible", OutOfMemory: "infeasible", CorpusError: "failed", OSError: "failed"}
@@ -22,8 +24,9 @@ ENDS = {Diverged: "infeasible", OutOfMemory: "infeasible", CorpusError: "failed"
 class CellTrainable(ray_tune.Trainable):
     """One cell. A step is an evaluation interval, or `BEAT_SECONDS` of one.
 
-    config: {cell: key, trial: arguments of `pagating.train.Trial`, checkpoints: folder of the cell, None for none}, as
-    they are where the driver runs; `parcel` brings the node what it lacks.
+    config: {cell: key, trial: arguments of `pagating.train.Trial`, checkpoints: folder of the cell, None for none,
+    keep_model: whether the trained model is left there}, as they are where the driver runs; `parcel` brings the node
+    what it lacks.
     A result holds `row` (the evaluation; None where none was made), `fraction` (of the budget), `step` (updates made),
     with the last one `outcome`, `final` and `reason`, and `warning` where there is something to say. This is the one
     place where a failed trial becomes an infeasible one (diverged, out of memory), or one to be tried again (`failed`:
@@ -39,7 +42,8 @@ class CellTrainable(ray_tune.Trainable):
                 lacking = error
         self._trial = Trial(**trial)
         self._checkpoints = CheckpointFolder(folder, keep=config.get("keep_checkpoints", False)) if folder else None
-        self._steps = _refused(lacking) if lacking else steps(self._trial, self._checkpoints)
+        model = Path(folder) / TRAINED if folder and config.get("keep_model") else None
+        self._steps = _refused(lacking) if lacking else steps(self._trial, self._checkpoints, model)
         self._outcome: str | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

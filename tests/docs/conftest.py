@@ -10,7 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from analysis import report
 from pagating.corpus import prepare
-from pagating.train import Trial, train
+from pagating.train import Trial, steps
+from tune.kept_models import TRAINED
 from tune.ledger import write_tables
 from tune.study import dump, parse
 from tune.study_run import StudyRun
@@ -40,11 +41,14 @@ def finish(text: str, name: str, output: Path) -> Path:
     source = study.corpus.model_dump(exclude_none=True)
     corpus = prepare(source, study.tokenizer.model_dump(), study.model.n_ctx, output / ".cache", folder)
     run = StudyRun(study, folder, corpus)
+    run.sees_models = True
     (folder / "study.yaml").write_text(dump(study))
     while (cell := run.next_cell()) is not None:
-        for row in train(Trial(**run.start(cell))):
-            final = row.pop("final", None)
-            run.report(cell, row)
+        model = run.checkpoints(cell) / TRAINED if run.keeps_model(cell) else None
+        for _, row in steps(Trial(**run.start(cell)), None, model):
+            if row:
+                final = row.pop("final", None)
+                run.report(cell, row)
         run.end(cell, "completed", final)
     run.ledger.close()
     write_tables(name, run.ledger.events, folder)

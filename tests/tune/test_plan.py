@@ -314,7 +314,10 @@ def test_what_is_needed_grows_with_cells_slots_and_vocabulary():
     needed = plan_space.disk_needed(SMOKE)
     assert needed == plan_space.disk_needed(SMOKE, 1, vocab_size=300, cells=plan_space.most_cells(SMOKE))
     width = SMOKE.model.d_model
-    assert plan_space.disk_needed(SMOKE, vocab_size=1300) - needed == 3 * 12 * 1000 * width
+    assert (
+        plan_space.disk_needed(SMOKE, vocab_size=1300) - needed
+        == (3 * 12 + (2 * len(SMOKE.arms) + 1) * 4) * 1000 * width
+    )
     assert plan_space.disk_needed(SMOKE, cells=5) < needed < plan_space.disk_needed(SMOKE, slots=2)
 
 

@@ -1,0 +1,234 @@
+"""A trained model in a folder: loaded to the same bits, whole or not there, and nothing of it run."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pagating
+from pagating import checkpoint, corpus, saved_model
+from pagating.evaluate import mean_nll
+from pagating.saved_model import SavedModelError, load_model, read_facts, save_model
+from pagating.tasks import task_of
+from pagating.train import build_model, main, steps
+from pagating.trial import Trial
+
+torch.set_num_threads(1)
+WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
+MODEL = {"n_layer": 2, "d_model": 16, "n_head": 2, "n_ctx": 16}
+LAYERS = {"learnable": {"init": 0.5, "per": "layer", "range": "free"}}
+TRIALS = {
+    "stock": {},
+    "fixed": {"unit": {"gate": "sigmoid", "alpha": 0.5}},
+    "per layer": {"unit": {"gate": "tanh", "alpha": LAYERS}},
+    "per model": {"unit": {"gate": "sigmoid", "alpha": {"learnable": {"init": 0.5, "per": "model"}}}},
+    "scheduled": {"unit": {"gate": "sigmoid", "alpha": {"schedule": {"kind": "cosine"}}}},
+    "by token": {"unit": {"gate": "sigmoid", "alpha": {"token": {}}}},
+    "glu": {"unit": {"gate": "sigmoid", "alpha": 1.0, "form": "glu"}},
+    "xielu": {"unit": {"unit": "xielu"}},
+    "bfloat16": {"precision": "bfloat16"},
+    "BERT": {"task": "masked", "unit": {"gate": "sigmoid", "alpha": LAYERS}},
+    "T5": {"task": "span", "unit": {"gate": "sigmoid", "alpha": LAYERS}},
+}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    base = tmp_path_factory.mktemp("text")
+    (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} {WORDS}" for i in range(2000)))
+    return str(corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, base / "cache", base))
+
+
+def make(packed, **changed):
+    size = {"tokens": 64 * 4, "batch_tokens": 64, "eval_every": 2, "eval_windows": 8, "test": True}
+    return Trial(**{"corpus": packed, "model": MODEL, "lr": 3e-3, "seed": 5, **size, **changed})
+
+
+def trained(trial, folder):
+    """Train a trial, leave its model in `folder`; its final metrics."""
+    return list(steps(trial, None, folder))[-1][1]["final"]
+
+
+def loss(model, trial, split):
+    task = task_of(trial)
+    return task.evaluate(model, task.held(trial, split), trial.batch_tokens // 16, trial.precision)
+
+
+@pytest.mark.parametrize("changed", TRIALS.values(), ids=TRIALS)
+def test_the_loaded_model_has_the_trials_losses_to_the_bit(packed, tmp_path, changed):
+    trial = make(packed, **changed)
+    final = trained(trial, tmp_path / "model")
+    before = torch.get_rng_state()
+    model = pagating.load_model(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.training
+    assert [loss(model, trial, split) for split in ("validation", "test")] == [final["val_nll"], final["test_nll"]]
+    assert loss(build_model(trial), trial, "validation") != final["val_nll"]
+
+
+def test_what_it_is_and_what_it_was_trained_with_stand_beside_it(packed, tmp_path):
+    final = trained(make(packed), tmp_path / "model")
+    facts = read_facts(tmp_path / "model")
+    assert facts["final"] == final
+    assert (facts["trial"]["seed"], facts["trial"]["lr"]) == (5, 3e-3)
+    assert (facts["task"], facts["vocab_size"], facts["model"], facts["unit"]) == ("causal", 280, MODEL, None)
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert names == ["model.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_a_tied_weight_is_kept_once_and_stays_tied(packed, tmp_path):
+    trained(make(packed), tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    assert model.lm_head.weight is model.transformer.wte.weight
+    kept = load_file(tmp_path / "model" / "model.safetensors")
+    assert sum(tensor.numel() for tensor in kept.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_leaving_the_model_changes_no_bit_of_the_trial(packed, tmp_path):
+    clock = ("tokens_per_second", "seconds", "peak_rss_mb")
+    one, other = trained(make(packed), None), trained(make(packed), tmp_path / "model")
+    assert {k: v for k, v in one.items() if k not in clock} == {k: v for k, v in other.items() if k not in clock}
+
+
+def test_the_folder_names_no_path_of_the_machine(packed, tmp_path):
+    own = tmp_path / "hard.py"
+    own.write_text("import torch\n\n\ndef hard(x):\n    return torch.clamp(x / 6 + 0.5, 0.0, 1.0)\n")
+    trial = make(packed, unit={"gate": f"{own}:hard", "alpha": 1.0})
+    final = trained(trial, tmp_path / "model")
+    text = (tmp_path / "model" / "model.json").read_text()
+    assert str(tmp_path) not in text
+    assert packed not in text
+    with pytest.raises(SavedModelError, match=r"was trained with an own gate \(hard.py:hard\); give gate="):
+        load_model(tmp_path / "model")
+    assert loss(load_model(tmp_path / "model", gate=f"{own}:hard"), trial, "validation") == final["val_nll"]
+
+
+def test_no_path_that_a_folder_names_is_run(packed, tmp_path):
+    trained(make(packed), tmp_path / "model")
+    trap = tmp_path / "trap.py"
+    trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n\n\ndef gate(x):\n    return x\n")
+    path = tmp_path / "model" / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unit": {"gate": f"{trap}:gate", "alpha": 1.0}}))
+    with pytest.raises(SavedModelError, match="was trained with an own gate"):
+        load_model(tmp_path / "model")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_refused(packed, tmp_path):
+    trained(make(packed), tmp_path / "model")
+    raw = pickle.dumps({"model": 1})
+    (tmp_path / "model" / "model.safetensors").write_bytes(raw)
+    path = tmp_path / "model" / "model.json"
+    sha256 = saved_model._sha256(tmp_path / "model" / "model.safetensors")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": sha256}))
+    with pytest.raises(SavedModelError, match="cannot be loaded"):
+        load_model(tmp_path / "model")
+
+
+def test_a_model_that_cannot_be_written_costs_the_trial_nothing_and_is_said(packed, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    final = trained(make(packed), tmp_path / "file" / "model")
+    assert final["val_nll"] > 0
+    assert "file/model: the trained model is not kept: " in capsys.readouterr().err
+
+
+def test_too_little_room_keeps_the_disk_free_for_the_ledger(packed, tmp_path, monkeypatch):
+    usage = checkpoint.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    trial = make(packed)
+    note = saved_model.keep_trained(build_model(trial), trial, tmp_path / "model", {})
+    assert note is not None
+    assert "the trained model is not kept: it needs 1 MB, and 1 MB are free" in note
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_in_the_way_is_replaced_whole(packed, tmp_path, monkeypatch):
+    trial = make(packed)
+    model = build_model(trial)
+    save_model(model, trial, tmp_path / "model", {"mark": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(saved_model, "write_tensors", _full)
+        with pytest.raises(OSError, match="disk full"):
+            save_model(model, trial, tmp_path / "model", {"mark": 2})
+    assert read_facts(tmp_path / "model")["final"] == {"mark": 1}
+    save_model(model, trial, tmp_path / "model", {"mark": 3})
+    assert read_facts(tmp_path / "model")["final"] == {"mark": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def _full(*_, **__):
+    raise OSError("disk full")
+
+
+def _drop(tensors):
+    tensors.pop(sorted(tensors)[0])
+
+
+def _widen(tensors):
+    tensors[sorted(tensors)[0]] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(("spoil", "said"), [(_drop, "its tensors are not the model's"), (_widen, r"is \(3,\), not")])
+def test_weights_of_another_model_are_refused(packed, tmp_path, spoil, said):
+    save_model(build_model(make(packed)), make(packed), tmp_path / "model", {})
+    weights, facts = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "model.json"
+    tensors = load_file(weights)
+    spoil(tensors)
+    save_file(tensors, weights)
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "sha256": saved_model._sha256(weights)}))
+    with pytest.raises(SavedModelError, match=said):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no JSON", "cannot be read"),
+        ("[1]", "no description of a model of format 1"),
+        ('{"format": 2}', "no description of a model of format 1"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_a_line(tmp_path, text, said):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(SavedModelError, match=said):
+        load_model(tmp_path)
+    with pytest.raises(SavedModelError, match="cannot be read as a model's description"):
+        load_model(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"task": "other"}, "its task 'other' is not one of causal, masked, span"),
+        ({"model": {**MODEL, "n_head": 3}}, "d_model=16 is not a multiple of n_head=3"),
+        ({"model": {**MODEL, "heads": 3}}, "unexpected keyword argument 'heads'"),
+        ({"unit": {"gate": "nothing"}}, "'nothing'"),
+        ({"sha256": "0" * 64}, "it is damaged: its SHA-256 is [0-9a-f]{16}, not 0000000000000000"),
+    ],
+)
+def test_a_description_that_fits_no_model_is_refused(packed, tmp_path, changed, said):
+    save_model(build_model(make(packed)), make(packed), tmp_path / "model", {})
+    path = tmp_path / "model" / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(SavedModelError, match=said):
+        load_model(tmp_path / "model")
+
+
+def test_one_flipped_bit_of_the_weights_is_seen(packed, tmp_path):
+    save_model(build_model(make(packed)), make(packed), tmp_path / "model", {})
+    weights = tmp_path / "model" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(SavedModelError, match="it is damaged"):
+        load_model(tmp_path / "model")
+
+
+def test_the_command_of_one_trial_leaves_its_model(packed, tmp_path, capsys):
+    (tmp_path / "trial.json").write_text(json.dumps({**make(packed).__dict__}))
+    assert main([str(tmp_path / "trial.json"), "--model", str(tmp_path / "model")]) == 0
+    final = json.loads(capsys.readouterr().out)
+    windows = task_of(make(packed)).held(make(packed), "validation")
+    assert mean_nll(load_model(tmp_path / "model"), windows, 4) == final["val_nll"]
