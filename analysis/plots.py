@@ -16,11 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from analysis.palette import COLOURS, INK, colour_of
 from analysis.tables import Study, confirm_rows
 
-INK = "#1b1b1c"
-# after Okabe and Ito: told apart by colour-blind readers, visible on white and on near-black
-COLOURS = ("#2a86c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
 DRAWN = 100  # seeds drawn one by one; means and intervals are of all
 _STYLE: dict[Any, Any] = {
@@ -46,7 +44,7 @@ def arm_style(study: Study, arm: str) -> tuple[str, str]:
     if arm == study.baseline:
         return INK, "o"
     i = [a for a in study.arms if a != study.baseline].index(arm)
-    return COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+    return colour_of(i), MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
 def render(draw: Callable[[], Figure], kind: str = "svg", salt: str = "figure") -> bytes:

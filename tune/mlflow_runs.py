@@ -18,7 +18,7 @@ from typing import Any
 from analysis.safe_text import markdown, one_line
 from tune import ledger as ledgers
 from tune.ledger import Cell, Record
-from tune.mlflow_views import COLOUR, arm_colour, note, view_tags
+from tune.mlflow_views import COLOUR, arm_colour, is_ours, note, view_tags
 from tune.provenance import git_commit
 from tune.schema_arm import AlphaSection
 from tune.study import Study
@@ -133,12 +133,9 @@ class Runs:
             )
         else:
             self._experiment = experiment.experiment_id
-        there = client.get_experiment(self._experiment).tags
-        shown = {**view_tags(self.study), NOTE: note(self.study, self._experiment, None)}
-        for name, value in shown.items():
-            if name not in there:  # who saved a view over ours, or described the study, keeps theirs
-                client.set_experiment_tag(self._experiment, name, value)
         self.parent_id = self._parent(client)
+        said = note(self.study, self._experiment, self.parent_id, None)
+        _show(client, self._experiment, {**view_tags(self.study), NOTE: said})
         self.known = {}
         children = self._search(client, f"tags.`mlflow.parentRunId` = '{self.parent_id}'")
         for run in sorted(children, key=lambda run: run.info.status == "RUNNING"):
@@ -165,7 +162,7 @@ class Runs:
             "stage": "study",
             "study_folder": identity,
             "corpus": self.digest,
-            NOTE: note(self.study, self._experiment, None),
+            NOTE: note(self.study, self._experiment, None, None),
             COLOUR: "#8a8a8f",
             **_source_tags(),
         }
@@ -285,6 +282,14 @@ def _sizes(study: Study) -> dict[str, int]:
     return sizes | {"tokens": study.fixed.tokens, "batch_tokens": study.fixed.batch_tokens}
 
 
+def _show(client: Any, experiment: str, tags: dict[str, str]) -> None:
+    """Set an experiment's views and description; who saved a view over ours, or described the study, keeps theirs."""
+    there = client.get_experiment(experiment).tags
+    for name, value in tags.items():
+        if there.get(name) != value and (name not in there or is_ours(name, there[name])):
+            client.set_experiment_tag(experiment, name, value)
+
+
 def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: dict[str, Any]) -> None:
     """Put the verdict into the parent run: description, a metric for each arm, and the report as artifacts."""
     from mlflow import MlflowClient
@@ -292,7 +297,8 @@ def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: d
 
     client = MlflowClient(tracking_uri=uri)
     table = (folder / "verdict.md").read_text(encoding="utf-8").split("\n", 4)[4]  # below the name and the question
-    now = round(1000 * max(event["time"] for event in ledgers.read(folder / "ledger.jsonl")))
+    events = ledgers.read(folder / "ledger.jsonl")
+    now = round(1000 * max(event["time"] for event in events))
     metrics = [
         Metric(f"improvement_percent/{row['arm']}", row["improvement_percent"], now, 0)
         for row in verdict["comparisons"]
@@ -300,8 +306,11 @@ def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: d
     ]
     client.log_batch(parent_id, metrics=metrics)
     experiment = client.get_run(parent_id).info.experiment_id
-    client.set_tag(parent_id, NOTE, note(study, experiment, (parent_id, table)))
-    client.set_experiment_tag(experiment, NOTE, note(study, experiment, (parent_id, table.strip().split("\n", 1)[0])))
+    client.set_tag(parent_id, NOTE, note(study, experiment, parent_id, table))
+    client.set_experiment_tag(experiment, NOTE, note(study, experiment, parent_id, table.strip().split("\n", 1)[0]))
+    confirms = [r for r in ledgers.records(events).values() if r.cell.stage == "confirm" and r.outcome == "completed"]
+    ends = [record.curve[-1] for record in confirms if record.curve]
+    _show(client, experiment, view_tags(study, ends))
     for name in ("study.yaml", "verdict.json", "verdict.md", "report.html"):
         client.log_artifact(parent_id, str(folder / name))
     client.set_terminated(parent_id)
