@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from analysis.safe_text import redact
 from tune.files import write_whole
 from tune.ledger import Cell, Record
 from tune.mlflow_views import COLOUR, arm_colour
@@ -135,11 +136,14 @@ def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any
     last = [Metric(f"final/{metric}", final[metric], **where) for metric in ("val_nll", "test_nll") if metric in final]
     client.log_batch(run_id, metrics=last)
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, final["steps"])])
-    client.set_logged_model_tags(made.model_id, {"mlflow.note.content": how_to_load(made.model_id)})
+    client.set_logged_model_tags(
+        made.model_id, {"mlflow.note.content": how_to_load(made.model_id, client.tracking_uri)}
+    )
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
 
 
-def how_to_load(model_id: str) -> str:
-    """Markdown: the lines that load a model of MLflow's store."""
-    found = f'mlflow.artifacts.download_artifacts("models:/{model_id}")'
-    return f"```python\nimport mlflow, pagating\n\nmodel = pagating.load_model({found})\n```"
+def how_to_load(model_id: str, uri: str) -> str:
+    """Markdown: the lines that load a model of MLflow's store; a password in its address is left out."""
+    lines = ["import mlflow, pagating", "", f"mlflow.set_tracking_uri({redact(uri)!r})"]
+    lines.append(f"model = pagating.load_model(mlflow.artifacts.download_artifacts({f'models:/{model_id}'!r}))")
+    return "\n".join(["```python", *lines, "```"])

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -19,7 +20,16 @@ from pagating.train import steps
 from pagating.trial import Trial
 from tune import ledger as ledgers
 from tune import plan_space, runner
-from tune.kept_models import TRAINED, best_cells, kept_models, log_models, missing_models, models_folder, place
+from tune.kept_models import (
+    TRAINED,
+    best_cells,
+    how_to_load,
+    kept_models,
+    log_models,
+    missing_models,
+    models_folder,
+    place,
+)
 from tune.ledger import Cell, Record
 from tune.mlflow_runs import prepare_store
 from tune.study import dump, load, parse
@@ -249,6 +259,14 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture
+def restored_uri():
+    """MLflow's tracking URI of this process, put back after the test."""
+    before = mlflow.get_tracking_uri()
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
 def stored(done, store, tmp_path):
     """The finished study and its runs in a store of its own: address, study folder, parent run, records."""
     folder, uri = shutil.copytree(done, tmp_path / "kept"), f"sqlite:///{shutil.copy(store, tmp_path / 'mlflow.db')}"
@@ -264,7 +282,7 @@ def logged(uri):
     return client.search_logged_models([client.get_experiment_by_name("kept").experiment_id])
 
 
-def test_mlflow_offers_them_and_one_line_loads_them(stored, corpus, monkeypatch):
+def test_mlflow_offers_them_and_its_own_lines_load_them(stored, corpus, restored_uri):
     uri, folder, parent, records = stored
     assert log_models(uri, study(), parent, folder, records) == 2
     client, best = MlflowClient(uri), best_of(folder)
@@ -281,11 +299,16 @@ def test_mlflow_offers_them_and_one_line_loads_them(stored, corpus, monkeypatch)
         assert [out.model_id for out in run.outputs.model_outputs] == [model.model_id]
         assert run.data.metrics["final/val_nll"] == record.final["val_nll"]
         assert len(client.get_metric_history(run.info.run_id, "final/val_nll")) == 1
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        line = model.tags["mlflow.note.content"]
-        assert f'pagating.load_model(mlflow.artifacts.download_artifacts("models:/{model.model_id}"))' in line
-        found = pagating.load_model(download_artifacts(f"models:/{model.model_id}", tracking_uri=uri))
-        assert mean_nll(found, eval_windows(open_split(corpus, "validation"), 16, 4), 4) == record.final["val_nll"]
+        names: dict = {}
+        exec(model.tags["mlflow.note.content"].removeprefix("```python\n").removesuffix("```"), names)
+        held = eval_windows(open_split(corpus, "validation"), 16, 4)
+        assert mean_nll(names["model"], held, 4) == record.final["val_nll"]
+
+
+def test_the_lines_that_load_a_model_name_no_password():
+    lines = how_to_load("m-1", "https://me:secret@server:5000")
+    assert "secret" not in lines
+    assert "download_artifacts('models:/m-1')" in lines
 
 
 def test_a_second_look_doubles_none_and_mends_one_that_was_cut_off(stored):
@@ -327,7 +350,7 @@ def test_a_model_that_is_not_the_ledgers_best_is_not_logged(stored):
 
 
 @pytest.mark.slow
-def test_a_sweep_on_ray_keeps_and_logs_them_and_the_same_command_again_doubles_none(tmp_path):
+def test_a_sweep_on_ray_keeps_and_logs_them_and_the_same_command_again_doubles_none(tmp_path, restored_uri):
     config, output = ROOT / "configs" / "smoke.yaml", tmp_path / "studies"
     command = [sys.executable, "-m", "tune.cli", "sweep", str(config), "--slots", "2", "--output", str(output)]
     for _ in range(2):
@@ -339,13 +362,14 @@ def test_a_sweep_on_ray_keeps_and_logs_them_and_the_same_command_again_doubles_n
     assert best.keys() == given.arms.keys()
     assert kept_models(folder / "models", best).keys() == best.keys()
     assert not (folder / "checkpoints").exists()
+    mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     found = client.search_logged_models([client.get_experiment_by_name("smoke").experiment_id])
     assert sorted(model.tags["cell"] for model in found) == sorted(record.cell.key for record in best.values())
     held = open_split(runner.begun_corpus(given, folder), "validation")
     windows, batch = eval_windows(held, given.model.n_ctx, given.fixed.eval_windows), given.fixed.batch_tokens
     for model in found:
-        loaded = pagating.load_model(download_artifacts(f"models:/{model.model_id}", tracking_uri=uri))
+        loaded = pagating.load_model(download_artifacts(f"models:/{model.model_id}"))
         loss = mean_nll(loaded, windows, batch // given.model.n_ctx, given.fixed.precision)
         assert loss == best[model.tags["arm"]].final["val_nll"]
 
