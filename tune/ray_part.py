@@ -216,6 +216,8 @@ def run_ray(
     _log_to(logs / "ray.log", "ray")
     resources = run.study.resources
     with started(slots, run.study, address), tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
+        if address and not driver_node():
+            _staged(scratch)
         room = Capacity(slots, resources.cpus, resources.gpus, ray.nodes)
         run.slots = room()
         search, scheduler, ends, stopper = _tune_parts(
@@ -254,6 +256,13 @@ def run_ray(
     if (fatal := run.fatal) is not None:
         said = f"{fatal.filename}: {fatal.strerror}" if isinstance(fatal, OSError) and fatal.filename else str(fatal)
         raise StudyStopped(f"the study stopped: {said}") from fatal
+
+
+def _staged(folder: str) -> None:
+    """Tell Ray Tune where a driver outside the cluster (ray://) stages its files: else it asks for its node's folder."""
+    from ray.train._internal import storage
+
+    storage._get_ray_train_session_dir = lambda: folder  # no public setting has this folder
 
 
 def _wish(run: StudyRun, slots: int | None, stage: str) -> None:

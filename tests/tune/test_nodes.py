@@ -245,6 +245,25 @@ def test_a_study_across_nodes_that_come_and_go_ends_as_on_one_node(nodes, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_driver_that_is_no_node_of_the_cluster_reaches_it_by_rays_client(nodes, tmp_path):
+    """The driver shares the head's network and nothing else; the head has neither the repository nor the corpus."""
+    pytest.importorskip("grpc", reason='needs grpcio: pip install "ray[client]"')
+    config = write(tmp_path, fixed={"tokens": 10_240, "batch_tokens": 512}, confirm={"seeds": 2})
+    sweep = [BIN / "python", "-m", "tune.cli", "sweep", config, "--tracking", "none", "--output"]
+    nodes.start(1)
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": paths}
+    outside = ["ip", "netns", "exec", f"{nodes.name}-1", *sweep, tmp_path / "outside"]
+    ended = []
+    for command in ([*outside, "--address", "ray://10.77.0.1:10001"], [*sweep, tmp_path / "alone", "--slots", "1"]):
+        ended.append(subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT))
+        assert "verdict" in ended[-1].stdout, ended[-1].stdout + ended[-1].stderr
+    assert ended[0].returncode == ended[1].returncode, ended[0].stdout + ended[0].stderr
+    assert finals(tmp_path / "outside" / "nodes") == finals(tmp_path / "alone" / "nodes")
+    assert list((tmp_path / "node-1" / "cache").glob("corpus-*"))
+
+
+@pytest.mark.slow
 def test_what_no_study_can_run_on_is_said_in_one_line(nodes, tmp_path):
     config = write(tmp_path)
     nodes.start(1, hide=False)
