@@ -1,44 +1,145 @@
-"""Faults of disks and files: full, damaged, cut off, lost; and no HOME."""
+"""Faults of disks and files: full, read-only, gone, damaged, cut off, lost; and no HOME."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from disturbed import Bench, Damage
+from disturbed import Bench, Damage, Place
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[str | None]:
+    """A file system of 64 MiB on `folder` for as long as the block runs; gives why not, where none can be mounted."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    try:
+        yield done.stderr.strip() if done.returncode else None
+    finally:
+        if not done.returncode:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def _on_small_disk(bench: Bench, times: int, fault: Callable[[Place], None]) -> Damage:
+    """Studies on a disk of their own, which `fault` disturbs, and which it leaves as it was."""
+    damage = Damage()
+    for _ in range(times):
+        place = bench.place("disk")
+        with small_disk(place.output) as problem:
+            if problem:
+                damage.notes.append(f"not run: {problem}")
+                return damage
+            fault(place)
+            place.sweep()
+            damage.times += 1
+            bench.compare(place, damage)
+    return damage
+
+
+def _fill(folder: Path) -> Path:
+    """A file that takes all the room there is."""
+    ballast = folder / "ballast"
+    with open(ballast, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 12))
+        except OSError:
+            return ballast  # full
+
+
+def _says(said: str, word: str) -> None:
+    if word not in said:
+        raise RuntimeError(f"not a word of '{word}': {said[-1000:]}")
 
 
 def disk_full(bench: Bench, times: int) -> Damage:
     """The disk full at a random moment, then room again."""
-    damage = Damage()
-    for _ in range(times):
-        place = bench.place("disk")
-        place.output.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place.output)]
-        if (done := subprocess.run(mount, capture_output=True, text=True, check=False)).returncode:
-            damage.notes.append(f"not run: no file system of limited size can be mounted ({done.stderr.strip()})")
-            return damage
+
+    def fault(place: Place) -> None:
+        running = place.start()
+        place.until(running, bench.random.randint(1, len(bench.expected) - 4))
+        ballast = _fill(place.output)
+        _says(place.wait(running, allowed=(1,)), "No space left on device")
+        ballast.unlink()
+
+    return _on_small_disk(bench, times, fault)
+
+
+def cache_full(bench: Bench, times: int) -> Damage:
+    """The disk full from the start, token cache included, then room again."""
+
+    def fault(place: Place) -> None:
+        ballast = _fill(place.output)
+        said = place.wait(place.start(PAGATING_CACHE=str(place.output / ".cache")), allowed=(1, 2))
+        _says(said, "No space left on device")
+        ballast.unlink()
+
+    return _on_small_disk(bench, times, fault)
+
+
+def read_only(bench: Bench, times: int) -> Damage:
+    """The folder of the studies read-only from a random moment, then writable again."""
+
+    def fault(place: Place) -> None:
+        running = place.start()
+        place.until(running, bench.random.randint(1, len(bench.expected) - 4))
+        # an open file keeps a file system writable, so it is covered by a read-only view of itself
+        subprocess.run(["mount", "--bind", str(place.output), str(place.output)], check=True)
         try:
-            running = place.start()
-            place.until(running, bench.random.randint(1, len(bench.expected) - 4))
-            ballast = place.output / "ballast"
-            with open(ballast, "wb") as file:
-                try:
-                    while True:
-                        file.write(bytes(1 << 12))
-                        file.flush()
-                except OSError:
-                    pass  # full
-            said = place.wait(running, allowed=(1,))
-            if "No space left on device" not in said:
-                raise RuntimeError(f"no word of the full disk: {said[-1000:]}")
-            ballast.unlink()
-            place.sweep()
-            damage.times += 1
-            bench.compare(place, damage)
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(place.output)], check=True)
+            _says(place.wait(running, allowed=(1,)), "Read-only file system")
         finally:
             subprocess.run(["umount", "-l", str(place.output)], check=True)
+
+    return _on_small_disk(bench, times, fault)
+
+
+def folder_gone(bench: Bench, times: int) -> Damage:
+    """The folder of the study moved away at a random moment, then back."""
+    damage = Damage()
+    for _ in range(times):
+        place = bench.place("gone")
+        running = place.start()
+        place.until(running, bench.random.randint(1, len(bench.expected) - 4))
+        away = place.folder / "away"
+        place.study.rename(away)
+        place.wait(running, allowed=(0, 1))
+        shutil.rmtree(place.study, ignore_errors=True)  # what was written into its place meanwhile
+        away.rename(place.study)
+        place.sweep()
+        damage.times += 1
+        bench.compare(place, damage)
+    return damage
+
+
+def checkpoints_damaged(bench: Bench, times: int) -> Damage:
+    """A bit flipped in every checkpoint and in the token cache while the killed study is at rest."""
+    damage = Damage()
+    flipped = 0
+    for _ in range(times):
+        place = bench.place("checkpoints")
+        cache = place.folder / "cache"
+        running = place.start(PAGATING_CACHE=str(cache))
+        place.until(running, bench.random.randint(1, len(bench.expected) - 4))
+        running.kill()
+        place.wait(running, allowed=(-9,))
+        files = [*(path for path in place.study.rglob("*.safetensors")), *(p for p in cache.rglob("*.bin"))]
+        for path in files:
+            raw = bytearray(path.read_bytes())
+            raw[bench.random.randrange(len(raw))] ^= 1 << bench.random.randrange(8)
+            path.write_bytes(raw)
+        flipped += len(files)
+        place.sweep(PAGATING_CACHE=str(cache))
+        damage.times += 1
+        bench.compare(place, damage)
+    if not flipped:
+        raise RuntimeError("there was no file to damage")
+    damage.notes.append(f"{flipped} files damaged")
     return damage
 
 

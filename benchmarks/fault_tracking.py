@@ -48,32 +48,31 @@ def mlflow_down_at_start(bench: Bench, times: int) -> Damage:
     return _tracked(bench, times, "mlflow-start", disturb)
 
 
-def mlflow_down_between(bench: Bench, times: int) -> Damage:
-    """The MLflow server killed in the middle, and back before the end."""
+def _killed(after: int, back: int | None) -> Callable[[Place, Any, Server, Proxy], None]:
+    """The server killed after so many cells, and started again after so many, or not at all."""
 
     def disturb(place: Place, start: Any, server: Server, proxy: Proxy) -> None:
         server.start()
         running = start(proxy.uri)
-        place.until(running, 4)
+        place.until(running, after)
         server.kill()
-        place.until(running, 10)
+        if back is None:
+            return _owes(place.wait(running))
+        place.until(running, back)
         server.start()
         place.wait(running)
 
-    return _tracked(bench, times, "mlflow-middle", disturb)
+    return disturb
+
+
+def mlflow_down_between(bench: Bench, times: int) -> Damage:
+    """The MLflow server killed in the middle, and back before the end."""
+    return _tracked(bench, times, "mlflow-middle", _killed(4, 10))
 
 
 def mlflow_down_at_end(bench: Bench, times: int) -> Damage:
     """The MLflow server killed in the middle, for good."""
-
-    def disturb(place: Place, start: Any, server: Server, proxy: Proxy) -> None:
-        server.start()
-        running = start(proxy.uri)
-        place.until(running, 8)
-        server.kill()
-        _owes(place.wait(running))
-
-    return _tracked(bench, times, "mlflow-end", disturb)
+    return _tracked(bench, times, "mlflow-end", _killed(8, None))
 
 
 def _in_mode(mode: str) -> Callable[[Place, Any, Server, Proxy], None]:
