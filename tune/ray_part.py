@@ -259,7 +259,7 @@ def run_ray(
 
 
 def _staged(folder: str) -> None:
-    """Tell Ray Tune where a driver outside the cluster (ray://) stages its files: else it asks for its node's folder."""
+    """Tell Ray Tune where a driver outside the cluster (ray://) stages its files: else its node is asked."""
     from ray.train._internal import storage
 
     storage._get_ray_train_session_dir = lambda: folder  # no public setting has this folder
