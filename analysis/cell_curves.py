@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from analysis.plots import arm_style, legend, tokens_text
+from analysis.plots import WIDTH, arm_style, legend, tokens_text
 from analysis.tables import Study
 
 MOST = 4  # configurations of an arm that are drawn, the best of them
@@ -33,7 +33,7 @@ def lines(study: Study) -> list[tuple[str, int, str, pd.DataFrame]]:
 
 def cell_curves(study: Study) -> Figure:
     """Validation loss of the best configurations of every arm against tokens."""
-    fig = Figure(figsize=(7.2, 4.2))
+    fig = Figure(figsize=(WIDTH, 3.7))
     ax = fig.subplots()
     entries = []
     for arm, rank, label, rows in lines(study):

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis import beside, command, formats, multiplicity
-from analysis.plots import DRAWN, INK, arm_style
+from analysis.plots import DRAWN, INK, WIDTH, arm_style
 from analysis.tables import Study
 
 COLUMNS: formats.Columns = {
@@ -58,7 +58,7 @@ def _words(slope: float, p: float, level: float) -> str:
 def figure(study: Study, rows: list[dict[str, Any]]) -> Figure:
     """The slope on log2(tokens) of every seed as a dot, with the mean and its interval, an arm a line."""
     rows = [row for row in rows if row["scale"] == beside.SCALES["log2"][1] and row["slope"] is not None]
-    fig = Figure(figsize=(7.2, 1.1 + 0.5 * max(1, len(rows))))
+    fig = Figure(figsize=(WIDTH, 1.1 + 0.5 * max(1, len(rows))))
     ax = fig.subplots()
     ax.axvline(0, color=INK, lw=1)
     for y, row in enumerate(rows):

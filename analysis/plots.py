@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from analysis.palette import COLOURS, INK, colour_of
+from analysis.palette import INK, colour_of
 from analysis.tables import Study, confirm_rows
 
-MARKERS = "osD^vP"
+MARKERS = "sD^vP<>Xph*"  # the baseline has the dot; by them arms are told apart in grey
+WIDTH = 5.8  # inches of every figure: its 10 pt can be read on a phone, scaled to its width
 DRAWN = 100  # seeds drawn one by one; means and intervals are of all
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -35,6 +36,8 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
+    "xtick.minor.size": 3.5,  # as the major ones: on a log axis their labels stand in one row
+    "xtick.minor.pad": 3.5,
     "savefig.transparent": True,
 }
 
@@ -44,7 +47,7 @@ def arm_style(study: Study, arm: str) -> tuple[str, str]:
     if arm == study.baseline:
         return INK, "o"
     i = [a for a in study.arms if a != study.baseline].index(arm)
-    return colour_of(i), MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+    return colour_of(i), MARKERS[i % len(MARKERS)]
 
 
 def render(draw: Callable[[], Figure], kind: str = "svg", salt: str = "figure") -> bytes:
@@ -71,18 +74,19 @@ def inline(svg: bytes, name: str) -> str:
     )
 
 
-def legend(ax: Axes, entries: Sequence[tuple[Artist, str]], columns: int = 3) -> None:
-    """A legend below the axes, of (artist, label)."""
+def legend(ax: Axes, entries: Sequence[tuple[Artist, str]]) -> None:
+    """A legend below the axes, of (artist, label), in as many columns as the figure is wide."""
     # a leading underscore would hide the entry, so the name gets a space in front
     handles = [h for h, _ in entries]
     labels = [f" {label}" if label.startswith("_") else label for _, label in entries]
-    ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
+    columns = max(1, min(3, 64 // (8 + max(map(len, labels), default=0))))  # a label is some 8 wider than its text
+    ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
 
 
 def differences(study: Study, rows: list[dict]) -> Figure:
     """Paired differences in percent of the baseline's mean, a dot a seed, with mean and interval."""
     rows = [r for r in rows if r["improvement_percent"] is not None]
-    fig = Figure(figsize=(7.2, 1.1 + 0.55 * max(1, len(rows))))
+    fig = Figure(figsize=(WIDTH, 1.1 + 0.55 * max(1, len(rows))))
     draw_differences(fig.subplots(), study, rows)
     return fig
 
@@ -103,7 +107,7 @@ def draw_differences(ax: Axes, study: Study, rows: list[dict]) -> None:
     _zoom(ax, study, rows)
     ax.set_yticks(range(len(rows)), [r["arm"] for r in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel(f"improvement over {study.baseline} (% of its mean {study.metric}; right of 0 = lower loss)")
+    ax.set_xlabel(f"improvement over {study.baseline}\n(% of its mean {study.metric}; right of 0 = lower loss)")
 
 
 def _zoom(ax: Axes, study: Study, rows: list[dict]) -> None:
@@ -134,7 +138,7 @@ def _zoom(ax: Axes, study: Study, rows: list[dict]) -> None:
 
 def learning_rate(study: Study) -> Figure:
     """Validation loss against learning rate: search trials as dots, the shared grid as lines of means."""
-    fig = Figure(figsize=(7.2, 4.2))
+    fig = Figure(figsize=(WIDTH, 3.7))
     ax = fig.subplots()
     entries, seen = [], []
     trials = study.trials
@@ -174,7 +178,7 @@ def learning_rate(study: Study) -> Figure:
 
 def loss_curves(study: Study) -> Figure:
     """Validation loss of the confirm runs against tokens: mean over seeds, band from lowest to highest."""
-    fig = Figure(figsize=(7.2, 4.2))
+    fig = Figure(figsize=(WIDTH, 3.7))
     ax = fig.subplots()
     curves = study.curves[study.curves["stage"] == "confirm"]
     entries, last = [], []
@@ -184,7 +188,7 @@ def loss_curves(study: Study) -> Figure:
         if not len(rows):
             continue
         by_tokens = rows.groupby("tokens")["val_nll"].agg(["mean", "min", "max"])
-        (line,) = ax.plot(by_tokens.index, by_tokens["mean"], color=colour, lw=1.6, marker=marker, ms=3.5)
+        (line,) = ax.plot(by_tokens.index, by_tokens["mean"], color=colour, lw=1.6, marker=marker, ms=4.5)
         ax.fill_between(by_tokens.index, by_tokens["min"], by_tokens["max"], color=colour, alpha=0.18, lw=0)
         entries.append((line, arm))
         last += [
@@ -228,7 +232,7 @@ def learned_alphas(study: Study) -> Figure:
     columns = alpha_columns(rows)
     across = min(2, len(arms))
     down = -(-len(arms) // across)
-    fig = Figure(figsize=(7.2, 3.1 * down))
+    fig = Figure(figsize=(WIDTH, 2.6 * down))
     axes = fig.subplots(down, across, squeeze=False, sharey=True)
     for ax, arm in zip(axes.flat, arms, strict=False):
         colour, marker = arm_style(study, arm)
@@ -251,13 +255,13 @@ def learned_alphas(study: Study) -> Figure:
 
 def over_training(study: Study, training: dict[str, pd.DataFrame]) -> Figure:
     """Improvement at each evaluation step with its interval as a band."""
-    fig = Figure(figsize=(7.2, 4.0))
+    fig = Figure(figsize=(WIDTH, 3.6))
     ax = fig.subplots()
     ax.axhline(0, color=INK, lw=1)
     entries = []
     for arm, rows in training.items():
         colour, marker = arm_style(study, arm)
-        (line,) = ax.plot(rows["tokens"], rows["improvement_percent"], color=colour, lw=1.6, marker=marker, ms=3.5)
+        (line,) = ax.plot(rows["tokens"], rows["improvement_percent"], color=colour, lw=1.6, marker=marker, ms=4.5)
         ax.fill_between(rows["tokens"], rows["low"], rows["high"], color=colour, alpha=0.18, lw=0)
         entries.append((line, arm))
     ax.set_xscale("log")
@@ -272,7 +276,7 @@ def over_training(study: Study, training: dict[str, pd.DataFrame]) -> Figure:
 
 def sequential_path(study: Study, rows: list[dict]) -> Figure:
     """The p over all looks against seeds, an arm a line, with the level; an arm stops when its adjusted p is below."""
-    fig = Figure(figsize=(7.2, 3.8))
+    fig = Figure(figsize=(WIDTH, 3.4))
     ax = fig.subplots()
     entries = []
     for row in rows:
@@ -292,7 +296,7 @@ def sequential_path(study: Study, rows: list[dict]) -> Figure:
 
 def against_alpha(study: Study, rows: list[dict]) -> Figure:
     """Search trials of the arms that searched alpha, and `hyperparameters.against_alpha` as a line with its band."""
-    fig = Figure(figsize=(7.2, 3.8))
+    fig = Figure(figsize=(WIDTH, 3.4))
     ax = fig.subplots()
     entries, seen = [], []
     for arm in dict.fromkeys(row["arm"] for row in rows):
@@ -316,7 +320,7 @@ def against_alpha(study: Study, rows: list[dict]) -> Figure:
 
 def search_budget(study: Study, rows: list[dict]) -> Figure:
     """Expected best val_nll of n search trials, by arm: solid without replacement, dotted with it."""
-    fig = Figure(figsize=(7.2, 3.8))
+    fig = Figure(figsize=(WIDTH, 3.4))
     ax = fig.subplots()
     entries = []
     for arm in dict.fromkeys(row["arm"] for row in rows):

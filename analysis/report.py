@@ -19,8 +19,9 @@ from analysis.ledger import COLUMNS as LEDGER_COLUMNS
 from analysis.ledger import ledger, slower
 from analysis.methods import methods, would_change
 from analysis.safe_text import markdown
-from analysis.significance import concluded, verdict
+from analysis.significance import concluded, summary_parts, verdict
 from analysis.tables import Study, load
+from analysis.takeaways import takeaways
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -137,6 +138,8 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
     return template.render(
         study=study,
         result=result,
+        summary=summary_parts(result["comparisons"], study),
+        takeaways=takeaways(study, result),
         figures={name: Markup(plots.inline(svg, name)) for name, svg in drawn.items()},
         verdict_columns=formats.REPORT_COLUMNS,
         ledger=rows,

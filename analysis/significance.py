@@ -83,19 +83,25 @@ def _versions() -> dict[str, str]:
 
 def summary(rows: list[dict[str, Any]], study: Study) -> str:
     """The verdict in one sentence."""
+    head, parts, warning = summary_parts(rows, study)
+    return head + (" " + "; ".join(parts) + "." if parts else "") + (f" {warning}" if warning else "")
+
+
+def summary_parts(rows: list[dict[str, Any]], study: Study) -> tuple[str, list[str], str]:
+    """What `summary` is made of: how it begins (all of it where there are no parts), a part an arm, a warning."""
     rows = [r for r in rows if r["arm"] != study.floor] or rows
     if not rows:
-        return "No treatment runs: there is nothing to compare with the baseline."
+        return "No treatment runs: there is nothing to compare with the baseline.", [], ""
     if all(r["verdict"] == CANNOT_TELL for r in rows):
-        return f"N{CANNOT_TELL[1:]} ({study.floor} against {study.baseline})."
+        return f"N{CANNOT_TELL[1:]} ({study.floor} against {study.baseline}).", [], ""
     parts = []
     for row in rows:
         value = row["improvement_percent"]
         number = "" if value is None else f" ({value:+.2f}%{_interval(row)}, n = {row['n']})"
         parts.append(f"{row['arm']}: {row['verdict']}{number}")
     edges = dict.fromkeys(arm for row in rows for arm in row["at_edge"])
-    warning = f" Warning: the learning rate of {', '.join(edges)} is an end of the grid." if edges else ""
-    return f"Against {study.baseline}, on {study.metric}: " + "; ".join(parts) + "." + warning
+    warning = f"Warning: the learning rate of {', '.join(edges)} is an end of the grid." if edges else ""
+    return f"Against {study.baseline}, on {study.metric}:", parts, warning
 
 
 def concluded(result: dict[str, Any]) -> bool:

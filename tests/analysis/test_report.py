@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis import report, significance
+from analysis import plots, report, significance
 from analysis.tables import TableError, load
 
 
@@ -70,6 +70,23 @@ def test_the_report_is_self_contained_and_ids_are_unique(built: Path):
     assert len(page.ids) == len(set(page.ids))
     inner = {r[1:] for r in page.references} | set(re.findall(r"url\(#([^)]+)\)", text))
     assert inner <= set(page.ids)
+
+
+def test_figures_fit_a_phone_and_every_table_scrolls_by_itself(built: Path):
+    text = (built / "report.html").read_text()
+    assert text.count("<table>") == text.count('<div class="scroll"><table>') > 3
+    widths = [float(w) for w in re.findall(r'viewBox="0 0 ([\d.]+) ', text)]
+    assert len(widths) == 6
+    # 10 pt text in a figure of so many points, scaled to the 358 px that a phone of 390 px leaves it
+    assert all(10 * 358 / width > 7.5 for width in widths)
+
+
+def test_the_baseline_and_the_first_arms_differ_in_shape_as_well(built: Path):
+    study = load(built)
+    markers = [plots.arm_style(study, arm)[1] for arm in study.arms]
+    assert len(set(markers)) == len(markers)
+    assert len(set(plots.MARKERS)) == len(plots.MARKERS) >= 10
+    assert "o" not in plots.MARKERS  # the baseline's own
 
 
 def test_the_same_tables_give_the_same_bytes(built: Path, demo: Path):
