@@ -84,7 +84,7 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
     None is ordered by the start: the page would fold the trials away below their study's run, and draw none of them.
     """
     of_arms, confirms = view in ("arms", "curves"), "confirm" in study.stages
-    shown = ["metrics.`final/test_nll`"] if confirms else []
+    shown = ["metrics.`final/test_nll`"] if of_arms and confirms else []  # no single trial is to be chosen by it
     shown += ["metrics.`final/val_nll`", "params.`lr`", "params.`alpha`"]
     shown += ["metrics.`final/tokens_per_second`"] if of_arms else ["tags.`stage`", "tags.`outcome`"]
     sections = _arm_sections(study, ends) if of_arms else _trial_sections()
@@ -98,7 +98,7 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
         "modelVersionFilter": "All Runs",
         "selectedColumns": shown,
         "columnOrder": [NAME],
-        "columnWidths": {NAME: 290},  # of a run, whole
+        "columnWidths": {NAME: 330},  # of a run, whole
         "runsHiddenMode": "SHOW_ALL",
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}
         if of_arms

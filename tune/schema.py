@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -102,6 +103,16 @@ class CorpusSection(Section):
         if self.source == "builtin" and (self.hub or self.files):
             raise ValueError("source: builtin takes no hub or files section")
         return self
+
+    @property
+    def called(self) -> str:
+        """What a reader knows the text by: the hub's name of it, the first training file, or the book."""
+        if self.hub:
+            return f"{self.hub.name} {self.hub.config or ''}".strip()
+        if self.files:
+            train = self.files.train
+            return Path(train if isinstance(train, str) else train[0]).name
+        return "King James Bible"
 
 
 class TokenizerSection(Section):

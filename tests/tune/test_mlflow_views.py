@@ -54,6 +54,8 @@ def test_the_arms_are_averaged_over_confirm_seeds_and_the_trials_are_all_there()
         "tags.stage != 'study'",
         None,
     )
+    assert "metrics.`final/test_nll`" in arms["selectedColumns"]
+    assert "metrics.`final/test_nll`" not in state(study, "trials")["selectedColumns"]
     search_only = parse(SMOKE.read_text() + "stages: [search]\n", Path("searched.yaml"))
     assert state(search_only, "arms")["searchFilter"] == "tags.stage = 'search'"
     assert state(search_only, "arms")["orderByKey"] == "metrics.`final/val_nll`"
@@ -208,3 +210,23 @@ def test_the_runs_page_has_all_runs_at_once_and_others_what_they_ask_for():
     assert asked.post("/ajax-api/2.0/mlflow/runs/search", json={"max_results": 100}).text == "1000"
     assert asked.post("/ajax-api/2.0/mlflow/runs/search", json={"max_results": 5}).text == "5"
     assert asked.post("/api/2.0/mlflow/runs/search", json={"max_results": 100}).text == "100"
+
+
+@pytest.mark.parametrize(
+    ("corpus", "called"),
+    [
+        ({}, "King James Bible"),
+        ({"source": "builtin"}, "King James Bible"),
+        (
+            {"hub": {"name": "Salesforce/wikitext", "config": "wikitext-2-raw-v1"}},
+            "Salesforce/wikitext wikitext-2-raw-v1",
+        ),
+        ({"hub": {"name": "mine"}}, "mine"),
+        ({"files": {"train": "texts/train.txt"}}, "train.txt"),
+        ({"files": {"train": ["texts/a.txt", "texts/b.txt"]}}, "a.txt"),
+    ],
+)
+def test_the_dataset_of_a_run_has_the_name_that_a_reader_knows_the_corpus_by(corpus, called):
+    from tune.schema import CorpusSection
+
+    assert CorpusSection.model_validate(corpus).called == called
