@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help sweep plan test test-slow lint ui report bench proof docs audit constraints clean
+.PHONY: help sweep plan test test-slow test-ui lint ui report screenshots bench proof docs audit constraints clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,14 @@ test: .venv/.dev  ## The test suite
 test-slow: .venv/.dev  ## What takes minutes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# Chromium is not of PyPI: Debian's package `chromium`, or a Chrome on the PATH
+.venv/.browser: .venv/.dev
+	$(PIP) install --quiet -c constraints.txt -e '.[browser]'
+	@touch $@
+
+test-ui: .venv/.browser  ## Click through MLflow's UI on a small study (2 minutes; needs Chromium)
+	$(BIN)/python -m pytest -q -m slow tests/ui $(ARGS)
+
 lint: .venv/.dev  ## Style, types, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,6 +56,9 @@ ui: .venv/.run  ## The MLflow UI on what was logged
 
 report: .venv/.run  ## Rebuild the report of a study (STUDY=)
 	@$(BIN)/pagating report $(STUDY) $(ARGS)
+
+screenshots: .venv/.browser  ## Pictures of a study for the docs, into docs/img (STUDY=; needs Chromium)
+	$(BIN)/python docs/make_screenshots.py studies/$(STUDY) $(ARGS)
 
 .venv/.bench: .venv/.dev
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'

@@ -24,6 +24,7 @@ from tune.schema_arm import AlphaSection
 from tune.study import Study
 
 STATUS = {"completed": "FINISHED", "stopped_early": "KILLED", "infeasible": "FAILED", "failed": "FAILED"}
+UNSAID = {"stopped_early": "at its last step its loss was among the worse of its arm's trials"}
 METRICS = {"val_nll": "val/nll", "train_nll": "train/nll", "lr": "lr", "grad_norm": "grad_norm"}
 METRICS |= {"padded_nll": "val/padded_nll"}  # of those rows that have it
 NOTE = "mlflow.note.content"  # the description of a run, or of an experiment
@@ -217,8 +218,7 @@ class Runs:
             last = record.curve[-1]["step"] if record.curve else 0
             metrics += [Metric(f"final/{name}", float(value), stamps[-1], last) for name, value in record.final.items()]
             tags = [RunTag("outcome", record.outcome)]
-            if record.reason:
-                said = one_line(record.reason)
+            if said := one_line(record.reason or UNSAID.get(record.outcome, "")):
                 tags += [RunTag("reason", said), RunTag(NOTE, f"**{record.outcome}**: {markdown(said)}")]
         for start in range(0, max(1, len(metrics)), ROOM):
             self._client.log_batch(known.run_id, metrics=metrics[start : start + ROOM])
@@ -262,7 +262,7 @@ class Runs:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
-            name=self.study.corpus.source or ("hub" if self.study.corpus.hub else "files"),
+            name=self.study.corpus.called,
             digest=self.digest,
             source_type="code",
             source=json.dumps(self.study.corpus.model_dump(exclude_none=True)),

@@ -1,0 +1,126 @@
+"""A small study, run and logged as a user's, its UI and a browser: what the tests of what people look at share."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tune import ledger as ledgers
+
+ROOT = Path(__file__).parents[2]
+# Whoever searches a learning rate of 100 diverges; of an arm's other trials the worse half is stopped early
+STUDY = """\
+name: seen
+question: Does a gate that learns lower the loss?
+tokenizer: {vocab_size: 300}
+model: {n_layer: 1, d_model: 16, n_head: 2, n_ctx: 32}
+fixed: {tokens: 20_480, batch_tokens: 512, eval_windows: 16}
+nuisance: {lr: {choice: [2.0e-3, 5.0e-3, 1.0e-2, 2.0e-2, 4.0e-2, 100.0]}}
+arms:
+  gelu: {baseline: true}
+  linear-floor: {gate: sigmoid, alpha: 0.0, floor: true}
+  paglu-searched: {gate: sigmoid, alpha: {search: {uniform: [0.0, 2.0]}}}
+  paglu-learnable: {gate: sigmoid, alpha: {learnable: {init: 0.5, per: layer}}}
+search: {trials_per_arm: 6}
+calibrate: {points: 3, seeds: 1, max_points: 3}
+confirm: {seeds: 3}
+"""
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PAGATING = [sys.executable, "-m", "tune.cli"]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window; the tests are skipped where it or Playwright is missing."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs the extra browser (pip install -e '.[browser]')"
+    )
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (such as Debian's package chromium)")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def study(browser, tmp_path_factory):
+    """The folder of a finished study that `pagating sweep` ran, its runs in the store beside the folder of studies.
+
+    `PAGATING_UI_STUDY` may name one that an earlier run made: for work on the tests.
+    """
+    if there := os.environ.get("PAGATING_UI_STUDY"):
+        return Path(there)
+    home = tmp_path_factory.mktemp("home")
+    (home / "seen.yaml").write_text(STUDY)
+    done = subprocess.run(
+        [*PAGATING, "sweep", "seen.yaml", "--slots", "2"],
+        cwd=home,
+        env={**os.environ, "PAGATING_CACHE": str(home / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    assert (home / "mlflow.db").is_file(), done.stdout + done.stderr
+    return home / "studies" / "seen"
+
+
+@pytest.fixture(scope="session")
+def records(study):
+    """The cells of the study."""
+    return list(ledgers.records(ledgers.read(study / "ledger.jsonl")).values())
+
+
+@pytest.fixture(scope="session")
+def verdict(study):
+    """The study's verdict.json."""
+    return json.loads((study / "verdict.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def address(study):
+    """Where `pagating ui` serves the study's store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page, log = f"http://127.0.0.1:{port}/", study.parents[1] / "ui.log"
+    command = [*PAGATING, "ui", "--output", str(study.parent), "--port", str(port)]
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{page}health", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                assert server.poll() is None, log.read_text()
+                time.sleep(0.5)
+        yield page
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture
+def page(browser, request):
+    """A page of a browser that has never been here, of a desktop's size.
+
+    Where `PAGATING_SHOTS` names a folder, each tab as a test left it is kept there.
+    """
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(30_000)
+    opened = context.new_page()
+    yield opened
+    if folder := os.environ.get("PAGATING_SHOTS"):
+        for place, tab in enumerate(context.pages):
+            tab.screenshot(path=Path(folder) / f"{request.node.name}-{place}.png")
+    context.close()

@@ -1,0 +1,186 @@
+"""Click through MLflow's UI on a finished study, as `pagating ui` serves it: no page that a user opens may be empty."""
+
+import re
+from statistics import fmean
+
+import pytest
+
+from tune.mlflow_views import VIEWS, view_link
+
+pytestmark = pytest.mark.slow
+ARMS = ("gelu", "linear-floor", "paglu-searched", "paglu-learnable")
+
+
+@pytest.fixture
+def runs(page, address):
+    """Opens the runs of the study in a browser that came by the first page; with a name, one of its saved views."""
+
+    def opened(view=None):
+        page.goto(address)
+        page.get_by_role("link", name="seen").first.click()
+        page.get_by_text("matching runs").wait_for()
+        if view is None:
+            return page
+        tab = page.context.new_page()  # as a link of the description opens one
+        tab.goto(f"{address}{view_link('1', view)}")
+        tab.get_by_text("viewing a shared view").wait_for()
+        return tab
+
+    return opened
+
+
+def name_of(record):
+    """What the run of a cell is called in the UI."""
+    from tune.mlflow_runs import run_name
+
+    return run_name(record.cell)
+
+
+def chart_below(page, heading):
+    """The first chart of a section, which is drawn once it is seen."""
+    place = page.get_by_text(heading, exact=True).first
+    place.wait_for()
+    for _ in range(40):
+        place.scroll_into_view_if_needed()
+        top = place.bounding_box()["y"]
+        for chart in page.locator(".js-plotly-plot").all():
+            box = chart.bounding_box()
+            if box and top < box["y"] < top + 300:
+                return chart
+        place.hover()
+        page.mouse.wheel(0, 200)
+        page.wait_for_timeout(500)
+    raise AssertionError(f"no chart below {heading!r}")
+
+
+def of_stage(records, stage, outcome="completed"):
+    return [record for record in records if (record.cell.stage, record.outcome) == (stage, outcome)]
+
+
+def mean(records, arm, metric):
+    return fmean(record.final[metric] for record in of_stage(records, "confirm") if record.cell.arm == arm)
+
+
+def test_the_first_page_lists_studies_and_what_they_ask(page, address):
+    page.goto(address)
+    page.get_by_role("link", name="seen").first.wait_for()
+    assert page.url == f"{address}#/experiments"
+    page.get_by_text("Does a gate that learns lower the loss?").first.wait_for()
+    assert "Ask a question" not in page.inner_text("body")  # the assistant is closed
+
+
+def test_a_study_opens_on_its_trials_with_what_was_tuned(runs, records):
+    page = runs()
+    losses = [(record.final["val_nll"], name_of(record)) for record in records if "val_nll" in (record.final or {})]
+    lowest = [name for _, name in sorted(losses)[:8]]  # rows below the window's end are not drawn
+    page.get_by_text(lowest[0]).first.wait_for()
+    text = page.inner_text("body")
+    for column in ("final/val_nll", "lr", "alpha", "stage", "outcome"):
+        assert column in text
+    assert "Does a gate that learns lower the loss?" in text
+    assert [name for name in lowest if name not in text] == []
+    assert f"{len(records)} matching runs" in text
+
+
+def test_the_menu_offers_the_saved_views(runs):
+    page = runs()
+    page.get_by_role("button", name="Views").click()
+    for name, _ in VIEWS.values():
+        page.get_by_text(name).first.wait_for()
+    page.get_by_text(VIEWS["arms"][0]).last.click()  # the first is a link of the description
+    page.get_by_text("Group: gelu").wait_for()
+
+
+def test_arms_are_rows_with_the_mean_over_their_seeds_the_best_first(runs, records):
+    page = runs("arms")
+    page.get_by_text("Group: gelu").wait_for()
+    text = page.inner_text("body")
+    losses = {arm: mean(records, arm, "test_nll") for arm in ARMS}
+    for arm in ARMS:
+        assert str(losses[arm])[:7] in text
+    assert sorted(ARMS, key=lambda arm: text.index(f"Group: {arm}")) == sorted(ARMS, key=losses.__getitem__)
+    assert "seed=" not in text  # groups are folded
+
+
+def test_the_loss_curves_have_a_line_for_each_arm_in_its_colour(runs):
+    page = runs("curves")
+    for heading in ("Validation loss by step, nats per token", "The same at the end of training"):
+        lines = chart_below(page, heading).locator(".scatterlayer .trace path.js-line")
+        lines.nth(len(ARMS) - 1).wait_for(state="attached")
+        strokes = lines.evaluate_all("lines => lines.map(line => line.style.stroke)")
+        assert {"rgb(27, 27, 28)", "rgb(42, 134, 200)", "rgb(213, 94, 0)", "rgb(0, 158, 115)"} <= set(strokes)
+
+
+def test_the_end_of_the_loss_curves_fills_its_chart(runs):
+    page = runs("curves")
+    chart = chart_below(page, "The same at the end of training")
+    chart.locator(".scatterlayer .trace path.js-line").nth(len(ARMS) - 1).wait_for(state="attached")
+    low, high = chart.evaluate("chart => chart._fullLayout.yaxis.range")
+    assert 0 < low < high < 1.5 * low
+
+
+def test_parallel_coordinates_draw_every_arm(runs):
+    page = runs("search")
+    page.locator("svg text").filter(has_text=re.compile("^paglu-learnable$")).first.wait_for(state="attached")
+    drawn = set(page.locator("svg text").all_text_contents())
+    assert {*ARMS, "alpha", "lr"} <= drawn
+    assert any("val_nll" in text for text in drawn)
+
+
+def test_the_studys_run_shows_question_verdict_and_report(runs, verdict):
+    page = runs()
+    with page.context.expect_page() as tab:  # links of a description open a tab of their own
+        page.get_by_role("link", name="Run of the whole study").click()
+    page = tab.value
+    page.get_by_text("About this run").wait_for()
+    text = page.inner_text("body")
+    assert "Does a gate that learns lower the loss?" in text
+    assert verdict["comparisons"][-1]["verdict"].split()[0] in text
+    for name in ("improvement_percent/paglu-learnable", "n_layer", "batch_tokens"):
+        assert name in text
+    with page.context.expect_page() as tab:
+        page.get_by_role("link", name="Report", exact=True).first.click()
+    shown = tab.value.frame_locator("iframe").first
+    shown.get_by_role("heading", name="Paired differences").wait_for()
+    assert shown.locator("figure svg").count() >= 4
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("infeasible", "Failed"), ("stopped_early", "Killed")])
+def test_a_trial_that_failed_or_was_stopped_looks_it(runs, records, outcome, status):
+    page = runs()
+    record = of_stage(records, "search", outcome)[0]
+    page.get_by_placeholder("metrics.rmse").fill(f"tags.cell = '{record.cell.key}'")
+    page.keyboard.press("Enter")
+    page.get_by_role("gridcell", name=outcome, exact=True).first.wait_for()
+    page.get_by_role("link", name=name_of(record)).first.click()
+    page.get_by_text("About this run").wait_for()
+    text = page.inner_text("body")
+    assert status in text
+    assert outcome in text
+    assert (record.reason or "among the worse of its arm's trials") in text
+
+
+def test_two_trials_of_two_arms_are_compared(runs):
+    page = runs()
+    rows = page.get_by_role("row").filter(has_text="seed=103")
+    for place in (0, 1):
+        rows.nth(place).get_by_role("checkbox").check()
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_text("Comparing 2 Runs").first.wait_for()
+    text = page.inner_text("body")
+    for word in ("seed=103", "lr", "alpha", "final/test_nll"):
+        assert word in text
+
+
+def test_a_trial_names_the_corpus_it_was_trained_on(runs, records):
+    page = runs()
+    page.get_by_role("link", name=name_of(of_stage(records, "confirm")[-1])).first.click()
+    page.get_by_text("Datasets", exact=True).first.wait_for()
+    page.get_by_text("King James Bible").first.wait_for()
+
+
+def test_the_best_model_of_each_arm_is_offered(runs, address):
+    page = runs()
+    page.goto(f"{address}#/experiments/1/models")
+    for arm in ARMS:
+        page.get_by_role("link", name=re.compile(rf"^{arm}\b")).first.wait_for()
