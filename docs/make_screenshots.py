@@ -72,9 +72,11 @@ def shoot(page: Page, path: Path) -> None:
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     image.save(path, optimize=True)
     if path.stat().st_size > LARGEST:
-        most = sorted(image.getcolors(image.width * image.height), reverse=True)[:256]
+        # half for what covers the page, to the bit; half spread over what the charts have besides
+        most = sorted(image.getcolors(image.width * image.height), reverse=True)[:128]
+        spread = image.quantize(128, Image.Quantize.MAXCOVERAGE).getpalette()
         palette = Image.new("P", (1, 1))
-        palette.putpalette([channel for _, colour in most for channel in colour])
+        palette.putpalette([channel for _, colour in most for channel in colour] + spread)
         image.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
     size = path.stat().st_size
     if size > LARGEST:
