@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -37,6 +38,10 @@ class Pulse:
         """The trial is alive."""
         self._seen[trial_id] = self._clock()
 
+    def __contains__(self, trial_id: str) -> bool:
+        """Whether the trial is watched."""
+        return trial_id in self._seen
+
     def forget(self, trial_id: str) -> None:
         """The trial has ended."""
         self._seen.pop(trial_id, None)
@@ -52,16 +57,33 @@ class Pulse:
         return late
 
 
-def kill(trial: Any) -> None:
-    """End the process of a trial that does not answer."""
-    import ray
+class Processes:
+    """Where the actors of trials run: each is asked once, when it starts, for one that hangs cannot be asked."""
 
-    place = trial.temporary_state.location  # known once the trial has reported
-    if place.pid and place.hostname == ray.util.get_node_ip_address():
-        os.kill(place.pid, signal.SIGKILL)  # a stopped process does not hear Ray
-    elif place.pid:
-        kill_at(place.hostname, place.pid)
-    ray.kill(trial.temporary_state.ray_actor)
+    def __init__(self) -> None:
+        self._asked: dict[str, Any] = {}  # by actor, the answer that is to come
+
+    def ask(self, trial: Any) -> None:
+        """Ask the actor of a trial, unless it was asked for an earlier one."""
+        actor = trial.temporary_state.ray_actor
+        if str(actor) not in self._asked:
+            self._asked[str(actor)] = actor.get_current_ip_pid.remote()
+
+    def kill(self, trial: Any) -> None:
+        """End the process of a trial that does not answer."""
+        import ray
+
+        actor = trial.temporary_state.ray_actor
+        answer = self._asked.get(str(actor))
+        if answer is not None and ray.wait([answer], timeout=0)[0]:
+            with contextlib.suppress(ProcessLookupError, ray.exceptions.RayActorError):  # it has died meanwhile
+                host, pid = ray.get(answer)
+                if host == ray.util.get_node_ip_address():
+                    os.kill(pid, signal.SIGKILL)  # a stopped process does not hear Ray
+                else:
+                    kill_at(host, pid)
+        if actor is not None:
+            ray.kill(actor)
 
 
 def failure(text: str) -> tuple[str, dict[str, Any], str]:

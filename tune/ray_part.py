@@ -20,7 +20,7 @@ from typing import Any
 from tune.cluster import Capacity, ask_for, driver_node, side_by_side
 from tune.interrupt import Interruption
 from tune.ledger import Cell
-from tune.ray_faults import Pulse, failure, kill
+from tune.ray_faults import Processes, Pulse, failure
 from tune.ray_start import QUIET, started
 from tune.study_run import FATAL, StudyRun, StudyStopped
 
@@ -54,7 +54,8 @@ def _tune_parts(
 
     cells: dict[str, Cell] = {}  # by Ray's trial id, of trials that have not ended
     stopped: set[str] = set()
-    pulse = Pulse(run.study.resources.stall_timeout)
+    live: dict[str, Any] = {}  # Ray's trials that have not ended
+    pulse, processes = Pulse(run.study.resources.stall_timeout), Processes()
     hung: set[str] = set()
 
     class Cells(Searcher):
@@ -95,6 +96,7 @@ def _tune_parts(
 
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
             """Tune keeps one idle actor, whatever comes next: the others would be started anew, seconds each."""
+            live[trial.trial_id] = trial
             if self.kept < idle:
                 tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=idle - self.kept)
                 self.kept = idle
@@ -130,14 +132,17 @@ def _tune_parts(
             if wish and run.stages.stage != self.stage:
                 self.stage = run.stages.stage
                 wish(self.stage)
-            late = pulse.silent()
-            for trial in trials if late else []:
-                if trial.trial_id in late:
-                    hung.add(trial.trial_id)
-                    kill(trial)
+            for trial_id, trial in live.items():
+                # an actor that is used again may hang before its trial starts
+                if trial_id not in pulse and trial.temporary_state.ray_actor:
+                    pulse.beat(trial_id)
+            for trial_id in pulse.silent():
+                hung.add(trial_id)
+                processes.kill(live[trial_id])
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             pulse.beat(trial.trial_id)
+            processes.ask(trial)
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -151,7 +156,7 @@ def _tune_parts(
                 run.report(cell, result["row"])
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            pulse.forget(trial.trial_id)
+            self._forget(trial)
             if cell := cells.pop(trial.trial_id, None):
                 _guarded(run, self._end)(cell, trial)
 
@@ -164,8 +169,12 @@ def _tune_parts(
             elif "outcome" in result:
                 run.end(cell, result["outcome"], result["final"], result["reason"])
 
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        def _forget(self, trial: Any) -> None:
             pulse.forget(trial.trial_id)
+            live.pop(trial.trial_id, None)
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self._forget(trial)
             cell = cells.pop(trial.trial_id, None)
             if cell and not run.stopping:  # a worker that dies while the study stops was cut off
                 _guarded(run, self._failed)(cell, trial)

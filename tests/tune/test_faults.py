@@ -39,20 +39,23 @@ STUDY = {
 class Steps(ray_tune.Trainable):
     """Ten steps towards a loss that follows from the cell alone, with a file a cell in which a test can read and ask.
 
-    The folder FAULTS holds `<mode>-<n>` files: the trial that takes one (by removing it) at step 3 does as it says.
+    The folder FAULTS holds `<mode>-<n>` files: the trial that takes one (by removing it) at step 3 does as it says, or,
+    `between`, hangs before its first step in an actor that had another trial before.
     """
 
     def setup(self, config):
         self._cell, self._trial, self._step = config["cell"], config["trial"], 0
 
     def reset_config(self, new_config):
+        if self._asked("between"):
+            os.kill(os.getpid(), signal.SIGSTOP)
         self.setup(new_config)
         return True
 
     def step(self):
         self._step += 1
         time.sleep(0.01)
-        asked = self._asked() if self._step == 3 else None
+        asked = self._asked("kill", "hang", "raise", "diverge") if self._step == 3 else None
         if asked == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if asked == "hang":
@@ -74,8 +77,8 @@ class Steps(ray_tune.Trainable):
         return {**result, "outcome": "completed", "reason": None, "final": final, "done": True}
 
     @staticmethod
-    def _asked():
-        for path in sorted(Path(os.environ["FAULTS"]).glob("*-*")):
+    def _asked(*modes):
+        for path in sorted(path for mode in modes for path in Path(os.environ["FAULTS"]).glob(f"{mode}-*")):
             try:
                 path.unlink()
             except FileNotFoundError:  # another trial took it
@@ -179,6 +182,13 @@ def test_killed_and_hung_workers_cost_no_cell_and_change_no_result(place, undist
     failed = [end["reason"] for end in ends(tmp_path / "faults") if end["outcome"] == "failed"]
     assert len(failed) == 3
     assert failed.count("no sign of life for 4 s (resources.stall_timeout)") == 1
+
+
+def test_a_worker_that_hangs_between_two_trials_is_ended_too(place, undisturbed, tmp_path):
+    run(place, tmp_path, "between", resources={"stall_timeout": 4.0})
+    assert finals(tmp_path / "faults") == undisturbed
+    failed = [end["reason"] for end in ends(tmp_path / "faults") if end["outcome"] == "failed"]
+    assert failed == ["no sign of life for 4 s (resources.stall_timeout)"]
 
 
 def test_a_trial_that_diverges_or_raises_is_infeasible_and_the_study_goes_on(place, tmp_path):
