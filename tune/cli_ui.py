@@ -33,7 +33,14 @@ def ui(
         raise StudyError(f"--host '{host}': allowed: localhost or an IP address of this machine") from None
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise StudyError(f"{uri}: nothing was logged here yet; run a sweep first")
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    # no jobs, no calls home, and none of its libraries' warnings to each other
+    quiet = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONWARNINGS": "ignore",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
     shown = f"[{host}]" if ":" in host else host
     page = f"http://{shown}:{port}/"
     typer.echo(f"MLflow UI: {page} (Ctrl-C ends it)")

@@ -18,6 +18,7 @@ from analysis.safe_text import redact
 from tune.files import write_whole
 from tune.ledger import Cell, Record
 from tune.mlflow_views import COLOUR, arm_colour
+from tune.schema_arm import OWN_GATE
 from tune.study import Study
 
 TRAINED = "trained"  # where a trial leaves its model, in the folder of its checkpoints
@@ -137,13 +138,18 @@ def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any
     client.log_batch(run_id, metrics=last)
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, final["steps"])])
     client.set_logged_model_tags(
-        made.model_id, {"mlflow.note.content": how_to_load(made.model_id, client.tracking_uri)}
+        made.model_id, {"mlflow.note.content": how_to_load(made.model_id, client.tracking_uri, facts)}
     )
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
 
 
-def how_to_load(model_id: str, uri: str) -> str:
-    """Markdown: the lines that load a model of MLflow's store; a password in its address is left out."""
+def how_to_load(model_id: str, uri: str, facts: dict[str, Any]) -> str:
+    """Markdown: the lines that load a model of MLflow's store; a password in its address is left out.
+
+    `facts`: what `model.json` says; for an own gate the lines name its file, as the study's folder has it.
+    """
+    gate = (facts.get("unit") or {}).get("gate")
+    own = f", gate={f'STUDY/gates/{gate}'!r}" if gate and OWN_GATE.fullmatch(gate) else ""
     lines = ["import mlflow, pagating", "", f"mlflow.set_tracking_uri({redact(uri)!r})"]
-    lines.append(f"model = pagating.load_model(mlflow.artifacts.download_artifacts({f'models:/{model_id}'!r}))")
+    lines.append(f"model = pagating.load_model(mlflow.artifacts.download_artifacts({f'models:/{model_id}'!r}){own})")
     return "\n".join(["```python", *lines, "```"])

@@ -11,7 +11,6 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 
 import pagating
 from pagating.corpus import eval_windows, open_split, prepare
@@ -19,7 +18,7 @@ from pagating.evaluate import mean_nll
 from pagating.train import steps
 from pagating.trial import Trial
 from tune import ledger as ledgers
-from tune import plan_space, runner
+from tune import runner
 from tune.kept_models import (
     TRAINED,
     best_cells,
@@ -32,12 +31,11 @@ from tune.kept_models import (
 )
 from tune.ledger import Cell, Record
 from tune.mlflow_runs import prepare_store
-from tune.study import dump, load, parse
+from tune.study import dump, parse
 from tune.study_run import StudyRun
 from tune.tracking import sync
 
 torch.set_num_threads(1)
-ROOT = Path(__file__).parents[2]
 TEXT = """
 question: Which model is kept?
 corpus: {files: {train: train.txt}}
@@ -259,9 +257,10 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture
-def restored_uri():
-    """MLflow's tracking URI of this process, put back after the test."""
+def restored_uri(monkeypatch):
+    """MLflow's tracking URI, which it sets in the environment too, is put back after the test."""
     before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
     yield
     mlflow.set_tracking_uri(before)
 
@@ -306,9 +305,10 @@ def test_mlflow_offers_them_and_its_own_lines_load_them(stored, corpus, restored
 
 
 def test_the_lines_that_load_a_model_name_no_password():
-    lines = how_to_load("m-1", "https://me:secret@server:5000")
+    lines = how_to_load("m-1", "https://me:secret@server:5000", {"unit": {"gate": "hard-1a.py:hard"}})
     assert "secret" not in lines
-    assert "download_artifacts('models:/m-1')" in lines
+    assert "download_artifacts('models:/m-1'), gate='STUDY/gates/hard-1a.py:hard')" in lines
+    assert "gate=" not in how_to_load("m-1", "sqlite:///mlflow.db", {"unit": {"gate": "sigmoid"}})
 
 
 def test_a_second_look_doubles_none_and_mends_one_that_was_cut_off(stored):
@@ -347,42 +347,3 @@ def test_a_model_that_is_not_the_ledgers_best_is_not_logged(stored):
     (folder / "models" / "gelu" / "model.json").unlink()
     assert log_models(uri, study(), parent, folder, records) == 1
     assert [model.name for model in logged(uri)] == ["pa_learned"]
-
-
-@pytest.mark.slow
-def test_a_sweep_on_ray_keeps_and_logs_them_and_the_same_command_again_doubles_none(tmp_path, restored_uri):
-    config, output = ROOT / "configs" / "smoke.yaml", tmp_path / "studies"
-    command = [sys.executable, "-m", "tune.cli", "sweep", str(config), "--slots", "2", "--output", str(output)]
-    for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode in (0, 1), done.stderr
-        assert "not kept" not in done.stdout + done.stderr
-    given, folder, uri = load(config), output / "smoke", f"sqlite:///{tmp_path / 'mlflow.db'}"
-    best = best_cells(given, ledgers.records(ledgers.read(folder / "ledger.jsonl")).values())
-    assert best.keys() == given.arms.keys()
-    assert kept_models(folder / "models", best).keys() == best.keys()
-    assert not (folder / "checkpoints").exists()
-    mlflow.set_tracking_uri(uri)
-    client = MlflowClient(uri)
-    found = client.search_logged_models([client.get_experiment_by_name("smoke").experiment_id])
-    assert sorted(model.tags["cell"] for model in found) == sorted(record.cell.key for record in best.values())
-    held = open_split(runner.begun_corpus(given, folder), "validation")
-    windows, batch = eval_windows(held, given.model.n_ctx, given.fixed.eval_windows), given.fixed.batch_tokens
-    for model in found:
-        loaded = pagating.load_model(download_artifacts(f"models:/{model.model_id}"))
-        loss = mean_nll(loaded, windows, batch // given.model.n_ctx, given.fixed.precision)
-        assert loss == best[model.tags["arm"]].final["val_nll"]
-
-
-# --- planned ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_plan_counts_the_models_and_holds_what_is_written(done):
-    given, size = study(), sum(path.stat().st_size for path in (done / "models").rglob("*.safetensors"))
-    model = plan_space.largest(given, 280)
-    planned = plan_space.disk_parts(given, 8, 1, model)["models"]
-    assert planned == (2 + 2 + 1) * 4 * model.parameters
-    assert size < planned * 2 / 5 * 1.1  # a header beside the weights
-    none = parse(TEXT + "keep: {models: none}\n", Path("kept.yaml"))
-    assert plan_space.disk_parts(none, 8, 1, model)["models"] == 0
-    assert load(done / "study.yaml").keep.models == "best"

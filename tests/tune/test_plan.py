@@ -321,6 +321,15 @@ def test_what_is_needed_grows_with_cells_slots_and_vocabulary():
     assert plan_space.disk_needed(SMOKE, cells=5) < needed < plan_space.disk_needed(SMOKE, slots=2)
 
 
+def test_the_models_that_may_stand_are_planned():
+    model = plan_space.largest(SMOKE, 300)
+    arms, one = len(SMOKE.arms), 4 * model.parameters
+    planned = {cells: plan_space.disk_parts(SMOKE, cells, 2, model)["models"] for cells in (0, 1, 50)}
+    assert planned == {0: 0, 1: (1 + arms + 2) * one, 50: (arms + arms + 2) * one}  # folder, MLflow, one a slot
+    none = SMOKE.model_copy(update={"keep": SMOKE.keep.model_copy(update={"models": "none"})})
+    assert plan_space.disk_parts(none, 50, 2, model)["models"] == 0
+
+
 def test_too_little_space_is_one_line(tmp_path, monkeypatch):
     asked = []
 

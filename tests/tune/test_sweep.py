@@ -13,9 +13,14 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 
+from pagating import load_model
+from pagating.corpus import eval_windows, open_split
+from pagating.evaluate import mean_nll
 from pagating.train import Trial, train
 from tune import ledger
+from tune.kept_models import best_cells
 from tune.study import load, trial_spec
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +143,27 @@ def test_mlflow_holds_one_run_a_cell_as_the_ledger_has_it(study):
     assert "gelu" in parents[0].data.tags["mlflow.note.content"]
 
 
+def kept(output):
+    return {path.parent.name: path.read_bytes() for path in (output / "smoke" / "models").glob("*/model.safetensors")}
+
+
+def test_each_arms_best_model_is_kept_and_offered_by_mlflow(study, cache, monkeypatch):
+    output, _ = study
+    given, corpus, uri = load(SMOKE), next(cache.glob("corpus-*")), f"sqlite:///{output.parent / 'mlflow.db'}"
+    best = best_cells(given, records(output).values())
+    assert best.keys() == given.arms.keys() == kept(output).keys()
+    assert not (output / "smoke" / "checkpoints").exists()
+    client = MlflowClient(uri)
+    offered = client.search_logged_models([client.get_experiment_by_name("smoke").experiment_id])
+    assert sorted(model.tags["cell"] for model in offered) == sorted(record.cell.key for record in best.values())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    held = eval_windows(open_split(corpus, "validation"), given.model.n_ctx, given.fixed.eval_windows)
+    for model in offered:
+        loaded = load_model(download_artifacts(f"models:/{model.model_id}"))
+        loss = mean_nll(loaded, held, given.fixed.batch_tokens // given.model.n_ctx, given.fixed.precision)
+        assert loss == best[model.tags["arm"]].final["val_nll"]
+
+
 def test_one_slot_and_an_interruption_change_no_bit(study, tmp_path, cache):
     expected, _ = study
     output = tmp_path / "studies"
@@ -160,6 +186,7 @@ def test_one_slot_and_an_interruption_change_no_bit(study, tmp_path, cache):
     assert {key: after[key].ended for key in before} == before  # no finished cell ran again
     assert after.keys() == records(expected).keys()
     assert confirm_losses(output) == confirm_losses(expected)
+    assert kept(output) == kept(expected)
     with sqlite3.connect(output.parent / "mlflow.db") as store:
         rows = store.execute(
             "select t.value, count(*) from tags t join runs r using (run_uuid) "
@@ -171,8 +198,11 @@ def test_one_slot_and_an_interruption_change_no_bit(study, tmp_path, cache):
 def test_a_finished_study_is_read_not_run_again(study):
     output, _ = study
     before = (output / "smoke" / "ledger.jsonl").read_bytes()
+    models = kept(output)
     done = sweep(output)
     assert "verdict" in done.stdout
+    assert "not kept" not in done.stdout + done.stderr
+    assert kept(output) == models
     assert (output / "smoke" / "ledger.jsonl").read_bytes() == before
 
 
