@@ -32,9 +32,7 @@ def pattern(study: Study, arm: str) -> list[float]:
         raise TableError(f"--arm {arm}: learned no alpha; allowed: {', '.join(learn) or 'none in this study'}")
     for row in rows:
         if not RANGE[0] <= row["mean"] <= RANGE[1]:
-            raise TableError(
-                f"--arm {arm}: alpha of layer {row['layer']} is {row['mean']:.4g}; allowed: in [-10, 10]"
-            )
+            raise TableError(f"--arm {arm}: alpha of layer {row['layer']} is {row['mean']:.4g}; allowed: in [-10, 10]")
     return [round(float(row["mean"]), 4) for row in rows]
 
 
