@@ -94,14 +94,15 @@ def _sweep(
                 due = samples[-1]["seconds"] + generator.expovariate(1 / pause)
             time.sleep(1.0)
     reader.join(30)
+    print("".join(said)[-1500:])
     if running.wait() not in (0, 1):
         raise RuntimeError(f"the sweep ended with {running.returncode}: {''.join(said)[-2000:]}")
     return samples, kills
 
 
 def slope(samples: list[dict[str, float]], name: str) -> float:
-    """MiB a 1,000 cells, of a least-squares line through the samples after half of the cells."""
-    half = [s for s in samples if s["cells"] >= samples[-1]["cells"] / 2 and s[name] > 0]
+    """MiB a 1,000 cells, of a least-squares line through the samples after half of the cells, while workers run."""
+    half = [s for s in samples if s["cells"] >= samples[-1]["cells"] / 2 and s["worker"] > 0]
     cells = np.array([s["cells"] for s in half])
     if len(set(cells.tolist())) < 2:
         return float("nan")
