@@ -159,8 +159,11 @@ def main() -> int:
         before, rest = options.write.read_text(encoding="utf-8").split(START)
         text = "\n".join([START, *lines, "", "![Memory of driver and workers](img/soak.svg)", END])
         options.write.write_text(before + text + rest.split(END)[1], encoding="utf-8")
+    if damage.lost + damage.doubled + damage.different:
+        print(f"the study is kept, to be looked at: {folder}")
+        return 1
     shutil.rmtree(folder)
-    return int(damage.lost + damage.doubled + damage.different > 0)
+    return 0
 
 
 def _at(samples: list[dict[str, float]], name: str) -> str:
