@@ -207,7 +207,7 @@ def no_home(bench: Bench, times: int) -> Damage:
     damage = Damage()
     for number in range(times):
         place = bench.place("home")
-        place.sweep(HOME="/proc" if number % 2 else "/nowhere")
+        place.sweep(HOME="/proc" if number % 2 else str(place.folder / "nowhere"))
         damage.times += 1
         bench.compare(place, damage)
     return damage

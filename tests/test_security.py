@@ -142,7 +142,7 @@ def in_process(words, monkeypatch, capsys):
     from tune import cli
 
     monkeypatch.setattr(sys, "argv", ["pagating", *words])
-    monkeypatch.setattr(os, "execv", lambda *a: pytest.fail("a server was started"))
+    monkeypatch.setattr(os, "execve", lambda *a: pytest.fail("a server was started"))
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return ended.value.code, *capsys.readouterr()
@@ -210,9 +210,9 @@ def test_the_real_command_says_one_line_too(tmp_path):
 def test_opening_the_ui_to_others_warns_and_loopback_does_not(tmp_path, monkeypatch, capsys):
     from tune import cli
 
-    started = []
-    monkeypatch.setattr(os, "execv", lambda path, words: started.append(words))
-    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
+    started, before = [], dict(os.environ)
+    given = {}
+    monkeypatch.setattr(os, "execve", lambda path, words, settings: (started.append(words), given.update(settings)))
     for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::", "192.0.2.7"):
         words = ["pagating", "ui", "--tracking", "http://me:s3cret@127.0.0.1:1", "--host", host]
         monkeypatch.setattr(sys, "argv", words)
@@ -222,7 +222,8 @@ def test_opening_the_ui_to_others_warns_and_loopback_does_not(tmp_path, monkeypa
         assert ("without a password" in err) == (host in ("0.0.0.0", "::", "192.0.2.7"))
         assert started[-1][started[-1].index("--host") + 1] == host
         assert "s3cret" not in out + err + " ".join(started[-1])
-        assert os.environ["MLFLOW_BACKEND_STORE_URI"] == "http://me:s3cret@127.0.0.1:1"
+        assert given["MLFLOW_BACKEND_STORE_URI"] == "http://me:s3cret@127.0.0.1:1"
+    assert dict(os.environ) == before
 
 
 def listening(process):

@@ -39,8 +39,8 @@ def ui(
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONWARNINGS": "ignore",
     }
-    for name, value in quiet.items():
-        os.environ.setdefault(name, value)
+    # the store is not an argument: a list of processes would show its password
+    environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     shown = f"[{host}]" if ":" in host else host
     page = f"http://{shown}:{port}/"
     typer.echo(f"MLflow UI: {page} (Ctrl-C ends it)")
@@ -51,9 +51,8 @@ def ui(
             f"ssh -L {port}:{LOOPBACK}:{port} THIS_MACHINE",
             err=True,
         )
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not an argument: a list of processes would show its password
     server = [sys.executable, "-m", "mlflow", "ui", "--app-name", "pagating-study", "--workers", "1"]
-    os.execv(sys.executable, [*server, "--host", host, "--port", str(port)])
+    os.execve(sys.executable, [*server, "--host", host, "--port", str(port)], environment)
 
 
 def ui_command(uri: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from simulation.world import LOSS, USUAL_SEEDS
 
-from analysis import plots
+from analysis import palette, plots
 
 
 def percent(share: dict[str, Any] | None, digits: int = 1) -> str:
@@ -60,12 +60,12 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     nulls = [r for r in results if r["scenario"]["null"] and r["scenario"]["floor_gap"] > 0]
     fig = Figure(figsize=(7.2, 1.4 + 0.42 * len(nulls)))
     ax = fig.subplots()
-    ax.axvline(5, color=plots.INK, lw=1, ls="--")
+    ax.axvline(5, color=palette.INK, lw=1, ls="--")
     for y, r in enumerate(nulls):
         ours = not r["scenario"]["name"].startswith("grid's best")
         for key, colour, marker, shift in (
-            ("family_error", plots.COLOURS[0] if ours else plots.COLOURS[4], "o", -0.12),
-            ("family_error_usual", plots.COLOURS[1], "s", 0.12),
+            ("family_error", palette.COLOURS[0] if ours else palette.COLOURS[4], "o", -0.12),
+            ("family_error_usual", palette.COLOURS[1], "s", 0.12),
         ):
             share = r[key]
             ax.plot([100 * share["low"], 100 * share["high"]], [y + shift] * 2, color=colour, lw=2)
@@ -78,9 +78,9 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     entries = [
         ax.plot([], [], marker, color=colour, label=label)[0]
         for marker, colour, label in (
-            ("o", plots.COLOURS[0], "this protocol"),
-            ("o", plots.COLOURS[4], "with the grid's best point"),
-            ("s", plots.COLOURS[1], "usual practice"),
+            ("o", palette.COLOURS[0], "this protocol"),
+            ("o", palette.COLOURS[4], "with the grid's best point"),
+            ("s", palette.COLOURS[1], "usual practice"),
         )
     ]
     ax.legend(handles=entries, loc="upper center", bbox_to_anchor=(0.4, -0.6 / (1.4 + 0.42 * len(nulls))), ncols=3)

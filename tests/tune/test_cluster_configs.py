@@ -207,7 +207,8 @@ def test_under_slurm_ray_starts_on_every_node_then_the_study_on_the_first(slurm)
     (folder / "log.go").touch()
     assert end(running, slurm) == 1  # the study's own exit code
     calls = (folder / "log").read_text().splitlines()
-    head, rest = [call for call in calls if " start " in call]
+    starts = [call for call in calls if " start " in call]
+    head, rest = sorted(starts, key=lambda call: "--head" not in call)  # which is written first is not settled
     port = 20000 + 41234 % 20000
     assert "--nodelist=n1 " in head
     assert f"--head --node-ip-address=10.0.0.7 --port={port}" in head
