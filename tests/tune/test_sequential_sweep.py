@@ -106,10 +106,8 @@ def expected_losses(seeds):
     return {(arm, FIRST + i): 3.0 + math.sin(FIRST + i) / 50 - GAINS[arm][i] for arm in GAINS for i in range(seeds)}
 
 
-@pytest.mark.parametrize(
-    ("rule", "looks"),
-    [("obrien-fleming", [3, 5]), pytest.param("e-process", [3, 4, 5], marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "looks"), [("obrien-fleming", [3, 5]), ("e-process", [3, 4, 5])])
 def test_an_interruption_between_looks_changes_neither_the_verdict_nor_a_bit(place, tmp_path, rule, looks):
     ended = []
 

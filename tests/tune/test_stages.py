@@ -108,6 +108,7 @@ def confirm_seeds(rule, gap, **options):
     return seeds["gelu"]
 
 
+@pytest.mark.slow
 def test_a_sequential_rule_stops_when_every_arm_is_decided_and_at_its_cap():
     assert confirm_seeds("obrien-fleming", gap=1000.0) == [1, 2, 3]
     assert confirm_seeds("obrien-fleming", gap=5.0) == [1, 2, 3, 4, 5]
