@@ -18,7 +18,6 @@ from pagating.checkpoint import CheckpointFolder, capture, folder_name, restore
 from pagating.train import Trial, build_model, build_optimizer, main, steps, train, trial_identity
 from pagating.trial import Diverged
 
-WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 MODEL = {"n_layer": 2, "d_model": 16, "n_head": 2, "n_ctx": 16, "dropout": 0.1}
 LEARNED = {"init": 0.5, "lr_multiplier": 20.0}
 UNITS = {
@@ -29,14 +28,6 @@ UNITS = {
     "scheduled": {"gate": "sigmoid", "alpha": {"schedule": {"kind": "cosine"}}},
 }
 TIMES = ("tokens_per_second", "seconds", "peak_rss_mb")
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    torch.set_num_threads(1)
-    base = tmp_path_factory.mktemp("text")
-    (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} {WORDS}" for i in range(2000)))
-    return str(corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, base / "cache", base))
 
 
 def make(packed, **changed):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pagating
-from pagating import checkpoint, corpus, saved_model
+from pagating import checkpoint, saved_model
 from pagating.evaluate import mean_nll
 from pagating.saved_model import SavedModelError, load_model, read_facts, save_model
 from pagating.tasks import task_of
@@ -16,7 +16,6 @@ from pagating.train import build_model, main, steps
 from pagating.trial import Trial
 
 torch.set_num_threads(1)
-WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 MODEL = {"n_layer": 2, "d_model": 16, "n_head": 2, "n_ctx": 16}
 LAYERS = {"learnable": {"init": 0.5, "per": "layer", "range": "free"}}
 TRIALS = {
@@ -32,13 +31,6 @@ TRIALS = {
     "BERT": {"task": "masked", "unit": {"gate": "sigmoid", "alpha": LAYERS}},
     "T5": {"task": "span", "unit": {"gate": "sigmoid", "alpha": LAYERS}},
 }
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    base = tmp_path_factory.mktemp("text")
-    (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} {WORDS}" for i in range(2000)))
-    return str(corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, base / "cache", base))
 
 
 def make(packed, **changed):

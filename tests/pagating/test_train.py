@@ -17,16 +17,8 @@ from pagating.evaluate import bits_per_byte, mean_nll, perplexity
 from pagating.initialise import initialise_gpt2, named_generator
 from pagating.train import Diverged, Progress, Trial, build_model, build_optimizer, look, train
 
-WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 MODEL = {"n_layer": 2, "d_model": 16, "n_head": 2, "n_ctx": 16}
 GATED = {"gate": "sigmoid", "alpha": 0.0, "base": "stock"}
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    base = tmp_path_factory.mktemp("text")
-    (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} {WORDS}" for i in range(2000)))
-    return str(corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, base / "cache", base))
 
 
 def make(packed, **changed):
