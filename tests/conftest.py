@@ -15,6 +15,7 @@ LONGEST = (
     "test_faults.py",
     "test_sequential_sweep.py",
     "test_checkpoint.py",
+    "test_checkpoint_kills.py",
 )
 
 
