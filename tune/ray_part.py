@@ -156,9 +156,9 @@ def _tune_parts(
                 run.report(cell, result["row"])
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._forget(trial)
             if cell := cells.pop(trial.trial_id, None):
                 _guarded(run, self._end)(cell, trial)
+            self._forget(trial)
 
         def _end(self, cell: Cell, trial: Any) -> None:
             result = trial.last_result or {}
@@ -170,8 +170,12 @@ def _tune_parts(
                 run.end(cell, result["outcome"], result["final"], result["reason"])
 
         def _forget(self, trial: Any) -> None:
+            """Ray keeps every trial to the end of the study: without its results and their averages, a third of it."""
             pulse.forget(trial.trial_id)
             live.pop(trial.trial_id, None)
+            stopped.discard(trial.trial_id)
+            kept = trial.run_metadata
+            kept.metric_analysis, kept.metric_n_steps, kept.last_result = {}, {}, {}
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self._forget(trial)

@@ -189,7 +189,12 @@ def _train(
         run.ledger.close()
         if run.tracker:
             run.tracker.close(
-                run.records.values(), finished=run.stages.finished, patience=3.0 if run.stopping else 60.0
+                run.records.values(),
+                finished=run.stages.finished,
+                patience=3.0 if run.stopping else 60.0,
+                lags=lambda cells: run.warn(
+                    f"MLflow lags behind by {cells} cells and is waited for; Ctrl-C leaves them to `pagating sync`"
+                ),
             )
 
 

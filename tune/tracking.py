@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from tune.kept_models import log_models
 from tune.ledger import Record
 from tune.mlflow_runs import Runs, log_verdict
 from tune.study import Study
+
+LAST_TRIES = 3  # of a store that answers with an error while the study waits for nothing else
 
 
 class TrackingError(ValueError):
@@ -36,7 +39,7 @@ class Tracker:
         meta = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))
         tokens = {split: counts["tokens"] for split, counts in meta["splits"].items()}
         self.runs = Runs(uri, study, folder, meta["digest"], tokens)
-        self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._queue: queue.Queue[Record | None] = queue.Queue()
         self._dirty: dict[str, Record] = {}
         self._connected = False
         self._finished = True
@@ -66,19 +69,35 @@ class Tracker:
     @property
     def owed(self) -> int:
         """Cells that MLflow does not have yet as the ledger has them."""
-        return len(self._dirty) + self._queue.qsize()
+        with self._queue.mutex:
+            waiting = [record for record in self._queue.queue if record is not None and not self.runs.has(record)]
+        return len({*list(self._dirty), *(record.cell.key for record in waiting)})
 
-    def close(self, records: Iterable[Record] = (), *, finished: bool = True, patience: float = 60.0) -> None:
-        """Write what is left, for at most `patience` seconds; `owed` is then what could not be written.
+    def close(
+        self,
+        records: Iterable[Record] = (),
+        *,
+        finished: bool = True,
+        patience: float = 60.0,
+        lags: Callable[[int], None] | None = None,
+    ) -> None:
+        """Write what is left; `owed` is then what could not be written.
 
-        `records`: all of the study's, those of earlier sweeps too. `finished`: whether the study is.
+        `records`: all of the study's, those of earlier sweeps too. `finished`: whether the study is; then `patience`,
+        in seconds, is for one cell: a store that lags behind by many is waited for as long as it goes on, and
+        `lags` is told by how many. Else it is for all of them.
         """
         self._finished = finished
         for record in records:
             if record.outcome is not None:
                 self._queue.put(_as_it_stands(record))
         self._queue.put(None)
-        self._thread.join(patience)
+        left = math.inf
+        while self._thread.is_alive() and self.owed < left:
+            if lags and left < math.inf:
+                lags(self.owed)
+            left = self.owed if finished else 0
+            self._thread.join(patience)
         if self.owed and self._thread.is_alive():
             self.problem = self.problem or f"it was given {patience:g} s more"
 
@@ -86,8 +105,10 @@ class Tracker:
 
     def _work(self) -> None:
         errors = Runs.errors()
-        stopping, again, wait = False, False, 0.0
+        stopping, again, wait, tries = False, False, 0.0, LAST_TRIES
         while not stopping or self._dirty:
+            if stopping:
+                time.sleep(wait)
             stopping = self._drain(stopping, wait) or stopping
             try:
                 if not self._connected:
@@ -101,9 +122,10 @@ class Tracker:
                 self.problem, wait = None, 1.0
             except errors as error:
                 self.problem, self._connected = _said(error), False
-                if stopping:
+                tries -= stopping
+                if not tries:
                     return
-                wait = min(30.0, max(1.0, 2 * wait))
+                wait = 1.0 if stopping else min(30.0, max(1.0, 2 * wait))
 
     def _drain(self, stopping: bool, wait: float) -> bool:
         """Move queued records to the dirty ones, waiting up to `wait` seconds (at least for one); True at the end."""
