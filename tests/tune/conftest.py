@@ -1,4 +1,4 @@
-"""What the tests of this wing share: a small study played without training."""
+"""What the tests of this wing share: a small study played without training, and a study's events told by hand."""
 
 from collections import Counter
 from pathlib import Path
@@ -22,6 +22,18 @@ arms:
   gelu: {baseline: true}
   floor: {gate: sigmoid, alpha: 0.0, floor: true}
   mine: {gate: tanh, alpha: 0.5}
+"""
+STANDING = """
+question: Is it better?
+model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
+fixed: {tokens: 4096, batch_tokens: 64}
+nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
+arms:
+  gelu: {baseline: true}
+  floor: {gate: sigmoid, alpha: 0.0, floor: true}
+search: {trials_per_arm: 3}
+calibrate: {points: 3, seeds: 2, max_points: 5}
+confirm: {seeds: 3}
 """
 
 
@@ -109,3 +121,64 @@ def inside():
         return 3.0 + 0.1 * abs(cell.index - 1)
 
     return loss
+
+
+class Told:
+    """Events of a ledger, written as a run writes them, at moments that the test names."""
+
+    def __init__(self):
+        self.events, self.now = [], 1000.0
+
+    def add(self, event, **fields):
+        self.events.append({"event": event, "time": self.now, **fields})
+
+    def start(self, stage, arm, index=0, seed=1, lr=1e-3):
+        key = f"{stage}/{arm}/{index}/{seed}" if stage == "search" else f"{stage}/{arm}/{lr}/{seed}"
+        self.add(
+            "suggested", cell=key, stage=stage, arm=arm, index=index, seed=seed, config={"lr": lr}, config_key=str(lr)
+        )
+        self.add("started", cell=key)
+        return key
+
+    def report(self, key, speed):
+        self.add("report", cell=key, row={"step": 1, "val_nll": 5.0, "tokens_per_second": speed})
+
+    def end(self, key, loss=None, outcome="completed"):
+        self.add("ended", cell=key, outcome=outcome, final={} if loss is None else {"val_nll": loss}, reason=None)
+
+    def cell(self, stage, arm, loss, seconds=10.0, outcome="completed", **where):
+        key = self.start(stage, arm, **where)
+        self.now += seconds
+        self.end(key, loss, outcome)
+
+
+@pytest.fixture(scope="session")
+def standing_text():
+    """The file of the study whose events `told` has, of two arms."""
+    return STANDING
+
+
+@pytest.fixture
+def plan():
+    """The study whose events `told` has."""
+    return parse(STANDING, Path("x.yaml"))
+
+
+@pytest.fixture
+def told():
+    """A study's events to be told, none yet."""
+    return Told()
+
+
+@pytest.fixture
+def searching(told):
+    """The events of a study that searches: five cells ended, one running."""
+    told.cell("search", "gelu", 4.0, 10.0, index=0, lr=1e-3)
+    told.cell("search", "floor", 4.2, 20.0, index=0, lr=2e-3)
+    told.cell("search", "gelu", 3.9, 12.0, index=1, lr=3e-3)
+    told.cell("search", "floor", 4.5, 5.0, index=1, lr=4e-3, outcome="stopped_early")
+    told.cell("search", "gelu", None, 2.0, index=2, lr=9e-3, outcome="infeasible")
+    key = told.start("search", "floor", index=2, lr=5e-3)
+    told.now += 4.0
+    told.report(key, 250.0)
+    return told
