@@ -44,6 +44,8 @@ class Standing:
         self._arm_speeds: dict[str, float] = {}  # the last one seen
         self._grid = 0
         self._chosen = False
+        self._warm = False  # whether a worker has reported: the first cells wait for their workers' imports
+        self._cold: set[str] = set()  # cells that began before
         for event in events:
             self.take(event)
 
@@ -59,8 +61,10 @@ class Standing:
                 self._move(cell, "waiting")
         elif kind == "started":
             self._started[event["cell"]] = event["time"]
+            (self._cold.discard if self._warm else self._cold.add)(event["cell"])
             self._move(self._cells[event["cell"]], "running")
         elif kind == "report":
+            self._warm = True
             cell, speed = self._cells[event["cell"]], event["row"].get("tokens_per_second")
             if speed:
                 self._speeds[cell.key] = self._arm_speeds[cell.arm] = speed
@@ -77,6 +81,8 @@ class Standing:
         began = self._started.pop(cell.key, None)
         if event["outcome"] != "failed" and began is not None:
             took = max(0.0, event["time"] - began)  # the clock may have been set back
+            if cell.key in self._cold:
+                took = min(took, event["final"].get("seconds", took))
             self._took[cell.stage, cell.arm] = _sum([self._took.get((cell.stage, cell.arm), (0.0, 0)), (took, 1)])
             if event["outcome"] == "completed":
                 self._whole[cell.arm] = _sum([self._whole.get(cell.arm, (0.0, 0)), (took, 1)])
@@ -93,6 +99,7 @@ class Standing:
 
     def only(self, running: Collection[str]) -> None:
         """No other cells than these run: the ones that an earlier run of the study left were cut off."""
+        self._warm = bool(running)
         for key in [key for key in self._started if key not in running]:
             self._started.pop(key)
             self._speeds.pop(key, None)

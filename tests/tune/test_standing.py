@@ -125,6 +125,21 @@ def test_before_a_cell_has_ended_the_speed_that_is_reported_counts(plan, told):
     )
 
 
+def test_the_imports_of_the_workers_are_not_taken_for_training(plan, told):
+    """The first cell of each slot waits 20 s for its worker; what it trained for counts, and all of any later cell."""
+    keys = [told.start("search", arm) for arm in ("gelu", "floor")]
+    told.now += 21.0
+    told.report(keys[0], 4096.0)
+    for key in keys:
+        told.add("ended", cell=key, outcome="completed", final={"val_nll": 4.0, "seconds": 1.0}, reason=None)
+    assert Standing(plan, told.events).seconds_left(1, told.now)[1] == 4 + 20 + 6  # seconds, one a cell
+    key = told.start("search", "gelu", index=1)
+    told.now += 3.0
+    told.add("ended", cell=key, outcome="completed", final={"val_nll": 4.0, "seconds": 1.0}, reason=None)
+    gelu = (1.0 + 3.0) / 2
+    assert Standing(plan, told.events).seconds_left(1, told.now)[1] == gelu * (1 + 10 + 3) + 1.0 * (2 + 10 + 3)
+
+
 def test_the_speed_is_that_of_all_running_cells(plan, searching):
     assert Standing(plan, searching.events).tokens_per_second == 250.0
     searching.start("search", "gelu", index=7)  # has not said its speed yet, as no gelu before it
