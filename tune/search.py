@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect_left, insort
 from itertools import product
 from typing import Any
 
@@ -62,6 +63,8 @@ class ArmSearch:
         self._asked: list[optuna.Trial] = []
         self._results: dict[int, tuple[str, float, int]] = {}
         self._halfway: dict[int, float] = {}
+        self._ranked: list[float] = []  # the losses at the rung of the first `_ranked_to` trials, ascending
+        self._ranked_to = 0
         self._told = 0
 
     def may_suggest(self) -> bool:
@@ -100,11 +103,23 @@ class ArmSearch:
         if self.settings.pruner == "none" or index in self._halfway or fraction < self.settings.spare or fraction >= 1:
             return False
         self._halfway[index] = loss
-        others = [self._halfway.get(i, math.inf) for i in range(index - self.settings.parallel + 1)]
-        if len(others) < 2:
+        visible = index - self.settings.parallel + 1
+        if visible < 2:
             return False
-        better = sum(other < loss for other in others)
-        return better >= max(1.0, self.settings.keep * (len(others) + 1))
+        return self._better(loss, visible) >= max(1.0, self.settings.keep * (visible + 1))
+
+    def _better(self, loss: float, visible: int) -> int:
+        """How many of the first `visible` trials, all ended, had a lower loss at the rung.
+
+        Each is ranked once. A trial that is asked about late sees fewer than one before it did: the difference, fewer
+        than `parallel`, is taken off.
+        """
+        while self._ranked_to < visible:
+            if (other := self._halfway.get(self._ranked_to, math.inf)) < math.inf:  # never a NaN: it has no rank
+                insort(self._ranked, other)
+            self._ranked_to += 1
+        unseen = sum(self._halfway.get(i, math.inf) < loss for i in range(visible, self._ranked_to))
+        return bisect_left(self._ranked, loss) - unseen
 
     @property
     def asked(self) -> int:

@@ -1,3 +1,4 @@
+import math
 import random
 
 import optuna
@@ -122,6 +123,58 @@ def test_early_stopping_does_not_look_at_trials_that_may_not_have_ended():
     search.finish(0, "completed", 1.0, 10)
     search.suggest()
     assert not search.should_stop(3, 0.5, 99.0)  # sees trial 0 alone
+
+
+def by_definition(halfway, index, loss, settings):
+    """Whether a trial is stopped, from all losses at the rung anew."""
+    others = [halfway.get(i, math.inf) for i in range(index - settings.parallel + 1)]
+    better = sum(other < loss for other in others)
+    return len(others) >= 2 and better >= max(1.0, settings.keep * (len(others) + 1))
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_running_rank_stops_what_the_definition_stops(parallel, seed):
+    """Trials reach the rung and end in a random order; some never get there, some with a loss that has no rank."""
+    settings, rng = SearchSection(trials_per_arm=60, parallel=parallel), random.Random(seed)
+    search, halfway, running, stops = ArmSearch("arm", SPACE, settings), {}, [], []
+    while not search.done:
+        while search.may_suggest():
+            running.append([search.suggest({"lr": 1e-3, "alpha": 1.0})[0], rng.random() < 0.9])
+        trial = rng.choice(running)
+        index, asks = trial
+        if asks:
+            trial[1] = False
+            loss = rng.choice([round(rng.random(), 1), rng.random(), rng.random(), rng.choice([math.inf, math.nan])])
+            wanted = by_definition(halfway, index, loss, settings)
+            assert search.should_stop(index, 0.5, loss) is wanted
+            halfway[index] = loss
+            stops.append(wanted)
+        else:
+            running.remove(trial)
+            search.finish(index, "completed", 1.0, 10)
+    assert 5 < sum(stops) < len(stops) - 5
+
+
+class Counted(float):
+    """A loss that counts how often losses are compared."""
+
+    comparisons = 0
+
+    def __lt__(self, other):
+        Counted.comparisons += 1
+        return float(self) < float(other)
+
+    __gt__ = None  # nothing is compared uncounted
+
+
+def test_a_stop_costs_a_search_in_a_sorted_list_and_not_a_look_at_every_trial():
+    trials, parallel = 500, 3
+    settings, rng = SearchSection(trials_per_arm=trials, parallel=parallel), random.Random(0)
+    search, Counted.comparisons = ArmSearch("arm", SPACE, settings), 0
+    for index in range(trials):
+        search.should_stop(index, 0.5, Counted(rng.random()))
+    assert trials < Counted.comparisons < trials * (2 * math.log2(trials) + parallel + 2) < trials**2 / 4
 
 
 def test_no_pruner_never_stops():
