@@ -40,10 +40,15 @@ def best_cells(study: Study, records: Iterable[Record]) -> dict[str, Record]:
     """By arm, the completed cell of the last stage with the lowest `val_nll`, the lower seed where two are equal."""
     best: dict[str, Record] = {}
     for record in records:
-        arm = record.cell.arm
-        if record.outcome == "completed" and keeps_model(study, record.cell):
-            best[arm] = min(best.get(arm, record), record, key=_rank)
+        take_best(study, best, record)
     return best
+
+
+def take_best(study: Study, best: dict[str, Record], record: Record) -> None:
+    """Take one more record into what `best_cells` found, in place."""
+    arm = record.cell.arm
+    if record.outcome == "completed" and keeps_model(study, record.cell):
+        best[arm] = min(best.get(arm, record), record, key=_rank)
 
 
 def _rank(record: Record) -> tuple[float, int, str]:

@@ -14,7 +14,16 @@ from typing import Any
 from tune import ledger as ledgers
 from tune.heartbeat import Heart
 from tune.interrupt import Interruption
-from tune.kept_models import TRAINED, best_cells, keeps_model, missing_models, models_folder, place, read_facts
+from tune.kept_models import (
+    TRAINED,
+    best_cells,
+    keeps_model,
+    missing_models,
+    models_folder,
+    place,
+    read_facts,
+    take_best,
+)
 from tune.ledger import Cell, Ledger, LedgerError, Record
 from tune.own_gates import digests, place_gate
 from tune.stages import Stages
@@ -102,6 +111,7 @@ class StudyRun:
             self.ledger.append("study", schema=ledgers.SCHEMA, study=self.study.name, corpus=meta["digest"], **gates)
         self.records: dict[str, Record] = ledgers.records(self.ledger.events)
         self._decisions = {_decision(event) for event in self.ledger.events if event["event"] in ("grid", "chosen")}
+        self._best = best_cells(self.study, self.records.values())  # by arm, of all that has ended
         suggested = {
             (r.cell.arm, r.cell.index): r.cell.config for r in self.records.values() if r.cell.stage == "search"
         }
@@ -153,12 +163,11 @@ class StudyRun:
 
     def _keep_model(self, cell: Cell) -> None:
         """Take the model that a cell left, now or before a crash, where it is its arm's best so far."""
-        trained = self.checkpoints(cell) / TRAINED
-        if keeps_model(self.study, cell) and read_facts(trained):
-            best = best_cells(self.study, self.records.values()).get(cell.arm)
+        trained, record = self.checkpoints(cell) / TRAINED, self.records[cell.key]
+        take_best(self.study, self._best, record)
+        if self._best.get(cell.arm) is record and read_facts(trained):
             try:
-                if best is not None and best.cell.key == cell.key:
-                    place(models_folder(self.study, self.folder), best, trained)
+                place(models_folder(self.study, self.folder), record, trained)
             except OSError as error:
                 self.warn(f"{cell.key}: its trained model is not kept: {error}")
 

@@ -1,6 +1,7 @@
 """The best model of each arm: which that is, in the study's folder and in MLflow, through crashes and second looks."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pagating.evaluate import mean_nll
 from pagating.train import steps
 from pagating.trial import Trial
 from tune import ledger as ledgers
-from tune import runner
+from tune import runner, study_run
 from tune.kept_models import (
     TRAINED,
     best_cells,
@@ -28,6 +29,7 @@ from tune.kept_models import (
     missing_models,
     models_folder,
     place,
+    take_best,
 )
 from tune.ledger import Cell, Record
 from tune.mlflow_runs import prepare_store
@@ -83,6 +85,17 @@ def test_of_equal_losses_the_lower_seed_whatever_the_order():
     one, other = ended(101, 3.0), ended(102, 3.0)
     for cells in ([one, other], [other, one]):
         assert best_cells(study(), cells)["gelu"] is one
+
+
+def test_a_running_best_is_the_best_of_all_at_every_step():
+    draw, best, seen = random.Random(0), {}, []
+    for seed in range(101, 301):
+        outcome = draw.choice(["completed", "completed", "infeasible", "failed"])
+        record = ended(seed, round(draw.random(), 1), draw.choice(["gelu", "pa.learned"]), outcome=outcome)
+        seen.append(record)
+        take_best(study(), best, record)
+        assert best == best_cells(study(), draw.sample(seen, len(seen)))
+    assert len(best) == 2
 
 
 def test_a_study_without_confirm_keeps_its_last_stage_and_one_that_keeps_none_has_none():
@@ -173,6 +186,14 @@ def test_each_arms_model_has_the_ledgers_loss_to_the_bit(done, corpus):
         for split, loss in (("validation", "val_nll"), ("test", "test_nll")):
             assert mean_nll(model, eval_windows(open_split(corpus, split), 16, 4), 4) == record.final[loss]
     assert missing_models(study(), done, best.values()) == []
+
+
+def test_a_cell_that_leaves_a_model_is_compared_with_its_arms_best_alone(corpus, tmp_path, monkeypatch):
+    looked, plain = [], study_run.best_cells
+    monkeypatch.setattr(study_run, "best_cells", lambda *given: looked.append(1) or plain(*given))
+    trained_run(study(), tmp_path / "kept", corpus)
+    assert looked == [1]  # once, at the beginning, over what the ledger had
+    assert kept_models(tmp_path / "kept" / "models", best_of(tmp_path / "kept")).keys() == {"gelu", "pa.learned"}
 
 
 def test_only_the_stage_that_counts_leaves_models(corpus, tmp_path):
