@@ -21,16 +21,23 @@ COLUMNS = {
     "failed": ("failed", "d"),
     "parameters": ("parameters", ",.0f"),
     "flops_per_token": ("FLOPs a token", ".3g"),
+    "tokens_per_second": ("tokens/s", ",.0f"),
     "speed": ("relative speed", ".2f"),
+    "flops_utilisation": ("FLOPs utilisation", ".3f"),
+    "compiled": ("share compiled", ".2f"),
     "peak_rss_mb": ("peak memory (MB)", ".0f"),
+    "peak_gpu_mb": ("peak GPU memory (MB)", ".0f"),
 }
+PUBLISHED = {k: v for k, v in COLUMNS.items() if k != "tokens_per_second"}  # a rate is of the machine; a ratio remains
 
 
 def ledger(study: Study) -> list[dict[str, Any]]:
     """A row an arm. `flops` sums tokens * flops_per_token over all trials; None where not recorded.
 
     `speed` is the median over seeds of the confirm runs' tokens a second over that of the baseline's run of the same
-    seed: paired, because neighbours and machines differ over time.
+    seed: paired, because neighbours and machines differ over time. `tokens_per_second` and `flops_utilisation` (of a
+    GPU's bfloat16 peak) are medians over the completed trials of all stages, `compiled` is the share of them that
+    torch.compile compiled, memory the largest peak of any trial.
     """
     rows = []
     speeds = _speeds(study)
@@ -40,7 +47,11 @@ def ledger(study: Study) -> list[dict[str, Any]]:
         row |= {stage: int((trials["stage"] == stage).sum()) for stage in STAGES}
         row |= {o: int((trials["outcome"] == o).sum()) for o in ("stopped_early", "infeasible", "failed")}
         row |= {"tokens": _reduce(trials, "tokens", "sum"), "seconds": _reduce(trials, "seconds", "sum")}
-        row |= {c: _reduce(trials, c, "max") for c in ("parameters", "flops_per_token", "peak_rss_mb")}
+        largest = ("parameters", "flops_per_token", "peak_rss_mb", "peak_gpu_mb")
+        row |= {c: _reduce(trials, c, "max") for c in largest}
+        done = trials[trials["outcome"] == "completed"]
+        row |= {c: _reduce(done, c, "median") for c in ("tokens_per_second", "flops_utilisation")}
+        row["compiled"] = _reduce(done, "compiled", "mean")
         both = {"tokens", "flops_per_token"} <= set(trials.columns)
         product = trials["tokens"] * trials["flops_per_token"] if both else pd.Series(dtype=float)
         row["flops"] = float(product.sum()) if product.notna().any() else None

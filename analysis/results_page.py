@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from analysis import alphas, beside, calibration, formats, growth, plots, report
-from analysis.ledger import COLUMNS as LEDGER_COLUMNS
+from analysis.ledger import PUBLISHED as LEDGER_COLUMNS
 from analysis.ledger import ledger, slower
 from analysis.methods import methods, would_change
 from analysis.safe_text import markdown

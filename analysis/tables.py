@@ -19,6 +19,7 @@ DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # of a table
 NUMERIC = (
     *("test_nll", "val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll", "lr", "alpha", "step", "tokens"),
     *("steps", "seconds", "tokens_per_second", "peak_rss_mb", "parameters", "flops_per_token", "grad_norm"),
+    *("compiled", "peak_gpu_mb", "flops_utilisation"),
 )
 MOST_LOSS = 1e100  # squares of larger ones overflow
 MOST_NAME = 200

@@ -22,7 +22,8 @@ import pandas as pd
 SCHEMA = 1
 OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
 FINAL = ("val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll")
-COST = ("tokens", "steps", "seconds", "tokens_per_second", "peak_rss_mb", "parameters", "flops_per_token")
+COST = ("tokens", "steps", "seconds", "tokens_per_second", "compiled", "peak_rss_mb", "parameters", "flops_per_token")
+ON_GPU = ("peak_gpu_mb", "flops_utilisation")  # of trials on a GPU alone; the table of a CPU study has no such columns
 
 
 class LedgerError(ValueError):
@@ -260,6 +261,7 @@ def _trial_rows(study: str, cells: dict[str, Record], chosen: dict[str, str]) ->
             "lr": cell.config["lr"],
             "alpha": final.get("alpha", cell.config.get("alpha")),
             **{name: final.get(name, last.get(name)) for name in COST},
+            **{name: final[name] for name in ON_GPU if name in final},
             **{name: value for name, value in cell.config.items() if name not in ("lr", "alpha")},
             **_layers(last.get("alpha") or _searched_layers(cell.config)),
         }

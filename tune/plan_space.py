@@ -65,7 +65,7 @@ def ledger_cell_bytes(study: Study) -> float:
         if study.corpus.rows == "lines":
             row["padded_nll"] = NUMBER
         row["alpha"] = [NUMBER] * (study.mlps if settings.learns_alpha else 0)
-        final = dict.fromkeys((*FINAL, "alpha", "compiled", "test_nll", *COST), NUMBER)
+        final = dict.fromkeys((*FINAL, "alpha", "test_nll", *COST), NUMBER)
         base = {"time": 1234567890.123, "cell": cell.key}
         events = [
             {"event": "suggested", **base, "stage": cell.stage, "arm": arm, "index": 0, "seed": cell.seed}

@@ -143,6 +143,33 @@ def test_ledger_adds_up(demo: Path):
     assert ledger.edge_hits(study) == study.arms
 
 
+def test_the_ledger_says_rate_path_and_what_a_gpu_did(demo: Path):
+    trials = pd.read_parquet(demo / "trials.parquet")
+    plain = report.build(demo).read_text(encoding="utf-8")
+    assert "tokens/s" in plain
+    assert "FLOPs utilisation" not in plain  # the table of before, without the columns, still reads
+    assert "share compiled" not in plain
+    done = trials["outcome"] == "completed"
+    for arm, rate, share in (("gelu", 30_000.0, 0.4), ("linear-floor", 50_000.0, 0.2)):
+        own = done & (trials["arm"] == arm)
+        trials.loc[own, "tokens_per_second"] = rate
+        trials.loc[own, "flops_utilisation"] = share
+        trials.loc[own, "peak_gpu_mb"] = np.arange(own.sum(), dtype=float)
+        trials.loc[own, "compiled"] = np.where(trials.loc[own, "stage"] == "confirm", 1.0, 0.0)
+    trials.loc[~done, "tokens_per_second"] = 1.0  # one that was stopped early is no measurement
+    trials.to_parquet(demo / "trials.parquet")
+    rows = {row["arm"]: row for row in ledger.ledger(load(demo))}
+    n = int((done & (trials["arm"] == "gelu")).sum())
+    assert (rows["gelu"]["tokens_per_second"], rows["gelu"]["flops_utilisation"]) == (30_000.0, 0.4)
+    assert (rows["gelu"]["peak_gpu_mb"], rows["gelu"]["compiled"]) == (n - 1, 8 / n)
+    assert rows["linear-floor"]["flops_utilisation"] == 0.2
+    assert rows["paglu-searched"]["flops_utilisation"] is None
+    assert rows["paglu-searched"]["compiled"] is None
+    shown = report.build(demo).read_text(encoding="utf-8")
+    assert "FLOPs utilisation" in shown
+    assert "0.400" in shown
+
+
 def test_improvement_json_holds_what_stands_beside(demo: Path):
     study = load(demo)
     from analysis.significance import verdict

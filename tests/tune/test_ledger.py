@@ -119,6 +119,26 @@ def test_tables_hold_a_row_a_cell_that_ended(tmp_path):
     assert curves[["seed", "step", "val_nll"]].values.tolist() == [[1, 5, 4.0], [2, 5, 5.0]]
 
 
+def test_the_table_says_which_path_ran_and_what_a_gpu_did(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    finals = {
+        1: {"compiled": 1.0, "peak_gpu_mb": 512.5, "flops_utilisation": 0.25},
+        2: {"compiled": 0.0},
+        3: {},
+    }
+    for seed, final in finals.items():
+        cell = Cell("confirm", "gelu", 0, seed, CONFIG, "k")
+        fields = {"stage": "confirm", "arm": "gelu", "index": 0, "seed": seed, "config": CONFIG, "config_key": "k"}
+        ledger.append("suggested", cell=cell.key, **fields)
+        ledger.append("ended", cell=cell.key, outcome="completed" if final else "infeasible", final=final, reason=None)
+    every, _ = ledgers.tables("s", ledger.events)
+    found = every[["compiled", "peak_gpu_mb", "flops_utilisation"]]
+    assert found.iloc[0].tolist() == [1.0, 512.5, 0.25]
+    assert found.iloc[1:].fillna(-1).values.tolist() == [[0.0, -1, -1], [-1, -1, -1]]
+    on_cpu = [event for event in ledger.events if event["cell"] != "confirm/gelu/k/1"]
+    assert not {"peak_gpu_mb", "flops_utilisation"} & set(ledgers.tables("s", on_cpu)[0].columns)
+
+
 def test_tables_are_written_whole(tmp_path):
     import pandas as pd
 
