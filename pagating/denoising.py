@@ -24,7 +24,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 
 from pagating.corpus import eval_windows, open_split, read_meta, step_generator, train_batch
 from pagating.device import warn_of_emulation
-from pagating.evaluate import autocast
+from pagating.evaluate import Evaluation, autocast
 from pagating.lines import IGNORE
 from pagating.own_gate import load_gate_of
 from pagating.patching import patch
@@ -228,8 +228,8 @@ def loss(trial: Trial, model: Any, batch: Batch) -> Loss:
 
 
 @torch.no_grad()
-def evaluate(model: Any, rows: tuple[str, Batch], at_a_time: int, precision: str) -> float:
-    """Nats a target over all rows, each target weighing the same."""
+def evaluate(model: Any, rows: tuple[str, Batch], at_a_time: int, precision: str) -> Evaluation:
+    """Nats a target over all rows, each target weighing the same; batch by batch."""
     task, batch = rows
     device = next(model.parameters()).device
     was_training = model.training
@@ -238,6 +238,7 @@ def evaluate(model: Any, rows: tuple[str, Batch], at_a_time: int, precision: str
     for part in zip(*(tensor.split(at_a_time) for tensor in batch), strict=True):
         with autocast(precision, device.type):
             total += nll(task, model, tuple(tensor.to(device) for tensor in part), "sum").item()
+        yield
     model.train(was_training)
     return total / int((batch[-1] != IGNORE).sum())
 

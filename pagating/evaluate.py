@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,16 @@ from pagating.gpt2_plain import GPT2
 
 PRECISIONS = ("float32", "bfloat16")
 ROWS_FROM = 1 << 20  # tokens of a split that are decoded for the sake of `padded_nll`
+Evaluation = Generator[None, None, float]  # gives control back after each batch: a sign of life; its value is the loss
+
+
+def value_of(evaluation: Evaluation) -> float:
+    """Run an evaluation to its end; the loss."""
+    while True:
+        try:
+            next(evaluation)
+        except StopIteration as end:
+            return float(end.value)
 
 
 def autocast(precision: str, device: str = "cpu") -> AbstractContextManager[Any]:
@@ -40,12 +50,17 @@ def token_nll(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
 
 
-@torch.no_grad()
 def mean_nll(model: nn.Module, windows_WT: torch.Tensor, batch: int, precision: str = "float32") -> float:
     """`val_nll` or `test_nll`: nats a token over all windows (W, T + 1), each token weighing the same, no padding.
 
     The windows are the same for every trial, so the figure does not depend on `batch` except by rounding.
     """
+    return value_of(evaluation(model, windows_WT, batch, precision))
+
+
+@torch.no_grad()  # of the generator: whoever takes a sign of life has the gradients as they were
+def evaluation(model: nn.Module, windows_WT: torch.Tensor, batch: int, precision: str = "float32") -> Evaluation:
+    """`mean_nll`, batch by batch."""
     was_training = model.training
     device = next(model.parameters(), windows_WT).device
     model.eval()
@@ -54,6 +69,7 @@ def mean_nll(model: nn.Module, windows_WT: torch.Tensor, batch: int, precision: 
         with autocast(precision, device.type):
             nll_BT = token_nll(model, rows_BT.to(device))
         total += nll_BT.double().sum().item()
+        yield
     model.train(was_training)
     return total / (windows_WT.shape[0] * (windows_WT.shape[1] - 1))
 

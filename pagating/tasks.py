@@ -19,7 +19,7 @@ from pagating.corpus import eval_windows, open_split, read_meta, train_batch
 from pagating.device import to_device, warn_of_emulation
 from pagating.engine_compile import compile_hidden, is_compiled
 from pagating.engine_loss import linear_nll
-from pagating.evaluate import autocast, mean_nll, padded_nll, text_rows
+from pagating.evaluate import Evaluation, autocast, evaluation, pad_rows, text_rows
 from pagating.gpt2_plain import GPT2, GPT2Size, stock_flops_per_token, training_flops_per_token
 from pagating.initialise import initialise_gpt2
 from pagating.lines import IGNORE, line_batch, open_lines, spread_rows, targets_of
@@ -42,16 +42,16 @@ class Task:
 
     build: the model of a trial, from its seed. batches: what a step trains on, by step. loss: a callable (made once,
     with a batch to compile for) of a model and a batch, the mean over its targets, nats, differentiable. held: rows of
-    a split to evaluate. evaluate: their mean loss, nats (model, rows, rows at a time, precision). flops: of training, a
-    token. check: raises ValueError for sizes or a unit that no model can have. compiled: whether a loss runs compiled
-    code.
+    a split to evaluate. evaluate: their mean loss, nats, by batches (model, rows, rows at a time, precision). flops: of
+    training, a token. check: raises ValueError for sizes or a unit that no model can have. compiled: whether a loss
+    runs compiled code.
     """
 
     build: Callable[[Trial], nn.Module]
     batches: Callable[[Trial], Callable[[int], Batch]]
     loss: Callable[[Trial, Any, Batch], Loss]
     held: Callable[[Trial, str], Any]
-    evaluate: Callable[[Any, Any, int, str], float]
+    evaluate: Callable[[Any, Any, int, str], Evaluation]
     flops: Callable[[Trial, Any], int]
     check: Callable[[Trial], Any]
     compiled: Callable[[Loss], bool] = never
@@ -150,15 +150,15 @@ def causal_windows(trial: Trial, split: str) -> Tensor:
     return eval_windows(open_split(trial.corpus, split), trial.model["n_ctx"], trial.eval_windows)
 
 
-def padded_loss(trial: Trial, model: GPT2) -> float:
-    """`padded_nll` on lines of the validation split, as many as there are evaluation windows."""
+def padded_loss(trial: Trial, model: GPT2) -> Evaluation:
+    """`padded_nll` on lines of the validation split, as many as there are evaluation windows; batch by batch."""
     n_ctx = trial.model["n_ctx"]
     batch = trial.batch_tokens // n_ctx
     if trial.padding:
         rows_RT = spread_rows(open_lines(trial.corpus, "validation"), n_ctx, trial.eval_windows)
-        return mean_nll(model, rows_RT, batch, trial.precision)
+        return evaluation(model, rows_RT, batch, trial.precision)
     rows, pad = text_rows(trial.corpus, "validation", trial.eval_windows)
-    return padded_nll(model, rows, n_ctx, pad, batch, trial.precision)
+    return evaluation(model, pad_rows(rows, n_ctx, pad), batch, trial.precision)
 
 
 CAUSAL = Task(
@@ -166,7 +166,7 @@ CAUSAL = Task(
     batches=causal_batches,
     loss=causal_loss,
     held=causal_windows,
-    evaluate=mean_nll,
+    evaluate=evaluation,
     flops=lambda trial, model: training_flops_per_token(model),
     check=lambda trial: GPT2(GPT2Size(vocab_size=1, **trial.model), trial.unit),
     compiled=lambda loss: isinstance(loss, CausalLoss) and loss.hidden is not GPT2.hidden,

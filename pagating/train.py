@@ -152,7 +152,16 @@ def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator
 def steps(
     trial: Trial, checkpoints: CheckpointFolder | None = None, model_folder: Path | None = None
 ) -> Iterator[Step]:
-    """`train`, update by update: how many were made, and the row where one is due. Shows that a trial is alive.
+    """`train`, update by update: how many were made, and the row where one is due; `model_folder` as in `signs`."""
+    return (step for step in signs(trial, checkpoints, model_folder) if step)
+
+
+def signs(
+    trial: Trial, checkpoints: CheckpointFolder | None = None, model_folder: Path | None = None
+) -> Iterator[Step | None]:
+    """`steps`, and None after each micro-batch and each batch of an evaluation: signs of life of a trial.
+
+    One update of a large model may take longer than a hung process is waited for. No sign changes a bit of a result.
 
     `model_folder`: where the trained model is left (`pagating.saved_model`); one that cannot be written is said in a
     line, and costs the trial nothing.
@@ -174,7 +183,7 @@ def steps(
         checkpoints.remove()
 
 
-def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Path | None) -> Iterator[Step]:
+def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Path | None) -> Iterator[Step | None]:
     torch.set_num_threads(trial.threads)
     started = time.perf_counter()
     device = resolve_device(trial.device)
@@ -187,7 +196,9 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
     model = build_model(trial).to(device)
     optimizer = build_optimizer(model, trial)
     learned = bool(alpha_parameters(model))
+    yield None
     loss_of = task.loss(trial, model, in_parts(batches(0), device, micro)[0])
+    yield None
     torch.manual_seed(trial.seed)  # dropout is the only user of the global generator
     progress = Progress()
     saved = checkpoints.resume(trial_identity(trial)) if checkpoints else None
@@ -212,6 +223,9 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
                 mean = loss_of(model, part) / (sum(counts) / count)
             mean.backward()
             loss = loss + mean.detach()
+            progress.seconds_training += time.perf_counter() - step_started
+            yield None
+            step_started = time.perf_counter()
         norm = nn.utils.clip_grad_norm_(model.parameters(), trial.clip)
         unseen.append(torch.stack([loss, norm]))
         due = (step + 1) % trial.evaluation_interval == 0 or step + 1 == trial.steps
@@ -223,12 +237,12 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
         progress.step = step + 1
         row = None
         if due:
-            val_nll = task.evaluate(model, held, batch, trial.precision)
+            val_nll = yield from task.evaluate(model, held, batch, trial.precision)
             alphas = alpha_values(model) if learned else []
             seconds = progress.seconds_training
             row = evaluation_row(trial, progress.step, progress.losses, grad_norm, val_nll, seconds, alphas)
             if trial.padding:
-                row["padded_nll"] = padded_loss(trial, model)
+                row["padded_nll"] = yield from padded_loss(trial, model)
             progress.losses = []
             progress.rows.append(row)
         if progress.step == trial.steps:
@@ -243,9 +257,9 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
     final = final_metrics(trial, row, alpha_values(model)) | model_size(model, task.flops(trial, model))
     final["compiled"] = float(task.compiled(loss_of))
     if trial.test:
-        final["test_nll"] = task.evaluate(model, task.held(trial, "test"), batch, trial.precision)
+        final["test_nll"] = yield from task.evaluate(model, task.held(trial, "test"), batch, trial.precision)
         if trial.task == "causal":
-            final["padded_nll"] = row["padded_nll"] if trial.padding else padded_loss(trial, model)
+            final["padded_nll"] = row["padded_nll"] if trial.padding else (yield from padded_loss(trial, model))
     final |= device_metrics(device, final)
     final |= {"seconds": time.perf_counter() - started, "peak_rss_mb": peak_rss_mb()}
     if model_folder and (problem := keep_trained(model, trial, model_folder, final)):

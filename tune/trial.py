@@ -12,21 +12,22 @@ from ray import tune as ray_tune
 
 from pagating.checkpoint import CheckpointFolder
 from pagating.corpus import CorpusError
-from pagating.train import steps
+from pagating.train import Step, signs
 from pagating.trial import Diverged, OutOfMemory, Trial
 from tune.delivery import Parcel, unpack
 from tune.kept_models import TRAINED
 
 BEAT_SECONDS = 2.0  # a trial says that it is alive at least so often, while it makes steps
+WITHIN_SECONDS = 2.0  # the same, of a step that takes longer, between its micro-batches and batches of an evaluation
 ENDS = {Diverged: "infeasible", OutOfMemory: "infeasible", CorpusError: "failed", OSError: "failed"}
 
 
 class CellTrainable(ray_tune.Trainable):
-    """One cell. A step is an evaluation interval, or `BEAT_SECONDS` of one.
+    """One cell. A step is an evaluation interval, or `BEAT_SECONDS` of one, or a part of an update that takes longer.
 
     config: {cell: key, trial: arguments of `pagating.train.Trial`, checkpoints: folder of the cell, None for none,
-    keep_model: whether the trained model is left there}, as they are where the driver runs; `parcel` brings the node
-    what it lacks.
+    keep_checkpoints: whether its last ones stay, keep_model: whether the trained model is left there}, as they are
+    where the driver runs; `parcel` brings the node what it lacks.
     A result holds `row` (the evaluation; None where none was made), `fraction` (of the budget), `step` (updates made),
     with the last one `outcome`, `final` and `reason`, and `warning` where there is something to say. This is the one
     place where a failed trial becomes an infeasible one (diverged, out of memory), or one to be tried again (`failed`:
@@ -43,7 +44,8 @@ class CellTrainable(ray_tune.Trainable):
         self._trial = Trial(**trial)
         self._checkpoints = CheckpointFolder(folder, keep=config.get("keep_checkpoints", False)) if folder else None
         model = Path(folder) / TRAINED if folder and config.get("keep_model") else None
-        self._steps = _refused(lacking) if lacking else steps(self._trial, self._checkpoints, model)
+        self._steps = _refused(lacking) if lacking else signs(self._trial, self._checkpoints, model)
+        self._made = 0
         self._outcome: str | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -63,7 +65,7 @@ class CellTrainable(ray_tune.Trainable):
         elif self._checkpoints and self._outcome is None:
             self._checkpoints.request()
             with contextlib.suppress(*ENDS):  # what went wrong will go wrong again, and be recorded then
-                next(self._steps, None)
+                next(filter(None, self._steps), None)  # to the end of an update
 
     def _forget(self) -> None:
         if self._checkpoints:
@@ -77,17 +79,29 @@ class CellTrainable(ray_tune.Trainable):
         return result
 
     def _step(self) -> dict[str, Any]:
-        until = time.monotonic() + BEAT_SECONDS
         try:
-            made, row = next(self._steps)
-            while row is None and time.monotonic() < until:
-                made, row = next(self._steps)
+            self._made, row = self._until_a_sign()
         except tuple(ENDS) as error:
             outcome = next(outcome for kind, outcome in ENDS.items() if isinstance(error, kind))
             return self._last({"outcome": outcome, "reason": str(error), "row": None, "final": {}, "fraction": 1.0})
         final = row.pop("final", None) if row else None
-        result = {"row": row, "fraction": made / self._trial.steps, "step": made}
+        result = {"row": row, "fraction": self._made / self._trial.steps, "step": self._made}
         return self._last({**result, "outcome": "completed", "reason": None, "final": final}) if final else result
+
+    def _until_a_sign(self) -> Step:
+        """Go on to the next evaluation, or until it is time for a sign of life."""
+        began = time.monotonic()
+        made = self._made
+        for found in self._steps:
+            spent = time.monotonic() - began
+            if found is None:
+                if spent >= WITHIN_SECONDS:
+                    break
+                continue
+            made, row = found
+            if row or spent >= BEAT_SECONDS:
+                return found
+        return made, None
 
     def _last(self, result: dict[str, Any]) -> dict[str, Any]:
         self._outcome = result["outcome"]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import pagating
 from pagating import checkpoint, saved_model
-from pagating.evaluate import mean_nll
+from pagating.evaluate import mean_nll, value_of
 from pagating.saved_model import SavedModelError, load_model, read_facts, save_model
 from pagating.tasks import task_of
 from pagating.train import build_model, main, steps
@@ -45,7 +45,7 @@ def trained(trial, folder):
 
 def loss(model, trial, split):
     task = task_of(trial)
-    return task.evaluate(model, task.held(trial, split), trial.batch_tokens // 16, trial.precision)
+    return value_of(task.evaluate(model, task.held(trial, split), trial.batch_tokens // 16, trial.precision))
 
 
 @pytest.mark.parametrize("changed", TRIALS.values(), ids=TRIALS)

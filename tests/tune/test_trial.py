@@ -8,11 +8,12 @@ import pytest
 import torch
 import yaml
 
-from pagating import corpus
+from pagating import corpus, evaluate, tasks
 from pagating.checkpoint import CheckpointFolder
 from pagating.train import Trial, train
 from tune import runner
 from tune import trial as adapter
+from tune.ray_faults import Pulse
 from tune.study import parse
 from tune.trial import CellTrainable
 
@@ -41,6 +42,13 @@ def spec(tmp_path_factory):
     model = {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 16, "dropout": 0.1}
     size = {"model": model, "tokens": 64 * 8, "batch_tokens": 64, "eval_every": 4, "eval_windows": 8}
     return {"corpus": str(folder), "lr": 3e-3, "seed": 5, **size}
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch):
+    """No sign of life that depends on how busy the machine is."""
+    monkeypatch.setattr(adapter, "BEAT_SECONDS", float("inf"))
+    monkeypatch.setattr(adapter, "WITHIN_SECONDS", float("inf"))
 
 
 def plain(row):
@@ -79,6 +87,74 @@ def test_a_trial_says_that_it_is_alive_between_evaluations(spec, monkeypatch):
     assert [result["fraction"] for result in found] == [step / 8 for step in range(1, 9)]
     assert [result["row"] is not None for result in found] == [step in (4, 8) for step in range(1, 9)]
     assert rows(found) == expected(spec)
+
+
+def test_a_long_update_shows_life_between_its_parts_and_changes_no_bit(spec, monkeypatch):
+    parts = {**spec, "micro_batch_tokens": 16, "eval_windows": 12, "test": True}  # 4 and 3 parts
+    undisturbed = expected(parts)
+    monkeypatch.setattr(adapter, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(adapter, "WITHIN_SECONDS", 0.0)
+    found = results(CellTrainable({"cell": "a", "trial": parts}))
+    assert rows(found) == undisturbed
+    made = [result["step"] for result in found]
+    assert made == sorted(made)
+    assert [made.count(step) for step in range(9)] == [
+        2 + 4,  # the model, its loss; the micro-batches of the first update
+        *[1 + 4] * 2,  # the update; the micro-batches of the next
+        1 + 4 + 3,  # and the evaluation that follows the fourth update, before that is told
+        1 + 4, 1 + 4, 1 + 4,
+        1 + 4 + 3 + 3 + 3,  # and evaluation, test and padded loss after the last
+        1,
+    ]  # fmt: skip
+    assert {result["row"] is None for result in found if result["step"] not in (4, 8)} == {True}
+
+
+@pytest.mark.parametrize(
+    ("minutes", "within", "ended"),
+    [(5.0, 2.0, []), (5.0, float("inf"), ["a"]), (10.1, 2.0, ["a"])],
+    ids=["slow", "as it was: no sign within an update", "hung"],
+)
+def test_a_trial_whose_update_outlasts_the_timeout_lives_while_its_parts_do(spec, monkeypatch, minutes, within, ended):
+    """An update of four micro-batches, an evaluation of three batches: so many minutes each, on a clock of ours."""
+    now, silent = [0.0], []
+    pulse = Pulse(600.0, lambda: now[0])
+
+    def slowly(function):
+        def call(*arguments):
+            end = now[0] + 60 * minutes
+            while now[0] < end:  # the driver looks all the while
+                now[0] += 4.0
+                silent.extend(pulse.silent())
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr("pagating.tasks.linear_nll", slowly(tasks.linear_nll))
+    monkeypatch.setattr("pagating.evaluate.token_nll", slowly(evaluate.token_nll))
+    monkeypatch.setattr(adapter.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(adapter, "BEAT_SECONDS", 2.0)
+    monkeypatch.setattr(adapter, "WITHIN_SECONDS", within)
+    pulse.beat("a")
+    given = {**spec, "micro_batch_tokens": 16, "eval_windows": 12, "tokens": 64, "eval_every": 1}
+    cell = CellTrainable({"cell": "a", "trial": given})
+    while not cell.train().get("done"):
+        pulse.beat("a")
+    assert silent[:1] == ended
+
+
+def test_a_cell_that_is_cut_off_within_an_update_ends_it_and_saves(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(adapter, "WITHIN_SECONDS", 0.0)
+    config = {"cell": "a", "trial": {**spec, "micro_batch_tokens": 16}, "checkpoints": str(tmp_path / "a")}
+    undisturbed = expected(config["trial"])
+    first = CellTrainable(config)
+    while first.train()["step"] < 5:
+        pass
+    assert first.train()["step"] == 5  # the first micro-batch of the sixth update
+    first.stop()
+    (left,) = (tmp_path / "a").iterdir()
+    assert "-0000000006-" in left.name
+    assert rows(results(CellTrainable(config))) == undisturbed
 
 
 def test_a_cell_that_is_cut_off_goes_on_in_another_actor_to_the_same_bits(spec, tmp_path, monkeypatch):
