@@ -88,7 +88,10 @@ def _lines(plan: dict[str, Any]) -> list[str]:
 
 def _power(power: dict[str, Any] | None, source: str | None) -> list[str]:
     if power is None:
-        return ["Power:  not known without the noise: give --noise STUDY (an earlier study) or a percentage, as 0.3%"]
+        return [
+            "Power:  not known without the noise: give --noise STUDY (an earlier study) or a percentage, as 0.3%",
+            "        (docs/plan.md lists the noise of the published studies)",
+        ]
     needed = f"{power['needed']} seeds" if power["needed"] else "more than 10,000 seeds"
     return [
         f"Power:  {power['power']:.0%} to see a difference of {power['effect']:.2%} of the baseline's loss, with "

@@ -1,0 +1,61 @@
+"""Write the table of docs/plan.md: the noise that each published study had, for a plan of a study like it.
+
+python docs/make_plan.py [FILE]
+"""
+
+import sys
+from pathlib import Path
+
+from analysis.tables import load
+from tune.plan_power import study_noise
+
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!--table: python docs/make_plan.py -->\n", "<!--end of table-->\n"
+COLUMNS = ("study", "corpus", "model", "tokens a trial", "seeds", "noise", "least arm", "most")
+
+
+def row(folder: Path) -> list[str]:
+    """A published study's cells of the table."""
+    study = load(folder)
+    model, fixed, seeds = (study.settings[name] for name in ("model", "fixed", "confirm"))
+    noise, each = study_noise(folder)
+    arms = {arm: value for arm, value in each.items() if arm != study.floor}
+    corpus = study.settings["corpus"]
+    train = (corpus.get("files") or {}).get("train")
+    text = corpus["source"] if not train else Path(train if isinstance(train, str) else train[0]).parent.name
+    least, most = min(arms, key=arms.__getitem__), max(arms, key=arms.__getitem__)
+    return [
+        f"[{folder.name}](results/{folder.name}/README.md)",
+        text,
+        f"{model['n_layer']} x {model['d_model']}",
+        f"{fixed['tokens'] / 1e6:.2g}M",
+        str(seeds["seeds"]),
+        f"{noise:.2%}",
+        f"{arms[least]:.2%} ({least})",
+        f"{arms[most]:.2%} ({most})",
+    ]
+
+
+def table(results: Path = RESULTS) -> str:
+    """The table over all published studies, those of the most tokens first."""
+    folders = sorted(file.parent for file in results.glob("*/trials.parquet"))
+    folders.sort(key=lambda folder: -load(folder).settings["fixed"]["tokens"])
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- | --- |" + " ---: |" * (len(COLUMNS) - 3)]
+    return "\n".join(lines + ["| " + " | ".join(row(folder)) + " |" for folder in folders]) + "\n"
+
+
+def page(text: str, results: Path = RESULTS) -> str:
+    """docs/plan.md with its table of noise made anew."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Write the page, or FILE."""
+    source = Path(__file__).with_name("plan.md")
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else source
+    target.write_text(page(source.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
