@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from pagating.corpus import meta_digest
+from pagating.device import has_bfloat16
 
 
 def machine() -> dict[str, Any]:
@@ -30,6 +32,7 @@ def machine() -> dict[str, Any]:
         "processor": name,
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": has_bfloat16(torch.device("cpu")),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.system(),
@@ -58,15 +61,21 @@ def spread(values: list[float]) -> Spread:
 
 
 def interleave(variants: Mapping[str, Callable[[], float]], seconds: float, least: int = 3) -> dict[str, list[float]]:
-    """Call every variant in turn, round after round, so that a busy machine slows them alike; the first round is left
-    out. A variant returns the seconds it measured. As many rounds as `seconds` hold, `least` of them at least."""
+    """Call every variant once a round, so that a busy machine slows them alike; the first round is left out.
+
+    A variant returns the seconds it measured. Each round has an order of its own, drawn by a fixed seed: what a variant
+    leaves behind (caches, memory, heat) falls on another one each time, and none is always first. As many rounds as
+    `seconds` hold, `least` of them at least.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
+    order, generator = list(variants), random.Random(0)
     for variant in variants.values():
         variant()
     begun = time.perf_counter()
     while len(next(iter(times.values()))) < least or time.perf_counter() - begun < seconds:
-        for name, variant in variants.items():
-            times[name].append(variant())
+        generator.shuffle(order)
+        for name in order:
+            times[name].append(variants[name]())
     return times
 
 

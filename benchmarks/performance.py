@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import trial_precision
+import goals
+import performance_trial
 
-PATHS = {"never": "uncompiled", "always": "compiled"}
 HEAD = """# Performance
 
 Written by `make bench`. A ratio is the median (quartiles) over interleaved rounds of one run; above 1 is faster. What
@@ -35,8 +35,8 @@ def plain(found: Any) -> Any:
 
 
 def page(kept: Mapping[str, Any]) -> str:
-    """The page: the parts that have been measured, in the order of `PARTS`."""
-    blocks = [HEAD.rstrip()]
+    """The page: the goals, then the parts that have been measured, in the order of `PARTS`."""
+    blocks = [HEAD.rstrip(), "\n".join(goals.section(kept))]
     for part, (script, lines) in PARTS.items():
         if part in kept:
             blocks += ["\n".join(lines(kept[part], measured_by(script, kept[part]["machine"])))]
@@ -52,82 +52,28 @@ def measured_by(script: str, where: Mapping[str, Any]) -> str:
     )
 
 
-def ratio(spread: Mapping[str, float]) -> str:
-    """Median (quartiles)."""
-    return f"{spread['median']:.2f} ({spread['low']:.2f}-{spread['high']:.2f})"
-
-
-def _shape(row: Mapping[str, Any]) -> str:
-    return f"d_model {row['d_model']}, T {row['n_ctx']}, V {row['vocab_size']:,}, {row['precision']}"
-
-
-def step(row: Mapping[str, Any]) -> str:
-    """A row of the table of training steps."""
-    rate = f"{row['tokens_per_second']['median']:,.0f}"
-    return f"| {_shape(row)} | {row['variant']} | {rate} | {ratio(row['ratio'])} | {ratio(row['of_gemm'])} |"
-
-
-def trial(found: Mapping[str, Any], by: str) -> list[str]:
-    """What a trial costs."""
-    return [
-        "## A training step",
-        "",
-        f"{by} One core.",
-        "",
-        "4 layers, 1,024 tokens a step. The ratio is to the first variant of a shape; the last column is the share of "
-        "what square matrix products reach in that precision, measured in the same rounds.",
-        "",
-        "| shape | variant | tokens/s | ratio | of GEMM |",
-        "| --- | --- | --- | --- | --- |",
-        *[step(row) for row in found["speed"]],
-        "",
-        "## Arms against GELU",
-        "",
-        "| arm | path | speed over GELU's |",
-        "| --- | --- | --- |",
-        *[f"| {row['arm']} | {PATHS[row['path']]} | {ratio(row['ratio'])} |" for row in found["arms"]],
-        "",
-        "## What was tried",
-        "",
-        "The engine with one thing changed, uncompiled unless it says so; the largest median is what would pay most.",
-        "",
-        "| shape | idea | speed over the engine's |",
-        "| --- | --- | --- |",
-        *[f"| {_shape(row)} | {row['idea']} | {ratio(row['ratio'])} |" for row in found["ideas"]],
-        "",
-        "## Precisions",
-        "",
-        "Last loss of a tiny model on the built-in text, paired by seed: what bfloat16 changes, as a 95% "
-        "interval, against what a seed changes.",
-        "",
-        "| | float32 | bfloat16 | bfloat16 - float32 | standard deviation over seeds | seeds x steps |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *[trial_precision.line(row) for row in found["precision"]],
-        "",
-        "## Memory and start",
-        "",
-        *[
-            f"- {name}: {', '.join(f'{k} {v:,.0f} MiB' for k, v in row.items())}"
-            for name, row in found["memory"].items()
-        ],
-        *[f"- torch.compile, {name} cache: {seconds:.1f} s" for name, seconds in found["compile"].items()],
-        *[f"- import {name}: {ratio(times)} s" for name, times in found["start"].items()],
-    ]
-
-
 def packed(found: Mapping[str, Any], by: str) -> list[str]:
     """What a pack of trials gains."""
 
     def line(row: Mapping[str, Any]) -> str:
         alone, together = (f"{row[name]['median']:,.0f}" for name in ("in turn", "packed"))
-        return f"| {row['trials']} | {row['device']} | {alone} | {together} | {ratio(row['ratio'])} |"
+        return f"| {row['trials']} | {row['device']} | {alone} | {together} | {performance_trial.ratio(row['ratio'])} |"
 
     return [
         "## Packed trials",
         "",
         by,
         "",
-        "Trials of one shape (d_model 128, T 128, V 4,096) as one batched model, against the same trials in turn.",
+        "Several small trials that share all but arm, learning rate, schedule, decay, clipping and seed can train "
+        "as one batched model: `python -m pagating.packed trials.json`, where the file holds a list of what "
+        "`pagating trial STUDY CELL` prints; it prints a line of final metrics for each. A trial's results are "
+        "those of the trial alone, up to the rounding of batched products: 1e-10 relative over a run in float64, "
+        "1e-4 in float32 (`tests/pagating/test_packed.py`). It is meant for a GPU, which a small model leaves "
+        "idle; a CPU gains nothing, as the table shows, and a study's own trials run one to a slot. On a GPU: "
+        "`python benchmarks/packed_speed.py --device cuda --precision bfloat16 --compile --output docs`, some "
+        "minutes.",
+        "",
+        "Trials of one shape (d_model 128, T 128, V 4,096), packed against in turn:",
         "",
         "| trials | device | tokens/s in turn | tokens/s packed | ratio |",
         "| --- | --- | --- | --- | --- |",
@@ -189,7 +135,7 @@ def table(found: Mapping[str, Any], by: str) -> list[str]:
 
 
 PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any], str], list[str]]]] = {
-    "trial": ("trial_speed.py", trial),
+    "trial": ("trial_speed.py", performance_trial.trial),
     "packed": ("packed_speed.py", packed),
     "study": ("study_overhead.py", study),
     "gates": ("gate_cost.py", gates),

@@ -21,6 +21,7 @@ from variants import engine, make_trial
 
 from pagating import engine_loss
 
+ROUNDS = 9  # of an idea at least: with fewer, a shuffled order is not yet a balanced one
 ALLOCATORS = {
     "glibc keeps what it freed": {
         "MALLOC_TRIM_THRESHOLD_": "1073741824",
@@ -73,8 +74,8 @@ def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str,
         "denormals flushed": engine(trial, _Flushed),
         "torch.compile of the body": engine(dataclasses.replace(trial, compile="always")),
     }
-    found = ratios(interleave(variants, seconds), "as it is")
-    return [{**shape, "idea": name, "ratio": ratio} for name, ratio in found.items()]
+    found = ratios(interleave(variants, seconds, least=ROUNDS), "as it is")
+    return [{**shape, "idea": name, "ratio": ratio, "order": "shuffled"} for name, ratio in found.items()]
 
 
 def allocators(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str, Any]]:
@@ -92,7 +93,20 @@ def allocators(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict
 
     variants = {"as it is": fresh({}), **{name: fresh(settings) for name, settings in ALLOCATORS.items()}}
     found = ratios(interleave(variants, seconds), "as it is")
-    return [{**shape, "idea": name, "ratio": ratio} for name, ratio in found.items() if name != "as it is"]
+    rows = [{**shape, "idea": name, "ratio": ratio, "order": "shuffled"} for name, ratio in found.items()]
+    return [row for row in rows if row["idea"] != "as it is"]
+
+
+def retaken(old: list[dict[str, Any]], new: list[dict[str, Any]], where: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows `old` with those of `new` in the place of their like; these carry the day and the load they had."""
+    taken = {name: where[name] for name in ("date", "load")}
+    fresh = {_name(row): {**row, **taken} for row in new}
+    kept = [fresh.pop(_name(row), row) for row in old]
+    return [*kept, *fresh.values()]
+
+
+def _name(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("d_model", "n_ctx", "vocab_size", "precision", "idea"))
 
 
 class _Flushed:

@@ -13,17 +13,19 @@ from pagating.corpus import prepare
 from pagating.train import train
 from pagating.trial import Trial
 
+TINY = {"n_layer": 2, "d_model": 32, "n_head": 2, "n_ctx": 64, "initializer_range": 0.06}
+BATCH_TOKENS = 512
+
 
 def agreement(folder: Path, seeds: int, steps: int, arms: Mapping[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
     """Last losses of two arms on the built-in text in both precisions: means, paired difference, spread over seeds."""
     text = str(prepare({"source": "builtin"}, {"vocab_size": 512}, 64, folder / "cache"))
-    tiny = {"n_layer": 2, "d_model": 32, "n_head": 2, "n_ctx": 64, "initializer_range": 0.06}
     settings = {
         "corpus": text,
-        "model": tiny,
+        "model": TINY,
         "lr": 4e-3,
-        "tokens": 512 * steps,
-        "batch_tokens": 512,
+        "tokens": BATCH_TOKENS * steps,
+        "batch_tokens": BATCH_TOKENS,
         "eval_windows": 64,
     }
 
@@ -57,3 +59,16 @@ def line(row: dict[str, Any]) -> str:
     change = f"[{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]"
     means = f"{row['float32']:.4f} | {row['bfloat16']:.4f}"
     return f"| {row['what']} | {means} | {change} | {row['seed_sd']:.4f} | {row['seeds']} x {row['steps']} |"
+
+
+def limits(rows: list[dict[str, Any]]) -> str:
+    """What the table does not show, in a sentence."""
+    if not rows:
+        return "Not measured."
+    seeds, steps = rows[0]["seeds"], rows[0]["steps"]
+    return (
+        f"All the evidence is two arms of {TINY['n_layer']} layers of width {TINY['d_model']}, {seeds} seeds and "
+        f"{steps} steps of {BATCH_TOKENS} tokens. It shows that rounding is far below the noise of seeds there. It "
+        "does not show it for a study's own size or length, for the other arms, or for a processor or GPU with "
+        "bfloat16 units, which rounds in another order."
+    )

@@ -1,6 +1,7 @@
 """What a trial costs: tokens a second against Hugging Face's Trainer, arm by arm, idea by idea; memory and start.
 
     python benchmarks/trial_speed.py [--quick] [--output DIR] [--json FILE]
+    python benchmarks/trial_speed.py --only ideas --shape VOCABULARY    # one table again, at one size of the vocabulary
 
 One core. The variants of a table run interleaved, so that a busy machine slows them alike; a ratio is taken round by
 round, and shown as median (quartiles). The Trainer needs `accelerate` (the extra `bench`); without it the tables
@@ -25,6 +26,7 @@ from typing import Any
 from unittest import mock
 
 import performance
+import performance_trial
 import torch
 import trial_ideas
 import trial_precision
@@ -42,6 +44,8 @@ SHAPES = [
     {**BASE, "vocab_size": 50257},
     {**BASE, "precision": "bfloat16"},
 ]
+TRIED = (BASE, SHAPES[2], SHAPES[4])  # the smallest gains were at a width of 256 and a large vocabulary
+IDEA_SECONDS = 25  # of each shape, or as long as `trial_ideas.ROUNDS` take: four minutes at the large vocabulary
 COMPILED_ARMS = ("gelu", "linear floor", "paGLU, fixed", "paGLU, learnable", "paGLU, base gelu", "paGTU")
 LEARN = {"learnable": {"init": 0.5}}
 ARMS: dict[str, dict[str, Any] | None] = {
@@ -82,7 +86,7 @@ def speed(folder: Path, seconds: float, shapes: list[dict[str, Any]], compiled: 
             rate = spread([1 / t for t in times[name]])
             row = {**shape, "variant": name, "tokens_per_second": rate, "reference": reference}
             result.append({**row, "ratio": ratios(times, reference)[name], "of_gemm": spread(of_ceiling)})
-            print(performance.step(performance.plain(result[-1])), flush=True)
+            print(performance_trial.step(performance.plain(result[-1])), flush=True)
     return result
 
 
@@ -167,7 +171,7 @@ def start_seconds(module: str, rounds: int = 3) -> list[float]:
 
 def measure(folder: Path, quick: bool) -> dict[str, Any]:
     """Every table; quick: the first shape, two arms, nothing compiled."""
-    found: dict[str, Any] = {"machine": machine()}
+    found: dict[str, Any] = {"machine": machine(), "order": "shuffled"}
     found["speed"] = speed(folder, 5 if quick else 10, SHAPES[:1] if quick else SHAPES, compiled=not quick)
     found["arms"] = arms(folder, 5, ["gelu", "paGLU, learnable"], "never") if quick else []
     found["ideas"], found["memory"], found["compile"] = [], {}, {}
@@ -177,9 +181,8 @@ def measure(folder: Path, quick: bool) -> dict[str, Any]:
     if not quick:
         found["compile"] = cold_and_warm(folder)
         found["arms"] = [*arms(folder, 40, list(ARMS), "never"), *arms(folder, 12, list(COMPILED_ARMS), "always")]
-        shapes = (BASE, SHAPES[2], SHAPES[4])  # the smallest gains were at a width of 256 and a large vocabulary
-        found["ideas"] = [row for shape in shapes for row in trial_ideas.ideas(folder, 25, shape)]
-        found["ideas"] += [row for shape in shapes for row in trial_ideas.allocators(folder, 60, shape)]
+        found["ideas"] = [row for shape in TRIED for row in trial_ideas.ideas(folder, IDEA_SECONDS, shape)]
+        found["ideas"] += [row for shape in TRIED for row in trial_ideas.allocators(folder, 60, shape)]
         found["memory"] = {
             "200 trials in one process": in_process("--probe", "trials"),
             "V 50,257, logits in chunks": in_process("--probe", "chunks"),
@@ -190,12 +193,29 @@ def measure(folder: Path, quick: bool) -> dict[str, Any]:
     return found
 
 
+def ideas_again(folder: Path, output: Path, vocab_size: int) -> None:
+    """Take the rows of one vocabulary of "What was tried" again, and write the page with them in the place of the old.
+
+    Raises ValueError for a vocabulary that the table does not have.
+    """
+    shapes = [shape for shape in TRIED if shape["vocab_size"] == vocab_size]
+    if not shapes:
+        raise ValueError(f"--shape {vocab_size}: the table has {sorted({str(s['vocab_size']) for s in TRIED})}")
+    kept = json.loads((output / "performance.json").read_text(encoding="utf-8"))["trial"]
+    where = machine()
+    new = [row for shape in shapes for row in trial_ideas.ideas(folder, IDEA_SECONDS, shape)]
+    rows = trial_ideas.retaken(kept["ideas"], performance.plain(new), where)
+    performance.keep(output, "trial", {**kept, "ideas": rows})
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the document, and write it with the numbers unless --quick."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about a minute; nothing is written")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of performance.md and .json")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--only", choices=("ideas",), help="take what was tried again, at one --shape")
+    parser.add_argument("--shape", type=int, default=50257, help="with --only: the vocabulary (50257)")
     parser.add_argument("--probe", choices=("trials", "chunks", "whole", "compile"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -205,6 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.probe:
             print(json.dumps(memory_probe(Path(scratch), options.probe)))
+            return 0
+        if options.only:
+            ideas_again(Path(scratch), options.output, options.shape)
             return 0
         found = measure(Path(scratch), options.quick)
     numbers = performance.plain(found)

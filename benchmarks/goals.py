@@ -1,0 +1,180 @@
+"""What speed was promised, what was measured of it, and whether that is enough: the first table of the page.
+
+The goals are fixed here; every figure comes from `performance.json`, at its median where it has a spread. A goal whose
+figure was not taken, or cannot be judged on the machine that it was taken on, is neither met nor missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Kept = Mapping[str, Any]
+TRAINER, ENGINE, COMPILED = "HF Trainer, defaults", "this engine", "this engine, compiled"
+NARROW = ("NO AVX", "DEFAULT", "AVX2")  # instruction sets without bfloat16 products
+UNJUDGED, UNMEASURED = "not judged", "not measured"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A row: the promise, the part of the figures that it is held against, what was found there, how that is judged."""
+
+    goal: str
+    part: str
+    measured: str
+    judged: str
+
+
+def emulates_bfloat16(where: Mapping[str, Any]) -> bool:
+    """Whether the machine of a measurement has no bfloat16 products of its own; from its instruction set where it
+    does not say."""
+    return not where.get("bfloat16", where["instructions"] not in NARROW)
+
+
+def judge(holds: bool) -> str:
+    """The word for a goal that can be judged."""
+    return "met" if holds else "missed"
+
+
+def short(row: Mapping[str, Any]) -> str:
+    """A shape in a few words."""
+    return f"d_model {row['d_model']}, T {row['n_ctx']}, V {row['vocab_size']:,}"
+
+
+def by_shape(rows: Iterable[Kept], precision: str) -> dict[str, dict[str, Kept]]:
+    """The rows of the training steps in one precision: by shape, then by variant."""
+    found: dict[str, dict[str, Kept]] = {}
+    for row in rows:
+        if row["precision"] == precision:
+            found.setdefault(short(row), {})[row["variant"]] = row
+    return found
+
+
+def best(variants: Mapping[str, Kept], figure: str) -> float:
+    """The figure of the engine, compiled or not, whichever is larger: a trial takes the path that pays."""
+    return max(variants[name][figure]["median"] for name in (ENGINE, COMPILED) if name in variants)
+
+
+def _step(kept: Kept) -> Iterator[Goal]:
+    rows, emulated = kept["trial"]["speed"], emulates_bfloat16(kept["trial"]["machine"])
+    for precision, figure, limit, words in (
+        ("bfloat16", "ratio", 3.0, "tokens/s at least 3x the HF Trainer's at its defaults"),
+        ("bfloat16", "of_gemm", 0.5, "at least 0.5 of the GEMM ceiling"),
+        ("float32", "ratio", 1.5, "tokens/s at least 1.5x the HF Trainer's at its defaults"),
+    ):
+        shapes = by_shape(rows, precision)
+        if figure == "ratio":  # without the Trainer the table's reference is the plain loop
+            shapes = {name: variants for name, variants in shapes.items() if TRAINER in variants}
+        found = {name: best(variants, figure) for name, variants in shapes.items()}
+        measured = "; ".join(f"{value:.2f} ({name})" for name, value in found.items()) or "-"
+        judged = judge(min(found.values()) >= limit) if found else UNMEASURED
+        if found and precision == "bfloat16" and emulated:
+            judged = f"{UNJUDGED}: bfloat16 is emulated on this processor"
+        yield Goal(f"{precision}: {words}", "trial", measured, judged)
+
+
+def _arms(kept: Kept) -> Iterator[Goal]:
+    rows = [row for row in kept["trial"]["arms"] if row["arm"] != "gelu"]
+    slower = [row for row in rows if row["ratio"]["median"] < 0.98]
+    sure = [row for row in slower if row["ratio"]["high"] < 0.98]
+    measured = f"{len(slower)} of {len(rows)} rows slower at the median, {len(sure)} of them at the upper quartile too"
+    if slower:
+        least = min(slower, key=lambda row: row["ratio"]["median"])
+        measured += f"; slowest: {least['arm']} {least['ratio']['median']:.2f}"
+    yield Goal("no arm over 2% slower than GELU", "trial", measured, judge(not slower) if rows else UNMEASURED)
+
+
+def _memory(kept: Kept) -> Iterator[Goal]:
+    found = kept["trial"]["memory"]
+    goal = "V 50,257: peak memory of a step at most 1.3x the model's own (weights, gradients, moments)"
+    if "V 50,257, logits in chunks" in found:
+        row = found["V 50,257, logits in chunks"]
+        share = row["peak of a step"] / row["model and optimiser"]
+        yield Goal(goal, "trial", f"{share:.2f}x", judge(share <= 1.3))
+    if "200 trials in one process" in found:
+        row = found["200 trials in one process"]
+        first, last = row["after 20 trials"], row["after 200 trials"]
+        measured = f"{first:,.0f} MiB after 20, {last:,.0f} after 200"
+        yield Goal("no growth over 200 trials of one process (1%)", "trial", measured, judge(last <= 1.01 * first))
+
+
+def _precision(kept: Kept) -> Iterator[Goal]:
+    rows = kept["trial"]["precision"]
+    if rows:
+        change = max(max(abs(row["difference_low"]), abs(row["difference_high"])) for row in rows)
+        noise = min(row["seed_sd"] for row in rows)
+        measured = f"at most {change:.4f} nats apart, where a seed changes {noise:.4f} or more"
+        goal = "bfloat16 and float32 agree within seed noise"
+        yield Goal(goal, "trial", measured, f"{judge(change <= noise)}, on a tiny model only")
+
+
+def _study(kept: Kept) -> Iterator[Goal]:
+    found = kept["study"]
+    for name, row in found.items():
+        if name.startswith("occupancy"):
+            goal = f"{row['slots']} slots, trials of {found['trial_seconds']:g} s: occupied at least 0.95"
+            yield Goal(goal, "study", f"{row['occupancy']:.3f}", judge(row["occupancy"] >= 0.95))
+    rows = [found[name] for name in ("tracking_sqlite", "tracking_dead_server")]
+    for key, words in (("calls_ms", "the driver's calls"), ("processor_ms", "the driver's processor, all threads")):
+        worst = max(row[key] for row in rows)
+        yield Goal(f"tracking: at most 1 ms a report, in {words}", "study", f"{worst:.2f} ms", judge(worst <= 1))
+    start, helped = found["start_seconds"], found["help_seconds"]
+    words = "`pagating sweep` to its first training, warm: at most 15 s"
+    yield Goal(words, "study", f"{start:.1f} s, to the end of the first evaluation", judge(start <= 15))
+    yield Goal("`pagating --help`: under 0.5 s", "study", f"{helped:.2f} s", judge(helped < 0.5))
+
+
+def _packed(kept: Kept) -> Iterator[Goal]:
+    rows = kept["packed"]["rows"]
+    gpu = [row["ratio"]["median"] for row in rows if row["device"] == "cuda"]
+    goal = "GPU: packed trials at least 4x the same trials in turn"
+    if gpu:
+        yield Goal(goal, "packed", f"{max(gpu):.2f}", judge(max(gpu) >= 4))
+    else:
+        cpu = max(row["ratio"]["median"] for row in rows)
+        yield Goal(goal, "packed", f"on the CPU {cpu:.2f}", f"{UNMEASURED}: no GPU was at hand")
+
+
+def _gpu(kept: Kept) -> Iterator[Goal]:
+    goal = "GPT-2 small on one H100: at least 45% of its FLOPs (`flops_utilisation` of a trial)"
+    yield Goal(goal, "gpu", "-", f"{UNMEASURED}: no GPU was at hand")
+
+
+SOURCES: tuple[tuple[str | None, Callable[[Kept], Iterator[Goal]]], ...] = (
+    ("trial", _step),
+    ("trial", _arms),
+    ("trial", _memory),
+    ("trial", _precision),
+    ("study", _study),
+    ("packed", _packed),
+    (None, _gpu),
+)
+
+
+def goals(kept: Kept) -> list[Goal]:
+    """Every goal whose part of the figures is there."""
+    return [goal for part, found in SOURCES if part is None or part in kept for goal in found(kept)]
+
+
+def section(kept: Kept) -> list[str]:
+    """The lines of the table, with a sentence that counts."""
+    rows = goals(kept)
+    count = {word: sum(row.judged.startswith(word) for row in rows) for word in ("met", "missed")}
+    lines = [
+        "## Goals",
+        "",
+        f"Of {len(rows)} goals {count['met']} are met and {count['missed']} missed; {len(rows) - sum(count.values())} "
+        "could not be judged on the machines that were at hand. Judged at the median, the engine by the faster of its "
+        "two paths, compiled or not; a goal for several shapes is missed when one misses it. `load` is the number of "
+        "processes that ran or waited when the measurement began, of the cores: more than the cores, and absolute "
+        "figures are low.",
+        "",
+        "| goal | measured | load | |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        where = kept[row.part]["machine"] if row.part in kept else None
+        load = f"{where['load']} of {where['cores']}" if where else "-"
+        lines.append(f"| {row.goal} | {row.measured} | {load} | {row.judged} |")
+    return lines
