@@ -3,17 +3,15 @@
 `python -m analysis.claims [--study FOLDER]...`. The numbers are read from published.yaml.
 """
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from analysis import beside, command, estimates, formats, growth
-from analysis.pairs import pair
-from analysis.significance import verdict
-from analysis.tables import Study, confirm_rows
+from analysis import command, estimates, formats
+from analysis.claims_ours import BYTES, notes, said, text
+from analysis.tables import Study
 
 COLUMNS: formats.Columns = {
     "id": ("id", ""),
@@ -60,7 +58,7 @@ def judge(claim: dict[str, Any]) -> tuple[str, str]:
         return words, "true of the pointwise form, false of the projected form"
     if claim["kind"] == "memory":
         weights = model["parameters"] * 4 / 1e6
-        training = model["parameters"] * 16 / 1e6
+        training = model["parameters"] * BYTES / 1e6
         words = f"float32 weights alone: {weights:.0f} MB; with gradients and AdamW's moments: {training:.0f} MB"
         held = claim["megabytes"] >= training
         return words, "possible" if held else "false of training in float32 (below what it must hold)"
@@ -73,92 +71,24 @@ def judge(claim: dict[str, Any]) -> tuple[str, str]:
     return numbers or "the losses behind it are not published", ONE_SEED
 
 
-def ours(study: Study) -> dict[str, str]:
-    """What a study's trials say of each kind of claim, in words. The published baseline (alpha = 0) is the floor."""
-    result = verdict(study)
-    rows = result["comparisons"]
-    arms = [r for r in rows if r["arm"] != study.floor]
-    out = {"improvement": f"over {study.baseline}: {_each(arms)}", "significance": _each(arms, with_p=True)}
-    if study.floor is not None:
-        over_floor = verdict(replace(study, baseline=study.floor, floor=None))["comparisons"]
-        others = [r for r in over_floor if r["arm"] != study.baseline]
-        out["improvement"] += f". Over {study.floor}, the published baseline: {_each(others)}"
-        floor = next(r for r in rows if r["arm"] == study.floor)
-        out["identical"] = f"{_each([floor])} against {study.baseline}"
-    slopes = [s for s in growth.table(study) if s["arm"] != study.floor and s["scale"] == beside.SCALES["log2"][1]]
-    if slopes:
-        out["growth"] = "; ".join(_slope(s) for s in slopes)
-    out["parameters"] = _column(study, "parameters", ",.0f")
-    out["memory"] = _column(study, "peak_rss_mb", ".0f", " MB")
-    out["best"] = _best(study)
-    out["padding"] = _padding(study)
-    return {kind: text for kind, text in out.items() if text}
-
-
-def _each(rows: list[dict[str, Any]], with_p: bool = False) -> str:
-    parts = []
-    for row in rows:
-        value, low = row["improvement_percent"], row["improvement_low"]
-        text = "" if value is None else f" {value:+.2f}%"
-        text += "" if low is None else f" [{low:+.2f}, {row['improvement_high']:+.2f}]"
-        p = f", p = {row['p_adjusted']:.3g}" if with_p and row["p_adjusted"] is not None else ""
-        parts.append(f"{row['arm']}:{text} (n = {row['n']}{p}), {row['verdict']}")
-    return "; ".join(parts) or "no treatment runs"
-
-
-def _slope(row: dict[str, Any]) -> str:
-    if row["p"] is None:
-        return f"{row['arm']}: {row['verdict']}"
-    span = f"{row['slope']:+.3f}{row['scale']} [{row['low']:+.3f}, {row['high']:+.3f}]"
-    return f"{row['arm']}: {span} (n = {row['n']}, p = {row['p_adjusted']:.3g}), {row['verdict']}"
-
-
-def _column(study: Study, column: str, spec: str, unit: str = "") -> str:
-    if column not in study.trials.columns:
-        return ""
-    largest = confirm_rows(study.trials).groupby("arm")[column].max().reindex(study.arms).dropna()
-    return "; ".join(f"{arm}: {format(float(x), spec)}{unit}" for arm, x in largest.items())
-
-
-def _padding(study: Study) -> str:
-    """The loss with and without the padding counted, and what that makes of the improvement; decides nothing."""
-    rows = confirm_rows(study.trials)
-    if not {"padded_nll", "val_nll"} <= set(rows.columns) or not rows["padded_nll"].notna().any():
-        return ""
-    base = rows[(rows["arm"] == study.baseline) & (rows["outcome"] == "completed")]
-    plain, padded = (float(base[column].mean()) for column in ("val_nll", "padded_nll"))
-    parts = [f"{study.baseline}: val_nll {plain:.4f}, with the padding counted {padded:.4f}"]
-    for metric, words in (("val_nll", "on val_nll"), ("padded_nll", "with the padding counted")):
-        losses = study.losses(metric)
-        for arm in (a for a in study.arms if a != study.baseline):
-            pairs = pair(losses, study.baseline, arm)
-            value = estimates.improvement_percent(pairs.baseline[pairs.complete], pairs.arm[pairs.complete])
-            parts += [] if value is None else [f"{arm} {words}: {value:+.2f}% (n = {int(pairs.complete.sum())})"]
-    return "; ".join(parts)
-
-
-def _best(study: Study) -> str:
-    rows = confirm_rows(study.trials)
-    parts = []
-    for arm in study.arms:
-        mine = rows[rows["arm"] == arm]
-        # an alpha that differs between seeds was learned, not chosen
-        known = [c for c in ("lr", "alpha") if c in rows.columns and mine[c].nunique() == 1]
-        if known:
-            parts.append(f"{arm}: " + ", ".join(f"{c} {mine[c].dropna().iloc[0]:.3g}" for c in known))
-    return "chosen by search and calibration: " + "; ".join(parts) if parts else ""
+def _notes(*studies: Study) -> dict[str, str]:
+    return notes(int(published()["model"]["parameters"]), *studies)
 
 
 def table(*studies: Study) -> list[dict[str, Any]]:
-    """A row a claim: its text, what its own numbers give, the verdict, and under each study's name what it says."""
-    said = {study.name: ours(study) for study in studies}
+    """A row a claim: its text, what its own numbers give, the verdict, and under each study's name what it says.
+
+    `said` has the same as `said` gives it, by study; `note` the sentence of `notes`.
+    """
+    by_study, together = {study.name: said(study) for study in studies}, _notes(*studies)
     rows = []
     for claim in published()["claims"]:
         words, judged = judge(claim)
         row = {"id": claim["id"], "claim": claim["text"], "own_numbers": words, "verdict": judged}
         row["page"] = claim["page"]
-        row["comparisons"] = own_numbers(claim)
-        rows.append(row | {f"study {name}": of_study.get(claim["kind"]) for name, of_study in said.items()})
+        row |= {"comparisons": own_numbers(claim), "note": together.get(claim["kind"])}
+        row["said"] = {name: of_study.get(claim["kind"], []) for name, of_study in by_study.items()}
+        rows.append(row | {f"study {name}": text(words) or None for name, words in row["said"].items()})
     return rows
 
 
@@ -180,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     studies = command.studies(options)
     command.emit_rows(table(*studies), columns(*studies), options.format, title="The published claims")
     if options.format == "terminal":
-        formats.print_notes([source_note()])
+        formats.print_notes([*dict.fromkeys(_notes(*studies).values()), source_note()])
     return 0
 
 

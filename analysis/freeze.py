@@ -6,6 +6,7 @@ around the rates that the first study confirmed, because the frozen arm has no r
 begin beyond those that taught the pattern.
 """
 
+import argparse
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ def pattern(study: Study, arm: str) -> list[float]:
     """
     if arm not in study.arms:
         raise TableError(f"--arm {arm}: is no arm of {study.name}; allowed: {', '.join(study.arms)}")
-    rows = [row for row in alphas.summarise(study) if row["arm"] == arm]
+    rows = [row for row in alphas.by_layer(study) if row["arm"] == arm]
     if not rows:
-        learn = dict.fromkeys(row["arm"] for row in alphas.summarise(study))
+        learn = dict.fromkeys(row["arm"] for row in alphas.by_layer(study))
         raise TableError(f"--arm {arm}: learned no alpha; allowed: {', '.join(learn) or 'none in this study'}")
     for row in rows:
         if not RANGE[0] <= row["mean"] <= RANGE[1]:
@@ -66,12 +67,17 @@ def _round(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The script; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The script's options."""
     p = command.parser("analysis.freeze", __doc__)
     p.add_argument("--arm", required=True, help="the arm whose learned alphas are frozen")
     p.add_argument("--seeds", type=int, help="confirm seeds of the new study (default: as many as before)")
-    options = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    options = parser().parse_args(argv)
     study = command.study(options)
     settings = follow_up(study, options.arm, options.seeds)
     print(

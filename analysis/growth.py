@@ -2,7 +2,8 @@
 
 For each seed s the least-squares slope b_s of d_s(t) = 100 * (1 - arm_s(t) / baseline_s(t)) on log2(tokens), and on
 millions of tokens, over the evaluations after a tenth of training. Estimand: the mean of b_s over seeds; its interval
-and p are those of a one-sample t test over seeds, p adjusted over the arms as the study says.
+and p are those of a one-sample t test over seeds, p adjusted over the arms as the study says. That was named before
+the studies ran. The same slope over the second half of training alone was not: it is exploratory and decides nothing.
 """
 
 from typing import Any
@@ -26,6 +27,19 @@ COLUMNS: formats.Columns = {
     "p_adjusted": ("p adjusted", ".3g"),
     "verdict": ("the improvement", ""),
 }
+LATE_COLUMNS: formats.Columns = {
+    "arm": ("arm", ""),
+    "scale": ("slope in", ""),
+    "late": ("slope, second half", "+.3f"),
+    "late_low": ("low", "+.3f"),
+    "late_high": ("high", "+.3f"),
+    "late_p": ("p, not adjusted", ".3g"),
+}
+LATE = 0.5  # the share of training before the part that is looked at again
+EXPLORATORY = (
+    "Exploratory: the same slope over the evaluations in the second half of training alone. It was not named before "
+    "the studies ran, its p is not adjusted for the number of arms, and it decides nothing."
+)
 LIMIT = (
     "The learning rate decays within a run, so an earlier point of a run is no shorter run: at equal tokens a run "
     "planned that short has already decayed. A slope within runs describes these runs; whether the difference is "
@@ -34,18 +48,23 @@ LIMIT = (
 
 
 def table(study: Study) -> list[dict[str, Any]]:
-    """A row an arm and scale; `up` counts the seeds with a slope above zero, `values` has every seed's slope."""
+    """A row an arm and scale; `up` counts the seeds with a slope above zero, `values` has every seed's slope.
+
+    `late`, `late_low`, `late_high` and `late_p` are of the second half of training alone, exploratory: p as it is.
+    """
     out = []
     for scale, (_, unit, key) in beside.SCALES.items():
-        rows = beside.slopes(study, scale=scale)
+        rows, late = beside.slopes(study, scale=scale), beside.slopes(study, after=LATE, scale=scale)
         # an arm that cannot be tested enters the family with p = 1
         adjusted = multiplicity.adjust([1.0 if row["p"] is None else row["p"] for row in rows], study.correction)
-        for row, p in zip(rows, adjusted, strict=True):
+        for row, half, p in zip(rows, late, adjusted, strict=True):
             tested = row["p"] is not None
             out.append(
                 {name: row.get(name) for name in ("arm", "n", "low", "high", "p", "values")}
                 | {"scale": unit, "slope": row[key], "p_adjusted": p if tested else None}
                 | {"up": sum(value > 0 for value in row["values"].values())}
+                | {"late": half[key]}
+                | {f"late_{name}": half[name] for name in ("low", "high", "p")}
                 | {"verdict": _words(row[key], p, study.level) if tested else row["why"]}
             )
     return out
@@ -53,6 +72,21 @@ def table(study: Study) -> list[dict[str, Any]]:
 
 def _words(slope: float, p: float, level: float) -> str:
     return "no trend shown" if p > level else "rises with tokens" if slope > 0 else "falls with tokens"
+
+
+def turned(rows: list[dict[str, Any]]) -> str:
+    """The arms whose improvement goes the other way in the second half of training, in a sentence; exploratory."""
+    said = []
+    for row in rows:
+        falls, rises = ((row[name] or 0) * sign > 0 for name, sign in (("late_high", -1), ("late_low", 1)))
+        if row["scale"] != beside.SCALES["log2"][1] or row["p"] is None or not (falls or rises):
+            continue
+        if (row["slope"] > 0) == falls:
+            over_all = row["verdict"].split(" with ")[0]
+            span = f"{row['late']:+.3f} [{row['late_low']:+.3f}, {row['late_high']:+.3f}]{row['scale']}"
+            named = f"{row['arm']} in {row['study']}" if "study" in row else row["arm"]
+            said.append(f"{named} ({span}, p = {row['late_p']:.3g}; over all of training: {over_all})")
+    return f"In the second half of training the other way: {', '.join(said)}." if said else ""
 
 
 def figure(study: Study, rows: list[dict[str, Any]]) -> Figure:
@@ -81,9 +115,12 @@ def main(argv: list[str] | None = None) -> int:
     rows = table(study)
     if not rows:
         return command.could_not_conclude("this study has no curves of confirm runs")
-    command.emit_rows(rows, COLUMNS, options.format, title=f"Improvement against tokens: {study.name}")
-    if options.format == "terminal":
-        formats.print_notes([LIMIT])
+    on_terminal = options.format == "terminal"
+    columns = COLUMNS if on_terminal else COLUMNS | LATE_COLUMNS
+    command.emit_rows(rows, columns, options.format, title=f"Improvement against tokens: {study.name}")
+    if on_terminal:
+        formats.print_table(formats.table(rows, LATE_COLUMNS, "In the second half of training"))
+        formats.print_notes([line for line in (EXPLORATORY, turned(rows), LIMIT) if line])
     return 0
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from analysis import alphas, beside, budget, calibration, cell_curves, command, formats, hyperparameters, plots
+from analysis import alphas, beside, budget, calibration, cell_curves, command, formats, frame, hyperparameters, plots
 from analysis.ledger import COLUMNS as LEDGER_COLUMNS
 from analysis.ledger import ledger, slower
 from analysis.methods import methods, would_change
@@ -94,6 +94,7 @@ def path_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tables(study: Study, result: dict[str, Any]) -> dict[str, tuple[list[dict[str, Any]], formats.Columns]]:
+    learned = alphas.summarise(study)
     every: dict[str, tuple[list[dict[str, Any]], formats.Columns]] = {
         "verdict": (result["comparisons"], formats.VERDICT_COLUMNS),
         "fairness": (ledger(study), LEDGER_COLUMNS),
@@ -104,7 +105,7 @@ def _tables(study: Study, result: dict[str, Any]) -> dict[str, tuple[list[dict[s
         "search_budget": (budget.curves(study), budget.COLUMNS),
         "importance": (hyperparameters.importance(study), hyperparameters.COLUMNS),
         "against_alpha": (hyperparameters.against_alpha(study), hyperparameters.ALPHA_COLUMNS),
-        "alphas": (alphas.summarise(study), alphas.COLUMNS),
+        "alphas": (learned, alphas.columns(learned)),
     }
     return {name: table for name, table in every.items() if table[0]}
 
@@ -140,6 +141,7 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
         result=result,
         summary=summary_parts(result["comparisons"], study),
         takeaways=takeaways(study, result),
+        outside={name: frame.note(draw()) for name, draw in figures(study, result).items() if name in frame.CUT},
         figures={name: Markup(plots.inline(svg, name)) for name, svg in drawn.items()},
         verdict_columns=formats.REPORT_COLUMNS,
         ledger=rows,

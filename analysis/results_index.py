@@ -1,6 +1,7 @@
 """What stands over all published studies: the front page, the claims page and one figure of every decision."""
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import alphas, beside, claims, formats, growth, plots, results_page
+from analysis import alphas, beside, claims, claims_ours, formats, growth, plots, results_page
 from analysis.safe_text import markdown
 from analysis.significance import CLAIM_SEEDS, verdict
 from analysis.tables import Study
@@ -55,11 +56,12 @@ def front_page(studies: list[Study], results: Path) -> str:
     if slopes:
         lines += ["## Does the difference grow with tokens?", ""]
         lines += [formats.to_markdown(slopes, {"study": ("study", "")} | growth.COLUMNS), "", growth.LIMIT, ""]
+        lines += results_page.second_half(slopes)
     learned = [{"study": study.name} | row for study in first for row in alphas.summarise(study)]
     if learned:
         lines += ["## Where do learned alphas go?", ""]
-        lines += [formats.to_markdown(learned, {"study": ("study", "")} | alphas.COLUMNS), ""]
-        lines += _freeze(first)
+        lines += [formats.to_markdown(learned, {"study": ("study", "")} | alphas.columns(learned)), ""]
+        lines += [alphas.kinds(first), "", *_freeze(first)]
     later = [study for study in studies if _follows(study)]
     if later:
         lines += ["## Taken up again", ""]
@@ -84,7 +86,7 @@ def _freeze(studies: list[Study]) -> list[str]:
         arms = study.settings.get("arms") or {}
         gated = [row["arm"] for row in alphas.summarise(study) if (arms.get(row["arm"]) or {}).get("gate")]
         if gated:
-            command = f"python -m analysis.freeze docs/results/{_place(study)} --arm {gated[-1]} --clip > new.yaml"
+            command = f"python -m analysis.freeze docs/results/{_place(study)} --arm {gated[-1]} > new.yaml"
             asked = "Does a learned pattern do as well from scratch, frozen? This writes the study that asks it:"
             return [asked, "", "```sh", command, "```", ""]
     return []
@@ -98,9 +100,36 @@ def readme_block(studies: list[Study]) -> str:
     names = " and ".join(f"[{study.name}](docs/results/{_place(study)}/README.md)" for study in shown)
     few = "" if enough else f" Fewer than {CLAIM_SEEDS} seeds are no claim."
     lines = [f"Against an equally tuned GELU, on the test split, in {names}, side by side and not pooled.{few}", ""]
-    lines += [formats.to_markdown(*decisions(shown)), ""]
+    lines += [formats.to_markdown(*decisions(shown)), "", *answer(shown), ""]
     lines += ["![Paired differences of every arm in every study, one dot a seed](docs/results/verdicts.svg)", ""]
     return "\n".join(lines)
+
+
+def answer(studies: list[Study]) -> list[str]:
+    """The published claim in words, what its own numbers give, and what these studies say of the published formula."""
+    claim = next(claim for claim in claims.published()["claims"] if claim["kind"] == "improvement")
+    numbers, seeds = claims.judge(claim)[0], claims.published()["seeds_per_cell"]
+    lines = [
+        f"**Claimed**: {markdown(claim['text'])} ({seeds} seed a cell; that baseline is alpha = 0, a linear MLP). "
+        f"Its own numbers: {markdown(numbers)}.",
+        "",
+        "**Our answer**, of the arms with the published formula, each tuned like the baseline:",
+        "",
+    ]
+    for study in studies:
+        arms = study.settings.get("arms") or {}
+        for row in claims_ours.said(study)["improvement"]:
+            if published_formula(arms.get(row["arm"]) or {}):
+                words = "; ".join(f"{heading}: {text}" for heading, text in row.items() if heading != "arm")
+                lines.append(f"- {markdown(row['arm'])} ({markdown(study.name)}), {markdown(words)}.")
+    missing = claims_ours.notes(0, *studies).get("improvement")
+    return [*lines, *(["", markdown(missing)] if missing else [])]
+
+
+def published_formula(options: dict[str, Any]) -> bool:
+    """Whether an arm is `alpha * x * sigmoid(x) + (1 - alpha) * x`, with whatever alpha."""
+    form = (options.get("gate"), options.get("base", "identity"), options.get("form", "pointwise"))
+    return form == ("sigmoid", "identity", "pointwise")
 
 
 def decisions(studies: list[Study]) -> tuple[list[dict[str, Any]], formats.Columns]:
@@ -125,8 +154,11 @@ def side_by_side(studies: list[Study]) -> Figure:
     heights = [1.1 + 0.5 * max(1, len(rows)) for rows in results]
     fig = Figure(figsize=(7.2, sum(heights)), layout="constrained")
     axes = fig.subplots(len(studies), 1, squeeze=False, height_ratios=heights)
+    baselines = list(dict.fromkeys(study.baseline for study in studies))
+    every = list(dict.fromkeys(arm for study in studies for arm in study.arms if arm not in baselines))
     for ax, study, rows in zip(axes.flat, studies, results, strict=True):
-        plots.draw_differences(ax, study, rows)
+        # an arm has one colour in all panels: by its place among the arms of all studies
+        plots.draw_differences(ax, replace(study, arms=[*every, *baselines]), rows)
         ax.set_title(study.name, fontsize=10, loc="left")
     return fig
 
@@ -139,12 +171,10 @@ def claims_page(studies: list[Study]) -> str:
     for row in rows:
         lines += [f"## {markdown(row['id'])}", "", f"Claimed: {markdown(row['claim'])}.", ""]
         lines += [f"Its own numbers: {markdown(row['own_numbers'])}. Verdict: {markdown(row['verdict'])}.", ""]
-        said = [{"study": study.name, "says": row[f"study {study.name}"]} for study in studies]
-        lines += (
-            [formats.to_markdown(said, {"study": ("study", ""), "says": ("what its trials say", "")}), ""]
-            if said
-            else []
-        )
+        said = [{"study": study.name} | words for study in studies for words in row["said"][study.name]]
+        headings = {heading: (markdown(heading), "") for words in said for heading in words}
+        lines += [formats.to_markdown(said, headings), ""] if said else []
+        lines += [markdown(row["note"]), ""] if row["note"] else []
     named = " ".join(f"--study docs/results/{_place(study)}" for study in studies)
     lines += [f"The same on the terminal: `python -m analysis.claims {named}`".rstrip() + ".", ""]
     return "\n".join(lines)

@@ -6,12 +6,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis import alphas, beside, calibration, formats, growth, plots, report
+from analysis import alphas, beside, calibration, formats, frame, growth, plots, report
 from analysis.ledger import PUBLISHED as LEDGER_COLUMNS
 from analysis.ledger import ledger, slower
 from analysis.methods import methods, would_change
 from analysis.safe_text import markdown
 from analysis.tables import Study
+from analysis.takeaways import takeaways
 
 FILES = ("study.yaml", "trials.parquet", "curves.parquet", "verdict.json")
 CAPTIONS = {
@@ -24,11 +25,16 @@ CAPTIONS = {
     "alphas": "Learned alpha at the last step by layer: a thin line a seed, the thick one their mean.",
     "against_alpha": "Search trials of the arm that searched alpha, with a quadratic through them and its band.",
 }
+NOT_MEASURED = "no measurements"  # in the note of a study whose seconds and speeds say nothing
 STANDING_LIMITS = (
     "It answers for this size, this many tokens and this text. Ranks change between short and long trials.",
     "The seeds sample initialisation and data order, not texts: the interval covers new seeds on this corpus.",
     "Equally tuned means the learning rate, on one shared grid; nothing else was tuned.",
     "A searched alpha is the best of few search trials; another value may be better.",
+)
+OTHER_BITS = (
+    "The text behind the link of the corpus gives the same question, not the same bits: the files trained on are known "
+    "by the SHA-256 below."
 )
 
 
@@ -41,8 +47,8 @@ def page(study: Study, result: dict[str, Any]) -> str:
     lines += ["## The decision", "", formats.to_markdown(result["comparisons"], formats.VERDICT_COLUMNS), ""]
     lines += [f"- {markdown(row['arm'])}: {markdown(row['why'])}" for row in result["comparisons"]]
     lines += [f"- assay sensitivity: {markdown(result['sensitivity']['why'])}", ""]
-    drawn = figures(study, result)
-    lines += _shown(drawn, "differences")
+    captions = _captions(study, result)
+    lines += _shown(captions, "differences")
     lines += ["## At equal learning rate", ""]
     optimum = calibration.optimum_rows(study)
     lines += [formats.to_markdown(optimum, calibration.COLUMNS), ""] if optimum else []
@@ -50,31 +56,45 @@ def page(study: Study, result: dict[str, Any]) -> str:
     if grid:
         lines += ["Improvement on `val_nll` at each rate of the grid, on the selection seeds (it tests nothing):", ""]
         lines += [formats.to_markdown(grid, grid_columns), ""]
-    lines += _shown(drawn, "learning_rate", "against_alpha")
+    lines += _shown(captions, "learning_rate", "against_alpha")
     slopes = growth.table(study)
     if slopes:
         lines += ["## Over training", "", formats.to_markdown(slopes, growth.COLUMNS), "", growth.LIMIT, ""]
-        lines += _shown(drawn, "over_training", "growth", "loss_curves")
+        lines += _shown(captions, "over_training", "growth")
+        lines += [*second_half(slopes), *_shown(captions, "loss_curves")]
     learned = alphas.summarise(study)
     if learned:
-        lines += ["## Learned alpha", "", formats.to_markdown(*alpha_table(learned)), "", *_shown(drawn, "alphas")]
+        lines += ["## Learned alpha", "", formats.to_markdown(*alpha_table(learned)), "", *_shown(captions, "alphas")]
     shown = {key: column for key, column in LEDGER_COLUMNS.items() if any(row[key] is not None for row in rows)}
     lines += ["## What each arm was given", "", formats.to_markdown(rows, shown), ""]
-    lines += [line for line in (slower(rows), came.get("note") or "") if line for line in (markdown(line), "")]
+    note = came.get("note") or ""
+    costs = [slower(rows) if NOT_MEASURED not in note else "", note]
+    lines += [line for cost in costs if cost for line in (markdown(cost), "")]
     change = would_change(study, result, rows)
     lines += (
         ["## What would change the conclusion", "", *(f"- {markdown(line)}" for line in change), ""] if change else []
     )
     lines += ["## Methods", "", *(f"- {markdown(line)}" for line in methods(study)), ""]
-    lines += ["## Limits", "", *(f"- {line}" for line in STANDING_LIMITS), ""]
+    limits = [*STANDING_LIMITS, *([OTHER_BITS] if _files(study) and came.get("source") else [])]
+    lines += ["## Limits", "", *(f"- {line}" for line in limits), ""]
     lines += _origin(study, came)
     return "\n".join(lines)
+
+
+def second_half(slopes: list[dict[str, Any]]) -> list[str]:
+    """What `growth.table` has on the second half of training, as Markdown lines: a slope a doubling of tokens."""
+    rows = [row for row in slopes if row["scale"] == beside.SCALES["log2"][1]]
+    columns = {key: column for key, column in growth.LATE_COLUMNS.items() if key != "scale"}
+    named = {"study": ("study", "")} if all("study" in row for row in rows) else {}
+    lines = [growth.EXPLORATORY + " In % a doubling of tokens:", "", formats.to_markdown(rows, named | columns), ""]
+    turned = growth.turned(rows)
+    return [*lines, markdown(turned), ""] if turned else lines
 
 
 def alpha_table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], formats.Columns]:
     """`alphas.summarise`'s rows with the alpha of each seed as a column of its own."""
     seeds = sorted({int(seed) for row in rows for seed in row["values"]})
-    columns = alphas.COLUMNS | {f"seed {seed}": (f"seed {seed}", ".3f") for seed in seeds}
+    columns = alphas.columns(rows) | {f"seed {seed}": (f"seed {seed}", ".3f") for seed in seeds}
     return [row | {f"seed {s}": row["values"].get(str(s)) for s in seeds} for row in rows], columns
 
 
@@ -94,12 +114,23 @@ def svg(draw: Callable[[], Figure], name: str) -> str:
     return f'{head}>\n<rect width="100%" height="100%" fill="#ffffff"/>{body}'.rstrip() + "\n"
 
 
-def _shown(drawn: dict[str, Callable[[], Figure]], *names: str) -> list[str]:
+def _captions(study: Study, result: dict[str, Any]) -> dict[str, str]:
+    # figure -> what it shows in this study, in bold, how to read it, and how much of it lies outside the frame
+    said, drawn = takeaways(study, result), figures(study, result)
+    out = {}
+    for name, draw in drawn.items():
+        outside = frame.note(draw()) if name in frame.CUT else ""
+        shown = f"**{markdown(said[name])}**" if name in said else ""
+        out[name] = " ".join(part for part in (shown, CAPTIONS[name], outside) if part)
+    return out
+
+
+def _shown(captions: dict[str, str], *names: str) -> list[str]:
     return [
         text
         for name in names
-        if name in drawn
-        for text in (f"![{name.replace('_', ' ')}](figures/{name}.svg)", "", f"{CAPTIONS[name]}", "")
+        if name in captions
+        for text in (f"![{name.replace('_', ' ')}](figures/{name}.svg)", "", captions[name], "")
     ]
 
 
@@ -120,6 +151,10 @@ def _size(study: Study, rows: list[dict[str, Any]], came: dict[str, Any]) -> str
 def _origin(study: Study, came: dict[str, Any]) -> list[str]:
     lines = ["## Where it comes from", ""]
     rows: list[tuple[str, Any]] = [("command", f"`{came['command']}`")] if came.get("command") else []
+    if study.folder:
+        rows = [("command", f"`pagating sweep docs/results/{study.folder.name}/study.yaml`")]
+    if files := _files(study):
+        rows += [("put beside study.yaml first", ", ".join(f"`{name}`" for name in files))]
     rows += [("corpus", markdown(came["source"]))] if came.get("source") else []
     rows += [("corpus digest", came.get("corpus_digest"))]
     rows += [(f"SHA-256 of {markdown(name)}", value) for name, value in (came.get("files_sha256") or {}).items()]
@@ -142,6 +177,12 @@ def _origin(study: Study, came: dict[str, Any]) -> list[str]:
         "",
     ]
     return lines
+
+
+def _files(study: Study) -> list[str]:
+    """The text files that a study names, relative to its study file."""
+    given = ((study.settings.get("corpus") or {}).get("files") or {}).values()
+    return [str(name) for names in given if names for name in ([names] if isinstance(names, str) else names)]
 
 
 def _file(folder: Path, name: str) -> str:

@@ -117,7 +117,7 @@ def by_layer(rows: list[dict[str, Any]]) -> str:
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]
         low, high = min(mine, key=lambda r: r["mean"]), max(mine, key=lambda r: r["mean"])
-        if high["mean"] - low["mean"] < SAME:
+        if low["layer"] == alphas.ALL_LAYERS or high["mean"] - low["mean"] < SAME:
             said.append(f"{arm} at {low['mean']:.2f} in every layer")
         else:
             said.append(f"{arm} from {low['mean']:.2f} (layer {low['layer']}) to {high['mean']:.2f} ({high['layer']})")
