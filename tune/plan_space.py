@@ -83,7 +83,7 @@ def _line_bytes(event: dict[str, Any]) -> int:
 
 
 def disk_parts(study: Study, cells: float, slots: int, model: Model) -> dict[str, float]:
-    """Bytes that `cells` trained cells leave, by part; `checkpoints` stand only while trials run."""
+    """Bytes that `cells` trained cells leave, by part; `checkpoints` stand only while trials run, unless kept."""
     looks = evaluations(study)
     reports = cells * looks
     learning = [arm for arm in study.arms.values() if arm.learns_alpha]
@@ -101,7 +101,9 @@ def disk_parts(study: Study, cells: float, slots: int, model: Model) -> dict[str
         + metrics * found["mlflow_metric_bytes"]
         + cells * found["mlflow_run_bytes"],
         "models": _models_kept(study, cells, slots) * WEIGHT * model.parameters,
-        "checkpoints": (CHECKPOINTS + 1) * slots * (WEIGHT + MOMENTS) * model.parameters,
+        "checkpoints": ((CHECKPOINTS + 1) * slots + CHECKPOINTS * cells * study.keep.checkpoints)
+        * (WEIGHT + MOMENTS)
+        * model.parameters,
     }
 
 

@@ -77,8 +77,8 @@ def _tune_parts(
             if cell is None:
                 return None
             cells[trial_id] = cell
-            own = {"checkpoints": str(run.checkpoints(cell)), "keep_model": run.keeps_model(cell)}
-            return {"cell": cell.key, "trial": run.start(cell), **own}
+            own = {"checkpoints": str(run.checkpoints(cell)), "keep_checkpoints": run.study.keep.checkpoints}
+            return {"cell": cell.key, "trial": run.start(cell), **own, "keep_model": run.keeps_model(cell)}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             """Ends are taken by the callback, which sees the trial's error too."""

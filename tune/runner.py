@@ -21,7 +21,7 @@ from tune.weights import check_pretrained, note
 
 EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "search.trials_per_arm")
 # what may change: no result depends on it
-ANY = ("tracking", "resources.stall_timeout", "address", "storage", "keep.models")
+ANY = ("tracking", "resources.stall_timeout", "address", "storage", "keep.models", "keep.checkpoints")
 
 
 def check_folder(study: Study, folder: Path) -> None:
@@ -183,7 +183,8 @@ def _train(
             run_ray(run, slots, trainable, interruption, address or run.study.address)
         if run.stages.finished:
             run.warn_of_missing_models()
-            shutil.rmtree(run.all_checkpoints, ignore_errors=True)
+            if not run.study.keep.checkpoints:
+                shutil.rmtree(run.all_checkpoints, ignore_errors=True)
     finally:
         run.heart.stop()
         run.ledger.close()

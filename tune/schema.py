@@ -315,12 +315,17 @@ class ConfirmSection(Section):
 
 
 class KeepSection(Section):
-    """What a study keeps of its trained models."""
+    """What a study keeps of its trials beside their results."""
 
     models: Literal["best", "none"] = Field(
         "best",
         description="best: of each arm the trial of the last stage with the lowest val_nll, in `models/ARM/` and in "
         "MLflow, loaded by `pagating.load_model`; on a cluster where `storage` is given. none: no model",
+    )
+    checkpoints: bool = Field(
+        False,
+        description="the last two checkpoints of each trial that lived long enough to make some stay in "
+        "`checkpoints/CELL/`; else they are removed when it is done",
     )
 
 

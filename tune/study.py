@@ -97,7 +97,7 @@ class Study(Section):
     calibrate: CalibrateSection = Field(CalibrateSection(), description="the calibrate stage")
     confirm: ConfirmSection = Field(ConfirmSection(), description="the confirm stage and the decision")
     resources: ResourcesSection = Field(ResourcesSection(), description="what one trial takes of the machine")
-    keep: KeepSection = Field(KeepSection(), description="what is kept of the trained models")
+    keep: KeepSection = Field(KeepSection(), description="what is kept of models and checkpoints")
     tracking: str | None = Field(None, description="MLflow tracking URI; else MLFLOW_TRACKING_URI, else mlflow.db")
     address: str | None = Field(
         None,

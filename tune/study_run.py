@@ -241,6 +241,7 @@ class StudyRun:
     def alive(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
         """A running cell is at `fraction` of its budget, and has something to say to the user or not."""
         self._reached[cell.key] = max(fraction, self._reached.get(cell.key, 0.0))
+        self._watch_space()  # trials may take days
         if warning:
             self.warn(f"{cell.key}: {warning}")
 
@@ -278,23 +279,25 @@ class StudyRun:
                 self.fatal = StudyStopped(f"{said}; the same command tries it anew")
                 return
         self._complete(cell, outcome, final)
-        shutil.rmtree(self.checkpoints(cell), ignore_errors=True)
-        left = self.stages.remaining()
-        self._watch_space(left)
+        kept = self.study.keep.checkpoints  # then of a model that is not its arm's best nothing stays but they
+        shutil.rmtree(self.checkpoints(cell) / TRAINED if kept else self.checkpoints(cell), ignore_errors=True)
+        self._watch_space()
         if self._listen:
+            left = self.stages.remaining()
             seconds = self.standing.seconds_left(self.room or self.slots, time.time())
             loss = final.get("val_nll", math.inf)
             self._listen(Progress(cell, outcome, loss, self.ended, self.ended + left, seconds[0] if seconds else None))
 
-    def _watch_space(self, cells: int) -> None:
+    def _watch_space(self) -> None:
         """Warn while there is time, when the disk has less room than the cells that are left may take."""
         from tune.plan_space import check_space, disk_needed
 
         if time.monotonic() - self._looked_at_space < SPACE_SECONDS:
             return
         self._looked_at_space = time.monotonic()
+        left = self.stages.remaining()
         try:
-            check_space(self.folder, disk_needed(self.study, self.slots or 1, vocab_size=self._vocab_size, cells=cells))
+            check_space(self.folder, disk_needed(self.study, self.slots or 1, vocab_size=self._vocab_size, cells=left))
         except StudyError as error:
             if not self._short_of_space and self._warn:
                 self._warn(str(error))
