@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ CHILD = "tune.dry_run"
 class Tried:
     """What an arm's first steps gave: nats a token at the first and the last of them, seconds of one, MiB, parameters.
 
-    `problem`: why it could not be trained, in one line; the figures are then NaN.
+    `problem`: why it could not be trained, in one line; the figures are then NaN. `silence`: seconds, the longest time
+    between two signs of life.
     """
 
     arm: str
@@ -40,6 +42,7 @@ class Tried:
     peak_mb: float = math.nan
     parameters: int = 0
     problem: str | None = None
+    silence: float = 0.0
 
 
 def try_arms(
@@ -66,7 +69,10 @@ def try_arms(
             yield f"{lacking}; the trials start from initial weights"
         for arm in arms or study.arms:
             spec = shortened(study, arm, base, place, steps, micro_batches)
-            yield _try_arm({**spec, "pretrained": weights}, arm)
+            tried = _try_arm({**spec, "pretrained": weights}, arm)
+            yield tried
+            if warning := too_silent(study, tried, spec["batch_tokens"]):
+                yield warning
 
 
 def local_weights(study: Study, base: Path, corpus: Path) -> tuple[str | None, str | None]:
@@ -102,6 +108,22 @@ def shortened(
     return {**spec, **changed, "compile": "never"}
 
 
+def too_silent(study: Study, tried: Tried, batch_tokens: int) -> str | None:
+    """A line where the arm may be silent for half the time after which a trial is taken for hung; None where not.
+
+    An evaluation's batch is that of an update, `batch_tokens` of which was tried: its forward pass takes about a third
+    of the update.
+    """
+    evaluated = tried.step_seconds * study.fixed.batch_tokens / batch_tokens / 3
+    silence, timeout = max(tried.silence, evaluated), study.resources.stall_timeout
+    if tried.problem or silence < timeout / 2:
+        return None
+    return (
+        f"{tried.arm}: here a trial shows no life for about {silence:.0f} s at a time, and one is ended as hung after "
+        f"{timeout:g} s: raise resources.stall_timeout, or lower fixed.batch_tokens or fixed.micro_batch_tokens"
+    )
+
+
 def line(tried: Tried | str) -> str:
     """What is said of an arm."""
     if isinstance(tried, str):
@@ -135,13 +157,15 @@ def _try_arm(spec: dict[str, Any], arm: str) -> Tried:
 def main() -> int:
     """Train the trial on standard input and print what came of it as JSON; exit code 1 where it could not be."""
     spec = json.load(sys.stdin)
-    from pagating.train import Trial, train
+    from pagating.train import Trial, signs
     from pagating.trial import Diverged, OutOfMemory
 
-    rows = []
+    rows, silence, seen = [], 0.0, time.monotonic()
     try:
-        for row in train(Trial(**spec)):
-            rows.append(row)
+        for sign in signs(Trial(**spec)):
+            silence, seen = max(silence, time.monotonic() - seen), time.monotonic()
+            if sign and sign[1]:
+                rows.append(sign[1])
     except (Diverged, OutOfMemory) as error:
         print(error, file=sys.stderr)
         return 1
@@ -156,6 +180,7 @@ def main() -> int:
                 "step_seconds": (seconds[-1] - seconds[0]) / (len(seconds) - 1) if later else seconds[0],
                 "peak_mb": final.get("peak_gpu_mb", final["peak_rss_mb"]),
                 "parameters": final["parameters"],
+                "silence": silence,
             }
         )
     )
