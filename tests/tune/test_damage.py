@@ -3,16 +3,18 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
 
+from tune import runner, study_run
 from tune import ledger as ledgers
-from tune import ray_start, runner
 from tune import repair as repairs
 from tune.files import write_whole
 from tune.ledger import Ledger, LedgerError
@@ -202,15 +204,6 @@ def test_a_read_only_folder_is_refused_before_anything_is_done(small_disk):
         runner.sweep(study(), small_disk, small_disk / "studies")
 
 
-@pytest.mark.parametrize(("home", "given"), [("/proc", True), ("/nowhere", True), (None, False)])
-def test_ray_gets_a_token_where_home_cannot_keep_one(tmp_path, monkeypatch, home, given):
-    monkeypatch.setenv("HOME", home or str(tmp_path))
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    ray_start._private_token()
-    assert (len(os.environ.pop("RAY_AUTH_TOKEN", "")) == 64) == given
-
-
 def test_a_study_warns_once_when_room_gets_short(corpus, small_disk):
     said = []
     run = StudyRun(study(), small_disk, corpus, warn=said.append)
@@ -219,6 +212,24 @@ def test_a_study_warns_once_when_room_gets_short(corpus, small_disk):
     run.ledger.close()
     assert len(said) == 1
     assert "the study may need" in said[0]
+
+
+def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(corpus, tmp_path, monkeypatch):
+    said, free = [], [1 << 40]
+    monkeypatch.setattr("tune.plan_space.shutil.disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    run = StudyRun(study(), tmp_path, corpus, warn=said.append)
+    cell = run.next_cell()
+    run.start(cell)
+    run.alive(cell, 0.1)
+    free[0] = 1000
+    run.alive(cell, 0.2)
+    assert said == []  # it has just been looked at
+    monkeypatch.setattr(study_run, "SPACE_SECONDS", 0.0)
+    for fraction in (0.3, 0.4):
+        run.alive(cell, fraction)
+    run.ledger.close()
+    (line,) = said
+    assert re.fullmatch(rf"{tmp_path}: the study may need .* and 1000 B are free there; free some space or .*", line)
 
 
 def test_a_folder_that_vanishes_stops_the_study(corpus, tmp_path):

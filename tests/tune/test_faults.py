@@ -6,21 +6,24 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import ray
 import yaml
 from ray import tune as ray_tune
 
+from pagating.engine_loss import linear_nll
+from pagating.evaluate import token_nll
 from tune import ledger as ledgers
 from tune import runner
 from tune.interrupt import Interruption
 from tune.ledger import LedgerError
-from tune.ray_faults import Pulse, failure
-from tune.ray_start import QUIET, started
+from tune.ray_start import QUIET
 from tune.study import parse
-from tune.study_run import StudyRun, StudyStopped
+from tune.study_run import StudyRun
+from tune.trial import CellTrainable
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -93,7 +96,7 @@ def study(name, **changes):
 
 def finals(folder):
     found = ledgers.records(ledgers.read(folder / "ledger.jsonl"))
-    return {key: (record.outcome, record.final) for key, record in found.items()}
+    return {key: (record.outcome, record.final, record.curve) for key, record in found.items()}
 
 
 def ends(folder):
@@ -103,8 +106,6 @@ def ends(folder):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """One Ray for all tests of this file, and the folder in which they ask for faults."""
-    import ray
-
     asked = tmp_path_factory.mktemp("asked")
     cache = tmp_path_factory.mktemp("cache")
     os.environ["FAULTS"], os.environ["PAGATING_CACHE"] = str(asked), str(cache)
@@ -120,52 +121,8 @@ def undisturbed(place, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     runner.sweep(study("faults"), folder, folder, trainable=Steps)
     found = finals(folder / "faults")
-    assert {outcome for outcome, _ in found.values()} == {"completed"}
+    assert {outcome for outcome, *_ in found.values()} == {"completed"}
     return found
-
-
-@pytest.mark.parametrize(
-    ("problem", "times", "said"),
-    [
-        (Exception("The current node timed out during startup."), 2, None),
-        (ConnectionError("no answer"), 3, r"Ray did not start \(3 attempts; a busy machine\?\): no answer"),
-    ],
-)
-def test_a_ray_that_does_not_come_up_is_tried_again_then_said_in_a_line(monkeypatch, problem, times, said):
-    import ray
-
-    calls = []
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-
-    def init(**settings):
-        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"  # Ray hands it on to its workers
-        calls.append(settings["num_cpus"])
-        if len(calls) <= times:
-            raise problem
-
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(StudyStopped, match=said) if said else nullcontext(), started(2, study("x"), None):
-        assert calls == [2, 2, 2]
-    assert calls == [2, 2, 2]
-
-
-def test_a_ray_that_is_asked_for_nonsense_is_not_tried_again(monkeypatch):
-    import ray
-
-    calls = []
-
-    def init(**settings):
-        calls.append(1)
-        raise ValueError("num_cpus must not be negative")
-
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(ValueError, match="must not be negative"), started(2, study("x"), None):
-        pass
-    assert calls == [1]
 
 
 def run(place, folder, *faults, **changes):
@@ -217,25 +174,63 @@ def until(running, folder, count):
 
 
 @pytest.mark.slow
-def test_a_killed_driver_and_a_terminated_one_are_continued_to_the_same_results(place, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("signals", "code", "said"),
+    [
+        ([signal.SIGKILL], -signal.SIGKILL, None),
+        ([signal.SIGTERM], 143, "Stopping: running trials save a checkpoint"),
+        ([signal.SIGINT], 130, "Stopping: running trials save a checkpoint"),
+        ([signal.SIGINT, signal.SIGINT], 130, "Stopped at once. What has ended is kept"),
+    ],
+    ids=["kill -9", "SIGTERM", "Ctrl-C", "Ctrl-C twice"],
+)
+def test_a_driver_that_is_stopped_is_continued_to_the_same_results(place, undisturbed, tmp_path, signals, code, said):
     folder = tmp_path / "faults"
-    first = launch(tmp_path)
-    until(first, folder, 3)
-    with pytest.raises(LedgerError, match=rf"another sweep is running this study: process {first.pid} on \S+$"):
+    driver = launch(tmp_path)
+    until(driver, folder, 2)
+    with pytest.raises(LedgerError, match=rf"another sweep is running this study: process {driver.pid} on \S+$"):
         runner.sweep(study("faults"), tmp_path, tmp_path, trainable=Steps)
-    first.kill()
-    first.communicate()
-    kept = len(ends(folder))
-    second = launch(tmp_path)
-    until(second, folder, kept + 3)
-    second.send_signal(signal.SIGTERM)
-    _, said = second.communicate(timeout=120)
-    assert second.returncode == 143, said
-    assert "A second signal stops at once" in said
-    assert 0 < len(ends(folder)) < len(undisturbed)
+    heard = ""
+    for number, signum in enumerate(signals):
+        while number and "Stopping" not in heard:  # two signals at once would be one
+            line = driver.stderr.readline()
+            assert line, heard  # it has ended
+            heard += line
+        driver.send_signal(signum)
+    _, more = driver.communicate(timeout=120)
+    assert driver.returncode == code, heard + more
+    assert said is None or said in heard + more
+    kept = {end["cell"]: end["time"] for end in ends(folder)}
+    assert 2 <= len(kept) < len(undisturbed)
     run(place, tmp_path)
-    assert finals(folder) == undisturbed
-    assert len(ends(folder)) == len(undisturbed)  # no finished cell ran again
+    assert finals(folder) == undisturbed  # none lost, none different, every evaluation once
+    after = ends(folder)
+    assert len(after) == len({end["cell"] for end in after}) == len(undisturbed)  # none doubled
+    assert {end["cell"]: end["time"] for end in after if end["cell"] in kept} == kept  # none ran again
+    trials = pd.read_parquet(folder / "trials.parquet")
+    assert len(trials) == len(trials[["stage", "arm", "config_key", "seed", "trial"]].drop_duplicates())
+    assert sorted(trials["val_nll"]) == sorted(final["val_nll"] for _, final, _ in undisturbed.values())
+
+
+class Slow(CellTrainable):
+    """The real trial: the first to take `slow` needs 1.5 s for each micro-batch, the first to take `stuck` hangs."""
+
+    def setup(self, config):
+        from pagating import evaluate, tasks
+        from tune import trial as adapter
+
+        adapter.WITHIN_SECONDS, own = 0.5, (linear_nll, token_nll)  # an actor is used again
+        mode = Steps._asked("slow", "stuck")
+
+        def delayed(function):
+            def call(*arguments):
+                time.sleep({"slow": 1.5, "stuck": 3600.0, None: 0.0}[mode])
+                return function(*arguments)
+
+            return call
+
+        tasks.linear_nll, evaluate.token_nll = map(delayed, own)
+        super().setup(config)
 
 
 def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alone(tmp_path, place):
@@ -301,48 +296,25 @@ def test_a_worker_killed_for_memory_is_tried_again_alone(tmp_path, place):
     it.ledger.close()
 
 
-DIED = (
-    "The actor died unexpectedly before finishing this task.\nThe actor is dead because its worker process has died. "
-    "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End "
-    "of file. Some common causes include: (1) the process was killed by the OOM killer due to high memory usage."
-)
-SHORT = "Task was killed due to the node running low on memory.\nMemory on the node was 15 GB / 15 GB"
-
-
-@pytest.mark.parametrize(
-    ("text", "outcome", "reason"),
-    [
-        (DIED, "failed", "its worker died: Worker unexpectedly exits with a connection error code 2"),
-        (SHORT, "failed", "its worker was ended by Ray: the node was running low on memory"),
-        ('  File "a.py", line 1\nZeroDivisionError: by zero', "infeasible", "ZeroDivisionError: by zero"),
-        ('Traceback:\n  File "a.py"\nModuleNotFoundError: no x', "failed", "ModuleNotFoundError: no x"),
-    ],
-    ids=["died", "memory", "raised", "machine"],
-)
-def test_what_ray_says_of_a_failure_is_read_as_the_trials_or_the_machines_fault(text, outcome, reason):
-    assert failure(text) == (outcome, {}, reason)
-
-
-def test_the_pulse_counts_silence_only_while_somebody_looks():
-    now = [0.0]
-    pulse = Pulse(10.0, lambda: now[0])
-    pulse.beat("a")
-    for now[0] in (3.0, 6.0, 9.0):
-        assert pulse.silent() == []
-    pulse.beat("b")
-    now[0] = 12.0
-    assert pulse.silent() == ["a"]
-    assert pulse.silent() == []  # told once
-    now[0] = 1000.0  # the driver itself was stopped
-    assert pulse.silent() == []
-    now[0] = 1002.0
-    assert pulse.silent() == []
-    now[0] = 1003.0
-    assert pulse.silent() == ["b"]
-    pulse.beat("c")
-    pulse.forget("c")
-    now[0] = 1014.0
-    assert pulse.silent() == []
+@pytest.mark.slow
+def test_an_update_that_outlasts_the_timeout_is_no_hung_one(place, tmp_path):
+    (place / "slow-0").touch()
+    (place / "stuck-0").touch()
+    given = study(
+        "faults",
+        model={"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
+        fixed={"tokens": 256, "batch_tokens": 256, "micro_batch_tokens": 32, "eval_windows": 64},
+        search={"trials_per_arm": 1, "pruner": "none", "sampler": "random"},
+        stages=["search"],
+        resources={"stall_timeout": 10.0},
+        keep={"models": "none"},
+    )
+    done = runner.sweep(given, tmp_path, tmp_path, slots=1, trainable=Slow)
+    assert not list(place.iterdir())
+    found = [(end["outcome"], end["reason"]) for end in ends(tmp_path / "faults")]
+    silent = ("failed", "no sign of life for 10 s (resources.stall_timeout)")
+    assert sorted(found, key=str) == [("completed", None), ("completed", None), silent]
+    assert max(record.final["seconds"] for record in done.records.values()) > 12 + 12  # micro-batches, evaluation
 
 
 def main(output):
