@@ -40,13 +40,18 @@ MEASURED = ("seconds", "tokens_per_second", "peak_rss_mb")  # of a trial: not th
 
 @dataclass
 class Damage:
-    """What a fault did, summed over studies: how often it struck, cells lost, doubled and different, seconds lost."""
+    """What a fault did, summed over studies: how often it struck, cells lost, doubled and different, seconds lost.
+
+    `seconds` is None where a fault gives no measure of time; `after` are those of them that passed when the last cell
+    had ended, None where they were not looked at.
+    """
 
     times: int = 0
     lost: int = 0
     doubled: int = 0
     different: int = 0
-    seconds: float = 0.0
+    seconds: float | None = 0.0
+    after: float | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -63,12 +68,14 @@ class Place:
         self.config.write_text(yaml.safe_dump({**STUDY, **changes, "name": name}), encoding="utf-8")
         self.study = self.output / name
         self.seconds = 0.0  # of all sweeps so far
+        self.after = 0.0  # of the last one, when its last cell had ended
 
-    def start(self, tracking: str | None = None, **env: str) -> subprocess.Popen[str]:
-        """Start `pagating sweep`, in a session of its own, its output in one pipe."""
+    def start(self, tracking: str | None = None, **env: str | None) -> subprocess.Popen[str]:
+        """Start `pagating sweep`, in a session of its own, its output in one pipe; a variable that is None is unset."""
         command = [sys.executable, "-m", "tune.cli", "sweep", str(self.config), "--output", str(self.output)]
         command += ["--slots", "2", "--tracking", tracking or self.store]
-        settings = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **env}
+        given = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **env}
+        settings = {name: value for name, value in given.items() if value is not None}
         self._began = time.monotonic()
         return subprocess.Popen(
             command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -79,6 +86,8 @@ class Place:
         """Wait for a sweep; what it said. Raises RuntimeError at any other exit code or a traceback."""
         said = running.communicate()[0]
         self.seconds += time.monotonic() - self._began
+        ends = [event["time"] for event in self._events() if event["event"] == "ended"]
+        self.after = time.time() - max(ends) if ends else 0.0
         if running.returncode not in allowed or "Traceback" in said:
             raise RuntimeError(f"sweep ended with {running.returncode}: {said[-2000:]}")
         return said
@@ -97,8 +106,11 @@ class Place:
 
     def ended(self) -> int:
         """Cells that have ended, by the ledger."""
+        return sum(event["event"] == "ended" for event in self._events())
+
+    def _events(self) -> list[dict[str, Any]]:
         path = self.study / "ledger.jsonl"
-        return sum(event["event"] == "ended" for event in ledger.read(path)) if path.exists() else 0
+        return ledger.read(path) if path.exists() else []
 
     def until(self, running: subprocess.Popen[str], cells: int) -> bool:
         """Wait until so many cells have ended; False when the sweep ended before."""
@@ -139,7 +151,8 @@ class Place:
         shown = sorted(trials["val_nll"].astype(float).dropna())
         damage.different += sum(a != b for a, b in zip(shown, wanted, strict=False)) + abs(len(shown) - len(wanted))
         self._compare_store(store or self.store, expected, damage)
-        damage.seconds += self.seconds - undisturbed
+        if damage.seconds is not None:
+            damage.seconds += self.seconds - undisturbed
 
     def _compare_store(self, uri: str, expected: dict[str, Any], damage: Damage) -> None:
         client = MlflowClient(uri)
@@ -182,7 +195,7 @@ class Bench:
         self._number = 0
         first = self.place("undisturbed")
         first.sweep()
-        self.expected, self.seconds = first.cells(), first.seconds
+        self.expected, self.seconds, self.after = first.cells(), first.seconds, first.after
         print(f"undisturbed: {len(self.expected)} cells in {self.seconds:.1f} s", flush=True)
 
     def place(self, kind: str, **settings: Any) -> Place:

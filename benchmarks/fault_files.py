@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -168,7 +169,7 @@ def ledger_damaged(bench: Bench, times: int) -> Damage:
 
 def ledger_cut(bench: Bench, times: int) -> Damage:
     """The ledger of a study cut off at a random byte of its last lines."""
-    damage = Damage()
+    damage = Damage(seconds=None)  # sweeps of a study that was finished before: no measure of time
     place = bench.place("cut")
     place.sweep()
     path = place.study / "ledger.jsonl"
@@ -178,17 +179,22 @@ def ledger_cut(bench: Bench, times: int) -> Damage:
         place.sweep()
         damage.times += 1
     bench.compare(place, damage)
-    damage.seconds = 0.0
     return damage
 
 
 def files_lost(bench: Bench, times: int) -> Damage:
-    """MLflow's file removed, tables and report removed or overwritten with noise: all of it made anew."""
-    damage = Damage()
+    """MLflow's file removed, with a flipped bit, cut off; tables and report removed or overwritten: all made anew."""
+    damage = Damage(seconds=None)  # sweeps of a study that was finished before: no measure of time
     place = bench.place("files")
     place.sweep()
+    store = Path(place.store.removeprefix("sqlite:///"))
     for number in range(times):
-        Path(place.store.removeprefix("sqlite:///")).unlink()
+        _damage(store, ("removed", "flipped", "cut")[number % 3], bench.random)
+        if store.exists():
+            said = place.run("sync", str(place.study), "--tracking", place.store, allowed=(2,))
+            if "moved away and synced anew" not in said or said.count("\n") != 1:
+                raise RuntimeError(said)
+            store.rename(store.with_suffix(f".away-{number}"))
         for name in ("trials.parquet", "curves.parquet", "verdict.json", "report.html"):
             (place.study / name).unlink() if number % 2 else (place.study / name).write_bytes(os.urandom(999))
         if number % 2:
@@ -198,16 +204,26 @@ def files_lost(bench: Bench, times: int) -> Damage:
             place.run("sync", str(place.study), "--tracking", place.store)
         damage.times += 1
     bench.compare(place, damage)
-    damage.seconds = 0.0
     return damage
 
 
+def _damage(store: Path, how: str, generator: random.Random) -> None:
+    """Remove a file, flip a bit of the 16 bytes that name its format, or cut it off somewhere in its first half."""
+    raw = bytearray(store.read_bytes())
+    if how == "removed":
+        return store.unlink()
+    if how == "flipped":
+        raw[generator.randrange(16)] ^= 1 << generator.randrange(8)
+    store.write_bytes(raw[: generator.randrange(1, len(raw) // 2)] if how == "cut" else raw)
+    return None
+
+
 def no_home(bench: Bench, times: int) -> Damage:
-    """No HOME, and a HOME that cannot be written."""
+    """No HOME, one that is not there, and one that cannot be written."""
     damage = Damage()
     for number in range(times):
         place = bench.place("home")
-        place.sweep(HOME="/proc" if number % 2 else str(place.folder / "nowhere"))
+        place.sweep(HOME=(None, str(place.folder / "nowhere"), "/proc")[number % 3])
         damage.times += 1
         bench.compare(place, damage)
     return damage

@@ -10,7 +10,7 @@ from unreliable import Proxy, Server
 
 
 def _tracked(bench: Bench, times: int, kind: str, disturb: Callable[[Place, Any, Server, Proxy], None]) -> Damage:
-    damage = Damage()
+    damage = Damage(after=0.0)
     for _ in range(times):
         folder = bench.folder / f"{kind}-server-{bench.random.randint(0, 1 << 30)}"
         folder.mkdir()
@@ -19,6 +19,7 @@ def _tracked(bench: Bench, times: int, kind: str, disturb: Callable[[Place, Any,
         try:
             place = bench.place(kind, store=server.store)
             disturb(place, place.start, server, proxy)
+            damage.after = (damage.after or 0.0) + place.after - bench.after
             proxy.mode = "ok"
             server.kill()
             server.start()

@@ -41,8 +41,8 @@ FAULTS: dict[str, tuple[Callable[[Bench, int], Damage], int, int]] = {  # name: 
     "checkpoints": (fault_files.checkpoints_damaged, 2, 1),
     "ledger-bit": (fault_files.ledger_damaged, 3, 1),
     "ledger-cut": (fault_files.ledger_cut, 3, 1),
-    "files": (fault_files.files_lost, 2, 1),
-    "home": (fault_files.no_home, 2, 1),
+    "files": (fault_files.files_lost, 6, 3),
+    "home": (fault_files.no_home, 3, 1),
     "worker": (fault_processes.worker_killed, 20, 2),
     "driver": (fault_processes.driver_killed, 20, 2),
     "node": (fault_processes.node_lost, 1, 1),
@@ -64,15 +64,16 @@ FAULTS: dict[str, tuple[Callable[[Bench, int], Damage], int, int]] = {  # name: 
 def page(kept: dict[str, Any]) -> str:
     """The table of what was found, in Markdown."""
     lines = [
-        "| fault | times | cells lost | cells doubled | cells different | seconds lost, each | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| fault | times | cells lost | cells doubled | cells different | seconds lost, each | of them after the last "
+        "cell | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name in FAULTS:
         if found := kept["faults"].get(name):
-            each = f"{found['seconds'] / found['times']:.1f}" if found["times"] else "-"
+            each, after = (_each(found.get(key), found["times"]) for key in ("seconds", "after"))
             lines.append(
                 f"| {found['what']} | {found['times']} | {found['lost']} | {found['doubled']} | {found['different']} "
-                f"| {each} | {'; '.join(found['notes'])} |"
+                f"| {each} | {after} | {'; '.join(found['notes'])} |"
             )
     here = kept["machine"]
     return "\n".join(
@@ -83,6 +84,11 @@ def page(kept: dict[str, Any]) -> str:
             *lines,
         ]
     )
+
+
+def _each(seconds: float | None, times: int) -> str:
+    """Seconds a time; a dash where they were not measured."""
+    return f"{seconds / times:.1f}" if times and seconds is not None else "-"
 
 
 def write(target: Path, kept: dict[str, Any]) -> None:

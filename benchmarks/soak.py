@@ -2,8 +2,9 @@
 
 python benchmarks/soak.py [--cells 1000] [--seconds-between-kills 60] [--write docs/reliability.md]
 
-Samples the resident memory of the driver and of its largest worker every second. Flat after warm-up means: the slope of
-a line through the second half, over the cells that ended in it, is small. A sweep that ends because one cell was killed
+Samples the resident memory of the driver and of its largest worker every second. Its growth is the slope of a line
+through the samples, over the cells that ended meanwhile: of the second half of all, and, as the stages' cells differ,
+within each stage but for its first tenth. A sweep that ends because one cell was killed
 three times in a row is continued. Writes docs/img/soak.svg and the table.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -27,8 +29,11 @@ from common import machine
 from disturbed import ROOT, Damage, Place, workers
 from matplotlib.figure import Figure
 
+from tune import ledger
+
 START, END = "<!-- soak: start -->", "<!-- soak: end -->"
 ARMS = 3  # of the study in disturbed.py
+LEAST = 30  # cells of a stage within which growth can be told
 
 
 def tiny(folder: Path, cells: int) -> Place:
@@ -100,13 +105,32 @@ def _sweep(
     return samples, kills
 
 
-def slope(samples: list[dict[str, float]], name: str) -> float:
-    """MiB a 1,000 cells, of a least-squares line through the samples after half of the cells, while workers run."""
-    half = [s for s in samples if s["cells"] >= samples[-1]["cells"] / 2 and s["worker"] > 0]
-    cells = np.array([s["cells"] for s in half])
+def slope(samples: list[dict[str, float]], name: str, first: float, last: float = math.inf) -> float:
+    """MiB a 1,000 cells, of a least-squares line through the samples of `first` to `last` cells, while workers run."""
+    shown = [s for s in samples if first <= s["cells"] <= last and s["worker"] > 0]
+    cells = np.array([s["cells"] for s in shown])
     if len(set(cells.tolist())) < 2:
         return float("nan")
-    return float(1000 * np.polyfit(cells, [s[name] for s in half], 1)[0])
+    return float(1000 * np.polyfit(cells, [s[name] for s in shown], 1)[0])
+
+
+def stages(events: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    """By stage, how many cells of all had ended before its first one and with its last one, from a ledger."""
+    ended = [event["cell"].partition("/")[0] for event in events if event["event"] == "ended"]
+    return {stage: (ended.index(stage), ended.index(stage) + ended.count(stage)) for stage in dict.fromkeys(ended)}
+
+
+def growth(samples: list[dict[str, float]], events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Rows of the table: MiB a 1,000 cells in the second half, and within each stage of `LEAST` cells or more."""
+    found = []
+    for name in ("driver", "worker"):
+        half = slope(samples, name, samples[-1]["cells"] / 2)
+        found.append((f"{name}: MiB a 1,000 cells, in the second half of the cells", f"{half:.1f}"))
+        for stage, (before, end) in stages(events).items():
+            if end - before >= LEAST:
+                within = slope(samples, name, before + (end - before) / 10, end - 1)
+                found.append((f"{name}: MiB a 1,000 cells, within {stage} ({end - before} cells)", f"{within:.1f}"))
+    return found
 
 
 def draw(samples: list[dict[str, float]], target: Path) -> None:
@@ -142,7 +166,7 @@ def main() -> int:
         ("cells lost, doubled, different between ledger, tables and MLflow",
          f"{damage.lost}, {damage.doubled}, {damage.different}"),
         *((f"{name}: MiB at a tenth, half and all of the cells", _at(samples, name)) for name in ("driver", "worker")),
-        *((f"{name}: MiB a 1,000 cells, at the end", f"{slope(samples, name):.1f}") for name in ("driver", "worker")),
+        *growth(samples, ledger.read(place.study / "ledger.jsonl")),
     ]  # fmt: skip
     here = machine()
     command = " ".join(["python benchmarks/soak.py", *sys.argv[1:]])
