@@ -9,6 +9,7 @@ the distinct tensors that autograd holds for the backward pass, per element of t
 
 import argparse
 import math
+import random
 import statistics
 import sys
 import time
@@ -104,8 +105,11 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, options: argparse.Namesp
     times: dict[str, list[float]] = {name: [] for name in rows}
     # as many rounds as the time allowed a shape holds, the first of them a warm-up
     rounds, begun = 0, time.perf_counter()
+    order, drawn = list(rows), random.Random(0)  # each round in another order, as in `common.interleave`
     while rounds < 4 or (time.perf_counter() - begun < options.seconds and rounds < 101):
-        for name, (function, parameters) in rows.items():
+        drawn.shuffle(order)
+        for name in order:
+            function, parameters = rows[name]
             times[name].append(seconds(function, x, grad, parameters))
         rounds += 1
         if rounds == 1:
@@ -162,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"torch {torch.__version__}, {options.device}, {options.threads} thread(s); ratio: to {REFERENCE}\n")
     print(table(rows))
     if options.output:
-        performance.keep(options.output, "gates", {"machine": where, "rows": rows})
+        performance.keep(options.output, "gates", {"machine": where, "order": "shuffled", "rows": rows})
     return 0
 
 

@@ -73,7 +73,7 @@ def packed(found: Mapping[str, Any], by: str) -> list[str]:
         "`python benchmarks/packed_speed.py --device cuda --precision bfloat16 --compile --output docs`, some "
         "minutes.",
         "",
-        "Trials of one shape (d_model 128, T 128, V 4,096), packed against in turn:",
+        f"Trials of one shape (d_model 128, T 128, V 4,096), packed against in turn; {performance_trial.order(found)}:",
         "",
         "| trials | device | tokens/s in turn | tokens/s packed | ratio |",
         "| --- | --- | --- | --- | --- |",
@@ -110,8 +110,8 @@ def gates(found: Mapping[str, Any], by: str) -> list[str]:
     lines = [
         "## The units alone",
         "",
-        f"{by} Forward and backward, time over that of torch's fused GELU (below 1 is faster), and what is kept for "
-        "the backward pass.",
+        f"{by} {performance_trial.order(found).capitalize()}. Forward and backward, time over that of torch's fused "
+        "GELU (below 1 is faster), and what is kept for the backward pass.",
         "",
         "| shape | dtype | unit | time over GELU's | bytes kept an element |",
         "| --- | --- | --- | --- | --- |",

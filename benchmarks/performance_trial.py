@@ -35,6 +35,11 @@ def step(row: Mapping[str, Any]) -> str:
     return f"| {shape} | {row['variant']} | {rate} | {ratio(row['ratio'])} | {of_gemm} |"
 
 
+def order(found: Mapping[str, Any]) -> str:
+    """How the variants of a part followed each other, in words."""
+    return SHUFFLED if found.get("order") else FIXED
+
+
 def under(where: Mapping[str, Any]) -> str:
     """The load of a part, in a sentence to stand under its heading."""
     busy = ": other work ran beside it, rates are low and quartiles wide" if where["load"] > where["cores"] else ""
@@ -90,7 +95,7 @@ def trial(found: Mapping[str, Any], by: str) -> list[str]:
     return [
         "## A training step",
         "",
-        f"{by} One core; {SHUFFLED if found.get('order') else FIXED}.",
+        f"{by} One core; {order(found)}.",
         "",
         "4 layers, 1,024 tokens a step. The ratio is to the first variant of a shape; the last column is the share of "
         "what square matrix products reach in that precision, measured in the same rounds. The Trainer at its defaults "

@@ -227,6 +227,15 @@ def test_each_round_has_another_order_and_none_is_always_first():
     assert seen == again
 
 
+def test_each_part_says_in_which_order_its_variants_ran():
+    parts = {"packed": PACKED, "gates": {"machine": MACHINE, "rows": []}}
+    page = performance.page(parts)
+    assert page.count("ach round in one fixed order, the first row first") == 2
+    page = performance.page({name: {**part, "order": "shuffled"} for name, part in parts.items()})
+    assert page.count("ach round in another order, drawn by a seed") == 2
+    assert "fixed order" not in page
+
+
 def test_rows_taken_again_stand_in_the_place_of_their_like_with_their_own_load():
     old = [idea("as it is", 1, 1), idea("both", 1, 1.1), idea("dropout 0.1", 1.05, 1.11)]
     new = [idea("dropout 0.1", 0.7, 0.8, order="shuffled"), idea("a new one", 1, 1, order="shuffled")]
