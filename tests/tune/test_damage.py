@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tune import runner, study_run
+from tune import cli, runner, study_run
 from tune import ledger as ledgers
 from tune import repair as repairs
 from tune.files import write_whole
@@ -56,7 +57,7 @@ def train(run, cell):
     run.start(cell)
     loss = 3.0 + abs(cell.config["lr"] - 3e-3) + 0.1 * (cell.arm == "linear-floor") + cell.seed / 1000
     for step in range(4, 41, 4):
-        run.report(cell, {**ROW, "step": step, "val_nll": loss})
+        run.report(cell, {**ROW, "step": step, "tokens": 512 * step, "val_nll": loss})
     run.end(cell, "completed", {"val_nll": loss, "test_nll": loss, "steps": 40, "tokens": 20_480})
 
 
@@ -230,6 +231,36 @@ def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(corpus, 
     run.ledger.close()
     (line,) = said
     assert re.fullmatch(rf"{tmp_path}: the study may need .* and 1000 B are free there; free some space or .*", line)
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_the_report_is_written_is_one_line_and_the_same_command_writes_it_later(
+    whole, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(whole, tmp_path / "s")
+    write, full = Path.write_bytes, [True]
+
+    def on_a_disk(self, content):
+        if full[0] and "report.html" in self.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return write(self, content)
+
+    def command():
+        monkeypatch.setattr(sys, "argv", ["pagating", "report", "s", "--output", str(tmp_path)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    monkeypatch.setattr(Path, "write_bytes", on_a_disk)
+    code, _, said = command()
+    assert code == 1
+    assert re.fullmatch(r"pagating: .*report\.html.*: No space left on device\n", said)
+    assert not (tmp_path / "s" / "report.html").exists()
+    full[0] = False
+    code, shown, said = command()
+    assert (code, said) == (0, "")
+    assert str(tmp_path / "s" / "report.html") in shown
+    assert (tmp_path / "s" / "report.html").read_text().rstrip().endswith("</html>")
 
 
 def test_a_folder_that_vanishes_stops_the_study(corpus, tmp_path):
