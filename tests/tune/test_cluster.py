@@ -1,17 +1,20 @@
 """What a study on a cluster counts, asks for and sends, without a cluster; tests/tune/test_nodes.py has a real one."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import ray
+import ray.autoscaler.sdk
 import yaml
 
 from pagating import corpus
 from pagating.corpus import CorpusError, fault, read_meta
 from pagating.corpus_copy import file_names, receive
-from tune import delivery, runner
-from tune.cluster import Capacity, side_by_side, slots_of
+from tune import cluster, delivery, ray_part, runner
+from tune.cluster import Capacity, ask_for, check_nodes, side_by_side, slots_of
 from tune.delivery import Parcel, pack, unpack
 from tune.ray_faults import failure
 from tune.study import StudyError, check_address, parse, trial_spec
@@ -134,6 +137,103 @@ def test_capacity_follows_the_nodes_and_looks_once_a_second():
 
 def test_what_a_stage_can_use_at_a_time():
     assert [side_by_side(study(), stage) for stage in ("search", "calibrate", "confirm", "done")] == [6, 20, 14, 0]
+
+
+# --- what the autoscaler is asked for --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What Ray's autoscaler is asked for, and whether the driver is outside the cluster (ray://)."""
+    found, outside = [], []
+    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: found.append(bundles))
+    monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: bool(outside))
+    return found, outside
+
+
+def test_the_autoscaler_is_asked_for_one_bundle_a_trial_and_none_takes_the_wish_back(asked):
+    found, _ = asked
+    ask_for(study(resources={"cpus": 2}), 3)
+    ask_for(study(resources={"cpus": 2, "gpus": 0.25}), 2)
+    ask_for(study(), 0)
+    assert found == [[{"CPU": 2}] * 3, [{"CPU": 2, "GPU": 0.25}] * 2, []]
+
+
+def test_a_driver_outside_the_cluster_asks_for_nothing(asked):
+    found, outside = asked
+    outside.append(True)
+    ask_for(study(), 3)
+    assert found == []
+
+
+@pytest.mark.parametrize(("slots", "wishes"), [(None, [6, 20, 14, 0]), (8, [6, 8, 8, 0])])
+def test_each_stage_wishes_for_what_it_can_use_and_no_more_than_the_users_slots(asked, packed, tmp_path, slots, wishes):
+    it = StudyRun(study(), tmp_path, packed)
+    for stage in ("search", "calibrate", "confirm", "done"):
+        ray_part._wish(it, slots, stage)
+    it.ledger.close()
+    assert [len(bundles) for bundles in asked[0]] == wishes
+    assert all(bundle == {"CPU": 1} for bundles in asked[0] for bundle in bundles)
+
+
+# --- versions on the nodes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """By node, what it answers when its versions are asked for; an exception is raised."""
+    given = {}
+
+    class Asks:
+        def __init__(self, function):
+            self.function, self.node = function, None
+
+        def options(self, scheduling_strategy):
+            assert scheduling_strategy.soft is False  # that node or none
+            self.node = scheduling_strategy.node_id.lstrip("0")
+            return self
+
+        def remote(self):
+            return self.node
+
+    def get(node, timeout):
+        if isinstance(given[node], Exception):
+            raise given[node]
+        return given[node]
+
+    def nodes():
+        return [
+            {"NodeID": name.zfill(56), "Alive": name != "gone", "NodeManagerAddress": f"10.0.0.{name}"}
+            for name in given
+        ]
+
+    monkeypatch.setattr(ray, "remote", lambda **options: Asks)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "nodes", nodes)
+    return given
+
+
+def test_nodes_with_the_drivers_versions_are_taken_and_those_that_left_are_not_asked(answers):
+    mine = cluster.versions()
+    answers |= {"1": mine, "gone": {"python": "2.7"}, "2": mine}
+    answers |= {"3": ray.exceptions.NodeDiedError("it went"), "4": ray.exceptions.TaskUnschedulableError("no node")}
+    check_nodes()
+
+
+@pytest.mark.parametrize("name", ["python", *cluster.SAME])
+def test_a_node_of_another_version_is_refused_with_both(answers, name):
+    mine = cluster.versions()
+    answers |= {"1": mine, "2": {**mine, name: "0.1"}}
+    said = rf"node 10\.0\.0\.2 has {name} 0\.1; a study needs the same everywhere, as here: .*{re.escape(mine[name])}"
+    with pytest.raises(StudyError, match=said):
+        check_nodes()
+
+
+def test_a_node_that_lacks_what_a_study_imports_is_named(answers):
+    answers |= {"7": ray.exceptions.RuntimeEnvSetupError("first line\nNo module named 'tokenizers'")}
+    said = r"node 10.0.0.7 cannot run the study: No module named 'tokenizers'; every node needs the packages"
+    with pytest.raises(StudyError, match=said):
+        check_nodes()
 
 
 # --- lost nodes ------------------------------------------------------------------------------------------------------
