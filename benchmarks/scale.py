@@ -1,15 +1,17 @@
-"""What a study costs its driver as it grows: simulated trials, everything else is real.
+"""What a study costs its driver as it grows, in cells and in slots: simulated trials, everything else is real.
 
-python benchmarks/scale.py [--cells 100 1000 10000] [--slots 2] [--reports 10] [--profile] [--output DIR]
+python benchmarks/scale.py [--cells 100 1000 10000] [--slots 2] [--side-by-side 2 8 32] [--profile] [--output DIR]
 
 A simulated trial reports a known loss `--reports` times and trains nothing, so that all the time is the driver's and
-Ray's: ledger, stages, Optuna, Ray Tune, MLflow (SQLite), tables and report. Each size runs in a process of its own.
-Writes scale.json, scale.md and img/scale.svg into DIR (docs) when all of 100, 1,000 and 10,000 are measured.
+Ray's: ledger, stages, Optuna, Ray Tune, MLflow (SQLite), tables and report. Each row runs in a process of its own: each
+size with `--sampler`, `--tpe` cells with Optuna's TPE, and `--side-by-side` slots with trials that wait until all slots
+are taken. Writes scale.json, scale.md and img/scale.svg into DIR; the page under docs/ takes 100, 1,000 and 10,000.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import cProfile
 import itertools
 import json
@@ -22,16 +24,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from common import machine
 from ray import tune as ray_tune
+from scale_page import draw, page
 
 from analysis import report as reports
-from tune import ledger, mlflow_runs, runner
+from tune import ledger, mlflow_runs, runner, search
 from tune.study import Study, parse
 from tune.tracking import finish
 
@@ -43,15 +48,9 @@ ARMS = {
     "searched": {"gate": "sigmoid", "alpha": {"search": {"uniform": [0.0, 2.0]}}},
 }
 HARM = {"gelu": 0.0, "linear-floor": 0.2, "half": 0.05, "searched": 0.0}
-COLUMNS = {
-    "seconds_a_cell": "driver, s a cell",
-    "growth": "last tenth over first",
-    "peak_mb": "driver, MB",
-    "mlflow_seconds": "MLflow, s",
-    "report_seconds": "tables and report, s",
-    "again_seconds": "same command again, s",
-    "ledger_mb": "ledger, MB",
-}
+SLOT_CELLS = 5  # cells of a row of slots, for each slot
+FILES = 65536.0  # open files of a process: Ray raises its limit so far where it may
+BEHIND = 0.02  # seconds between two looks at whether all slots are taken
 
 
 def make_study(cells: int, sampler: str) -> Study:
@@ -85,12 +84,20 @@ def true_loss(arm: str, lr: float, seed: int) -> float:
     return 3.0 + 0.1 * math.log(lr / 3e-3) ** 2 + HARM[arm] + noise
 
 
-def simulated(reports_a_trial: int) -> type:
-    """A trainable with the interface of `tune.trial.CellTrainable` that knows its loss."""
+def simulated(reports_a_trial: int, gate: Path | None = None, slots: int = 0) -> type:
+    """A trainable with the interface of `tune.trial.CellTrainable` that knows its loss.
+
+    With `gate`, a folder, the trials of the confirm stage, where all slots are taken, wait until `slots` processes have
+    come there.
+    """
 
     class Simulated(ray_tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             self._cell, self._trial, self._made = config["cell"], config["trial"], 0
+            if gate and self._cell.startswith("confirm/"):
+                (gate / str(os.getpid())).touch()
+                while len(os.listdir(gate)) < slots:
+                    time.sleep(BEHIND)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.setup(new_config)
@@ -112,146 +119,172 @@ def simulated(reports_a_trial: int) -> type:
     return Simulated
 
 
-def measure(cells: int, slots: int, reports_a_trial: int, sampler: str, profile: bool) -> dict[str, float]:
-    """One study of `cells` cells in this process; seconds, MB."""
+class Timed:
+    """Seconds of every call of a method of a class, while it stands in the method's place."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.seconds: list[float] = []
+        self._owner, self._name, self._plain = owner, name, getattr(owner, name)
+
+    def __enter__(self) -> Timed:
+        plain, seconds = self._plain, self.seconds
+
+        def timed(*given: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return plain(*given, **named)
+            finally:
+                seconds.append(time.perf_counter() - began)
+
+        setattr(self._owner, self._name, timed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        setattr(self._owner, self._name, self._plain)
+
+
+class Tree:
+    """The most that this process and all below it held at a time, looked at while `gate` is full and a while after."""
+
+    def __init__(self, gate: Path, slots: int) -> None:
+        self.most = {"workers": 0, "processes": 0, "threads": 0, "tree_mb": 0.0, "most_files": 0}
+        self._gate, self._slots, self._ended = gate, slots, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Tree:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(1.0):
+            if len(os.listdir(self._gate)) < self._slots - 1:  # the last one opens it
+                continue
+            now = {**dict.fromkeys(self.most, 0), "workers": len(os.listdir(self._gate))}
+            me = psutil.Process()
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it ended while it was looked at
+                    now["tree_mb"] += process.memory_full_info().pss / 1e6
+                    now["processes"] += 1
+                    now["threads"] += process.num_threads()
+                    now["most_files"] = max(now["most_files"], process.num_fds())
+            self.most = {name: max(value, now[name]) for name, value in self.most.items()}
+
+
+def measure(cells: int, slots: int, reports_a_trial: int, sampler: str, profile: bool, wait: bool) -> dict[str, Any]:
+    """One study of `cells` cells in this process; seconds, MB. With `wait`, trials begin when all slots are taken."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    written = {"seconds": 0.0}
-    write = mlflow_runs.Runs.write
-
-    def timed(self: Any, record: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return write(self, record)
-        finally:
-            written["seconds"] += time.perf_counter() - began
-
-    mlflow_runs.Runs.write = timed  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory(prefix="pagating-scale-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="pagating-scale-") as scratch, contextlib.ExitStack() as stack:
         os.environ["PAGATING_CACHE"] = scratch
         base, study = Path(scratch), make_study(cells, sampler)
         runner.packed_corpus(study, base, base)
-        uri = f"sqlite:///{base / 'mlflow.db'}"
+        uri, gate = f"sqlite:///{base / 'mlflow.db'}", base / "gate"
+        gate.mkdir()
+        trainable = simulated(reports_a_trial, gate if wait else None, slots)
+        writes = stack.enter_context(Timed(mlflow_runs.Runs, "write"))
+        suggestions = stack.enter_context(Timed(search.ArmSearch, "suggest"))
         profiler = cProfile.Profile() if profile else None
         began = time.perf_counter()
         if profiler:
             profiler.enable()
-        run = runner.sweep(
-            study, base, base, slots=slots, tracking_uri=uri, trainable=simulated(reports_a_trial)
-        )  # fmt: skip
+        with Tree(gate, slots) if wait else contextlib.nullcontext() as tree:
+            run = runner.sweep(study, base, base, slots=slots, tracking_uri=uri, trainable=trainable)
         if profiler:
             profiler.disable()
             pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
-        wall = time.perf_counter() - began
+        wall, mlflow_seconds = time.perf_counter() - began, sum(writes.seconds)
+        suggest = statistics.mean(suggestions.seconds[-max(1, len(suggestions.seconds) // 10) :])
         began = time.perf_counter()
         ledger.write_tables(study.name, run.ledger.events, run.folder)
         reports.build(run.folder)
         report_seconds = time.perf_counter() - began
         owed = finish(run.tracker, json.loads((run.folder / "verdict.json").read_text())) if run.tracker else None
         began = time.perf_counter()
-        runner.sweep(study, base, base, slots=slots, tracking_uri=uri, trainable=simulated(reports_a_trial))
+        runner.sweep(study, base, base, slots=slots, tracking_uri=uri, trainable=trainable)
         again = time.perf_counter() - began
         ends = [event["time"] for event in run.ledger.events if event["event"] == "ended"]
         size = (run.folder / "ledger.jsonl").stat().st_size
     gaps = [after - before for before, after in itertools.pairwise(ends)]
     tenth = max(1, len(gaps) // 10)
+    steady = gaps[-(len(gaps) // 4) :] if wait else gaps  # until all slots are taken, trials wait
     return {
         "cells": len(ends),
-        "seconds_a_cell": (ends[-1] - ends[0]) / len(gaps),
+        "sampler": sampler,
+        "slots": slots,
+        "seconds_a_cell": statistics.mean(steady),
         "growth": statistics.mean(gaps[-tenth:]) / statistics.mean(gaps[:tenth]),
         "wall_seconds": wall,
+        "suggest_ms": 1e3 * suggest,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "mlflow_seconds": written["seconds"],
+        "mlflow_seconds": mlflow_seconds,
         "owed": 0 if owed is None else 1,
         "report_seconds": report_seconds,
         "again_seconds": again,
         "ledger_mb": size / 1e6,
+        **(tree.most if tree else {}),
     }
 
 
-def page(found: dict[str, Any]) -> str:
-    """The figures as a page."""
-    rows = found["sizes"]
-    lines = [
-        "# How far one driver goes",
-        "",
-        "Written by `python benchmarks/scale.py`. Trials are simulated: they report ",
-    ]
-    lines[-1] += (
-        f"a known loss {found['reports']} times and train nothing, {found['slots']} side by side; all else is real."
-    )
-    lines += [
-        f"Machine: {found['machine']['processor']}, {found['machine']['cores']} cores, {found['machine']['date']}.",
-        "",
-    ]
-    lines += ["| cells | " + " | ".join(COLUMNS.values()) + " |", "| ---: |" + " ---: |" * len(COLUMNS)]
-    for row in rows:
-        lines.append(f"| {row['cells']:,} | " + " | ".join(f"{row[name]:.3g}" for name in COLUMNS) + " |")
-    lines += ["", "![Seconds and memory over the number of cells](img/scale.svg)", ""]
-    last = rows[-1]
-    times = 1e6 / last["cells"]
-    hours = {name: times * last[f"{name}_seconds"] / 3600 for name in ("wall", "mlflow")}
-    gigabytes = {name: times * last[f"{name}_mb"] / 1000 for name in ("peak", "ledger")}
-    lines += [
-        f"Carried on as a straight line, 1,000,000 cells would take the driver {hours['wall']:.0f} hours, "
-        f"{gigabytes['peak']:.0f} GB of memory, a ledger of {gigabytes['ledger']:.0f} GB and",
-        f"{hours['mlflow']:.0f} hours of writing to MLflow. Memory ends first: the driver holds every event of the",
-        "ledger, and Ray Tune every trial.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Seconds a cell, memory, MLflow and report seconds over cells, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = found["sizes"]
-    cells = [row["cells"] for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for name, label in (("wall_seconds", "whole study"), ("mlflow_seconds", "MLflow"), ("report_seconds", "report")):
-        left.loglog(cells, [row[name] for row in rows], marker="o", label=label)
-    first = rows[0]["wall_seconds"] / cells[0]
-    left.loglog(cells, [first * n for n in cells], color="0.7", linestyle="--", label="linear")
-    left.set(xlabel="cells", ylabel="seconds")
-    left.legend(frameon=False)
-    right.semilogx(cells, [row["peak_mb"] for row in rows], marker="o")
-    right.set(xlabel="cells", ylabel="memory of the driver, MB", ylim=(0, None))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+def limits(output: Path) -> dict[str, float]:
+    """What this machine has: memory and free disk, MB; threads; open files of a process, as Ray raises them."""
+    threads, files = (resource.getrlimit(which)[1] for which in (resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE))
+    found = [float(threads)] if threads != resource.RLIM_INFINITY else []
+    kernel = [Path("/proc/sys/kernel/pid_max"), Path("/proc/sys/kernel/threads-max")]
+    found += [float(path.read_text()) for path in kernel if path.exists()]
+    return {
+        "memory_mb": psutil.virtual_memory().total / 1e6,
+        "disk_mb": psutil.disk_usage(str(output)).free / 1e6,
+        "threads": min(found),
+        "files": min(float(files), FILES) if files != resource.RLIM_INFINITY else FILES,
+    }
 
 
 def main() -> None:
-    """Measure each size in a process of its own; print, and write where all published sizes are there."""
+    """Measure each row in a process of its own; print all, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs="+", default=list(PUBLISHED))
-    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=2, help="of the rows of cells")
+    parser.add_argument("--side-by-side", type=int, nargs="*", default=[2, 8, 32], help="slots of the rows of slots")
+    parser.add_argument("--tpe", type=int, nargs="*", default=[1000], help="cells of further rows, with TPE")
     parser.add_argument("--reports", type=int, default=10)
     parser.add_argument("--sampler", choices=("tpe", "random", "qmc"), default="random")
     parser.add_argument("--profile", action="store_true", help="print what the driver spends its time on")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs")
+    docs = Path(__file__).parents[1] / "docs"
+    parser.add_argument("--output", type=Path, help="default: docs, where --cells are the published ones")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        found = measure(options.cells[0], options.slots, options.reports, options.sampler, options.profile)
-        print(json.dumps(found))
+        given = (options.cells[0], options.slots, options.reports, options.sampler, options.profile, options.wait)
+        print(json.dumps(measure(*given)))
         return
-    sizes = []
-    for cells in options.cells:
-        command = [sys.executable, __file__, "--one", "--cells", str(cells), "--slots", str(options.slots)]
-        command += ["--reports", str(options.reports), "--sampler", options.sampler]
-        command += ["--profile"] if options.profile else []
+
+    def one(cells: int, slots: int, sampler: str, *more: str) -> dict[str, Any]:
+        command = [sys.executable, __file__, "--one", "--cells", str(cells), "--slots", str(slots)]
+        command += ["--reports", str(options.reports), "--sampler", sampler, *more]
         *said, last = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
         print("\n".join([*said, last]), flush=True)
-        sizes.append(json.loads(last))
-    everything = {"machine": machine(), "slots": options.slots, "reports": options.reports, "sizes": sizes}
-    everything["sampler"] = options.sampler
-    if tuple(options.cells) == PUBLISHED:
-        (options.output / "scale.json").write_text(json.dumps(everything, indent=1) + "\n")
-        (options.output / "scale.md").write_text(page(everything))
-        draw(everything, options.output / "img" / "scale.svg")
+        return json.loads(last)
+
+    profile = ["--profile"] if options.profile else []
+    output = options.output or (docs if tuple(options.cells) == PUBLISHED else None)
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"machine": {**machine(), **limits(output or Path.cwd())}, "slots": options.slots}
+    found |= {"reports": options.reports, "sampler": options.sampler}
+    found["sizes"] = [one(cells, options.slots, options.sampler, *profile) for cells in options.cells]
+    found["sizes"] += [one(cells, options.slots, "tpe", *profile) for cells in options.tpe]
+    found["side_by_side"] = [
+        one(max(100, SLOT_CELLS * slots), slots, options.sampler, "--wait") for slots in options.side_by_side
+    ]
+    print(page(found))
+    if output:
+        (output / "scale.json").write_text(json.dumps(found, indent=1) + "\n")
+        (output / "scale.md").write_text(page(found))
+        draw(found, output / "img" / "scale.svg")
 
 
 if __name__ == "__main__":
