@@ -9,125 +9,56 @@ Axes: B batch, T position in a window, N token in a split.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import itertools
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pagating.cache_lock import alone
 from pagating.texts import SPLITS, CorpusError, load_texts
+from pagating.tokenizer import digest_of, encode, make_tokenizer, tokenizer_key
 
 FORMAT = 2  # raise it when the packing of the same text changes
-CHUNK = 1 << 20  # characters of a piece that is tokenized on its own
-BATCH = 8  # pieces handed to the tokenizer at a time
 ROW_DTYPE = np.dtype("<i8")  # of the index of a corpus of lines
-
-
-# --- tokenizers ------------------------------------------------------------------------------------------------------
-
-
-def _chunks(text: str) -> Iterator[str]:
-    """The text in pieces of CHUNK to 2 CHUNK characters; joined they give the text back.
-
-    A piece ends at a line end; in a longer line before a space, and without one at 2 CHUNK.
-    """
-    start = 0
-    while start < len(text):
-        least, most = start + CHUNK, start + 2 * CHUNK
-        end = text.find("\n", least, most) + 1
-        if not end and most < len(text):
-            space = text.rfind(" ", least, most)
-            end = space if space > 0 else most
-        yield text[start : end or len(text)]
-        start = end or len(text)
-
-
-def make_tokenizer(spec: Mapping[str, Any], train_text: str, base: Path | None = None) -> Any:
-    """A `tokenizers.Tokenizer`: byte-level BPE trained on the training text (vocab_size), or a pretrained one.
-
-    spec: {vocab_size: int} | {pretrained: hub name} | {path: folder with tokenizer.json or vocab.json + merges.txt}.
-    """
-    import tokenizers
-
-    if spec.get("pretrained") or spec.get("path"):
-        from transformers import AutoTokenizer
-
-        name = spec.get("pretrained") or os.path.join(base or "", os.path.expanduser(spec["path"]))
-        try:
-            loaded = AutoTokenizer.from_pretrained(name, local_files_only=bool(spec.get("path")))
-        except (OSError, ValueError) as error:
-            raise CorpusError(
-                f"tokenizer '{name}' cannot be loaded: no such folder and no copy on the hub; download tokenizer.json "
-                f"(or vocab.json and merges.txt) into a folder and name it as tokenizer: {{path: FOLDER}}"
-            ) from error
-        if not hasattr(loaded, "backend_tokenizer"):
-            raise CorpusError(f"tokenizer '{name}' has no fast form (tokenizer.json)")
-        tokenizer = loaded.backend_tokenizer
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
-    tokenizer = tokenizers.ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(_chunks(train_text), vocab_size=spec["vocab_size"], show_progress=False)
-    return tokenizers.Tokenizer.from_str(tokenizer.to_str())
-
-
-def encode(tokenizer: Any, text: str) -> np.ndarray:
-    """Token ids of a text (N,), uint16 where the vocabulary allows, else uint32; no special tokens, no padding."""
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-    parts: list[np.ndarray] = []
-    pieces = _chunks(text)
-    while batch := list(itertools.islice(pieces, BATCH)):  # what the tokenizer hands back takes many times the text
-        encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        parts += [np.asarray(piece.ids, dtype=dtype) for piece in encoded]
-    return np.concatenate(parts)
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
-def _digest(*parts: str | bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        raw = part.encode("utf-8") if isinstance(part, str) else part
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return digest.hexdigest()
-
-
-def _tokenizer_key(spec: Mapping[str, Any], base: Path | None) -> str:
-    import tokenizers
-
-    key = {name: value for name, value in spec.items() if value}
-    if spec.get("path"):
-        folder = Path(os.path.join(base or "", os.path.expanduser(spec["path"])))
-        names = sorted(path for path in folder.glob("*") if path.suffix in {".json", ".txt"})
-        key["path"] = _digest(*[path.read_bytes() for path in names])
-    return json.dumps({**key, "tokenizers": tokenizers.__version__}, sort_keys=True)
-
-
 def prepare(
-    source: Mapping[str, Any], tokenizer: Mapping[str, Any], n_ctx: int, cache: Path, base: Path | None = None
+    source: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    n_ctx: int,
+    cache: Path,
+    base: Path | None = None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Path:
     """The folder with the packed corpus, made when it is not in the cache, or damaged there (one line says so).
 
     Atomic: another process sees all or nothing, and of several that need the same corpus one makes it. It holds
     `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json` (digest, dtype,
     vocabulary, tokens and bytes of text a split); with `rows: lines` in `source` also what `pagating.lines` reads. A
-    trial that reads a folder while it is made again keeps its files.
-    Raises CorpusError for a split shorter than one window, and for a cache that cannot be written.
+    trial that reads a folder while it is made again keeps its files. Raises CorpusError for text or a tokenizer that
+    cannot be used, a split shorter than one window, and a cache that cannot be written. Then nothing is written, nor
+    where `check`, which is given what `corpus.json` will say, raises something.
     """
+
+    def fits(meta: Mapping[str, Any]) -> None:
+        check_length(meta["splits"], n_ctx)
+        if check:
+            check(meta)
+
     texts = load_texts(source, base)
     lines = source.get("rows") == "lines"
     kind = ["lines"] if lines else []
-    key = _digest(str(FORMAT), *kind, _tokenizer_key(tokenizer, base), *[texts[split] for split in SPLITS])[:16]
+    key = digest_of(str(FORMAT), *kind, tokenizer_key(tokenizer, base), *[texts[split] for split in SPLITS])[:16]
     folder = cache / f"corpus-{key}"
     if fault(folder):
         try:
@@ -137,44 +68,30 @@ def prepare(
                     if folder.exists():
                         print(f"pagating: {folder}: {damage}; it is packed again", file=sys.stderr)
                     fast = make_tokenizer(tokenizer, texts["train"], base)
-                    _pack(folder, fast, texts, lines)
+                    _pack(folder, fast, texts, lines, fits)
+                    return folder
         except OSError as error:
             raise CorpusError(f"{cache}: the packed corpus cannot be written: {error.strerror or error}") from error
-    check_length(folder, n_ctx)
+    fits(read_meta(folder))
     return folder
 
 
-@contextlib.contextmanager
-def alone(cache: Path) -> Iterator[None]:
-    """Hold the cache's lock, which ends with the process; clear away what a process left that was killed with it."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / ".lock", "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for scratch in cache.glob(".corpus-*"):
-            shutil.rmtree(scratch, ignore_errors=True)
-        yield
-
-
-def _pack(folder: Path, tokenizer: Any, texts: Mapping[str, str], lines: bool) -> None:
-    """Tokenize and write; the index of the lines too where they are rows."""
-    if not lines:
-        _write(folder, tokenizer, {split: encode(tokenizer, texts[split]) for split in SPLITS}, texts, {})
-        return
-    from pagating.lines import encode_lines
-
-    both = {split: encode_lines(tokenizer, texts[split]) for split in SPLITS}
-    tokens, rows = ({split: pair[i] for split, pair in both.items()} for i in range(2))
-    _write(folder, tokenizer, tokens, texts, rows)
-
-
-def _write(
+def _pack(
     folder: Path,
     tokenizer: Any,
-    tokens: Mapping[str, np.ndarray],
     texts: Mapping[str, str],
-    rows: Mapping[str, np.ndarray],
+    lines: bool,
+    fits: Callable[[Mapping[str, Any]], None],
 ) -> None:
-    """Make the folder in one step, every byte of it on disk before its name is."""
+    """Tokenize, and make the folder in one step, every byte of it on disk before its name is; `fits` may refuse it."""
+    rows: dict[str, np.ndarray] = {}
+    if lines:  # the index of the lines too
+        from pagating.lines import encode_lines
+
+        both = {split: encode_lines(tokenizer, texts[split]) for split in SPLITS}
+        tokens, rows = ({split: pair[i] for split, pair in both.items()} for i in range(2))
+    else:
+        tokens = {split: encode(tokenizer, texts[split]) for split in SPLITS}
     words = tokenizer.to_str().encode("utf-8")
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -197,6 +114,7 @@ def _write(
     if rows:
         meta["pad"] = pad_id(tokenizer)
     meta["digest"] = meta_digest(meta)
+    fits(meta)
     files |= {"tokenizer.json": words, "corpus.json": json.dumps(meta, indent=1).encode("utf-8")}
     place(folder, {name: [raw] for name, raw in files.items()})
 
@@ -249,9 +167,9 @@ def fault(folder: Path) -> str | None:
     return None
 
 
-def check_length(folder: Path, n_ctx: int) -> None:
+def check_length(splits: Mapping[str, Mapping[str, Any]], n_ctx: int) -> None:
     """Raise CorpusError when a split is shorter than one window of n_ctx tokens and the token after it."""
-    for split, counts in read_meta(folder)["splits"].items():
+    for split, counts in splits.items():
         if counts["tokens"] < n_ctx + 1:
             raise CorpusError(
                 f"the {split} split has {counts['tokens']} tokens; one window needs n_ctx + 1 = {n_ctx + 1}: "
@@ -261,7 +179,7 @@ def check_length(folder: Path, n_ctx: int) -> None:
 
 def meta_digest(meta: Mapping[str, Any]) -> str:
     """16 hexadecimal digits of what `corpus.json` says, its own `digest` left out."""
-    return _digest(json.dumps({name: value for name, value in meta.items() if name != "digest"}, sort_keys=True))[:16]
+    return digest_of(json.dumps({name: value for name, value in meta.items() if name != "digest"}, sort_keys=True))[:16]
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from pagating.corpus import alone, fault, place, read_meta, rows_file
+from pagating.cache_lock import alone
+from pagating.corpus import fault, place, read_meta, rows_file
 from pagating.texts import SPLITS, CorpusError
 
 

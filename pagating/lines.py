@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pagating.corpus import ROW_DTYPE, open_split, read_meta, rows_file, step_generator
 from pagating.texts import CorpusError
+from pagating.tokenizer import token_ids
 
 AT_A_TIME = 1 << 13  # lines handed to the tokenizer at a time
 IGNORE = -100  # a target that is not counted, as torch has it
@@ -47,14 +48,14 @@ def encode_lines(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
 
     A blank line keeps its tokens, so that the text can be had back; its row is empty.
     """
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+    size = tokenizer.get_vocab_size()
     parts: list[np.ndarray] = []
     spans: list[tuple[int, int]] = []
     position = 0
     lines = io.StringIO(text, newline="\n")  # a line ends at \n and nowhere else
     while some := list(itertools.islice(lines, AT_A_TIME)):
         for line, piece in zip(some, tokenizer.encode_batch_fast(some, add_special_tokens=False), strict=True):
-            parts.append(np.asarray(piece.ids, dtype=dtype))
+            parts.append(token_ids(piece.ids, size))
             spans.append((position, position + len(piece.ids) if line.strip() else position))
             position += len(piece.ids)
     return np.concatenate(parts), np.asarray(spans, dtype=ROW_DTYPE)

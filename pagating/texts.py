@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ CUT = {"validation": 0.05, "test": 0.05}  # share of the training text for a spl
 
 class CorpusError(ValueError):
     """A corpus that cannot be used: one line that names the source, the condition and the value."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, with its kind where that alone says little."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    return said if said and isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}".strip(": ")
 
 
 def builtin_texts() -> dict[str, str]:
@@ -49,15 +56,21 @@ def hub_texts(
     import datasets
 
     shown = f"hub dataset '{name}'" + (f" ({config})" if config else "")
-    quiet = datasets.utils.logging.get_verbosity()
-    datasets.utils.logging.set_verbosity_error()
+    logging, bars = datasets.utils.logging, datasets.utils.are_progress_bars_disabled()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    if not sys.stderr.isatty():
+        datasets.utils.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(name, config, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CorpusError(f"{shown} cannot be loaded: {first}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of the files' content: the parsers of YAML, zip, Arrow fail each in its own way
+        raise CorpusError(f"{shown} cannot be loaded: {first_line(error)}") from error
     finally:
-        datasets.utils.logging.set_verbosity(quiet)
+        logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.utils.enable_progress_bars()
     if "train" not in loaded:
         raise CorpusError(f"{shown} has no split 'train'; it has {', '.join(loaded)}")
     if column not in loaded["train"].column_names:
@@ -65,9 +78,15 @@ def hub_texts(
     texts = {}
     for split in SPLITS:
         if split in loaded:
-            rows = (row or "" for row in loaded[split][column])
+            rows = (_text(row, f"{shown}, split '{split}', column '{column}'") for row in loaded[split][column])
             texts[split] = "".join(row if row.endswith("\n") or not (row or blank) else row + "\n" for row in rows)
     return texts
+
+
+def _text(row: Any, where: str) -> str:
+    if row is not None and not isinstance(row, str):
+        raise CorpusError(f"{where}: holds {type(row).__name__}, not text")
+    return row or ""
 
 
 def read_text(path: str | Path) -> str:

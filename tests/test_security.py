@@ -1,6 +1,7 @@
 """What the code must never do, whoever asks: run what it reads, show a password, listen to others, show HTML."""
 
 import ast
+import json
 import os
 import re
 import socket
@@ -28,6 +29,9 @@ LOADERS = {
     "shelve.open", "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "os.system", "os.popen",
 }  # fmt: skip
 MUST = {"torch.load": ("weights_only", True)}
+# of a transformers class by its method: left out, it asks on the terminal whether to run what was downloaded
+MUST_METHOD = {"from_pretrained": ("trust_remote_code", False), "from_config": ("trust_remote_code", False)}
+OURS = {"PaGPT2Config", "PaGPT2LMHeadModel"}  # classes of this package, which name no code
 NEVER = {"trust_remote_code": True, "allow_pickle": True, "shell": True, "verify": False}
 
 
@@ -43,8 +47,10 @@ def problems(source):
         name, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
         if name in LOADERS:
             found.append(name)
-        if name in MUST and given.get(MUST[name][0]) != str(MUST[name][1]):
-            found.append(f"{name} without {MUST[name][0]}={MUST[name][1]}")
+        owner, _, method = name.rpartition(".")
+        word, value = MUST.get(name) or (owner not in OURS and MUST_METHOD.get(method)) or (None, None)
+        if word and given.get(word) != str(value):
+            found.append(f"{name} without {word}={value}")
         found += [f"{word}={value}" for word, value in NEVER.items() if given.get(word) == str(value)]
     return found
 
@@ -61,6 +67,14 @@ def test_the_search_for_such_calls_finds_them():
         "import pickle", "pickle.loads", "shell=True", "torch.load without weights_only=True", "trust_remote_code=True",
         "yaml.load",
     ]  # fmt: skip
+    silent = "AutoTokenizer.from_pretrained(n)\nt.AutoConfig.from_pretrained(n)\nAutoModel.from_config(c)"
+    assert problems(silent) == [
+        "AutoTokenizer.from_pretrained without trust_remote_code=False",
+        "t.AutoConfig.from_pretrained without trust_remote_code=False",
+        "AutoModel.from_config without trust_remote_code=False",
+    ]
+    assert problems("AutoTokenizer.from_pretrained(n, trust_remote_code=asked)")
+    assert problems("AutoTokenizer.from_pretrained(n, trust_remote_code=False)") == []
     assert problems("torch.load(f, weights_only=True)\nyaml.safe_load(t)\nm(trust_remote_code=False)") == []
 
 
@@ -163,7 +177,7 @@ def test_wrong_use_is_one_line_and_writes_nothing(words, tmp_path, monkeypatch, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-COMMANDS = ["sweep", "report", "status", "trial", "ui", "plan", "sync", "repair", "none", ""]
+COMMANDS = ["sweep", "report", "status", "trial", "try", "ui", "plan", "sync", "repair", "none", ""]
 WORDS = ["--output", "--slots", "--tracking", "--resume", "--port", "--host", "--hours-from", "--effect", "--format"]
 VALUES = [
     "none.yaml",
@@ -199,6 +213,136 @@ def test_any_command_line_ends_in_one_line_and_writes_nothing(tmp_path, monkeypa
     assert err.endswith("\n")
     assert "s3cret" not in err
     assert not list(tmp_path.iterdir())
+
+
+# --- study files that are well, on text and tokenizers that are not ---------------------------------------------------
+
+STUDY = (ROOT / "configs" / "smoke.yaml").read_text().replace("\ntokenizer: {vocab_size: 300}\n", "\n")
+TEXT = "the quick brown fox jumps over the lazy dog, and runs away from all of them\n" * 400
+HEAD = "s: Does the whole path work, from text to verdict?\n"  # what a sweep says before it looks at the text
+EVIL_CODE = "open({mark!r}, 'w').close()\nclass Evil:\n    pass\n"
+
+
+@pytest.fixture(scope="module")
+def good_tokenizer():
+    """tokenizer.json of a tokenizer that is well."""
+    from pagating.tokenizer import make_tokenizer
+
+    return make_tokenizer({"vocab_size": 280}, TEXT).to_str()
+
+
+def put(folder, files):
+    """Write the files of a study, its text and its tokenizer; what stands there afterwards."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return snapshot(folder)
+
+
+def snapshot(folder):
+    """Every path below a folder, with its bytes."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refused(folder, before, words, monkeypatch, capsys):
+    """The one line of a command that ended with exit code 2 and wrote nothing."""
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PAGATING_CACHE", raising=False)
+    code, out, err = in_process(words, monkeypatch, capsys)
+    assert (code, out) == (2, HEAD if words[0] == "sweep" else "")
+    assert err.startswith("pagating: ")
+    assert err.count("\n") == 1
+    assert err[:-1].isprintable()
+    assert snapshot(folder) == before
+    return err
+
+
+def test_the_studys_text_is_found_where_it_is_put():
+    assert "tokenizer" not in STUDY
+    assert "corpus" not in STUDY
+
+
+SOURCES_OF_TEXT = {"files": "corpus: {files: {train: text.txt}}\n", "hub": "corpus: {hub: {name: HERE/data}}\n"}
+WELL = {"s.yaml": STUDY + SOURCES_OF_TEXT["files"] + "tokenizer: {path: tok}\n", "text.txt": TEXT}
+ROWS = '{"text": "a b\\n"}\n' * 40
+OF_A_HUB = {"s.yaml": STUDY + SOURCES_OF_TEXT["hub"] + "tokenizer: {vocab_size: 300}\n"}
+WEIGHTS = STUDY.replace("model: {", "model: {pretrained: none, ")
+UNUSABLE = {
+    "an empty text": ({"text.txt": ""}, "text.txt: is empty"),
+    "a binary text": ({"text.txt": b"a\0b"}, "is binary, not text"),
+    "a short text": ({"text.txt": "a b c\n" * 40}, "tokens; one window needs n_ctx + 1 ="),
+    "a text without a line end": ({"text.txt": "a b c " * 4000}, "no line end where the test split"),
+    "no tokenizer": ({"s.yaml": WELL["s.yaml"].replace("tok}", "none}")}, "none' cannot be loaded: no such folder;"),
+    "a list for a tokenizer": ({"tok/tokenizer.json": "[]"}, "tokenizer.json: is damaged: holds a list, not an object"),
+    "an empty object": ({"tok/tokenizer.json": "{}"}, "tokenizer.json: is damaged: has no 'model'"),
+    "text for a tokenizer": ({"tok/tokenizer.json": '"x"'}, "tokenizer.json: is damaged: holds text, not an object"),
+    "half a tokenizer": ({"tok/tokenizer.json": '{"model"'}, "tokenizer.json: is damaged: no JSON ("),
+    "a list of settings": ({"tok/tokenizer_config.json": "[]"}, "tokenizer_config.json: is damaged: holds a list"),
+    "a class that is 3": ({"tok/tokenizer_config.json": '{"tokenizer_class": 3}'}, "its 'tokenizer_class' is a number"),
+    "code that is 3": ({"tok/tokenizer_config.json": '{"auto_map": 3}'}, "its 'auto_map' is a number"),
+    "no weights": (
+        {"s.yaml": WEIGHTS + SOURCES_OF_TEXT["files"] + "tokenizer: {path: tok}\n"},
+        "pretrained 'none' cannot be loaded: no such folder and no copy on the hub",
+    ),
+    "a script for a data set": (OF_A_HUB | {"data/data.py": "1"}, "Dataset scripts are no longer supported"),
+    "a card that is no YAML": (OF_A_HUB | {"data/train.jsonl": ROWS, "data/README.md": "---\n{[\n---\n"}, "Parser"),
+    "numbers for text": (OF_A_HUB | {"data/train.jsonl": '{"text": 3}\n' * 9}, "holds int, not text"),
+    "a data set of nothing": (OF_A_HUB | {"data/train.jsonl": ""}, "data' cannot be loaded: StopIteration"),
+    "a zip that is none": (OF_A_HUB | {"data/train.zip": b"PK\3\4"}, "File is not a zip file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_what_a_study_cannot_use_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, good_tokenizer, kind):
+    changed, message = UNUSABLE[kind]
+    files = {"tok/tokenizer.json": good_tokenizer, **WELL, **changed}
+    files["s.yaml"] = files["s.yaml"].replace("HERE", str(tmp_path))
+    before = put(tmp_path, files)
+    assert message in refused(tmp_path, before, ["sweep", "s.yaml", "--tracking", "none"], monkeypatch, capsys)
+
+
+def test_a_yes_on_the_terminal_runs_nothing_of_a_tokenizer(tmp_path, good_tokenizer):
+    mark = tmp_path / "ran"
+    config = '{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}'
+    files = {"tok/tokenizer.json": good_tokenizer, "tok/tokenizer_config.json": config}
+    before = put(tmp_path, {**files, "tok/evil.py": EVIL_CODE.format(mark=str(mark)), **WELL})
+    environment = {name: value for name, value in os.environ.items() if name != "PAGATING_CACHE"}
+    done = run("sweep", tmp_path / "s.yaml", "--output", tmp_path / "studies", env=environment, input="y\n" * 9)
+    assert (done.returncode, done.stdout) == (2, HEAD)
+    assert done.stderr.startswith(f"pagating: tokenizer '{tmp_path / 'tok'}' needs Python code of its own (auto_map)")
+    assert done.stderr.count("\n") == 1
+    assert not mark.exists()
+    assert snapshot(tmp_path) == before
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+BYTES = st.binary(max_size=30) | JSON.map(lambda value: json.dumps(value).encode())
+TRAINED = WELL | {"s.yaml": STUDY + SOURCES_OF_TEXT["files"] + "tokenizer: {vocab_size: 300}\n"}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(["sweep", "try", "plan"]), BYTES)
+def test_a_real_study_on_any_short_junk_is_one_line_and_writes_nothing(
+    tmp_path_factory, monkeypatch, capsys, command, junk
+):
+    folder = tmp_path_factory.mktemp("junk")
+    before = put(folder, {**TRAINED, "text.txt": junk})
+    refused(folder, before, [command, "s.yaml"], monkeypatch, capsys)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(["tokenizer.json", "tokenizer_config.json"]), BYTES)
+def test_a_real_study_with_any_junk_for_a_tokenizer_is_one_line_and_writes_nothing(
+    tmp_path_factory, monkeypatch, capsys, name, junk
+):
+    folder = tmp_path_factory.mktemp("junk")
+    before = put(folder, {**WELL, "tok/tokenizer.json": "{}", f"tok/{name}": junk})
+    refused(folder, before, ["sweep", "s.yaml"], monkeypatch, capsys)
 
 
 def test_the_real_command_says_one_line_too(tmp_path):

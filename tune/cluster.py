@@ -29,10 +29,11 @@ REACH_SECONDS = 15.0
 
 
 @contextmanager
-def connected(address: str, study: Study) -> Iterator[None]:
+def connected(address: str, study: Study, warn: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """This process as the driver of a job on the cluster; the job ends with it, the cluster does not.
 
-    Raises StudyError where nothing answers, or a node's Python or its packages are not the driver's.
+    `warn` is told, in a line, where it is reached without a token. Raises StudyError where nothing answers, or a node's
+    Python or its packages are not the driver's.
     """
     import ray
 
@@ -56,6 +57,12 @@ def connected(address: str, study: Study) -> Iterator[None]:
         hint = '; ray:// needs grpcio: pip install "ray[client]"' if match and match["client"] else ""
         raise StudyError(f"address '{address}': no study can run there: {_first_line(error)}{hint}") from error
     try:
+        # for `auto` Ray sets it itself, where this user has a token
+        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            warn(
+                f"the cluster at '{address}' is reached without a token: whoever else reaches its ports can run any "
+                "code on all of its nodes; start them with RAY_AUTH_MODE=token, and set it here (docs/cluster.md)"
+            )
         check_nodes()
         yield
         ask_for(study, 0)

@@ -228,7 +228,7 @@ def run_ray(
     logs.mkdir(exist_ok=True)
     _log_to(logs / "ray.log", "ray")
     resources = run.study.resources
-    with started(slots, run.study, address), tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
+    with started(slots, run.study, address, run.warn), tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
         if address and not driver_node():
             _staged(scratch)
         room = Capacity(slots, resources.cpus, resources.gpus, ray.nodes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from tune.cluster import ALLOCATOR, connected
 from tune.study import Study
 from tune.study_run import StudyStopped
 
+OPEN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's name for: listen on loopback only (0), or to other machines too (1)
 GIVES_UP = (ConnectionError, RuntimeError, TimeoutError)
 TRIES = 3  # a Ray whose processes do not answer within its own 30 s gives up, however busy the machine is
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's name for: listen on loopback only; 1 opens it to other machines
+    OPEN: "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_THRESHOLD_S": "1000",
@@ -75,11 +76,24 @@ def _start(slots: int | None, study: Study) -> None:
                 raise StudyStopped(f"Ray did not start ({TRIES} attempts; a busy machine?): {said}") from error
 
 
+def opening() -> str | None:
+    """What it means that the Ray of this machine listens to others, where it does: one line."""
+    if os.environ.get(OPEN, "0").lower() not in ("1", "true"):
+        return None
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+        who = "whoever reaches its ports and has Ray's token (~/.ray/auth_token, RAY_AUTH_TOKEN)"
+    else:
+        who = "whoever reaches its ports, without any token (RAY_AUTH_MODE),"
+    return f"{OPEN}={os.environ[OPEN]} lets Ray listen to other machines: {who} can run any code here as you; unset it"
+
+
 @contextmanager
-def started(slots: int | None, study: Study, address: str | None) -> Iterator[None]:
+def started(
+    slots: int | None, study: Study, address: str | None, warn: Callable[[str], None] = lambda line: None
+) -> Iterator[None]:
     """A Ray on this machine, ended with all its processes; or the cluster of that address; or one that is joined.
 
-    Raises StudyStopped where Ray does not start.
+    `warn` is told, in a line, where that lets others in. Raises StudyStopped where Ray does not start.
     """
     import ray
 
@@ -87,9 +101,11 @@ def started(slots: int | None, study: Study, address: str | None) -> Iterator[No
         yield
         return
     if address:
-        with connected(address, study):
+        with connected(address, study, warn):
             yield
         return
+    if line := opening():
+        warn(line)
     try:
         _start(slots, study)
         yield

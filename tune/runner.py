@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tune.provenance import write_provenance
 from tune.ray_part import run_ray
 from tune.study import Study, StudyError, dump, parse
 from tune.study_run import Progress, StudyRun
-from tune.weights import check_pretrained, note
+from tune.weights import check_pretrained, find_pretrained, note
 
 EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "search.trials_per_arm")
 # what may change: no result depends on it
@@ -80,12 +80,17 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
     return [] if before == now or where in ANY else [f"{where} ({before} -> {now})"]
 
 
-def packed_corpus(study: Study, output: Path, base: Path) -> Path:
-    """The study's packed corpus, from the cache `PAGATING_CACHE` (default: .cache in the folder of studies)."""
+def packed_corpus(
+    study: Study, output: Path, base: Path, check: Callable[[Mapping[str, Any]], None] | None = None
+) -> Path:
+    """The study's packed corpus, from the cache `PAGATING_CACHE` (default: .cache in the folder of studies).
+
+    `check`: raises where the study cannot use it, before it is written.
+    """
     from pagating.corpus import prepare
 
     source = study.corpus.model_dump(exclude_none=True)
-    return prepare(source, study.tokenizer.model_dump(), study.model.n_ctx, _cache(output), base)
+    return prepare(source, study.tokenizer.model_dump(), study.model.n_ctx, _cache(output), base, check)
 
 
 def _cache(output: Path) -> Path:
@@ -109,12 +114,10 @@ def begun_corpus(study: Study, folder: Path) -> Path:
     return packed_corpus(study, folder.parent, folder)
 
 
-def _check_space(study: Study, folder: Path, corpus: Path, slots: int | None, cells: int | None = None) -> None:
+def _check_space(study: Study, folder: Path, vocab_size: int, slots: int | None, cells: int | None = None) -> None:
     """Raise StudyError where the disk has less room than `cells` (None: all) may take."""
-    from pagating.corpus import read_meta
     from tune.plan_space import check_space, disk_needed
 
-    vocab_size = read_meta(corpus)["vocab_size"]
     check_space(folder, disk_needed(study, slots or os.cpu_count() or 1, vocab_size=vocab_size, cells=cells))
 
 
@@ -146,10 +149,16 @@ def sweep(
         raise StudyError(f"{there}: cannot be written (read-only, or not yours); give another --output")
     check_folder(study, folder)
     check_gates(study, base, folder)
-    corpus = packed_corpus(study, output, base)
-    weights = check_pretrained(study, base, folder, corpus)
-    if not (folder / "ledger.jsonl").exists():
-        _check_space(study, folder, corpus, slots)
+    find_pretrained(study, base)  # before the corpus is packed, which may take minutes
+    weights: dict[str, str] | None = None
+
+    def check(meta: Mapping[str, Any]) -> None:
+        nonlocal weights
+        weights = check_pretrained(study, base, folder, meta["vocab_size"])
+        if not (folder / "ledger.jsonl").exists():
+            _check_space(study, folder, meta["vocab_size"], slots)
+
+    corpus = packed_corpus(study, output, base, check)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "study.yaml").exists():
         write_whole(folder / "study.yaml", dump(study))  # first of all: a folder without it is not taken for a study
@@ -174,12 +183,14 @@ def _train(
     tracking_uri: str | None,
 ) -> None:
     """Train what is missing, tell MLflow, and leave the ledger closed, however it ends."""
+    from pagating.corpus import read_meta
+
     try:
         write_whole(run.folder / "study.yaml", dump(run.study))
         if tracking_uri:
             run.tracker = _tracker(run, tracking_uri)
         if run.missing:
-            _check_space(run.study, run.folder, run.corpus, slots, run.stages.remaining())
+            _check_space(run.study, run.folder, read_meta(run.corpus)["vocab_size"], slots, run.stages.remaining())
             run_ray(run, slots, trainable, interruption, address or run.study.address)
         if run.stages.finished:
             run.warn_of_missing_models()

@@ -13,20 +13,31 @@ from tune.study import Study, StudyError
 NOTE = "pretrained.json"
 
 
-def check_pretrained(study: Study, base: Path, folder: Path, corpus: Path) -> dict[str, str] | None:
-    """Find the study's weights and compare them with every arm's model, and with those that the study was begun with.
-
-    What was found, `path` and `sha256`; None for a study without. `base`: the study file's folder; `corpus`: packed.
-    Raises StudyError.
-    """
+def find_pretrained(study: Study, base: Path) -> Path | None:
+    """The file of the study's weights; None for a study without. `base`: the study file's folder. Raises StudyError."""
     if study.model.pretrained is None:
         return None
-    from pagating.corpus import read_meta  # torch takes seconds to load
-    from pagating.pretrained import PretrainedError, find_weights
+    from pagating.pretrained import PretrainedError, find_weights  # torch takes seconds to load
 
     try:
-        path = find_weights(study.model.pretrained, base)
-        check_arms(study, path, read_meta(corpus)["vocab_size"])
+        return find_weights(study.model.pretrained, base)
+    except PretrainedError as error:
+        raise StudyError(str(error)) from error
+
+
+def check_pretrained(study: Study, base: Path, folder: Path, vocab_size: int) -> dict[str, str] | None:
+    """Find the study's weights and compare them with every arm's model, and with those that the study was begun with.
+
+    What was found, `path` and `sha256`; None for a study without. `base`: the study file's folder; `vocab_size`: of the
+    packed corpus. Raises StudyError.
+    """
+    path = find_pretrained(study, base)
+    if path is None:
+        return None
+    from pagating.pretrained import PretrainedError
+
+    try:
+        check_arms(study, path, vocab_size)
     except PretrainedError as error:
         raise StudyError(str(error)) from error
     with open(path, "rb") as file:

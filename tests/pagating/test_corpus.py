@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from pagating import corpus, texts
 from pagating.texts import CorpusError
+from pagating.tokenizer import chunks, digest_of
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 TOKENIZER = {"vocab_size": 300}
@@ -62,9 +63,9 @@ def test_packed_tokens_give_the_text_back(text_files, tmp_path):
 
 
 def test_chunks_join_to_the_text_and_end_at_line_ends(monkeypatch):
-    monkeypatch.setattr(corpus, "CHUNK", 100)
+    monkeypatch.setattr("pagating.tokenizer.CHUNK", 100)
     text = WORDS * 20 + "no line end"
-    pieces = list(corpus._chunks(text))
+    pieces = list(chunks(text))
     assert "".join(pieces) == text
     assert len(pieces) > 5
     assert all(piece.endswith("\n") for piece in pieces[:-1])
@@ -201,8 +202,14 @@ def test_a_cache_that_is_full_or_in_the_way_says_so_and_leaves_nothing(text_file
         patched.setattr(corpus.os, "fsync", full)
         with pytest.raises(CorpusError, match="cache: the packed corpus cannot be written: No space left on device"):
             corpus.prepare(*arguments)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
-    assert corpus.fault(corpus.prepare(*arguments)) is None
+    assert not (tmp_path / "cache").exists()
+    folder = corpus.prepare(*arguments)
+    assert corpus.fault(folder) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(corpus.os, "fsync", full)
+        with pytest.raises(CorpusError, match="cache: the packed corpus cannot be written: No space left on device"):
+            corpus.prepare(arguments[0], {"vocab_size": 290}, *arguments[2:])
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".lock", folder.name]
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CorpusError, match=r"file: the packed corpus cannot be written: (Not a directory|File exists)"):
         corpus.prepare(*arguments[:3], tmp_path / "file", text_files)
@@ -277,6 +284,30 @@ def test_a_split_shorter_than_a_window_is_refused(text_files, tmp_path):
         corpus.prepare(
             {"files": {"train": "train.txt", "validation": "valid.txt"}}, TOKENIZER, 4096, tmp_path / "c", text_files
         )
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_split_that_is_long_enough_for_one_study_only_is_refused_from_the_cache_too(text_files, tmp_path):
+    source = {"files": {"train": "train.txt", "validation": "valid.txt"}}
+    folder = corpus.prepare(source, TOKENIZER, 16, tmp_path / "c", text_files)
+    with pytest.raises(CorpusError, match="the validation split has"):
+        corpus.prepare(source, TOKENIZER, 4096, tmp_path / "c", text_files)
+    assert corpus.fault(folder) is None
+
+
+def test_what_a_study_refuses_is_not_written_and_what_it_is_shown_is_what_is_written(text_files, tmp_path):
+    arguments, shown = ({"files": {"train": "train.txt"}}, TOKENIZER, 16, tmp_path / "a" / "c", text_files), []
+
+    def refuse(meta):
+        shown.append(meta)
+        raise ValueError("not with these weights")
+
+    with pytest.raises(ValueError, match="not with these weights"):
+        corpus.prepare(*arguments, refuse)
+    assert not (tmp_path / "a").exists()
+    folder = corpus.prepare(*arguments, shown.append)
+    assert corpus.prepare(*arguments, shown.append) == folder
+    assert shown == [corpus.read_meta(folder)] * 3
 
 
 def test_a_pretrained_tokenizer_that_is_nowhere_says_what_to_do(tmp_path):
@@ -335,5 +366,5 @@ def test_large_vocabularies_take_four_bytes(monkeypatch):
 
 
 def test_digest_tells_parts_apart():
-    assert corpus._digest("ab", "c") != corpus._digest("a", "bc")
-    assert corpus._digest("a") == hashlib.sha256((1).to_bytes(8, "little") + b"a").hexdigest()
+    assert digest_of("ab", "c") != digest_of("a", "bc")
+    assert digest_of("a") == hashlib.sha256((1).to_bytes(8, "little") + b"a").hexdigest()

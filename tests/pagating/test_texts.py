@@ -6,6 +6,7 @@ import pytest
 
 from pagating import corpus, texts
 from pagating.texts import CorpusError, files_texts, read_text
+from pagating.tokenizer import chunks
 
 LINES = "the quick brown fox jumps over the lazy dog\n"
 
@@ -128,9 +129,9 @@ def test_a_long_line_without_an_end_cannot_be_cut_in_three(tmp_path):
 
 
 def test_a_line_longer_than_a_chunk_is_packed_as_it_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "CHUNK", 100)
+    monkeypatch.setattr("pagating.tokenizer.CHUNK", 100)
     long = "word and more " * 60 + "x" * 777  # spaces, then none for several chunks
-    pieces = list(corpus._chunks(long + "\nend\n"))
+    pieces = list(chunks(long + "\nend\n"))
     assert "".join(pieces) == long + "\nend\n"
     assert all(100 <= len(piece) <= 200 for piece in pieces[:-1])
     assert all(piece.startswith(" ") for piece in pieces[1:5])  # before a space, where the tokenizer cuts too

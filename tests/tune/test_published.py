@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pagating.corpus import read_meta
 from tune import dry_run, plan_space, plan_work, runner, weights
 from tune.study import StudyError, load, parse, trial_spec
 from tune.study_run import StudyRun
@@ -152,10 +153,14 @@ def pretrained_study(folder, sizes="n_layer: 2, d_model: 16, n_head: 2, n_ctx: 1
     return load(folder / "pre.yaml")
 
 
+def vocab_size(corpus):
+    return read_meta(corpus)["vocab_size"]
+
+
 def test_a_study_finds_its_weights_once_and_its_trials_load_them(published_model, tmp_path):
     study = pretrained_study(published_model)
     corpus = runner.packed_corpus(study, tmp_path, published_model)
-    found = weights.check_pretrained(study, published_model, tmp_path / "pre", corpus)
+    found = weights.check_pretrained(study, published_model, tmp_path / "pre", vocab_size(corpus))
     file = published_model / "gpt2" / "model.safetensors"
     assert found == {"path": str(file.resolve()), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     (tmp_path / "pre").mkdir()
@@ -178,15 +183,15 @@ def test_weights_that_have_changed_are_refused(published_model, tmp_path):
     (tmp_path / "pre").mkdir()
     weights.note({"path": "elsewhere", "sha256": "0" * 64}, tmp_path / "pre")
     with pytest.raises(StudyError, match="is not the file that the study was begun with"):
-        weights.check_pretrained(study, published_model, tmp_path / "pre", corpus)
+        weights.check_pretrained(study, published_model, tmp_path / "pre", vocab_size(corpus))
 
 
 def test_weights_of_another_size_are_one_line_before_anything_runs(published_model, tmp_path):
     study = pretrained_study(published_model, "n_layer: 3, d_model: 16, n_head: 2, n_ctx: 16")
     corpus = runner.packed_corpus(study, tmp_path, published_model)
     with pytest.raises(StudyError, match=r"has no 'transformer\.h\.2\.ln_1\.weight', which a GPT-2 of n_layer=3"):
-        weights.check_pretrained(study, published_model, tmp_path / "pre", corpus)
-    assert weights.check_pretrained(study_of("{}"), tmp_path, tmp_path / "x", corpus) is None
+        weights.check_pretrained(study, published_model, tmp_path / "pre", vocab_size(corpus))
+    assert weights.check_pretrained(study_of("{}"), tmp_path, tmp_path / "x", vocab_size(corpus)) is None
 
 
 def test_weights_need_the_tokenizer_that_they_were_trained_with():

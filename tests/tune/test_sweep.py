@@ -238,14 +238,34 @@ def test_bad_input_writes_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml"]
 
 
-def test_an_unusable_corpus_writes_no_study(tmp_path):
-    (tmp_path / "text.txt").write_bytes(b"")
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        ("", "", "{0}/text.txt: is empty"),
+        ("a b c\n" * 40, "", "the validation split has "),
+        ("a b c\n" * 4000, "tokenizer: {path: none}", "tokenizer '{0}/none' cannot be loaded: no such folder; "),
+        (
+            "a b c\n" * 4000,
+            "model.pretrained",
+            "pretrained 'none' cannot be loaded: no such folder and no copy on the hub",
+        ),
+    ],
+)
+def test_what_is_missing_or_too_short_is_one_line_and_writes_nothing(tmp_path, monkeypatch, text, more, message):
+    monkeypatch.delenv("PAGATING_CACHE", raising=False)
+    content = yaml.safe_load(SMOKE.read_text()) | {"corpus": {"files": {"train": "text.txt"}}}
+    if more == "model.pretrained":
+        content["model"]["pretrained"], content["tokenizer"] = "none", {"path": "none"}
+    elif more:
+        content |= yaml.safe_load(more)
+    (tmp_path / "text.txt").write_text(text)
     config = tmp_path / "empty.yaml"
-    config.write_text(SMOKE.read_text() + "corpus: {files: {train: text.txt}}\n")
+    config.write_text(yaml.safe_dump(content))
     done = sweep(tmp_path / "studies", config=config, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"pagating: {tmp_path / 'text.txt'}: is empty\n"
-    assert not (tmp_path / "studies" / "empty").exists()
+    assert done.stderr.startswith("pagating: " + message.format(tmp_path))
+    assert done.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.yaml", "text.txt"]
 
 
 def test_status_counts_the_cells(study):
