@@ -54,9 +54,15 @@ def text(rows: list[dict[str, str]]) -> str:
 
 def has_claimed_arm(study: Study) -> bool:
     """Whether an arm has a gate with alpha fixed at the 0.5 of the published claim, in every layer."""
-    arms = (study.settings.get("arms") or {}).values()
-    values = [options.get("alpha") for options in arms if options.get("gate") is not None]
-    return any(set(value) == {CLAIMED} if isinstance(value, list) else value == CLAIMED for value in values)
+    return any(is_claimed(options) for options in (study.settings.get("arms") or {}).values())
+
+
+def is_claimed(options: dict[str, Any]) -> bool:
+    """Whether the options of an arm are those of `has_claimed_arm`."""
+    value = options.get("alpha")
+    return options.get("gate") is not None and (
+        set(value) == {CLAIMED} if isinstance(value, list) else value == CLAIMED
+    )
 
 
 def notes(parameters: int, *studies: Study) -> dict[str, str]:

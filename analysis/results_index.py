@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,12 @@ MADE = "<!-- made by python docs/make_results.py: change the tables or the scrip
 
 def texts(studies: list[Study], results: Path) -> dict[str, str]:
     """File name -> text of the pages over all studies, for docs/results/."""
-    first = [study for study in studies if not _follows(study)]
-    return {"README.md": front_page(studies, results), "claims.md": claims_page(first)}
+    return {"README.md": front_page(studies, results), "claims.md": claims_page(studies)}
 
 
 def pages(studies: list[Study], results: Path) -> dict[str, str]:
     """`texts`, and the figure of every decision."""
-    first = [study for study in studies if not _follows(study)]
-    drawn = {"verdicts.svg": results_page.svg(lambda: side_by_side(first), "verdicts")} if first else {}
+    drawn = {"verdicts.svg": results_page.svg(lambda: side_by_side(studies), "verdicts")} if studies else {}
     return texts(studies, results) | drawn
 
 
@@ -45,7 +44,7 @@ def front_page(studies: list[Study], results: Path) -> str:
         lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md).** {markdown(result['summary'])}", ""]
         lines += [f"Assay sensitivity: {markdown(result['sensitivity']['why'])}.", ""]
     if first:
-        lines += ["## Side by side", "", formats.to_markdown(*decisions(first)), ""]
+        lines += ["## Side by side", "", formats.to_markdown(*decisions(studies)), ""]
         lines += [
             "In percent of the baseline's loss, with the interval of each arm alone; the words are of the adjusted p.",
             "",
@@ -94,10 +93,9 @@ def _freeze(studies: list[Study]) -> list[str]:
 
 def readme_block(studies: list[Study]) -> str:
     """What the project's README says was found: the studies of enough seeds for a claim, or all where none has them."""
-    first = [study for study in studies if not _follows(study)]
-    enough = [study for study in first if min(len(s) for s in _judged(study)["seeds"].values()) >= CLAIM_SEEDS]
-    shown = enough or first
-    names = " and ".join(f"[{study.name}](docs/results/{_place(study)}/README.md)" for study in shown)
+    enough = [study for study in studies if min(len(s) for s in _judged(study)["seeds"].values()) >= CLAIM_SEEDS]
+    shown = enough or studies
+    names = ", ".join(f"[{study.name}](docs/results/{_place(study)}/README.md)" for study in shown)
     few = "" if enough else f" Fewer than {CLAIM_SEEDS} seeds are no claim."
     lines = [f"Against an equally tuned GELU, on the test split, in {names}, side by side and not pooled.{few}", ""]
     lines += [formats.to_markdown(*decisions(shown)), "", *answer(shown), ""]
@@ -116,12 +114,15 @@ def answer(studies: list[Study]) -> list[str]:
         "**Our answer**, of the arms with the published formula, each tuned like the baseline:",
         "",
     ]
+    found = []
     for study in studies:
         arms = study.settings.get("arms") or {}
         for row in claims_ours.said(study)["improvement"]:
-            if published_formula(arms.get(row["arm"]) or {}):
+            if published_formula(options := arms.get(row["arm"]) or {}):
                 words = "; ".join(f"{heading}: {text}" for heading, text in row.items() if heading != "arm")
-                lines.append(f"- {markdown(row['arm'])} ({markdown(study.name)}), {markdown(words)}.")
+                line = f"- {markdown(row['arm'])} ({markdown(study.name)}), {markdown(words)}."
+                found.append((not claims_ours.is_claimed(options), line))
+    lines += [line for _, line in sorted(found, key=itemgetter(0))]  # the arm that the claim is about comes first
     missing = claims_ours.notes(0, *studies).get("improvement")
     return [*lines, *(["", markdown(missing)] if missing else [])]
 

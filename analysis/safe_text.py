@@ -2,7 +2,8 @@
 
 import re
 
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+# with one slash as a path shows it: there it takes a password to be one
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/(?:/[^\s'\"<>]+|[^\s'\"<>/@:]+:[^\s'\"<>]*@[^\s'\"<>]*)")
 _VALUE = re.compile(r"([?&][^\s=&?'\"<>]+=)[^\s&'\"<>]+")  # also in a bare path, as HTTP libraries report it
 # of _ and ] only those that emphasise and link: names and intervals stay as they are
 _MARKDOWN = re.compile(r"([\\`*<>|~#]|!(?=\[)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=\s*[\[(:]))")
@@ -28,8 +29,8 @@ def redact(text: str) -> str:
 
 
 def _bare(found: re.Match[str]) -> str:
-    scheme, rest = found[0].split("://", 1)
-    return found[0] if rest.startswith("/") or "@" not in rest else f"{scheme}://***@{rest.rpartition('@')[2]}"
+    scheme, slashes, rest = re.split(r"(:/{1,2})", found[0], maxsplit=1)
+    return found[0] if rest.startswith("/") or "@" not in rest else f"{scheme}{slashes}***@{rest.rpartition('@')[2]}"
 
 
 def markdown(text: str) -> str:

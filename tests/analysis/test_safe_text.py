@@ -23,6 +23,8 @@ def test_one_line_keeps_what_can_be_read():
     ("text", "shown"),
     [
         ("http://u:p@h:5000/x", "http://***@h:5000/x"),
+        ("http:/u:p@[::1: No such file", "http:/***@[::1: No such file"),  # taken for a path
+        ("file:/folder@work/x", "file:/folder@work/x"),
         ("https://token@h", "https://***@h"),
         ("http://u:p@ss@h", "http://***@h"),
         ("postgresql+psycopg2://u:p/a@h/d", "postgresql+psycopg2://***@h/d"),
