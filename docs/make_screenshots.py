@@ -7,6 +7,7 @@ The study's MLflow store is expected beside the folder of studies. Needs Chromiu
 
 import argparse
 import io
+import json
 import re
 import shutil
 import socket
@@ -19,20 +20,34 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from tune.mlflow_runs import default_uri
 from tune.mlflow_views import view_link
+from tune.study import load
 
 LARGEST = 150_000  # bytes of a picture
-SIZE = {"width": 1360, "height": 900}
 SETTLE_MS = 6000  # charts are drawn after the page has loaded
 PATIENCE_S = 120
 LISTED = re.compile(r"seed=|Group: ")  # a row of the runs' table
-VIEWS = {"mlflow-arms": "arms", "mlflow-curves": "curves", "mlflow-search": "search", "mlflow-trials": "trials"}
+SIZES = {  # px of the window, in which nothing of a study of eight arms is cut
+    "mlflow-trials": (1400, 918),
+    "mlflow-arms": (1400, 700),
+    "mlflow-curves": (1360, 900),
+    "mlflow-search": (1360, 916),
+    "mlflow-study": (1360, 912),
+    "mlflow-report": (1600, 930),
+    "mlflow-models": (1600, 640),
+    "mlflow-stopped": (1360, 745),
+    "mlflow-compare": (1360, 900),
+    "report": (1360, 780),
+}
+VIEWS = {"mlflow-trials": "trials", "mlflow-arms": "arms", "mlflow-curves": "curves", "mlflow-search": "search"}
 
 
 @contextmanager
@@ -67,7 +82,9 @@ def _wait(address: str, server: subprocess.Popen, log) -> None:
 
 
 def shoot(page: Page, path: Path) -> None:
-    """Keep the window once it has settled. Raises ValueError where the file stays too large even in few colours."""
+    """Keep the window, in its picture's size, once it has settled. Raises ValueError where the file stays too large."""
+    width, height = SIZES[path.stem]
+    page.set_viewport_size({"width": width, "height": height})
     page.wait_for_timeout(SETTLE_MS)
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     image.save(path, optimize=True)
@@ -84,11 +101,43 @@ def shoot(page: Page, path: Path) -> None:
     print(f"{path} {size}")
 
 
+def run_pages(study: Path) -> dict[str, tuple[str, str]]:
+    """For each picture the link within the UI, and words that its page shows once it is there."""
+    client = MlflowClient(tracking_uri=default_uri(study.parent))
+    experiment = client.get_experiment_by_name(study.name)
+    if experiment is None:
+        sys.exit(f"{default_uri(study.parent)}: has no study {study.name}; allowed: a store with its runs")
+    number = experiment.experiment_id
+
+    def first(wanted: str, order: str = "attributes.start_time") -> Run:
+        found = client.search_runs([number], wanted, order_by=[order], max_results=1)
+        if not found:
+            sys.exit(f"{study}: no run with {wanted}; allowed: a study with one, as a picture shows it")
+        return found[0]
+
+    parent = first("tags.stage = 'study'").info.run_id
+    stopped = first("tags.outcome = 'stopped_early'").info.run_id
+    best = first("tags.stage = 'confirm'", "metrics.`final/val_nll`")
+    seed = best.data.tags["seed"]
+    baseline = load(study / "study.yaml").baseline
+    base = first(f"tags.stage = 'confirm' and tags.arm = '{baseline}' and tags.seed = '{seed}'")
+    compared = quote(json.dumps([base.info.run_id, best.info.run_id]))
+    home = f"#/experiments/{number}"
+    return {name: (view_link(number, view), "viewing a shared view") for name, view in VIEWS.items()} | {
+        "mlflow-study": (f"{home}/runs/{parent}", "About this run"),
+        "mlflow-report": (f"{home}/runs/{parent}/artifacts/report.html", "report.html"),
+        "mlflow-models": (f"{home}/models", "paglu|gelu"),
+        "mlflow-stopped": (f"{home}/runs/{stopped}", "About this run"),
+        "mlflow-compare": (f"#/compare-runs?runs={compared}&experiments={quote(json.dumps([number]))}", "Comparing 2"),
+    }
+
+
 def main() -> None:
     """The script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="folder of a finished study")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "img")
+    parser.add_argument("--only", nargs="+", choices=sorted(SIZES), help="these pictures; all without it")
     given = parser.parse_args()
     study, out = given.study.resolve(), given.output
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -96,31 +145,32 @@ def main() -> None:
         sys.exit(f"{study}: no report.html; allowed: the folder of a finished study")
     if chromium is None:
         sys.exit("no Chromium on the PATH (such as Debian's package chromium)")
-    client = MlflowClient(tracking_uri=default_uri(study.parent))
-    experiment = client.get_experiment_by_name(study.name)
-    if experiment is None:
-        sys.exit(f"{default_uri(study.parent)}: has no study {study.name}; allowed: a store with its runs")
-    number = experiment.experiment_id
-    parent = client.search_runs([number], "tags.stage = 'study'", max_results=1)[0].info.run_id
+    pages = run_pages(study)
     with served(study.parent) as address, sync_playwright() as started:
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        context = browser.new_context(viewport=SIZE)
+        context = browser.new_context(viewport={"width": 1480, "height": 900})
         context.set_default_timeout(1000 * PATIENCE_S)
         page = context.new_page()
         page.goto(address)
         page.get_by_role("link", name=study.name).first.wait_for()
-        for name, view in VIEWS.items():
-            tab = context.new_page()  # a link of the description opens one: the view is then as it was saved
-            tab.goto(f"{address}{view_link(number, view)}")
-            tab.get_by_text("viewing a shared view").wait_for()
-            tab.get_by_role("row").filter(has_text=LISTED).first.wait_for()
+        for name, (link, there) in pages.items():
+            if given.only and name not in given.only:
+                continue
+            tab = context.new_page()  # a link of the description opens one: a view is then as it was saved
+            tab.goto(f"{address}{link}")
+            tab.get_by_text(re.compile(there)).first.wait_for()
+            if name in VIEWS:
+                tab.get_by_role("row").filter(has_text=LISTED).first.wait_for()
+            if name == "mlflow-study":
+                tab.get_by_text("Show more").first.click()
+            if name == "mlflow-models":  # the column of runs as wide as their names
+                source = tab.locator(".ag-header-cell").filter(has_text="Source run")
+                source.locator(".ag-header-cell-resize").dblclick()
             shoot(tab, out / f"{name}.png")
             tab.close()
-        page.goto(f"{address}#/experiments/{number}/runs/{parent}")
-        page.get_by_text("Show more").first.click()
-        shoot(page, out / "mlflow-study.png")
-        page.goto((study / "report.html").as_uri())
-        shoot(page, out / "report.png")
+        if not given.only or "report" in given.only:
+            page.goto((study / "report.html").as_uri())
+            shoot(page, out / "report.png")
         browser.close()
 
 

@@ -16,11 +16,11 @@ from tune.study import Study
 
 VIEW = "mlflow.sharedViewState."
 COLOUR = "mlflow.runColor"
-VIEWS = {  # id: the name in the menu Views, and how a link opens it
+VIEWS = {  # id: the name in the menu Views, which cuts it after 32 letters, and how a link opens it
     "arms": ("Confirm runs: mean of each arm", "TABLE"),
-    "curves": ("Confirm runs: loss curves of each arm", "CHART"),
+    "curves": ("Confirm runs: loss curve by arm", "CHART"),
     "trials": ("All trials, lowest loss first", "TABLE"),
-    "search": ("All trials: arm, alpha and learning rate against loss", "CHART"),
+    "search": ("All trials: alpha, arm, lr, loss", "CHART"),
 }
 SINCE = 1_700_000_000_000  # ms; the menu lists the latest first, and the same study gives the same tags
 NAME = "attributes.`Run Name`"
@@ -86,7 +86,7 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
     of_arms, confirms = view in ("arms", "curves"), "confirm" in study.stages
     shown = ["metrics.`final/test_nll`"] if of_arms and confirms else []  # no single trial is to be chosen by it
     shown += ["metrics.`final/val_nll`", "params.`lr`", "params.`alpha`"]
-    shown += ["metrics.`final/tokens_per_second`"] if of_arms else ["tags.`stage`", "tags.`outcome`"]
+    shown += ["metrics.`final/seconds`"] if of_arms else ["tags.`stage`", "tags.`outcome`"]
     sections = _arm_sections(study, ends) if of_arms else _trial_sections()
     return {
         "searchFilter": f"tags.stage = '{'confirm' if confirms else 'search'}'" if of_arms else "tags.stage != 'study'",
@@ -160,9 +160,10 @@ def _arm_sections(study: Study, ends: Sequence[dict[str, Any]]) -> dict[str, lis
 
 def _trial_sections() -> dict[str, list[dict[str, Any]]]:
     lr, loss = {"key": "lr", "type": "PARAM"}, {"key": "final/val_nll", "type": "METRIC"}
-    wanted = {"selectedParams": ["arm", "alpha", "lr"], "selectedMetrics": ["final/val_nll"], "showAllRuns": False}
+    # the arm's axis is not the first, at whose left long names would be cut
+    wanted = {"selectedParams": ["alpha", "arm", "lr"], "selectedMetrics": ["final/val_nll"], "showAllRuns": False}
     return {
-        "Every arm: alpha, learning rate, loss": [_card("PARALLEL", **wanted)],
+        "Every trial: alpha, arm, learning rate, loss": [_card("PARALLEL", **wanted)],
         "Validation loss against learning rate": [_card("SCATTER", xaxis=lr, yaxis=loss)],
         "Validation loss by step, nats per token": [_line("val/nll", scaleType="log")],
     }

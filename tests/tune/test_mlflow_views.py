@@ -109,7 +109,7 @@ def test_parallel_coordinates_go_over_what_every_trial_has():
     chart = state(load(SMOKE), "search")["compareRunCharts"][0]
     assert (chart["type"], chart["selectedParams"], chart["selectedMetrics"]) == (
         "PARALLEL",
-        ["arm", "alpha", "lr"],
+        ["alpha", "arm", "lr"],
         ["final/val_nll"],
     )
 
