@@ -110,17 +110,28 @@ def address(study):
         server.wait(30)
 
 
+@pytest.fixture(scope="session")
+def context(browser):
+    """A browser's window of a desktop's size; it keeps the pages' scripts, which take seconds to load."""
+    opened = browser.new_context(viewport={"width": 1440, "height": 900})
+    opened.set_default_timeout(30_000)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def page(browser, request):
-    """A page of a browser that has never been here, of a desktop's size.
+def page(context, request):
+    """A page of a browser that has never been here: nothing stored, not what a test before looked at.
 
     Where `PAGATING_SHOTS` names a folder, each tab as a test left it is kept there.
     """
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    context.set_default_timeout(30_000)
     opened = context.new_page()
     yield opened
-    if folder := os.environ.get("PAGATING_SHOTS"):
-        for place, tab in enumerate(context.pages):
+    for place, tab in enumerate(context.pages):
+        if folder := os.environ.get("PAGATING_SHOTS"):
             tab.screenshot(path=Path(folder) / f"{request.node.name}-{place}.png")
-    context.close()
+        origin = tab.evaluate("location.origin")
+        if origin.startswith("http"):
+            known = {"origin": origin, "storageTypes": "cookies,local_storage,indexeddb,cache_storage,service_workers"}
+            context.new_cdp_session(tab).send("Storage.clearDataForOrigin", known)
+        tab.close()

@@ -17,9 +17,11 @@ def runs(page, address):
 
     def opened(view=None):
         page.goto(address)
-        page.get_by_role("link", name="seen").first.click()
-        page.get_by_text("matching runs").wait_for()
+        study = page.get_by_role("link", name="seen").first
+        study.wait_for()  # by then the arms' colours are there
         if view is None:
+            study.click()
+            page.get_by_text("matching runs").wait_for()
             return page
         tab = page.context.new_page()  # as a link of the description opens one
         tab.goto(f"{address}{view_link('1', view)}")
@@ -40,7 +42,7 @@ def chart_below(page, heading):
     """The first chart of a section, which is drawn once it is seen."""
     place = page.get_by_text(heading, exact=True).first
     place.wait_for()
-    for _ in range(40):
+    for _ in range(200):
         place.scroll_into_view_if_needed()
         top = place.bounding_box()["y"]
         for chart in page.locator(".js-plotly-plot").all():
@@ -49,7 +51,7 @@ def chart_below(page, heading):
                 return chart
         place.hover()
         page.mouse.wheel(0, 200)
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(100)
     raise AssertionError(f"no chart below {heading!r}")
 
 
@@ -102,26 +104,26 @@ def test_arms_are_rows_with_the_mean_over_their_seeds_the_best_first(runs, recor
     assert "seed=" not in text  # groups are folded
 
 
-def test_the_loss_curves_have_a_line_for_each_arm_in_its_colour(runs):
+def test_the_loss_curves_have_a_line_for_each_arm_in_its_colour_and_a_chart_of_their_ends(runs):
     page = runs("curves")
     for heading in ("Validation loss by step, nats per token", "The same at the end of training"):
-        lines = chart_below(page, heading).locator(".scatterlayer .trace path.js-line")
+        chart = chart_below(page, heading)
+        lines = chart.locator(".scatterlayer .trace path.js-line")
         lines.nth(len(ARMS) - 1).wait_for(state="attached")
         strokes = lines.evaluate_all("lines => lines.map(line => line.style.stroke)")
         assert {"rgb(27, 27, 28)", "rgb(42, 134, 200)", "rgb(213, 94, 0)", "rgb(0, 158, 115)"} <= set(strokes)
-
-
-def test_the_end_of_the_loss_curves_fills_its_chart(runs):
-    page = runs("curves")
-    chart = chart_below(page, "The same at the end of training")
-    chart.locator(".scatterlayer .trace path.js-line").nth(len(ARMS) - 1).wait_for(state="attached")
-    low, high = chart.evaluate("chart => chart._fullLayout.yaxis.range")
+    low, high = chart.evaluate("chart => chart._fullLayout.yaxis.range")  # the end fills its chart
     assert 0 < low < high < 1.5 * low
 
 
 def test_parallel_coordinates_draw_every_arm(runs):
     page = runs("search")
-    page.locator("svg text").filter(has_text=re.compile("^paglu-learnable$")).first.wait_for(state="attached")
+    longest = page.locator("svg text").filter(has_text=re.compile("^paglu-learnable$")).first
+    longest.wait_for(state="attached")
+    name = longest.bounding_box()
+    chart = longest.locator("xpath=ancestor::*[local-name() = 'svg'][last()]").bounding_box()
+    assert chart["x"] < name["x"]  # the first axis has no room for it at its left
+    assert name["x"] + name["width"] < chart["x"] + chart["width"]
     drawn = set(page.locator("svg text").all_text_contents())
     assert {*ARMS, "alpha", "lr"} <= drawn
     assert any("val_nll" in text for text in drawn)
@@ -179,8 +181,7 @@ def test_a_trial_names_the_corpus_it_was_trained_on(runs, records):
     page.get_by_text("King James Bible").first.wait_for()
 
 
-def test_the_best_model_of_each_arm_is_offered(runs, address):
-    page = runs()
+def test_the_best_model_of_each_arm_is_offered(page, address):
     page.goto(f"{address}#/experiments/1/models")
     for arm in ARMS:
         page.get_by_role("link", name=re.compile(rf"^{arm}\b")).first.wait_for()
