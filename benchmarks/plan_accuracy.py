@@ -56,6 +56,7 @@ def actual(folder: Path, records: list[Record], wall: float) -> dict[str, Any]:
     finals = [record.final for record in ended]
     rate = {r.cell.arm: r.final["flops_per_token"] for r in ended if "flops_per_token" in r.final}
     top = folder.parents[1]
+    in_mlflow = sum(size(path) for path in top.glob("mlruns/*/models"))
     return {
         "cells": len(ended),
         "tokens": sum(final["tokens"] for final in finals),
@@ -65,7 +66,9 @@ def actual(folder: Path, records: list[Record], wall: float) -> dict[str, Any]:
             "ledger": size(folder / "ledger.jsonl"),
             "tables": size(folder / "trials.parquet") + size(folder / "curves.parquet"),
             "report": sum(size(folder / name) for name in ("report.html", "figures", "tables", "verdict.json"))
-            + size(top / "mlruns"),
+            + size(top / "mlruns")
+            - in_mlflow,
+            "models": size(folder / "models") + in_mlflow,
             "ray": size(folder / "logs" / "ray"),
             "mlflow": size(top / "mlflow.db"),
         },

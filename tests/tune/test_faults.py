@@ -160,8 +160,12 @@ def test_a_trial_that_diverges_or_raises_is_infeasible_and_the_study_goes_on(pla
 
 
 def launch(output):
+    """A driver that hears Ctrl-C, also where these tests run in the background of a shell."""
     command = [sys.executable, __file__, str(output)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def until(running, folder, count):
