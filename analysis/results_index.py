@@ -199,7 +199,10 @@ def not_run(results: Path) -> list[str]:
         return []
     commands, output = file.read_text(encoding="utf-8").split("\n\n", 1)
     lines = ["## Not run: GPT-2 small", ""]
-    lines += ["The same question on the same text at GPT-2's real size needs a GPU and was not run. Nothing is guessed.", ""]
+    lines += [
+        "The same question on the same text at GPT-2's real size needs a GPU and was not run. Nothing is guessed.",
+        "",
+    ]
     lines += ["<!-- not run: takes a GPU for hours -->", "```sh", commands, "```", ""]
     lines += ["The second command printed this, from sizes and a device's data sheet; none of it was measured:", ""]
     return [*lines, "```text", re.sub(r"; expected end \S+", "", output).rstrip(), "```", ""]
