@@ -75,7 +75,8 @@ def test_claims_show_what_counting_the_padding_makes_of_it(demo: Path):
     trials.to_parquet(demo / "trials.parquet")
     text = {row["id"]: row["study demo"] for row in claims.table(load(demo))}["padding"]
     base = trials[(trials["stage"] == "confirm") & (trials["arm"] == "gelu")]["val_nll"].mean()
-    assert text.startswith(f"gelu: val_nll {base:.4f}, with the padding counted {0.4 * base:.4f}; ")
+    assert text.startswith(f"on val_nll: gelu: {base:.4f} nats; ")
+    assert f". with the padding counted: gelu: {0.4 * base:.4f} nats; " in text
     assert text.count("% (n = 8)") == 6
 
 
