@@ -1,5 +1,7 @@
-"""What the tests of this wing share: a small study played without training, and a study's events told by hand."""
+"""What the tests of this wing share: a small study played without training, its events told by hand, an empty store."""
 
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -7,8 +9,8 @@ import numpy as np
 import pytest
 
 from tune import ledger as ledgers
-from tune import plan_work
-from tune.ledger import Ledger
+from tune import mlflow_runs, plan_work
+from tune.ledger import Cell, Ledger
 from tune.stages import Stages
 from tune.study import parse
 
@@ -182,3 +184,56 @@ def searching(told):
     told.now += 4.0
     told.report(key, 250.0)
     return told
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A store with nothing in it: its schema takes seconds to make."""
+    made = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow_runs.prepare_store(f"sqlite:///{made}")
+    return made
+
+
+@pytest.fixture
+def place(tmp_path, empty_store):
+    """A study folder with an empty ledger, a packed corpus's description, and an empty store beside another."""
+    for name in ("mlflow.db", "mlflow-2.db"):
+        shutil.copy(empty_store, tmp_path / name)
+    (tmp_path / "corpus").mkdir()
+    splits = {split: {"tokens": 1} for split in ("train", "validation", "test")}
+    (tmp_path / "corpus" / "corpus.json").write_text(json.dumps({"digest": "abc", "splits": splits}))
+    folder = tmp_path / "smoke"
+    folder.mkdir()
+    (folder / "study.yaml").write_text("question: none\n")
+    Ledger(folder / "ledger.jsonl").close()
+    return folder, tmp_path / "corpus", f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+ROW = {"step": 4, "tokens": 40, "val_nll": 3.5, "train_nll": 3.4, "lr": 1e-3, "grad_norm": 1.0, "alpha": [0.25]}
+
+
+@pytest.fixture(scope="session")
+def row():
+    """An evaluation of a cell, as the ledger has it."""
+    return lambda step: {**ROW, "step": step, "tokens_per_second": 10.0}
+
+
+@pytest.fixture(scope="session")
+def ledger_of(row):
+    """To write a ledger with `cells` cells of two rows that have ended into the folder of a study; their records."""
+
+    def write(folder, cells=3):
+        ledger = Ledger(folder / "ledger.jsonl")
+        ledger.append("study", schema=1, study="smoke", corpus="abc")
+        for seed in range(101, 101 + cells):
+            cell = Cell("confirm", "gelu", 0, seed, {"lr": 1e-3}, "key")
+            fields = {"stage": "confirm", "arm": "gelu", "index": 0, "seed": seed, "config": cell.config}
+            ledger.append("suggested", cell=cell.key, **fields, config_key="key")
+            ledger.append("started", cell=cell.key)
+            for step in (4, 8):
+                ledger.append("report", cell=cell.key, row=row(step))
+            ledger.append("ended", cell=cell.key, outcome="completed", final={"val_nll": 3.5}, reason=None)
+        ledger.close()
+        return ledgers.records(ledger.events)
+
+    return write
