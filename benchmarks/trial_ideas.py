@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -56,6 +56,8 @@ def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str,
         return lambda: mock.patch.object(engine_loss, "CHUNK", size)
 
     trial = make_trial(folder, shape)
+    beside = mock.patch.object(engine_loss, "_softmax_", lambda logits: torch.softmax(logits, -1))
+    fewer = mock.patch.object(engine_loss, "LEAST_ROWS", 48)
     attend_math = mock.patch("pagating.gpt2_plain.attend", _math)
     with mock.patch("torch.optim.AdamW", _Foreach):
         foreach = engine(trial)
@@ -70,7 +72,8 @@ def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str,
         "GELU composed of single operations": engine(make_trial(folder, shape, model={"activation": "gelu_new"})),
         "dropout 0.1": engine(make_trial(folder, shape, model={"dropout": 0.1})),
         "twice the tokens a step": engine(dataclasses.replace(trial, batch_tokens=2048)),
-        "softmax in the memory of the logits": engine(trial, _softmax_in_place),
+        "softmax beside the logits, not in their place": engine(trial, lambda: beside),
+        "logits of at least 48 tokens at a time, not 96": engine(trial, lambda: fewer),
         "denormals flushed": engine(trial, _Flushed),
         "torch.compile of the body": engine(dataclasses.replace(trial, compile="always")),
     }
@@ -115,13 +118,6 @@ class _Flushed:
 
     def __exit__(self, *failure: object) -> None:
         torch.set_flush_denormal(False)
-
-
-@contextmanager
-def _softmax_in_place() -> Iterator[None]:
-    softmax = torch.softmax
-    with mock.patch("pagating.engine_loss.torch.softmax", lambda x, dim: softmax(x, dim, out=x)):
-        yield
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ class _LinearNLL(torch.autograd.Function):
             weight = weight_VC.to(dtype)
             for part, x, logits, column in _chunks(x_NC.to(dtype), weight, targets_N):
                 top, hit = logits.amax(-1), logits.gather(-1, column)[..., 0]
-                p = torch.softmax(logits, -1)
+                p = _softmax_(logits)
                 # one exponential a logit: the largest probability is at least 1/V, so its logarithm loses nothing
                 total += (top - p.amax(-1).log() - hit).sum(-1, dtype=torch.float64)
                 # softmax minus one at the target: the gradient of the sum by the logits
@@ -119,6 +119,11 @@ class _LinearNLL(torch.autograd.Function):
             None if grad_weight is None else grad_weight.mul_(scale.to(grad_weight.dtype)),
             None,
         )
+
+
+def _softmax_(logits: Tensor) -> Tensor:
+    """The softmax, on a CPU in the memory of the logits: a chunk of them is then alive once, not twice."""
+    return torch.softmax(logits, -1, out=logits) if logits.device.type == "cpu" else torch.softmax(logits, -1)
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor, scale: float) -> None:

@@ -47,6 +47,16 @@ def test_linear_nll_in_float32_and_bfloat16():
             torch.testing.assert_close(own, reference, rtol=tolerance, atol=tolerance / 10)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (64, 4097), (2, 3, 17)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_softmax_takes_the_place_of_the_logits_bit_for_bit(shape, dtype):
+    logits = 30 * torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    expected, place = torch.softmax(logits, -1), logits.data_ptr()
+    got = engine_loss._softmax_(logits)
+    assert torch.equal(got, expected)
+    assert got.data_ptr() == place
+
+
 def test_linear_nll_at_the_limits():
     x, weight, _ = case(n=4, v=1)
     assert linear_nll(x, weight, torch.zeros(4, dtype=torch.long)).item() == 0.0  # one word: nothing to predict
