@@ -31,9 +31,10 @@ import torch
 import trial_ideas
 import trial_precision
 from common import gemm, interleave, machine, ratios, spread
-from variants import Variant, engine, hf_trainer, make_trial, plain_loop
+from variants import Variant, engine, hf_trainer, make_trial, plain_loop, worker
 
 from pagating.train import Trial, train
+from tune.cluster import ALLOCATOR
 
 BASE = {"d_model": 128, "n_ctx": 128, "vocab_size": 4096, "precision": "float32"}
 SHAPES = [
@@ -74,9 +75,9 @@ def speed(folder: Path, seconds: float, shapes: list[dict[str, Any]], compiled: 
         if importlib.util.find_spec("accelerate"):
             variants["HF Trainer, defaults"] = hf_trainer(trial, folder)
         variants["plain loop, HF model"] = plain_loop(trial)
-        variants["this engine"] = engine(trial)
+        variants["this engine"] = worker(trial)
         if compiled:
-            variants["this engine, compiled"] = engine(dataclasses.replace(trial, compile="always"))
+            variants["this engine, compiled"] = worker(dataclasses.replace(trial, compile="always"))
         reference = next(iter(variants))
         times = interleave({**variants, "gemm": gemm(getattr(torch, shape["precision"]))}, seconds)
         final_flops = flops_per_token(trial)
@@ -171,7 +172,7 @@ def start_seconds(module: str, rounds: int = 3) -> list[float]:
 
 def measure(folder: Path, quick: bool) -> dict[str, Any]:
     """Every table; quick: the first shape, two arms, nothing compiled."""
-    found: dict[str, Any] = {"machine": machine(), "order": "shuffled"}
+    found: dict[str, Any] = {"machine": machine(), "order": "shuffled", "worker": ALLOCATOR}
     found["speed"] = speed(folder, 5 if quick else 10, SHAPES[:1] if quick else SHAPES, compiled=not quick)
     found["arms"] = arms(folder, 5, ["gelu", "paGLU, learnable"], "never") if quick else []
     found["ideas"], found["memory"], found["compile"] = [], {}, {}

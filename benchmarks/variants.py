@@ -5,6 +5,11 @@ Each is a variant: a function that trains a little further and returns its secon
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +24,7 @@ from torch.nn import functional as F
 from pagating import corpus
 from pagating.evaluate import autocast
 from pagating.train import Trial, train
+from tune.cluster import ALLOCATOR
 
 Variant = Callable[[], float]
 
@@ -56,6 +62,27 @@ def engine(trial: Trial, within: Callable[[], AbstractContextManager[Any]] = nul
         taken = (seconds - last[1]) / (row["tokens"] - last[0])
         last = (row["tokens"], seconds)
         return taken
+
+    return run
+
+
+def worker(trial: Trial) -> Variant:
+    """The same in a process of its own with the environment that a study gives its workers; it waits between calls."""
+    child = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **ALLOCATOR},
+    )
+    given, told = child.stdin, child.stdout
+    assert given is not None
+    assert told is not None
+    print(json.dumps(dataclasses.asdict(trial)), file=given, flush=True)
+
+    def run() -> float:
+        print(file=given, flush=True)
+        return float(told.readline())
 
     return run
 
@@ -123,3 +150,14 @@ def hf_trainer(trial: Trial, folder: Path) -> Variant:
         return (marks[-1] - marks[0]) / ((len(marks) - 1) * trial.batch_tokens)
 
     return run
+
+
+def main() -> None:
+    """The process of `worker`: a trial's JSON on the first line, then for each line the seconds a token."""
+    run = engine(Trial(**json.loads(sys.stdin.readline())))
+    for _ in sys.stdin:
+        print(run(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
