@@ -16,14 +16,16 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pagating.cache_lock import alone
 from pagating.texts import SPLITS, CorpusError, load_texts
 from pagating.tokenizer import digest_of, encode, make_tokenizer, tokenizer_key
+
+if TYPE_CHECKING:
+    from torch import Tensor  # torch takes seconds to load: who only checks a corpus does without
 
 FORMAT = 2  # raise it when the packing of the same text changes
 ROW_DTYPE = np.dtype("<i8")  # of the index of a corpus of lines
@@ -218,22 +220,26 @@ def step_generator(seed: int, step: int, stream: int = 0) -> np.random.Generator
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, stream, step]))
 
 
-def train_batch(tokens_N: np.ndarray, seed: int, step: int, batch: int, n_ctx: int) -> torch.Tensor:
+def train_batch(tokens_N: np.ndarray, seed: int, step: int, batch: int, n_ctx: int) -> Tensor:
     """Batch of training windows (B, T + 1), int64: a pure function of (seed, step), the same for every arm.
 
     The starts are uniform over the split, drawn by a counter-based generator (Philox): key `seed`, counter `step`.
     Inputs are [:, :-1], targets [:, 1:].
     """
+    from torch import from_numpy
+
     starts_B = step_generator(seed, step).integers(0, len(tokens_N) - n_ctx, size=batch)
     rows = np.stack([tokens_N[start : start + n_ctx + 1] for start in starts_B])
-    return torch.from_numpy(rows.astype(np.int64))
+    return from_numpy(rows.astype(np.int64))
 
 
-def eval_windows(tokens_N: np.ndarray, n_ctx: int, count: int) -> torch.Tensor:
+def eval_windows(tokens_N: np.ndarray, n_ctx: int, count: int) -> Tensor:
     """At most `count` non-overlapping windows (W, T + 1) spread evenly over a split, int64; the same for every trial.
 
     Window w predicts tokens w*T + 1 .. (w + 1)*T: no target is counted twice.
     """
+    from torch import from_numpy
+
     available = (len(tokens_N) - 1) // n_ctx
     chosen = np.unique(np.linspace(0, available - 1, min(count, available)).round().astype(np.int64))
-    return torch.from_numpy(np.stack([tokens_N[w * n_ctx : (w + 1) * n_ctx + 1] for w in chosen]).astype(np.int64))
+    return from_numpy(np.stack([tokens_N[w * n_ctx : (w + 1) * n_ctx + 1] for w in chosen]).astype(np.int64))

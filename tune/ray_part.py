@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from tune.cluster import Capacity, ask_for, driver_node, side_by_side
 from tune.interrupt import Interruption
 from tune.ledger import Cell
 from tune.ray_faults import Processes, Pulse, failure
-from tune.ray_start import QUIET, started
+from tune.ray_start import quiet, started
 from tune.study_run import FATAL, StudyRun, StudyStopped
 
 
@@ -213,8 +212,7 @@ def run_ray(
     `address`: of a Ray cluster that is there already, see `tune.cluster`. Raises StudyStopped where the study cannot go
     on, StudyError where there is no such cluster.
     """
-    left_out = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"} if address else set()
-    os.environ.update({name: value for name, value in QUIET.items() if name not in {*os.environ, *left_out}})
+    quiet(address)
     import ray
     from ray import tune as ray_tune
     from ray.tune.error import TuneError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,11 +29,18 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "6",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_prestart_worker_first_driver": "0",  # Tune's actors have an environment of their own: they take none of these
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+
+
+def quiet(address: str | None) -> None:
+    """Set what Ray reads from the environment when it is imported; what the user set there stays."""
+    left_out = {OPEN} if address else set()
+    os.environ.update({name: value for name, value in QUIET.items() if name not in {*os.environ, *left_out}})
 
 
 def _private_token() -> None:
@@ -89,25 +97,36 @@ def opening() -> str | None:
 
 @contextmanager
 def started(
-    slots: int | None, study: Study, address: str | None, warn: Callable[[str], None] = lambda line: None
+    slots: int | None,
+    study: Study,
+    address: str | None,
+    warn: Callable[[str], None] = lambda line: None,
+    beside: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
     """A Ray on this machine, ended with all its processes; or the cluster of that address; or one that is joined.
 
-    `warn` is told, in a line, where that lets others in. Raises StudyStopped where Ray does not start.
+    `warn` is told, in a line, where that lets others in. `beside` is called while Ray starts, which for seconds is
+    waiting; what it raises is raised here, and ends that Ray. Raises StudyStopped where Ray does not start.
     """
+    quiet(address)
     import ray
 
     if ray.is_initialized():
+        beside()
         yield
         return
     if address:
+        beside()
         with connected(address, study, warn):
             yield
         return
     if line := opening():
         warn(line)
     try:
-        _start(slots, study)
+        with ThreadPoolExecutor(1) as thread:  # Ray itself in this one: its processes end with the thread they are of
+            done = thread.submit(beside)
+            _start(slots, study)
+            done.result()
         yield
     finally:
         ray.shutdown()

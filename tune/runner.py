@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tune.interrupt import Interruption
 from tune.own_gates import check_gates, keep_gates
 from tune.provenance import write_provenance
 from tune.ray_part import run_ray
+from tune.ray_start import started
 from tune.study import Study, StudyError, dump, parse
 from tune.study_run import Progress, StudyRun
 from tune.weights import check_pretrained, find_pretrained, note
@@ -114,11 +116,30 @@ def begun_corpus(study: Study, folder: Path) -> Path:
     return packed_corpus(study, folder.parent, folder)
 
 
-def _check_space(study: Study, folder: Path, vocab_size: int, slots: int | None, cells: int | None = None) -> None:
-    """Raise StudyError where the disk has less room than `cells` (None: all) may take."""
-    from tune.plan_space import check_space, disk_needed
+class _Ray:
+    """The Ray of one sweep, started while the disk is looked at: counting parameters loads torch, seconds as well."""
 
-    check_space(folder, disk_needed(study, slots or os.cpu_count() or 1, vocab_size=vocab_size, cells=cells))
+    def __init__(self, study: Study, folder: Path, slots: int | None, address: str | None, warn: Any) -> None:
+        self._study, self._folder, self._slots, self.address, self._warn = study, folder, slots, address, warn
+        self._until = ExitStack()
+        self._begun = False
+
+    def begin(self, vocab_size: int, cells: int | None = None) -> None:
+        """Start it, once. Raises StudyError where the disk has less room than `cells` (None: all) may take."""
+        if not self._begun:
+            self._begun = True
+            look = functools.partial(self._check_space, vocab_size, cells)
+            self._until.enter_context(started(self._slots, self._study, self.address, self._warn, look))
+
+    def end(self) -> None:
+        """End what `begin` started."""
+        self._until.close()
+
+    def _check_space(self, vocab_size: int, cells: int | None) -> None:
+        from tune.plan_space import check_space, disk_needed
+
+        slots = self._slots or os.cpu_count() or 1
+        check_space(self._folder, disk_needed(self._study, slots, vocab_size=vocab_size, cells=cells))
 
 
 def sweep(
@@ -151,22 +172,26 @@ def sweep(
     check_gates(study, base, folder)
     find_pretrained(study, base)  # before the corpus is packed, which may take minutes
     weights: dict[str, str] | None = None
+    ray = _Ray(study, folder, slots, address or study.address, warn or (lambda line: None))
 
     def check(meta: Mapping[str, Any]) -> None:
         nonlocal weights
         weights = check_pretrained(study, base, folder, meta["vocab_size"])
         if not (folder / "ledger.jsonl").exists():
-            _check_space(study, folder, meta["vocab_size"], slots)
+            ray.begin(meta["vocab_size"])
 
-    corpus = packed_corpus(study, output, base, check)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "study.yaml").exists():
-        write_whole(folder / "study.yaml", dump(study))  # first of all: a folder without it is not taken for a study
-    keep_gates(study, base, folder)
-    note(weights, folder)
-    run = StudyRun(study, folder, corpus, listen, warn)
-    with watch(run) if watch and run.missing else nullcontext():
-        _train(run, slots, trainable, interruption, address, tracking_uri)
+    try:
+        corpus = packed_corpus(study, output, base, check)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "study.yaml").exists():
+            write_whole(folder / "study.yaml", dump(study))  # first: a folder without it is not taken for a study
+        keep_gates(study, base, folder)
+        note(weights, folder)
+        run = StudyRun(study, folder, corpus, listen, warn)
+        with watch(run) if watch and run.missing else nullcontext():
+            _train(run, ray, slots, trainable, interruption, tracking_uri)
+    finally:
+        ray.end()
     if run.ledger.events:
         ledgers.write_tables(study.name, run.ledger.events, folder)
     if run.slots:
@@ -176,10 +201,10 @@ def sweep(
 
 def _train(
     run: StudyRun,
+    ray: _Ray,
     slots: int | None,
     trainable: Any,
     interruption: Interruption | None,
-    address: str | None,
     tracking_uri: str | None,
 ) -> None:
     """Train what is missing, tell MLflow, and leave the ledger closed, however it ends."""
@@ -190,8 +215,11 @@ def _train(
         if tracking_uri:
             run.tracker = _tracker(run, tracking_uri)
         if run.missing:
-            _check_space(run.study, run.folder, read_meta(run.corpus)["vocab_size"], slots, run.stages.remaining())
-            run_ray(run, slots, trainable, interruption, address or run.study.address)
+            ray.begin(read_meta(run.corpus)["vocab_size"], run.stages.remaining())
+            try:
+                run_ray(run, slots, trainable, interruption, ray.address)
+            finally:
+                ray.end()
         if run.stages.finished:
             run.warn_of_missing_models()
             if not run.study.keep.checkpoints:

@@ -24,6 +24,7 @@ from tune.ledger import Record
 from tune.mlflow_runs import Runs, log_verdict
 from tune.study import Study
 
+HOLD_BACK = 30.0  # seconds at most, from the start of a sweep, in which MLflow is not loaded
 LAST_TRIES = 3  # of a store that answers with an error while the study waits for nothing else
 
 
@@ -44,6 +45,7 @@ class Tracker:
         self._connected = False
         self._finished = True
         self.problem: str | None = None
+        self._trained = threading.Event()  # a trial has got somewhere, or none will
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
@@ -61,10 +63,12 @@ class Tracker:
     def reported(self, record: Record, row: dict[str, Any]) -> None:
         """A cell has a new evaluation."""
         self._queue.put(_as_it_stands(record))
+        self._trained.set()
 
     def ended(self, record: Record) -> None:
         """A cell has ended."""
         self._queue.put(_as_it_stands(record))
+        self._trained.set()
 
     @property
     def owed(self) -> int:
@@ -92,6 +96,7 @@ class Tracker:
             if record.outcome is not None:
                 self._queue.put(_as_it_stands(record))
         self._queue.put(None)
+        self._trained.set()
         left = math.inf
         while self._thread.is_alive() and self.owed < left:
             if lags and left < math.inf:
@@ -104,6 +109,7 @@ class Tracker:
     # --- the thread ---
 
     def _work(self) -> None:
+        self._trained.wait(HOLD_BACK)  # MLflow takes seconds of a processor to load, which the first trials need
         errors = Runs.errors()
         stopping, again, wait, tries = False, False, 0.0, LAST_TRIES
         while not stopping or self._dirty:

@@ -3,6 +3,7 @@
 import os
 import pwd
 import signal
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from tune import ray_faults, ray_start
 from tune.cluster import kill_at
 from tune.ray_faults import Processes, Pulse, failure
 from tune.ray_start import started
-from tune.study import load
+from tune.study import StudyError, load
 from tune.study_run import StudyStopped
 
 SMOKE = load(Path(__file__).parents[2] / "configs" / "smoke.yaml")
@@ -43,6 +44,33 @@ def test_a_ray_that_does_not_come_up_is_tried_again_then_said_in_a_line(monkeypa
     with pytest.raises(StudyStopped, match=said) if said else nullcontext(), started(2, SMOKE, None):
         assert calls == [2, 2, 2]
     assert calls == [2, 2, 2]
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    """What is asked of Ray, in order; `init` and `shutdown` do nothing else."""
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda **settings: asked.append("init"))
+    monkeypatch.setattr(ray, "shutdown", lambda: asked.append("shutdown"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    return asked
+
+
+def test_what_is_done_beside_the_start_of_ray_does_not_wait_for_it(fake_ray, monkeypatch):
+    looked = threading.Event()
+    monkeypatch.setattr(ray, "init", lambda **settings: fake_ray.append(looked.wait(60)))
+    with started(2, SMOKE, None, beside=looked.set):
+        assert fake_ray == [True]  # the other thread had done its part while Ray started
+    assert fake_ray == [True, "shutdown"]
+
+
+def test_what_goes_wrong_beside_the_start_of_ray_ends_that_ray(fake_ray):
+    def look():
+        raise StudyError("the disk is full")
+
+    with pytest.raises(StudyError, match="the disk is full"), started(2, SMOKE, None, beside=look):
+        fake_ray.append("trained")
+    assert fake_ray == ["init", "shutdown"]
 
 
 def test_a_ray_that_is_asked_for_nonsense_is_not_tried_again(monkeypatch):
