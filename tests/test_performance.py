@@ -6,6 +6,7 @@ import random
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ import common  # noqa: E402
 import goals  # noqa: E402
 import performance  # noqa: E402
 import performance_trial  # noqa: E402
+import study_overhead  # noqa: E402
 import trial_ideas  # noqa: E402
 import trial_speed  # noqa: E402
 
@@ -261,3 +263,19 @@ def test_a_busy_machine_is_said_under_each_heading():
     busy = {**TRIAL, "machine": {**MACHINE, "load": 5.6}}
     assert performance.page({"trial": busy}).count("Load average at the start 5.6 on 2 cores: other work ran") == 4
     assert "other work ran" not in performance.page({"trial": TRIAL})
+
+
+def sleeper(begun, ended, reports):
+    return SimpleNamespace(started=begun, ended=ended, curve=[{}] * reports)
+
+
+def test_a_slot_counts_from_its_first_trial_to_the_last_end_of_all():
+    # trials of 10 s: two that waited 2 and 5 s for their process, then one on the first slot, 1 s after its start
+    records = [sleeper(100.0, 112.0, 10), sleeper(100.0, 115.0, 10), sleeper(112.5, 123.0, 10)]
+    found = study_overhead.occupied(records, 2, 10.0)
+    assert found["occupancy"] == pytest.approx(30 / (21 + 18))  # from 102 and from 105 to 123
+    assert found["wall_seconds"] == pytest.approx(21)
+    assert found["ready_seconds"] == pytest.approx(3)
+    assert study_overhead.occupied(records[:2], 2, 10.0)["occupancy"] == pytest.approx(20 / (13 + 10))
+    stopped = [sleeper(0.0, 5.0, 5), sleeper(0.0, 10.0, 10)]
+    assert study_overhead.occupied(stopped, 2, 10.0)["occupancy"] == pytest.approx(15 / 20)
