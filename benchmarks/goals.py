@@ -18,12 +18,46 @@ UNJUDGED, UNMEASURED = "not judged", "not measured"
 
 @dataclass(frozen=True)
 class Goal:
-    """A row: the promise, the part of the figures that it is held against, what was found there, how that is judged."""
+    """A row: the promise, the part of the figures that it is held against, what was found there, how that is judged.
+
+    obstacle: what stands in the way where it is missed, and what was tried.
+    """
 
     goal: str
     part: str
     measured: str
     judged: str
+    obstacle: str = ""
+
+
+BOUND = (
+    "on a core the products of matrices take most of a step, and both the Trainer and the engine leave them to "
+    "the same library: the last column of the steps' table says how near the engine is to what these reach. "
+    'Tried: the table "What was tried".'
+)
+DEARER = (
+    "an arm whose gate and base each need an exponential or an error function pays for two where GELU pays for "
+    'one. Tried: one pass over the memory for the whole unit ("The units alone"), torch.compile (the rows '
+    "`compiled`). A study's report has each arm's seconds."
+)
+ACTIVATIONS = (
+    "what the backward pass needs of the body for 1,024 tokens, beside a chunk of logits. Tried: logits in "
+    'chunks, the softmax in the place of the logits, smaller chunks ("What was tried").'
+)
+HAND_OVER = (
+    "trials of equal length end together, and the driver records them and hands out the next ones in turn, on the"
+    " cores that the simulated slots share. Tried: idle actors kept through the stages, two trials of an arm side"
+    " by side in the search, what Ray did for every past trial at each event taken out."
+)
+STORE = (
+    "the statements of MLflow's own store, in a thread that no trial waits for. Tried: rows gathered into one "
+    "request a cell, requests only when the thread has caught up."
+)
+COMING_UP = (
+    "Ray's own processes take about a third of it and the first worker's Python, torch and Ray another; neither "
+    "is waited for twice. Tried: checking the disk, which loads torch, while Ray starts; MLflow after the first "
+    "report; no workers that no trial uses."
+)
 
 
 def emulates_bfloat16(where: Mapping[str, Any]) -> bool:
@@ -71,7 +105,7 @@ def _step(kept: Kept) -> Iterator[Goal]:
         judged = judge(min(found.values()) >= limit) if found else UNMEASURED
         if found and precision == "bfloat16" and emulated:
             judged = f"{UNJUDGED}: bfloat16 is emulated on this processor"
-        yield Goal(f"{precision}: {words}", "trial", measured, judged)
+        yield Goal(f"{precision}: {words}", "trial", measured, judged, BOUND)
 
 
 def _arms(kept: Kept) -> Iterator[Goal]:
@@ -82,7 +116,8 @@ def _arms(kept: Kept) -> Iterator[Goal]:
     if slower:
         least = min(slower, key=lambda row: row["ratio"]["median"])
         measured += f"; slowest: {least['arm']} {least['ratio']['median']:.2f}"
-    yield Goal("no arm over 2% slower than GELU", "trial", measured, judge(not slower) if rows else UNMEASURED)
+    judged = judge(not slower) if rows else UNMEASURED
+    yield Goal("no arm over 2% slower than GELU", "trial", measured, judged, DEARER)
 
 
 def _memory(kept: Kept) -> Iterator[Goal]:
@@ -91,7 +126,7 @@ def _memory(kept: Kept) -> Iterator[Goal]:
     if "V 50,257, logits in chunks" in found:
         row = found["V 50,257, logits in chunks"]
         share = row["peak of a step"] / row["model and optimiser"]
-        yield Goal(goal, "trial", f"{share:.2f}x", judge(share <= 1.3))
+        yield Goal(goal, "trial", f"{share:.2f}x", judge(share <= 1.3), ACTIVATIONS)
     if "200 trials in one process" in found:
         row = found["200 trials in one process"]
         first, last = row["after 20 trials"], row["after 200 trials"]
@@ -114,14 +149,14 @@ def _study(kept: Kept) -> Iterator[Goal]:
     for name, row in found.items():
         if name.startswith("occupancy"):
             goal = f"{row['slots']} slots, trials of {found['trial_seconds']:g} s: occupied at least 0.95"
-            yield Goal(goal, "study", f"{row['occupancy']:.3f}", judge(row["occupancy"] >= 0.95))
+            yield Goal(goal, "study", f"{row['occupancy']:.3f}", judge(row["occupancy"] >= 0.95), HAND_OVER)
     rows = [found[name] for name in ("tracking_sqlite", "tracking_dead_server")]
     for key, words in (("calls_ms", "the driver's calls"), ("processor_ms", "the driver's processor, all threads")):
         worst = max(row[key] for row in rows)
-        yield Goal(f"tracking: at most 1 ms a report, in {words}", "study", f"{worst:.2f} ms", judge(worst <= 1))
+        yield Goal(f"tracking: at most 1 ms a report, in {words}", "study", f"{worst:.2f} ms", judge(worst <= 1), STORE)
     start, helped = found["start_seconds"], found["help_seconds"]
     words = "`pagating sweep` to its first training, warm: at most 15 s"
-    yield Goal(words, "study", f"{start:.1f} s, to the end of the first evaluation", judge(start <= 15))
+    yield Goal(words, "study", f"{start:.1f} s, to the end of the first evaluation", judge(start <= 15), COMING_UP)
     yield Goal("`pagating --help`: under 0.5 s", "study", f"{helped:.2f} s", judge(helped < 0.5))
 
 
@@ -177,4 +212,8 @@ def section(kept: Kept) -> list[str]:
         where = kept[row.part]["machine"] if row.part in kept else None
         load = f"{where['load']} of {where['cores']}" if where else "-"
         lines.append(f"| {row.goal} | {row.measured} | {load} | {row.judged} |")
+    missed = [row for row in rows if row.judged.startswith("missed") and row.obstacle]
+    if missed:
+        lines += ["", "What stands in the way of those that are missed:", ""]
+        lines += [f"- {row.goal}: {row.obstacle}" for row in missed]
     return lines

@@ -159,7 +159,17 @@ def test_what_cannot_be_judged_is_neither_met_nor_missed():
     assert judged(on_gpu)["GPU: packed trials at least 4x the same trials in turn"] == "met"
     slow = changed(on_gpu, "packed", "rows", 0, "ratio", value=figure(3.99))
     assert judged(slow)["GPU: packed trials at least 4x the same trials in turn"] == "missed"
-    assert "Of 13 goals 12 are met and 0 missed; 1 could" in performance.page({"trial": TRIAL, "study": STUDY})
+    page = performance.page({"trial": TRIAL, "study": STUDY})
+    assert "Of 13 goals 12 are met and 0 missed; 1 could" in page
+    assert "What stands in the way" not in page
+
+
+def test_what_stands_in_the_way_is_said_of_what_is_missed_alone():
+    late = changed({"trial": TRIAL, "study": STUDY}, "study", "start_seconds", value=15.1)
+    page = performance.page(late)
+    (line,) = [line for line in page.splitlines() if line.startswith("- `pagating sweep` to its first training")]
+    assert "Tried: " in line
+    assert page.count("Tried: ") == 1
 
 
 # --- what spoils a figure ---
