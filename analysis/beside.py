@@ -109,7 +109,7 @@ def slopes(study: Study, after: float = 0.1, scale: str = "log2") -> list[dict[s
         usable = np.isfinite(b[:, late]).all(axis=1) & np.isfinite(a[:, late]).all(axis=1)
         row["n"] = int(usable.sum())
         rows.append(row)
-        if late.sum() < 2 or not usable.any():
+        if len(np.unique(tokens[late])) < 2 or not usable.any():
             row["why"] = "fewer than 2 evaluations, or no complete pair of curves"
             continue
         percent = 100 * (1 - a[usable][:, late] / b[usable][:, late])

@@ -165,8 +165,12 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + ".part")  # a reader never sees half a file
-    part.write_bytes(data)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def main(argv: list[str] | None = None) -> int:

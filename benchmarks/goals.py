@@ -38,7 +38,7 @@ BOUND = (
 DEARER = (
     "an arm whose gate and base each need an exponential or an error function pays for two where GELU pays for "
     'one. Tried: one pass over the memory for the whole unit ("The units alone"), torch.compile (the rows '
-    "`compiled`). A study's report has each arm's seconds."
+    "`compiled`). A study's report has the rate of each arm beside the baseline's."
 )
 ACTIVATIONS = (
     "what the backward pass needs of the body for 1,024 tokens, beside a chunk of logits. Tried: logits in "

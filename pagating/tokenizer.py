@@ -102,7 +102,7 @@ def tokenizer_key(spec: Mapping[str, Any], base: Path | None) -> str:
 
     key = {name: value for name, value in spec.items() if value}
     if spec.get("path"):
-        names = sorted(path for path in _folder(spec, base).glob("*") if path.suffix in {".json", ".txt"})
+        names = sorted(path for path in _folder(spec, base).glob("*") if path.suffix in {".json", ".model", ".txt"})
         key["path"] = digest_of(*[_bytes_of(path) for path in names])
     return json.dumps({**key, "tokenizers": tokenizers.__version__}, sort_keys=True)
 

@@ -138,7 +138,7 @@ class Stages:
     def grid_mean(self, arm: str, rate: float) -> float:
         """Mean validation loss of an arm at one learning rate of the grid; infinite where a seed was infeasible."""
         losses = [loss for (a, r, _), loss in self._losses.items() if a == arm and r == rate]
-        return sum(losses) / len(losses) if losses else math.inf
+        return math.fsum(losses) / len(losses) if losses else math.inf  # whatever the order in which they ended
 
     def _best_point(self, arm: str) -> int:
         return min(range(len(self.grid)), key=lambda point: self.grid_mean(arm, self.grid[point]))

@@ -121,6 +121,15 @@ def test_slope_of_exact_curves(demo: Path):
     assert row["n"] == 3
 
 
+def test_no_line_is_drawn_through_one_number_of_tokens(demo: Path):
+    curves = pd.read_parquet(demo / "curves.parquet").assign(tokens=64)
+    curves.to_parquet(demo / "curves.parquet")
+    for scale in beside.SCALES:
+        for row in beside.slopes(load(demo), scale=scale):
+            assert row["why"].startswith("fewer than 2 evaluations")
+            assert row["values"] == {}
+
+
 def test_at_grid_is_the_ratio_of_means_on_the_selection_seeds(demo: Path):
     study = load(demo)
     rows = beside.at_grid(study)

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -135,6 +134,15 @@ def test_a_pipe_is_not_waited_for(folder, name):
         tokenizer_key({"path": str(folder)}, None)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.txt"])
+def test_each_file_that_makes_a_tokenizer_tells_it_from_others(folder, name):
+    before = tokenizer_key({"path": str(folder)}, None)
+    (folder / "README.md").write_text("no part of it")
+    assert tokenizer_key({"path": str(folder)}, None) == before
+    (folder / name).write_bytes(b"another")
+    assert tokenizer_key({"path": str(folder)}, None) != before
+
+
 @pytest.mark.parametrize("ids", [[0, 1, 9], [0, 1, 70_000]])
 def test_ids_that_a_model_of_that_vocabulary_has_not_are_refused(ids):
     gaps = Tokenizer(models.WordLevel(dict(zip(("a", "b", "c"), ids, strict=True)), unk_token="a"))
@@ -176,5 +184,10 @@ def test_any_value_anywhere_is_a_tokenizer_or_is_refused(whole, tmp_path, data):
     (folder / name).write_text(json.dumps(content))
     files = {"files": {"train": "t", "validation": "t", "test": "t"}}
     (tmp_path / "t").write_text(WORDS * 9)
-    with suppress(CorpusError):
-        corpus.prepare(files, {"path": "own"}, 8, tmp_path / "cache", tmp_path)
+    try:
+        made = corpus.prepare(files, {"path": "own"}, 8, tmp_path / "cache", tmp_path)
+    except CorpusError as error:
+        (line,) = str(error).splitlines()
+        assert "own" in line or "split" in line or "the tokenizer" in line
+    else:
+        assert corpus.fault(made) is None

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tune import heartbeat
 from tune import ledger as ledgers
 from tune.cluster import WINGS
 from tune.study_run import NODE_LOST
@@ -83,7 +84,7 @@ class Nodes:
     def _ip(*arguments):
         subprocess.run(["ip", *arguments], check=True)
 
-    def start(self, number, hide=True):
+    def start(self, number, hide=True, cpus=1):
         net, here = f"{self.name}-{number}", self.folder / f"node-{number}"
         for name in ("ray", "cache", "nothing"):
             (here / name).mkdir(parents=True)
@@ -101,7 +102,7 @@ class Nodes:
         environment = {"HERE": str(here), "NODE": f"node-{number}", "PAGATING_CACHE": str(here / "cache")}
         environment["HIDDEN"] = " ".join(str(ROOT / wing) for wing in WINGS) if hide else ""
         spaces = ["--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
-        ray = [BIN / "python", BIN / "ray", "start", "--node-ip-address", f"10.77.0.{number}", "--num-cpus", "1"]
+        ray = [BIN / "python", BIN / "ray", "start", "--node-ip-address", f"10.77.0.{number}", "--num-cpus", str(cpus)]
         ray += ["--object-store-memory", "100000000", "--block", *role]
         with open(here / "log", "wb") as said:
             self.running[number] = subprocess.Popen(
@@ -223,9 +224,10 @@ def test_a_study_across_nodes_that_come_and_go_ends_as_on_one_node(nodes, tmp_pa
         assert "It runs: process " in shown.stdout  # from another terminal, while it runs
         nodes.hold(2, 60)
         nodes.cut(2)
-        nodes.start(3)  # joins late
+        nodes.start(3, cpus=2)  # joins late, and holds more than the others
         until(lambda: len(lost(folder)) == 1)
         nodes.hold(3, 60)
+        until(lambda: (beat := heartbeat.read(folder)) is not None and beat.slots == 3)  # the head's and two of node 3
         nodes.kill(3)
         said, _ = running.communicate(timeout=300)
     assert running.returncode in (0, 1), said
@@ -238,7 +240,9 @@ def test_a_study_across_nodes_that_come_and_go_ends_as_on_one_node(nodes, tmp_pa
     )
     assert one.returncode == running.returncode, one.stdout + one.stderr
     assert finals(folder) == finals(alone / "nodes")
-    assert [event["reason"].partition(":")[0] for event in lost(folder)] == [NODE_LOST] * 2
+    reasons = [event["reason"].partition(":")[0] for event in lost(folder)]
+    assert set(reasons) == {NODE_LOST}
+    assert 2 <= len(reasons) <= 3  # one of node 2, one or two of node 3
     assert all(finals(folder)[event["cell"]][0] != "failed" for event in lost(folder))  # trained again elsewhere
     assert bool(list((tmp_path / "node-2" / "cache").glob("corpus-*"))) is not shared
     assert not (tmp_path / "shared" / "nodes" / "checkpoints").exists()

@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 from pathlib import Path
@@ -159,6 +160,16 @@ def test_an_infeasible_seed_takes_its_learning_rate_out():
     )
     assert all(config["lr"] < 1.2e-3 for config in stages.chosen.values())
     assert math.isinf(stages.grid_mean("gelu", stages.grid[-1]))
+
+
+def test_the_mean_of_a_point_does_not_depend_on_the_order_in_which_its_trials_end():
+    stages, _, _ = drive()
+    losses = {11: 0.1, 12: 0.2, 13: 0.3}  # 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ in the last place
+    means = set()
+    for seeds in itertools.permutations(losses):
+        stages._losses = {("gelu", 1e-3, seed): losses[seed] for seed in seeds}
+        means.add(stages.grid_mean("gelu", 1e-3))
+    assert means == {math.fsum(losses.values()) / 3}
 
 
 def test_nothing_feasible_ends_the_study_before_it_costs_more():
