@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.safe_text import markdown, one_line
-from tune import ledger as ledgers
 from tune.ledger import Cell, Record
-from tune.mlflow_views import COLOUR, arm_colour, is_ours, note, view_tags
+from tune.mlflow_views import COLOUR, NOTE, arm_colour, note, show, view_tags
 from tune.provenance import git_commit
 from tune.schema_arm import AlphaSection
 from tune.study import Study
@@ -27,7 +26,6 @@ STATUS = {"completed": "FINISHED", "stopped_early": "KILLED", "infeasible": "FAI
 UNSAID = {"stopped_early": "at its last step its loss was among the worse of its arm's trials"}
 METRICS = {"val_nll": "val/nll", "train_nll": "train/nll", "lr": "lr", "grad_norm": "grad_norm"}
 METRICS |= {"padded_nll": "val/padded_nll"}  # of those rows that have it
-NOTE = "mlflow.note.content"  # the description of a run, or of an experiment
 ROOM = 900  # metrics of one request; the server takes at most 1,000
 HTTP = {  # the library's own patience, 4 minutes a call, would hide that a server is away
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -88,6 +86,7 @@ class Known:
     start: int
     outcome: str | None = None
     rows: int = 0  # of its curve, written since the runs were listed
+    described: bool = True  # whether it has its parameters
 
 
 class Runs:
@@ -136,7 +135,7 @@ class Runs:
             self._experiment = experiment.experiment_id
         self.parent_id = self._parent(client)
         said = note(self.study, self._experiment, self.parent_id, None)
-        _show(client, self._experiment, {**view_tags(self.study), NOTE: said})
+        show(client, self._experiment, {**view_tags(self.study), NOTE: said})
         self.known = {}
         children = self._search(client, f"tags.`mlflow.parentRunId` = '{self.parent_id}'")
         for run in sorted(children, key=lambda run: run.info.status == "RUNNING"):
@@ -145,7 +144,8 @@ class Runs:
                 client.delete_run(run.info.run_id)
             else:
                 outcome = None if running else run.data.tags.get("outcome")
-                self.known[cell] = Known(run.info.run_id, run.info.start_time, outcome)
+                described = "arm" in run.data.params
+                self.known[cell] = Known(run.info.run_id, run.info.start_time, outcome, described=described)
         self._client = client
 
     def _parent(self, client: Any) -> str:
@@ -201,7 +201,7 @@ class Runs:
             self._client.delete_run(known.run_id)
             del self.known[key]
         if key not in self.known:
-            self.known[key] = Known(self._create(record, stamps[0]), stamps[0])
+            self.known[key] = Known(self._create(record, stamps[0]), stamps[0], described=False)
             self.created += 1
         known = self.known[key]
         metrics = [
@@ -220,11 +220,17 @@ class Runs:
             tags = [RunTag("outcome", record.outcome)]
             if said := one_line(record.reason or UNSAID.get(record.outcome, "")):
                 tags += [RunTag("reason", said), RunTag(NOTE, f"**{record.outcome}**: {markdown(said)}")]
-        for start in range(0, max(1, len(metrics)), ROOM):
-            self._client.log_batch(known.run_id, metrics=metrics[start : start + ROOM])
-        known.rows = len(record.curve)
+        params = [] if known.described else self._params(record.cell)
+        starts = range(0, max(1, len(metrics)), ROOM)
+        for start in starts:  # a store takes what is in a request in this order: an outcome stands when all does
+            self._client.log_batch(
+                known.run_id,
+                metrics=metrics[start : start + ROOM],
+                params=params if start == starts[0] else [],
+                tags=tags if start == starts[-1] else [],
+            )
+        known.rows, known.described = len(record.curve), True
         if record.outcome is not None:
-            self._client.log_batch(known.run_id, tags=tags)
             self._client.set_terminated(known.run_id, STATUS[record.outcome], end_time=stamps[-1])
             known.outcome = record.outcome
 
@@ -233,8 +239,6 @@ class Runs:
         self._client.set_terminated(self.parent_id, "KILLED")
 
     def _create(self, record: Record, start: int) -> str:
-        from mlflow.entities import Param
-
         cell = record.cell
         tags = {
             "mlflow.parentRunId": self.parent_id,
@@ -249,14 +253,16 @@ class Runs:
             **_source_tags(),
         }
         run = self._client.create_run(self._experiment, start_time=start, run_name=run_name(cell), tags=tags)
-        params = {**cell.config, "alpha": numeric_alpha(self.study, cell.arm, cell.config)}
-        arm = self.study.arms[cell.arm]
-        shown = {"arm": cell.arm, "gate": arm.gate or "none", "base": arm.base if arm.gate else arm.unit or "stock"}
-        self._client.log_batch(
-            run.info.run_id, params=[Param(key, str(value)) for key, value in {**params, **shown}.items()]
-        )
         self._client.log_inputs(run.info.run_id, [self._dataset()])
         return run.info.run_id
+
+    def _params(self, cell: Cell) -> list[Any]:
+        from mlflow.entities import Param
+
+        arm = self.study.arms[cell.arm]
+        params = {**cell.config, "alpha": numeric_alpha(self.study, cell.arm, cell.config)}
+        shown = {"arm": cell.arm, "gate": arm.gate or "none", "base": arm.base if arm.gate else arm.unit or "stock"}
+        return [Param(key, str(value)) for key, value in {**params, **shown}.items()]
 
     def _dataset(self) -> Any:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -280,40 +286,6 @@ def run_name(cell: Cell) -> str:
 def _sizes(study: Study) -> dict[str, int]:
     sizes = {name: getattr(study.model, name) for name in ("n_layer", "d_model", "n_head", "n_ctx")}
     return sizes | {"tokens": study.fixed.tokens, "batch_tokens": study.fixed.batch_tokens}
-
-
-def _show(client: Any, experiment: str, tags: dict[str, str]) -> None:
-    """Set an experiment's views and description; who saved a view over ours, or described the study, keeps theirs."""
-    there = client.get_experiment(experiment).tags
-    for name, value in tags.items():
-        if there.get(name) != value and (name not in there or is_ours(name, there[name])):
-            client.set_experiment_tag(experiment, name, value)
-
-
-def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: dict[str, Any]) -> None:
-    """Put the verdict into the parent run: description, a metric for each arm, and the report as artifacts."""
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
-
-    client = MlflowClient(tracking_uri=uri)
-    table = (folder / "verdict.md").read_text(encoding="utf-8").split("\n", 4)[4]  # below the name and the question
-    events = ledgers.read(folder / "ledger.jsonl")
-    now = round(1000 * max(event["time"] for event in events))
-    metrics = [
-        Metric(f"improvement_percent/{row['arm']}", row["improvement_percent"], now, 0)
-        for row in verdict["comparisons"]
-        if row["improvement_percent"] is not None
-    ]
-    client.log_batch(parent_id, metrics=metrics)
-    experiment = client.get_run(parent_id).info.experiment_id
-    client.set_tag(parent_id, NOTE, note(study, experiment, parent_id, table))
-    client.set_experiment_tag(experiment, NOTE, note(study, experiment, parent_id, table.strip().split("\n", 1)[0]))
-    confirms = [r for r in ledgers.records(events).values() if r.cell.stage == "confirm" and r.outcome == "completed"]
-    ends = [record.curve[-1] for record in confirms if record.curve]
-    _show(client, experiment, view_tags(study, ends))
-    for name in ("study.yaml", "verdict.json", "verdict.md", "report.html"):
-        client.log_artifact(parent_id, str(folder / name))
-    client.set_terminated(parent_id)
 
 
 def _stamps(record: Record) -> list[int]:

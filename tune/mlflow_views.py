@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from analysis.palette import INK, colour_of
 from analysis.safe_text import markdown, one_line
+from tune import ledger as ledgers
 from tune.study import Study
 
 VIEW = "mlflow.sharedViewState."
 COLOUR = "mlflow.runColor"
+NOTE = "mlflow.note.content"  # the description of a run, or of an experiment
 VIEWS = {  # id: the name in the menu Views, which cuts it after 32 letters, and how a link opens it
     "arms": ("Confirm runs: mean of each arm", "TABLE"),
     "curves": ("Confirm runs: loss curve by arm", "CHART"),
@@ -192,3 +195,37 @@ def note(study: Study, experiment: str, parent: str | None, said: str | None) ->
         first += [f"[Run of the whole study]({own})"]
     links = [f"- [{name}]({view_link(experiment, view)})" for view, (name, _) in VIEWS.items()]
     return "\n".join([" · ".join(first), "", said or "The study is running: no verdict yet.", "", *links])
+
+
+def show(client: Any, experiment: str, tags: dict[str, str]) -> None:
+    """Set an experiment's views and description; who saved a view over ours, or described the study, keeps theirs."""
+    there = client.get_experiment(experiment).tags
+    for name, value in tags.items():
+        if there.get(name) != value and (name not in there or is_ours(name, there[name])):
+            client.set_experiment_tag(experiment, name, value)
+
+
+def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: dict[str, Any]) -> None:
+    """Put the verdict into the parent run: description, a metric for each arm, and the report as artifacts."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    client = MlflowClient(tracking_uri=uri)
+    table = (folder / "verdict.md").read_text(encoding="utf-8").split("\n", 4)[4]  # below the name and the question
+    events = ledgers.read(folder / "ledger.jsonl")
+    now = round(1000 * max(event["time"] for event in events))
+    metrics = [
+        Metric(f"improvement_percent/{row['arm']}", row["improvement_percent"], now, 0)
+        for row in verdict["comparisons"]
+        if row["improvement_percent"] is not None
+    ]
+    client.log_batch(parent_id, metrics=metrics)
+    experiment = client.get_run(parent_id).info.experiment_id
+    client.set_tag(parent_id, NOTE, note(study, experiment, parent_id, table))
+    client.set_experiment_tag(experiment, NOTE, note(study, experiment, parent_id, table.strip().split("\n", 1)[0]))
+    confirms = [r for r in ledgers.records(events).values() if r.cell.stage == "confirm" and r.outcome == "completed"]
+    ends = [record.curve[-1] for record in confirms if record.curve]
+    show(client, experiment, view_tags(study, ends))
+    for name in ("study.yaml", "verdict.json", "verdict.md", "report.html"):
+        client.log_artifact(parent_id, str(folder / name))
+    client.set_terminated(parent_id)

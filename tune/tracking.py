@@ -21,7 +21,8 @@ from tune import ledger as ledgers
 from tune.files import write_whole
 from tune.kept_models import log_models
 from tune.ledger import Record
-from tune.mlflow_runs import Runs, log_verdict
+from tune.mlflow_runs import Runs
+from tune.mlflow_views import log_verdict
 from tune.study import Study
 
 HOLD_BACK = 30.0  # seconds at most, from the start of a sweep, in which MLflow is not loaded

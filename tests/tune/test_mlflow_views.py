@@ -182,14 +182,14 @@ def test_the_first_page_opens_each_study_on_its_trials(store):
 
 
 def test_a_finished_study_renews_its_views_and_leaves_what_a_user_saved(store):
-    from tune.mlflow_runs import NOTE, _show
+    from tune.mlflow_views import NOTE, show
 
     study, curves, trials = load(SMOKE), f"{VIEW}curves", f"{VIEW}trials"
     number = store.create_experiment("renewed", tags={**view_tags(study), NOTE: "mine"})
     saved = json.dumps({**json.loads(view_tags(study)[trials]), "updatedAt": 1_800_000_000_000})
     store.set_experiment_tag(number, trials, saved)
     ended = view_tags(study, [{"step": 600, "val_nll": 4.0}])
-    _show(store, number, {**ended, NOTE: "ours"})
+    show(store, number, {**ended, NOTE: "ours"})
     tags = store.get_experiment(number).tags
     assert (tags[trials], tags[NOTE]) == (saved, "mine")
     assert tags[curves] == ended[curves] != view_tags(study)[curves]

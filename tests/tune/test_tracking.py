@@ -1,4 +1,5 @@
-import sys
+"""A study's runs in MLflow: what the tracking thread writes, when it waits, what it owes."""
+
 import threading
 import time
 from dataclasses import replace
@@ -10,14 +11,11 @@ from mlflow.exceptions import MlflowException
 
 from tune import mlflow_runs
 from tune.ledger import Cell, Record
-from tune.mlflow_runs import default_uri, numeric_alpha
+from tune.mlflow_runs import Runs, default_uri, numeric_alpha
 from tune.study import load
 from tune.tracking import Tracker
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-
 SMOKE = ROOT / "configs" / "smoke.yaml"
 CELL = Cell("confirm", "gelu", 0, 101, {"lr": 1e-3}, "key")
 
@@ -61,6 +59,36 @@ def test_a_cell_that_begins_again_replaces_its_run(place, row):
         "completed",
         3.5,
     )
+
+
+@pytest.mark.parametrize("arrived", [False, True], ids=["lost on the way", "its answer lost"])
+def test_a_run_whose_first_request_failed_has_its_parameters_once_it_is_written(place, row, monkeypatch, arrived):
+    folder, _, uri = place
+    written = Runs(uri, load(SMOKE), folder, "abc")
+    written.connect()
+    record = Record(CELL, started=time.time(), curve=[row(4)])
+    log, times = MlflowClient.log_batch, []
+
+    def once(client, *given, **named):
+        times.append(1)
+        if len(times) > 1 or arrived:
+            log(client, *given, **named)
+        if len(times) == 1:
+            raise MlflowException("away")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", once)
+    with pytest.raises(MlflowException, match="away"):
+        written.write(record)
+    written.connect(again=True)
+    record.outcome, record.final, record.ended = "completed", {"val_nll": 3.5}, time.time()
+    written.write(record)
+    assert written.has(record)
+    assert len(times) == 2  # one request for all that there is to say
+    run = runs(uri)[CELL.key]
+    assert run.data.params == {"lr": "0.001", "alpha": "0.0", "arm": "gelu", "gate": "none", "base": "stock"}
+    assert (run.data.tags["outcome"], run.data.metrics["final/val_nll"]) == ("completed", 3.5)
+    (point,) = MlflowClient(uri).get_metric_history(run.info.run_id, "val/nll")
+    assert (point.step, point.value) == (4, 3.5)
 
 
 def test_a_second_tracker_finds_what_is_there_and_sweeps_what_was_cut_off(place, row):
