@@ -12,7 +12,13 @@ from typing import Any
 from tune.cluster import kill_at
 from tune.study_run import NODE_LOST, SHORT_OF_MEMORY
 
-NODE_SIGNS = ("node has died", "node was terminated", "NodeDiedError", "node was preempted")  # in Ray's text
+NODE_SIGNS = (  # in Ray's text; the last: a connection broke before Ray knew why, and of a process it would know
+    "node has died",
+    "node was terminated",
+    "NodeDiedError",
+    "node was preempted",
+    "may or may not have been executed on the actor",
+)
 MACHINE_ERRORS = (
     "ImportError",
     "ModuleNotFoundError",

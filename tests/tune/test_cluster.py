@@ -242,6 +242,8 @@ def test_a_node_that_lacks_what_a_study_imports_is_named(answers):
 def test_a_lost_node_is_told_from_a_dead_worker():
     died = "ActorDiedError: it died.\n\tThe actor died because its node has died. Node Id: 5f\n\tIt was terminated."
     assert failure(died) == ("failed", {}, f"{NODE_LOST}: It was terminated.")
+    broke = ray.exceptions.ActorUnavailableError("RPC error: recvmsg:Connection reset by peer rpc_code: 14", None)
+    assert failure(str(broke)) == ("failed", {}, f"{NODE_LOST}: {broke}")
     assert failure("ActorDiedError: The actor died.\n\tThe worker went away")[2] == "The worker went away"
 
 
