@@ -4,8 +4,8 @@ python benchmarks/soak.py [--cells 1000] [--seconds-between-kills 60] [--write d
 
 Samples the resident memory of the driver and of its largest worker every second. Its growth is the slope of a line
 through the samples, over the cells that ended meanwhile: of the second half of all, and, as the stages' cells differ,
-within each stage but for its first tenth. A sweep that ends because one cell was killed
-three times in a row is continued. Writes docs/img/soak.svg and the table.
+within each stage but for its first tenth. Where one cell was killed three times in a row the
+same command is given again. Writes docs/img/soak.svg and the table.
 """
 
 from __future__ import annotations
@@ -70,10 +70,18 @@ def sample(driver: psutil.Process, place: Place, began: float) -> dict[str, floa
 def soak(place: Place, pause: float, seed: int, kept: Path) -> tuple[list[dict[str, float]], int, int]:
     """Run the study to its end, kill workers, sample memory: samples, kept line by line too, kills, and sweeps."""
     generator, began, samples, kills, sweeps = random.Random(seed), time.monotonic(), [], 0, 0
-    while not (place.study / "trials.parquet").exists():
+    while _lacks(place):
         found, more = _sweep(place, pause, generator, began, kept)
         samples, kills, sweeps = [*samples, *found], kills + more, sweeps + 1
     return samples, kills, sweeps
+
+
+def _lacks(place: Place) -> bool:
+    """Whether the study has not come to its end, or a cell of its confirm stage was given up."""
+    if not (place.study / "trials.parquet").exists():
+        return True
+    records = ledger.records(ledger.read(place.study / "ledger.jsonl")).values()
+    return any(record.outcome == "failed" for record in records)
 
 
 def _sweep(
