@@ -77,7 +77,7 @@ def cache_full(bench: Bench, times: int) -> Damage:
     def fault(place: Place) -> None:
         ballast = _fill(place.output)
         said = place.wait(place.start(PAGATING_CACHE=str(place.output / ".cache")), allowed=(1, 2))
-        _says(said, "No space left on device")
+        _says(said, "and 0 B are free there; free some space")
         ballast.unlink()
 
     return _on_small_disk(bench, times, fault)
@@ -109,7 +109,7 @@ def folder_gone(bench: Bench, times: int) -> Damage:
         place.until(running, bench.random.randint(1, len(bench.expected) - 4))
         away = place.folder / "away"
         place.study.rename(away)
-        place.wait(running, allowed=(0, 1))
+        _says(place.wait(running, allowed=(1,)), "was removed or moved while the study ran")
         shutil.rmtree(place.study, ignore_errors=True)  # what was written into its place meanwhile
         away.rename(place.study)
         place.sweep()

@@ -107,13 +107,15 @@ class Ledger:
     def append(self, event: str, *, sync: bool = True, **fields: Any) -> dict[str, Any]:
         """Add an event; with `sync` it is on disk when this returns.
 
-        Raises LedgerError where the disk is full or the file was removed; what stood in the ledger before stands.
+        Raises LedgerError where the disk is full or the file was removed or moved; what it held before stands.
         """
         record = {"event": event, "time": round(time.time(), 3), **fields}
         line = sealed(record)
         try:
-            if os.fstat(self._file).st_nlink == 0:
-                raise LedgerError(f"{self.path}: was removed while the study ran; nothing more can be recorded")
+            if not self._in_place():
+                raise LedgerError(
+                    f"{self.path}: was removed or moved while the study ran; nothing more can be recorded"
+                )
             self._write(line)
             if sync:
                 os.fsync(self._file)
@@ -126,6 +128,13 @@ class Ledger:
         self._size += len(line)
         self.events.append(record)
         return record
+
+    def _in_place(self) -> bool:
+        """Whether the open file is the one at the path: the folder may be removed or moved while the study runs."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _write(self, line: bytes) -> None:
         left = memoryview(line)

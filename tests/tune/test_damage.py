@@ -264,11 +264,27 @@ def test_a_full_disk_while_the_report_is_written_is_one_line_and_the_same_comman
     assert (tmp_path / "s" / "report.html").read_text().rstrip().endswith("</html>")
 
 
-def test_a_folder_that_vanishes_stops_the_study(corpus, tmp_path):
-    run = StudyRun(study(), tmp_path, corpus)
+def removed(folder):
+    shutil.rmtree(folder)
+
+
+def moved(folder):
+    folder.rename(folder.with_name("away"))
+
+
+def replaced(folder):
+    moved(folder)
+    shutil.copytree(folder.with_name("away"), folder)
+
+
+@pytest.mark.parametrize("vanish", [removed, moved, replaced])
+def test_a_folder_that_vanishes_stops_the_study(corpus, tmp_path, vanish):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    run = StudyRun(study(), folder, corpus)
     cell = run.next_cell()
-    shutil.rmtree(tmp_path)
-    with pytest.raises(LedgerError, match="was removed while the study ran"):
+    vanish(folder)
+    with pytest.raises(LedgerError, match="was removed or moved while the study ran"):
         run.start(cell)
     run.ledger.close()
 
