@@ -73,8 +73,8 @@ def try_study(path: Path) -> list[dict[str, Any]]:
         row["batch_tokens"] = min(study.fixed.batch_tokens, MICRO_BATCHES * micro)
         if needs < 0.95 * free:
             with tempfile.TemporaryDirectory() as scratch:
-                said = list(try_arms(study, path.parent, Path(scratch), STEPS, [arm], MICRO_BATCHES))
-            row |= asdict(said[-1]) if not isinstance(said[-1], str) else {}
+                said = try_arms(study, path.parent, Path(scratch), STEPS, [arm], MICRO_BATCHES)
+                row |= next((asdict(tried) for tried in said if not isinstance(tried, str)), {})
         found.append(row)
     return found
 
