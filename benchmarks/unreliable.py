@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,9 @@ class Server:
         log.close()
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                    return
+            try:  # the port is open seconds before a worker stands behind it
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=30).close()
+                return
             except OSError:
                 if self._process.poll() is not None:
                     break
