@@ -1,6 +1,7 @@
 """`keep: {checkpoints: true}`: what stays of a trial that is done, and what goes, without Ray's processes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,7 +92,8 @@ def test_the_driver_leaves_them_and_takes_the_models_that_are_not_kept(tmp_path,
     folder.mkdir()
     (folder / "study.yaml").write_text(dump(study(keep)))
     run = StudyRun(study(keep), folder, corpus)
-    runner._train(run, None, None, None, None, None)
+    no_ray = SimpleNamespace(begin=lambda *given: None, end=lambda: None, address=None)
+    runner._train(run, no_ray, None, None, None, None)
     assert run.stages.finished
     left = sorted(path.name for path in (folder / "checkpoints").rglob("*") if path.name == TRAINED or path.is_file())
     assert left == (["1.safetensors"] * len(run.records) + ["2.safetensors"] * len(run.records) if keep else [])
