@@ -57,7 +57,7 @@ def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str,
 
     trial = make_trial(folder, shape)
     beside = mock.patch.object(engine_loss, "_softmax_", lambda logits: torch.softmax(logits, -1))
-    fewer = mock.patch.object(engine_loss, "LEAST_ROWS", 48)
+    more = mock.patch.object(engine_loss, "LEAST_ROWS", 96)
     attend_math = mock.patch("pagating.gpt2_plain.attend", _math)
     with mock.patch("torch.optim.AdamW", _Foreach):
         foreach = engine(trial)
@@ -73,7 +73,7 @@ def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str,
         "dropout 0.1": engine(make_trial(folder, shape, model={"dropout": 0.1})),
         "twice the tokens a step": engine(dataclasses.replace(trial, batch_tokens=2048)),
         "softmax beside the logits, not in their place": engine(trial, lambda: beside),
-        "logits of at least 48 tokens at a time, not 96": engine(trial, lambda: fewer),
+        "logits of at least 96 tokens at a time, not 64": engine(trial, lambda: more),
         "denormals flushed": engine(trial, _Flushed),
         "torch.compile of the body": engine(dataclasses.replace(trial, compile="always")),
     }

@@ -1,7 +1,8 @@
 """What a trial costs: tokens a second against Hugging Face's Trainer, arm by arm, idea by idea; memory and start.
 
     python benchmarks/trial_speed.py [--quick] [--output DIR] [--json FILE]
-    python benchmarks/trial_speed.py --only ideas --shape VOCABULARY    # one table again, at one size of the vocabulary
+    python benchmarks/trial_speed.py --only ideas|speed --shape VOCABULARY   # one table again, at one vocabulary
+    python benchmarks/trial_speed.py --only memory
 
 One core. The variants of a table run interleaved, so that a busy machine slows them alike; a ratio is taken round by
 round, and shown as median (quartiles). The Trainer needs `accelerate` (the extra `bench`); without it the tables
@@ -16,6 +17,7 @@ import importlib.util
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -46,6 +48,7 @@ SHAPES = [
     {**BASE, "precision": "bfloat16"},
 ]
 TRIED = (BASE, SHAPES[2], SHAPES[4])  # the smallest gains were at a width of 256 and a large vocabulary
+MEMORY_PROCESSES = 7
 IDEA_SECONDS = 25  # of each shape, or as long as `trial_ideas.ROUNDS` take: four minutes at the large vocabulary
 COMPILED_ARMS = ("gelu", "linear floor", "paGLU, fixed", "paGLU, learnable", "paGLU, base gelu", "paGTU")
 LEARN = {"learnable": {"init": 0.5}}
@@ -135,6 +138,21 @@ def memory_probe(folder: Path, kind: str) -> dict[str, float]:
     return {"model and optimiser": held, "peak of a step": row["final"]["peak_rss_mb"] - before}
 
 
+def memory() -> dict[str, dict[str, float]]:
+    """What processes of their own report; of a step's peak, which the allocator moves by tens of MiB, a median."""
+    steps = {kind: [in_process("--probe", kind) for _ in range(MEMORY_PROCESSES)] for kind in ("chunks", "whole")}
+    peaks = {kind: {**found[0], "peak of a step": _median_peak(found)} for kind, found in steps.items()}
+    return {
+        "200 trials in one process": in_process("--probe", "trials"),
+        "V 50,257, logits in chunks": peaks["chunks"],
+        "V 50,257, logits whole": peaks["whole"],
+    }
+
+
+def _median_peak(found: list[dict[str, float]]) -> float:
+    return statistics.median(row["peak of a step"] for row in found)
+
+
 def compile_seconds(folder: Path) -> float:
     """Seconds until the first row of a trial, compiled, less those of a second one in the same process."""
     taken = []
@@ -184,11 +202,7 @@ def measure(folder: Path, quick: bool) -> dict[str, Any]:
         found["arms"] = [*arms(folder, 40, list(ARMS), "never"), *arms(folder, 12, list(COMPILED_ARMS), "always")]
         found["ideas"] = [row for shape in TRIED for row in trial_ideas.ideas(folder, IDEA_SECONDS, shape)]
         found["ideas"] += [row for shape in TRIED for row in trial_ideas.allocators(folder, 60, shape)]
-        found["memory"] = {
-            "200 trials in one process": in_process("--probe", "trials"),
-            "V 50,257, logits in chunks": in_process("--probe", "chunks"),
-            "V 50,257, logits whole": in_process("--probe", "whole"),
-        }
+        found["memory"] = memory()
     modules = ("torch", "pagating.train", "transformers.models.gpt2.modeling_gpt2")
     found["start"] = {module: spread(start_seconds(module)) for module in modules}
     return found
@@ -209,14 +223,26 @@ def ideas_again(folder: Path, output: Path, vocab_size: int) -> None:
     performance.keep(output, "trial", {**kept, "ideas": rows})
 
 
+def taken_again(folder: Path, output: Path, part: str, vocab_size: int) -> None:
+    """Take the memory, or the steps of one vocabulary, again, and write the page with the rest as it was."""
+    kept = json.loads((output / "performance.json").read_text(encoding="utf-8"))["trial"]
+    if part == "memory":
+        kept["memory"] = memory()
+    else:
+        shapes = [shape for shape in SHAPES if shape["vocab_size"] == vocab_size]
+        new = performance.plain(speed(folder, 30, shapes, compiled=True))
+        kept["speed"] = [row for row in kept["speed"] if row["vocab_size"] != vocab_size] + new
+    performance.keep(output, "trial", performance.plain(kept))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the document, and write it with the numbers unless --quick."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about a minute; nothing is written")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of performance.md and .json")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--only", choices=("ideas",), help="take what was tried again, at one --shape")
-    parser.add_argument("--shape", type=int, default=50257, help="with --only: the vocabulary (50257)")
+    parser.add_argument("--only", choices=("ideas", "memory", "speed"), help="take one part again")
+    parser.add_argument("--shape", type=int, default=50257, help="with --only ideas or speed: the vocabulary")
     parser.add_argument("--probe", choices=("trials", "chunks", "whole", "compile"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -228,7 +254,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(memory_probe(Path(scratch), options.probe)))
             return 0
         if options.only:
-            ideas_again(Path(scratch), options.output, options.shape)
+            if options.only == "ideas":
+                ideas_again(Path(scratch), options.output, options.shape)
+            else:
+                taken_again(Path(scratch), options.output, options.only, options.shape)
             return 0
         found = measure(Path(scratch), options.quick)
     numbers = performance.plain(found)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 CHUNK = 1 << 21  # logits alive at a time: 8 MiB in float32, so that a cache holds them
 GPU_CHUNK = 1 << 27  # a GPU wants few large products: 512 MiB in float32
-LEAST_ROWS = 96  # with fewer tokens at a time the product for the weight's gradient waits for memory
+LEAST_ROWS = 64  # with fewer tokens at a time the product for the weight's gradient waits for memory
 
 
 def chunk_rows(n_token: int, vocab_size: int, device: str = "cpu") -> int:
