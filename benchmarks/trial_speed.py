@@ -139,18 +139,14 @@ def memory_probe(folder: Path, kind: str) -> dict[str, float]:
 
 
 def memory() -> dict[str, dict[str, float]]:
-    """What processes of their own report; of a step's peak, which the allocator moves by tens of MiB, a median."""
-    steps = {kind: [in_process("--probe", kind) for _ in range(MEMORY_PROCESSES)] for kind in ("chunks", "whole")}
-    peaks = {kind: {**found[0], "peak of a step": _median_peak(found)} for kind, found in steps.items()}
-    return {
-        "200 trials in one process": in_process("--probe", "trials"),
-        "V 50,257, logits in chunks": peaks["chunks"],
-        "V 50,257, logits whole": peaks["whole"],
+    """What processes of their own report: medians, as the allocator moves each by some MiB."""
+    kinds = {
+        "200 trials in one process": ("trials", 3),
+        "V 50,257, logits in chunks": ("chunks", MEMORY_PROCESSES),
+        "V 50,257, logits whole": ("whole", MEMORY_PROCESSES),
     }
-
-
-def _median_peak(found: list[dict[str, float]]) -> float:
-    return statistics.median(row["peak of a step"] for row in found)
+    found = {name: [in_process("--probe", kind) for _ in range(times)] for name, (kind, times) in kinds.items()}
+    return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
 
 
 def compile_seconds(folder: Path) -> float:
