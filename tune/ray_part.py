@@ -20,7 +20,6 @@ from tune.cluster import Capacity, ask_for, driver_node, side_by_side
 from tune.interrupt import Interruption
 from tune.ledger import Cell
 from tune.ray_faults import Processes, Pulse, failure
-from tune.ray_start import quiet, started
 from tune.study_run import FATAL, StudyRun, StudyStopped
 
 
@@ -205,14 +204,13 @@ def run_ray(
     interruption: Interruption | None = None,
     address: str | None = None,
 ) -> None:
-    """Train every missing cell of a study with Ray Tune; returns when none is left or the run was interrupted.
+    """Train every missing cell of a study with the Ray that is started; returns when none is left, or interrupted.
 
     `slots`: trials side by side, as many as the cores hold when None. `trainable`: what trains a cell,
     `tune.trial.CellTrainable` when None (a simulated one measures everything else). `interruption`: who takes signals.
     `address`: of a Ray cluster that is there already, see `tune.cluster`. Raises StudyStopped where the study cannot go
-    on, StudyError where there is no such cluster.
+    on.
     """
-    quiet(address)
     import ray
     from ray import tune as ray_tune
     from ray.tune.error import TuneError
@@ -226,7 +224,7 @@ def run_ray(
     logs.mkdir(exist_ok=True)
     _log_to(logs / "ray.log", "ray")
     resources = run.study.resources
-    with started(slots, run.study, address, run.warn), tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
         if address and not driver_node():
             _staged(scratch)
         room = Capacity(slots, resources.cpus, resources.gpus, ray.nodes)

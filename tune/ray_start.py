@@ -37,12 +37,6 @@ QUIET = {
 }
 
 
-def quiet(address: str | None) -> None:
-    """Set what Ray reads from the environment when it is imported; what the user set there stays."""
-    left_out = {OPEN} if address else set()
-    os.environ.update({name: value for name, value in QUIET.items() if name not in {*os.environ, *left_out}})
-
-
 def _private_token() -> None:
     """Give Ray a token of this process where it cannot keep its own under HOME: it would not start."""
     if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
@@ -108,7 +102,8 @@ def started(
     `warn` is told, in a line, where that lets others in. `beside` is called while Ray starts, which for seconds is
     waiting; what it raises is raised here, and ends that Ray. Raises StudyStopped where Ray does not start.
     """
-    quiet(address)
+    left_out = {OPEN} if address else set()
+    os.environ.update({name: value for name, value in QUIET.items() if name not in {*os.environ, *left_out}})
     import ray
 
     if ray.is_initialized():

@@ -6,7 +6,7 @@ import pytest
 import ray
 import ray.autoscaler.sdk
 
-from tune import cluster, ray_part, ray_start
+from tune import cluster, ray_start
 from tune.ray_start import OPEN, QUIET, started
 from tune.screen import Screen
 from tune.study import load
@@ -88,29 +88,11 @@ def test_a_token_that_ray_found_itself_counts(no_ray, monkeypatch):
     assert said == []
 
 
-class Given(Exception):
-    """What ends the run where Ray would have been used."""
-
-
 @pytest.mark.parametrize("value", ["1", "0"])
-def test_the_user_sees_the_warning(no_ray, monkeypatch, tmp_path, capsys, value):
-    for name in QUIET:
-        monkeypatch.setenv(name, QUIET[name])
+def test_the_user_sees_the_warning(no_ray, monkeypatch, capsys, value):
     monkeypatch.setenv(OPEN, value)
-
-    class Run:
-        """As much of a run as is used before Ray is."""
-
-        study, folder = SMOKE, tmp_path
-        warn = staticmethod(Screen().warn)
-
-    def nodes(*given):
-        raise Given
-
-    monkeypatch.setattr(ray_part, "Capacity", nodes)
-    monkeypatch.setattr(ray_part, "_log_to", lambda *given: None)
-    with pytest.raises(Given):
-        ray_part.run_ray(Run(), 1, trainable=object)
+    with started(1, SMOKE, None, Screen().warn):
+        pass
     said = capsys.readouterr().err
     assert said.startswith(f"Warning: {OPEN}=1 lets Ray listen to other machines: ") == (value == "1")
     assert said.count("\n") == (value == "1")
