@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tune.cluster import ALLOCATOR, connected
+from tune.cluster import ALLOCATOR, connected, side_by_side
 from tune.study import Study
 from tune.study_run import StudyStopped
 
@@ -29,11 +29,15 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "6",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_prestart_worker_first_driver": "0",  # Tune's actors have an environment of their own: they take none of these
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+PRESTART = "RAY_prestart_worker_first_driver"  # Ray's name for: start a worker for each core before any is asked for
+LOADED = {  # by a worker that Ray starts before any is asked for, while the driver still loads its own
+    "RAY_preload_python_modules": "tune.trial,pagating.train,torch._dynamo",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # in Ray's own 1 s they are not asked for
 }
 
 
@@ -51,17 +55,50 @@ def _private_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start(slots: int | None, study: Study) -> None:
-    import ray
+def _loaded(slots: int | None, study: Study) -> dict[str, str]:
+    """What Ray is told of workers before any is asked for: that they load what a trial needs, or that there are none.
 
+    One is started for each core, and takes memory: none where a stage would leave one without a trial. On a GPU a
+    worker is told its card before anything is loaded.
+    """
+    used = min(side_by_side(study, stage) for stage in ("search", "calibrate", "confirm"))
+    alike = study.resources.cpus == 1 and not study.resources.gpus
+    return LOADED if alike and (slots or os.cpu_count() or 1) <= used else {PRESTART: "0"}
+
+
+def _serve_prestarted() -> None:
+    """Let Ray's own workers be Tune's actors: they are no use to an actor that names variables of its environment.
+
+    Those that Tune names are in the driver's environment, and so in that of every process of a Ray of its own.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.DEFAULT_ENV_VARS.clear()
+    class_cache.ENV_VARS_TO_PROPAGATE.clear()
+
+
+def _start(slots: int | None, study: Study, load: bool) -> None:
     _private_token()
     for name, value in ALLOCATOR.items():
         os.environ.setdefault(name, value)
+    told = _loaded(slots, study) if load else {PRESTART: "0"}
+    told = {name: value for name, value in told.items() if name not in os.environ}
+    os.environ.update(told)
+    try:
+        _init(slots * study.resources.cpus if slots else None)
+    finally:
+        for name in told:
+            del os.environ[name]  # the next Ray of this process may be told another thing
+
+
+def _init(cpus: int | None) -> None:
+    import ray
+
     for attempt in range(1, TRIES + 1):
         try:
             ray.init(
                 address="local",
-                num_cpus=slots * study.resources.cpus if slots else None,
+                num_cpus=cpus,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -96,11 +133,13 @@ def started(
     address: str | None,
     warn: Callable[[str], None] = lambda line: None,
     beside: Callable[[], None] = lambda: None,
+    load: bool = False,
 ) -> Iterator[None]:
     """A Ray on this machine, ended with all its processes; or the cluster of that address; or one that is joined.
 
     `warn` is told, in a line, where that lets others in. `beside` is called while Ray starts, which for seconds is
-    waiting; what it raises is raised here, and ends that Ray. Raises StudyStopped where Ray does not start.
+    waiting; what it raises is raised here, and ends that Ray. `load`: whether workers load what a trial needs before
+    there is one. Raises StudyStopped where Ray does not start.
     """
     left_out = {OPEN} if address else set()
     os.environ.update({name: value for name, value in QUIET.items() if name not in {*os.environ, *left_out}})
@@ -120,8 +159,10 @@ def started(
     try:
         with ThreadPoolExecutor(1) as thread:  # Ray itself in this one: its processes end with the thread they are of
             done = thread.submit(beside)
-            _start(slots, study)
+            _start(slots, study, load)
             done.result()
+        if load:
+            _serve_prestarted()
         yield
     finally:
         ray.shutdown()

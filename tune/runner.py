@@ -119,8 +119,11 @@ def begun_corpus(study: Study, folder: Path) -> Path:
 class _Ray:
     """The Ray of one sweep, started while the disk is looked at: counting parameters loads torch, seconds as well."""
 
-    def __init__(self, study: Study, folder: Path, slots: int | None, address: str | None, warn: Any) -> None:
+    def __init__(
+        self, study: Study, folder: Path, slots: int | None, address: str | None, warn: Any, trains: bool
+    ) -> None:
         self._study, self._folder, self._slots, self.address, self._warn = study, folder, slots, address, warn
+        self._trains = trains
         self._until = ExitStack()
         self._begun = False
 
@@ -129,7 +132,7 @@ class _Ray:
         if not self._begun:
             self._begun = True
             look = functools.partial(self._check_space, vocab_size, cells)
-            self._until.enter_context(started(self._slots, self._study, self.address, self._warn, look))
+            self._until.enter_context(started(self._slots, self._study, self.address, self._warn, look, self._trains))
 
     def end(self) -> None:
         """End what `begin` started."""
@@ -172,7 +175,7 @@ def sweep(
     check_gates(study, base, folder)
     find_pretrained(study, base)  # before the corpus is packed, which may take minutes
     weights: dict[str, str] | None = None
-    ray = _Ray(study, folder, slots, address or study.address, warn or (lambda line: None))
+    ray = _Ray(study, folder, slots, address or study.address, warn or (lambda line: None), trainable is None)
 
     def check(meta: Mapping[str, Any]) -> None:
         nonlocal weights

@@ -1,121 +1,15 @@
-"""How Ray and its actors fail, without Ray: it does not come up, a worker is silent, is ended, says why."""
+"""How actors fail, without Ray: a worker is silent, is ended, says why."""
 
 import os
-import pwd
 import signal
-import threading
-from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
 
-from tune import ray_faults, ray_start
+from tune import ray_faults
 from tune.cluster import kill_at
 from tune.ray_faults import Processes, Pulse, failure
-from tune.ray_start import started
-from tune.study import StudyError, load
-from tune.study_run import StudyStopped
-
-SMOKE = load(Path(__file__).parents[2] / "configs" / "smoke.yaml")
-
-
-@pytest.mark.parametrize(
-    ("problem", "times", "said"),
-    [
-        (Exception("The current node timed out during startup."), 2, None),
-        (ConnectionError("no answer"), 3, r"Ray did not start \(3 attempts; a busy machine\?\): no answer"),
-    ],
-)
-def test_a_ray_that_does_not_come_up_is_tried_again_then_said_in_a_line(monkeypatch, problem, times, said):
-    calls = []
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-
-    def init(**settings):
-        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"  # Ray hands it on to its workers
-        calls.append(settings["num_cpus"])
-        if len(calls) <= times:
-            raise problem
-
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(StudyStopped, match=said) if said else nullcontext(), started(2, SMOKE, None):
-        assert calls == [2, 2, 2]
-    assert calls == [2, 2, 2]
-
-
-@pytest.fixture
-def fake_ray(monkeypatch):
-    """What is asked of Ray, in order; `init` and `shutdown` do nothing else."""
-    asked = []
-    monkeypatch.setattr(ray, "init", lambda **settings: asked.append("init"))
-    monkeypatch.setattr(ray, "shutdown", lambda: asked.append("shutdown"))
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    return asked
-
-
-def test_what_is_done_beside_the_start_of_ray_does_not_wait_for_it(fake_ray, monkeypatch):
-    looked = threading.Event()
-    monkeypatch.setattr(ray, "init", lambda **settings: fake_ray.append(looked.wait(60)))
-    with started(2, SMOKE, None, beside=looked.set):
-        assert fake_ray == [True]  # the other thread had done its part while Ray started
-    assert fake_ray == [True, "shutdown"]
-
-
-def test_what_goes_wrong_beside_the_start_of_ray_ends_that_ray(fake_ray):
-    def look():
-        raise StudyError("the disk is full")
-
-    with pytest.raises(StudyError, match="the disk is full"), started(2, SMOKE, None, beside=look):
-        fake_ray.append("trained")
-    assert fake_ray == ["init", "shutdown"]
-
-
-def test_a_ray_that_is_asked_for_nonsense_is_not_tried_again(monkeypatch):
-    calls = []
-
-    def init(**settings):
-        calls.append(1)
-        raise ValueError("num_cpus must not be negative")
-
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(ValueError, match="must not be negative"), started(2, SMOKE, None):
-        pass
-    assert calls == [1]
-
-
-@pytest.mark.parametrize(
-    ("home", "entry", "given"),
-    [
-        ("/proc", "/proc", True),
-        ("/nowhere", "/nowhere", True),
-        ("", "", False),
-        (None, "", False),
-        (None, "/nowhere", True),
-        (None, None, True),
-    ],
-    ids=["read-only", "not there", "writable", "unset", "unset, not there", "unset, of no known user"],
-)
-def test_ray_gets_a_token_where_home_cannot_keep_one(tmp_path, monkeypatch, home, entry, given):
-    """`home`: HOME, None for none; `entry`: what the machine's list of users has, None for no entry; "": writable."""
-
-    def user(uid):
-        if entry is None:
-            raise KeyError(f"getpwuid(): uid not found: {uid}")
-        return SimpleNamespace(pw_dir=entry or str(tmp_path))
-
-    monkeypatch.setattr(pwd, "getpwuid", user)
-    monkeypatch.delenv("HOME", raising=False)
-    if home is not None:
-        monkeypatch.setenv("HOME", home or str(tmp_path))
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    ray_start._private_token()
-    assert (len(os.environ.pop("RAY_AUTH_TOKEN", "")) == 64) == given
 
 
 class Actor:
