@@ -55,8 +55,8 @@ STORE = (
 )
 COMING_UP = (
     "Ray's own processes take about a third of it and the first worker's Python, torch and Ray another; neither "
-    "is waited for twice. Tried: checking the disk, which loads torch, while Ray starts; MLflow after the first "
-    "report; no workers that no trial uses."
+    "is waited for twice. Tried: checking the disk, which loads torch, while Ray starts; workers that load what a "
+    "trial needs while the driver loads its own; MLflow after the first report."
 )
 
 

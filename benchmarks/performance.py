@@ -94,13 +94,11 @@ def study(found: Mapping[str, Any], by: str) -> list[str]:
     for name, row in found.items():
         if name.startswith("occupancy"):
             lines.append(f"| {row['slots']} | {row['trials']} | {row['wall_seconds']:.0f} | {row['occupancy']:.3f} |")
-    apart = [row["ready_seconds"] for row in found.values() if isinstance(row, Mapping) and "ready_seconds" in row]
-    if apart:
-        lines += [
-            "",
-            f"A slot counts from its first trial on: they began up to {max(apart):.1f} s apart, as their processes "
-            "start side by side on the cores that there are.",
-        ]
+    lines += [
+        "",
+        "The processes of the slots are up before their study begins: here simulated slots share the cores that their "
+        "start takes, real ones do not. What a start costs is below.",
+    ]
     lines += ["", f"- `pagating --help`: {found['help_seconds']:.2f} s"]
     lines += [f"- `pagating sweep` to the first evaluation of a trial, warm: {found['start_seconds']:.1f} s"]
     for name, words in (("tracking_sqlite", "to SQLite"), ("tracking_dead_server", "to a server that is down")):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from ray import tune as ray_tune
 
 from tune import ledger, runner
 from tune.ledger import Cell, Record
+from tune.ray_start import started
 from tune.study import Study, parse
 from tune.tracking import Tracker
 
@@ -79,37 +81,29 @@ def make_study(name: str, parallel: int = 1) -> Study:
 
 
 def occupancy(slots: int, seconds: float, folder: Path) -> dict[str, float]:
-    """`occupied` of a study of sleeping trials on so many slots."""
-    import ray
+    """`occupied` of a study of sleeping trials on so many slots.
 
-    ray.init(address="local", num_cpus=slots, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        uri = f"sqlite:///{folder / f'{slots}.db'}"
-        run = runner.sweep(
-            make_study(f"slots-{slots}", math.ceil(slots / len(STUDY["arms"]))),  # as `pagating plan` advises
-            folder,
-            folder,
-            slots=slots,
-            tracking_uri=uri,
-            trainable=sleeping(seconds),
-        )
-    finally:
-        ray.shutdown()
+    Their processes are up before it begins: simulated slots share the cores that their start takes, real ones do not.
+    """
+    study = make_study(f"slots-{slots}", math.ceil(slots / len(STUDY["arms"])))  # as `pagating plan` advises
+    uri = f"sqlite:///{folder / f'{slots}.db'}"
+    at_once = {"RAY_worker_maximum_startup_concurrency": str(slots)}  # Ray's own: as many as there are cores
+    with mock.patch.dict(os.environ, at_once), started(slots, study, None, load=True):
+        time.sleep(5 * slots)
+        run = runner.sweep(study, folder, folder, slots=slots, tracking_uri=uri, trainable=sleeping(seconds))
     records = [record for record in run.records.values() if record.started and record.ended]
     return occupied(records, slots, seconds)
 
 
 def occupied(records: list[Record], slots: int, seconds: float) -> dict[str, float]:
-    """Share of the slots' seconds in which trials train, from the first trial of each slot to the last end of any.
+    """Share of the slots' seconds in which trials train, from the begin of the first to the end of the last.
 
-    A slot is ready once its first trial trains: what came before is the start of its process, measured apart.
+    The first begins when it trains: what came before is the start of its process, measured apart.
     """
     spans = sorted((record.started or 0.0, record.ended or 0.0, len(record.curve) * seconds / 10) for record in records)
-    ready = [ended - trained for _, ended, trained in spans[:slots]]
-    end = max(ended for _, ended, _ in spans)
-    share = sum(trained for *_, trained in spans) / sum(end - begun for begun in ready)
-    wall = {"wall_seconds": end - min(ready), "ready_seconds": max(ready) - min(ready)}
-    return {"slots": slots, "trials": len(spans), **wall, "occupancy": share}
+    wall = max(ended for _, ended, _ in spans) - min(ended - trained for _, ended, trained in spans[:slots])
+    share = sum(trained for *_, trained in spans) / (slots * wall)
+    return {"slots": slots, "trials": len(spans), "wall_seconds": wall, "occupancy": share}
 
 
 def tracking(uri: str, folder: Path, trials: int, reports: int) -> dict[str, float]:

@@ -100,8 +100,14 @@ def _tune_parts(
                 self.kept = idle
 
         def choose_trial_to_run(self, tune_controller: Any) -> Any:
-            """The trial that waits longest: Ray's own choice looks at all that ever ran, at every event."""
-            return next((trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING"), None)
+            """The trial that waits longest, of those for which no actor is being started, if there is one.
+
+            Ray's own choice looks at all that ever ran, at every event; and an actor that ends a trial would take one
+            whose own is being started, which is then ended: again and again, where a start is longer than a trial.
+            """
+            waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING"]
+            starting = tune_controller._trial_to_actor
+            return next((trial for trial in waiting if trial not in starting), next(iter(waiting), None))
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             cell = cells[trial.trial_id]  # the result comes flattened

@@ -1,4 +1,4 @@
-"""How Ray is started: again where it does not come up, with a token, its workers with what a trial needs."""
+"""How Ray and its workers are started: again where it does not come up, with a token, with what a trial needs."""
 
 import os
 import pwd
@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import ray
 from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from tune import ray_start
+from tune import ray_part, ray_start
 from tune.ray_start import started
 from tune.study import StudyError, load
 from tune.study_run import StudyStopped
@@ -149,6 +150,35 @@ def test_what_the_user_says_of_workers_stays(fake_ray, monkeypatch):
         pass
     assert fake_ray == ["mine", "shutdown"]
     assert os.environ[name] == "mine"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Of a trial of Tune what is looked at."""
+
+    trial_id: str
+    status: str
+
+
+@pytest.mark.parametrize(
+    ("trials", "starting", "chosen"),
+    [
+        ({"a": "RUNNING", "b": "PENDING", "c": "PENDING", "d": "PENDING"}, "ab", "c"),
+        ({"a": "RUNNING", "b": "PENDING", "c": "PENDING"}, "abc", "b"),  # or its worker, once it is there, had nothing
+        ({"a": "PENDING", "b": "PENDING"}, "", "a"),
+        ({"a": "RUNNING"}, "a", None),
+        ({}, "", None),
+    ],
+    ids=["another waits", "none waits without", "none starts", "none waits", "none"],
+)
+def test_a_free_worker_takes_no_trial_whose_own_worker_starts_while_another_waits(trials, starting, chosen):
+    live = {name: Waiting(name, status) for name, status in trials.items()}
+    controller = SimpleNamespace(
+        get_live_trials=live.values, _trial_to_actor={live[name]: object() for name in starting}
+    )
+    run = SimpleNamespace(study=SMOKE)
+    found = ray_part._tune_parts(run, lambda: 2)[1].choose_trial_to_run(controller)
+    assert (found and found.trial_id) == chosen
 
 
 class Probe:

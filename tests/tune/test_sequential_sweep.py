@@ -154,24 +154,33 @@ class Counted(Known):
 
     def __init__(self, *args, **kwargs):
         with (Path(os.environ["PAGATING_CACHE"]) / "started").open("a", encoding="utf-8") as file:
-            file.write(f"{os.getpid()}\n")
+            print(os.getpid(), file=file, flush=True)
+        time.sleep(2.0 * self._before())  # they start one after the other, and each takes longer than trials do
         super().__init__(*args, **kwargs)
 
+    @staticmethod
+    def _before():
+        lines = (Path(os.environ["PAGATING_CACHE"]) / "started").read_text(encoding="utf-8").split()
+        return lines.index(str(os.getpid()))
+
     def step(self):
-        time.sleep(2.0)  # as long as a worker takes to start, or the waiting ones would never be used
+        time.sleep(1.0)
         return super().step()
 
 
 @pytest.mark.slow
 def test_a_study_starts_one_worker_a_slot(place, tmp_path):
-    """Through all stages: Tune by itself keeps one idle worker, and starts the others anew after every stage."""
+    """Through all stages: Tune by itself keeps one idle worker, and starts the others anew after every stage.
+
+    And it gives a trial whose worker starts to one that is free, and ends the worker that starts.
+    """
     study = parse(
         yaml.safe_dump(
-            {**STUDY, "name": "workers", "search": {"trials_per_arm": 2, "parallel": 2}, "confirm": {"seeds": 3}}
+            {**STUDY, "name": "workers", "search": {"trials_per_arm": 6, "parallel": 6}, "confirm": {"seeds": 3}}
         ),
         Path("x.yaml"),
     )
     run = runner.sweep(study, tmp_path, tmp_path, slots=4, trainable=Counted)
-    assert len(run.records) == 3 * 2 + 3 * 3 + 3 * 3  # search, calibrate, confirm
+    assert len(run.records) == 3 * 6 + 3 * 3 + 3 * 3  # search, calibrate, confirm
     started = (Path(os.environ["PAGATING_CACHE"]) / "started").read_text(encoding="utf-8").split()
     assert len(started) == 4
