@@ -20,7 +20,7 @@ BEGIN, END = "<!--table: python docs/make_published.py -->\n", "<!--end of table
 TRIED_BEGIN, TRIED_END = "<!--table of dry runs-->\n", "<!--end of dry runs-->\n"
 TRIED = Path(__file__).with_name("published.json")
 COLUMNS = ("study", "arms", "cells", "tokens a cell", "parameters", "FLOPs in all", "memory a cell")
-TRIED_COLUMNS = ("study", "arm", "parameters", "tokens a step", "planned", "peak", "seconds a step")
+TRIED_COLUMNS = ("study", "arm", "parameters", "tokens a step", "planned", "peak", "peak / planned")
 STEPS, MICRO_BATCHES, LIBRARIES_MB = 3, 2, 400.0  # of a dry run, and of each of its steps; a process without a model
 
 
@@ -68,7 +68,7 @@ def try_study(path: Path) -> list[dict[str, Any]]:
     found = []
     for arm in dict.fromkeys((study.baseline, heaviest)):
         needs, free = planned(study, models[arm]), psutil.virtual_memory().available
-        row = {"arm": arm, "parameters": models[arm].parameters, "planned": needs, "free": free}
+        row = {"arm": arm, "parameters": models[arm].parameters, "free": free}
         micro = study.fixed.micro_batch_tokens or study.fixed.batch_tokens
         row["batch_tokens"] = min(study.fixed.batch_tokens, MICRO_BATCHES * micro)
         if needs < 0.95 * free:
@@ -80,13 +80,16 @@ def try_study(path: Path) -> list[dict[str, Any]]:
 
 
 def tried_row(name: str, row: dict[str, Any]) -> list[str]:
-    """A dry run's cells of its table."""
-    figures = [f"{row['parameters'] / 1e6:.0f}M", f"{row['batch_tokens']:,}", readable(row["planned"])]
+    """A dry run's cells of its table, beside what is planned of it now."""
+    study = load(ROOT / "configs" / "published" / f"{name}.yaml")
+    needs = planned(study, arm_model(study, row["arm"], vocabulary(study)))
+    figures = [f"{row['parameters'] / 1e6:.0f}M", f"{row['batch_tokens']:,}", readable(needs)]
     if "peak_mb" not in row:
         return [name, row["arm"], *figures, "not tried", f"{readable(row['free'])} were free"]
     if row["problem"]:
         return [name, row["arm"], *figures, "-", row["problem"]]
-    return [name, row["arm"], *figures, readable(row["peak_mb"] * (1 << 20)), f"{row['step_seconds']:.3g}"]
+    peak = row["peak_mb"] * (1 << 20)
+    return [name, row["arm"], *figures, readable(peak), f"{peak / needs:.2f}"]
 
 
 def tried_table() -> str:

@@ -169,7 +169,9 @@ def memory_parts(study: Study, model: Model, vocab_size: int, base_mb: float) ->
     backward pass needs (norms 3, query, key and value 3, attention 3, MLP 9: 1 in, 4 before and 4 after the gate),
     `gate_values` more, and the gradients of one layer; with attention written out (bfloat16 on a CPU) 3 squares
     n_ctx x n_ctx a head. logits: three copies of a chunk, and the gradient by its inputs. Compiled trials need less.
-    Of BERT and T5 a sixth of the positions has logits, and no chunk of them.
+    Of BERT and T5 a sixth of the positions has logits, and no chunk of them. embedding: of the matrix that is both the
+    first and the last, one gradient more, from its other use, until the two are added; where the gradients of several
+    micro-batches are summed, both are there beside the sum.
     """
     from pagating.engine_loss import chunk_rows
 
@@ -178,9 +180,11 @@ def memory_parts(study: Study, model: Model, vocab_size: int, base_mb: float) ->
     written_out = study.fixed.precision == "bfloat16" or study.task == "span"
     square = 3 * tokens * size.n_ctx * size.n_head if written_out else 0
     rows = chunk_rows(tokens, vocab_size) if study.task == "causal" else tokens // 5
+    more = 2 if tokens < study.fixed.batch_tokens else 1
     return {
         "base": base_mb * (1 << 20),
         "state": float((WEIGHT + GRADIENT + MOMENTS) * model.parameters),
         "activations": 4.0 * ((size.n_layer + 1) * layer + size.n_layer * square + 4 * size.d_model * tokens),
         "logits": 4.0 * (3 * rows * vocab_size + 2 * size.d_model * tokens),
+        "embedding": 4.0 * more * vocab_size * size.d_model,
     }

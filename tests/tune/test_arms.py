@@ -239,8 +239,10 @@ def test_a_micro_batch_reaches_the_trial_and_the_plan():
     )
     assert trial_spec(parts, "gelu", {"lr": 1e-3}, 1, Path("/corpus"), test=False)["micro_batch_tokens"] == 32
     model = plan_work.arm_model(whole, "gelu", 300)
-    memory = [plan_space.memory_parts(study, model, 300, 0.0)["activations"] for study in (whole, parts)]
-    assert memory[0] == pytest.approx(8 * memory[1])
+    memory = [plan_space.memory_parts(study, model, 300, 0.0) for study in (whole, parts)]
+    assert memory[0]["activations"] == pytest.approx(8 * memory[1]["activations"])
+    # of 300 words' embedding, the gradients of both its uses at a time, beside the sum of the micro-batches before
+    assert [row["embedding"] for row in memory] == [4 * 300 * whole.model.d_model, 8 * 300 * whole.model.d_model]
 
 
 def test_a_calibration_keeps_the_micro_batch_or_is_smaller_than_one(packed_300):
