@@ -1,6 +1,6 @@
 """What stands beside the estimand: improvement at every shared learning rate, and over training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ SCALES: dict[
     "log2": (np.log2, "% a doubling of tokens", "slope_percent_per_doubling"),
     "linear": (lambda tokens: tokens / 1e6, "% a million tokens", "slope_percent_per_million"),
 }
+Pair = tuple[np.ndarray, ...]  # the curves of an arm and the baseline's, of the seeds and steps that both have
 SLOPE_COLUMNS = {
     "arm": ("arm", ""),
     "n": ("n", "d"),
@@ -80,7 +81,7 @@ def over_training(study: Study) -> dict[str, pd.DataFrame]:
     made along it.
     """
     out = {}
-    for arm, (_, steps, tokens, b, a) in _paired_curves(study).items():
+    for arm, (_, steps, tokens, b, a) in paired_curves(study).items():
         rows = []
         for j, step in enumerate(steps):
             keep = np.isfinite(b[:, j]) & np.isfinite(a[:, j])
@@ -92,18 +93,20 @@ def over_training(study: Study) -> dict[str, pd.DataFrame]:
     return out
 
 
-def slopes(study: Study, after: float = 0.1, scale: str = "log2") -> list[dict[str, Any]]:
+def slopes(
+    study: Study, after: float = 0.1, scale: str = "log2", pairs: Mapping[str, Pair] | None = None
+) -> list[dict[str, Any]]:
     """Does the benefit grow with training? One slope a seed, then a t test over seeds.
 
     The slope is the least-squares line of 100 * (baseline - arm) / baseline against log2(tokens), or with the scale
     `linear` against millions of tokens, over the evaluations after the fraction `after` of training (the first are
     warm-up). A run is one sample, its evaluations are not. Within a run the learning rate decays: its early points
-    are no shorter runs. `values` has each seed's slope.
+    are no shorter runs. `values` has each seed's slope. `pairs`: the study's `paired_curves`, where they are at hand.
     """
     axis, _, key = SCALES[scale]
     columns = [key if name == SCALES["log2"][2] else name for name in SLOPE_COLUMNS]
     rows = []
-    for arm, (seeds, _, tokens, b, a) in _paired_curves(study).items():
+    for arm, (seeds, _, tokens, b, a) in (paired_curves(study) if pairs is None else pairs).items():
         late = tokens >= after * tokens.max()
         row: dict[str, Any] = dict.fromkeys(columns) | {"arm": arm, "n": 0, "values": {}}
         usable = np.isfinite(b[:, late]).all(axis=1) & np.isfinite(a[:, late]).all(axis=1)
@@ -126,8 +129,8 @@ def slopes(study: Study, after: float = 0.1, scale: str = "log2") -> list[dict[s
     return rows
 
 
-def _paired_curves(study: Study) -> dict[str, tuple[np.ndarray, ...]]:
-    # arm -> (seeds, steps, tokens, baseline's losses, arm's losses), seeds down and common steps across
+def paired_curves(study: Study) -> dict[str, Pair]:
+    """Arm -> (seeds, steps, tokens, baseline's losses, arm's losses), seeds down and common steps across."""
     if not len(study.curves):
         return {}
     keys = [k for k in ("arm", "seed", "config_key") if k in study.curves.columns and k in study.trials.columns]

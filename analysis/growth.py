@@ -53,8 +53,10 @@ def table(study: Study) -> list[dict[str, Any]]:
     `late`, `late_low`, `late_high` and `late_p` are of the second half of training alone, exploratory: p as it is.
     """
     out = []
+    pairs = beside.paired_curves(study)
     for scale, (_, unit, key) in beside.SCALES.items():
-        rows, late = beside.slopes(study, scale=scale), beside.slopes(study, after=LATE, scale=scale)
+        rows = beside.slopes(study, scale=scale, pairs=pairs)
+        late = beside.slopes(study, LATE, scale, pairs)
         # an arm that cannot be tested enters the family with p = 1
         adjusted = multiplicity.adjust([1.0 if row["p"] is None else row["p"] for row in rows], study.correction)
         for row, half, p in zip(rows, late, adjusted, strict=True):
