@@ -32,7 +32,7 @@ plan: .venv/.run  ## What a study will cost (CONFIG=, ARGS=); nothing runs
 	@$(BIN)/pagating plan $(CONFIG) $(ARGS)
 
 test: .venv/.dev  ## The test suite
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: .venv/.dev  ## What takes minutes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

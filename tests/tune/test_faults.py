@@ -134,18 +134,34 @@ def run(place, folder, *faults, **changes):
 
 
 def test_killed_and_hung_workers_cost_no_cell_and_change_no_result(place, undisturbed, tmp_path):
-    run(place, tmp_path, "kill", "kill", "hang", resources={"stall_timeout": 4.0})
+    run(place, tmp_path, "kill", "hang", "between", resources={"stall_timeout": 4.0})
     assert finals(tmp_path / "faults") == undisturbed
     failed = [end["reason"] for end in ends(tmp_path / "faults") if end["outcome"] == "failed"]
     assert len(failed) == 3
-    assert failed.count("no sign of life for 4 s (resources.stall_timeout)") == 1
+    assert failed.count("no sign of life for 4 s (resources.stall_timeout)") == 2  # one of them between two trials
 
 
-def test_a_worker_that_hangs_between_two_trials_is_ended_too(place, undisturbed, tmp_path):
-    run(place, tmp_path, "between", resources={"stall_timeout": 4.0})
+def test_one_slot_and_an_interruption_change_no_result(place, undisturbed, tmp_path):
+    seen = []
+
+    def after_five(progress):
+        seen.append(progress.cell.key)
+        if len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with Interruption(lambda line: None) as interruption:
+        done = runner.sweep(
+            study("faults"), tmp_path, tmp_path, slots=1, trainable=Steps, listen=after_five, interruption=interruption
+        )
+    assert interruption.exit_code == 130
+    assert not done.stages.finished
+    before = {end["cell"]: end["time"] for end in ends(tmp_path / "faults")}
+    assert 5 <= len(before) < len(undisturbed)
+    runner.sweep(study("faults"), tmp_path, tmp_path, slots=1, trainable=Steps)
     assert finals(tmp_path / "faults") == undisturbed
-    failed = [end["reason"] for end in ends(tmp_path / "faults") if end["outcome"] == "failed"]
-    assert failed == ["no sign of life for 4 s (resources.stall_timeout)"]
+    after = ends(tmp_path / "faults")
+    assert len(after) == len(undisturbed)  # no finished cell ran again
+    assert {end["cell"]: end["time"] for end in after if end["cell"] in before} == before
 
 
 def test_a_trial_that_diverges_or_raises_is_infeasible_and_the_study_goes_on(place, tmp_path):

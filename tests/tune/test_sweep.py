@@ -164,6 +164,7 @@ def test_each_arms_best_model_is_kept_and_offered_by_mlflow(study, cache, monkey
         assert loss == best[model.tags["arm"]].final["val_nll"]
 
 
+@pytest.mark.slow
 def test_one_slot_and_an_interruption_change_no_bit(study, tmp_path, cache):
     expected, _ = study
     output = tmp_path / "studies"
