@@ -10,7 +10,7 @@ from statsmodels.stats.multitest import multipletests
 from analysis.paired_tests import Values
 from analysis.power import sd_ratio_nodes
 
-_METHODS = {"holm": "holm", "bonferroni": "bonferroni", "benjamini-hochberg": "fdr_bh"}
+_METHODS = {"bonferroni": "bonferroni", "benjamini-hochberg": "fdr_bh"}
 
 
 def adjust(p: Sequence[float], correction: str) -> list[float]:
@@ -19,9 +19,18 @@ def adjust(p: Sequence[float], correction: str) -> list[float]:
         raise ValueError("a p value is NaN; a comparison without a test enters its family with p = 1")
     if correction == "none" or not len(p):
         return [float(x) for x in p]
+    if correction == "holm":
+        return _holm(np.asarray(p, float))
     if correction not in _METHODS:
-        raise ValueError(f"correction {correction!r}; allowed: {', '.join([*_METHODS, 'none'])}")
+        raise ValueError(f"correction {correction!r}; allowed: {', '.join(['holm', *_METHODS, 'none'])}")
     return [float(x) for x in multipletests(p, method=_METHODS[correction])[1]]
+
+
+def _holm(p: np.ndarray) -> list[float]:
+    # not statsmodels': its Holm, alone of its corrections, calls gc.collect(), 0.1 to 0.3 s each time
+    order, adjusted = np.argsort(p), np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    return [float(x) for x in adjusted]
 
 
 def dunnett_blocked(baseline: Values, arms: Sequence[Values]) -> dict[str, list[float]]:

@@ -9,7 +9,6 @@ our search and calibration take, on 5 fresh seeds an arm, Welch's t test at 0.05
 """
 
 import argparse
-import gc
 import json
 import math
 import os
@@ -107,10 +106,6 @@ def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
     return rows
 
 
-def _start() -> None:
-    gc.freeze()  # statsmodels collects garbage in each test: what was imported need not be looked at again
-
-
 def study_all(
     scenarios: list[Scenario],
     studies: int,
@@ -123,7 +118,7 @@ def study_all(
     `keep`: a folder for the rows of every 25 studies, from which an interrupted run goes on.
     """
     out = []
-    with ProcessPoolExecutor(workers, initializer=_start) as pool:
+    with ProcessPoolExecutor(workers) as pool:
         for scenario in scenarios:
             begun, count = time.perf_counter(), max(1, round(studies * scenario.studies))
             last = FIRST + count

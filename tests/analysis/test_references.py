@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
@@ -97,6 +98,15 @@ def test_dunnett_with_many_blocks_approaches_scipy(rng: np.random.Generator):
     assert got == pytest.approx(want, abs=0.02)
     one = multiplicity.dunnett_blocked(table[:, 0], [table[:, 1]])
     assert one["p_adjusted"] == pytest.approx([stats.ttest_rel(table[:, 0], table[:, 1]).pvalue], abs=1e-9)
+
+
+def test_adjust_equals_statsmodels(rng: np.random.Generator):
+    names = {"holm": "holm", "bonferroni": "bonferroni", "benjamini-hochberg": "fdr_bh"}
+    families = [rng.uniform(size=k) ** 3 for k in range(1, 13)]
+    families += [np.array([0.02, 0.5, 0.02, 1.0, 0.0, 0.5]), np.zeros(3), np.ones(4)]
+    for p in families:
+        for name, theirs in names.items():
+            assert multiplicity.adjust(p.tolist(), name) == multipletests(p, method=theirs)[1].tolist()
 
 
 def test_adjust_refuses_nan_and_unknown_corrections():
