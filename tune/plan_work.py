@@ -6,9 +6,10 @@ is extended, at which look a sequential rule stops) is given as a range, and its
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,17 @@ def countable_unit(study: Study, arm: str) -> dict[str, Any] | None:
 
 def arm_model(study: Study, arm: str, vocab_size: int) -> Model:
     """Parameters and FLOPs of an arm's model, which is built without memory (torch's `meta` device)."""
+    unit = json.dumps(countable_unit(study, arm))
+    return _model(study.task, vocab_size, json.dumps(study.model.sizes()), unit)
+
+
+@cache  # a plan asks for the same model several times
+def _model(task: str, vocab_size: int, sizes_json: str, unit_json: str) -> Model:
     import torch
 
-    unit, sizes = countable_unit(study, arm), study.model.sizes()
-    if study.task != "causal":
-        return _denoising_model(study.task, vocab_size, sizes, unit)
+    sizes, unit = json.loads(sizes_json), json.loads(unit_json)
+    if task != "causal":
+        return _denoising_model(task, vocab_size, sizes, unit)
     from pagating.alpha import alpha_parameters
     from pagating.gpt2_plain import GPT2, GPT2Size, training_flops_per_token
 

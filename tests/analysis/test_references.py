@@ -102,7 +102,7 @@ def test_dunnett_with_many_blocks_approaches_scipy(rng: np.random.Generator):
 
 def test_adjust_equals_statsmodels(rng: np.random.Generator):
     names = {"holm": "holm", "bonferroni": "bonferroni", "benjamini-hochberg": "fdr_bh"}
-    families = [rng.uniform(size=k) ** 3 for k in range(1, 13)]
+    families = [rng.uniform(size=k) ** 3 for k in (1, 2, 5, 12)]
     families += [np.array([0.02, 0.5, 0.02, 1.0, 0.0, 0.5]), np.zeros(3), np.ones(4)]
     for p in families:
         for name, theirs in names.items():
