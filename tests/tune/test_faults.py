@@ -323,7 +323,7 @@ def test_an_update_that_outlasts_the_timeout_is_no_hung_one(place, tmp_path):
     given = study(
         "faults",
         model={"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
-        fixed={"tokens": 256, "batch_tokens": 256, "micro_batch_tokens": 32, "eval_windows": 64},
+        fixed={"tokens": 512, "batch_tokens": 256, "micro_batch_tokens": 32, "eval_windows": 64},
         search={"trials_per_arm": 1, "pruner": "none", "sampler": "random"},
         stages=["search"],
         resources={"stall_timeout": 10.0},
