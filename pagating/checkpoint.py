@@ -252,7 +252,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
+    path.touch()
+    mode = path.stat().st_mode  # what the umask says; safetensors lets nobody but the owner read what it writes
     save_file(tensors, path, metadata={"pagating": header})
+    if path.stat().st_mode != mode:
+        path.chmod(mode)
     _sync(path)
 
 

@@ -44,6 +44,16 @@ def test_room_for_what_the_next_checkpoint_needs_is_looked_for_to_the_byte(tmp_p
         assert checkpoints.save(1, {"a": torch.zeros(100)}, {}) == fits
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_who_may_read_a_file_is_what_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        checkpoint.write_tensors(tmp_path / "c" / "a.safetensors", {"a": torch.zeros(3)}, "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "c" / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 @pytest.mark.parametrize(
     "error",
     [

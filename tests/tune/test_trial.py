@@ -265,7 +265,7 @@ class KilledOnce(CellTrainable):
     """The real trial; the first one to find the file FAULTS/kill is killed by signal 9 after its sixth update."""
 
     def step(self):
-        adapter.BEAT_SECONDS = 0.0
+        adapter.BEAT_SECONDS, adapter.WITHIN_SECONDS = 0.0, 3600.0  # a result an update, however long it takes
         place = Path(os.environ["FAULTS"])
         if self._checkpoints:
             self._checkpoints.request()
