@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pagating.corpus import meta_digest
+from pagating.data.corpus import meta_digest
 from pagating.device import has_bfloat16
 
 

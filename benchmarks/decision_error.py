@@ -2,10 +2,10 @@
 
     python benchmarks/decision_error.py [--studies 2000] [--workers N] [--json FILE] [--write docs/protocol.md]
 
-Each simulated study goes through `tune.stages.Stages` (with Optuna) and `analysis.significance.verdict`; only the
-training is replaced, by a bowl over the log learning rate for each arm, noise by seed, divergence, and curves for early
-stopping. Beside it the usual practice in the same world: the best of each arm's own random search, of as many trials as
-our search and calibration take, on 5 fresh seeds an arm, Welch's t test at 0.05 for each arm.
+Each simulated study goes through `tune.decide.stages.Stages` (with Optuna) and `analysis.significance.verdict`; only
+the training is replaced, by a bowl over the log learning rate for each arm, noise by seed, divergence, and curves for
+early stopping. Beside it the usual practice in the same world: the best of each arm's own random search, of as many
+trials as our search and calibration take, on 5 fresh seeds an arm, Welch's t test at 0.05 for each arm.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from simulation import expected
 from simulation.page import markdown, percent, write
 from simulation.world import CONFIRM, EVALUATIONS, SCENARIOS, STUDY, TEST_GAP, TREATMENTS, Scenario, World
 
-from analysis import tables
-from analysis.sequential import RULES
-from analysis.significance import verdict
-from tune.ledger import Cell
-from tune.stages import Stages
-from tune.study import Study, parse
+from analysis.io import study as tables
+from analysis.stats.sequential import RULES
+from analysis.verdict.decide import verdict
+from tune.decide.stages import Stages
+from tune.run.ledger import Cell
+from tune.study.study import Study, parse
 
 FIRST = 10_000  # seed of the first study: the constants of the fit were chosen on studies with lower ones
 

@@ -17,7 +17,7 @@ import psutil
 import yaml
 from mlflow import MlflowClient
 
-from tune import ledger
+from tune.run import ledger
 
 ROOT = Path(__file__).parents[1]
 STUDY: dict[str, Any] = {

@@ -137,9 +137,9 @@ def sweep_on_two_nodes(folder: Path, seed: int) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from tune import runner
-    from tune.ray_start import QUIET
-    from tune.study import load
+    from tune import sweep as runner
+    from tune.backend.ray_start import QUIET
+    from tune.study.study import load
 
     os.environ.update(QUIET)
     place = Place(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from disturbed import STUDY, Bench, Damage, Place
 
-from tune import ledger
+from tune.run import ledger
 
 # The gate does as the file FLAG says, once: the trial that takes the flag removes it
 GATE = '''"""A sigmoid gate that fails when it is asked to."""

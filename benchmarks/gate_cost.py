@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from common import machine
 from torch import Tensor
 
-from pagating.units import pointwise
+from pagating.gating.units import pointwise
 
 SHAPES = [(8, 128, 512), (8, 1024, 3072)]
 DTYPES = [torch.float32, torch.bfloat16]

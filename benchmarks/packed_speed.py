@@ -22,7 +22,7 @@ from common import interleave, machine, ratios, spread
 from variants import Variant, engine, make_trial
 
 from pagating.device import resolve_device
-from pagating.packed import Pack
+from pagating.packed.loop import Pack
 from pagating.train import Trial
 
 SHAPE = {"d_model": 128, "n_ctx": 128, "vocab_size": 4096}

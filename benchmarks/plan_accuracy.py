@@ -2,7 +2,7 @@
 
 python benchmarks/plan_accuracy.py CONFIG [--slots N] [--write docs/plan.md] [--record]
 
-`--write` puts the table between the markers of a page; `--record` writes `tune/plan_measured.json`, the figures of the
+`--write` puts the table between the markers of a page; `--record` writes `tune/plan/measured.json`, the figures of the
 parts that no formula gives, from this study and this machine. Nothing else should run meanwhile.
 """
 
@@ -23,14 +23,14 @@ from typing import Any
 from common import machine
 from mlflow import MlflowClient
 
-from tune import ledger
-from tune.ledger import Record
-from tune.plan_page import amount, duration, spread_text
-from tune.plan_probe import loop_seconds
-from tune.plan_space import readable
+from tune.plan.page import amount, duration, spread_text
+from tune.plan.probe import loop_seconds
+from tune.plan.space import readable
+from tune.run import ledger
+from tune.run.ledger import Record
 
 ROOT = Path(__file__).parents[1]
-MEASURED = ROOT / "tune" / "plan_measured.json"
+MEASURED = ROOT / "tune" / "plan" / "measured.json"
 START, END = "<!-- plan_accuracy: start -->", "<!-- plan_accuracy: end -->"
 
 
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--slots", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", type=Path, help="page with the markers")
-    parser.add_argument("--record", action="store_true", help="write tune/plan_measured.json")
+    parser.add_argument("--record", action="store_true", help="write tune/plan/measured.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "studies"

@@ -35,10 +35,13 @@ from common import machine
 from ray import tune as ray_tune
 from scale_page import draw, page
 
-from analysis import report as reports
-from tune import ledger, mlflow_runs, runner, search
-from tune.study import Study, parse
-from tune.tracking import finish
+from analysis.report import build as reports
+from tune import sweep as runner
+from tune.decide import search
+from tune.run import ledger
+from tune.study.study import Study, parse
+from tune.tracking import runs as mlflow_runs
+from tune.tracking.tracker import finish
 
 PUBLISHED = (100, 1000, 10_000)
 ARMS = {
@@ -85,7 +88,7 @@ def true_loss(arm: str, lr: float, seed: int) -> float:
 
 
 def simulated(reports_a_trial: int, gate: Path | None = None, slots: int = 0) -> type:
-    """A trainable with the interface of `tune.trial.CellTrainable` that knows its loss.
+    """A trainable with the interface of `tune.backend.ray_trial.CellTrainable` that knows its loss.
 
     With `gate`, a folder, the trials of the confirm stage, where all slots are taken, wait until `slots` processes have
     come there.

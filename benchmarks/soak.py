@@ -29,7 +29,7 @@ from common import machine
 from disturbed import ROOT, Damage, Place, workers
 from matplotlib.figure import Figure
 
-from tune import ledger
+from tune.run import ledger
 
 START, END = "<!-- soak: start -->", "<!-- soak: end -->"
 ARMS = 3  # of the study in disturbed.py

@@ -23,11 +23,12 @@ import yaml
 from common import machine, spread
 from ray import tune as ray_tune
 
-from tune import ledger, runner
-from tune.ledger import Cell, Record
-from tune.ray_start import started
-from tune.study import Study, parse
-from tune.tracking import Tracker
+from tune import sweep as runner
+from tune.backend.ray_start import started
+from tune.run import ledger
+from tune.run.ledger import Cell, Record
+from tune.study.study import Study, parse
+from tune.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[1]
 STUDY = {
@@ -49,7 +50,7 @@ STUDY = {
 
 
 def sleeping(seconds: float) -> type:
-    """A trainable with the interface of `tune.trial.CellTrainable` that sleeps ten times instead of training."""
+    """Return a trainable like `tune.backend.ray_trial.CellTrainable` that sleeps ten times instead of training."""
 
     class Sleeping(ray_tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
@@ -113,7 +114,7 @@ def tracking(uri: str, folder: Path, trials: int, reports: int) -> dict[str, flo
     (folder / "tracking").mkdir(exist_ok=True)
     (folder / "tracking" / "study.yaml").write_text("{}")
     (folder / "tracking" / "ledger.jsonl").write_bytes(b"")
-    with mock.patch("tune.tracking.HOLD_BACK", 0.0):
+    with mock.patch("tune.tracking.tracker.HOLD_BACK", 0.0):
         tracker = Tracker(uri, study, folder / "tracking", corpus)
         time.sleep(15)  # the connection, schema included, is made while a study starts its actors
     calls, began = 0.0, time.process_time()

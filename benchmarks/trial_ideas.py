@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from variants import engine, make_trial
 
-from pagating import engine_loss
+from pagating.model import fused_loss as engine_loss
 
 ROUNDS = 9  # of an idea at least: with fewer, a shuffled order is not yet a balanced one
 ALLOCATORS = {
@@ -58,13 +58,13 @@ def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str,
     trial = make_trial(folder, shape)
     beside = mock.patch.object(engine_loss, "_softmax_", lambda logits: torch.softmax(logits, -1))
     more = mock.patch.object(engine_loss, "LEAST_ROWS", 96)
-    attend_math = mock.patch("pagating.gpt2_plain.attend", _math)
+    attend_math = mock.patch("pagating.model.gpt2.attend", _math)
     with mock.patch("torch.optim.AdamW", _Foreach):
         foreach = engine(trial)
         foreach()
     variants = {
         "as it is": engine(trial),
-        "logits whole, F.cross_entropy": engine(trial, lambda: mock.patch("pagating.tasks.linear_nll", whole)),
+        "logits whole, F.cross_entropy": engine(trial, lambda: mock.patch("pagating.tasks.causal.linear_nll", whole)),
         "logits in chunks a quarter as large": engine(trial, chunk(engine_loss.CHUNK // 4)),
         "logits in chunks four times as large": engine(trial, chunk(engine_loss.CHUNK * 4)),
         "attention as three products": engine(trial, lambda: attend_math),

@@ -36,7 +36,7 @@ from common import gemm, interleave, machine, ratios, spread
 from variants import Variant, engine, hf_trainer, make_trial, plain_loop, worker
 
 from pagating.train import Trial, train
-from tune.cluster import ALLOCATOR
+from tune.backend.cluster import ALLOCATOR
 
 BASE = {"d_model": 128, "n_ctx": 128, "vocab_size": 4096, "precision": "float32"}
 SHAPES = [
@@ -96,7 +96,7 @@ def speed(folder: Path, seconds: float, shapes: list[dict[str, Any]], compiled: 
 
 def flops_per_token(trial: Trial) -> int:
     """Training FLOPs a token, by the package's own account."""
-    from pagating.gpt2_plain import training_flops_per_token
+    from pagating.model.gpt2 import training_flops_per_token
     from pagating.train import build_model
 
     return training_flops_per_token(build_model(trial))
@@ -132,7 +132,7 @@ def memory_probe(folder: Path, kind: str) -> dict[str, float]:
     list(train(make_trial(folder, {**BASE, "vocab_size": 512}, tokens=1024 * 2)))  # what torch itself loads and keeps
     trial = make_trial(folder, {**BASE, "vocab_size": 50257}, tokens=1024 * 2)
     before = resident_mb()
-    with mock.patch("pagating.tasks.linear_nll", trial_ideas.whole) if kind == "whole" else nullcontext():
+    with mock.patch("pagating.tasks.causal.linear_nll", trial_ideas.whole) if kind == "whole" else nullcontext():
         *_, row = train(trial)
     held = row["final"]["parameters"] * 16 / (1 << 20)  # weights, gradients and two moments in float32
     return {"model and optimiser": held, "peak of a step": row["final"]["peak_rss_mb"] - before}

@@ -21,10 +21,10 @@ import torch
 from common import random_corpus
 from torch.nn import functional as F
 
-from pagating import corpus
+from pagating.data import corpus
 from pagating.evaluate import autocast
 from pagating.train import Trial, train
-from tune.cluster import ALLOCATOR
+from tune.backend.cluster import ALLOCATOR
 
 Variant = Callable[[], float]
 

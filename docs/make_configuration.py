@@ -2,7 +2,8 @@
 
     python docs/make_configuration.py [FILE]
 
-Every key comes with its type, range, default and description as `tune.schema` and `tune.study` state them.
+Every key comes with its type, range, default and description as `tune.study.sections` and `tune.study.study` state
+them.
 """
 
 import sys
@@ -14,8 +15,8 @@ import annotated_types as limits
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tune.schema import PRESETS, Distribution
-from tune.study import Study
+from tune.study.sections import PRESETS, Distribution
+from tune.study.study import Study
 
 PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false"}
 HEAD = """# The study file

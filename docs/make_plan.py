@@ -6,8 +6,8 @@ python docs/make_plan.py [FILE]
 import sys
 from pathlib import Path
 
-from analysis.tables import load
-from tune.plan_power import study_noise
+from analysis.io.study import load
+from tune.plan.power import study_noise
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!--table: python docs/make_plan.py -->\n", "<!--end of table-->\n"

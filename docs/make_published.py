@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tune.plan_space import largest, memory_parts, readable, vocabulary
-from tune.plan_work import Model, arm_model, confirm_seeds, total, work
-from tune.study import Study, load
+from tune.plan.space import largest, memory_parts, readable, vocabulary
+from tune.plan.work import Model, arm_model, confirm_seeds, total, work
+from tune.study.study import Study, load
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!--table: python docs/make_published.py -->\n", "<!--end of table-->\n"
@@ -60,7 +60,7 @@ def try_study(path: Path) -> list[dict[str, Any]]:
     """The dry run of a study's baseline and of its largest arm; one that does not fit is named with its plan alone."""
     import psutil
 
-    from tune.dry_run import try_arms
+    from tune.plan.dry_run import try_arms
 
     study = load(path)
     models = {arm: arm_model(study, arm, vocabulary(study)) for arm in study.arms}

@@ -21,9 +21,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis import formats, results_index, results_page
-from analysis.significance import verdict
-from analysis.tables import load
+from analysis.io import formats
+from analysis.io.study import load
+from analysis.published import index as results_index
+from analysis.published import page as results_page
+from analysis.verdict.decide import verdict
 
 RESULTS = Path(__file__).parent / "results"
 OF_A_MACHINE = ("tracking", "address", "storage")  # keys of a study that say where it ran, not what it was

@@ -27,9 +27,9 @@ from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from tune.mlflow_runs import default_uri
-from tune.mlflow_views import view_link
-from tune.study import load
+from tune.study.study import load
+from tune.tracking.runs import default_uri
+from tune.tracking.views import view_link
 
 LARGEST = 150_000  # bytes of a picture
 SETTLE_MS = 6000  # charts are drawn after the page has loaded

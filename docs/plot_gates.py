@@ -14,8 +14,8 @@ import torch
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-from pagating.gates import GATES
-from pagating.units import pointwise
+from pagating.gating.gates import GATES
+from pagating.gating.units import pointwise
 
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
 X = torch.linspace(-4.0, 4.0, 161, dtype=torch.float64)

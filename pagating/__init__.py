@@ -1,29 +1,28 @@
 """Parameterised gates for transformers: the units, every kind of gate strength, any Hugging Face model.
 
-The names below are imported on first use, so that `import pagating` needs neither torch nor transformers
-(`patch` lives in `patching`: a submodule of the same name would hide the function).
+The names below are imported on first use, so that `import pagating` needs neither torch nor transformers.
 """
 
 from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "AlphaParameter": "alpha",
-    "COMPETITORS": "competitors",
-    "GATES": "gates",
-    "PaGLU": "units",
-    "PaGPT2Config": "gpt2",
-    "PaGPT2LMHeadModel": "gpt2",
-    "PatchReport": "patching",
-    "alpha_parameters": "alpha",
-    "alpha_values": "alpha",
-    "glu": "units",
+    "AlphaParameter": "gating.alpha",
+    "COMPETITORS": "gating.catalog",
+    "GATES": "gating.gates",
+    "PaGLU": "gating.units",
+    "PaGPT2Config": "gating.hf_gpt2",
+    "PaGPT2LMHeadModel": "gating.hf_gpt2",
+    "PatchReport": "gating.patch",
+    "alpha_parameters": "gating.alpha",
+    "alpha_values": "gating.alpha",
+    "glu": "gating.units",
     "load_model": "saved_model",
-    "patch": "patching",
-    "pointwise": "units",
-    "register_gate": "own_gate",
-    "set_progress": "alpha",
-    "unpatch": "patching",
+    "patch": "gating.patch",
+    "pointwise": "gating.units",
+    "register_gate": "gating.own_gate",
+    "set_progress": "gating.alpha",
+    "unpatch": "gating.patch",
 }
 __all__ = list(_HOME)
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pagating.corpus import open_split, pad_id
-from pagating.engine_loss import linear_nll_each
-from pagating.gpt2_plain import GPT2
+from pagating.data.corpus import open_split, pad_id
+from pagating.model.fused_loss import linear_nll_each
+from pagating.model.gpt2 import GPT2
 
 PRECISIONS = ("float32", "bfloat16")
 ROWS_FROM = 1 << 20  # tokens of a split that are decoded for the sake of `padded_nll`
@@ -39,7 +39,7 @@ def autocast(precision: str, device: str = "cpu") -> AbstractContextManager[Any]
 def token_nll(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of each predicted token, nats, float32, (B, T - 1): targets are tokens_BT[:, 1:].
 
-    A `pagating.gpt2_plain.GPT2` that needs no gradient is evaluated in chunks, so that its logits never exist whole;
+    A `pagating.model.gpt2.GPT2` that needs no gradient is evaluated in chunks, so that its logits never exist whole;
     any other model is one of transformers'.
     """
     targets_BT = tokens_BT[:, 1:]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pagating.corpus import read_meta
+from pagating.data.corpus import read_meta
 from pagating.device import utilisation
 from pagating.evaluate import bits_per_byte, perplexity
 from pagating.trial import Trial

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pagating.checkpoint import model_tensors, write_tensors
-from pagating.corpus import read_meta
-from pagating.gpt2_plain import GPT2, GPT2Size
-from pagating.own_gate import REFERENCE
+from pagating.data.corpus import read_meta
+from pagating.gating.own_gate import REFERENCE
+from pagating.model.gpt2 import GPT2, GPT2Size
 from pagating.trial import TASKS, Trial
 
 FORMAT = 1  # raise it when a file means something else than before
@@ -100,7 +100,7 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
 def load_model(folder: str | Path, gate: str | None = None) -> Any:
     """The model of a folder that `save_model` wrote, in evaluation mode, on the CPU, to the same bits.
 
-    A `pagating.gpt2_plain.GPT2`, or of another task one of transformers'. gate: FILE.py:NAME of the own gate of a model
+    A `pagating.model.gpt2.GPT2`, or of another task one of transformers'. gate: FILE.py:NAME of the own gate of a model
     that was trained with one; it runs that file, and where the folder says that it lay is never followed. Raises
     SavedModelError.
     """
@@ -130,7 +130,7 @@ def _made(facts: Mapping[str, Any], unit: Mapping[str, Any] | None) -> nn.Module
     """A model of the sizes and the unit of `facts`; what its tensors hold does not matter."""
     if facts["task"] == "causal":
         return GPT2(GPT2Size(vocab_size=facts["vocab_size"], **facts["model"]), unit)
-    from pagating.denoising import make_model  # imports transformers, which takes seconds
+    from pagating.tasks.denoising import make_model  # imports transformers, which takes seconds
 
     with torch.random.fork_rng(devices=[]):
         made: nn.Module = make_model(facts["task"], facts["vocab_size"], facts["model"], unit)

@@ -23,17 +23,17 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from pagating.alpha import alpha_parameters, alpha_values, set_progress
 from pagating.checkpoint import EVERY_SECONDS, CheckpointFolder, capture, identity, restore
-from pagating.corpus import CorpusError, read_meta
+from pagating.data.corpus import CorpusError, read_meta
 from pagating.device import resolve_device
 from pagating.evaluate import autocast
+from pagating.gating.alpha import alpha_parameters, alpha_values, set_progress
+from pagating.gating.own_gate import REFERENCE
+from pagating.gating.schedules import warmup_then
 from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
-from pagating.own_gate import REFERENCE
-from pagating.pretrained import PretrainedError
+from pagating.model.pretrained import PretrainedError
 from pagating.saved_model import keep_trained
-from pagating.schedules import warmup_then
-from pagating.tasks import in_parts, padded_loss, targets_in, task_of
+from pagating.tasks.causal import in_parts, padded_loss, targets_in, task_of
 from pagating.trial import Diverged, OutOfMemory, Trial, out_of_memory
 
 Step = tuple[int, dict[str, Any] | None]

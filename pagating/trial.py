@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from pagating.device import DEVICES
-from pagating.engine_compile import CHOICES
 from pagating.evaluate import PRECISIONS
-from pagating.schedules import SCHEDULES
+from pagating.gating.schedules import SCHEDULES
+from pagating.model.compile import CHOICES
 
 TASKS = ("causal", "masked", "span")
 PADDINGS = ("counted", "masked")
@@ -31,19 +31,18 @@ class OutOfMemory(MemoryError):
 class Trial:
     """One configuration and one seed. Units: tokens, steps of the optimiser, nats.
 
-    corpus: folder made by `pagating.corpus.prepare`. model: n_layer, d_model, n_head, n_ctx, and where they differ from
-    GPT-2 activation, dropout, initializer_range.
-    unit: arguments of `pagating.patch`, or None for the stock model. batch_tokens: tokens a step, a multiple of n_ctx.
-    warmup: share of the steps with a linearly rising learning rate, [0, 1). weight_decay: on matrices; never on alphas.
-    eval_every: steps between evaluations, None for a tenth of the trial; the last step is evaluated always.
-    eval_windows: windows of n_ctx tokens of each evaluation. test: evaluate the test split too, once, at the last step,
-    and `padded_nll` on as many lines of the validation split.
-    compile: auto (where the trial is long enough to earn it), always, never; see `pagating.engine_compile`.
-    pretrained: file of weights to start from (`pagating.pretrained`), None to start from the seed alone.
-    device: cpu, cuda, auto (cuda where there is one). micro_batch_tokens: tokens whose gradient is taken at a time,
-    None for all of a step; the step stays one of `batch_tokens`, up to rounding.
-    task: a row of `pagating.tasks`. padding: None trains on packed windows; else the corpus is one of lines, a row of
-    n_ctx tokens each, and its padding is `counted` in the training loss or `masked` out of it.
+    corpus: folder made by `pagating.data.corpus.prepare`. model: n_layer, d_model, n_head, n_ctx, and where they differ
+    from GPT-2 activation, dropout, initializer_range. unit: arguments of `pagating.patch`, or None for the stock model.
+    batch_tokens: tokens a step, a multiple of n_ctx. warmup: share of the steps with a linearly rising learning rate,
+    [0, 1). weight_decay: on matrices; never on alphas. eval_every: steps between evaluations, None for a tenth of the
+    trial; the last step is evaluated always. eval_windows: windows of n_ctx tokens of each evaluation. test: evaluate
+    the test split too, once, at the last step, and `padded_nll` on as many lines of the validation split. compile: auto
+    (where the trial is long enough to earn it), always, never; see `pagating.model.compile`. pretrained: file of
+    weights to start from (`pagating.model.pretrained`), None to start from the seed alone. device: cpu, cuda, auto
+    (cuda where there is one). micro_batch_tokens: tokens whose gradient is taken at a time, None for all of a step; the
+    step stays one of `batch_tokens`, up to rounding. task: a row of `pagating.tasks.causal`. padding: None trains on
+    packed windows; else the corpus is one of lines, a row of n_ctx tokens each, and its padding is `counted` in the
+    training loss or `masked` out of it.
     """
 
     corpus: str

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import decision_error  # noqa: E402
 from simulation import expected, page, world  # noqa: E402
 
-from analysis.multiplicity import adjust  # noqa: E402
+from analysis.stats.multiplicity import adjust  # noqa: E402
 
 TREATMENTS = world.TREATMENTS
 

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from simulation.world import LOSS, USUAL_SEEDS
 
-from analysis import palette, plots
+from analysis.report import palette, plots
 
 
 def percent(share: dict[str, Any] | None, digits: int = 1) -> str:

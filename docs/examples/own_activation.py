@@ -20,9 +20,9 @@ def hard(x: torch.Tensor) -> torch.Tensor:
 
 def main(config: Path, output: Path) -> None:
     """Run the study, then read its verdict."""
-    from analysis import report
-    from tune import runner
-    from tune.study import load
+    from analysis.report import build as report
+    from tune import sweep as runner
+    from tune.study.study import load
 
     run = runner.sweep(load(config), config.parent, output)
     report.build(run.folder)

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis import alphas, freeze, takeaways
-from analysis.tables import TableError, load
-from pagating.competitors import COMPETITORS
+from analysis.describe import alphas
+from analysis.io.study import TableError, load
+from analysis.published import freeze
+from analysis.report import takeaways
+from pagating.gating.catalog import COMPETITORS
 
 FINAL = {0: (0.45, 0.40, 0.55), 1: (1.55, 1.60, 1.77)}  # of layer 0 and 1, a seed each
 FIRST = {0: (0.60, 0.35, 0.52), 1: (1.64, 1.62, 1.60)}  # at the first evaluation: training has moved them

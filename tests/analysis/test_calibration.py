@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis import beside, calibration, report
-from analysis.significance import verdict
-from analysis.tables import load
+from analysis.describe import calibration
+from analysis.describe import curves as beside
+from analysis.io.study import load
+from analysis.report import build as report
+from analysis.verdict.decide import verdict
 
 
 def test_each_arm_has_its_optimum_by_both_rules(demo: Path):

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis import claims, claims_ours, results_index
-from analysis.significance import verdict
-from analysis.tables import Study, load
+from analysis.io.study import Study, load
+from analysis.published import claims, claims_ours
+from analysis.published import index as results_index
+from analysis.verdict.decide import verdict
 
 
 def with_arms(folder: Path, **options: dict) -> Study:

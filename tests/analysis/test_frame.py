@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import frame, plots, report
-from analysis.tables import load
+from analysis.io.study import load
+from analysis.report import build as report
+from analysis.report import frame, plots
 
 
 def test_marked_points_above_the_frame_are_counted():

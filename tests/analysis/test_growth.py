@@ -8,8 +8,12 @@ import pytest
 import yaml
 from scipy import stats
 
-from analysis import beside, claims_ours, growth, results_page
-from analysis.tables import load
+from analysis import growth as growth_command
+from analysis.describe import curves as beside
+from analysis.describe import growth
+from analysis.io.study import load
+from analysis.published import claims_ours
+from analysis.published import page as results_page
 
 TOKENS = np.arange(1, 11) * 60_000
 RISE_THEN_FALL = np.array([0.0, 0.6, 1.2, 1.8, 2.0, 1.9, 1.8, 1.7, 1.6, 1.5])  # in percent, falls after the middle
@@ -82,9 +86,9 @@ def test_page_and_claims_name_the_second_half_exploratory(tmp_path: Path, capsys
     assert "decides nothing" in text
     assert f"| bends | {row['late']:+.3f} | {row['late_low']:+.3f} | {row['late_high']:+.3f} |" in text
     assert f"second half, exploratory: bends: {row['late']:+.3f}% a doubling" in claims_ours.ours(study)["growth"]
-    assert growth.main(["--study", str(tmp_path), "--format", "csv"]) == 0
+    assert growth_command.main(["--study", str(tmp_path), "--format", "csv"]) == 0
     head, first, *_ = capsys.readouterr().out.splitlines()
     assert head.split(",")[-4:] == ["late", "late_low", "late_high", "late_p"]
     assert float(first.split(",")[-4]) == pytest.approx(row["late"])
-    assert growth.main(["--study", str(tmp_path)]) == 0
+    assert growth_command.main(["--study", str(tmp_path)]) == 0
     assert "In the second half of training the other way: bends" in " ".join(capsys.readouterr().out.split())

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis import command, table_files
-from analysis.tables import TableError, load
+from analysis.io import command
+from analysis.io import files as table_files
+from analysis.io.study import TableError, load
 
 SCRIPTS = ("significance", "improvement", "alphas", "budget", "claims", "report")
 LOSSES = {"gelu": (3.0, 3.02, 3.01, 3.05), "x": (3.11, 3.1, 3.13, 3.16)}

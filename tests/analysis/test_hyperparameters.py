@@ -8,8 +8,11 @@ import pytest
 import statsmodels.api as sm
 import yaml
 
-from analysis import budget, claims, hyperparameters, improvement, report
-from analysis.tables import load
+from analysis import budget, improvement
+from analysis.describe import hyperparameters
+from analysis.io.study import load
+from analysis.published import claims
+from analysis.report import build as report
 
 ARM = "paglu-searched"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import budget, estimates, multiplicity, paired_tests, power, sequential
+from analysis.describe import budget
+from analysis.stats import estimates, multiplicity, paired_tests, power, sequential
 
 CASES = {
     case["id"]: case for case in json.loads((Path(__file__).parents[1] / "known_answers.json").read_text())["cases"]

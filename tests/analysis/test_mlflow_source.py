@@ -6,9 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import beside, command, significance
-from analysis.mlflow_source import load_mlflow
-from analysis.tables import TableError, load
+from analysis import significance as significance_command
+from analysis.describe import curves as beside
+from analysis.io import command
+from analysis.io.mlflow import load_mlflow
+from analysis.io.study import TableError, load
+from analysis.verdict import decide as significance
 
 FINAL = ("test_nll", "val_nll", "val_ppl", "val_bpb", "train_nll", "tokens", "steps", "seconds", "parameters")
 
@@ -64,7 +67,7 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest
     with pytest.raises(TableError, match=r"study 'demo': no such database file"):
         load_mlflow(uri, "demo")
     with pytest.raises(SystemExit) as done:
-        command.run(lambda: significance.main(["--mlflow", uri, "--study", "demo"]))
+        command.run(lambda: significance_command.main(["--mlflow", uri, "--study", "demo"]))
     assert done.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "no.db").exists()

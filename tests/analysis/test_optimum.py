@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
-from analysis.optimum import Optimum, optima, optimum, share
+from analysis.stats.optimum import Optimum, optima, optimum, share
 
 RATES = [2.0**k * 1e-3 for k in range(-2, 3)]
 

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from analysis.palette import COLOURS, INK, colour_of
+from analysis.report.palette import COLOURS, INK, colour_of
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
 SEEN = {

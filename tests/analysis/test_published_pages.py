@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis import plots, results_index, results_page
-from analysis.significance import verdict
-from analysis.tables import load
-from analysis.takeaways import takeaways
-from pagating.texts import matching_files
-from tune.study import load as load_study
+from analysis.io.study import load
+from analysis.published import index as results_index
+from analysis.published import page as results_page
+from analysis.report import plots
+from analysis.report.takeaways import takeaways
+from analysis.verdict.decide import verdict
+from pagating.data.texts import matching_files
+from tune.study.study import load as load_study
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 

@@ -10,7 +10,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from analysis import budget, estimates, multiplicity, paired_tests, power, sequential
+from analysis.describe import budget
+from analysis.stats import estimates, multiplicity, paired_tests, power, sequential
 
 
 @pytest.fixture

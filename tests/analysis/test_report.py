@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis import plots, report, significance
-from analysis.tables import TableError, load
+from analysis.io.study import TableError, load
+from analysis.report import build as report
+from analysis.report import plots
+from analysis.verdict import decide as significance
 
 
 class Page(HTMLParser):

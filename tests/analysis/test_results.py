@@ -14,10 +14,15 @@ import pytest
 import yaml
 from scipy import stats
 
-from analysis import beside, freeze, growth, results_index
-from analysis.tables import TableError, load
-from tune.study import load as load_study
-from tune.study import parse
+from analysis import freeze as freeze_command
+from analysis import growth as growth_command
+from analysis.describe import curves as beside
+from analysis.describe import growth
+from analysis.io.study import TableError, load
+from analysis.published import freeze
+from analysis.published import index as results_index
+from tune.study.study import load as load_study
+from tune.study.study import parse
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -215,7 +220,7 @@ def test_growth_on_both_scales_is_the_slope_that_was_put_in(demo: Path):
     x = np.log2([1, 2, 3, 5])
     assert log2["slope"] == pytest.approx(0.6 * np.polyfit(x, [1, 2, 3, 5], 1)[0])
     assert list(linear["values"]) == ["100", "101", "102"]
-    assert growth.main(["--study", str(demo)]) == 0
+    assert growth_command.main(["--study", str(demo)]) == 0
 
 
 def test_growth_corrects_for_the_number_of_arms_and_needs_a_spread(demo: Path):
@@ -232,10 +237,10 @@ def test_growth_corrects_for_the_number_of_arms_and_needs_a_spread(demo: Path):
 def test_growth_without_curves_concludes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
     file = tmp_path / "x.csv"
     file.write_text("arm,seed,loss\na,1,3.0\nb,1,3.1\n")
-    assert growth.main([str(file), "--baseline", "a"]) == 1
+    assert growth_command.main([str(file), "--baseline", "a"]) == 1
     assert "no curves of confirm runs" in capsys.readouterr().err
     with pytest.raises(TableError, match="two sources"):
-        growth.main([str(file), "--study", str(file)])
+        growth_command.main([str(file), "--study", str(file)])
 
 
 def test_the_frozen_pattern_is_the_mean_over_seeds_and_its_study_has_fresh_ones(
@@ -244,7 +249,7 @@ def test_the_frozen_pattern_is_the_mean_over_seeds_and_its_study_has_fresh_ones(
     settings = yaml.safe_load((demo / "study.yaml").read_text())
     settings["fixed"] = {"tokens": 400_000, "batch_tokens": 2048}
     (demo / "study.yaml").write_text(yaml.safe_dump(settings))
-    assert freeze.main([str(demo), "--arm", "paglu-per-layer"]) == 0
+    assert freeze_command.main([str(demo), "--arm", "paglu-per-layer"]) == 0
     study = parse(capsys.readouterr().out, Path("follow-up.yaml"))
     runs = pd.read_parquet(demo / "trials.parquet").query("stage == 'confirm' and arm == 'paglu-per-layer'")
     learned = runs[[f"alpha_layer_{i}" for i in range(4)]].mean().tolist()

@@ -8,9 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import alphas, beside, budget, claims, command, improvement, ledger, report
-from analysis.methods import methods
-from analysis.tables import assemble, load
+from analysis import alphas as alphas_command
+from analysis import budget as budget_command
+from analysis import claims as claims_command
+from analysis.describe import alphas, budget, improvement
+from analysis.describe import curves as beside
+from analysis.describe import fairness as ledger
+from analysis.io import command
+from analysis.io.study import assemble, load
+from analysis.published import claims
+from analysis.report import build as report
+from analysis.report.methods import methods
 
 
 def test_claims_reproduce_what_the_published_numbers_give():
@@ -31,7 +39,7 @@ def test_every_published_number_and_claim_names_its_page(capsys: pytest.CaptureF
     pages = [entry["page"] for entry in [*data["cells"].values(), *data["claims"]]]
     assert all(re.fullmatch(r"[\w/]+\.(md|py)#L\d+(-L\d+)?", page) for page in pages)
     assert re.fullmatch(r"[0-9a-f]{40}", data["source"]["commit"])
-    assert claims.main([]) == 0
+    assert claims_command.main([]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert f"pages are of {data['source']['repository']} at commit {data['source']['commit'][:7]}" in out
     assert "RESEARCH_SUMMARY.md#L12" in out
@@ -53,7 +61,7 @@ def test_claims_with_a_study_compare_with_the_floor_too(demo: Path, capsys: pyte
     assert "against gelu: linear-floor: -4" in rows["identical"]
     assert "rises with tokens" in rows["growth"]
     with pytest.raises(SystemExit) as done:
-        command.run(lambda: claims.main(["--study", str(demo), "--format", "csv"]))
+        command.run(lambda: claims_command.main(["--study", str(demo), "--format", "csv"]))
     assert done.value.code == 0
     assert "what" not in capsys.readouterr().out.splitlines()[0]  # keys, not headings
 
@@ -72,9 +80,9 @@ def test_alphas_by_layer(demo: Path):
 def test_alphas_without_any_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture):
     file = tmp_path / "x.csv"
     file.write_text("arm,seed,loss\na,1,3.0\nb,1,3.1\n")
-    assert alphas.main([str(file), "--baseline", "a"]) == 1
+    assert alphas_command.main([str(file), "--baseline", "a"]) == 1
     assert "no confirm run of this study learned alpha" in capsys.readouterr().err
-    assert budget.main([str(file), "--baseline", "a"]) == 1
+    assert budget_command.main([str(file), "--baseline", "a"]) == 1
 
 
 def test_budget_curves_end_at_the_best_trial(demo: Path):
@@ -181,7 +189,7 @@ def test_the_ledger_says_rate_path_and_what_a_gpu_did(demo: Path):
 
 def test_improvement_json_holds_what_stands_beside(demo: Path):
     study = load(demo)
-    from analysis.significance import verdict
+    from analysis.verdict.decide import verdict
 
     result = improvement.extend(study, verdict(study))
     row = result["comparisons"][1]

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.plain_yaml import PlainYamlError, parse
-from analysis.safe_text import markdown, one_line, redact
+from analysis.io.plain_yaml import PlainYamlError, parse
+from analysis.io.text import markdown, one_line, redact
 
 
 @given(st.text())

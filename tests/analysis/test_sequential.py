@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import sequential
-from analysis.pairs import differences
-from analysis.sequential import NOMINAL, e_process, nominal, path, plan, undecided
-from analysis.significance import verdict
-from analysis.tables import TableError, assemble
+from analysis.io.study import TableError, assemble
+from analysis.stats import sequential
+from analysis.stats.pairs import differences
+from analysis.stats.sequential import NOMINAL, e_process, nominal, path, plan, undecided
+from analysis.verdict.decide import verdict
 
 OBF = plan("obrien-fleming")
 E = plan("e-process")

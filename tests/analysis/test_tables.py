@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis.tables import TableError, load, margin_in_nats
+from analysis.io.study import TableError, load, margin_in_nats
 
 
 def change(folder: Path, **changes: object) -> Path:

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import report, takeaways
-from analysis.significance import summary, summary_parts, verdict
-from analysis.tables import load
+from analysis.io.study import load
+from analysis.report import build as report
+from analysis.report import takeaways
+from analysis.verdict.decide import summary, summary_parts, verdict
 
 
 @pytest.fixture

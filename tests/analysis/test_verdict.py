@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import command, formats, improvement, significance
-from analysis.comparison import KEYS
-from analysis.power import power
-from analysis.tables import TableError, load
+from analysis import improvement
+from analysis import significance as command_line
+from analysis.io import command, formats
+from analysis.io.study import TableError, load
+from analysis.stats.power import power
+from analysis.verdict import decide as significance
+from analysis.verdict.comparison import KEYS
 
 CASES = {
     case["id"]: case for case in json.loads((Path(__file__).parents[1] / "known_answers.json").read_text())["cases"]
@@ -212,7 +215,7 @@ def run(main, *args: object, capsys: pytest.CaptureFixture) -> tuple[int, str, s
 
 def test_only_a_baseline_exits_1_and_says_so(csv: Path, capsys: pytest.CaptureFixture):
     write(csv, {"gelu": [3.3, 3.31, 3.29]})
-    for script in (significance.main, improvement.main):
+    for script in (command_line.main, improvement.main):
         code, _, err = run(script, csv, "--baseline", "gelu", capsys=capsys)
         assert code == 1
         assert "no treatment runs" in err
@@ -221,10 +224,10 @@ def test_only_a_baseline_exits_1_and_says_so(csv: Path, capsys: pytest.CaptureFi
 def test_bad_input_exits_2_with_one_line(csv: Path, capsys: pytest.CaptureFixture):
     write(csv, {"gelu": [3.3, 3.31], "arm": [3.2, 3.25]})
     for args in ((csv,), (csv, "--baseline", "glu"), (csv, "--format", "xml"), ("no-such-folder",)):
-        code, out, err = run(significance.main, *args, capsys=capsys)
+        code, out, err = run(command_line.main, *args, capsys=capsys)
         assert (code, out) == (2, "")
         assert len(err.splitlines()) == 1
-    _, _, err = run(significance.main, csv, "--baseline", "glu", capsys=capsys)
+    _, _, err = run(command_line.main, csv, "--baseline", "glu", capsys=capsys)
     assert "allowed: gelu, arm" in err
 
 
@@ -258,7 +261,7 @@ def test_names_are_text_in_every_format(csv: Path, capsys: pytest.CaptureFixture
     write(csv, {"gelu": [3.3, 3.31, 3.32], name: [3.29, 3.3, 3.33]})
     outputs = {}
     for kind in formats.FORMATS:
-        code, outputs[kind], _ = run(significance.main, csv, "--baseline", "gelu", "--format", kind, capsys=capsys)
+        code, outputs[kind], _ = run(command_line.main, csv, "--baseline", "gelu", "--format", kind, capsys=capsys)
         assert code == 0
     assert name in outputs["terminal"]
     assert json.loads(outputs["json"])["comparisons"][0]["arm"] == name

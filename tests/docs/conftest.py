@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from analysis import report
-from pagating.corpus import prepare
+from analysis.report import build as report
+from pagating.data.corpus import prepare
 from pagating.train import Trial, steps
-from tune.kept_models import TRAINED
-from tune.ledger import write_tables
-from tune.study import dump, parse
-from tune.study_run import StudyRun
+from tune.run.ledger import write_tables
+from tune.run.models import TRAINED
+from tune.run.study_run import StudyRun
+from tune.study.study import dump, parse
 
 ROOT = Path(__file__).parents[2]
 STUDY = """

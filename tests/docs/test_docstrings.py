@@ -9,9 +9,10 @@ import pagating
 import tune
 
 MODULES = sorted(
-    f"{package.__name__}.{found.name}"
+    found.name
     for package in (pagating, tune, analysis)
-    for found in pkgutil.iter_modules(package.__path__)
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not found.ispkg
 )
 
 

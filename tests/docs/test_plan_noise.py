@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tune import plan_page
+from tune.plan import page as plan_page
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("make_plan", ROOT / "docs" / "make_plan.py")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagating import corpus
 from pagating.checkpoint import CheckpointFolder
+from pagating.data import corpus
 from pagating.train import Trial, steps
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"

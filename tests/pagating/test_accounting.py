@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import pagating
-from pagating.accounting import cost, cost_ratio
+from pagating.gating.cost import cost, cost_ratio
 
 torch.set_num_threads(1)
 N_CTX = 12

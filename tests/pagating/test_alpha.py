@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pagating.alpha import AlphaModule, alpha_parameters, alpha_values, parse, set_progress
-from pagating.units import PaGLU
+from pagating.gating.alpha import AlphaModule, alpha_parameters, alpha_values, parse, set_progress
+from pagating.gating.units import PaGLU
 
 
 def logit(p: float) -> float:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pagating import checkpoint, corpus
+from pagating import checkpoint
 from pagating.checkpoint import CheckpointFolder, folder_name
+from pagating.data import corpus
 from pagating.train import train, trial_identity
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from pagating import corpus, texts
-from pagating.texts import CorpusError
-from pagating.tokenizer import chunks, digest_of
+from pagating.data import corpus, texts
+from pagating.data.texts import CorpusError
+from pagating.data.tokenizer import chunks, digest_of
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 TOKENIZER = {"vocab_size": 300}
@@ -63,7 +63,7 @@ def test_packed_tokens_give_the_text_back(text_files, tmp_path):
 
 
 def test_chunks_join_to_the_text_and_end_at_line_ends(monkeypatch):
-    monkeypatch.setattr("pagating.tokenizer.CHUNK", 100)
+    monkeypatch.setattr("pagating.data.tokenizer.CHUNK", 100)
     text = WORDS * 20 + "no line end"
     pieces = list(chunks(text))
     assert "".join(pieces) == text

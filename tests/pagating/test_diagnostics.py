@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import pagating
-from pagating.diagnostics import Probe, effective_rank, gate_statistics, linear_share
+from pagating.gating.probe import Probe, effective_rank, gate_statistics, linear_share
 
 torch.set_num_threads(1)
 IDS = torch.randint(1, 37, (2, 9), generator=torch.Generator().manual_seed(1))

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from pagating import corpus
-from pagating.competitors import COMPETITORS
-from pagating.engine_compile import CHOICES, LEAST_FLOPS, is_compiled
+from pagating.data import corpus
+from pagating.gating.catalog import COMPETITORS
+from pagating.model.compile import CHOICES, LEAST_FLOPS, is_compiled
 from pagating.train import train
 from pagating.trial import Trial
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pagating import engine_loss
-from pagating.engine_loss import chunk_rows, linear_nll, linear_nll_each
+from pagating.model import fused_loss as engine_loss
+from pagating.model.fused_loss import chunk_rows, linear_nll, linear_nll_each
 
 
 def case(n=50, c=7, v=31, dtype=torch.float64, seed=0):

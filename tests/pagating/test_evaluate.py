@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagating import corpus
+from pagating.data import corpus
 from pagating.evaluate import mean_nll, pad_rows, padded_nll, text_rows
 from pagating.train import train
 from pagating.trial import Trial

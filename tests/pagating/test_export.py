@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import pagating
-from pagating.export import export_onnx, export_program, max_difference, run_onnx, run_program
+from pagating.gating.export import export_onnx, export_program, max_difference, run_onnx, run_program
 
 torch.set_num_threads(1)
 GENERATOR = torch.Generator().manual_seed(1)

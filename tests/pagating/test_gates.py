@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagating.competitors import COMPETITORS
-from pagating.gates import GATES, gate_row
+from pagating.gating.catalog import COMPETITORS
+from pagating.gating.gates import GATES, gate_row
 
 # The naive formulas, written out: what every faster form has to match.
 NAIVE = {

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import pagating
-from pagating.gpt2 import PaGPT2Config, PaGPT2LMHeadModel
+from pagating.gating.hf_gpt2 import PaGPT2Config, PaGPT2LMHeadModel
 
 torch.set_num_threads(1)
 TINY = {

@@ -6,9 +6,9 @@ import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from torch.nn import functional as F
 
-from pagating import corpus, lines
-from pagating.corpus_copy import file_names, receive
-from pagating.texts import CorpusError
+from pagating.data import corpus, lines
+from pagating.data.corpus_copy import file_names, receive
+from pagating.data.texts import CorpusError
 from pagating.train import build_model, train
 from pagating.trial import Trial
 

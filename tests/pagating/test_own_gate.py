@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import pagating
-from pagating.corpus import prepare
-from pagating.gates import GATES, Gate, gate_row
-from pagating.own_gate import load_gate, register_gate
+from pagating.data.corpus import prepare
+from pagating.gating.gates import GATES, Gate, gate_row
+from pagating.gating.own_gate import load_gate, register_gate
+from pagating.gating.units import pointwise
 from pagating.train import Trial, main, train
-from pagating.units import pointwise
 
 torch.set_num_threads(1)
 SIZE = {"n_layer": 1, "d_model": 8, "n_head": 2, "n_ctx": 16}

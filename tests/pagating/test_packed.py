@@ -6,15 +6,16 @@ import math
 import pytest
 import torch
 
-from pagating import corpus, packed
 from pagating import train as alone
+from pagating.data import corpus
 from pagating.device import resolve_device, utilisation
-from pagating.engine_loss import linear_nll, linear_nll_each
-from pagating.gpt2_plain import GPT2, GPT2Size
-from pagating.initialise import initialise_gpt2
-from pagating.packed import main, train_packed
-from pagating.packed_adamw import Rows, adamw_step, clip_each, flatten
-from pagating.packed_model import PackedGPT2, unit_kind
+from pagating.model.fused_loss import linear_nll, linear_nll_each
+from pagating.model.gpt2 import GPT2, GPT2Size
+from pagating.model.initialise import initialise_gpt2
+from pagating.packed import loop as packed
+from pagating.packed.adamw import Rows, adamw_step, clip_each, flatten
+from pagating.packed.loop import main, train_packed
+from pagating.packed.model import PackedGPT2, unit_kind
 from pagating.train import train
 from pagating.trial import Diverged, Trial
 

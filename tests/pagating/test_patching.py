@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import XIELUActivation
 
 import pagating
-from pagating.competitors import COMPETITORS
-from pagating.units import PaGLU
+from pagating.gating.catalog import COMPETITORS
+from pagating.gating.units import PaGLU
 
 torch.set_num_threads(1)
 N_LAYER = 3

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pagating.evaluate import token_nll
-from pagating.gpt2_plain import GPT2, GPT2Size
-from pagating.initialise import initialise_gpt2
-from pagating.pretrained import FILE, PretrainedError, check_weights, find_weights, load_pretrained
+from pagating.model.gpt2 import GPT2, GPT2Size
+from pagating.model.initialise import initialise_gpt2
+from pagating.model.pretrained import FILE, PretrainedError, check_weights, find_weights, load_pretrained
 from pagating.train import build_model, trial_identity
 from pagating.trial import Trial
 
@@ -154,7 +154,7 @@ def test_what_is_not_here_says_what_to_download(folder, tmp_path):
 
 def test_a_trial_starts_from_them_and_its_checkpoints_know_them(hf, folder, tmp_path):
     meta = {"dtype": "uint16", "vocab_size": 97, "splits": {}}
-    from pagating.corpus import meta_digest
+    from pagating.data.corpus import meta_digest
 
     (tmp_path / "corpus.json").write_text(json.dumps({**meta, "digest": meta_digest(meta)}))
     sizes = {"n_layer": 3, "d_model": 24, "n_head": 3, "n_ctx": 20}

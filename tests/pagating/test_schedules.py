@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pagating.schedules import SCHEDULES, value, warmup_then
+from pagating.gating.schedules import SCHEDULES, value, warmup_then
 
 
 @pytest.mark.parametrize(

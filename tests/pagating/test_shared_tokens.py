@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pagating.corpus import meta_digest, open_split, train_batch
+from pagating.data.corpus import meta_digest, open_split, train_batch
 
 TOKENS, PROCESSES = 1 << 20, 20
 SIZE = 4 * TOKENS

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from pagating import corpus, texts
-from pagating.texts import CorpusError, files_texts, read_text
-from pagating.tokenizer import chunks
+from pagating.data import corpus, texts
+from pagating.data.texts import CorpusError, files_texts, read_text
+from pagating.data.tokenizer import chunks
 
 LINES = "the quick brown fox jumps over the lazy dog\n"
 
@@ -129,7 +129,7 @@ def test_a_long_line_without_an_end_cannot_be_cut_in_three(tmp_path):
 
 
 def test_a_line_longer_than_a_chunk_is_packed_as_it_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr("pagating.tokenizer.CHUNK", 100)
+    monkeypatch.setattr("pagating.data.tokenizer.CHUNK", 100)
     long = "word and more " * 60 + "x" * 777  # spaces, then none for several chunks
     pieces = list(chunks(long + "\nend\n"))
     assert "".join(pieces) == long + "\nend\n"

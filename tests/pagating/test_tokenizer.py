@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pagating import corpus
-from pagating.lines import encode_lines
-from pagating.texts import CorpusError
-from pagating.tokenizer import encode, make_tokenizer, tokenizer_key
+from pagating.data import corpus
+from pagating.data.lines import encode_lines
+from pagating.data.texts import CorpusError
+from pagating.data.tokenizer import encode, make_tokenizer, tokenizer_key
 
 WORDS = "the quick brown fox jumps over the lazy dog\n"
 EVIL = "open({mark!r}, 'w').close()\nclass Evil:\n    pass\n"

@@ -10,11 +10,11 @@ from scipy import stats
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pagating import corpus
 from pagating import train as loop
+from pagating.data import corpus
 from pagating.device import warn_of_emulation
 from pagating.evaluate import bits_per_byte, mean_nll, perplexity
-from pagating.initialise import initialise_gpt2, named_generator
+from pagating.model.initialise import initialise_gpt2, named_generator
 from pagating.train import Diverged, Progress, Trial, build_model, build_optimizer, look, train
 
 MODEL = {"n_layer": 2, "d_model": 16, "n_head": 2, "n_ctx": 16}

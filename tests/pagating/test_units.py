@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagating.gates import GATES
-from pagating.units import BASES, PaGLU, ProjectedGLU, SplitGLU, expanded, glu, pointwise, scaled
+from pagating.gating.gates import GATES
+from pagating.gating.units import BASES, PaGLU, ProjectedGLU, SplitGLU, expanded, glu, pointwise, scaled
 
 ALPHAS = [-1.4, 0.0, 0.3, 0.5, 1.0, 1.5, 2.0]
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tune import ledger as ledgers
-from tune import mlflow_runs, plan_work
-from tune.ledger import Cell, Ledger
-from tune.stages import Stages
-from tune.study import parse
+from tune.decide.stages import Stages
+from tune.plan import work as plan_work
+from tune.run import ledger as ledgers
+from tune.run.ledger import Cell, Ledger
+from tune.study.study import parse
+from tune.tracking import runs as mlflow_runs
 
 SMALL = """
 question: Is it better?

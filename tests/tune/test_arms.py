@@ -5,15 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagating.alpha import parse as parse_alpha
-from pagating.competitors import COMPETITORS
-from pagating.gpt2_plain import GPT2, GPT2Size
-from pagating.units import PaGLU, ProjectedGLU, SplitGLU
-from tune import ledger, plan_probe, plan_space, plan_work
-from tune.mlflow_runs import numeric_alpha
-from tune.schema_arm import LEARNS_ALPHA, UNITS, WITH_ALPHA
-from tune.stages import Stages
-from tune.study import StudyError, dump, parse, trial_spec
+from pagating.gating.alpha import parse as parse_alpha
+from pagating.gating.catalog import COMPETITORS
+from pagating.gating.units import PaGLU, ProjectedGLU, SplitGLU
+from pagating.model.gpt2 import GPT2, GPT2Size
+from tune.decide.stages import Stages
+from tune.plan import probe as plan_probe
+from tune.plan import space as plan_space
+from tune.plan import work as plan_work
+from tune.run import ledger
+from tune.study.arm import LEARNS_ALPHA, UNITS, WITH_ALPHA
+from tune.study.study import StudyError, dump, parse, trial_spec
+from tune.tracking.runs import numeric_alpha
 
 torch.set_num_threads(1)
 HEAD = """
@@ -256,6 +259,6 @@ def test_a_calibration_keeps_the_micro_batch_or_is_smaller_than_one(packed_300):
 
 @pytest.fixture(scope="module")
 def packed_300(tmp_path_factory):
-    from tune.plan import stand_in
+    from tune.plan.plan import stand_in
 
     return stand_in(tmp_path_factory.mktemp("packed"), 300, 1 << 12)

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from pagating.corpus import CorpusError
-from tune.runner import begun_corpus, packed_corpus
-from tune.study import parse
-from tune.study_run import StudyRun
+from pagating.data.corpus import CorpusError
+from tune.run.study_run import StudyRun
+from tune.study.study import parse
+from tune.sweep import begun_corpus, packed_corpus
 
 TEXT = """
 question: Is it found again?

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from tune import cli
-from tune.cli_common import complete_config, studies_in
+from tune.cli import main as cli
+from tune.cli.common import complete_config, studies_in
 
 BIN = Path(sys.executable).parent
 NAMES = [name for name, _, _ in cli.COMMANDS]

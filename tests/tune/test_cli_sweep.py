@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tune import cli, cli_sweep, runner
-from tune.screen import Screen
-from tune.study import load
-from tune.study_run import StudyStopped
+from tune import sweep as runner
+from tune.cli import main as cli
+from tune.cli import sweep as cli_sweep
+from tune.cli.screen import Screen
+from tune.run.study_run import StudyStopped
+from tune.study.study import load
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 

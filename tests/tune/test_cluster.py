@@ -10,17 +10,19 @@ import ray
 import ray.autoscaler.sdk
 import yaml
 
-from pagating import corpus
-from pagating.corpus import CorpusError, fault, read_meta
-from pagating.corpus_copy import file_names, receive
-from tune import cluster, delivery, ray_part, runner
-from tune.cluster import Capacity, ask_for, check_nodes, side_by_side, slots_of
-from tune.delivery import Parcel, pack, unpack
-from tune.ray_faults import failure
-from tune.study import StudyError, check_address, parse, trial_spec
-from tune.study_run import NODE_LOST, NODES_LOST, StudyRun
-from tune.trial import CellTrainable
-from tune.weights import note
+from pagating.data import corpus
+from pagating.data.corpus import CorpusError, fault, read_meta
+from pagating.data.corpus_copy import file_names, receive
+from tune import sweep as runner
+from tune.backend import cluster, delivery
+from tune.backend import ray_backend as ray_part
+from tune.backend.cluster import Capacity, ask_for, check_nodes, side_by_side, slots_of
+from tune.backend.delivery import Parcel, pack, unpack
+from tune.backend.ray_faults import failure
+from tune.backend.ray_trial import CellTrainable
+from tune.run.study_run import NODE_LOST, NODES_LOST, StudyRun
+from tune.study.study import StudyError, check_address, parse, trial_spec
+from tune.study.weights import note
 
 STUDY = {
     "name": "cluster",

@@ -217,7 +217,7 @@ def test_the_image_holds_the_three_packages_and_the_pins():
 def test_the_entrypoints_are_commands_of_the_program(manifests):
     from typer.testing import CliRunner
 
-    from tune.cli import app
+    from tune.cli.main import app
 
     words = manifests["RayJob"]["spec"]["entrypoint"].split()
     assert words[0] == "pagating"

@@ -14,13 +14,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from tune import cli, runner, study_run
-from tune import ledger as ledgers
-from tune import repair as repairs
+from tune import sweep as runner
+from tune.cli import main as cli
 from tune.files import write_whole
-from tune.ledger import Ledger, LedgerError
-from tune.study import StudyError, dump, parse
-from tune.study_run import StudyRun
+from tune.run import ledger as ledgers
+from tune.run import repair as repairs
+from tune.run import study_run
+from tune.run.ledger import Ledger, LedgerError
+from tune.run.study_run import StudyRun
+from tune.study.study import StudyError, dump, parse
 
 STUDY = {
     "name": "s",
@@ -217,7 +219,7 @@ def test_a_study_warns_once_when_room_gets_short(corpus, small_disk):
 
 def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(corpus, tmp_path, monkeypatch):
     said, free = [], [1 << 40]
-    monkeypatch.setattr("tune.plan_space.shutil.disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr("tune.plan.space.shutil.disk_usage", lambda path: SimpleNamespace(free=free[0]))
     run = StudyRun(study(), tmp_path, corpus, warn=said.append)
     cell = run.next_cell()
     run.start(cell)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from pagating import tasks
-from tune import dry_run
-from tune.dry_run import Tried
+from pagating.tasks import causal as tasks
+from tune.plan import dry_run
+from tune.plan.dry_run import Tried
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_silence_is_measured_between_micro_batches(spec_of_try, monkeypatch, cap
 @pytest.fixture
 def spec_of_try(tmp_path):
     """A trial of two updates of four micro-batches."""
-    from pagating import corpus
+    from pagating.data import corpus
 
     (tmp_path / "train.txt").write_text("".join(f"{i} the quick brown fox jumps over a dog\n" for i in range(2000)))
     folder = corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, tmp_path / "cache", tmp_path)

@@ -14,16 +14,16 @@ import ray
 import yaml
 from ray import tune as ray_tune
 
-from pagating.engine_loss import linear_nll
 from pagating.evaluate import token_nll
-from tune import ledger as ledgers
-from tune import runner
-from tune.interrupt import Interruption
-from tune.ledger import LedgerError
-from tune.ray_start import QUIET
-from tune.study import parse
-from tune.study_run import StudyRun
-from tune.trial import CellTrainable
+from pagating.model.fused_loss import linear_nll
+from tune import sweep as runner
+from tune.backend.ray_start import QUIET
+from tune.backend.ray_trial import CellTrainable
+from tune.run import ledger as ledgers
+from tune.run.interrupt import Interruption
+from tune.run.ledger import LedgerError
+from tune.run.study_run import StudyRun
+from tune.study.study import parse
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -236,8 +236,9 @@ class Slow(CellTrainable):
     """The real trial: the first to take `slow` needs 1.5 s for each micro-batch, the first to take `stuck` hangs."""
 
     def setup(self, config):
-        from pagating import evaluate, tasks
-        from tune import trial as adapter
+        from pagating import evaluate
+        from pagating.tasks import causal as tasks
+        from tune.backend import ray_trial as adapter
 
         adapter.WITHIN_SECONDS, own = 0.5, (linear_nll, token_nll)  # an actor is used again
         mode = Steps._asked("slow", "stuck")

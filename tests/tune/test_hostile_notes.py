@@ -3,8 +3,8 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from tune import mlflow_runs
-from tune.study import dump, parse
+from tune.study.study import dump, parse
+from tune.tracking import runs as mlflow_runs
 
 QUESTION = "<script>alert(1)</script> [x](javascript:alert(2)) ![y](z)\n# **no** heading"
 STUDY = f"""

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tune.study import Study, StudyError, check_tracking, dump, load, parse
+from tune.study.study import Study, StudyError, check_tracking, dump, load, parse
 
 HERE = Path("study.yaml")
 VALID = """

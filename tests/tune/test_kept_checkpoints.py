@@ -9,11 +9,13 @@ import yaml
 
 from pagating.checkpoint import CheckpointFolder
 from pagating.train import Trial, train
-from tune import plan_space, ray_part, runner
-from tune.kept_models import TRAINED
-from tune.study import dump, parse
-from tune.study_run import StudyRun
-from tune.trial import CellTrainable
+from tune import sweep as runner
+from tune.backend import ray_backend as ray_part
+from tune.backend.ray_trial import CellTrainable
+from tune.plan import space as plan_space
+from tune.run.models import TRAINED
+from tune.run.study_run import StudyRun
+from tune.study.study import dump, parse
 
 STUDY = {
     "name": "s",

@@ -14,13 +14,15 @@ import torch
 from mlflow import MlflowClient
 
 import pagating
-from pagating.corpus import eval_windows, open_split, prepare
+from pagating.data.corpus import eval_windows, open_split, prepare
 from pagating.evaluate import mean_nll
 from pagating.train import steps
 from pagating.trial import Trial
-from tune import ledger as ledgers
-from tune import runner, study_run
-from tune.kept_models import (
+from tune import sweep as runner
+from tune.run import ledger as ledgers
+from tune.run import study_run
+from tune.run.ledger import Cell, Record
+from tune.run.models import (
     TRAINED,
     best_cells,
     how_to_load,
@@ -31,11 +33,10 @@ from tune.kept_models import (
     place,
     take_best,
 )
-from tune.ledger import Cell, Record
-from tune.mlflow_runs import prepare_store
-from tune.study import dump, parse
-from tune.study_run import StudyRun
-from tune.tracking import sync
+from tune.run.study_run import StudyRun
+from tune.study.study import dump, parse
+from tune.tracking.runs import prepare_store
+from tune.tracking.tracker import sync
 
 torch.set_num_threads(1)
 TEXT = """

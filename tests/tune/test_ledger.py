@@ -5,8 +5,8 @@ import zlib
 
 import pytest
 
-from tune import ledger as ledgers
-from tune.ledger import Cell, Ledger, LedgerError
+from tune.run import ledger as ledgers
+from tune.run.ledger import Cell, Ledger, LedgerError
 
 CONFIG = {"lr": 1e-3}
 

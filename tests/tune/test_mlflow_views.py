@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis import palette
-from tune.mlflow_views import (
+from analysis.report import palette
+from tune.study.study import load, parse
+from tune.tracking.views import (
     ARM_COLOURS,
     VIEW,
     VIEWS,
@@ -16,7 +17,6 @@ from tune.mlflow_views import (
     view_link,
     view_tags,
 )
-from tune.study import load, parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMOKE = CONFIGS / "smoke.yaml"
@@ -147,7 +147,7 @@ def test_the_description_asks_says_and_links_and_no_name_makes_markup():
 
 
 def test_the_first_page_gives_the_browser_its_settings_and_no_text_ends_the_script():
-    from tune.mlflow_app import with_settings
+    from tune.tracking.app import with_settings
 
     page = with_settings("<!doctype html><html><head><title>MLflow</title></head></html>", {"a": "</script><b>"}, {})
     assert page.index("<script>") < page.index("<title>")
@@ -161,7 +161,7 @@ def test_the_first_page_gives_the_browser_its_settings_and_no_text_ends_the_scri
 def store(tmp_path_factory):
     from mlflow import MlflowClient
 
-    from tune.mlflow_runs import prepare_store
+    from tune.tracking.runs import prepare_store
 
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     prepare_store(uri)
@@ -169,7 +169,7 @@ def store(tmp_path_factory):
 
 
 def test_the_first_page_opens_each_study_on_its_trials(store):
-    from tune.mlflow_app import settings
+    from tune.tracking.app import settings
 
     study = load(SMOKE)
     number = store.create_experiment("smoke", tags=view_tags(study))
@@ -182,7 +182,7 @@ def test_the_first_page_opens_each_study_on_its_trials(store):
 
 
 def test_a_finished_study_renews_its_views_and_leaves_what_a_user_saved(store):
-    from tune.mlflow_views import NOTE, show
+    from tune.tracking.views import NOTE, show
 
     study, curves, trials = load(SMOKE), f"{VIEW}curves", f"{VIEW}trials"
     number = store.create_experiment("renewed", tags={**view_tags(study), NOTE: "mine"})
@@ -198,7 +198,7 @@ def test_a_finished_study_renews_its_views_and_leaves_what_a_user_saved(store):
 def test_the_runs_page_has_all_runs_at_once_and_others_what_they_ask_for():
     from flask import Flask, request
 
-    from tune.mlflow_app import all_at_once
+    from tune.tracking.app import all_at_once
 
     app = Flask("asked")
     app.before_request(all_at_once)
@@ -227,6 +227,6 @@ def test_the_runs_page_has_all_runs_at_once_and_others_what_they_ask_for():
     ],
 )
 def test_the_dataset_of_a_run_has_the_name_that_a_reader_knows_the_corpus_by(corpus, called):
-    from tune.schema import CorpusSection
+    from tune.study.sections import CorpusSection
 
     assert CorpusSection.model_validate(corpus).called == called

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import power
-from analysis.significance import verdict
-from analysis.tables import assemble
-from tune.next_steps import MOST_SEEDS, next_steps, to_change
-from tune.study import StudyError, parse
+from analysis.io.study import assemble
+from analysis.stats import power
+from analysis.verdict.decide import verdict
+from tune.cli.next_steps import MOST_SEEDS, next_steps, to_change
+from tune.study.study import StudyError, parse
 
 STUDY = """
 question: Is it better?

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tune import heartbeat
-from tune import ledger as ledgers
-from tune.cluster import WINGS
-from tune.study_run import NODE_LOST
+from tune.backend.cluster import WINGS
+from tune.run import heartbeat
+from tune.run import ledger as ledgers
+from tune.run.study_run import NODE_LOST
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

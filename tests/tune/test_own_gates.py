@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagating.gates import GATES
-from pagating.gpt2_plain import GPT2Size, activations
-from tune import ledger
-from tune.own_gates import check_gates, copy_of, digests, keep_gates, place_gate, references
-from tune.study import StudyError, parse, trial_spec
-from tune.study_run import StudyRun
+from pagating.gating.gates import GATES
+from pagating.model.gpt2 import GPT2Size, activations
+from tune.run import ledger
+from tune.run.study_run import StudyRun
+from tune.study.own_gates import check_gates, copy_of, digests, keep_gates, place_gate, references
+from tune.study.study import StudyError, parse, trial_spec
 
 torch.set_num_threads(1)
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "own_activation.yaml"
@@ -87,7 +87,7 @@ def test_a_changed_file_is_refused(study, tmp_path):
 
 def test_a_copy_that_was_altered_is_refused_by_the_ledger(study, tmp_path, monkeypatch):
     corpus = tmp_path / "corpus"
-    monkeypatch.setattr("pagating.corpus.read_meta", lambda path: {"digest": "0" * 16, "vocab_size": 260})
+    monkeypatch.setattr("pagating.data.corpus.read_meta", lambda path: {"digest": "0" * 16, "vocab_size": 260})
     folder = tmp_path / "study"
     folder.mkdir()
     keep_gates(study, tmp_path, folder)

@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis import cell_curves, report, tables
-from tune import ledger, plan_probe, plan_space, plan_time, plan_work
-from tune.ledger import Ledger
-from tune.stages import Stages
-from tune.study import StudyError, dump, parse
+from analysis.io import study as tables
+from analysis.report import build as report
+from analysis.report import cell_curves
+from tune.decide.stages import Stages
+from tune.plan import probe as plan_probe
+from tune.plan import space as plan_space
+from tune.plan import time as plan_time
+from tune.plan import work as plan_work
+from tune.run import ledger
+from tune.run.ledger import Ledger
+from tune.study.study import StudyError, dump, parse
 
 torch.set_num_threads(1)
 GRID = """

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tune import ledger as ledgers
-from tune import plan as plans
-from tune import plan_page, plan_space, plan_work
-from tune.study import StudyError, load
+from tune.plan import page as plan_page
+from tune.plan import plan as plans
+from tune.plan import space as plan_space
+from tune.plan import work as plan_work
+from tune.run import ledger as ledgers
+from tune.study.study import StudyError, load
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
@@ -56,11 +58,11 @@ def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, mon
     )
 
     def gone(*arguments):
-        from pagating.corpus import CorpusError
+        from pagating.data.corpus import CorpusError
 
         raise CorpusError("hub dataset 'far/away' cannot be loaded: offline")
 
-    monkeypatch.setattr("tune.runner.packed_corpus", gone)
+    monkeypatch.setattr("tune.sweep.packed_corpus", gone)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     found = json.loads(plans.run(config, tmp_path / "studies", **OPTIONS))

@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from tune import ledger as ledgers
-from tune import plan_power
-from tune.study import StudyError
+from tune.plan import power as plan_power
+from tune.run import ledger as ledgers
+from tune.study.study import StudyError
 
 
 def test_power_of_the_fixed_rule_is_that_of_the_paired_t_test(study_of):

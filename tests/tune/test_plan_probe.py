@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from tune import plan as plans
-from tune import plan_probe, plan_work
-from tune.plan_probe import Speed
+from tune.plan import plan as plans
+from tune.plan import probe as plan_probe
+from tune.plan import work as plan_work
+from tune.plan.probe import Speed
 
 torch.set_num_threads(1)
 

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tune import ledger as ledgers
-from tune import plan as plans
-from tune import plan_space, plan_work
-from tune.study import StudyError, load, parse
+from tune.plan import plan as plans
+from tune.plan import space as plan_space
+from tune.plan import work as plan_work
+from tune.run import ledger as ledgers
+from tune.study.study import StudyError, load, parse
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]

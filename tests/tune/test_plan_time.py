@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from tune import plan_time, plan_work
-from tune.plan_probe import Calibration, Speed
-from tune.study import StudyError
+from tune.plan import time as plan_time
+from tune.plan import work as plan_work
+from tune.plan.probe import Calibration, Speed
+from tune.study.study import StudyError
 
 torch.set_num_threads(1)
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from tune import plan_space, plan_work
-from tune.search import ArmSearch
-from tune.study import load, parse
+from tune.decide.search import ArmSearch
+from tune.plan import space as plan_space
+from tune.plan import work as plan_work
+from tune.study.study import load, parse
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]

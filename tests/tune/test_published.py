@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagating.corpus import read_meta
-from tune import dry_run, plan_space, plan_work, runner, weights
-from tune.study import StudyError, load, parse, trial_spec
-from tune.study_run import StudyRun
+from pagating.data.corpus import read_meta
+from tune import sweep as runner
+from tune.plan import dry_run
+from tune.plan import space as plan_space
+from tune.plan import work as plan_work
+from tune.run.study_run import StudyRun
+from tune.study import weights
+from tune.study.study import StudyError, load, parse, trial_spec
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
@@ -33,7 +37,7 @@ def study_of(arm, more="", head=HEAD):
 
 @pytest.fixture(scope="module")
 def packed_300(tmp_path_factory):
-    from tune.plan import stand_in
+    from tune.plan.plan import stand_in
 
     return stand_in(tmp_path_factory.mktemp("packed"), 300, 1 << 12)
 
@@ -94,7 +98,7 @@ PUBLISHED = sorted((ROOT / "configs" / "published").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_a_published_study_can_be_planned_before_its_text_is_here(path, tmp_path, monkeypatch):
-    from tune import plan as plans
+    from tune.plan import plan as plans
 
     monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(plans, "corpus_of", lambda study, output, base: (None, "corpus: not on this machine"))

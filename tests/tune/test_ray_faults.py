@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from tune import ray_faults
-from tune.cluster import kill_at
-from tune.ray_faults import Processes, Pulse, failure
+from tune.backend import ray_faults
+from tune.backend.cluster import kill_at
+from tune.backend.ray_faults import Processes, Pulse, failure
 
 
 class Actor:

@@ -6,10 +6,10 @@ import pytest
 import ray
 import ray.autoscaler.sdk
 
-from tune import cluster, ray_start
-from tune.ray_start import OPEN, QUIET, started
-from tune.screen import Screen
-from tune.study import load
+from tune.backend import cluster, ray_start
+from tune.backend.ray_start import OPEN, QUIET, started
+from tune.cli.screen import Screen
+from tune.study.study import load
 
 SMOKE = load(Path(__file__).parents[2] / "configs" / "smoke.yaml")
 

@@ -16,10 +16,11 @@ import ray
 from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from tune import ray_part, ray_start
-from tune.ray_start import started
-from tune.study import StudyError, load
-from tune.study_run import StudyStopped
+from tune.backend import ray_backend as ray_part
+from tune.backend import ray_start
+from tune.backend.ray_start import started
+from tune.run.study_run import StudyStopped
+from tune.study.study import StudyError, load
 
 SMOKE = load(Path(__file__).parents[2] / "configs" / "smoke.yaml")
 
@@ -185,7 +186,7 @@ class Probe:
     """An actor that says when its process began, and whether that has loaded what a trial needs."""
 
     def process(self) -> tuple[float, bool]:
-        return psutil.Process().create_time(), {"tune.trial", "torch._dynamo"} <= set(sys.modules)
+        return psutil.Process().create_time(), {"tune.backend.ray_trial", "torch._dynamo"} <= set(sys.modules)
 
 
 @pytest.mark.slow

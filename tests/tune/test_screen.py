@@ -181,7 +181,7 @@ def test_what_libraries_write_goes_to_the_log_by_whatever_way(driver, tmp_path):
 
 
 def test_a_log_of_nothing_is_not_kept(tmp_path):
-    from tune.screen import libraries_to
+    from tune.cli.screen import libraries_to
 
     with libraries_to(tmp_path / "libraries.log") as (out, _):
         assert (tmp_path / "libraries.log").exists()
@@ -248,7 +248,7 @@ def test_a_bug_is_shown_on_the_terminal(driver, tmp_path):
 
 
 def test_a_drawing_asked_for_in_the_midst_of_one_comes_after_it(monkeypatch):
-    from tune.screen import Screen
+    from tune.cli.screen import Screen
 
     screen, drawn = Screen(), []
 
@@ -269,7 +269,7 @@ def test_a_drawing_asked_for_in_the_midst_of_one_comes_after_it(monkeypatch):
 
 
 def test_a_terminal_that_is_gone_ends_nothing(monkeypatch, tmp_path):
-    from tune.screen import Screen
+    from tune.cli.screen import Screen
 
     screen = Screen()
 

@@ -4,8 +4,8 @@ import random
 import optuna
 import pytest
 
-from tune.schema import Distribution, SearchSection
-from tune.search import ArmSearch, distribution, make_sampler
+from tune.decide.search import ArmSearch, distribution, make_sampler
+from tune.study.sections import Distribution, SearchSection
 
 SPACE = {"lr": Distribution(loguniform=[1e-4, 1e-2]), "alpha": Distribution(uniform=[0.0, 2.0])}
 

@@ -12,13 +12,14 @@ import yaml
 from ray import tune as ray_tune
 from scipy import stats
 
-from analysis import report, tables
-from analysis.significance import verdict
-from tune import ledger as ledgers
-from tune import runner
-from tune.interrupt import Interruption
-from tune.ray_start import QUIET
-from tune.study import parse
+from analysis.io import study as tables
+from analysis.report import build as report
+from analysis.verdict.decide import verdict
+from tune import sweep as runner
+from tune.backend.ray_start import QUIET
+from tune.run import ledger as ledgers
+from tune.run.interrupt import Interruption
+from tune.study.study import parse
 
 STUDY = {
     "question": "When does it stop?",

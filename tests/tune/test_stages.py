@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tune.stages import Stages, geometric_grid, geometric_mean
-from tune.study import StudyError, parse
+from tune.decide.stages import Stages, geometric_grid, geometric_mean
+from tune.study.study import StudyError, parse
 
 STUDY = """
 question: Is it better?

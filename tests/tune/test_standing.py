@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tune.standing import Best, Standing
-from tune.study import parse
+from tune.run.progress import Best, Standing
+from tune.study.study import parse
 
 
 def counts(standing, stage, **arm):

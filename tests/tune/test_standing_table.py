@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tune import cli_studies
-from tune.ledger import Ledger, is_held
-from tune.standing import Standing
-from tune.standing_table import View, duration, look
-from tune.study import dump, parse
+from tune.cli import studies as cli_studies
+from tune.cli.status_table import View, duration, look
+from tune.run.ledger import Ledger, is_held
+from tune.run.progress import Standing
+from tune.study.study import dump, parse
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tune.study import StudyError, digest, dump, load, parse, trial_spec
+from tune.study.study import StudyError, digest, dump, load, parse, trial_spec
 
 CONFIGS = sorted(p for p in Path(__file__).parents[2].glob("configs/**/*.yaml") if p.parent.name != "cluster")
 SMALL = """

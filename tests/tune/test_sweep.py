@@ -16,12 +16,12 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from pagating import load_model
-from pagating.corpus import eval_windows, open_split
+from pagating.data.corpus import eval_windows, open_split
 from pagating.evaluate import mean_nll
 from pagating.train import Trial, train
-from tune import ledger
-from tune.kept_models import best_cells
-from tune.study import load, trial_spec
+from tune.run import ledger
+from tune.run.models import best_cells
+from tune.study.study import load, trial_spec
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "configs" / "smoke.yaml"

@@ -10,9 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tune.ledger import Cell, Ledger, LedgerError, Record
-from tune.study import load
-from tune.tracking import Tracker, TrackingError, finish, is_marked, mark, sync
+from tune.run.ledger import Cell, Ledger, LedgerError, Record
+from tune.study.study import load
+from tune.tracking.tracker import Tracker, TrackingError, finish, is_marked, mark, sync
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -7,10 +7,16 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import report, tables
-from analysis.significance import verdict
-from tune import dry_run, plan, plan_probe, plan_space, plan_time, plan_work, runner
-from tune.study import StudyError, dump, parse, trial_spec
+from analysis.io import study as tables
+from analysis.report import build as report
+from analysis.verdict.decide import verdict
+from tune import sweep as runner
+from tune.plan import dry_run, plan
+from tune.plan import probe as plan_probe
+from tune.plan import space as plan_space
+from tune.plan import time as plan_time
+from tune.plan import work as plan_work
+from tune.study.study import StudyError, dump, parse, trial_spec
 
 torch.set_num_threads(1)
 HEAD = """

@@ -9,11 +9,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tune import mlflow_runs
-from tune.ledger import Cell, Record
-from tune.mlflow_runs import Runs, default_uri, numeric_alpha
-from tune.study import load
-from tune.tracking import Tracker
+from tune.run.ledger import Cell, Record
+from tune.study.study import load
+from tune.tracking import runs as mlflow_runs
+from tune.tracking.runs import Runs, default_uri, numeric_alpha
+from tune.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "configs" / "smoke.yaml"

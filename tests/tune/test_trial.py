@@ -8,14 +8,16 @@ import pytest
 import torch
 import yaml
 
-from pagating import corpus, evaluate, tasks
+from pagating import evaluate
 from pagating.checkpoint import CheckpointFolder
+from pagating.data import corpus
+from pagating.tasks import causal as tasks
 from pagating.train import Trial, train
-from tune import runner
-from tune import trial as adapter
-from tune.ray_faults import Pulse
-from tune.study import parse
-from tune.trial import CellTrainable
+from tune import sweep as runner
+from tune.backend import ray_trial as adapter
+from tune.backend.ray_faults import Pulse
+from tune.backend.ray_trial import CellTrainable
+from tune.study.study import parse
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 STUDY = {
@@ -129,7 +131,7 @@ def test_a_trial_whose_update_outlasts_the_timeout_lives_while_its_parts_do(spec
 
         return call
 
-    monkeypatch.setattr("pagating.tasks.linear_nll", slowly(tasks.linear_nll))
+    monkeypatch.setattr("pagating.tasks.causal.linear_nll", slowly(tasks.linear_nll))
     monkeypatch.setattr("pagating.evaluate.token_nll", slowly(evaluate.token_nll))
     monkeypatch.setattr(adapter.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(adapter, "BEAT_SECONDS", 2.0)
@@ -217,7 +219,7 @@ def test_what_a_machine_lacks_is_told_apart_from_a_fault(spec, monkeypatch, erro
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("pagating.tasks.linear_nll", fail)
+    monkeypatch.setattr("pagating.tasks.causal.linear_nll", fail)
     (result,) = results(CellTrainable({"cell": "a", "trial": spec}))
     assert result["outcome"] == outcome
     with pytest.raises(ValueError, match=reason):
@@ -237,7 +239,7 @@ def test_a_cell_whose_machine_failed_leaves_its_checkpoints_for_the_next_try(spe
         raise FileNotFoundError(2, "No such file or directory", "train.bin")
 
     with monkeypatch.context() as broken:
-        broken.setattr("pagating.tasks.linear_nll", fail)
+        broken.setattr("pagating.tasks.causal.linear_nll", fail)
         second = CellTrainable(config)
         assert second.train()["outcome"] == "failed"
     if then == "the next cell":
@@ -256,7 +258,7 @@ def test_torchs_own_words_for_no_memory_are_understood(spec):
 
 
 def test_an_error_of_the_program_is_not_swallowed(spec, monkeypatch):
-    monkeypatch.setattr("pagating.tasks.linear_nll", lambda *a: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr("pagating.tasks.causal.linear_nll", lambda *a: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         CellTrainable({"cell": "a", "trial": spec}).train()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tune import ledger as ledgers
+from tune.run import ledger as ledgers
 
 ROOT = Path(__file__).parents[2]
 # Whoever searches a learning rate of 100 diverges; of an arm's other trials the worse half is stopped early

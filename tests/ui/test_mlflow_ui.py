@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from tune.mlflow_views import VIEWS, view_link
+from tune.tracking.views import VIEWS, view_link
 
 pytestmark = pytest.mark.slow
 ARMS = ("gelu", "linear-floor", "paglu-searched", "paglu-learnable")
@@ -33,7 +33,7 @@ def runs(page, address):
 
 def name_of(record):
     """What the run of a cell is called in the UI."""
-    from tune.mlflow_runs import run_name
+    from tune.tracking.runs import run_name
 
     return run_name(record.cell)
 

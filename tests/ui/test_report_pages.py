@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import report
+from analysis.report import build as report
 
 pytestmark = pytest.mark.slow
 FINISHED = Path(__file__).parents[2] / "docs" / "results" / "laptop-wikitext-2"  # eight arms: the widest tables

@@ -1,0 +1,102 @@
+"""What a search budget buys: the expected best of n trials an arm, and the loss against the learning rate.
+
+`python -m analysis.budget STUDY`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.describe.hyperparameters import ALPHA_COLUMNS, against_alpha, importance
+from analysis.describe.hyperparameters import COLUMNS as IMPORTANCE_COLUMNS
+from analysis.io import command, formats
+from analysis.io.study import Study
+from analysis.stats.paired_tests import Values
+
+COLUMNS: formats.Columns = {
+    "arm": ("arm", ""),
+    "budget": ("trials", "d"),
+    "with_replacement": ("expected best, with replacement", ".4f"),
+    "without_replacement": ("expected best, without", ".4f"),
+    "infeasible": ("infeasible of all", ""),
+}
+EACH = 100  # budgets shown one by one
+
+
+def expected_best(losses: Values, replacement: bool, budgets: Sequence[int] | None = None) -> list[float]:
+    """Expected lowest loss of b trials for each b of `budgets` (1..n by default), drawn from the n seen.
+
+    +inf stands for an infeasible trial. With replacement, P(the best is the i-th lowest) = ((n-i+1)/n)^b - ((n-i)/n)^b,
+    biased high for b near n (Dodge et al. 2019, arXiv 1909.03004). Without, C(n-i, b-1) / C(n, b), unbiased (Tang et
+    al. 2020, arXiv 2004.13705), here as the product of (n-k-b+1) / (n-k) over k < i from b / n on: no large numbers.
+    A budget whose best may be infeasible has the expectation +inf.
+    """
+    x = np.sort(np.asarray(losses, float))
+    n = len(x)
+    if not n or np.isnan(x).any():
+        raise ValueError(f"{n} losses, {int(np.isnan(x).sum())} of them NaN; an infeasible trial counts as +inf")
+    out = []
+    k = np.arange(1, n)
+    for b in range(1, n + 1) if budgets is None else budgets:
+        if replacement:
+            rest = (np.arange(n, -1, -1) / n) ** b
+            weight = rest[:-1] - rest[1:]
+        else:
+            weight = b / n * np.cumprod(np.append(1.0, np.maximum(n - k - b + 1, 0) / (n - k)))
+        out.append(float(x[weight > 0] @ weight[weight > 0]))
+    return out
+
+
+def shown_budgets(n: int) -> list[int]:
+    """The budgets of a curve over n trials: each up to 100, then about 100 more, evenly apart in their logarithm."""
+    if n <= EACH:
+        return list(range(1, n + 1))
+    return [*range(1, EACH), *sorted({round(b) for b in np.geomspace(EACH, n, EACH)})]
+
+
+def curves(study: Study) -> list[dict[str, Any]]:
+    """A row an arm and budget, over the arm's own search trials by val_nll (nats per token).
+
+    A trial stopped early counts with the loss it had: it would have ended lower, so the curve is an upper bound there.
+    """
+    search = study.trials[study.trials["stage"] == "search"]
+    rows: list[dict[str, Any]] = []
+    for arm in study.arms:
+        trials = search[(search["arm"] == arm) & (search["outcome"] != "failed")]
+        if trials.empty:
+            continue
+        lost = (trials["outcome"] == "infeasible") | ~np.isfinite(trials["val_nll"].astype(float))
+        losses = trials["val_nll"].astype(float).where(~lost, np.inf).to_numpy()
+        budgets = shown_budgets(len(losses))
+        both = (expected_best(losses, kind, budgets) for kind in (True, False))
+        for budget, with_, without in zip(budgets, *both, strict=True):
+            rows.append(
+                {
+                    "arm": arm,
+                    "budget": budget,
+                    "with_replacement": with_ if math.isfinite(with_) else None,
+                    "without_replacement": without if math.isfinite(without) else None,
+                    "infeasible": f"{int(lost.sum())} of {len(trials)}",
+                }
+            )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    options = command.parser("analysis.budget", __doc__).parse_args(argv)
+    study = command.study(options)
+    rows = curves(study)
+    if not rows:
+        return command.could_not_conclude("no search trials")
+    command.emit_rows(rows, COLUMNS, options.format, title="Expected best val_nll of n search trials")
+    if options.format == "terminal":
+        for name, (more, columns) in {
+            "Importance of hyperparameters (PED-ANOVA)": (importance(study), IMPORTANCE_COLUMNS),
+            "Loss against the searched alpha": (against_alpha(study), ALPHA_COLUMNS),
+        }.items():
+            if more:
+                command.emit_rows(more, columns, "terminal", title=name)
+    return 0

@@ -1,0 +1,76 @@
+"""What the shared learning-rate grid says of each arm, and the arms at equal learning rate as one table."""
+
+from typing import Any
+
+import numpy as np
+
+from analysis.describe.fairness import edge_hits
+from analysis.io.formats import Columns
+from analysis.io.study import Study, confirm_rows
+from analysis.stats.optimum import optima
+
+COLUMNS: Columns = {
+    "arm": ("arm", ""),
+    "points": ("points", "d"),
+    "infeasible": ("infeasible runs", "d"),
+    "grid_best": ("grid's best", ".4g"),
+    "own": ("optimum of the fit", ".4g"),
+    "fitted": ("read with the other arms", ".4g"),
+    "chosen": ("confirmed", ".4g"),
+    "standard_error": ("standard error of a point (nats)", ".4f"),
+    "at_edge": ("at an end of the grid", ""),
+}
+
+
+def optimum_rows(study: Study) -> list[dict[str, Any]]:
+    """Tabulate, per arm, the learning rate with the lowest mean val_nll, the fitted one and the confirmed one."""
+    if not {"lr", "val_nll"} <= set(study.trials.columns):
+        return []
+    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
+    grid = grid[grid["outcome"] != "failed"]
+    loss = grid["val_nll"].astype(float)
+    finite = (grid["outcome"] == "completed") & np.isfinite(loss)
+    grid = grid.assign(_loss=loss.where(finite, np.inf))
+    tables = {
+        arm: grid[grid["arm"] == arm].pivot_table(index="lr", columns="seed", values="_loss", aggfunc="mean")
+        for arm in study.arms
+    }
+    tables = {arm: table.dropna() for arm, table in tables.items()}  # a rate that lacks a seed takes no part
+    confirmed, hits = confirm_rows(study.trials), edge_hits(study)
+    rows = []
+    for arm, table in tables.items():
+        losses = table.to_numpy(float)
+        if not len(losses) or not np.isfinite(losses).all(1).any():
+            continue
+        rates = sorted({*table.index})
+        same = {a: t.to_numpy(float) for a, t in tables.items() if list(t.index) == rates and t.shape == table.shape}
+        same = {a: t for a, t in same.items() if np.isfinite(t).all(1).any()}
+        found = optima(rates, same)[arm]
+        chosen = confirmed.loc[confirmed["arm"] == arm, "lr"].dropna()
+        rows.append(
+            {
+                "arm": arm,
+                "points": len(rates),
+                "infeasible": int(np.isinf(losses).sum()),
+                "grid_best": found.grid_best,
+                "own": found.own,
+                "fitted": found.fitted,
+                "chosen": float(chosen.iloc[0]) if len(chosen) else None,
+                "standard_error": found.standard_error,
+                "at_edge": "yes" if arm in hits else "no",
+            }
+        )
+    return rows
+
+
+def pivot(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Columns]:
+    """`beside.at_grid`'s rows with an arm a row and a learning rate a column: improvement in percent [interval]."""
+    rates = sorted({row["lr"] for row in rows})
+    columns: Columns = {"arm": ("arm", "")} | {f"{lr:.9g}": (f"{lr:.3g}", "s") for lr in rates}
+    out: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        value, low, high = (row[key] for key in ("improvement_percent", "improvement_low", "improvement_high"))
+        text = "-" if value is None else f"{value:+.2f}%"
+        text += "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
+        out.setdefault(row["arm"], {"arm": row["arm"]})[f"{row['lr']:.9g}"] = text
+    return list(out.values()), columns

@@ -1,0 +1,154 @@
+"""What stands beside the estimand: improvement at every shared learning rate, and over training."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.io.study import Study, confirm_rows
+from analysis.stats import estimates
+
+GRID_COLUMNS = {
+    "lr": ("learning rate", ".3g"),
+    "arm": ("arm", ""),
+    "n": ("n", "d"),
+    "improvement_percent": ("improvement %", "+.3f"),
+    "improvement_low": ("low", "+.3f"),
+    "improvement_high": ("high", "+.3f"),
+    "infeasible": ("infeasible", "d"),
+}
+SCALES: dict[
+    str, tuple[Callable[[np.ndarray], np.ndarray], str, str]
+] = {  # what a slope is taken against: (a number of tokens -> the axis, the unit of the slope, its key)
+    "log2": (np.log2, "% a doubling of tokens", "slope_percent_per_doubling"),
+    "linear": (lambda tokens: tokens / 1e6, "% a million tokens", "slope_percent_per_million"),
+}
+Pair = tuple[np.ndarray, ...]  # the curves of an arm and the baseline's, of the seeds and steps that both have
+SLOPE_COLUMNS = {
+    "arm": ("arm", ""),
+    "n": ("n", "d"),
+    "slope_percent_per_doubling": ("slope (% a doubling of tokens)", "+.4f"),
+    "low": ("low", "+.4f"),
+    "high": ("high", "+.4f"),
+    "p": ("p", ".3g"),
+    "why": ("why", ""),
+}
+
+
+def at_grid(study: Study) -> list[dict[str, Any]]:
+    """Improvement on val_nll at every learning rate that arm and baseline share, on the selection seeds.
+
+    It describes; it tests nothing: these seeds chose the learning rates.
+    """
+    if not {"lr", "val_nll"} <= set(study.trials.columns):
+        return []
+    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
+    grid = grid[grid["outcome"] != "failed"]
+    finite = (grid["outcome"] == "completed") & np.isfinite(grid["val_nll"].astype(float))
+    grid = grid.assign(_lr=[float(f"{x:.9e}") for x in grid["lr"]], _loss=grid["val_nll"].where(finite, np.inf))
+    rows = []
+    for lr, points in grid.groupby("_lr"):
+        table = points.pivot_table(index="seed", columns="arm", values="_loss", aggfunc="mean")
+        for arm in study.arms:
+            if arm == study.baseline or not {arm, study.baseline} <= set(table.columns):
+                continue
+            both = table[[study.baseline, arm]].dropna().to_numpy(float)
+            keep = np.isfinite(both).all(axis=1)
+            b, a = both[keep].T
+            interval = estimates.fieller(b, a, study.level)
+            low, high = interval if interval else (None, None)
+            rows.append(
+                {
+                    "lr": float(str(lr)),
+                    "arm": arm,
+                    "n": int(keep.sum()),
+                    "improvement_percent": estimates.improvement_percent(b, a),
+                    "improvement_low": low,
+                    "improvement_high": high,
+                    "infeasible": int((~keep).sum()),
+                }
+            )
+    return rows
+
+
+def over_training(study: Study) -> dict[str, pd.DataFrame]:
+    """For each arm: improvement on val_nll at every evaluation of the confirm runs, with Fieller's interval.
+
+    Columns: step, tokens, n, improvement_percent, low, high. Pairs are those seeds whose runs are finite at
+    that step. The points of one run depend on each other: the band holds at each step alone and no test is
+    made along it.
+    """
+    out = {}
+    for arm, (_, steps, tokens, b, a) in paired_curves(study).items():
+        rows = []
+        for j, step in enumerate(steps):
+            keep = np.isfinite(b[:, j]) & np.isfinite(a[:, j])
+            x, y = b[keep, j], a[keep, j]
+            low, high = estimates.fieller(x, y, study.level) or (np.nan, np.nan)
+            value = estimates.improvement_percent(x, y)
+            rows.append((step, tokens[j], int(keep.sum()), np.nan if value is None else value, low, high))
+        out[arm] = pd.DataFrame(rows, columns=["step", "tokens", "n", "improvement_percent", "low", "high"])
+    return out
+
+
+def slopes(
+    study: Study, after: float = 0.1, scale: str = "log2", pairs: Mapping[str, Pair] | None = None
+) -> list[dict[str, Any]]:
+    """Does the benefit grow with training? One slope a seed, then a t test over seeds.
+
+    The slope is the least-squares line of 100 * (baseline - arm) / baseline against log2(tokens), or with the scale
+    `linear` against millions of tokens, over the evaluations after the fraction `after` of training (the first are
+    warm-up). A run is one sample, its evaluations are not. Within a run the learning rate decays: its early points
+    are no shorter runs. `values` has each seed's slope. `pairs`: the study's `paired_curves`, where they are at hand.
+    """
+    axis, _, key = SCALES[scale]
+    columns = [key if name == SCALES["log2"][2] else name for name in SLOPE_COLUMNS]
+    rows = []
+    for arm, (seeds, _, tokens, b, a) in (paired_curves(study) if pairs is None else pairs).items():
+        late = tokens >= after * tokens.max()
+        row: dict[str, Any] = dict.fromkeys(columns) | {"arm": arm, "n": 0, "values": {}}
+        usable = np.isfinite(b[:, late]).all(axis=1) & np.isfinite(a[:, late]).all(axis=1)
+        row["n"] = int(usable.sum())
+        rows.append(row)
+        if len(np.unique(tokens[late])) < 2 or not usable.any():
+            row["why"] = "fewer than 2 evaluations, or no complete pair of curves"
+            continue
+        percent = 100 * (1 - a[usable][:, late] / b[usable][:, late])
+        per_seed = np.polyfit(axis(tokens[late]), percent.T, 1)[0]
+        row[key] = float(per_seed.mean())
+        row["values"] = {str(int(seed)): float(x) for seed, x in zip(seeds[usable], per_seed, strict=True)}
+        if len(per_seed) < 2 or per_seed.std(ddof=1) <= 1e-12:
+            row["why"] = f"not testable (n={len(per_seed)}, or no spread between seeds)"
+            continue
+        test = stats.ttest_1samp(per_seed, 0.0)
+        low, high = test.confidence_interval(1 - study.level)
+        row |= {"low": float(low), "high": float(high), "p": float(test.pvalue)}
+        row["why"] = "grows" if low > 0 else "shrinks" if high < 0 else "no trend shown"
+    return rows
+
+
+def paired_curves(study: Study) -> dict[str, Pair]:
+    """Arm -> (seeds, steps, tokens, baseline's losses, arm's losses), seeds down and common steps across."""
+    if not len(study.curves):
+        return {}
+    keys = [k for k in ("arm", "seed", "config_key") if k in study.curves.columns and k in study.trials.columns]
+    chosen = confirm_rows(study.trials)[keys].drop_duplicates()
+    curves = study.curves[study.curves["stage"] == "confirm"].merge(chosen, on=keys)
+    tables = {
+        str(arm): rows.pivot_table(index="seed", columns="step", values="val_nll", aggfunc="last")
+        for arm, rows in curves.groupby("arm")
+    }
+    tokens = curves.groupby("step")["tokens"].max()
+    out = {}
+    for arm in study.arms:
+        if arm == study.baseline or arm not in tables or study.baseline not in tables:
+            continue
+        b, a = tables[study.baseline], tables[arm]
+        seeds, steps = b.index.intersection(a.index), b.columns.intersection(a.columns)
+        steps = steps[tokens.loc[steps].to_numpy() > 0]  # before training there is nothing to compare
+        if len(seeds) and len(steps):
+            pick = [x.loc[seeds, steps].to_numpy(float) for x in (b, a)]
+            out[arm] = (seeds.to_numpy(), steps.to_numpy(), tokens.loc[steps].to_numpy(float), *pick)
+    return out

@@ -1,0 +1,109 @@
+"""The fairness of a study: the trials, tokens, compute and time of each arm, and how its trials ended."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.io.study import STAGES, Study, confirm_rows
+
+SLOWER = 0.98  # below this share of the baseline's speed an arm is called slower
+COLUMNS = {
+    "arm": ("arm", ""),
+    "search": ("search trials", "d"),
+    "calibrate": ("calibrate trials", "d"),
+    "confirm": ("confirm trials", "d"),
+    "tokens": ("tokens", ".3g"),
+    "flops": ("FLOPs", ".3g"),
+    "seconds": ("seconds", ".0f"),
+    "stopped_early": ("stopped early", "d"),
+    "infeasible": ("infeasible", "d"),
+    "failed": ("failed", "d"),
+    "parameters": ("parameters", ",.0f"),
+    "flops_per_token": ("FLOPs a token", ".3g"),
+    "tokens_per_second": ("tokens/s", ",.0f"),
+    "speed": ("relative speed", ".2f"),
+    "flops_utilisation": ("FLOPs utilisation", ".3f"),
+    "compiled": ("share compiled", ".2f"),
+    "peak_rss_mb": ("peak memory (MB)", ".0f"),
+    "peak_gpu_mb": ("peak GPU memory (MB)", ".0f"),
+}
+PUBLISHED = {k: v for k, v in COLUMNS.items() if k != "tokens_per_second"}  # a rate is of the machine; a ratio remains
+
+
+def ledger(study: Study) -> list[dict[str, Any]]:
+    """A row an arm. `flops` sums tokens * flops_per_token over all trials; None where not recorded.
+
+    `speed` is the median over seeds of the confirm runs' tokens a second over that of the baseline's run of the same
+    seed: paired, because neighbours and machines differ over time. `tokens_per_second` and `flops_utilisation` (of a
+    GPU's bfloat16 peak) are medians over the completed trials of all stages, `compiled` is the share of them that
+    torch.compile compiled, memory the largest peak of any trial.
+    """
+    rows = []
+    speeds = _speeds(study)
+    for arm in study.arms:
+        trials = study.trials[study.trials["arm"] == arm]
+        row: dict[str, Any] = {"arm": arm}
+        row |= {stage: int((trials["stage"] == stage).sum()) for stage in STAGES}
+        row |= {o: int((trials["outcome"] == o).sum()) for o in ("stopped_early", "infeasible", "failed")}
+        row |= {"tokens": _reduce(trials, "tokens", "sum"), "seconds": _reduce(trials, "seconds", "sum")}
+        largest = ("parameters", "flops_per_token", "peak_rss_mb", "peak_gpu_mb")
+        row |= {c: _reduce(trials, c, "max") for c in largest}
+        done = trials[trials["outcome"] == "completed"]
+        row |= {c: _reduce(done, c, "median") for c in ("tokens_per_second", "flops_utilisation")}
+        row["compiled"] = _reduce(done, "compiled", "mean")
+        both = {"tokens", "flops_per_token"} <= set(trials.columns)
+        product = trials["tokens"] * trials["flops_per_token"] if both else pd.Series(dtype=float)
+        row["flops"] = float(product.sum()) if product.notna().any() else None
+        row["speed"] = speeds.get(arm)
+        rows.append(row)
+    return rows
+
+
+def _reduce(trials: pd.DataFrame, column: str, how: str) -> float | None:
+    if column not in trials.columns or not trials[column].notna().any():
+        return None
+    return float(getattr(trials[column], how)())
+
+
+def _speeds(study: Study) -> dict[str, float]:
+    runs = confirm_rows(study.trials)
+    if "tokens_per_second" not in runs.columns or study.baseline not in set(runs["arm"]):
+        return {}
+    runs = runs[runs["outcome"] == "completed"]
+    table = runs.pivot_table(index="seed", columns="arm", values="tokens_per_second", aggfunc="mean")
+    if study.baseline not in table.columns:
+        return {}
+    ratios = table.div(table[study.baseline], axis=0).median().dropna()
+    return {str(arm): float(ratio) for arm, ratio in ratios.items()}
+
+
+def slower(rows: list[dict[str, Any]]) -> str:
+    """The arms that train more than 2% slower than the baseline, in a sentence; empty where none does."""
+    named = [f"{r['arm']} ({r['speed']:.2f})" for r in rows if r["speed"] is not None and r["speed"] < SLOWER]
+    return f"Slower than the baseline, at equal tokens: {', '.join(named)} of its speed." if named else ""
+
+
+def edge_hits(study: Study) -> list[str]:
+    """Arms whose confirmed learning rate is an end of the calibration grid: a better one may lie outside."""
+    if "lr" not in study.trials.columns:
+        return []
+    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
+    confirm = confirm_rows(study.trials)
+    hits = []
+    for arm in study.arms:
+        points = np.unique(grid.loc[grid["arm"] == arm, "lr"].to_numpy(float))
+        chosen = confirm.loc[confirm["arm"] == arm, "lr"].dropna().unique()
+        if len(points) and any(np.isclose(lr, e, rtol=1e-6) for lr in chosen for e in (points[0], points[-1])):
+            hits.append(arm)
+    return hits
+
+
+def unfair(rows: list[dict[str, Any]]) -> list[str]:
+    """What was not equal between the arms, in words."""
+    notes = []
+    for key, name in (("search", "search trials"), ("calibrate", "calibration trials")):
+        counts = {r["arm"]: r[key] for r in rows}
+        if len(set(counts.values())) > 1:
+            notes.append(f"unequal {name}: " + ", ".join(f"{a} {n}" for a, n in counts.items()))
+    return notes

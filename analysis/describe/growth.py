@@ -1,0 +1,128 @@
+"""Does the difference grow with training? Its slopes against tokens. `python -m analysis.growth --study STUDY`.
+
+For each seed s the least-squares slope b_s of d_s(t) = 100 * (1 - arm_s(t) / baseline_s(t)) on log2(tokens), and on
+millions of tokens, over the evaluations after a tenth of training. Estimand: the mean of b_s over seeds; its interval
+and p are those of a one-sample t test over seeds, p adjusted over the arms as the study says. That was named before
+the studies ran. The same slope over the second half of training alone was not: it is exploratory and decides nothing.
+"""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from analysis.describe import curves as beside
+from analysis.io import command, formats
+from analysis.io.study import Study
+from analysis.report.plots import DRAWN, INK, WIDTH, arm_style
+from analysis.stats import multiplicity
+
+COLUMNS: formats.Columns = {
+    "arm": ("arm", ""),
+    "scale": ("slope in", ""),
+    "n": ("n", "d"),
+    "slope": ("slope", "+.3f"),
+    "low": ("low", "+.3f"),
+    "high": ("high", "+.3f"),
+    "up": ("seeds up", "d"),
+    "p": ("p", ".3g"),
+    "p_adjusted": ("p adjusted", ".3g"),
+    "verdict": ("the improvement", ""),
+}
+LATE_COLUMNS: formats.Columns = {
+    "arm": ("arm", ""),
+    "scale": ("slope in", ""),
+    "late": ("slope, second half", "+.3f"),
+    "late_low": ("low", "+.3f"),
+    "late_high": ("high", "+.3f"),
+    "late_p": ("p, not adjusted", ".3g"),
+}
+LATE = 0.5  # the share of training before the part that is looked at again
+EXPLORATORY = (
+    "Exploratory: the same slope over the evaluations in the second half of training alone. It was not named before "
+    "the studies ran, its p is not adjusted for the number of arms, and it decides nothing."
+)
+LIMIT = (
+    "The learning rate decays within a run, so an earlier point of a run is no shorter run: at equal tokens a run "
+    "planned that short has already decayed. A slope within runs describes these runs; whether the difference is "
+    "larger at more tokens needs studies of different length."
+)
+
+
+def table(study: Study) -> list[dict[str, Any]]:
+    """A row an arm and scale; `up` counts the seeds with a slope above zero, `values` has every seed's slope.
+
+    `late`, `late_low`, `late_high` and `late_p` are of the second half of training alone, exploratory: p as it is.
+    """
+    out = []
+    pairs = beside.paired_curves(study)
+    for scale, (_, unit, key) in beside.SCALES.items():
+        rows = beside.slopes(study, scale=scale, pairs=pairs)
+        late = beside.slopes(study, LATE, scale, pairs)
+        # an arm that cannot be tested enters the family with p = 1
+        adjusted = multiplicity.adjust([1.0 if row["p"] is None else row["p"] for row in rows], study.correction)
+        for row, half, p in zip(rows, late, adjusted, strict=True):
+            tested = row["p"] is not None
+            out.append(
+                {name: row.get(name) for name in ("arm", "n", "low", "high", "p", "values")}
+                | {"scale": unit, "slope": row[key], "p_adjusted": p if tested else None}
+                | {"up": sum(value > 0 for value in row["values"].values())}
+                | {"late": half[key]}
+                | {f"late_{name}": half[name] for name in ("low", "high", "p")}
+                | {"verdict": _words(row[key], p, study.level) if tested else row["why"]}
+            )
+    return out
+
+
+def _words(slope: float, p: float, level: float) -> str:
+    return "no trend shown" if p > level else "rises with tokens" if slope > 0 else "falls with tokens"
+
+
+def turned(rows: list[dict[str, Any]]) -> str:
+    """The arms whose improvement goes the other way in the second half of training, in a sentence; exploratory."""
+    said = []
+    for row in rows:
+        falls, rises = ((row[name] or 0) * sign > 0 for name, sign in (("late_high", -1), ("late_low", 1)))
+        if row["scale"] != beside.SCALES["log2"][1] or row["p"] is None or not (falls or rises):
+            continue
+        if (row["slope"] > 0) == falls:
+            over_all = row["verdict"].split(" with ")[0]
+            span = f"{row['late']:+.3f} [{row['late_low']:+.3f}, {row['late_high']:+.3f}]{row['scale']}"
+            named = f"{row['arm']} in {row['study']}" if "study" in row else row["arm"]
+            said.append(f"{named} ({span}, p = {row['late_p']:.3g}; over all of training: {over_all})")
+    return f"In the second half of training the other way: {', '.join(said)}." if said else ""
+
+
+def figure(study: Study, rows: list[dict[str, Any]]) -> Figure:
+    """The slope on log2(tokens) of every seed as a dot, with the mean and its interval, an arm a line."""
+    rows = [row for row in rows if row["scale"] == beside.SCALES["log2"][1] and row["slope"] is not None]
+    fig = Figure(figsize=(WIDTH, 1.1 + 0.5 * max(1, len(rows))))
+    ax = fig.subplots()
+    ax.axvline(0, color=INK, lw=1)
+    for y, row in enumerate(rows):
+        colour, marker = arm_style(study, row["arm"])
+        values = np.array(list(row["values"].values())[:DRAWN])
+        ax.plot(values, np.full(len(values), y + 0.17), marker, color=colour, ms=4.5, alpha=0.65, mew=0)
+        if row["low"] is not None:
+            ax.plot([row["low"], row["high"]], [y - 0.17] * 2, color=colour, lw=3)
+        ax.plot([row["slope"]], [y - 0.17], "|", color=INK, ms=13, mew=2)
+    ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel(f"slope of the improvement over {study.baseline} (% a doubling of tokens; right of 0 = it rises)")
+    return fig
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    options = command.parser("analysis.growth", __doc__).parse_args(argv)
+    study = command.study(options)
+    rows = table(study)
+    if not rows:
+        return command.could_not_conclude("this study has no curves of confirm runs")
+    on_terminal = options.format == "terminal"
+    columns = COLUMNS if on_terminal else COLUMNS | LATE_COLUMNS
+    command.emit_rows(rows, columns, options.format, title=f"Improvement against tokens: {study.name}")
+    if on_terminal:
+        formats.print_table(formats.table(rows, LATE_COLUMNS, "In the second half of training"))
+        formats.print_notes([line for line in (EXPLORATORY, turned(rows), LIMIT) if line])
+    return 0

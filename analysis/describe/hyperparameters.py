@@ -1,0 +1,128 @@
+"""What the search trials say of the hyperparameters: which mattered, and the loss against alpha."""
+
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.io.formats import Columns
+from analysis.io.study import Study
+
+COLUMNS: Columns = {
+    "arm": ("arm", ""),
+    "hyperparameter": ("hyperparameter", ""),
+    "importance": ("importance", ".3f"),
+    "trials": ("trials", "d"),
+}
+ALPHA_COLUMNS: Columns = {
+    "arm": ("arm", ""),
+    "alpha": ("alpha", ".3f"),
+    "loss": ("val_nll", ".4f"),
+    "low": ("low", ".4f"),
+    "high": ("high", ".4f"),
+    "trials": ("trials", "d"),
+}
+FEWEST = 8  # trials trained to their end: below it neither an importance nor a curve says anything
+
+
+def searched(study: Study, arm: str) -> dict[str, dict[str, Any]]:
+    """Hyperparameter -> its range in the study file, for what an arm's search tuned."""
+    found = dict(study.settings.get("nuisance") or {})
+    alpha = (study.settings.get("arms") or {}).get(arm) or {}
+    alpha = alpha.get("alpha") if isinstance(alpha, dict) else None
+    if isinstance(alpha, dict) and alpha.get("search"):
+        layers = [name for name in study.trials.columns if re.fullmatch(r"alpha_\d+", str(name))]
+        names = layers if alpha["search"].get("per") == "layer" else ["alpha"]
+        found |= dict.fromkeys(names, alpha["search"])
+    trained = (alpha.get("learnable") or alpha.get("token")) if isinstance(alpha, dict) else None
+    if isinstance(trained, dict) and isinstance(trained.get("lr_multiplier"), dict):
+        found["alpha_lr_multiplier"] = trained["lr_multiplier"]
+    return {name: where for name, where in found.items() if name in study.trials.columns}
+
+
+def completed(study: Study, arm: str) -> pd.DataFrame:
+    """The arm's search trials that were trained to their end: losses of other budgets are not comparable."""
+    trials = study.trials
+    if "val_nll" not in trials.columns:
+        return trials.iloc[:0]
+    mine = (trials["stage"] == "search") & (trials["arm"] == arm) & (trials["outcome"] == "completed")
+    return trials[mine & np.isfinite(trials["val_nll"].astype(float))]
+
+
+def importance(study: Study) -> list[dict[str, Any]]:
+    """Share of the variance among an arm's better trials by hyperparameter (sums to 1), by Optuna's PED-ANOVA.
+
+    Only arms that tune two or more, with 8 or more completed search trials. Source: Watanabe, Bansal and Hutter 2023,
+    arXiv 2304.10255.
+    """
+    rows = []
+    for arm in study.arms:
+        space, trials = searched(study, arm), completed(study, arm)
+        if len(space) < 2 or len(trials) < FEWEST:
+            continue
+        for name, share in _ped_anova(space, trials).items():
+            rows.append({"arm": arm, "hyperparameter": name, "importance": share, "trials": len(trials)})
+    return rows
+
+
+def _ped_anova(space: dict[str, dict[str, Any]], trials: pd.DataFrame) -> dict[str, float]:
+    import optuna  # a second that only this table needs
+
+    ranges: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name, where in space.items():
+        if where.get("choice") is not None:
+            ranges[name] = optuna.distributions.CategoricalDistribution(where["choice"])
+        else:
+            low, high = where.get("loguniform") or where["uniform"]
+            ranges[name] = optuna.distributions.FloatDistribution(low, high, log=where.get("loguniform") is not None)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        known = optuna.create_study()
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    for _, row in trials.iterrows():
+        params = {name: float(row[name]) for name in ranges}
+        known.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, value=float(row["val_nll"])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        shares = optuna.importance.get_param_importances(known, evaluator=evaluator)
+    return {name: float(share) for name, share in shares.items()}
+
+
+def against_alpha(study: Study, points: int = 21) -> list[dict[str, Any]]:
+    """Expected val_nll at alphas across the trials of an arm that searched alpha, with the interval of the curve.
+
+    Least squares of the completed search trials on alpha, alpha^2, log(lr), log(lr)^2; the curve is at the learning
+    rate that the fit likes best within the trials, so the learning rate's uncertainty is in the interval (t, level of
+    the study). Needs 8 trials. It describes: the trials chose the configuration.
+    """
+    rows = []
+    for arm in study.arms:
+        trials = completed(study, arm)
+        if "alpha" not in searched(study, arm) or len(trials) < FEWEST:
+            continue
+        alpha, rate = trials["alpha"].to_numpy(float), np.log(trials["lr"].to_numpy(float))
+        loss, centre = trials["val_nll"].to_numpy(float), float(rate.mean())
+        design = _design(alpha, rate - centre)
+        inverse = np.linalg.pinv(design.T @ design)
+        coefficients = inverse @ design.T @ loss
+        df = len(loss) - int(np.linalg.matrix_rank(design))
+        variance = float(((loss - design @ coefficients) ** 2).sum()) / df
+        candidates = np.linspace(rate.min(), rate.max(), 101) - centre
+        best = candidates[np.argmin(_design(np.zeros(101), candidates) @ coefficients)]
+        at = np.linspace(alpha.min(), alpha.max(), points)
+        x = _design(at, np.full(points, best))
+        half = stats.t.isf(study.level / 2, df) * np.sqrt(variance * np.einsum("ij,jk,ik->i", x, inverse, x))
+        for a, mean, h in zip(at, x @ coefficients, half, strict=True):
+            row = {"arm": arm, "alpha": float(a), "loss": float(mean), "low": float(mean - h)}
+            rows.append(row | {"high": float(mean + h), "trials": len(loss)})
+    return rows
+
+
+def _design(alpha: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    return np.stack([np.ones_like(alpha), alpha, alpha**2, rate, rate**2], 1)

@@ -1,0 +1,99 @@
+"""How much better: percent, nats, perplexity, bits per byte; at equal learning rate; over training.
+
+`python -m analysis.improvement STUDY|CSV`.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from analysis.describe import calibration
+from analysis.describe import curves as beside
+from analysis.io import command, formats
+from analysis.io.study import Study, confirm_rows
+from analysis.stats import estimates
+from analysis.verdict.decide import verdict
+
+COLUMNS: formats.Columns = {
+    "arm": ("arm", ""),
+    "n": ("n", "d"),
+    "improvement_percent": ("improvement %", "+.3f"),
+    "improvement_low": ("low", "+.3f"),
+    "improvement_high": ("high", "+.3f"),
+    "baseline_mean": ("baseline", ".4f"),
+    "arm_mean": ("arm's mean", ".4f"),
+    "mean_difference": ("nats", "+.4f"),
+    "perplexity_reduction_percent": ("perplexity %", "+.3f"),
+    "bits_per_byte": ("bits per byte", "+.4f"),
+    "validation_percent": ("on val_nll %", "+.3f"),
+    "verdict": ("verdict", ""),
+}
+
+
+def extend(study: Study, result: dict[str, Any]) -> dict[str, Any]:
+    """The verdict object with other units in each comparison, and what stands beside it.
+
+    `perplexity_reduction_percent` is 100 (1 - exp(arm - baseline)) of the mean losses, `bits_per_byte` the mean paired
+    difference of val_bpb, `validation_percent` the improvement on val_nll where the metric is another.
+    """
+    for row in result["comparisons"]:
+        b, a = row["baseline_mean"], row["arm_mean"]
+        known = b is not None and max(b, a) < math.log(1e300)
+        row["perplexity_reduction_percent"] = estimates.perplexity_reduction_percent(b, a) if known else None
+        row["bits_per_byte"] = _paired_mean(study, row, "val_bpb")[0]
+        row["validation_percent"] = None if study.metric == "val_nll" else _paired_mean(study, row, "val_nll")[1]
+    training = beside.over_training(study)
+    return result | {
+        "at_equal_learning_rate": beside.at_grid(study),
+        "calibration": calibration.optimum_rows(study),
+        "over_training": {
+            arm: [{k: _plain(v) for k, v in row.items()} for row in table.to_dict("records")]
+            for arm, table in training.items()
+        },
+        "slopes": beside.slopes(study),
+    }
+
+
+def _paired_mean(study: Study, row: dict[str, Any], column: str) -> tuple[float | None, float | None]:
+    # mean paired difference of another column, and the improvement in percent, over the comparison's complete pairs
+    if column not in study.trials.columns:
+        return None, None
+    rows = confirm_rows(study.trials).set_index(["arm", "seed"])[column].astype(float)
+    lost = {*row["diverged_seeds_baseline"], *row["diverged_seeds_arm"]}
+    seeds = [s for s in row["seeds"] if s not in lost]
+    b = np.array([rows[(row["baseline"], s)] for s in seeds])
+    a = np.array([rows[(row["arm"], s)] for s in seeds])
+    percent = estimates.improvement_percent(b, a)
+    return (None if percent is None else float((b - a).mean())), percent
+
+
+def _plain(value: Any) -> int | float | None:
+    number = float(value)
+    return (int(number) if number.is_integer() else number) if math.isfinite(number) else None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    options = command.parser("analysis.improvement", __doc__).parse_args(argv)
+    study = command.study(options)
+    result = extend(study, verdict(study))
+    if options.format == "json":
+        print(formats.to_json(result))
+    else:
+        rows = result["comparisons"]
+        shown = {k: c for k, c in COLUMNS.items() if any(r[k] is not None for r in rows) or k == "arm"}
+        command.emit_rows(rows, shown, options.format, title=f"Improvement over {study.baseline} on {study.metric}")
+        if options.format == "terminal":
+            grid, slopes = result["at_equal_learning_rate"], result["slopes"]
+            optima = calibration.optimum_rows(study)
+            if optima:
+                command.emit_rows(optima, calibration.COLUMNS, "terminal", title="The learning-rate grid")
+            if grid:
+                command.emit_rows(*calibration.pivot(grid), "terminal", title="At equal learning rate (val_nll)")
+            if slopes:
+                command.emit_rows(slopes, beside.SLOPE_COLUMNS, "terminal", title="Over training")
+    if any(row["improvement_percent"] is not None for row in result["comparisons"]):
+        return 0
+    reasons = [f"{r['arm']}: {r['verdict']}" for r in result["comparisons"]]
+    return command.could_not_conclude("; ".join(reasons) or "no treatment runs")

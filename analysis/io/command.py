@@ -1,0 +1,126 @@
+"""The plumbing of every analysis script: where the table comes from, how the result is printed, exit codes.
+
+0 done; 1 ran but could not conclude, says why; 2 bad input, one line on stderr.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from io import TextIOWrapper
+from typing import Any, NoReturn
+
+from analysis.io import formats
+from analysis.io.mlflow import load_mlflow
+from analysis.io.study import CORRECTIONS, Study, TableError, load
+from analysis.io.text import one_line, redact
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {one_line(redact(message))}\n")  # one line; argparse would print its usage as well
+
+
+def parser(prog: str, description: str | None, many: bool = False) -> argparse.ArgumentParser:
+    """A parser with the options of every script; `study` reads the source that they name.
+
+    `many`: --study may be given several times, for `studies`.
+    """
+    p = Parser(prog=f"python -m {prog}", description=(description or "").split("\n")[0])
+    p.add_argument(
+        "source", nargs="?", metavar="STUDY|CSV", help="a study folder, or a table of arm, seed and one loss"
+    )
+    p.add_argument("--mlflow", metavar="URI", help="read from this MLflow store instead (with --study)")
+    p.add_argument(
+        "--study",
+        metavar="NAME",
+        action="append" if many else "store",
+        help="a study folder; with --mlflow: a study, its parent run's id, or an experiment",
+    )
+    p.add_argument("--baseline", help="the arm to compare with (a study folder names its own)")
+    p.add_argument("--floor", help="the control arm that must lose")
+    p.add_argument("--metric", help="the loss column (default: test_nll where there is one, else val_nll)")
+    p.add_argument("--level", type=float, help="level of the tests, for a CSV (default 0.05)")
+    p.add_argument("--margin", help="margin of TOST, for a CSV: nats, or a percentage (default 0.5%%)")
+    p.add_argument("--correction", choices=CORRECTIONS, help="for a CSV (default holm)")
+    p.add_argument("--format", choices=formats.FORMATS, default="terminal")
+    return p
+
+
+def study(options: argparse.Namespace) -> Study:
+    """The study that the options name. Raises: TableError."""
+    if options.mlflow is not None:
+        if options.study is None or options.source is not None:
+            raise TableError("--mlflow URI; allowed: with --study NAME and no folder or CSV")
+        named = {key: getattr(options, key) for key in ("baseline", "floor", "metric")}
+        return load_mlflow(options.mlflow, options.study, **named)
+    source = options.source if options.study is None else options.study
+    if source is None:
+        raise TableError("no source; allowed: a study folder, a CSV, or --mlflow URI --study NAME")
+    if options.source is not None and options.study is not None:
+        raise TableError(f"two sources, {options.source} and --study {options.study}; allowed: one")
+    names = ("baseline", "floor", "metric", "level", "margin", "correction")
+    return load(source, **{name: getattr(options, name) for name in names})
+
+
+def studies(options: argparse.Namespace) -> list[Study]:
+    """The studies that the options of a parser for `many` name, in their order; none where none is named.
+
+    Raises: TableError.
+    """
+    named = options.study or [None]
+    if options.source is None and options.mlflow is None and named == [None]:
+        return []
+    if options.source is not None and options.study and options.mlflow is None:
+        options, named = argparse.Namespace(**{**vars(options), "source": None}), [options.source, *options.study]
+    found = [study(argparse.Namespace(**{**vars(options), "study": name})) for name in named]
+    names = [each.name for each in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise TableError(f"two studies are called {twice[0]!r}; allowed: studies of different names")
+    return found
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a script's main and exit with its code; bad input is one line and 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to fail
+    try:
+        code = main()
+        sys.stdout.flush()
+    except TableError as error:
+        print(one_line(redact(str(error))), file=sys.stderr)
+        code = 2
+    except BrokenPipeError:  # the reader (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def could_not_conclude(reason: str) -> int:
+    """Say on stderr why no conclusion was reached; the exit code for it."""
+    print(f"could not conclude: {one_line(reason)}", file=sys.stderr)
+    return 1
+
+
+def emit_verdict(result: dict[str, Any], kind: str) -> None:
+    """Print a verdict: json the whole object, the other formats its table."""
+    if kind == "json":
+        print(formats.to_json(result))
+    else:
+        emit_rows(result["comparisons"], formats.VERDICT_COLUMNS, kind, title=result["summary"])
+        if kind == "terminal":
+            formats.print_notes([f"{r['arm']}: {r['why']}" for r in result["comparisons"]])
+            formats.print_notes([f"sensitivity: {result['sensitivity']['why']}"])
+
+
+def emit_rows(rows: list[dict[str, Any]], columns: dict[str, Any], kind: str, *, title: str = "") -> None:
+    """Print rows in one of `formats.FORMATS`; JSON takes the rows as they are."""
+    if kind == "json":
+        print(formats.to_json(rows))
+    elif kind == "terminal":
+        formats.print_table(formats.table(rows, columns, title))
+    else:
+        print({"csv": formats.to_csv, "markdown": formats.to_markdown, "latex": formats.to_latex}[kind](rows, columns))

@@ -1,0 +1,89 @@
+"""Files in: tables, settings and JSON of unknown origin are read within bounds, or refused in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyarrow.lib import ArrowException
+from pyarrow.parquet import ParquetFile
+
+from analysis.io import plain_yaml
+from analysis.io.text import one_line
+
+MOST_ROWS = 20_000_000
+_SECTIONS = ("corpus", "tokenizer", "model", "fixed", "nuisance", "search", "calibrate", "confirm", "resources")
+
+
+class TableError(ValueError):
+    """The input cannot be analysed; the message is one line: file, column, value and what is allowed."""
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it; numpy's own repr would name its type."""
+    return one_line(repr(value.item() if isinstance(value, np.generic) else value), 100)
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """The rows of a CSV or Parquet file. Raises: TableError."""
+    try:
+        table = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
+    except (ValueError, OSError, ArrowException) as error:  # pandas' parser errors are ValueErrors
+        raise TableError(f"{file}: cannot be read as a table: {one_line(str(error), 300)}") from None
+    if len(table) > MOST_ROWS:
+        raise TableError(f"{file}: has {len(table):,} rows; allowed: {MOST_ROWS:,}")
+    if table.empty and file.name != "curves.parquet":
+        raise TableError(f"{file}: has no rows")
+    return table
+
+
+def _read_parquet(file: Path) -> pd.DataFrame:
+    # without what pandas noted beside the columns: the columns say it all, and damaged notes raise errors of any kind
+    with ParquetFile(file) as opened:
+        table = opened.read().replace_schema_metadata(None)
+    table.validate(full=True)  # text that is not UTF-8 would show where it is first looked at
+    return table.to_pandas()
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    how: dict[str, Any] = {"skipinitialspace": True, "encoding": "utf-8-sig"}
+    names = list(pd.read_csv(file, header=None, nrows=1, dtype=str, **how).iloc[0])
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"column {twice[0]!r} stands in it twice")  # pandas would rename the second
+    if len(names) == 1 and (found := [sign for sign in (";", "\t") if sign in str(names[0])]):
+        raise ValueError(f"columns are separated by {found[0]!r}; allowed: commas")
+    return pd.read_csv(file, dtype={"arm": str}, nrows=MOST_ROWS + 1, **how)
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The content of a study folder's study.yaml. Raises: TableError."""
+    try:
+        return checked_settings(str(file), plain_yaml.read(file))
+    except (plain_yaml.PlainYamlError, OSError) as error:
+        raise TableError(f"{file}: {error}") from None
+
+
+def checked_settings(source: str, settings: Any) -> dict[str, Any]:
+    """A study file's content where its sections are mappings, with arms that are mappings too. Raises: TableError."""
+    if not isinstance(settings, dict) or not isinstance(settings.get("arms"), dict) or not settings["arms"]:
+        raise TableError(f"{source}: key arms is missing or empty; allowed: a mapping of arm names")
+    arms = {str(name): options or {} for name, options in settings["arms"].items()}
+    sections = {name: settings.get(name) or {} for name in _SECTIONS}
+    for key, value in {**sections, **{f"arms.{name}": options for name, options in arms.items()}}.items():
+        if not isinstance(value, dict):
+            raise TableError(f"{source}: key {key} has {shown(value)}; allowed: a mapping")
+    return {**settings, **{name: value for name, value in sections.items() if name in settings}, "arms": arms}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file. Raises: TableError."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise TableError(f"{file}: cannot be read as JSON: {one_line(str(error), 300)}") from None
+    if not isinstance(found, dict):
+        raise TableError(f"{file}: has {shown(found)}; allowed: a JSON object")
+    return found

@@ -1,0 +1,151 @@
+"""Rows to text: terminal, CSV, JSON, Markdown and LaTeX (booktabs), one number format for all of them."""
+
+import csv
+import io
+import json
+import math
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from analysis.io.text import markdown
+
+FORMATS = ("terminal", "csv", "json", "markdown", "latex")
+Columns = dict[str, tuple[str, str]]  # key -> (heading, number format)
+
+VERDICT_COLUMNS: Columns = {
+    "arm": ("arm", ""),
+    "n": ("n", "d"),
+    "improvement_percent": ("improvement %", "+.3f"),
+    "improvement_low": ("low", "+.3f"),
+    "improvement_high": ("high", "+.3f"),
+    "mean_difference": ("nats", "+.4f"),
+    "p_t": ("p (t)", ".3g"),
+    "p_sign_flip": ("p (flip)", ".3g"),
+    "p_adjusted": ("p adjusted", ".3g"),
+    "d_z": ("d_z", "+.2f"),
+    "mde_percent": ("MDE %", ".3f"),
+    "probability_of_improvement": ("P(better)", ".2f"),
+    "verdict": ("verdict", ""),
+}
+# a page scrolls sideways on a phone: the verdict comes first there
+REPORT_COLUMNS: Columns = {
+    key: VERDICT_COLUMNS[key]
+    for key in [
+        "arm",
+        "verdict",
+        "n",
+        "improvement_percent",
+        "improvement_low",
+        "improvement_high",
+        "p_adjusted",
+        "p_t",
+        "p_sign_flip",
+        "mean_difference",
+        "d_z",
+        "mde_percent",
+        "probability_of_improvement",
+    ]
+}
+
+
+def cell(value: Any, spec: str) -> str:
+    """One value as text; null is a dash."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    if spec and not isinstance(value, str):
+        return format(int(value) if spec == "d" else value, spec)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
+    """The verdict for a terminal of `width` characters: every column, or what decides where that does not fit."""
+    if width >= 140:
+        return table(rows, VERDICT_COLUMNS, title=title)
+    ends = [("improvement_percent", "{}"), ("improvement_low", " [{}"), ("improvement_high", ", {}]")]
+    short = [{**row, "improvement": "".join(form.format(cell(row[key], "+.2f")) for key, form in ends)} for row in rows]
+    columns = {key: VERDICT_COLUMNS[key] for key in ("arm", "n", "p_adjusted", "verdict")}
+    order = ("arm", "n", "improvement", "p_adjusted", "verdict")
+    out = table(short, {key: {**columns, "improvement": ("improvement %", "s")}[key] for key in order}, title=title)
+    for column in out.columns[:4]:
+        column.no_wrap = True
+    return out
+
+
+def table(rows: list[dict[str, Any]], columns: Columns, title: str = "") -> Table:
+    """A rich table; names are plain text (no markup is read from them)."""
+    out = Table(title=Text(title, justify="left") if title else None, title_justify="left")
+    for heading, spec in columns.values():
+        out.add_column(Text(heading), justify="right" if spec else "left", overflow="fold")
+    for row in rows:
+        out.add_row(*(Text(cell(row.get(key), spec)) for key, (_, spec) in columns.items()))
+    return out
+
+
+def print_table(out: Table) -> None:
+    """Print a table, wide enough for all columns where the output is no terminal."""
+    Console(width=None if sys.stdout.isatty() else 200).print(out)
+
+
+def print_notes(notes: list[str]) -> None:
+    """Print lines of text below a table."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for note in notes:
+        console.print(Text(note))
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON: a number that is not finite raises ValueError here and never reaches a file."""
+    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+
+
+def to_csv(rows: list[dict[str, Any]], columns: Columns) -> str:
+    """Comma-separated, full precision, keys as the header; null is an empty cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(["" if row.get(key) is None else row.get(key) for key in columns])
+    return out.getvalue().rstrip("\n")
+
+
+def to_markdown(rows: list[dict[str, Any]], columns: Columns) -> str:
+    """A pipe table."""
+    lines = ["| " + " | ".join(h for h, _ in columns.values()) + " |"]
+    lines.append("| " + " | ".join("---:" if spec else "---" for _, spec in columns.values()) + " |")
+    for row in rows:
+        lines.append("| " + " | ".join(markdown(cell(row.get(k), s)) for k, (_, s) in columns.items()) + " |")
+    return "\n".join(lines)
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+}
+_TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def to_latex(rows: list[dict[str, Any]], columns: Columns) -> str:
+    """A booktabs tabular."""
+
+    def escape(text: str) -> str:
+        return "".join(_TEX.get(c, c) for c in text)
+
+    out = [
+        r"\begin{tabular}{" + "".join("r" if spec else "l" for _, spec in columns.values()) + "}",
+        r"\toprule",
+    ]
+    out.append(" & ".join(escape(h) for h, _ in columns.values()) + r" \\")
+    out.append(r"\midrule")
+    for row in rows:
+        out.append(" & ".join(escape(cell(row.get(k), s)) for k, (_, s) in columns.items()) + r" \\")
+    return "\n".join([*out, r"\bottomrule", r"\end{tabular}"])

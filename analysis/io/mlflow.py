@@ -1,0 +1,143 @@
+"""A study read from MLflow: the runs under a parent run become the same two tables that a study folder holds.
+
+A run carries the tags study, stage, arm, seed, config_key and outcome, the params lr and alpha, the metrics final/NAME,
+and the step metrics val/nll, train/nll, lr, grad_norm and alpha/layer_I; the parent carries study.yaml as an artifact.
+"""
+
+import math
+import os
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.io import plain_yaml
+from analysis.io.files import TableError, checked_settings
+from analysis.io.study import OUTCOMES, Study, assemble
+from analysis.io.text import one_line, redact
+
+_STEP_METRICS = {"val/nll": "val_nll", "train/nll": "train_nll"}
+_PAGE = 1000
+_CLIENT = {  # a server that does not answer is given up on after half a minute
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+
+
+def load_mlflow(
+    uri: str, name: str, *, baseline: str | None = None, floor: str | None = None, metric: str | None = None
+) -> Study:
+    """Read the study whose parent run has this id, or the tag or experiment this name. Raises: TableError.
+
+    Step metrics are read for the confirm runs only: one request a run and metric.
+    """
+    source = f"{redact(uri)} study {name!r}"
+    if uri.startswith("sqlite:///"):
+        _check_sqlite(source, Path(uri.removeprefix("sqlite:///")))
+    for setting, value in _CLIENT.items():
+        os.environ.setdefault(setting, value)
+    import mlflow  # a second that a study folder never needs
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        parent = _parent(client, source, name)
+        children = _search(client, [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        children = [run for run in children if run.data.tags.get("outcome") in OUTCOMES]
+        if not children:
+            raise TableError(f"{source}: no finished runs under parent {parent.info.run_id}")
+        settings = _settings(mlflow, uri, source, parent)
+        curves = [row for run in children if run.data.tags.get("stage") == "confirm" for row in _curve(client, run)]
+    except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
+        raise TableError(f"{source}: MLflow says: {one_line(redact(str(error)), 300)}") from None
+    trials = pd.DataFrame([_row(run) for run in children])
+    found = pd.DataFrame(curves)
+    return assemble(source, name, trials, found, settings, baseline=baseline, floor=floor, metric=metric)
+
+
+def _check_sqlite(source: str, path: Path) -> None:
+    # MLflow would make the file, and its tables in whatever database it is given
+    if not os.path.isfile(path):
+        raise TableError(f"{source}: no such database file; allowed: an existing one")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as store:
+            known = store.execute("select 1 from sqlite_master where name = 'experiments'").fetchone()
+    except sqlite3.Error as error:
+        raise TableError(f"{source}: {error}; allowed: a database of MLflow") from None
+    if not known:
+        raise TableError(f"{source}: has no table experiments; allowed: a database of MLflow")
+
+
+def _parent(client: Any, source: str, name: str) -> Any:
+    if re.fullmatch(r"[0-9a-f]{32}", name):
+        return client.get_run(name)
+    if "'" in name or "`" in name:
+        raise TableError(f"{source}: allowed: a study's name without quotes, or a run id")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    found = _search(client, experiments, f"tags.study = '{name}' and tags.stage = 'study'")
+    if not found and (experiment := client.get_experiment_by_name(name)):
+        found = _search(client, [experiment.experiment_id], "tags.stage = 'study'")
+    if len(found) != 1:
+        ids = ", ".join(run.info.run_id for run in found[:5])
+        raise TableError(f"{source}: {len(found)} parent runs{': ' + ids if ids else ''}; allowed: one (give a run id)")
+    return found[0]
+
+
+def _search(client: Any, experiments: list[str], condition: str) -> list[Any]:
+    runs: list[Any] = []
+    token = None
+    while True:
+        page = client.search_runs(experiments, condition, max_results=_PAGE, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _settings(mlflow: Any, uri: str, source: str, parent: Any) -> dict[str, Any]:
+    artifact = f"runs:/{parent.info.run_id}/study.yaml"
+    text = mlflow.artifacts.load_text(_artifact(mlflow, uri, parent, artifact))
+    try:
+        return checked_settings(f"{source} artifact study.yaml", plain_yaml.parse(text))
+    except plain_yaml.PlainYamlError as error:
+        raise TableError(f"{source}: artifact study.yaml: {error}") from None
+
+
+def _artifact(mlflow: Any, uri: str, parent: Any, artifact: str) -> str:
+    # an artifact's own location needs no global tracking URI, which would leak into the caller's process
+    root = str(parent.info.artifact_uri)
+    if root.startswith("mlflow-artifacts:"):
+        mlflow.set_tracking_uri(uri)
+        return artifact
+    return f"{root.rstrip('/')}/study.yaml"
+
+
+def _row(run: Any) -> dict[str, Any]:
+    tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+    row: dict[str, Any] = {k: tags.get(k) for k in ("study", "stage", "arm", "seed", "config_key", "outcome", "reason")}
+    row |= {"test_nll": math.nan, "val_nll": math.nan}
+    row |= {k: float(params[k]) if k in params else math.nan for k in ("lr", "alpha")}
+    row |= {k.removeprefix("final/"): v for k, v in metrics.items() if k.startswith("final/")}
+    layers = {k: v for k, v in metrics.items() if k.startswith("alpha/layer_")}
+    return row | {k.replace("alpha/layer_", "alpha_layer_"): v for k, v in layers.items()}
+
+
+def _curve(client: Any, run: Any) -> list[dict[str, Any]]:
+    tags = run.data.tags
+    base = {"stage": tags["stage"], "arm": tags["arm"], "seed": int(tags["seed"]), "config_key": tags.get("config_key")}
+    names = _STEP_METRICS | {k: k.replace("/", "_") for k in run.data.metrics if k.startswith("alpha/layer_")}
+    rows: dict[int, dict[str, Any]] = {}
+    for metric, column in names.items():
+        for point in client.get_metric_history(run.info.run_id, metric):
+            rows.setdefault(point.step, base | {"step": point.step})[column] = point.value
+    tokens, steps = run.data.metrics.get("final/tokens"), run.data.metrics.get("final/steps")
+    per_step = tokens / steps if tokens and steps else 1.0
+    return [row | {"tokens": row["step"] * per_step} for _, row in sorted(rows.items())]

@@ -1,0 +1,115 @@
+"""Each published claim, what its own numbers give, the verdict this project's rules allow, and what a study says of it.
+
+`python -m analysis.claims [--study FOLDER]...`. The numbers are read from published.yaml.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.io import command, formats
+from analysis.io.study import Study
+from analysis.published.claims_ours import BYTES, notes, said, text
+from analysis.stats import estimates
+
+COLUMNS: formats.Columns = {
+    "id": ("id", ""),
+    "claim": ("claim", ""),
+    "own_numbers": ("what its own numbers give", ""),
+    "verdict": ("verdict", ""),
+    "page": ("page", ""),
+}
+ONE_SEED = "not testable (n=1)"
+
+
+@cache
+def published() -> dict[str, Any]:
+    """The data file of published numbers."""
+    return dict(yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")))
+
+
+def own_numbers(claim: dict[str, Any]) -> list[dict[str, Any]]:
+    """The improvement in percent that the published cells give for each comparison of a claim."""
+    cells = published()["cells"]
+    out = []
+    for row in claim["compare"]:
+        b, a = (cells[row[side]][row["split"]] for side in ("baseline", "arm"))
+        out.append(row | {"improvement_percent": estimates.improvement_percent([b], [a])})
+    return out
+
+
+def extra_parameters(n_layer: int, d_ff: int) -> int:
+    """Parameters that the projected form adds: two d_ff x d_ff projections with biases in each layer."""
+    return n_layer * 2 * (d_ff * d_ff + d_ff)
+
+
+def judge(claim: dict[str, Any]) -> tuple[str, str]:
+    """What a claim's own numbers give, in words, and the verdict that they allow."""
+    model = published()["model"]
+    numbers = "; ".join(
+        f"{row['what']}: {row['improvement_percent']:+.3f}% ({row['split']})" for row in own_numbers(claim)
+    )
+    if claim["kind"] == "parameters":
+        extra = extra_parameters(model["n_layer"], model["d_ff"])
+        total = model["parameters"] + extra
+        share = 100 * extra / model["parameters"]
+        words = f"pointwise form: +0; projected form inside GPT-2: +{extra:,} ({total:,}, {share:+.1f}%)"
+        return words, "true of the pointwise form, false of the projected form"
+    if claim["kind"] == "memory":
+        weights = model["parameters"] * 4 / 1e6
+        training = model["parameters"] * BYTES / 1e6
+        words = f"float32 weights alone: {weights:.0f} MB; with gradients and AdamW's moments: {training:.0f} MB"
+        held = claim["megabytes"] >= training
+        return words, "possible" if held else "false of training in float32 (below what it must hold)"
+    if claim["kind"] == "identical":
+        return f"at alpha = 0 the published MLP is linear; {numbers}", "false by the formula (base = identity)"
+    if claim["kind"] == "padding":
+        return "positions that hold no text are averaged in", "false: not comparable with a loss of text"
+    if claim["kind"] == "significance":
+        return f"{published()['seeds_per_cell']} seed a cell: no variance, no test", ONE_SEED
+    return numbers or "the losses behind it are not published", ONE_SEED
+
+
+def _notes(*studies: Study) -> dict[str, str]:
+    return notes(int(published()["model"]["parameters"]), *studies)
+
+
+def table(*studies: Study) -> list[dict[str, Any]]:
+    """A row a claim: its text, what its own numbers give, the verdict, and under each study's name what it says.
+
+    `said` has the same as `said` gives it, by study; `note` the sentence of `notes`.
+    """
+    by_study, together = {study.name: said(study) for study in studies}, _notes(*studies)
+    rows = []
+    for claim in published()["claims"]:
+        words, judged = judge(claim)
+        row = {"id": claim["id"], "claim": claim["text"], "own_numbers": words, "verdict": judged}
+        row["page"] = claim["page"]
+        row |= {"comparisons": own_numbers(claim), "note": together.get(claim["kind"])}
+        row["said"] = {name: of_study.get(claim["kind"], []) for name, of_study in by_study.items()}
+        rows.append(row | {f"study {name}": text(words) or None for name, words in row["said"].items()})
+    return rows
+
+
+def columns(*studies: Study) -> formats.Columns:
+    """The columns of `table`."""
+    return COLUMNS | {f"study {study.name}": (f"what {study.name} says", "") for study in studies}
+
+
+def source_note() -> str:
+    """Where the published numbers come from, in a sentence."""
+    source = published()["source"]
+    pages = f"pages are of {source['repository']} at commit {source['commit'][:7]}"
+    return f"Numbers: {source['what']}; {pages} (analysis/published/published.yaml)."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    options = command.parser("analysis.claims", __doc__, many=True).parse_args(argv)
+    studies = command.studies(options)
+    command.emit_rows(table(*studies), columns(*studies), options.format, title="The published claims")
+    if options.format == "terminal":
+        formats.print_notes([*dict.fromkeys(_notes(*studies).values()), source_note()])
+    return 0

@@ -1,0 +1,155 @@
+"""What a study's trials say of each kind of published claim, a row an arm."""
+
+from dataclasses import replace
+from typing import Any
+
+from analysis.describe import curves as beside
+from analysis.describe import growth
+from analysis.io.study import Study, confirm_rows
+from analysis.stats import estimates
+from analysis.stats.pairs import pair
+from analysis.verdict.decide import verdict
+
+PLAIN = "what its trials say"  # the heading of words that need no other
+CLAIMED = 0.5  # the alpha of the published claims
+BYTES = 16  # a parameter in training: float32 weight, gradient and the two moments of AdamW
+
+
+def said(study: Study) -> dict[str, list[dict[str, str]]]:
+    """Kind of claim -> what a study's trials say of it: a row an arm, its name under `arm`, else heading -> words.
+
+    The published baseline (alpha = 0) is the floor.
+    """
+    result = verdict(study)
+    rows = result["comparisons"]
+    arms = [r for r in rows if r["arm"] != study.floor]
+    improvement = {r["arm"]: {f"over {study.baseline}": _words(r)} for r in arms}
+    out: dict[str, list[dict[str, str]]] = {}
+    if study.floor is not None:
+        for r in verdict(replace(study, baseline=study.floor, floor=None))["comparisons"]:
+            if r["arm"] != study.baseline:
+                improvement[r["arm"]][f"over {study.floor}, the published baseline"] = _words(r)
+        floor = next(r for r in rows if r["arm"] == study.floor)
+        out["identical"] = [{"arm": study.floor, f"against {study.baseline}": _words(floor)}]
+    out["improvement"] = [{"arm": arm} | words for arm, words in improvement.items()]
+    out["significance"] = [{"arm": r["arm"], f"over {study.baseline}": _words(r, with_p=True)} for r in arms]
+    slopes = [s for s in growth.table(study) if s["arm"] != study.floor and s["scale"] == beside.SCALES["log2"][1]]
+    out["growth"] = [{"arm": s["arm"]} | _slope(s) for s in slopes]
+    out["parameters"] = _column(study, "parameters", ",.0f")
+    out["memory"] = _column(study, "peak_rss_mb", ".0f", " MB")
+    out["best"] = _best(study)
+    out["padding"] = _padding(study)
+    return {kind: rows for kind, rows in out.items() if rows}
+
+
+def ours(study: Study) -> dict[str, str]:
+    """`said` as one text a kind."""
+    return {kind: text(rows) for kind, rows in said(study).items()}
+
+
+def text(rows: list[dict[str, str]]) -> str:
+    """The rows of one kind as one text, heading by heading."""
+    headings = dict.fromkeys(heading for row in rows for heading in row if heading != "arm")
+    parts = {h: "; ".join(f"{row['arm']}: {row[h]}" for row in rows if h in row) for h in headings}
+    return ". ".join(f"{heading}: {part}" if heading != PLAIN else part for heading, part in parts.items())
+
+
+def has_claimed_arm(study: Study) -> bool:
+    """Whether an arm has a gate with alpha fixed at the 0.5 of the published claim, in every layer."""
+    return any(is_claimed(options) for options in (study.settings.get("arms") or {}).values())
+
+
+def is_claimed(options: dict[str, Any]) -> bool:
+    """Whether the options of an arm are those of `has_claimed_arm`."""
+    value = options.get("alpha")
+    return options.get("gate") is not None and (
+        set(value) == {CLAIMED} if isinstance(value, list) else value == CLAIMED
+    )
+
+
+def notes(parameters: int, *studies: Study) -> dict[str, str]:
+    """Kind of claim -> a sentence on all these studies together, where there is one to say.
+
+    `parameters`: of the model that the claims are about.
+    """
+    out = {}
+    if studies and not any(has_claimed_arm(study) for study in studies):
+        out["improvement"] = out["best"] = (
+            f"None of these studies has an arm of fixed alpha {CLAIMED:g}, which the claim is about: they fix it at "
+            "other values, search it or learn it."
+        )
+    own = [size for study in studies if (size := _own_memory(study))]
+    if own:
+        out["memory"] = (
+            "These are whole processes, mostly the libraries: weights, gradients and AdamW's moments are "
+            f"{'; '.join(own)}. They say nothing of a model of {parameters:,} parameters."
+        )
+    return out
+
+
+def _own_memory(study: Study) -> str:
+    rows = confirm_rows(study.trials)
+    if not {"parameters", "peak_rss_mb"} <= set(rows.columns) or not rows["peak_rss_mb"].notna().any():
+        return ""
+    largest = rows["parameters"].max()
+    return f"{largest * BYTES / 1e6:.1f} MB in {study.name}" if largest > 0 else ""
+
+
+def _words(row: dict[str, Any], with_p: bool = False) -> str:
+    value, low = row["improvement_percent"], row["improvement_low"]
+    text = "" if value is None else f"{value:+.2f}% "
+    text += "" if low is None else f"[{low:+.2f}, {row['improvement_high']:+.2f}] "
+    p = f", p = {row['p_adjusted']:.3g}" if with_p and row["p_adjusted"] is not None else ""
+    return f"{text}(n = {row['n']}{p}), {row['verdict']}"
+
+
+def _slope(row: dict[str, Any]) -> dict[str, str]:
+    out = {"over training": str(row["verdict"])}
+    if row["p"] is not None:
+        span = f"{row['slope']:+.3f}{row['scale']} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        out["over training"] = f"{span} (n = {row['n']}, p = {row['p_adjusted']:.3g}), {row['verdict']}"
+    if row["late_p"] is not None:
+        span = f"{row['late']:+.3f}{row['scale']} [{row['late_low']:+.3f}, {row['late_high']:+.3f}]"
+        out["second half, exploratory"] = f"{span} (p = {row['late_p']:.3g}, not adjusted)"
+    return out
+
+
+def _column(study: Study, column: str, spec: str, unit: str = "") -> list[dict[str, str]]:
+    if column not in study.trials.columns:
+        return []
+    largest = confirm_rows(study.trials).groupby("arm")[column].max().reindex(study.arms).dropna()
+    return [{"arm": str(arm), PLAIN: f"{format(float(x), spec)}{unit}"} for arm, x in largest.items()]
+
+
+def _padding(study: Study) -> list[dict[str, str]]:
+    """The loss with and without the padding counted, and what that makes of the improvement; decides nothing."""
+    rows = confirm_rows(study.trials)
+    if not {"padded_nll", "val_nll"} <= set(rows.columns) or not rows["padded_nll"].notna().any():
+        return []
+    base = rows[(rows["arm"] == study.baseline) & (rows["outcome"] == "completed")]
+    metrics = {"val_nll": "on val_nll", "padded_nll": "with the padding counted"}
+    out = [{"arm": study.baseline} | {words: f"{float(base[m].mean()):.4f} nats" for m, words in metrics.items()}]
+    losses = {metric: study.losses(metric) for metric in metrics}
+    for arm in (a for a in study.arms if a != study.baseline):
+        row = {"arm": arm}
+        for metric, words in metrics.items():
+            pairs = pair(losses[metric], study.baseline, arm)
+            value = estimates.improvement_percent(pairs.baseline[pairs.complete], pairs.arm[pairs.complete])
+            row |= {} if value is None else {words: f"{value:+.2f}% (n = {int(pairs.complete.sum())})"}
+        out.append(row)
+    return out
+
+
+def _best(study: Study) -> list[dict[str, str]]:
+    rows, arms = confirm_rows(study.trials), study.settings.get("arms") or {}
+    out = []
+    for arm in study.arms:
+        mine = rows[rows["arm"] == arm]
+        # the table has an alpha for every arm; one without a gate has none to choose
+        gated = not arms or any((arms.get(arm) or {}).get(key) is not None for key in ("gate", "alpha"))
+        # an alpha that differs between seeds was learned, not chosen
+        known = [c for c in ("lr", "alpha")[: 1 + gated] if c in rows.columns and mine[c].nunique() == 1]
+        if known:
+            words = ", ".join(f"{c} {mine[c].dropna().iloc[0]:.3g}" for c in known)
+            out.append({"arm": arm, "chosen by search and calibration": words})
+    return out

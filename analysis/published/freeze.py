@@ -1,0 +1,88 @@
+"""Does a learned pattern of alphas do as well from scratch? `python -m analysis.freeze STUDY --arm ARM > new.yaml`.
+
+Writes the study file of that question: the baseline, the floor, the arm that learned its alphas, and a new arm whose
+alpha is fixed to the learned ones' mean over the confirm seeds, one a layer. All four are tuned again on one grid
+around the rates that the first study confirmed, because the frozen arm has no rate of its own yet; the confirm seeds
+begin beyond those that taught the pattern.
+"""
+
+import argparse
+from typing import Any
+
+import numpy as np
+import yaml
+
+from analysis.describe import alphas
+from analysis.io import command
+from analysis.io.study import Study, TableError, confirm_rows
+
+RANGE = (-10.0, 10.0)  # what a study takes as the fixed alpha of a layer
+SPREAD = 1.5  # the search draws its rates within this factor of the confirmed ones
+KEPT = ("corpus", "tokenizer", "model", "fixed")
+
+
+def pattern(study: Study, arm: str) -> list[float]:
+    """The learned alphas of an arm at the last step, one a layer, mean over the confirm seeds, to four digits.
+
+    Raises: TableError where the arm learned none, and where one lies outside [-10, 10].
+    """
+    if arm not in study.arms:
+        raise TableError(f"--arm {arm}: is no arm of {study.name}; allowed: {', '.join(study.arms)}")
+    rows = [row for row in alphas.by_layer(study) if row["arm"] == arm]
+    if not rows:
+        learn = dict.fromkeys(row["arm"] for row in alphas.by_layer(study))
+        raise TableError(f"--arm {arm}: learned no alpha; allowed: {', '.join(learn) or 'none in this study'}")
+    for row in rows:
+        if not RANGE[0] <= row["mean"] <= RANGE[1]:
+            raise TableError(f"--arm {arm}: alpha of layer {row['layer']} is {row['mean']:.4g}; allowed: in [-10, 10]")
+    return [round(float(row["mean"]), 4) for row in rows]
+
+
+def follow_up(study: Study, arm: str, seeds: int | None = None) -> dict[str, Any]:
+    """The settings of the study that compares the frozen pattern with the baseline. Raises: TableError."""
+    frozen, options = pattern(study, arm), study.settings["arms"][arm]
+    if options.get("gate") is None:
+        raise TableError(
+            f"--arm {arm}: has no gate to freeze (unit {options.get('unit')}); allowed: an arm with a gate"
+        )
+    confirmed = confirm_rows(study.trials)
+    runs = [name for name in (study.baseline, study.floor, arm) if name is not None]
+    rates = [float(confirmed.loc[confirmed["arm"] == name, "lr"].iloc[0]) for name in runs]
+    unit = {key: options[key] for key in ("gate", "base", "form") if key in options}
+    arms = {name: study.settings["arms"][name] for name in runs} | {f"{arm}-frozen": unit | {"alpha": frozen}}
+    confirm = (study.settings.get("confirm") or {}) | ({} if seeds is None else {"seeds": seeds})
+    return {
+        "name": f"{study.name}-frozen",
+        "question": f"Does the pattern that {arm} learned in {study.name}, frozen from the start, lower the loss "
+        f"against an equally tuned {study.baseline}?",
+        **{key: study.settings[key] for key in KEPT if key in study.settings},
+        "nuisance": {"lr": {"loguniform": [_round(min(rates) / SPREAD), _round(max(rates) * SPREAD)]}},
+        "arms": arms,
+        "search": {"trials_per_arm": 2},
+        "calibrate": study.settings.get("calibrate") or {},
+        "confirm": {**confirm, "first_seed": int(np.max(confirmed["seed"])) + 1},
+    }
+
+
+def _round(rate: float) -> float:
+    return float(f"{rate:.2g}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The script's options."""
+    p = command.parser("analysis.freeze", __doc__)
+    p.add_argument("--arm", required=True, help="the arm whose learned alphas are frozen")
+    p.add_argument("--seeds", type=int, help="confirm seeds of the new study (default: as many as before)")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    options = parser().parse_args(argv)
+    study = command.study(options)
+    settings = follow_up(study, options.arm, options.seeds)
+    print(
+        f"# The alphas of {options.arm} in {study.name}, mean over its confirm seeds, frozen. python -m analysis.freeze"
+    )
+    print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
+    return 0

@@ -1,0 +1,225 @@
+"""What stands over all published studies: the front page, the claims page and one figure of every decision."""
+
+import re
+from dataclasses import replace
+from functools import lru_cache
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.describe import alphas, growth
+from analysis.describe import curves as beside
+from analysis.io import formats
+from analysis.io.study import Study
+from analysis.io.text import markdown
+from analysis.published import claims, claims_ours
+from analysis.published import page as results_page
+from analysis.report import plots
+from analysis.verdict.decide import CLAIM_SEEDS, verdict
+
+MADE = "<!-- made by python docs/make_results.py: change the tables or the script, not this page -->"
+
+
+def texts(studies: list[Study], results: Path) -> dict[str, str]:
+    """File name -> text of the pages over all studies, for docs/results/."""
+    return {"README.md": front_page(studies, results), "claims.md": claims_page(studies)}
+
+
+def pages(studies: list[Study], results: Path) -> dict[str, str]:
+    """`texts`, and the figure of every decision."""
+    drawn = {"verdicts.svg": results_page.svg(lambda: side_by_side(studies), "verdicts")} if studies else {}
+    return texts(studies, results) | drawn
+
+
+def front_page(studies: list[Study], results: Path) -> str:
+    """The front page of the published evidence."""
+    first = [study for study in studies if not _follows(study)]
+    lines = ["# Results", "", MADE, ""]
+    lines += [
+        "What the instrument has found so far. Every number on these pages is computed from the Parquet files beside "
+        "them, and a test computes it again. A study answers for its own size, tokens and text; the studies stand side "
+        "by side and are not pooled.",
+        "",
+    ]
+    for study in first:
+        result = _judged(study)
+        lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md).** {markdown(result['summary'])}", ""]
+        lines += [f"Assay sensitivity: {markdown(result['sensitivity']['why'])}.", ""]
+    if first:
+        lines += ["## Side by side", "", formats.to_markdown(*decisions(studies)), ""]
+        lines += [
+            "In percent of the baseline's loss, with the interval of each arm alone; the words are of the adjusted p.",
+            "",
+        ]
+        lines += ["![One dot a seed: paired differences of every arm in every study](verdicts.svg)", ""]
+    slopes = [{"study": study.name} | row for study in first for row in growth.table(study)]
+    slopes = [row for row in slopes if row["scale"] == beside.SCALES["log2"][1]]
+    if slopes:
+        lines += ["## Does the difference grow with tokens?", ""]
+        lines += [formats.to_markdown(slopes, {"study": ("study", "")} | growth.COLUMNS), "", growth.LIMIT, ""]
+        lines += results_page.second_half(slopes)
+    learned = [{"study": study.name} | row for study in first for row in alphas.summarise(study)]
+    if learned:
+        lines += ["## Where do learned alphas go?", ""]
+        lines += [formats.to_markdown(learned, {"study": ("study", "")} | alphas.columns(learned)), ""]
+        lines += [alphas.kinds(first), "", *_freeze(first)]
+    later = [study for study in studies if _follows(study)]
+    if later:
+        lines += ["## Taken up again", ""]
+        for study in later:
+            lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md)**, after {markdown(_follows(study))}. "]
+            lines += [markdown(study.question), "", markdown(_judged(study)["summary"]), ""]
+    lines += ["## The published claims", "", formats.to_markdown(claims.table(), _short(claims.COLUMNS)), ""]
+    lines += ["[claims.md](claims.md) has what each study says of each claim.", ""]
+    lines += not_run(results)
+    if (results / "LOG.md").is_file():
+        lines += ["[LOG.md](LOG.md): pilots and negative results, dated.", ""]
+    return "\n".join(lines)
+
+
+@lru_cache(maxsize=64)
+def _judged(study: Study) -> dict[str, Any]:
+    return verdict(study)  # several tables of a page ask for it
+
+
+def _freeze(studies: list[Study]) -> list[str]:
+    for study in studies:
+        arms = study.settings.get("arms") or {}
+        gated = [row["arm"] for row in alphas.summarise(study) if (arms.get(row["arm"]) or {}).get("gate")]
+        if gated:
+            command = f"python -m analysis.freeze docs/results/{_place(study)} --arm {gated[-1]} > new.yaml"
+            asked = "Does a learned pattern do as well from scratch, frozen? This writes the study that asks it:"
+            return [asked, "", "```sh", command, "```", ""]
+    return []
+
+
+def readme_block(studies: list[Study]) -> str:
+    """What the project's README says was found: the studies of enough seeds for a claim, or all where none has them."""
+    enough = [study for study in studies if min(len(s) for s in _judged(study)["seeds"].values()) >= CLAIM_SEEDS]
+    shown = enough or studies
+    names = ", ".join(f"[{study.name}](docs/results/{_place(study)}/README.md)" for study in shown)
+    few = "" if enough else f" Fewer than {CLAIM_SEEDS} seeds are no claim."
+    lines = [f"Against an equally tuned GELU, on the test split, in {names}, side by side and not pooled.{few}", ""]
+    lines += [formats.to_markdown(*decisions(shown)), "", *answer(shown), ""]
+    lines += ["![Paired differences of every arm in every study, one dot a seed](docs/results/verdicts.svg)", ""]
+    return "\n".join(lines)
+
+
+def answer(studies: list[Study]) -> list[str]:
+    """The published claim in words, what its own numbers give, and what these studies say of the published formula."""
+    claim = next(claim for claim in claims.published()["claims"] if claim["kind"] == "improvement")
+    numbers, seeds = claims.judge(claim)[0], claims.published()["seeds_per_cell"]
+    lines = [
+        f"**Claimed**: {markdown(claim['text'])} ({seeds} seed a cell; that baseline is alpha = 0, a linear MLP). "
+        f"Its own numbers: {markdown(numbers)}.",
+        "",
+        "**Our answer**, of the arms with the published formula, each tuned like the baseline:",
+        "",
+    ]
+    found = []
+    for study in studies:
+        arms = study.settings.get("arms") or {}
+        for row in claims_ours.said(study)["improvement"]:
+            if published_formula(options := arms.get(row["arm"]) or {}):
+                words = "; ".join(f"{heading}: {text}" for heading, text in row.items() if heading != "arm")
+                line = f"- {markdown(row['arm'])} ({markdown(study.name)}), {markdown(words)}."
+                found.append((not claims_ours.is_claimed(options), line))
+    lines += [line for _, line in sorted(found, key=itemgetter(0))]  # the arm that the claim is about comes first
+    missing = claims_ours.notes(0, *studies).get("improvement")
+    return [*lines, *(["", markdown(missing)] if missing else [])]
+
+
+def published_formula(options: dict[str, Any]) -> bool:
+    """Whether an arm is `alpha * x * sigmoid(x) + (1 - alpha) * x`, with whatever alpha."""
+    form = (options.get("gate"), options.get("base", "identity"), options.get("form", "pointwise"))
+    return form == ("sigmoid", "identity", "pointwise")
+
+
+def decisions(studies: list[Study]) -> tuple[list[dict[str, Any]], formats.Columns]:
+    """A row an arm, a column a study: the verdict and the improvement with its interval."""
+    rows: dict[str, dict[str, Any]] = {}
+    columns: formats.Columns = {"arm": ("arm", "")}
+    for study in studies:
+        columns[f"study {study.name}"] = (study.name, "")
+        for row in _judged(study)["comparisons"]:
+            text = str(row["verdict"])
+            if row["improvement_percent"] is not None:
+                text += f": {row['improvement_percent']:+.2f}%"
+            if row["improvement_low"] is not None:
+                text += f" [{row['improvement_low']:+.2f}, {row['improvement_high']:+.2f}]"
+            rows.setdefault(row["arm"], {"arm": row["arm"]})[f"study {study.name}"] = f"{text}, n = {row['n']}"
+    return list(rows.values()), columns
+
+
+def side_by_side(studies: list[Study]) -> Figure:
+    """The paired differences of every study, a panel each below the other."""
+    results = [[r for r in _judged(s)["comparisons"] if r["improvement_percent"] is not None] for s in studies]
+    heights = [1.1 + 0.5 * max(1, len(rows)) for rows in results]
+    fig = Figure(figsize=(7.2, sum(heights)), layout="constrained")
+    axes = fig.subplots(len(studies), 1, squeeze=False, height_ratios=heights)
+    baselines = list(dict.fromkeys(study.baseline for study in studies))
+    every = list(dict.fromkeys(arm for study in studies for arm in study.arms if arm not in baselines))
+    for ax, study, rows in zip(axes.flat, studies, results, strict=True):
+        # an arm has one colour in all panels: by its place among the arms of all studies
+        plots.draw_differences(ax, replace(study, arms=[*every, *baselines]), rows)
+        ax.set_title(study.name, fontsize=10, loc="left")
+    return fig
+
+
+def claims_page(studies: list[Study]) -> str:
+    """Each published claim, what its own numbers give, and what each study says of it."""
+    rows = claims.table(*studies)
+    lines = ["# The published claims", "", MADE, "", claims.source_note(), ""]
+    lines += [formats.to_markdown(rows, claims.COLUMNS), ""]
+    for row in rows:
+        lines += [f"## {markdown(row['id'])}", "", f"Claimed: {markdown(row['claim'])}.", ""]
+        lines += [f"Its own numbers: {markdown(row['own_numbers'])}. Verdict: {markdown(row['verdict'])}.", ""]
+        said = [{"study": study.name} | words for study in studies for words in row["said"][study.name]]
+        headings = {heading: (markdown(heading), "") for words in said for heading in words}
+        lines += [formats.to_markdown(said, headings), ""] if said else []
+        lines += [markdown(row["note"]), ""] if row["note"] else []
+    named = " ".join(f"--study docs/results/{_place(study)}" for study in studies)
+    lines += [f"The same on the terminal: `python -m analysis.claims {named}`".rstrip() + ".", ""]
+    return "\n".join(lines)
+
+
+def pilots(table: pd.DataFrame) -> str:
+    """A row a pilot: the losses of baseline and floor at its end, and the gap in percent of the baseline's."""
+    keys = [name for name in table.columns if name not in ("arm", "val_nll")]
+    wide = table.pivot(index=keys, columns="arm", values="val_nll").reset_index()
+    wide["gap"] = 100 * (wide["linear-floor"] / wide["gelu"] - 1)
+    columns: formats.Columns = {key: (key, "" if key in ("date", "corpus") else "g") for key in keys}
+    columns |= {"tokens": ("tokens", ",.0f"), "gelu": ("gelu", ".4f"), "linear-floor": ("linear floor", ".4f")}
+    columns |= {"gap": ("floor behind, %", "+.2f")}
+    return formats.to_markdown([{str(k): v for k, v in row.items()} for row in wide.to_dict("records")], columns)
+
+
+def not_run(results: Path) -> list[str]:
+    """What was not run, and what `pagating plan` printed of its cost (plan.txt: commands, empty line, output)."""
+    file = results / "plan.txt"
+    if not file.is_file():
+        return []
+    commands, output = file.read_text(encoding="utf-8").split("\n\n", 1)
+    lines = ["## Not run: GPT-2 small", ""]
+    lines += [
+        "The same question on the same text at GPT-2's real size needs a GPU and was not run. Nothing is guessed.",
+        "",
+    ]
+    lines += ["<!-- not run: takes a GPU for hours -->", "```sh", commands, "```", ""]
+    lines += ["The second command printed this, from sizes and a device's data sheet; none of it was measured:", ""]
+    return [*lines, "```text", re.sub(r"; expected end \S+", "", output).rstrip(), "```", ""]
+
+
+def _short(columns: formats.Columns) -> formats.Columns:
+    return {key: column for key, column in columns.items() if key != "page"}
+
+
+def _follows(study: Study) -> str:
+    return str((study.settings.get("provenance") or {}).get("follows") or "")
+
+
+def _place(study: Study) -> str:
+    return study.name if study.folder is None else study.folder.name

@@ -1,0 +1,193 @@
+"""The page of one published study, from its study.yaml, provenance.json and Parquet files alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from analysis.describe import alphas, calibration, growth
+from analysis.describe import curves as beside
+from analysis.describe.fairness import PUBLISHED as LEDGER_COLUMNS
+from analysis.describe.fairness import ledger, slower
+from analysis.io import formats
+from analysis.io.study import Study
+from analysis.io.text import markdown
+from analysis.report import build as report
+from analysis.report import frame, plots
+from analysis.report.methods import methods, would_change
+from analysis.report.takeaways import takeaways
+
+FILES = ("study.yaml", "trials.parquet", "curves.parquet", "verdict.json")
+CAPTIONS = {
+    "differences": "One dot a seed: the baseline's loss minus the arm's, in percent. The bar is the interval of the "
+    "mean, the band the margin.",
+    "learning_rate": "Validation loss against learning rate: search trials as dots, the shared grid as lines.",
+    "loss_curves": "Validation loss of the confirm runs: mean over seeds, band from the lowest to the highest.",
+    "over_training": "The improvement at each evaluation of the confirm runs, with its interval at that step alone.",
+    "growth": "The slope of the improvement on log2(tokens): one dot a seed, the bar is the interval of the mean.",
+    "alphas": "Learned alpha at the last step by layer: a thin line a seed, the thick one their mean.",
+    "against_alpha": "Search trials of the arm that searched alpha, with a quadratic through them and its band.",
+}
+NOT_MEASURED = "no measurements"  # in the note of a study whose seconds and speeds say nothing
+STANDING_LIMITS = (
+    "It answers for this size, this many tokens and this text. Ranks change between short and long trials.",
+    "The seeds sample initialisation and data order, not texts: the interval covers new seeds on this corpus.",
+    "Equally tuned means the learning rate, on one shared grid; nothing else was tuned.",
+    "A searched alpha is the best of few search trials; another value may be better.",
+)
+OTHER_BITS = (
+    "The text behind the link of the corpus gives the same question, not the same bits: the files trained on are known "
+    "by the SHA-256 below."
+)
+
+
+def page(study: Study, result: dict[str, Any]) -> str:
+    """The Markdown of a published study; every number in it is computed here from the study's tables."""
+    came = study.settings.get("provenance") or {}
+    rows = ledger(study)
+    lines = [f"# {markdown(study.name)}", "", markdown(study.question), "", f"**{markdown(result['summary'])}**", ""]
+    lines += [_size(study, rows, came), ""]
+    lines += ["## The decision", "", formats.to_markdown(result["comparisons"], formats.VERDICT_COLUMNS), ""]
+    lines += [f"- {markdown(row['arm'])}: {markdown(row['why'])}" for row in result["comparisons"]]
+    lines += [f"- assay sensitivity: {markdown(result['sensitivity']['why'])}", ""]
+    captions = _captions(study, result)
+    lines += _shown(captions, "differences")
+    lines += ["## At equal learning rate", ""]
+    optimum = calibration.optimum_rows(study)
+    lines += [formats.to_markdown(optimum, calibration.COLUMNS), ""] if optimum else []
+    grid, grid_columns = calibration.pivot(beside.at_grid(study))
+    if grid:
+        lines += ["Improvement on `val_nll` at each rate of the grid, on the selection seeds (it tests nothing):", ""]
+        lines += [formats.to_markdown(grid, grid_columns), ""]
+    lines += _shown(captions, "learning_rate", "against_alpha")
+    slopes = growth.table(study)
+    if slopes:
+        lines += ["## Over training", "", formats.to_markdown(slopes, growth.COLUMNS), "", growth.LIMIT, ""]
+        lines += _shown(captions, "over_training", "growth")
+        lines += [*second_half(slopes), *_shown(captions, "loss_curves")]
+    learned = alphas.summarise(study)
+    if learned:
+        lines += ["## Learned alpha", "", formats.to_markdown(*alpha_table(learned)), "", *_shown(captions, "alphas")]
+    shown = {key: column for key, column in LEDGER_COLUMNS.items() if any(row[key] is not None for row in rows)}
+    lines += ["## What each arm was given", "", formats.to_markdown(rows, shown), ""]
+    note = came.get("note") or ""
+    costs = [slower(rows) if NOT_MEASURED not in note else "", note]
+    lines += [line for cost in costs if cost for line in (markdown(cost), "")]
+    change = would_change(study, result, rows)
+    lines += (
+        ["## What would change the conclusion", "", *(f"- {markdown(line)}" for line in change), ""] if change else []
+    )
+    lines += ["## Methods", "", *(f"- {markdown(line)}" for line in methods(study)), ""]
+    limits = [*STANDING_LIMITS, *([OTHER_BITS] if _files(study) and came.get("source") else [])]
+    lines += ["## Limits", "", *(f"- {line}" for line in limits), ""]
+    lines += _origin(study, came)
+    return "\n".join(lines)
+
+
+def second_half(slopes: list[dict[str, Any]]) -> list[str]:
+    """What `growth.table` has on the second half of training, as Markdown lines: a slope a doubling of tokens."""
+    rows = [row for row in slopes if row["scale"] == beside.SCALES["log2"][1]]
+    columns = {key: column for key, column in growth.LATE_COLUMNS.items() if key != "scale"}
+    named = {"study": ("study", "")} if all("study" in row for row in rows) else {}
+    lines = [growth.EXPLORATORY + " In % a doubling of tokens:", "", formats.to_markdown(rows, named | columns), ""]
+    turned = growth.turned(rows)
+    return [*lines, markdown(turned), ""] if turned else lines
+
+
+def alpha_table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], formats.Columns]:
+    """`alphas.summarise`'s rows with the alpha of each seed as a column of its own."""
+    seeds = sorted({int(seed) for row in rows for seed in row["values"]})
+    columns = alphas.columns(rows) | {f"seed {seed}": (f"seed {seed}", ".3f") for seed in seeds}
+    return [row | {f"seed {s}": row["values"].get(str(s)) for s in seeds} for row in rows], columns
+
+
+def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
+    """Name -> function that draws it, of the figures that the page shows."""
+    every = report.figures(study, result)
+    slopes = growth.table(study)
+    if slopes:
+        every["growth"] = lambda: growth.figure(study, slopes)
+    return {name: every[name] for name in CAPTIONS if name in every}
+
+
+def svg(draw: Callable[[], Figure], name: str) -> str:
+    """A figure as SVG on white, which a dark page needs, without the program's own notes."""
+    text = plots.inline(plots.render(draw, salt=name), name).replace("currentColor", plots.INK)
+    head, body = text.split(">", 1)
+    return f'{head}>\n<rect width="100%" height="100%" fill="#ffffff"/>{body}'.rstrip() + "\n"
+
+
+def _captions(study: Study, result: dict[str, Any]) -> dict[str, str]:
+    # figure -> what it shows in this study, in bold, how to read it, and how much of it lies outside the frame
+    said, drawn = takeaways(study, result), figures(study, result)
+    out = {}
+    for name, draw in drawn.items():
+        outside = frame.note(draw()) if name in frame.CUT else ""
+        shown = f"**{markdown(said[name])}**" if name in said else ""
+        out[name] = " ".join(part for part in (shown, CAPTIONS[name], outside) if part)
+    return out
+
+
+def _shown(captions: dict[str, str], *names: str) -> list[str]:
+    return [
+        text
+        for name in names
+        if name in captions
+        for text in (f"![{name.replace('_', ' ')}](figures/{name}.svg)", "", captions[name], "")
+    ]
+
+
+def _size(study: Study, rows: list[dict[str, Any]], came: dict[str, Any]) -> str:
+    s = study.settings
+    model, tokens = s.get("model") or {}, (s.get("fixed") or {}).get("tokens")
+    base = next(row for row in rows if row["arm"] == study.baseline)
+    sizes = ", ".join(f"{key} {model[key]}" for key in ("n_layer", "d_model", "n_head", "n_ctx") if key in model)
+    text = f"GPT-2 of {sizes}" + ("" if base["parameters"] is None else f" ({base['parameters']:,.0f} parameters)")
+    text += "" if tokens is None else f", {tokens:,} training tokens a trial"
+    vocabulary = (s.get("tokenizer") or {}).get("vocab_size")
+    text += "" if vocabulary is None else f", a vocabulary of {vocabulary:,}"
+    trials = sum(row[stage] for row in rows for stage in ("search", "calibrate", "confirm"))
+    text += f". {trials} trials."
+    return text + (f" Corpus: {markdown(came['source'])}." if came.get("source") else "")
+
+
+def _origin(study: Study, came: dict[str, Any]) -> list[str]:
+    lines = ["## Where it comes from", ""]
+    rows: list[tuple[str, Any]] = [("command", f"`{came['command']}`")] if came.get("command") else []
+    if study.folder:
+        rows = [("command", f"`pagating sweep docs/results/{study.folder.name}/study.yaml`")]
+    if files := _files(study):
+        rows += [("put beside study.yaml first", ", ".join(f"`{name}`" for name in files))]
+    rows += [("corpus", markdown(came["source"]))] if came.get("source") else []
+    rows += [("corpus digest", came.get("corpus_digest"))]
+    rows += [(f"SHA-256 of {markdown(name)}", value) for name, value in (came.get("files_sha256") or {}).items()]
+    rows += [("commit of the code", came.get("git_commit")), ("machine", came.get("machine"))]
+    rows += [("trials side by side", came.get("slots"))]
+    rows += [("seconds, all trials together", came.get("trial_seconds"))]
+    rows += [("seconds, from the first line of the ledger to the last", came.get("wall_seconds"))]
+    versions = {"python": came.get("python")} | (came.get("versions") or {}) | (came.get("analysis") or {})
+    rows += [("versions", ", ".join(f"{name} {value}" for name, value in versions.items() if value))]
+    lines += ["| what | |", "| --- | --- |"]
+    lines += [
+        f"| {name} | {value:,} |" if isinstance(value, int | float) else f"| {name} | {value} |"
+        for name, value in rows
+        if value
+    ]
+    lines += ["", "Files: " + ", ".join(_file(study.folder, name) for name in FILES) + ".", ""] if study.folder else []
+    lines += [
+        "`python docs/make_results.py` writes this page anew from the files beside it, and a test compares the two. "
+        "The same decision on the terminal: `python -m analysis.significance FOLDER`.",
+        "",
+    ]
+    return lines
+
+
+def _files(study: Study) -> list[str]:
+    """The text files that a study names, relative to its study file."""
+    given = ((study.settings.get("corpus") or {}).get("files") or {}).values()
+    return [str(name) for names in given if names for name in ([names] if isinstance(names, str) else names)]
+
+
+def _file(folder: Path, name: str) -> str:
+    return f"[{name}]({name}) ({(folder / name).stat().st_size / 1024:.1f} KiB)"

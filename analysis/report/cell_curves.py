@@ -1,0 +1,47 @@
+"""Loss curves of a study without a confirm stage: a line a configuration, as there are no seeds to average over."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from analysis.io.study import Study
+from analysis.report.plots import WIDTH, arm_style, legend, tokens_text
+
+MOST = 4  # configurations of an arm that are drawn, the best of them
+LINES = ("-", "--", ":", "-.")
+
+
+def lines(study: Study) -> list[tuple[str, int, str, pd.DataFrame]]:
+    """Arm, rank of the configuration in its arm from 0, label, and rows (tokens, val_nll) of each line.
+
+    The configurations with the lowest last validation loss, `MOST` an arm; a diverged one has no last loss and none.
+    """
+    curves, trials = study.curves, study.trials
+    if not len(curves) or "config_key" not in trials.columns:
+        return []
+    rates = trials.drop_duplicates(["arm", "config_key"]).set_index(["arm", "config_key"])["lr"]
+    found = []
+    for arm in study.arms:
+        mine = curves[(curves["arm"] == arm) & np.isfinite(curves["val_nll"].astype(float))].sort_values("tokens")
+        last = mine.groupby("config_key", sort=False)["val_nll"].last().sort_values(kind="stable")
+        for rank, key in enumerate(last.index[:MOST]):
+            rows = mine.loc[mine["config_key"] == key, ["tokens", "val_nll"]]
+            found.append((arm, rank, f"{arm}, lr {rates[arm, key]:.1e}", rows))
+    return found
+
+
+def cell_curves(study: Study) -> Figure:
+    """Validation loss of the best configurations of every arm against tokens."""
+    fig = Figure(figsize=(WIDTH, 3.7))
+    ax = fig.subplots()
+    entries = []
+    for arm, rank, label, rows in lines(study):
+        colour, marker = arm_style(study, arm)
+        (line,) = ax.plot(rows["tokens"], rows["val_nll"], LINES[rank], color=colour, marker=marker, lw=1.4, ms=3.5)
+        entries.append((line, label))
+    ax.set_xlabel("training tokens")
+    ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
+    ax.set_ylabel("validation loss (nats per token)")
+    legend(ax, entries)
+    return fig

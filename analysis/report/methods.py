@@ -1,0 +1,126 @@
+"""Sentences from the study's own file and tables: its methods, and what would change the conclusion."""
+
+from typing import Any
+
+from analysis.describe.fairness import edge_hits, unfair
+from analysis.io.study import STAGES, Study
+from analysis.verdict.checks import CANNOT_TELL, STRONG_GAP
+from analysis.verdict.decide import CLAIM_SEEDS
+
+_TESTS = {
+    "holm": "Holm's correction",
+    "bonferroni": "Bonferroni's correction",
+    "benjamini-hochberg": "the Benjamini-Hochberg correction (false discovery rate)",
+    "none": "no correction for several arms",
+}
+
+
+def methods(study: Study) -> list[str]:
+    """One sentence an item; only what the study file says."""
+    s = study.settings
+    out = []
+    for key, name in (
+        ("corpus", "Corpus"),
+        ("model", "Model"),
+        ("fixed", "Held fixed"),
+        ("nuisance", "Tuned in every arm"),
+    ):
+        if s.get(key):
+            out.append(f"{name}: {_flat(s[key])}.")
+    arms = s.get("arms") or {}
+    out.append("Arms: " + "; ".join(f"{a} ({_arm(o)})" for a, o in arms.items()) + "." if arms else "")
+    search, calibrate, confirm = (s.get(k) or {} for k in ("search", "calibrate", "confirm"))
+    if search.get("trials_per_arm") is not None:
+        out.append(f"Search: {search['trials_per_arm']} trials an arm, each arm on its own ({_flat(search)}).")
+    stages = s.get("stages") or STAGES
+    if calibrate.get("points") is not None and "calibrate" in stages:
+        out.append(
+            f"Calibration: all arms on one shared learning-rate grid of {calibrate['points']} or more points, "
+            f"{calibrate.get('seeds', 1)} selection seeds each; an arm takes "
+            + ("the grid's best by mean." if calibrate.get("choice", "fit") == "grid" else "the fitted optimum.")
+        )
+    if not study.confirms:
+        out.append("No confirm stage: a configuration was run with one seed, so nothing is tested or decided.")
+        return [line for line in out if line]
+    if confirm.get("seeds") is not None or study.rule != "fixed":
+        out.append(
+            f"Confirmation: {_seeds(study)}, shared by all arms (same initial bits and data order). "
+            f"Metric {study.metric} at the last step, in nats per token."
+        )
+    out.append(
+        f"Decision: improvement is 100 * (1 - mean(arm) / mean({study.baseline})), with Fieller's "
+        f"{100 * (1 - study.level):g}% interval. Two-sided paired t test over seeds{_looks(study)}, "
+        f"{_TESTS[study.correction]} over all arms, level {study.level:g}; exact sign-flip p beside it. "
+        f"Equivalence by two one-sided tests at a margin of {study.margin}, each at that level. "
+        f"A run that diverged keeps its place as the worst rank. All of it was named before the study ran."
+    )
+    return [line for line in out if line]
+
+
+def _looks(study: Study) -> str:
+    if study.rule == "fixed":
+        return ""
+    return f" (p over all looks of the rule {study.rule}; the interval is that of the look's own level)"
+
+
+def _seeds(study: Study) -> str:
+    if study.rule == "fixed":
+        return f"{study.settings['confirm']['seeds']} fresh seeds"
+    looks = study.looks
+    when = ", ".join(map(str, looks)) if len(looks) < 6 else f"every number from {looks[0]} to {looks[-1]}"
+    return f"fresh seeds added by the rule {study.rule}, with looks at {when} seeds"
+
+
+def would_change(study: Study, result: dict[str, Any], ledger_rows: list[dict[str, Any]]) -> list[str]:
+    """What could turn the conclusion: sensitivity, seeds, grid edges, infeasible shares, unequal budgets."""
+    out = []
+    gap = result["sensitivity"]
+    if gap["testable"] is False:
+        out.append(f"Longer trials: {gap['why']}.")
+    elif gap["testable"] and not gap["strong"]:
+        out.append(f"Longer trials: {gap['why']}; below a gap of {STRONG_GAP:g}% the order of arms may still change.")
+    elif gap["floor"] is None:
+        out.append("A floor arm: without one, nothing shows that this regime can tell activations apart.")
+    for row in result["comparisons"]:
+        if str(row["verdict"]).startswith("undecided"):
+            needs = row["verdict"].removeprefix("undecided (").removesuffix(")")
+            guide = " (if the effect seen is the true one)" if needs.startswith("needs") else ""
+            out.append(f"{row['arm']}: {needs}{guide}.")
+        if study.rule == "fixed" and row["n"] < CLAIM_SEEDS and row["verdict"] != CANNOT_TELL:
+            out.append(f"{row['arm']}: {row['n']} seeds; a claim asks for {CLAIM_SEEDS}.")
+        if row["p_worst_rank"] is not None:
+            out.append(f"{row['arm']}: diverged runs decide; where no run diverges, the t test applies.")
+    hits = edge_hits(study)
+    if hits:
+        out.append(f"A wider grid: the learning rate of {', '.join(hits)} is an end of the calibration grid.")
+    for ledger_row in ledger_rows:
+        total = sum(ledger_row[stage] for stage in ("search", "calibrate", "confirm"))
+        if ledger_row["infeasible"]:
+            lost = ledger_row["infeasible"]
+            out.append(f"{ledger_row['arm']}: {lost} of {total} trials infeasible ({100 * lost / total:.0f}%).")
+    out += [f"Equal budgets: {note}." for note in unfair(ledger_rows)]
+    return out
+
+
+def _arm(options: dict[str, Any]) -> str:
+    # the roles it has, then its unit; without a gate an arm is the stock model, whatever base it would leave
+    roles = [role for role in ("baseline", "floor") if options.get(role)]
+    unit = {k: v for k, v in options.items() if k not in ("baseline", "floor")}
+    stock = unit.get("gate") is None and unit.get("unit") is None
+    if unit.get("unit") is not None:  # it settles the others
+        unit = {k: v for k, v in unit.items() if k in ("unit", "alpha")}
+    return ", ".join([*roles, "stock activation" if stock else _flat(unit)])
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_nested(v)}" for k, v in value.items() if v is not None)
+    return _nested(value)
+
+
+def _nested(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + _flat(value) + ")"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_nested, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,336 @@
+"""Figures as SVG text: the same table gives the same bytes; readable on a dark and on a light page.
+
+Text and axes are drawn in one ink, which `inline` turns into the page's own text colour.
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+from analysis.io.study import Study, confirm_rows
+from analysis.report.palette import INK, colour_of
+
+MARKERS = "sD^vP<>Xph*"  # the baseline has the dot; by them arms are told apart in grey
+WIDTH = 5.8  # inches of every figure: its 10 pt can be read on a phone, scaled to its width
+DRAWN = 100  # seeds drawn one by one; means and intervals are of all
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # an arm's name is text, not a formula
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "xtick.minor.size": 3.5,  # as the major ones: on a log axis their labels stand in one row
+    "xtick.minor.pad": 3.5,
+    "savefig.transparent": True,
+}
+
+
+def arm_style(study: Study, arm: str) -> tuple[str, str]:
+    """Colour and marker of an arm: the baseline in ink, the others by their place in the study."""
+    if arm == study.baseline:
+        return INK, "o"
+    i = [a for a in study.arms if a != study.baseline].index(arm)
+    return colour_of(i), MARKERS[i % len(MARKERS)]
+
+
+def render(draw: Callable[[], Figure], kind: str = "svg", salt: str = "figure") -> bytes:
+    """Draw a figure and give its file's bytes (svg or pdf), without a date, equal for equal input."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt, "savefig.transparent": kind == "svg"}):
+        out = io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else {"CreationDate": None, "ModDate": None}
+        draw().savefig(out, format=kind, metadata=metadata, bbox_inches="tight")
+        return out.getvalue()
+
+
+def inline(svg: bytes, name: str) -> str:
+    """An SVG file as an element of an HTML page: the page's ink, own ids, no prologue, scaled by its width."""
+    text = svg.decode()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"',
+        r"\1",
+        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
+        count=1,
+    )
+
+
+def legend(ax: Axes, entries: Sequence[tuple[Artist, str]]) -> None:
+    """A legend below the axes, of (artist, label), in as many columns as the figure is wide."""
+    # a leading underscore would hide the entry, so the name gets a space in front
+    handles = [h for h, _ in entries]
+    labels = [f" {label}" if label.startswith("_") else label for _, label in entries]
+    columns = max(1, min(3, 64 // (8 + max(map(len, labels), default=0))))  # a label is some 8 wider than its text
+    ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
+
+
+def differences(study: Study, rows: list[dict]) -> Figure:
+    """Paired differences in percent of the baseline's mean, a dot a seed, with mean and interval."""
+    rows = [r for r in rows if r["improvement_percent"] is not None]
+    fig = Figure(figsize=(WIDTH, 1.1 + 0.55 * max(1, len(rows))))
+    draw_differences(fig.subplots(), study, rows)
+    return fig
+
+
+def draw_differences(ax: Axes, study: Study, rows: list[dict]) -> None:
+    """`differences` on axes of one's own; every row has an improvement."""
+    ax.axvline(0, color=INK, lw=1)
+    if rows:
+        margin = 100 * rows[0]["margin"] / rows[0]["baseline_mean"]
+        ax.axvspan(-margin, margin, color=INK, alpha=0.08, lw=0)
+    for y, row in enumerate(rows):
+        colour, marker = arm_style(study, row["arm"])
+        percent = np.array([d for d in row["differences"] if d is not None][:DRAWN]) / row["baseline_mean"] * 100
+        ax.plot(percent, np.full(len(percent), y + 0.17), marker, color=colour, ms=4.5, alpha=0.65, mew=0)
+        if row["improvement_low"] is not None:
+            ax.plot([row["improvement_low"], row["improvement_high"]], [y - 0.17] * 2, color=colour, lw=3)
+        ax.plot([row["improvement_percent"]], [y - 0.17], "|", color=INK, ms=13, mew=2)
+    _zoom(ax, study, rows)
+    ax.set_yticks(range(len(rows)), [r["arm"] for r in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel(f"improvement over {study.baseline}\n(% of its mean {study.metric}; right of 0 = lower loss)")
+
+
+def _zoom(ax: Axes, study: Study, rows: list[dict]) -> None:
+    # a floor far behind would squeeze the arms in question: it is named at the edge with its number
+    near = [r for r in rows if r["arm"] != study.floor]
+    if not near or len(near) == len(rows):
+        return
+    reach = 1.15 * max(
+        [abs(d) / r["baseline_mean"] * 100 for r in near for d in r["differences"][:DRAWN] if d is not None]
+        + [abs(r[k]) for r in near for k in ("improvement_low", "improvement_high") if r[k] is not None]
+        + [100 * rows[0]["margin"] / rows[0]["baseline_mean"]]
+    )
+    for y, row in enumerate(rows):
+        value = row["improvement_percent"]
+        if row["arm"] == study.floor and abs(value) > reach:
+            side = "left" if value < 0 else "right"
+            arrow = f"\u25c0 {value:+.2f}%" if value < 0 else f"{value:+.2f}% \u25b6"
+            ax.text(
+                -reach if value < 0 else reach,
+                y,
+                arrow,
+                ha=side,
+                va="center",
+                color=arm_style(study, row["arm"])[0],
+            )
+            ax.set_xlim(-reach, reach)
+
+
+def learning_rate(study: Study) -> Figure:
+    """Validation loss against learning rate: search trials as dots, the shared grid as lines of means."""
+    fig = Figure(figsize=(WIDTH, 3.7))
+    ax = fig.subplots()
+    entries, seen = [], []
+    trials = study.trials
+    for arm in study.arms:
+        colour, marker = arm_style(study, arm)
+        search = trials[(trials["arm"] == arm) & (trials["stage"] == "search") & (trials["lr"] > 0)]
+        done = search[search["outcome"] == "completed"]
+        early = search[search["outcome"] == "stopped_early"]
+        ax.plot(done["lr"], done["val_nll"], marker, color=colour, ms=3.5, alpha=0.45, mew=0)
+        ax.plot(early["lr"], early["val_nll"], marker, mfc="none", mec=colour, ms=3.5, alpha=0.45)
+        grid = trials[(trials["arm"] == arm) & (trials["stage"] == "calibrate") & (trials["lr"] > 0)]
+        grid = grid[(grid["outcome"] == "completed") & np.isfinite(grid["val_nll"])]
+        by_lr = grid.groupby("lr")["val_nll"].agg(["mean", "min", "max"])
+        (line,) = ax.plot(by_lr.index, by_lr["mean"], marker=marker, color=colour, ms=6, lw=1.8)
+        ax.vlines(by_lr.index, by_lr["min"], by_lr["max"], color=colour, lw=1)
+        entries.append((line, arm))
+        seen += [*done["val_nll"], *by_lr["min"], *by_lr["max"], *by_lr["max"]]
+    lost = trials[(trials["stage"] != "confirm") & (trials["outcome"] == "infeasible") & (trials["lr"] > 0)]
+    for arm in lost["arm"].unique():
+        rows = lost[lost["arm"] == arm]
+        colour, _ = arm_style(study, arm)
+        ax.plot(rows["lr"], np.full(len(rows), 0.985), "x", color=colour, ms=6, transform=ax.get_xaxis_transform())
+    finite = np.array([x for x in seen if np.isfinite(x)])
+    if len(finite):
+        low, high = finite.min(), np.quantile(finite, 0.9)
+        room = max(high - low, 1e-3 * abs(low))
+        ax.set_ylim(low - 0.08 * room, high + 0.15 * room)  # a diverging trial must not flatten the rest
+    ax.set_xscale("log")
+    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    ax.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
+    ax.set_xlabel("learning rate (log scale)")
+    ax.set_ylabel("validation loss (nats per token)")
+    legend(ax, entries)
+    return fig
+
+
+def loss_curves(study: Study) -> Figure:
+    """Validation loss of the confirm runs against tokens: mean over seeds, band from lowest to highest."""
+    fig = Figure(figsize=(WIDTH, 3.7))
+    ax = fig.subplots()
+    curves = study.curves[study.curves["stage"] == "confirm"]
+    entries, last = [], []
+    for arm in study.arms:
+        colour, marker = arm_style(study, arm)
+        rows = curves[(curves["arm"] == arm) & np.isfinite(curves["val_nll"].astype(float))]
+        if not len(rows):
+            continue
+        by_tokens = rows.groupby("tokens")["val_nll"].agg(["mean", "min", "max"])
+        (line,) = ax.plot(by_tokens.index, by_tokens["mean"], color=colour, lw=1.6, marker=marker, ms=4.5)
+        ax.fill_between(by_tokens.index, by_tokens["min"], by_tokens["max"], color=colour, alpha=0.18, lw=0)
+        entries.append((line, arm))
+        last += [
+            by_tokens["mean"].iloc[-1],
+            by_tokens["mean"].iloc[min(len(by_tokens) - 1, len(by_tokens) // 6)],
+        ]
+    if last:
+        room = max(max(last) - min(last), 1e-3 * abs(min(last)))
+        ax.set_ylim(min(last) - 0.1 * room, max(last) + 0.25 * room)  # the first steps would hide the last
+    ax.set_xlabel("training tokens")
+    ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
+    ax.set_ylabel("validation loss (nats per token)")
+    legend(ax, entries)
+    return fig
+
+
+def tokens_text(x: float, _: object) -> str:
+    """A number of tokens with k, M or B, for an axis."""
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(x) >= unit:
+            return f"{x / unit:g}{letter}"
+    return f"{x:g}"
+
+
+def alpha_columns(table: pd.DataFrame) -> list[str]:
+    """The columns alpha_layer_0, alpha_layer_1, ... in the order of the layers."""
+    names = [c for c in table.columns if re.fullmatch(r"alpha_layer_\d+", str(c))]
+    return sorted(names, key=lambda c: int(c.rsplit("_", 1)[1]))
+
+
+def arms_with_alphas(study: Study) -> list[str]:
+    """The arms whose confirm runs recorded a learned alpha."""
+    rows = confirm_rows(study.trials)
+    columns = alpha_columns(rows)
+    return [a for a in study.arms if columns and rows.loc[rows["arm"] == a, columns].notna().any(axis=None)]
+
+
+def learned_alphas(study: Study) -> Figure:
+    """Final alpha by layer, a thin line a seed and a thick one their mean, a panel an arm that learns it."""
+    rows, arms = confirm_rows(study.trials), arms_with_alphas(study)
+    columns = alpha_columns(rows)
+    across = min(2, len(arms))
+    down = -(-len(arms) // across)
+    fig = Figure(figsize=(WIDTH, 2.6 * down))
+    axes = fig.subplots(down, across, squeeze=False, sharey=True)
+    for ax, arm in zip(axes.flat, arms, strict=False):
+        colour, marker = arm_style(study, arm)
+        table = rows.loc[rows["arm"] == arm, columns].dropna(axis=1, how="all").astype(float)
+        layers = np.array([int(c.rsplit("_", 1)[1]) for c in table.columns])
+        ax.plot(layers, table.to_numpy()[:DRAWN].T, color=colour, lw=0.8, alpha=0.55, marker=".", ms=3)
+        ax.plot(layers, table.mean(), color=colour, lw=2.4, marker=marker)
+        for level in (0, 1):
+            ax.axhline(level, color=INK, lw=0.8, ls=":")
+        ax.set_xticks(layers if len(layers) <= 16 else layers[:: len(layers) // 8])
+        ax.set_title(arm, fontsize=10)
+        ax.set_xlabel("layer (0 = first)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("alpha at the last step")
+    for ax in list(axes.flat)[len(arms) :]:
+        ax.set_visible(False)
+    fig.tight_layout()
+    return fig
+
+
+def over_training(study: Study, training: dict[str, pd.DataFrame]) -> Figure:
+    """Improvement at each evaluation step with its interval as a band."""
+    fig = Figure(figsize=(WIDTH, 3.6))
+    ax = fig.subplots()
+    ax.axhline(0, color=INK, lw=1)
+    entries = []
+    for arm, rows in training.items():
+        colour, marker = arm_style(study, arm)
+        (line,) = ax.plot(rows["tokens"], rows["improvement_percent"], color=colour, lw=1.6, marker=marker, ms=4.5)
+        ax.fill_between(rows["tokens"], rows["low"], rows["high"], color=colour, alpha=0.18, lw=0)
+        entries.append((line, arm))
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
+    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    ax.xaxis.set_minor_formatter(FuncFormatter(tokens_text))
+    ax.set_xlabel("training tokens (log scale)")
+    ax.set_ylabel(f"improvement over {study.baseline} (%)")
+    legend(ax, entries)
+    return fig
+
+
+def sequential_path(study: Study, rows: list[dict]) -> Figure:
+    """The p over all looks against seeds, an arm a line, with the level; an arm stops when its adjusted p is below."""
+    fig = Figure(figsize=(WIDTH, 3.4))
+    ax = fig.subplots()
+    entries = []
+    for row in rows:
+        colour, marker = arm_style(study, row["arm"])
+        p = [max(look["p_anytime"], 1e-6) for look in row["path"]]
+        seeds = [look["n"] for look in row["path"]]
+        (line,) = ax.plot(seeds, p, color=colour, marker=marker, ms=5, drawstyle="steps-post")
+        entries.append((line, row["arm"]))
+    ax.axhline(study.level, color=INK, lw=1, ls=":")
+    ax.set_yscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("confirm seeds")
+    ax.set_ylabel("p over all looks so far (before the correction)")
+    legend(ax, entries)
+    return fig
+
+
+def against_alpha(study: Study, rows: list[dict]) -> Figure:
+    """Search trials of the arms that searched alpha, and `hyperparameters.against_alpha` as a line with its band."""
+    fig = Figure(figsize=(WIDTH, 3.4))
+    ax = fig.subplots()
+    entries, seen = [], []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        colour, marker = arm_style(study, arm)
+        mine = pd.DataFrame([row for row in rows if row["arm"] == arm])
+        trials = study.trials[(study.trials["stage"] == "search") & (study.trials["arm"] == arm)]
+        trials = trials[trials["outcome"] == "completed"]
+        ax.plot(trials["alpha"], trials["val_nll"], marker, color=colour, ms=4, alpha=0.6, mew=0)
+        (line,) = ax.plot(mine["alpha"], mine["loss"], color=colour, lw=1.8)
+        ax.fill_between(mine["alpha"], mine["low"], mine["high"], color=colour, alpha=0.18, lw=0)
+        entries.append((line, arm))
+        seen += [*trials["val_nll"], *mine["loss"]]
+    low, high = min(seen), float(np.quantile(seen, 0.9))
+    room = max(high - low, 1e-3 * abs(low))
+    ax.set_ylim(low - 0.2 * room, high + 0.3 * room)  # a trial far off must not flatten the rest
+    ax.set_xlabel("alpha (searched)")
+    ax.set_ylabel("validation loss (nats per token)")
+    legend(ax, entries)
+    return fig
+
+
+def search_budget(study: Study, rows: list[dict]) -> Figure:
+    """Expected best val_nll of n search trials, by arm: solid without replacement, dotted with it."""
+    fig = Figure(figsize=(WIDTH, 3.4))
+    ax = fig.subplots()
+    entries = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        colour, marker = arm_style(study, arm)
+        mine = pd.DataFrame([row for row in rows if row["arm"] == arm])
+        (line,) = ax.plot(mine["budget"], mine["without_replacement"].astype(float), color=colour, marker=marker, ms=4)
+        ax.plot(mine["budget"], mine["with_replacement"].astype(float), color=colour, lw=1, ls=":")
+        entries.append((line, arm))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("search trials")
+    ax.set_ylabel("expected best validation loss\n(nats per token)")
+    legend(ax, entries)
+    return fig

@@ -1,0 +1,140 @@
+"""What each figure of a report shows, in a sentence whose names and numbers are read from the study's tables."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from analysis.describe import alphas, budget, calibration, hyperparameters
+from analysis.describe import curves as beside
+from analysis.io.study import Study, confirm_rows
+from analysis.report import cell_curves
+
+SAME = 0.005  # alphas of an arm's layers that differ by less are one number
+
+
+def takeaways(study: Study, result: dict[str, Any]) -> dict[str, str]:
+    """Figure's name (as in `analysis.report.figures`) -> its sentence, of those of which the tables say something.
+
+    `result`: `analysis.significance.verdict` of the study. The sentences describe; what is decided stands in `result`.
+    """
+    sentences: dict[str, Callable[[], str]] = {
+        "differences": lambda: differences(result["comparisons"]),
+        "sequential": lambda: sequential(result["comparisons"]),
+        "learning_rate": lambda: learning_rate(calibration.optimum_rows(study)),
+        "against_alpha": lambda: against_alpha(hyperparameters.against_alpha(study)),
+        "loss_curves": lambda: loss_curves(study),
+        "cell_curves": lambda: "" if study.confirms else lowest_cell(study),
+        "over_training": lambda: over_training(beside.slopes(study)),
+        "alphas": lambda: by_layer(alphas.summarise(study)),
+        "search_budget": lambda: search_budget(budget.curves(study)),
+    }
+    return {name: text for name, sentence in sentences.items() if (text := sentence())}
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names with commas, the last with `and`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _grouped(rows: list[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row["arm"])
+    return groups
+
+
+def differences(rows: list[dict[str, Any]]) -> str:
+    """The arms by their verdict, without its details in brackets."""
+    groups = _grouped(rows, lambda row: str(row["verdict"]).split(" (")[0])
+    return " ".join(f"{word[:1].upper()}{word[1:]}: {_listed(arms)}." for word, arms in groups.items())
+
+
+def sequential(rows: list[dict[str, Any]]) -> str:
+    """How many arms were decided, and after how many seeds."""
+    looked = [row for row in rows if row["path"]]
+    if not looked:
+        return ""
+    decided = [row for row in looked if not str(row["verdict"]).startswith(("undecided", "not testable"))]
+    return f"{len(decided)} of {len(looked)} arms were decided after {max(row['n'] for row in looked)} seeds."
+
+
+def learning_rate(rows: list[dict[str, Any]]) -> str:
+    """Whether every arm's optimum lies inside the grid, and where the optima lie."""
+    if not rows:
+        return ""
+    edges = [row["arm"] for row in rows if row["at_edge"] == "yes"]
+    if edges:
+        return f"The optimum of {_listed(edges)} is at an end of the grid, and may lie beyond it."
+    found = [row["fitted"] for row in rows if row["fitted"] is not None]
+    between = f", between {min(found):.2g} and {max(found):.2g}" if found else ""
+    return f"Every arm has its optimum inside the grid{between}."
+
+
+def against_alpha(rows: list[dict[str, Any]]) -> str:
+    """The alpha of each arm's lowest fitted loss."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        best[row["arm"]] = min(best.get(row["arm"], row), row, key=lambda r: r["loss"])
+    each = [f"{arm} at {row['alpha']:.2f}" for arm, row in best.items()]
+    return f"The fit is lowest for {_listed(each)}." if each else ""
+
+
+def loss_curves(study: Study) -> str:
+    """The arms of the lowest and the highest mean loss at the last evaluation, and how far apart seeds are."""
+    curves, chosen = study.curves, confirm_rows(study.trials)
+    if not len(curves) or not len(chosen):
+        return ""
+    ends = curves[(curves["stage"] == "confirm") & np.isfinite(curves["val_nll"].astype(float))]
+    ends = ends[ends["tokens"] == ends["tokens"].max()]
+    by_arm = ends.groupby("arm")["val_nll"].agg(["mean", "min", "max"])
+    if len(by_arm) < 2:
+        return ""
+    low, high = by_arm["mean"].idxmin(), by_arm["mean"].idxmax()
+    spread = (by_arm["max"] - by_arm["min"]).max()
+    return (
+        f"At the end {low} has the lowest mean, {by_arm['mean'].min():.3f} nats per token, and {high} the highest, "
+        f"{by_arm['mean'].max():.3f}; seeds of one arm lie up to {spread:.3f} apart."
+    )
+
+
+def lowest_cell(study: Study) -> str:
+    """The configuration of the lowest last loss."""
+    found = [(float(rows["val_nll"].iloc[-1]), label) for _, _, label, rows in cell_curves.lines(study)]
+    return "Lowest at the end: {1}, {0:.3f} nats per token.".format(*min(found)) if found else ""
+
+
+def over_training(rows: list[dict[str, Any]]) -> str:
+    """The arms by the sign of their slope over training, where its interval leaves out zero."""
+    words = {"grows": "rises for", "shrinks": "falls for", "no trend shown": "has no clear trend for"}
+    groups = _grouped(rows, lambda row: str(row["why"]))
+    said = [f"{word} {_listed(groups[why])}" for why, word in words.items() if why in groups]
+    return f"Over training the improvement {'; '.join(said)}." if said else ""
+
+
+def by_layer(rows: list[dict[str, Any]]) -> str:
+    """The lowest and the highest mean alpha of each arm, with the layer."""
+    said = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm]
+        low, high = min(mine, key=lambda r: r["mean"]), max(mine, key=lambda r: r["mean"])
+        if low["layer"] == alphas.ALL_LAYERS or high["mean"] - low["mean"] < SAME:
+            said.append(f"{arm} at {low['mean']:.2f} in every layer")
+        else:
+            said.append(f"{arm} from {low['mean']:.2f} (layer {low['layer']}) to {high['mean']:.2f} ({high['layer']})")
+    return f"Mean alpha at the end: {'; '.join(said)}." if said else ""
+
+
+def search_budget(rows: list[dict[str, Any]]) -> str:
+    """The arm whose expected best loss the last of its search trials lowered the most."""
+    gains: dict[str, float] = {}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        seen = [row["without_replacement"] for row in rows if row["arm"] == arm]
+        known = [float(value) for value in seen if value is not None and np.isfinite(value)]
+        if len(known) > 1:
+            gains[arm] = 100 * (known[-2] - known[-1]) / known[-1]
+    if not gains:
+        return ""
+    most = max(gains, key=lambda arm: gains[arm])
+    return f"The last search trial lowered the loss to expect by {gains[most]:.2f}% at most ({most})."

@@ -1,0 +1,72 @@
+"""Several arms against one baseline: adjusted p values, and the seed-blocked Dunnett test."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import special, stats
+from statsmodels.stats.multitest import multipletests
+
+from analysis.stats.paired_tests import Values
+from analysis.stats.power import sd_ratio_nodes
+
+_METHODS = {"bonferroni": "bonferroni", "benjamini-hochberg": "fdr_bh"}
+
+
+def adjust(p: Sequence[float], correction: str) -> list[float]:
+    """Adjusted p values in the order given: holm, bonferroni, benjamini-hochberg or none."""
+    if np.isnan(np.asarray(p, float)).any():
+        raise ValueError("a p value is NaN; a comparison without a test enters its family with p = 1")
+    if correction == "none" or not len(p):
+        return [float(x) for x in p]
+    if correction == "holm":
+        return _holm(np.asarray(p, float))
+    if correction not in _METHODS:
+        raise ValueError(f"correction {correction!r}; allowed: {', '.join(['holm', *_METHODS, 'none'])}")
+    return [float(x) for x in multipletests(p, method=_METHODS[correction])[1]]
+
+
+def _holm(p: np.ndarray) -> list[float]:
+    # not statsmodels': its Holm, alone of its corrections, calls gc.collect(), 0.1 to 0.3 s each time
+    order, adjusted = np.argsort(p), np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    return [float(x) for x in adjusted]
+
+
+def dunnett_blocked(baseline: Values, arms: Sequence[Values]) -> dict[str, list[float]]:
+    """Dunnett's two-sided test of k arms against the baseline in the model loss ~ arm + seed.
+
+    effect = mean(baseline) - mean(arm) in nats, se = sqrt(2 MSE / n) with df = k (n - 1), and p_adjusted from
+    the multivariate t with correlation 1/2. It assumes equal noise in every arm (with one arm 3-5 times
+    noisier the error rate rises to 0.08-0.12), so it stands beside Holm over paired t, never in its place.
+    Source: Dunnett, J. Am. Stat. Assoc. 50 (1955) 1096-1121.
+    """
+    table = np.column_stack([np.asarray(baseline, float), *(np.asarray(a, float) for a in arms)])
+    if not np.isfinite(table).all():
+        raise ValueError("a loss is not finite; Dunnett needs every arm on every seed")
+    n, k = len(table), table.shape[1] - 1
+    residual = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    df = k * (n - 1)
+    if n < 2 or not (residual**2).sum() > (1e-12 * np.abs(table).max()) ** 2:
+        raise ValueError(f"n = {n} and residual spread {math.sqrt((residual**2).sum()):g}: no error to test against")
+    se = math.sqrt(2 * float((residual**2).sum()) / df / n)
+    effect = table[:, 0].mean() - table[:, 1:].mean(0)
+    t = effect / se
+    return {
+        "effect": effect.tolist(),
+        "se": [se] * k,
+        "t": t.tolist(),
+        "df": [df] * k,
+        "p": (2 * stats.t.sf(np.abs(t), df)).tolist(),
+        "p_adjusted": [_exceedance(abs(float(x)), k, df) for x in t],
+    }
+
+
+def _exceedance(c: float, k: int, df: int) -> float:
+    # P(max |T_j| > c): given the common normal z and the common sd ratio s, the k statistics are independent
+    s, w_s = sd_ratio_nodes(df)
+    x, w_z = np.polynomial.hermite_e.hermegauss(80)
+    w_z = w_z / math.sqrt(2 * math.pi)
+    bound, shift = math.sqrt(2) * c * s[:, None], x[None, :]
+    inside = special.ndtr(bound + shift) - special.ndtr(-bound + shift)
+    return float(np.clip(1 - w_s @ (inside**k) @ w_z, 0.0, 1.0))

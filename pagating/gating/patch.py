@@ -1,0 +1,241 @@
+"""Swap the activation of every MLP of a Hugging Face model instance, and put it back.
+
+Nothing global changes: neither torch nor transformers, only the instance.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import (
+    AccurateGELUActivation,
+    FastGELUActivation,
+    GELUTanh,
+    NewGELUActivation,
+    XIELUActivation,
+)
+from transformers.pytorch_utils import Conv1D
+
+from .alpha import AlphaModule, Spec, alpha_modules, parse
+from .catalog import settings
+from .discovery import Slot, features, other_activations, require_activations
+from .gates import Function, gate_row
+from .units import BASES, ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
+
+FORMS = (*ELEMENTWISE, "glu", "projected")
+PATCHABLE_BASES = (*BASES, "stock", "xielu")
+DEFAULTS: dict[str, Any] = {"gate": "sigmoid", "alpha": 0.5, "base": "identity", "form": "pointwise"}
+_TANH_GELUS = (NewGELUActivation, GELUTanh, FastGELUActivation, AccurateGELUActivation)
+_RECORD = "_pagating_replaced"
+
+
+@dataclass(frozen=True)
+class PatchReport:
+    """What `patch` did: the unit, names and types of what it replaced in layer order, parameters added.
+
+    `left` names the activations that it saw and left alone: those outside the blocks (poolers, heads), or with
+    no linear layer beside them (experts that keep their weights in one tensor).
+    """
+
+    unit: str
+    names: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    parameters_added: int = 0
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Number of activations replaced."""
+        return len(self.names)
+
+    def __str__(self) -> str:
+        kinds = ", ".join(dict.fromkeys(self.replaced))
+        ends = self.names[0] if self.count == 1 else f"{self.names[0]} .. {self.names[-1]}"
+        change = f"{self.parameters_added:,} parameters added"
+        left = f"; left alone: {', '.join(self.left)}" if self.left else ""
+        return f"replaced {self.count} {kinds} by {self.unit} ({ends}); {change}{left}"
+
+
+def patch(
+    model: nn.Module,
+    gate: str | None = None,
+    alpha: Spec | None = None,
+    base: str | None = None,
+    form: str | None = None,
+    unit: str | None = None,
+) -> PatchReport:
+    """Replace the activation of every MLP of `model`, in place, by a parameterised gate.
+
+    Defaults: `gate="sigmoid", alpha=0.5, base="identity", form="pointwise"`. Each activation becomes
+    `alpha * x * g(x) + (1 - alpha) * base(x)`; `gate` is a key of `pagating.gating.gates.GATES` and `alpha` what
+    `pagating.gating.alpha.parse` takes. `base`: `identity`, `gelu` (the tanh form; at a fixed `alpha = 0` the
+    model's own module where it has one), `stock` (the activation that was there) or `xielu`. At a fixed
+    `alpha = 0` with `gelu` on GPT-2, or with `stock` on any model, losses and gradients keep their bits.
+
+    `form`: `pointwise`; `scaled` and `expanded` (see `pagating.gating.units`); `glu`, which also replaces the two
+    linear layers of the MLP by narrower ones (`h = round(2/3 * d_ff)`, parameters matched within 0.1% at
+    GPT-2's sizes); `projected`, the published code's two `d_ff x d_ff` layers. The last two have no base, and
+    their new layers are initialised by the model's own rule with torch's global generator. `unit`: a
+    known activation of `pagating.gating.catalog.COMPETITORS` instead of gate, base and form.
+
+    Raises ValueError when an argument is not one of the allowed, when `model` is patched already, when no MLP
+    activation was found, and for `glu` when an MLP is not one layer in, one layer out. `unpatch` undoes it.
+    """
+    chosen = _settings(gate, alpha, base, form, unit)
+    if _RECORD in model.__dict__ or alpha_modules(model):
+        raise ValueError(f"{type(model).__name__} is patched already; call pagating.unpatch first")
+    slots = require_activations(model)
+    spec = parse(chosen["alpha"], len(slots))
+    if chosen["form"] == "glu":
+        for slot in slots:
+            _in_and_out(slot)
+    before, left = count_parameters(model), other_activations(model, slots)
+    owner: AlphaModule | None = None
+    record: list[tuple[str, nn.Module]] = []
+    for layer, slot in enumerate(slots):
+        new = _modules(slot, chosen, layer, owner)
+        if spec.options.get("per") == "model" and owner is None:
+            owner = next(m for m in new.values() if isinstance(m, AlphaModule))
+        for child, module in new.items():
+            record.append((f"{slot.prefix}.{child}", slot.parent.get_submodule(child)))
+            slot.parent.register_module(child, module)
+        if chosen["form"] in ("glu", "projected"):
+            _initialise(model, slot, new)
+    model.__dict__[_RECORD] = record
+    return PatchReport(
+        unit=f"{type(alpha_modules(model)[0]).__name__}({alpha_modules(model)[0].extra_repr()})",
+        names=[slot.name for slot in slots],
+        replaced=[type(slot.activation).__name__ for slot in slots],
+        parameters_added=count_parameters(model) - before,
+        left=left,
+    )
+
+
+def _settings(
+    gate: str | None, alpha: Spec | None, base: str | None, form: str | None, unit: str | None
+) -> dict[str, Any]:
+    given = {"gate": gate, "alpha": alpha, "base": base, "form": form}
+    given = {key: value for key, value in given.items() if value is not None}
+    if unit is not None:
+        clash = [key for key in given if key != "alpha"]
+        if clash:
+            raise ValueError(f"unit: {unit!r} settles {', '.join(clash)}; give one or the other")
+        given = {**settings(unit), **given}
+    chosen = {**DEFAULTS, **given}
+    gate_row(chosen["gate"])
+    for key, allowed in {"base": PATCHABLE_BASES, "form": FORMS}.items():
+        if chosen[key] not in allowed:
+            raise ValueError(f"{key}: {chosen[key]!r} is not one of {', '.join(allowed)}")
+    if chosen["form"] != "pointwise" and chosen["base"] != "identity":
+        raise ValueError(f"base: {chosen['base']!r} has no meaning for form {chosen['form']}; allowed: identity")
+    return chosen
+
+
+def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModule | None) -> dict[str, nn.Module]:
+    """The modules that replace children of the slot's parent, by child name."""
+    like = next(slot.parent.parameters())
+    alpha, gate, form = chosen["alpha"], chosen["gate"], chosen["form"]
+    with torch.device(like.device):
+        if form in ELEMENTWISE:
+            base = _base(chosen["base"], slot.activation, _is_off(alpha, layer))
+            new: dict[str, nn.Module] = {slot.child: PaGLU(alpha, gate, base, slot.width, layer, owner, form)}
+        elif form == "projected":
+            new = {slot.child: ProjectedGLU(alpha, gate, slot.width, layer, owner)}
+        else:
+            new = _glu_modules(slot, alpha, gate, layer, owner)
+    for module in new.values():
+        # quantised weights are stored as integers: a new module has torch's default dtype there
+        module.to(like.dtype if like.is_floating_point() else torch.get_default_dtype())
+        module.train(slot.parent.training)
+    return new
+
+
+def _glu_modules(slot: Slot, alpha: Spec, gate: str, layer: int, owner: AlphaModule | None) -> dict[str, nn.Module]:
+    name_in, name_out = _in_and_out(slot)
+    into, out = slot.linears()[name_in], slot.linears()[name_out]
+    width = round(2 / 3 * slot.width)
+    return {
+        name_in: _linear_like(into, features(into)[0], 2 * width),
+        slot.child: SplitGLU(alpha, gate, width, layer, owner),
+        name_out: _linear_like(out, width, features(out)[1]),
+    }
+
+
+def _in_and_out(slot: Slot) -> tuple[str, str]:
+    linears = slot.linears()
+    shapes = {name: features(linear) for name, linear in linears.items()}
+    if len(shapes) == 2:
+        (name_in, into), (name_out, out) = shapes.items()
+        if into[1] == out[0] == slot.width:
+            return name_in, name_out
+    raise ValueError(f"form: glu needs an MLP of one linear layer in and one out beside {slot.name}; found {shapes}")
+
+
+def _linear_like(linear: nn.Module, n_in: int, n_out: int) -> nn.Module:
+    if isinstance(linear, Conv1D):
+        return Conv1D(n_out, n_in)
+    return nn.Linear(n_in, n_out, bias=linear.bias is not None)
+
+
+def _initialise(model: nn.Module, slot: Slot, new: Mapping[str, nn.Module]) -> None:
+    """Initialise new linear layers by the model's own rule, where it has one."""
+    rule = getattr(model, "_init_weights", None)
+    if rule is None:
+        return
+    for module in new.values():
+        module.apply(rule)
+    if all(name in new for name in slot.linears()):
+        rule(slot.parent)  # GPT-2 scales c_proj by 1/sqrt(2 n_layer) in its rule for the MLP class
+
+
+def _is_off(alpha: Spec, layer: int) -> bool:
+    values = parse(alpha).values
+    return bool(values) and values[layer if len(values) > 1 else 0] == 0.0
+
+
+def _base(base: str, stock: nn.Module, is_off: bool) -> str | Function:
+    if base == "xielu":
+        return XIELUActivation(dtype=torch.float32)
+    # a gate that is off hands over to the module that was there, for the same bits
+    if base == "stock" or (base == "gelu" and is_off and isinstance(stock, _TANH_GELUS)):
+        return stock
+    return base
+
+
+def unpatch(model: nn.Module) -> list[str]:
+    """Put back the modules that `patch` took out; returns their names.
+
+    Raises ValueError for a model that is not patched.
+    """
+    if _RECORD not in model.__dict__:
+        raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
+    record = model.__dict__.pop(_RECORD)
+    for name, module in record:
+        parent, _, child = name.rpartition(".")
+        model.get_submodule(parent).register_module(child, module)
+    return [name for name, _ in record]
+
+
+@contextmanager
+def unpatched(model: nn.Module) -> Iterator[nn.Module]:
+    """The model without its patch for the length of a `with` block; the patch comes back after it."""
+    if _RECORD not in model.__dict__:
+        raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
+    record = model.__dict__[_RECORD]
+    patch_modules = [model.get_submodule(name) for name, _ in record]
+    unpatch(model)
+    try:
+        yield model
+    finally:
+        for (name, _), module in zip(record, patch_modules, strict=True):
+            parent, _, child = name.rpartition(".")
+            model.get_submodule(parent).register_module(child, module)
+        model.__dict__[_RECORD] = record
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, a shared one counted once."""
+    return sum(p.numel() for p in model.parameters())

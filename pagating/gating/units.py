@@ -1,0 +1,184 @@
+"""The units: a gate, a strength and a base put together. One function a form, one module a shape of form.
+
+Axes of tensor names: `...` any leading axes, `F` the feature axis (last).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .alpha import AlphaModule, Spec, parse
+from .fused import applies, fused_pointwise
+from .gates import Function, gate_row
+
+
+def _gelu_new(x: Tensor) -> Tensor:
+    # the operations and their order are GPT-2's own, so that alpha = 0 gives the same bits
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+BASES: dict[str, Function] = {"identity": _identity, "gelu": _gelu_new}
+
+
+def base_function(base: str | Function) -> Function:
+    """The function of a base given by name or as itself; ValueError naming the known bases otherwise."""
+    if isinstance(base, str):
+        if base not in BASES:
+            raise ValueError(f"base: {base!r} is not one of {', '.join(BASES)}, stock")
+        return BASES[base]
+    return base
+
+
+def pointwise(
+    x: Tensor, alpha: float | Tensor = 0.5, gate: str = "sigmoid", base: str | Function = "identity"
+) -> Tensor:
+    """`alpha * x * g(x) + (1 - alpha) * base(x)`, element by element; `x` of any shape and floating dtype.
+
+    `alpha` is a float (0 returns `base(x)` itself, bit for bit, and 1 the gated input) or a tensor that
+    broadcasts against `x`; it is cast to the dtype of `x`. `base` is a key of `BASES` or any function of `x`.
+    NaN gives NaN; an infinite input gives a result that is not finite, NaN where both terms are infinite.
+    Where `pagating.gating.fused` covers the gate and the base, only `x` is kept for the backward pass.
+    The published formula (paGLU) is `gate="sigmoid", base="identity"`: a special case of ACON-C,
+    arXiv 2009.04759.
+    """
+    row, base_of = gate_row(gate), base_function(base)
+    if not isinstance(alpha, Tensor):
+        if alpha == 0.0:
+            return base_of(x)
+        if alpha == 1.0:
+            return row.gated(x)
+    if isinstance(base, str) and applies(x, alpha, gate, base):
+        return fused_pointwise(x, alpha, gate, base)
+    if base == "gelu" and torch.compiler.is_compiling():
+        base_of = _gelu_by_sigmoid
+    return torch.lerp(base_of(x), row.gated(x), _like(alpha, x))
+
+
+def _gelu_by_sigmoid(x: Tensor) -> Tensor:
+    # (1 + tanh(u)) / 2 = sigmoid(2 u): the tanh form again, in an operation that compiles to half the time
+    return x * torch.sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))
+
+
+def scaled(x: Tensor, alpha: float | Tensor, gate: str = "sigmoid", base: str | Function = "identity") -> Tensor:
+    """`x * g(alpha * x)`: Swish-beta (arXiv 1710.05941) for the sigmoid, with `alpha` as its beta; no base."""
+    return x * gate_row(gate).gate(x * _like(alpha, x))
+
+
+def expanded(x: Tensor, alpha: float | Tensor, gate: str = "sigmoid", base: str | Function = "identity") -> Tensor:
+    """`x * ((1 + 2 alpha) * g(x) - alpha)`: xSiLU (arXiv 2405.20768) for the sigmoid; no base.
+
+    The range of the gate grows from (0, 1) to (-alpha, 1 + alpha).
+    """
+    strength = _like(alpha, x)
+    return (1 + 2 * strength) * gate_row(gate).gated(x) - strength * x
+
+
+def glu(a: Tensor, b: Tensor, alpha: float | Tensor = 0.5, gate: str = "sigmoid") -> Tensor:
+    """`a * (alpha * g(b) + (1 - alpha))`: the gate of one projection multiplies another of the same shape.
+
+    `alpha = 1` is a gated linear unit (arXiv 2002.05202); `alpha = 0` returns `a`.
+    """
+    return torch.lerp(a, a * gate_row(gate).gate(b), _like(alpha, a))
+
+
+def _like(alpha: float | Tensor, x: Tensor) -> Any:
+    return alpha.to(x.dtype) if isinstance(alpha, Tensor) else alpha
+
+
+ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
+    "pointwise": pointwise,
+    "scaled": scaled,
+    "expanded": expanded,
+}
+
+
+class PaGLU(AlphaModule):
+    """The pointwise unit as a module: `alpha * x * g(x) + (1 - alpha) * base(x)`, or another row of `ELEMENTWISE`.
+
+    `alpha` is anything that `pagating.gating.alpha.parse` takes. `base` is a key of `BASES`, a module (registered,
+    so that its parameters train) or a function. `width` is the size of the last axis, needed for one alpha a
+    channel and for a token-dependent alpha. Input and output have the same shape and dtype.
+    """
+
+    def __init__(
+        self,
+        alpha: Spec = 0.5,
+        gate: str = "sigmoid",
+        base: str | Function = "identity",
+        width: int | None = None,
+        layer: int = 0,
+        owner: AlphaModule | None = None,
+        form: str = "pointwise",
+    ) -> None:
+        super().__init__(parse(alpha), width, layer, owner)
+        gate_row(gate)
+        base_function(base)
+        if form not in ELEMENTWISE:
+            raise ValueError(f"form: {form!r} is not one of {', '.join(ELEMENTWISE)}")
+        self.gate, self.base, self.form = gate, base, form
+
+    def gate_input(self, x: Tensor) -> Tensor:
+        return x * _like(self.alpha(x), x) if self.form == "scaled" else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ELEMENTWISE[self.form](x, self.alpha(x), self.gate, self.base)
+
+    def extra_repr(self) -> str:
+        base = self.base if isinstance(self.base, str) else type(self.base).__name__
+        return f"gate={self.gate}, {self.alpha_repr()}, base={base}" + (
+            "" if self.form == "pointwise" else f", form={self.form}"
+        )
+
+
+class SplitGLU(AlphaModule):
+    """`glu(a, b)` of the two halves `a, b` of the last axis: `2h` features in, `width = h` out.
+
+    It stands where an MLP's activation stood, between an input projection of width `2h` and an output
+    projection from `h`.
+    """
+
+    def __init__(self, alpha: Spec, gate: str, width: int, layer: int = 0, owner: AlphaModule | None = None) -> None:
+        super().__init__(parse(alpha), width, layer, owner)
+        gate_row(gate)
+        self.gate, self.width = gate, width
+
+    def gate_input(self, x: Tensor) -> Tensor:
+        return x.chunk(2, dim=-1)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=-1)
+        return glu(a, b, self.alpha(b), self.gate)
+
+    def extra_repr(self) -> str:
+        return f"gate={self.gate}, {self.alpha_repr()}, width={self.width}"
+
+
+class ProjectedGLU(AlphaModule):
+    """`A(x) * (alpha * g(B(x)) + (1 - alpha))` with two dense layers `A, B` of `width x width`.
+
+    What the published code put in the place of GPT-2's activation: `2 * (width^2 + width)` parameters more a
+    layer, and a linear MLP at `alpha = 0`.
+    """
+
+    def __init__(self, alpha: Spec, gate: str, width: int, layer: int = 0, owner: AlphaModule | None = None) -> None:
+        super().__init__(parse(alpha), width, layer, owner)
+        gate_row(gate)
+        self.gate = gate
+        self.a, self.b = nn.Linear(width, width), nn.Linear(width, width)
+
+    def gate_input(self, x: Tensor) -> Tensor:
+        return self.b(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = self.gate_input(x)
+        return glu(self.a(x), b, self.alpha(b), self.gate)
+
+    def extra_repr(self) -> str:
+        return f"gate={self.gate}, {self.alpha_repr()}"

@@ -1,0 +1,261 @@
+"""GPT-2 in torch alone: the parameters, names and numbers of Hugging Face's `GPT2LMHeadModel`, without its overhead.
+
+A state dict of one loads into the other, patched or not (tested against it, arm by arm). Nothing here imports
+transformers, so that a trial's process starts in the time that torch takes.
+
+Axes: B batch, T position, C d_model, F d_ff, H head, D width of a head, V vocabulary, N = B * T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pagating.gating.alpha import AlphaModule, alpha_modules, parse
+from pagating.gating.catalog import settings
+from pagating.gating.gates import Function
+from pagating.gating.own_gate import load_gate_of
+from pagating.gating.units import BASES, ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
+from pagating.gating.xielu import XIELU
+
+ACTIVATIONS: dict[str, Function] = {
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": BASES["gelu"],
+}
+UNIT_KEYS = ("gate", "alpha", "base", "form", "unit")
+FORMS = (*ELEMENTWISE, "glu", "projected")
+
+
+@dataclass(frozen=True)
+class GPT2Size:
+    """Sizes and constants of a GPT-2. `n_ctx`: longest window. `dropout`: of embeddings, attention and residuals."""
+
+    vocab_size: int
+    n_ctx: int
+    d_model: int
+    n_layer: int
+    n_head: int
+    dropout: float = 0.0
+    activation: str = "gelu_new"
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_head:
+            raise ValueError(f"d_model={self.d_model} is not a multiple of n_head={self.n_head}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation='{self.activation}' is not one of {', '.join(ACTIVATIONS)}")
+
+
+class Logits(NamedTuple):
+    """What a call of the model returns: `logits` (B, T, V), under the name that transformers gives them."""
+
+    logits: Tensor
+
+
+class Dense(nn.Module):
+    """`x @ weight + bias` with the weight stored (inputs, outputs), the layout of GPT-2's checkpoints."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(n_in, n_out)), nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
+
+
+class Stock(nn.Module):
+    """The activation that GPT-2 has without a gate: a row of `ACTIVATIONS`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.name](x)
+
+
+def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, dropout: float = 0.0) -> Tensor:
+    """Causal softmax attention, scale 1/sqrt(D).
+
+    torch's fused kernel, except in bfloat16 on a CPU: there its backward pass is slower than the three products written
+    out, so these are taken, with the softmax in float32.
+    """
+    if q_BHTD.dtype != torch.bfloat16 or q_BHTD.device.type != "cpu":
+        return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True, dropout_p=dropout)
+    n = q_BHTD.shape[-2]
+    later_TT = torch.ones(n, n, dtype=torch.bool, device=q_BHTD.device).triu(1)
+    scores_BHTT = (q_BHTD @ k_BHTD.transpose(-2, -1)).float() * q_BHTD.shape[-1] ** -0.5
+    weights_BHTT = F.softmax(scores_BHTT.masked_fill(later_TT, -torch.inf), dim=-1).to(v_BHTD.dtype)
+    return F.dropout(weights_BHTT, dropout) @ v_BHTD
+
+
+class Attention(nn.Module):
+    """Causal self-attention of all heads (B, T, C) -> (B, T, C), with dropout on its weights and its output."""
+
+    def __init__(self, size: GPT2Size) -> None:
+        super().__init__()
+        self.n_head, self.dropout = size.n_head, size.dropout
+        self.c_attn, self.c_proj = Dense(size.d_model, 3 * size.d_model), Dense(size.d_model, size.d_model)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        parts = self.c_attn(x_BTC).split(x_BTC.shape[-1], dim=-1)
+        q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in parts)
+        y_BTC = self.c_proj(attend(q, k, v, dropout).transpose(1, 2).flatten(2))
+        return F.dropout(y_BTC, dropout) if dropout else y_BTC
+
+
+class MLP(nn.Module):
+    """`c_proj(act(c_fc(x)))`. A gated linear unit has two projections of `round(2/3 * d_ff)`, stored as one."""
+
+    def __init__(self, size: GPT2Size, act: nn.Module) -> None:
+        super().__init__()
+        d_ff = 4 * size.d_model
+        into, out = (2 * act.width, act.width) if isinstance(act, SplitGLU) else (d_ff, d_ff)
+        self.dropout = size.dropout
+        self.c_fc, self.c_proj, self.act = Dense(size.d_model, into), Dense(out, size.d_model), act
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        y_BTC = self.c_proj(self.act(self.c_fc(x_BTC)))
+        return F.dropout(y_BTC, self.dropout) if self.training and self.dropout else y_BTC
+
+
+class Block(nn.Module):
+    """A block of GPT-2: attention, then the MLP, each after a LayerNorm and added to its input."""
+
+    def __init__(self, size: GPT2Size, act: nn.Module) -> None:
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(size.d_model), Attention(size)
+        self.ln_2, self.mlp = nn.LayerNorm(size.d_model), MLP(size, act)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        x_BTC = self.attn(self.ln_1(x_BTC)) + x_BTC
+        return x_BTC + self.mlp(self.ln_2(x_BTC))
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks and the last norm: what is under `transformer.` in a checkpoint of GPT-2."""
+
+    def __init__(self, size: GPT2Size, acts: list[nn.Module]) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(size.vocab_size, size.d_model, _weight=torch.empty(size.vocab_size, size.d_model))
+        self.wpe = nn.Embedding(size.n_ctx, size.d_model, _weight=torch.empty(size.n_ctx, size.d_model))
+        self.h = nn.ModuleList(Block(size, act) for act in acts)
+        self.ln_f = nn.LayerNorm(size.d_model)
+        self.dropout = size.dropout
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Token embedding plus position embedding, (B, T, C)."""
+        x_BTC: Tensor = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
+        return x_BTC
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        x_BTC = self.embed(tokens_BT)
+        if self.training and self.dropout:
+            x_BTC = F.dropout(x_BTC, self.dropout)
+        for block in self.h:
+            x_BTC = block(x_BTC)
+        return self.ln_f(x_BTC)
+
+
+class Head(nn.Module):
+    """The output projection: `x @ weight.T`, weight (V, C), tied to the token embedding."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = embedding.weight
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return F.linear(x_BTC, self.weight)
+
+
+class GPT2(nn.Module):
+    """GPT-2 with a tied output projection (Radford et al. 2019), its MLP activation replaced as `unit` says.
+
+    `unit`: arguments of `pagating.patch` (gate, alpha, base, form, unit), None for the stock activation. Matrices
+    hold uninitialised memory until `pagating.model.initialise.initialise_gpt2` fills them; each alpha starts at its
+    value.
+    """
+
+    def __init__(self, size: GPT2Size, unit: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config = size
+        self.transformer = Transformer(size, activations(size, unit))
+        self.lm_head = Head(self.transformer.wte)
+
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        """What the output projection is applied to, (B, T, C); tokens (B, T) with T at most `n_ctx`."""
+        x_BTC: Tensor = self.transformer(tokens_BT)
+        return x_BTC
+
+    def forward(self, input_ids: Tensor) -> Logits:
+        return Logits(self.lm_head(self.hidden(input_ids)))
+
+
+def activations(size: GPT2Size, unit: Mapping[str, Any] | None) -> list[nn.Module]:
+    """The activation of each block; `gate` may also be `FILE.py:NAME`.
+
+    Raises ValueError for a key or value that `pagating.patch` does not take.
+    """
+    if unit is None:
+        return [Stock(size.activation) for _ in range(size.n_layer)]
+    for key in unit:
+        if key not in UNIT_KEYS:
+            raise ValueError(f"unit: unknown key {key!r}; allowed: {', '.join(UNIT_KEYS)}")
+    given = {key: value for key, value in unit.items() if value is not None}
+    known = given.pop("unit", None)
+    load_gate_of(unit)
+    clash = [key for key in given if key != "alpha"]
+    if known is not None and clash:
+        raise ValueError(f"unit: {known!r} settles {', '.join(clash)}; give one or the other")
+    row: dict[str, Any] = {"gate": "sigmoid", "alpha": 0.5, "base": "identity", "form": "pointwise"}
+    row |= (settings(known) if known is not None else {}) | given
+    if row["form"] not in FORMS:
+        raise ValueError(f"form: {row['form']!r} is not one of {', '.join(FORMS)}")
+    if row["form"] != "pointwise" and row["base"] != "identity":
+        raise ValueError(f"base: {row['base']!r} has no meaning for form {row['form']}; allowed: identity")
+    spec = parse(row["alpha"], size.n_layer)
+    owner: AlphaModule | None = None
+    acts: list[nn.Module] = []
+    for layer in range(size.n_layer):
+        act = _unit(size, row, layer, owner)
+        if spec.options.get("per") == "model" and owner is None:
+            owner = act
+        acts.append(act)
+    return acts
+
+
+def _unit(size: GPT2Size, row: Mapping[str, Any], layer: int, owner: AlphaModule | None) -> AlphaModule:
+    d_ff, alpha, gate, form = 4 * size.d_model, row["alpha"], row["gate"], row["form"]
+    if form == "glu":
+        return SplitGLU(alpha, gate, round(2 / 3 * d_ff), layer, owner)
+    if form == "projected":
+        return ProjectedGLU(alpha, gate, d_ff, layer, owner)
+    base, values = row["base"], parse(alpha).values
+    off = bool(values) and values[layer if len(values) > 1 else 0] == 0.0
+    if base == "xielu":
+        return PaGLU(alpha, gate, XIELU(), d_ff, layer, owner, form)
+    # a gate that is off hands over to the stock activation, for the same bits
+    stock = base == "stock" or (base == "gelu" and off)
+    return PaGLU(alpha, gate, Stock(size.activation) if stock else base, d_ff, layer, owner, form)
+
+
+def training_flops_per_token(model: GPT2) -> int:
+    """Forward and backward FLOPs a token at windows of `n_ctx`, as `pagating.gating.cost.cost` counts them."""
+    size = model.config
+    dense = [m for m in model.modules() if isinstance(m, Dense | nn.Linear | Head)]
+    weights = sum(m.weight.numel() for m in dense)
+    attention = 2 * size.n_ctx * size.d_model * size.n_layer
+    scores = sum(m.get_parameter("alpha_weight").numel() for m in alpha_modules(model) if m.spec.kind == "token")
+    return 6 * (weights + attention + scores)
+
+
+def stock_flops_per_token(size: GPT2Size) -> int:
+    """The same for GPT-2 without a unit, from its sizes alone: `6 * (12 L C^2 + V C + 2 n_ctx C L)`."""
+    c, n_layer = size.d_model, size.n_layer
+    return 6 * (12 * n_layer * c * c + size.vocab_size * c + 2 * size.n_ctx * c * n_layer)

@@ -1,0 +1,173 @@
+"""What a trial learns: how its model is made, what a batch is, what its loss is. A row of `TASKS` each; one loop.
+
+A batch is a tuple of tensors, rows first, the last of them the targets: `IGNORE` where nothing is to be predicted.
+Axes: B rows of a batch, T position, R rows held out.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pagating.data.corpus import eval_windows, open_split, read_meta, train_batch
+from pagating.data.lines import IGNORE, line_batch, open_lines, spread_rows, targets_of
+from pagating.device import to_device, warn_of_emulation
+from pagating.evaluate import Evaluation, autocast, evaluation, pad_rows, text_rows
+from pagating.model.compile import compile_hidden, is_compiled
+from pagating.model.fused_loss import linear_nll
+from pagating.model.gpt2 import GPT2, GPT2Size, stock_flops_per_token, training_flops_per_token
+from pagating.model.initialise import initialise_gpt2
+from pagating.model.pretrained import load_pretrained
+from pagating.trial import Trial
+
+Batch = tuple[Tensor, ...]
+Hidden = Callable[[Any, Tensor], Tensor]
+Loss = Callable[[Any, Batch], Tensor]
+
+
+def never(loss: Loss) -> bool:
+    """False: whether a loss runs compiled code, of a task that compiles none."""
+    return False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the loop asks of a task.
+
+    build: the model of a trial, from its seed. batches: what a step trains on, by step. loss: a callable (made once,
+    with a batch to compile for) of a model and a batch, the mean over its targets, nats, differentiable. held: rows of
+    a split to evaluate. evaluate: their mean loss, nats, by batches (model, rows, rows at a time, precision). flops: of
+    training, a token. check: raises ValueError for sizes or a unit that no model can have. compiled: whether a loss
+    runs compiled code.
+    """
+
+    build: Callable[[Trial], nn.Module]
+    batches: Callable[[Trial], Callable[[int], Batch]]
+    loss: Callable[[Trial, Any, Batch], Loss]
+    held: Callable[[Trial, str], Any]
+    evaluate: Callable[[Any, Any, int, str], Evaluation]
+    flops: Callable[[Trial, Any], int]
+    check: Callable[[Trial], Any]
+    compiled: Callable[[Loss], bool] = never
+
+
+def task_of(trial: Trial) -> Task:
+    """The row of a trial's task; transformers is imported for those alone that need it."""
+    if trial.task == "causal":
+        return CAUSAL
+    task: Task = importlib.import_module("pagating.tasks.denoising").TASKS[trial.task]
+    return task
+
+
+def targets_in(batch: Batch, rows: int) -> list[int]:
+    """How many targets are counted in each part of `rows` rows of a batch."""
+    return [int((part != IGNORE).sum()) for part in batch[-1].split(rows)]
+
+
+def in_parts(batch: Batch, device: torch.device, rows: int) -> list[Batch]:
+    """A batch on a device, in parts of `rows` rows."""
+    return list(zip(*(to_device(tensor, device).split(rows) for tensor in batch), strict=True))
+
+
+# --- causal: the next token of GPT-2 ---------------------------------------------------------------------------------
+
+
+def build_gpt2(trial: Trial) -> GPT2:
+    """GPT-2 of the trial's size with its unit in every MLP: initialised from its seed, then from pretrained weights."""
+    model = GPT2(GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit)
+    initialise_gpt2(model, trial.seed)
+    if trial.pretrained:
+        load_pretrained(model, trial.pretrained)
+    return model
+
+
+def causal_batches(trial: Trial) -> Callable[[int], Batch]:
+    """Inputs and targets (B, T) of a step: packed windows, or padded lines where the trial has a `padding`."""
+    n_ctx, batch = trial.model["n_ctx"], trial.batch_tokens // trial.model["n_ctx"]
+    padding = trial.padding
+    if padding is None:
+        train_N = open_split(trial.corpus, "train")
+
+        def windows(step: int) -> Batch:
+            tokens_BT = train_batch(train_N, trial.seed, step, batch, n_ctx)
+            return tokens_BT[:, :-1], tokens_BT[:, 1:]
+
+        return windows
+    lines = open_lines(trial.corpus, "train")
+    lines = lines if padding == "counted" else lines.worded()
+
+    def rows(step: int) -> Batch:
+        rows_BT, lengths_B = line_batch(lines, trial.seed, step, batch, n_ctx)
+        return rows_BT[:, :-1], targets_of(rows_BT, lengths_B, padding)
+
+    return rows
+
+
+def hidden_function(trial: Trial, model: GPT2, inputs_BT: Tensor) -> Hidden:
+    """The model's body as the loop calls it: `GPT2.hidden`, or its compiled form where the trial asks for one.
+
+    The FLOPs that decide are those of the stock model, so that all arms of a study take the same path.
+    """
+    model.train()
+    if trial.precision == "bfloat16":
+        warn_of_emulation(inputs_BT.device)
+    if is_compiled(trial.compile, stock_flops_per_token(model.config) * trial.tokens, model.config.dropout):
+        with autocast(trial.precision, inputs_BT.device.type):
+            compiled = compile_hidden(model, inputs_BT, Path(trial.corpus).parent / "compiled")
+        return compiled or GPT2.hidden
+    return GPT2.hidden
+
+
+@dataclass(frozen=True)
+class CausalLoss:
+    """The mean negative log-likelihood of the next token, nats; `hidden` is the model's body."""
+
+    hidden: Hidden
+    masked: bool
+
+    def __call__(self, model: GPT2, batch: Batch) -> Tensor:
+        inputs_BT, targets_BT = batch
+        x_NC, targets_N = self.hidden(model, inputs_BT).flatten(0, 1), targets_BT.flatten()
+        if self.masked:
+            wanted_N = targets_N != IGNORE
+            x_NC, targets_N = x_NC[wanted_N], targets_N[wanted_N]
+        return linear_nll(x_NC, model.lm_head.weight, targets_N)
+
+
+def causal_loss(trial: Trial, model: GPT2, batch: Batch) -> CausalLoss:
+    """The loss of a trial, its model compiled for such a batch where that pays."""
+    return CausalLoss(hidden_function(trial, model, batch[0]), trial.padding == "masked")
+
+
+def causal_windows(trial: Trial, split: str) -> Tensor:
+    """The windows (R, T + 1) of a split on which the loss is computed that decides, whatever was trained on."""
+    return eval_windows(open_split(trial.corpus, split), trial.model["n_ctx"], trial.eval_windows)
+
+
+def padded_loss(trial: Trial, model: GPT2) -> Evaluation:
+    """`padded_nll` on lines of the validation split, as many as there are evaluation windows; batch by batch."""
+    n_ctx = trial.model["n_ctx"]
+    batch = trial.batch_tokens // n_ctx
+    if trial.padding:
+        rows_RT = spread_rows(open_lines(trial.corpus, "validation"), n_ctx, trial.eval_windows)
+        return evaluation(model, rows_RT, batch, trial.precision)
+    rows, pad = text_rows(trial.corpus, "validation", trial.eval_windows)
+    return evaluation(model, pad_rows(rows, n_ctx, pad), batch, trial.precision)
+
+
+CAUSAL = Task(
+    build=build_gpt2,
+    batches=causal_batches,
+    loss=causal_loss,
+    held=causal_windows,
+    evaluate=evaluation,
+    flops=lambda trial, model: training_flops_per_token(model),
+    check=lambda trial: GPT2(GPT2Size(vocab_size=1, **trial.model), trial.unit),
+    compiled=lambda loss: isinstance(loss, CausalLoss) and loss.hidden is not GPT2.hidden,
+)

@@ -1,0 +1,154 @@
+"""What a trial needs beside its arguments, brought to nodes that have neither the repository nor the corpus.
+
+The driver cuts the packed corpus into objects of Ray's store. The first trial of a node writes them to the node's own
+cache, once, under a file lock, and checks every byte against the digest; all trials of the node map that one copy. Or
+the corpus lies in a folder that all nodes see (`storage`), and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pagating.data.corpus import read_meta
+from pagating.data.corpus_copy import file_names, receive
+from tune.study.own_gates import OWN_GATE
+from tune.study.weights import noted
+
+PART_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Where a study's things lie, and where to get them from.
+
+    corpus: folder of the packed corpus where the driver runs, or in the storage; digest: its own; parts: its files
+    as objects of Ray's store, in order, empty where all nodes see the folder (`shared`); study: the folder of the study
+    where the driver runs; gates: own gates, file by file; weights: the file of pretrained weights in parts, of SHA-256
+    `weights_digest`, None without; driver: Ray's id of the driver's node, empty for none.
+    """
+
+    corpus: str
+    digest: str
+    study: str
+    driver: str = ""
+    shared: bool = False
+    parts: dict[str, list[Any]] = field(default_factory=dict)
+    gates: dict[str, bytes] = field(default_factory=dict)
+    weights: list[Any] = field(default_factory=list)
+    weights_digest: str | None = None
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while piece := file.read(PART_BYTES):
+            yield piece
+
+
+def pack(corpus: Path, folder: Path, storage: Path | None, driver: str) -> Parcel:
+    """The parcel of the study in `folder`; copies the corpus to `storage` or puts it into Ray's object store.
+
+    Raises CorpusError where the storage holds another corpus or a damaged one and cannot be written, OSError.
+    """
+    digest = read_meta(corpus)["digest"]
+    gates = {str(path): path.read_bytes() for path in (folder.resolve() / "gates").glob("*.py")}
+    own: dict[str, Any] = {"gates": gates, "weights_digest": None}
+    if weights := noted(folder):
+        source, own["weights_digest"] = Path(weights["path"]), weights["sha256"]
+        if storage:
+            _receive_weights(storage, weights["sha256"], lambda: _pieces(source))
+        else:
+            own["weights"] = [ray.put(piece) for piece in _pieces(source)]
+    if storage:
+        shared = storage / corpus.name
+        receive(shared, digest, lambda: {name: _pieces(corpus / name) for name in file_names(corpus)})
+        return Parcel(str(shared), digest, str(folder.resolve()), driver, shared=True, **own)
+    parts = {name: [ray.put(piece) for piece in _pieces(corpus / name)] for name in file_names(corpus)}
+    return Parcel(str(corpus.resolve()), digest, str(folder.resolve()), driver, parts=parts, **own)
+
+
+def node_cache() -> Path:
+    """The folder of this node for what is sent to it: `PAGATING_CACHE`, else pagating in `XDG_CACHE_HOME` (~/.cache).
+
+    The variable is the node's: what the driver has in its environment is not sent.
+    """
+    own = os.environ.get("PAGATING_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pagating"
+
+
+def unpack(parcel: Parcel, trial: dict[str, Any], checkpoints: str | None) -> tuple[dict[str, Any], str | None]:
+    """A trial's arguments and the folder of its checkpoints as they are on this node; gets what the node lacks.
+
+    Raises CorpusError or OSError where it cannot be had: the node's fault, not the trial's.
+    """
+    if parcel.driver and ray.get_runtime_context().get_node_id() == parcel.driver:
+        return trial, checkpoints
+    cache = node_cache()
+    corpus = Path(parcel.corpus) if parcel.shared else cache / Path(parcel.corpus).name
+    if not parcel.shared:
+        receive(corpus, parcel.digest, lambda: {name: map(_fetched, refs) for name, refs in parcel.parts.items()})
+        if checkpoints:  # of this node alone
+            study = hashlib.sha256(parcel.study.encode()).hexdigest()[:16]
+            checkpoints = str(cache / f"checkpoints-{study}" / Path(checkpoints).name)
+    placed = {**trial, "corpus": str(corpus), "unit": _with_gate(parcel, trial["unit"], cache)}
+    if digest := parcel.weights_digest:
+        where = corpus.parent if parcel.shared else cache
+        placed["pretrained"] = str(_receive_weights(where, digest, lambda: map(_fetched, parcel.weights)))
+    return placed, checkpoints
+
+
+def _receive_weights(cache: Path, digest: str, pieces: Callable[[], Iterable[bytes]]) -> Path:
+    """The file of pretrained weights of that SHA-256 in `cache`, written once. Raises OSError where it is another."""
+    path = cache / f"weights-{digest[:16]}.safetensors"
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / ".weights.lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if str(path) in _looked_at and path.is_file():
+            return path
+        if not path.is_file() or _sha256(path) != digest:
+            scratch = cache / f".{path.name}"
+            with open(scratch, "wb") as file:
+                file.writelines(pieces())
+            if (found := _sha256(scratch)) != digest:
+                raise OSError(f"{scratch}: the weights that came are {found[:16]}, not {digest[:16]}")
+            os.replace(scratch, path)
+    _looked_at.add(str(path))
+    return path
+
+
+_looked_at: set[str] = set()  # files whose every byte this process has seen
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetched(ref: Any) -> bytes:
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        raise OSError(f"the study's data cannot be had from the driver: {type(error).__name__}") from error
+
+
+def _with_gate(parcel: Parcel, unit: dict[str, Any] | None, cache: Path) -> dict[str, Any] | None:
+    """The unit with an own gate named by this node's copy of its file, in a folder named by what is in it."""
+    match = OWN_GATE.fullmatch(str((unit or {}).get("gate")))
+    if unit is None or match is None:
+        return unit
+    source = parcel.gates[match["file"]]
+    copy = cache / f"gate-{hashlib.sha256(source).hexdigest()[:16]}" / re.sub(r"[^\w.-]", "-", Path(match["file"]).name)
+    if not copy.is_file() or copy.read_bytes() != source:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        scratch = copy.with_suffix(f".{os.getpid()}")
+        scratch.write_bytes(source)
+        os.replace(scratch, copy)
+    return {**unit, "gate": f"{copy}:{match['name']}"}

@@ -1,0 +1,84 @@
+"""The command `pagating`. Heavy imports happen inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from io import TextIOWrapper
+from typing import Any
+
+import typer
+
+from tune.cli import ahead as cli_ahead
+from tune.cli import studies as cli_studies
+from tune.cli import sweep as cli_sweep
+from tune.cli import ui as cli_ui
+from tune.cli.common import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Does an activation beat an equally tuned baseline, and how sure can you be?",
+)
+USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy that typer carries
+BAD_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+HELP_WIDTH = 80
+MACHINE = ("StudyStopped", "TrackingError")  # the study's files are well, the machine is not
+
+# in the order of --help: name, function, what a user might type
+COMMANDS: list[tuple[str, Any, list[str]]] = [
+    (
+        "sweep",
+        cli_sweep.sweep,
+        ["sweep configs/sweep.yaml", "sweep my.yaml --slots 4", "sweep my.yaml --address 10.0.0.7:6379"],
+    ),
+    ("plan", cli_ahead.plan, ["plan configs/laptop.yaml", "plan my.yaml --hours-from a100 --noise studies/sweep"]),
+    ("try", cli_ahead.try_, ["try configs/published/fair.yaml", "try my.yaml --steps 10 --arm gelu"]),
+    ("status", cli_studies.status, ["status sweep", "status sweep --output ~/studies"]),
+    ("report", cli_studies.report, ["report sweep"]),
+    ("ui", cli_ui.ui, ["ui", "ui --port 5001"]),
+    ("trial", cli_studies.trial, ["trial sweep", "trial sweep confirm/gelu/0123456789ab/101 > trial.json"]),
+    ("sync", cli_studies.sync, ["sync sweep", "sync sweep --tracking http://127.0.0.1:5000"]),
+    ("repair", cli_studies.repair, ["repair sweep"]),
+]
+for name, function, examples in COMMANDS:
+    lines = ["Example:" if len(examples) == 1 else "Examples:", *(f"pagating {example}" for example in examples)]
+    app.command(name=name, epilog="\n\n".join(lines))(function)
+
+
+def main() -> None:
+    """Entry point: bad input is one line on standard error and exit code 2; no command at all shows the help."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to fail
+    if shutil.get_terminal_size().columns > HELP_WIDTH:
+        os.environ.setdefault("TERMINAL_WIDTH", str(HELP_WIDTH))  # typer's name for how wide --help is at most
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        code = INTERRUPTED
+    except USAGE_ERROR as error:
+        if not error.format_message():
+            error.show()
+            sys.exit(BAD_INPUT)
+        code = _bad_input(error.format_message())
+    except BAD_PATH as error:
+        code = _bad_input(f"{error.filename}: {error.strerror}")
+    except ValueError as error:
+        if type(error).__name__ not in ("StudyError", "CorpusError", "LedgerError", "TableError", *MACHINE):
+            raise
+        code = _bad_input(str(error))
+        code = UNDECIDED if type(error).__name__ in MACHINE else code
+    except OSError as error:
+        _bad_input(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        code = UNDECIDED
+    sys.exit(code or DONE)
+
+
+def _bad_input(message: str) -> int:
+    from analysis.io.text import one_line, redact
+
+    print(f"pagating: {one_line(redact(message))}", file=sys.stderr)
+    return BAD_INPUT

@@ -1,0 +1,168 @@
+"""Where a study stands, as a person sees it: the live table of a sweep and the one of `pagating status`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from analysis.io.text import one_line
+from tune.plan.work import STAGES
+from tune.run import heartbeat, ledger
+from tune.run.progress import Standing
+from tune.study.study import Study
+
+HEADINGS = {  # of a state of cells: in a wide terminal, in a narrow one
+    "completed": ("done", "done"),
+    "running": ("running", "run"),
+    "stopped_early": ("stopped early", "stop"),
+    "infeasible": ("infeasible", "inf"),
+    "failed": ("failed", "fail"),
+}
+MEANING = {"search": "best of search", "calibrate": "best of calibrate", "confirm": "mean of confirm"}
+NARROW = 64  # in fewer, headings are short
+LEAST_ARMS = 3  # are shown however low the terminal is
+
+
+@dataclass
+class View:
+    """A standing and what stands around it; rendered anew at each size, so that it fits the terminal.
+
+    `now`: seconds since 1970. `slots`: cells side by side, 0 where nothing runs. `lines` stand below the tables, `note`
+    below all, the study's question above where there is a `title`. With `fit` only the arms that the terminal has lines
+    for.
+    """
+
+    standing: Standing
+    now: float
+    slots: int = 0
+    lines: list[str] = field(default_factory=list)
+    note: str = ""
+    title: bool = True
+    fit: bool = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        texts = [Text(line) for line in [pace(self), *self.lines, self.note] if line]
+        above, cells = [_title(self.standing)] if self.title else [], stages(self.standing, width)
+        room = None
+        if self.fit:
+            wrapped = sum(len(text.wrap(console, width)) for text in [*above, *texts])
+            heads = 2 + 2 + 1  # of both tables with their rules, and the blank line between them
+            room = console.size.height - 1 - wrapped - heads - cells.row_count
+        yield Group(*above, cells, "", *arms(self.standing, width, room), *texts)
+
+
+def look(study: Study, folder: Path, now: float | None = None) -> View:
+    """A study as its folder shows it, while it runs or at any other time; nothing is locked or written."""
+    path = folder / "ledger.jsonl"
+    beat, held, driver = heartbeat.read(folder), ledger.is_held(path), ledger.holder(path)
+    if held and beat and beat.driver != driver:
+        beat = None  # of a driver that was killed; the one that runs now has not said anything yet
+    standing = Standing(study, ledger.read(path))
+    now = time.time() if now is None else now
+    standing.only(beat.running if beat and held else ())
+    view = View(standing, now, beat.slots if beat and held else 0, [f"Log:     {folder / 'logs'}"])
+    last = max((moment for moment in (standing.last, beat.time if beat else None) if moment), default=now)
+    age = duration(max(0.0, now - last))
+    over = standing.finished or _concluded_after(folder, standing.last)
+    if held:
+        view.note = f"It runs: {one_line(driver)}; last sign of life {age} ago."
+    elif over:
+        view.note = f"It has ended, {age} ago. The report: {folder / 'report.html'}"
+    else:
+        view.note = f"Nothing runs it; last sign of life {age} ago. `pagating sweep` with its study file continues it."
+    return view
+
+
+def _concluded_after(folder: Path, last: float | None) -> bool:
+    """Whether the verdict was written after the last event: a sequential rule has stopped before its cap."""
+    verdict = folder / "verdict.json"
+    return last is not None and verdict.is_file() and verdict.stat().st_mtime >= last
+
+
+def _title(standing: Standing) -> Text:
+    return Text.assemble((standing.study.name, "bold"), ": ", one_line(standing.study.question))
+
+
+def stages(standing: Standing, width: int) -> Table:
+    """The cells of every stage of the study: how many ended how, of how many."""
+    shown = [stage for stage in STAGES if standing.study.runs(stage)]
+    states = [s for s in HEADINGS if s != "failed" or any(standing.count(stage, s) for stage in shown)]
+    out = _table("stage", *(HEADINGS[state][width < NARROW] for state in states), "of")
+    for stage in shown:
+        least, _, most = standing.planned(stage)
+        now = stage == standing.stage and not standing.finished
+        counts = [str(standing.count(stage, state)) for state in states]
+        of = f"{least:.0f}" if least == most else f"{least:.0f}{'-' if width < NARROW else ' to '}{most:.0f}"
+        out.add_row(Text(stage), *counts, of, style="bold" if now else None)
+    return out
+
+
+def arms(standing: Standing, width: int, room: int | None = None) -> list[RenderableType]:
+    """Each arm's best in every stage, in nats a token of the validation split, and its learning rate.
+
+    Where `width` characters do not hold all stages, empty ones are left out, then the first. `room`: lines for the
+    arms, as many as they need when None; more arms than fit are counted.
+    """
+    names = list(standing.study.arms)
+    shown = [stage for stage in STAGES if standing.study.runs(stage)]
+    cells = {stage: [best(standing, stage, arm) for arm in names] for stage in shown}
+    while len(shown) > 1 and max(map(len, names)) + sum(2 + _width(cells[stage], stage) for stage in shown) > width:
+        empty = [stage for stage in shown if not any(cells[stage])]
+        shown.remove(empty[-1] if empty else shown[0])
+    out = _table("val nll", *(MEANING[stage] for stage in shown))
+    fits = len(names) if room is None or room >= len(names) else max(LEAST_ARMS, room - 1)
+    for number, arm in enumerate(names[:fits]):
+        out.add_row(Text(arm), *(cells[stage][number] for stage in shown))
+    left = len(names) - fits
+    return [out, Text(f"and {left} more arms", style="dim")] if left > 0 else [out]
+
+
+def _width(cells: list[str], stage: str) -> int:
+    return max(len(text) for text in [*cells, MEANING[stage]])
+
+
+def best(standing: Standing, stage: str, arm: str) -> str:
+    """An arm's best in a stage: loss, learning rate, and how many seeds a mean is of."""
+    found = standing.best(stage, arm)
+    if found is None:
+        lost = standing.count(stage, "infeasible", arm=arm)
+        return "none: infeasible" if lost and not standing.count(stage, "running", "waiting", arm=arm) else ""
+    seeds = f" n={found.n}" if stage == "confirm" else ""
+    return f"{found.loss:.4f} lr={found.lr:.1e}{seeds}"
+
+
+def pace(view: View) -> str:
+    """Speed and time left, while cells run."""
+    standing, parts = view.standing, []
+    if not standing.running or standing.finished:
+        return ""
+    if speed := standing.tokens_per_second:
+        parts.append(f"{speed:,.0f} tokens/s")
+    if left := standing.seconds_left(view.slots, view.now):
+        likely, most = (duration(seconds) for seconds in left)
+        parts.append(f"about {likely} left" + (f", at most {most}" if most != likely else ""))
+    parts.append(f"{standing.running} running in {view.slots} slot{'s' if view.slots != 1 else ''}")
+    return "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use: 40 s, 23 min, 3.4 h, 2.5 days."""
+    for size, unit, digits, until in ((1.0, "s", 0, 99.5), (60.0, "min", 0, 99.5 * 60), (3600.0, "h", 1, 48 * 3600.0)):
+        if seconds < until:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _table(first: str, *others: str) -> Table:
+    out = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    out.add_column(first, no_wrap=True, overflow="ellipsis")
+    for name in others:
+        out.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    return out

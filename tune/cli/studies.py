@@ -1,0 +1,97 @@
+"""The commands on a study that was begun: status, report, sync, repair, trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tune.cli.common import Name, Output, study_folder
+from tune.cli.sweep import show_verdict
+from tune.cli.ui import ui_command
+
+
+def report(study: Name, output: Output = Path("studies")) -> None:
+    """Rebuild tables, verdict and report of a study from its ledger."""
+    from tune.run import ledger
+    from tune.study.study import load
+    from tune.tracking.runs import default_uri
+
+    folder = study_folder(study, output)
+    loaded = load(folder / "study.yaml")
+    ledger.write_tables(loaded.name, ledger.read(folder / "ledger.jsonl"), folder)
+    show_verdict(loaded, folder, ui_command(loaded.tracking or default_uri(folder.parent)))
+
+
+def sync(
+    study: Name,
+    output: Output = Path("studies"),
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+) -> None:
+    """Fill MLflow from a study's ledger: what it missed, or all of it."""
+    from analysis.io.text import redact
+    from tune.study.study import StudyError, check_tracking, load
+    from tune.tracking import tracker as trackings
+    from tune.tracking.runs import default_uri
+
+    folder = study_folder(study, output)
+    loaded = load(folder / "study.yaml")
+    uri = check_tracking(tracking or loaded.tracking or default_uri(folder.parent), "tracking")
+    if uri == "none":
+        raise StudyError("tracking 'none': there is nothing to fill; name a store with --tracking")
+    cells, written = trackings.sync(uri, loaded, folder)
+    typer.echo(f"MLflow at {redact(uri)} has all {cells} cells of {loaded.name}; {written} were written now.")
+
+
+def repair(study: Name, output: Output = Path("studies")) -> None:
+    """Keep the undamaged lines of a damaged ledger; what the others held is trained again by the next sweep.
+
+    The damaged file is kept beside it.
+    """
+    from tune.run import repair as repairs
+    from tune.study.study import load
+
+    folder = study_folder(study, output)
+    typer.echo(repairs.repair(load(folder / "study.yaml"), folder))
+
+
+def status(study: Name, output: Output = Path("studies")) -> None:
+    """Where a study stands, also while it runs."""
+    from rich.console import Console
+
+    from tune.cli.status_table import look
+    from tune.study.study import load
+
+    folder = study_folder(study, output)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a pipe breaks no path in two
+    Console(highlight=False, width=width).print(look(load(folder / "study.yaml"), folder))
+
+
+def trial(
+    study: Name,
+    cell: Annotated[str | None, typer.Argument(help="Key of a cell; without it the cells are listed.")] = None,
+    output: Output = Path("studies"),
+) -> None:
+    """Print one cell as the trial.json that `python -m pagating.train` runs without Ray."""
+    from tune import sweep as runner
+    from tune.run import ledger
+    from tune.study.own_gates import place_gate
+    from tune.study.study import StudyError, load, trial_spec
+    from tune.study.weights import place_weights
+
+    folder = study_folder(study, output)
+    found = ledger.records(ledger.read(folder / "ledger.jsonl"))
+    if cell is None:
+        for key, record in found.items():
+            typer.echo(f"{key}\t{record.outcome or 'running'}\t{record.final.get('val_nll', '')}")
+        return
+    if cell not in found:
+        raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
+    loaded, mine = load(folder / "study.yaml"), found[cell].cell
+    corpus = runner.begun_corpus(loaded, folder)
+    spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=loaded.tests(mine.stage))
+    typer.echo(json.dumps(place_weights(place_gate(spec, folder), folder), indent=1))

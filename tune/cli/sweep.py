@@ -1,0 +1,120 @@
+"""`pagating sweep`: run a study to its verdict. Its end, table and paths, is that of `pagating report` too."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tune.cli.common import DONE, UNDECIDED, Config, Output, Slots
+from tune.cli.ui import ui_command
+
+if TYPE_CHECKING:
+    from tune.cli.screen import Screen
+    from tune.run.interrupt import Interruption
+    from tune.study.study import Study
+
+
+def sweep(
+    config: Config,
+    output: Output = Path("studies"),
+    slots: Slots = None,
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI, or 'none'.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Only continue: refuse a study that was not begun.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster's address: auto, HOST:PORT or ray://HOST:PORT.")
+    ] = None,
+) -> None:
+    """Run a study, or what is missing of it, and report the verdict.
+
+    Safe to interrupt: the same command continues where it stopped.
+    """
+    from tune.cli.screen import Screen
+    from tune.run.interrupt import Interruption
+    from tune.study.study import StudyError, check_tracking, load
+    from tune.tracking.runs import default_uri
+
+    study = load(config)
+    if resume and not (output / study.name / "study.yaml").is_file():
+        raise StudyError(f"{output / study.name}: no study was begun here; leave --resume out to begin it")
+    uri = check_tracking(tracking or study.tracking or default_uri(output), "tracking")
+    typer.echo(f"{study.name}: {study.question}")
+    screen = Screen("" if uri == "none" else ui_command(uri))
+    with Interruption(screen.say, screen.last) as interruption:
+        try:
+            code = _run(study, config.parent, output, slots, uri, interruption, address, screen)
+        except KeyboardInterrupt:  # while nothing was being trained
+            code = None
+    if code is None:
+        typer.echo("Interrupted. What has ended is kept; the same command continues from there.", err=True)
+        sys.stdout.flush()
+        os._exit(interruption.exit_code)  # nothing is left to be done; the libraries' own ends take seconds
+    raise typer.Exit(code)
+
+
+def _run(
+    study: Study,
+    base: Path,
+    output: Path,
+    slots: int | None,
+    uri: str,
+    interruption: Interruption,
+    address: str | None,
+    screen: Screen,
+) -> int | None:
+    """Run a study and report it; its exit code, None where it was interrupted."""
+    from analysis.io.text import one_line, redact
+    from tune import sweep as runner
+    from tune.study.study import check_address
+    from tune.tracking.tracker import finish
+
+    run = runner.sweep(
+        study,
+        base,
+        output,
+        slots=slots,
+        tracking_uri=None if uri == "none" else uri,
+        listen=screen.ended,
+        interruption=interruption,
+        warn=screen.warn,
+        address=check_address(address) if address else None,
+        watch=screen.watch,
+    )
+    if not run.stages.finished:
+        return None
+    if run.stages.hopeless:
+        reason = next(record.reason for record in run.records.values() if record.reason)
+        typer.echo(
+            "No search trial could be trained, so there is nothing to compare. The first said: "
+            f"{one_line(redact(reason))}",
+            err=True,
+        )
+        return UNDECIDED
+    verdict = show_verdict(study, run.folder, "" if uri == "none" else ui_command(uri))
+    if run.tracker and (owed := finish(run.tracker, verdict)):
+        typer.echo(owed, err=True)
+    return DONE if _concluded(verdict) else UNDECIDED
+
+
+def show_verdict(study: Study, folder: Path, browse: str) -> dict[str, Any]:
+    """Write the report of a study, print its verdict and the next steps; the object of verdict.json."""
+    from rich.console import Console
+
+    from analysis.report import build as reports
+    from tune.cli.next_steps import next_steps
+
+    reports.build(folder)
+    verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
+    Console().print(reports.terminal_table(verdict))
+    for number, step in enumerate(next_steps(verdict, study, str(folder / "report.html"), browse), 1):
+        typer.echo(f"{number}. {step}")
+    return verdict
+
+
+def _concluded(verdict: dict[str, Any]) -> bool:
+    rows = [row for row in verdict["comparisons"] if row["arm"] != (verdict["sensitivity"] or {}).get("floor")]
+    return not all(row["verdict"].startswith(("not testable", "undecided")) for row in rows)

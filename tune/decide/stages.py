@@ -1,0 +1,231 @@
+"""The stages of a study: search, calibrate, confirm (what to train next, and what was decided).
+
+Nothing here trains or waits. `next_cell` gives a cell that may start now, `complete` takes its result, and both depend
+on the study and the results alone, so that replaying a ledger leads to the same cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from analysis.stats.optimum import Optimum, optima
+from analysis.stats.pairs import differences
+from tune.decide.search import ArmSearch
+from tune.run.ledger import Cell
+from tune.study.study import Study, digest
+
+SEARCH_SEED = 1
+FIRST_SELECTION_SEED = 11  # calibrate: 11, 12, ...
+
+
+class Stages:
+    """The study's state. `decided` is called with each decision between stages (for the ledger)."""
+
+    def __init__(
+        self, study: Study, decided: Callable[..., Any], suggested: dict[tuple[str, int], dict[str, float]]
+    ) -> None:
+        """`suggested`: configurations that an earlier run of the study recorded, by (arm, number)."""
+        self.study, self._decided, self._suggested = study, decided, suggested
+        self.stage = "search"
+        self.search = {arm: ArmSearch(arm, study.space(arm), study.search) for arm in study.arms}
+        self.grid: list[float] = []
+        self.chosen: dict[str, dict[str, float]] = {}
+        self.grid_capped = False
+        self.hopeless = False  # no search trial of any arm could be trained: there is nothing to compare
+        self._pending: deque[Cell] = deque()
+        self._open: set[str] = set()
+        self._losses: dict[tuple[str, float, int], float] = {}
+        self._best: dict[str, dict[str, float]] = {}
+        self._confirmed: dict[tuple[str, int], float] = {}  # by arm and seed; NaN where a machine failed
+        self._planned = 0  # confirm seeds handed out or waiting
+
+    # --- what to train next ---
+
+    def next_cell(self) -> Cell | None:
+        """A cell that may start now; None while the next one depends on cells that still run (or none is left)."""
+        cell = self._next_search() if self.stage == "search" else self._pending.popleft() if self._pending else None
+        if cell:
+            self._open.add(cell.key)
+        return cell
+
+    @property
+    def finished(self) -> bool:
+        """Whether every cell of the study has ended."""
+        return self.stage == "done"
+
+    def remaining(self) -> int:
+        """Cells not ended yet in this stage and the ones that may follow; a sequential rule may stop before its cap."""
+        arms, confirm = len(self.study.arms), self.study.confirm.looks[-1] if self.study.runs("confirm") else 0
+        if self.stage == "search":
+            ended = sum(search.ended for search in self.search.values())
+            grid = self.study.calibrate.points * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
+            return arms * (self.study.search.trials_per_arm + grid + confirm) - ended
+        if self.stage == "done":
+            return 0
+        return len(self._pending) + len(self._open) + arms * (confirm - self._planned)
+
+    def _next_search(self) -> Cell | None:
+        ready = [search for search in self.search.values() if search.may_suggest()]
+        if not ready:
+            return None
+        search = min(ready, key=lambda search: search.asked)  # arms take turns
+        index, config = search.suggest(self._suggested.get((search.arm, search.asked)))
+        return self._cell("search", search.arm, index, SEARCH_SEED, config)
+
+    @staticmethod
+    def _cell(stage: str, arm: str, index: int, seed: int, config: dict[str, float]) -> Cell:
+        return Cell(stage, arm, index, seed, config, digest(config))
+
+    # --- what came of it ---
+
+    def should_stop(self, cell: Cell, fraction: float, loss: float) -> bool:
+        """Whether a search trial is stopped early; calibrate and confirm trials never are."""
+        return cell.stage == "search" and self.search[cell.arm].should_stop(cell.index, fraction, loss)
+
+    def complete(self, cell: Cell, outcome: str, loss: float, step: int) -> None:
+        """Take a cell's result: its outcome, loss (nats; infinite where infeasible) and last step.
+
+        The loss is the last validation loss, of a confirm trial the test loss, which the verdict is computed on.
+        """
+        self._open.discard(cell.key)
+        if cell.stage == "search":
+            self.search[cell.arm].finish(cell.index, outcome, loss, step)
+            if all(search.done for search in self.search.values()):
+                self.hopeless = not any(search.feasible for search in self.search.values())
+                self._after_search()
+        elif cell.stage == "calibrate":
+            self._losses[cell.arm, cell.config["lr"], cell.seed] = loss if outcome == "completed" else math.inf
+            if not self._pending and not self._open:
+                self._after_grid()
+        else:
+            lost = math.nan if outcome == "failed" else math.inf
+            self._confirmed[cell.arm, cell.seed] = loss if outcome == "completed" else lost
+            if not self._pending and not self._open:
+                self._after_look()
+
+    def _after_search(self) -> None:
+        self._best = {arm: search.best() for arm, search in self.search.items()}
+        if self.hopeless:
+            self.stage = "done"
+        elif self.study.runs("calibrate"):
+            self._begin_calibrate()
+        else:
+            self._choose()
+
+    # --- calibrate ---
+
+    def _begin_calibrate(self) -> None:
+        self.stage = "calibrate"
+        settings = self.study.calibrate
+        centre = geometric_mean([config["lr"] for config in self._best.values()])
+        self.grid = geometric_grid(centre, settings.points, settings.spacing)
+        self._decided("grid", grid=self.grid, best=self._best)
+        self._plan_grid(self.grid)
+
+    def _plan_grid(self, rates: list[float]) -> None:
+        seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self.study.calibrate.seeds)
+        for seed in seeds:
+            for rate in rates:
+                for arm, best in self._best.items():
+                    config = {**best, "lr": rate}
+                    self._pending.append(self._cell("calibrate", arm, self.grid.index(rate), seed, config))
+
+    def grid_mean(self, arm: str, rate: float) -> float:
+        """Mean validation loss of an arm at one learning rate of the grid; infinite where a seed was infeasible."""
+        losses = [loss for (a, r, _), loss in self._losses.items() if a == arm and r == rate]
+        return math.fsum(losses) / len(losses) if losses else math.inf  # whatever the order in which they ended
+
+    def _best_point(self, arm: str) -> int:
+        return min(range(len(self.grid)), key=lambda point: self.grid_mean(arm, self.grid[point]))
+
+    def _after_grid(self) -> None:
+        """Extend the grid for all arms at each end where an arm's optimum lies, or go on to confirm."""
+        points = {self._best_point(arm) for arm in self.study.arms}
+        spacing, room = self.study.calibrate.spacing, self.study.calibrate.max_points - len(self.grid)
+        new = [self.grid[0] / spacing] if 0 in points else []
+        new += [self.grid[-1] * spacing] if len(self.grid) - 1 in points else []
+        if new and room > 0:
+            new = new[:room]
+            self.grid = sorted(self.grid + new)
+            self._decided("grid", grid=self.grid, best=self._best)
+            self._plan_grid(new)
+            return
+        self.grid_capped = bool(new)
+        self._choose()
+
+    # --- confirm ---
+
+    def _optima(self) -> dict[str, Optimum]:
+        """The optimum of every arm that could be trained on all selection seeds somewhere on the grid."""
+        seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self.study.calibrate.seeds)
+        tables = {arm: [[self._losses[arm, rate, seed] for seed in seeds] for rate in self.grid] for arm in self._best}
+        return optima(
+            self.grid,
+            {arm: np.array(rows) for arm, rows in tables.items() if np.isfinite(rows).all(axis=1).any()},
+        )
+
+    def _choose(self) -> None:
+        """Give each arm its configuration and go on to the confirm stage, where the study has one."""
+        self.stage = "confirm" if self.study.runs("confirm") else "done"
+        found = self._optima() if self.grid else {}
+        for arm, best in self._best.items():
+            if not self.grid:
+                self.chosen[arm] = best
+                self._decided("chosen", arm=arm, config=best, config_key=digest(best), grid_best=None, at_edge=False)
+                continue
+            point = self._best_point(arm)
+            rate = self.grid[point]
+            if self.study.calibrate.choice == "fit" and arm in found:
+                rate = float(f"{found[arm].rate:.4g}")  # the last bits of a fit depend on the machine
+            self.chosen[arm] = {**best, "lr": rate}
+            self._decided(
+                "chosen",
+                arm=arm,
+                config=self.chosen[arm],
+                config_key=digest(self.chosen[arm]),
+                grid_best=self.grid[point],
+                at_edge=point in (0, len(self.grid) - 1),
+            )
+        if self.stage == "confirm":
+            self._plan_confirm(self.study.confirm.looks[0])
+
+    def _plan_confirm(self, seeds: int) -> None:
+        """Bring the confirm seeds of every arm up to `seeds`."""
+        first = self.study.confirm.first_seed  # never used before
+        for seed in range(first + self._planned, first + seeds):
+            for arm, config in self.chosen.items():
+                self._pending.append(self._cell("confirm", arm, 0, seed, config))
+        self._planned = seeds
+
+    def _after_look(self) -> None:
+        """Stop when every arm is decided or the cap is reached, or go on to the next look."""
+        confirm = self.study.confirm
+        later = [n for n in confirm.looks if n > self._planned]
+        if not later or not self._undecided():
+            self.stage = "done"
+        else:
+            self._plan_confirm(later[0])
+
+    def _undecided(self) -> list[str]:
+        from analysis.stats.sequential import undecided  # its libraries take seconds to load
+
+        confirm, baseline = self.study.confirm, self.study.baseline
+        seeds = range(confirm.first_seed, confirm.first_seed + self._planned)
+        losses = {arm: np.array([self._confirmed[arm, seed] for seed in seeds]) for arm in self.chosen}
+        pairs = {arm: differences(losses[baseline], loss) for arm, loss in losses.items() if arm != baseline}
+        return undecided(pairs, confirm.rule, confirm.looks, confirm.level, confirm.correction)
+
+
+def geometric_grid(centre: float, points: int, spacing: float) -> list[float]:
+    """`points` learning rates around `centre`, neighbours a factor `spacing` apart, ascending."""
+    return [centre * spacing ** (i - (points - 1) / 2) for i in range(points)]
+
+
+def geometric_mean(values: list[float]) -> float:
+    """exp(mean(log(values)))."""
+    return math.exp(sum(map(math.log, values)) / len(values))

@@ -1,0 +1,101 @@
+"""A plan as text: tables on the terminal, or one JSON object."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tune.plan.space import readable
+
+FORMS = ("terminal", "json")
+
+
+def spread_text(span: Sequence[float], form: Any) -> str:
+    """`expected (least - most)`, or one number where all print alike. `form`: a number format, or a function."""
+    least, expected, most = (form(value) if callable(form) else format(value, form) for value in span)
+    return expected if least == most else f"{expected} ({least} - {most})"
+
+
+def amount(value: float) -> str:
+    """A large number with a unit: k, M, G, T, P, E (powers of 1,000)."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if value < 1000:
+            return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}E"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as s, min, h or days."""
+    for size, unit, below in ((1, "s", 120), (60, "min", 7_200), (3_600, "h", 172_800)):
+        if seconds < below:
+            return f"{seconds / size:.0f} {unit}" if unit == "s" else f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86_400:.1f} days"
+
+
+def show(plan: dict[str, Any], form: str) -> str:
+    """The plan in one of `FORMS`."""
+    if form == "json":
+        return json.dumps(plan, indent=1, allow_nan=False)
+    from rich.console import Console
+
+    out = io.StringIO()
+    console = Console(file=out, width=110, highlight=False)
+    console.print(_work(plan))
+    for line in _lines(plan):
+        console.print(line, markup=False, soft_wrap=True)
+    return out.getvalue().rstrip("\n")
+
+
+def _work(plan: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{plan['study']}: expected (least - most)", title_justify="left")
+    for column in ("stage", "arm", "cells", "tokens", "FLOPs"):
+        table.add_column(column, justify="left" if column in ("stage", "arm") else "right")
+    forms: tuple[tuple[str, Any], ...] = (("cells", ".3g"), ("tokens", amount), ("flops", amount))
+    for row in plan["work"]:
+        table.add_row(row["stage"], row["arm"], *(spread_text(row[name], form) for name, form in forms))
+    table.add_section()
+    table.add_row("all", "", *(spread_text(plan["total"][name], form) for name, form in forms))
+    return table
+
+
+def _lines(plan: dict[str, Any]) -> list[str]:
+    seconds, memory = plan["seconds"], plan["memory"]
+    disk = {name: parts for name, parts in plan["disk"].items() if name != "corpus"}
+    rates = ", ".join(f"{arm} {amount(rate)}" for arm, rate in plan["speeds"].items())
+    stages = ", ".join(f"{name} {spread_text(seconds[name], duration)}" for name in ("search", "calibrate", "confirm"))
+    sizes = ", ".join(f"{name} {readable(parts[1])}" for name, parts in disk.items())
+    whole = [sum(parts[i] for parts in disk.values()) for i in range(3)]
+    corpus = plan["disk"]["corpus"]
+    slot = sum(memory.values())
+    lines = [
+        f"Time:   {spread_text(seconds['wall'], duration)} on {plan['slots']} slot{'s' * (plan['slots'] > 1)}; "
+        f"expected end {plan['expected_end']}",
+        f"        {stages}; start {duration(seconds['start'] + seconds['slot'])}, report {duration(seconds['end'])}",
+        f"        from {plan['hours_from']}",
+        f"        tokens/s a slot: {rates}",
+        f"Disk:   {spread_text(whole, readable)}: {sizes}" + (f"; token cache {readable(corpus)}" if corpus else ""),
+        f"Memory: {readable(slot)} a slot, {readable(slot * plan['slots'])} for all: "
+        + ", ".join(f"{name} {readable(part)}" for name, part in memory.items()),
+        *_power(plan["power"], plan["noise_from"]),
+    ]
+    return lines + [f"Note:   {note}" for note in plan["notes"]]
+
+
+def _power(power: dict[str, Any] | None, source: str | None) -> list[str]:
+    if power is None:
+        return [
+            "Power:  not known without the noise: give --noise STUDY (an earlier study) or a percentage, as 0.3%",
+            "        (docs/plan.md lists the noise of the published studies)",
+        ]
+    needed = f"{power['needed']} seeds" if power["needed"] else "more than 10,000 seeds"
+    return [
+        f"Power:  {power['power']:.0%} to see a difference of {power['effect']:.2%} of the baseline's loss, with "
+        f"{power['seeds']:.3g} seeds at level {power['level']:.3g} ({power['level_is']})",
+        f"        80%: for a difference of {power['smallest']:.2%}; or for {power['effect']:.2%} with {needed}",
+        f"        noise: paired differences have a standard deviation of {power['noise']:.2%} of the loss; {source}",
+    ]

@@ -1,0 +1,279 @@
+"""What a study will cost, before anything of it runs: cells, tokens, FLOPs, hours, disk, memory, and its power.
+
+Nothing of the study is written. The packed corpus goes into the shared token cache, where the study will look for it;
+a long model's compiled code goes beside it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tune.backend.cluster import side_by_side
+from tune.plan.power import confirm_power, percentage, study_noise
+from tune.plan.probe import Calibration, ProbeError, Speed, probe
+from tune.plan.space import disk_parts, largest, measured, memory_parts, readable, vocabulary
+from tune.plan.time import (
+    DEVICES,
+    Overheads,
+    check_utilisation,
+    device_speeds,
+    scaled_overheads,
+    stage_seconds,
+    wall_seconds,
+)
+from tune.plan.work import arm_model, confirm_seeds, example, total, work
+from tune.study.arm import OWN_GATE
+from tune.study.study import Study, StudyError, trial_spec
+
+MEASURE = "measure"
+PROBE_SECONDS = 10.0
+SPLITS = ("train", "validation", "test")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str | None]:
+    """The packed corpus, made in the shared cache where its text is on this machine; else None and a line that says so.
+
+    Nothing is downloaded: a hub corpus or a hub tokenizer counts as on this machine where an earlier run left it.
+    """
+    remote = study.corpus.hub is not None or study.tokenizer.pretrained or study.tokenizer.path
+    if remote:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries are imported
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    from pagating.data.corpus import CorpusError
+    from tune.sweep import packed_corpus
+
+    try:
+        return packed_corpus(study, output, base), None
+    except CorpusError as error:
+        if not remote:
+            raise
+        return None, f"corpus: not on this machine, planned from the study file's sizes ({error})"
+
+
+def stand_in(folder: Path, vocab_size: int, tokens: int, lines: bool = False) -> Path:
+    """A corpus of random tokens, packed or of lines: what a trial costs does not depend on the text."""
+    import numpy as np
+    from tokenizers import ByteLevelBPETokenizer
+
+    from pagating.data.corpus import ROW_DTYPE, meta_digest, rows_file
+
+    draw = np.random.default_rng(0)
+    for split in SPLITS:
+        draw.integers(0, vocab_size, tokens, dtype=np.uint32).tofile(folder / f"{split}.bin")
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(["a plan without its text\n"], vocab_size=300, show_progress=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    counts = {split: {"tokens": tokens, "bytes": 4 * tokens} for split in SPLITS}
+    meta: dict[str, Any] = {"dtype": "uint32", "vocab_size": vocab_size, "splits": counts}
+    if lines:
+        ends = np.arange(0, tokens + 1, 64, dtype=ROW_DTYPE)
+        for split in SPLITS:
+            np.stack([ends[:-1], ends[1:]], 1).tofile(folder / rows_file(split))
+            counts[split]["rows"] = len(ends) - 1
+        meta["pad"] = 0
+    (folder / "corpus.json").write_text(json.dumps({**meta, "digest": meta_digest(meta)}), encoding="utf-8")
+    return folder
+
+
+def calibrate(
+    study: Study, base: Path, corpus: Path | None, vocab_size: int, slots: int
+) -> tuple[Calibration, list[str]]:
+    """Calibration on this machine, as many processes as fit; and what was held back, in words.
+
+    `base`: the study file's folder, from which a gate of the user's own is loaded. Raises StudyError where no trial
+    fits into memory, ProbeError where a process fails.
+    """
+    import psutil
+
+    models = {arm: arm_model(study, arm, vocab_size) for arm in study.arms}
+    need = sum(memory_parts(study, largest(study, vocab_size), vocab_size, measured()["worker_mb"]).values())
+    room, cores = psutil.virtual_memory().available, usable_cores()
+    processes = min(slots, max(1, cores // study.resources.cpus), int(room // need))
+    if not processes:
+        raise StudyError(
+            f"a trial needs about {readable(need)} of memory and {readable(room)} are free here: no calibration; "
+            f"give --hours-from {', '.join(DEVICES)}"
+        )
+    notes = []
+    if processes < slots:
+        notes.append(f"calibrated with {processes} trials side by side, as many as this machine holds, not {slots}")
+    with tempfile.TemporaryDirectory(prefix="pagating-plan-") as scratch:
+        if corpus is None:
+            tokens = max(1 << 16, 4 * study.model.n_ctx)
+            corpus = stand_in(Path(scratch), vocab_size, tokens, study.corpus.rows == "lines")
+        trials = {arm: arm_example(study, arm, base, corpus) for arm in study.arms}
+        flops = {arm: model.flops_per_token for arm, model in models.items()}
+        return probe(trials, flops, processes, PROBE_SECONDS), notes
+
+
+def arm_example(study: Study, arm: str, base: Path, corpus: Path) -> dict[str, Any]:
+    """Arguments of a `Trial` of an arm, at the lowest learning rate; `base`: the study file's folder, for own gates."""
+    config = {**example(study, arm), "lr": _lowest_rate(study)}
+    spec = trial_spec(study, arm, config, 1, corpus, test=False)
+    spec.pop("pretrained", None)  # what a step costs does not depend on the weights
+    if spec["unit"] and OWN_GATE.fullmatch(spec["unit"].get("gate") or ""):
+        spec["unit"] = {**spec["unit"], "gate": str(base.resolve() / spec["unit"]["gate"])}
+    return spec
+
+
+def _lowest_rate(study: Study) -> float:
+    where = study.nuisance["lr"]
+    return min(where.choice or where.loguniform or where.uniform or [1e-3])
+
+
+def make_plan(
+    study: Study,
+    corpus: Path | None,
+    *,
+    slots: int,
+    speeds: Mapping[str, Speed],
+    overheads: Overheads,
+    calibration: Calibration | None = None,
+    effect: float = 0.005,
+    noise: float | None = None,
+) -> dict[str, Any]:
+    """Every figure of the plan as one JSON object; a span is [least, expected, most]. Pure, but for the corpus's meta.
+
+    `overheads`: seconds beside training; `effect`, `noise`: shares of the baseline's loss.
+    """
+    from pagating.data.corpus import read_meta
+
+    meta = read_meta(corpus) if corpus else None
+    vocab_size = meta["vocab_size"] if meta else vocabulary(study)
+    models = {arm: arm_model(study, arm, vocab_size) for arm in study.arms}
+    n_ctx = study.model.n_ctx
+    windows = {split: (held["tokens"] - 1) // n_ctx for split, held in meta["splits"].items()} if meta else None
+    power = confirm_power(study, effect, noise) if noise is not None and study.runs("confirm") else None
+    seeds = confirm_seeds(study, power["study_seeds"] if power else None)
+    rows = work(study, models, seeds, windows)
+    stages = stage_seconds(
+        study, speeds, slots, seeds, overheads.cell, calibration.rows_seconds if calibration else 0.0
+    )
+    seconds = wall_seconds(stages, overheads, calibration.spread if calibration else 0.0)
+    biggest, cells = largest(study, vocab_size), total(rows, "cells")
+    parts = [disk_parts(study, n, slots, biggest) for n in cells]
+    disk = {name: [part[name] for part in parts] for name in parts[0]}
+    base_mb = calibration.base_mb if calibration else measured()["worker_mb"]
+    return {
+        "study": study.name,
+        "question": study.question,
+        "slots": slots,
+        "work": [
+            {"stage": row.stage, "arm": row.arm, "cells": row.cells, "tokens": row.tokens, "flops": row.flops}
+            for row in rows
+        ],
+        "total": {name: total(rows, name) for name in ("cells", "tokens", "flops")},
+        "models": {arm: asdict(model) for arm, model in models.items()},
+        "speeds": {arm: speed.tokens_per_second for arm, speed in speeds.items()},
+        "seconds": {**stages, "start": overheads.start, "slot": overheads.slot, "end": overheads.end, "wall": seconds},
+        "disk": {**disk, "corpus": _corpus_bytes(corpus)},
+        "memory": memory_parts(study, biggest, vocab_size, base_mb),
+        "power": power,
+    }
+
+
+def _corpus_bytes(corpus: Path | None) -> int | None:
+    return sum(path.stat().st_size for path in corpus.iterdir() if path.is_file()) if corpus else None
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def run(
+    config: Path,
+    output: Path,
+    *,
+    slots: int | None,
+    hours_from: str,
+    utilisation: float,
+    effect: str,
+    noise: str | None,
+    form: str,
+) -> str:
+    """The plan of a study file as text. Raises StudyError or CorpusError: one line."""
+    from tune.plan.page import FORMS, show
+    from tune.study.study import load
+
+    study, share = load(config), percentage(effect, "--effect")
+    if form not in FORMS:
+        raise StudyError(f"--format {form}: allowed: {', '.join(FORMS)}")
+    spread, source = _noise(noise, output)
+    cores = usable_cores()
+    wanted = slots or max(1, cores // study.resources.cpus)
+    if hours_from != MEASURE and hours_from not in DEVICES:
+        raise StudyError(f"--hours-from {hours_from}: allowed: {MEASURE}, {', '.join(DEVICES)}")
+    check_utilisation(utilisation)
+    corpus, missing = corpus_of(study, output, config.parent)
+    notes = ([missing] if missing else []) + idle_slots(study, wanted)
+    from pagating.data.corpus import read_meta
+
+    vocab_size = read_meta(corpus)["vocab_size"] if corpus else vocabulary(study)
+    calibration: Calibration | None = None
+    if hours_from == MEASURE:
+        try:
+            calibration, held = calibrate(study, config.parent, corpus, vocab_size, wanted)
+        except ProbeError as error:
+            raise StudyError(f"{config}: {error}") from error
+        notes += held
+        speeds = calibration.speeds
+        how = f"{PROBE_SECONDS:.0f} s of training on this machine, {calibration.processes} side by side"
+    else:
+        models = {arm: arm_model(study, arm, vocab_size) for arm in study.arms}
+        speeds = device_speeds(hours_from, study, models, utilisation)
+        peak = DEVICES[hours_from][study.fixed.precision]
+        assumed = f"{peak:g} TFLOP/s in {study.fixed.precision} x {utilisation:.0%} assumed utilisation"
+        how = f"{hours_from}, one a slot: {assumed}"
+    overheads = scaled_overheads(measured(), calibration)
+    plan = make_plan(
+        study,
+        corpus,
+        slots=wanted,
+        speeds=speeds,
+        overheads=overheads,
+        calibration=calibration,
+        effect=share,
+        noise=spread,
+    )
+    end = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=plan["seconds"]["wall"][1])
+    plan |= {"hours_from": how, "noise_from": source, "expected_end": end.isoformat(timespec="minutes"), "notes": notes}
+    return show(plan, form)
+
+
+def idle_slots(study: Study, slots: int) -> list[str]:
+    """A note where the search cannot keep all slots busy, with what would; none where it can."""
+    busy, arms = side_by_side(study, "search"), len(study.arms)
+    fills = min(math.ceil(slots / arms), study.search.trials_per_arm)
+    if "search" not in study.stages or busy >= slots or fills <= study.search.parallel:
+        return []
+    return [
+        f"search: {busy} of {slots} slots can be busy, as an arm's trials follow each other; search.parallel: {fills} "
+        f"keeps {min(slots, arms * fills)} busy, and shows each suggestion {fills - 1} fewer"
+    ]
+
+
+def _noise(noise: str | None, output: Path) -> tuple[float | None, str | None]:
+    """Noise from a percentage, or from a study's folder or name; None where none was given."""
+    if noise is None:
+        return None, None
+    for folder in (Path(noise), output / noise):
+        if (folder / "study.yaml").is_file():
+            value, each = study_noise(folder)
+            return value, f"{folder} ({', '.join(f'{arm} {sd:.2%}' for arm, sd in each.items())})"
+    if not noise.strip().endswith("%"):
+        raise StudyError(
+            f"--noise {noise}: no study of that name in {output} and no percentage; allowed: a study or such as 0.3%"
+        )
+    return percentage(noise, "--noise"), "given"

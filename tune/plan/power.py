@@ -1,0 +1,108 @@
+"""What the confirm stage of a study can see: power, smallest effect, seeds, from the noise of an earlier study."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tune.study.study import Study, StudyError
+
+SIMULATED = 200  # studies of a sequential rule
+TARGET = 0.8  # power that is called enough
+
+
+def percentage(text: str, option: str) -> float:
+    """A share from text such as 0.5%. Raises StudyError for anything else, zero and below included."""
+    number = text.strip().removesuffix("%").strip()
+    try:
+        value = float(number) if text.strip().endswith("%") else math.nan
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise StudyError(f"{option} {text}: allowed: a percentage of the baseline's loss above 0, such as 0.5%")
+    return value / 100
+
+
+def study_noise(folder: Path) -> tuple[float, dict[str, float]]:
+    """Standard deviation of the paired differences in a study's confirm trials, over the baseline's mean loss.
+
+    The pooled value (root mean square over the arms but the floor, weighted by degrees of freedom), and that of each
+    arm. Seeds on which either run diverged are left out. Raises StudyError where no arm has two pairs left.
+    """
+    from analysis.io.study import TableError, load
+    from analysis.stats.pairs import pair
+
+    try:
+        study = load(folder)
+    except TableError as error:
+        raise StudyError(f"--noise {folder}: {error}") from error
+    losses = study.losses()
+    squares, freedom, each = 0.0, 0, {}
+    for arm in study.arms:
+        if arm == study.baseline:
+            continue
+        pairs = pair(losses, study.baseline, arm)
+        differences = pairs.differences[pairs.complete]
+        if len(differences) < 2:
+            continue
+        relative = differences / pairs.baseline[pairs.complete].mean()
+        each[arm] = float(relative.std(ddof=1))
+        if arm != study.floor:
+            squares, freedom = squares + each[arm] ** 2 * (len(differences) - 1), freedom + len(differences) - 1
+    if not freedom or not squares > 0:
+        raise StudyError(f"--noise {folder}: no arm but the floor has two confirm seeds that differ; give a percentage")
+    return math.sqrt(squares / freedom), each
+
+
+def first_level(study: Study) -> float:
+    """Level of Holm's first step, Bonferroni's: the worst that an arm may meet. The floor is in the family."""
+    comparisons = len(study.arms) - 1
+    return study.confirm.level / (comparisons if study.confirm.correction == "holm" else 1)
+
+
+def confirm_power(study: Study, effect: float, noise: float) -> dict[str, Any]:
+    """Power to see `effect`, smallest effect seen with a power of 80%, and seeds for `effect`, at `first_level`.
+
+    `effect`, `noise` (sd of the paired differences): over the baseline's loss. Fixed rule: the paired t test,
+    `analysis.stats.power`. A sequential rule is simulated on normal differences: `power`, `seeds` (mean number until an
+    arm with the effect is decided) and `study_seeds` (until all arms but the floor are, each with the effect);
+    `smallest` and `needed` are those of a fixed number of seeds, the rule's cap.
+    """
+    from analysis.stats.power import detectable_d_z, power, seeds_needed
+
+    level, cap = first_level(study), study.confirm.looks[-1]
+    found: dict[str, Any] = {
+        "effect": effect,
+        "noise": noise,
+        "level": level,
+        "level_is": "Holm's first step" if study.confirm.correction == "holm" else "no correction",
+        "seeds": float(cap),
+        "study_seeds": float(cap),
+        "power": power(effect / noise, cap, level),
+        "smallest": detectable_d_z(cap, level, TARGET) * noise,
+        "needed": seeds_needed(effect / noise, 0.0, level, level, TARGET),
+    }
+    if study.confirm.rule != "fixed":
+        found |= _sequential(study, effect / noise, level)
+    return found
+
+
+def _sequential(study: Study, d_z: float, level: float) -> dict[str, float]:
+    """Share of simulated arms that a sequential rule decides, and mean seeds until one arm, and all arms, are."""
+    from analysis.stats.sequential import path
+
+    confirm, draw = study.confirm, np.random.default_rng(0)
+    arms = sum(not (arm.baseline or arm.floor) for arm in study.arms.values())
+    cap = confirm.looks[-1]
+    stops = np.full((SIMULATED, max(1, arms)), np.inf)
+    for one in np.ndindex(*stops.shape):
+        rows = path(draw.normal(d_z, 1.0, cap), confirm.rule, confirm.looks, confirm.level)
+        stops[one] = min((row["n"] for row in rows if row["p_anytime"] <= level), default=np.inf)
+    return {
+        "power": float(np.isfinite(stops).mean()),
+        "seeds": float(np.minimum(stops, cap).mean()),
+        "study_seeds": float(np.minimum(stops.max(1), cap).mean()),
+    }

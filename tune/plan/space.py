@@ -1,0 +1,190 @@
+"""What a study needs of a machine: disk and memory, from its sizes, and whether the disk has it.
+
+Bytes that follow from the code are counted by writing one sample of each record; what other libraries write (MLflow's
+store, Ray's logs, the figures) is taken from `measured.json`, which `benchmarks/plan_accuracy.py --record` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tune.plan.work import Model, arm_model, confirm_seeds, evaluations, example, grid_points
+from tune.run.ledger import COST, FINAL, Cell
+from tune.study.arm import GLU_UNITS, Arm
+from tune.study.study import Study, StudyError, digest
+
+GPT2_VOCABULARY = 50_257  # of every published GPT-2
+WEIGHT, MOMENTS, GRADIENT = 4, 8, 4  # bytes a parameter: float32, AdamW's two moments, the gradient
+CHECKPOINTS = 2  # kept of a trial that runs; a third exists while it is written
+PARQUET_COLUMN = 400  # bytes of a column beside its values: schema, statistics, page headers, what repeats
+
+
+@cache
+def measured() -> dict[str, Any]:
+    """What the benchmark recorded: seconds, MiB and bytes of the parts that no formula gives."""
+    return json.loads((Path(__file__).parent / "measured.json").read_text(encoding="utf-8"))
+
+
+def vocabulary(study: Study) -> int:
+    """Tokens of the vocabulary, from the study file alone: a tokenizer that is not trained is taken for GPT-2's."""
+    own = study.tokenizer.pretrained or study.tokenizer.path
+    return GPT2_VOCABULARY if own else study.tokenizer.vocab_size
+
+
+def largest(study: Study, vocab_size: int) -> Model:
+    """The arm with the most parameters."""
+    return max((arm_model(study, arm, vocab_size) for arm in study.arms), key=lambda model: model.parameters)
+
+
+def most_cells(study: Study) -> int:
+    """Cells of a study whose grid is fully extended and whose rule goes to its last look."""
+    grid = grid_points(study)[2] * study.calibrate.seeds
+    return len(study.arms) * (study.search.trials_per_arm + int(grid) + int(confirm_seeds(study)[2]))
+
+
+# --- disk ------------------------------------------------------------------------------------------------------------
+
+NUMBER = 0.12345678901234567  # as long as a float gets in JSON, but for an exponent
+
+
+def ledger_cell_bytes(study: Study) -> float:
+    """Bytes of the ledger for one cell that is trained to its end: suggestion, start, reports, end.
+
+    The mean over arms; an arm that learns its alphas writes one a layer into each report.
+    """
+    total = 0
+    for arm, settings in study.arms.items():
+        config = dict.fromkeys(example(study, arm), NUMBER)
+        cell = Cell("calibrate", arm, 0, 11, config, digest(config))
+        row: dict[str, Any] = {"step": study.fixed.tokens // study.fixed.batch_tokens, "tokens": study.fixed.tokens}
+        row |= dict.fromkeys(("val_nll", "train_nll", "lr", "grad_norm", "tokens_per_second"), NUMBER)
+        if study.corpus.rows == "lines":
+            row["padded_nll"] = NUMBER
+        row["alpha"] = [NUMBER] * (study.mlps if settings.learns_alpha else 0)
+        final = dict.fromkeys((*FINAL, "alpha", "test_nll", *COST), NUMBER)
+        base = {"time": 1234567890.123, "cell": cell.key}
+        events = [
+            {"event": "suggested", **base, "stage": cell.stage, "arm": arm, "index": 0, "seed": cell.seed}
+            | {"config": config, "config_key": cell.config_key},
+            {"event": "started", **base},
+            {"event": "ended", **base, "outcome": "completed", "final": final, "reason": None},
+        ]
+        reports = evaluations(study) * _line_bytes({"event": "report", **base, "row": row})
+        total += reports + sum(_line_bytes(event) for event in events)
+    return total / len(study.arms)
+
+
+def _line_bytes(event: dict[str, Any]) -> int:
+    return len(json.dumps(event, separators=(",", ":"))) + len(',"crc":"01234567"') + len("\n")
+
+
+def disk_parts(study: Study, cells: float, slots: int, model: Model) -> dict[str, float]:
+    """Bytes that `cells` trained cells leave, by part; `checkpoints` stand only while trials run, unless kept."""
+    looks = evaluations(study)
+    reports = cells * looks
+    learning = [arm for arm in study.arms.values() if arm.learns_alpha]
+    layers = study.mlps if learning else 0
+    alphas = layers * len(learning) / len(study.arms)
+    finals = len(FINAL) + len(COST)
+    found = measured()
+    metrics = reports * (5 + alphas) + cells * (finals + 3)
+    return {
+        "ledger": cells * ledger_cell_bytes(study),
+        "tables": 8 * (reports * (5 + alphas) + cells * finals) + PARQUET_COLUMN * (36 + finals + 2 * layers),
+        "report": len(study.arms) * found["report_arm_bytes"],
+        "ray": cells * found["ray_cell_bytes"],
+        "mlflow": found["mlflow_schema_bytes"]
+        + metrics * found["mlflow_metric_bytes"]
+        + cells * found["mlflow_run_bytes"],
+        "models": _models_kept(study, cells, slots) * WEIGHT * model.parameters,
+        "checkpoints": ((CHECKPOINTS + 1) * slots + CHECKPOINTS * cells * study.keep.checkpoints)
+        * (WEIGHT + MOMENTS)
+        * model.parameters,
+    }
+
+
+def _models_kept(study: Study, cells: float, slots: int) -> float:
+    """Models that stand at most: one an arm in the study's folder, its copy in MLflow, one that each slot leaves."""
+    if study.keep.models == "none" or not cells:
+        return 0.0
+    return min(len(study.arms), cells) + len(study.arms) + slots
+
+
+def disk_needed(study: Study, slots: int = 1, *, vocab_size: int | None = None, cells: int | None = None) -> int:
+    """Bytes that a study may still write, at most: ledger, tables, logs, report, MLflow, models, 3 checkpoints a slot.
+
+    cells: how many are still to be trained; None: all, with the grid fully extended and every look of the rule.
+    vocab_size: of the packed corpus; None: what the study file says. The packed corpus itself is not counted.
+    """
+    model = largest(study, vocab_size or vocabulary(study))
+    return round(sum(disk_parts(study, most_cells(study) if cells is None else cells, slots, model).values()))
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise StudyError where the file system of `folder` has fewer than `needed` bytes free. Writes nothing."""
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise StudyError(
+            f"{folder}: the study may need {readable(needed)} and {readable(free)} are free there; "
+            "free some space or give another --output"
+        )
+
+
+def readable(size: float) -> str:
+    """Bytes with a unit, powers of 1,024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+GATE_VALUES = {"pointwise": 4, "glu": 6, "projected": 12}  # by form
+
+
+def gate_values(arm: Arm) -> int:
+    """Values, in multiples of d_model, that the backward pass needs of an arm's gate, a token and layer.
+
+    pointwise: the gate; glu: its two inputs of 2/3 d_ff, the gate and the product, less than the stock MLP's 8;
+    projected: both projections and the gate, d_ff each.
+    """
+    if arm.gate is None and arm.unit is None:
+        return 0
+    return GATE_VALUES["glu" if arm.unit in GLU_UNITS else arm.form]
+
+
+def memory_parts(study: Study, model: Model, vocab_size: int, base_mb: float) -> dict[str, float]:
+    """Bytes of one slot by part: what a trial's process holds at its peak.
+
+    base: the interpreter with its libraries. state: weights, gradient and two moments, 16 bytes a parameter.
+    activations: of the N tokens whose gradient is taken at once, in float32, for each layer 18 d_model values that the
+    backward pass needs (norms 3, query, key and value 3, attention 3, MLP 9: 1 in, 4 before and 4 after the gate),
+    `gate_values` more, and the gradients of one layer; with attention written out (bfloat16 on a CPU) 3 squares
+    n_ctx x n_ctx a head. logits: three copies of a chunk, and the gradient by its inputs. Compiled trials need less.
+    Of BERT and T5 a sixth of the positions has logits, and no chunk of them. embedding: of the matrix that is both the
+    first and the last, one gradient more, from its other use, until the two are added; where the gradients of several
+    micro-batches are summed, both are there beside the sum.
+    """
+    from pagating.model.fused_loss import chunk_rows
+
+    size, tokens = study.model, study.fixed.micro_batch_tokens or study.fixed.batch_tokens
+    layer = (18 + max(map(gate_values, study.arms.values()))) * size.d_model * tokens
+    written_out = study.fixed.precision == "bfloat16" or study.task == "span"
+    square = 3 * tokens * size.n_ctx * size.n_head if written_out else 0
+    rows = chunk_rows(tokens, vocab_size) if study.task == "causal" else tokens // 5
+    more = 2 if tokens < study.fixed.batch_tokens else 1
+    return {
+        "base": base_mb * (1 << 20),
+        "state": float((WEIGHT + GRADIENT + MOMENTS) * model.parameters),
+        "activations": 4.0 * ((size.n_layer + 1) * layer + size.n_layer * square + 4 * size.d_model * tokens),
+        "logits": 4.0 * (3 * rows * vocab_size + 2 * size.d_model * tokens),
+        "embedding": 4.0 * more * vocab_size * size.d_model,
+    }

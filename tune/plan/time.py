@@ -1,0 +1,181 @@
+"""How long a study takes: its cells, laid on the slots in the order of its stages.
+
+Seconds of a cell come from a calibration on this machine (`tune.plan.probe`) or from a device's peak and an assumed
+utilisation; what is no training (the start, a worker's imports, what lies between two cells, the report) from
+`measured.json`, scaled by how fast this machine runs a fixed piece of Python.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tune.plan.probe import Calibration, Speed
+from tune.plan.work import (
+    Model,
+    Span,
+    evaluations,
+    grid_chances,
+    grid_points,
+    rung,
+    steps,
+    stopped,
+    validation_tokens,
+)
+from tune.study.study import Study, StudyError
+
+# peak of dense matrix products, TFLOP/s, by precision of the study; float32 without TF32. NVIDIA's data sheets
+DEVICES: dict[str, dict[str, float]] = {
+    "t4": {"float32": 8.1, "bfloat16": 8.1},  # no bfloat16 units
+    "v100": {"float32": 15.7, "bfloat16": 15.7},  # no bfloat16 units
+    "rtx4090": {"float32": 82.6, "bfloat16": 165.2},
+    "l4": {"float32": 30.3, "bfloat16": 121.0},
+    "a100": {"float32": 19.5, "bfloat16": 312.0},
+    "h100": {"float32": 67.0, "bfloat16": 989.0},
+    "h200": {"float32": 67.0, "bfloat16": 989.0},
+}
+UTILISATION = 0.3  # share of the peak that is assumed; a small model reaches far less
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """Seconds beside training: before the first cell starts, once a slot, between two cells, after the last cell."""
+
+    start: float
+    slot: float
+    cell: float
+    end: float
+
+
+def check_utilisation(share: float) -> None:
+    """Raise StudyError for a share outside (0, 1]."""
+    if not 0 < share <= 1:
+        raise StudyError(f"--utilisation {share}: it must lie in (0, 1]")
+
+
+def device_speeds(device: str, study: Study, models: Mapping[str, Model], utilisation: float) -> dict[str, Speed]:
+    """Speed of each arm on a named device: peak x utilisation / FLOPs a token. Raises StudyError for another name."""
+    if device not in DEVICES:
+        raise StudyError(f"--hours-from {device}: allowed: measure, {', '.join(DEVICES)}")
+    check_utilisation(utilisation)
+    rate = DEVICES[device][study.fixed.precision] * 1e12 * utilisation
+    evaluated = validation_tokens(study)
+    return {
+        arm: Speed(rate / model.flops_per_token, evaluated * model.flops_per_token / 3 / rate, 0.0)
+        for arm, model in models.items()
+    }
+
+
+def cell_seconds(study: Study, speed: Speed, stage: str, until: int | None = None, rows: float = 0.0) -> float:
+    """Seconds of one trial: model, training up to step `until`, evaluations, and of a confirm trial the last ones.
+
+    The last ones are the test split and as many padded lines, each as long as an evaluation; `rows` cuts the lines.
+    """
+    done = steps(study) if until is None else until
+    seconds = speed.build_seconds + done * study.fixed.batch_tokens / speed.tokens_per_second
+    seconds += evaluations(study, done) * speed.evaluation_seconds
+    return seconds + (2 * speed.evaluation_seconds + rows if stage == "confirm" else 0.0)
+
+
+# --- the cells on the slots ------------------------------------------------------------------------------------------
+
+
+def pool_seconds(cells: list[float], slots: int) -> float:
+    """Wall seconds of cells that are taken in order by whichever slot is free first."""
+    if slots >= len(cells):
+        return max(cells, default=0.0)
+    free = [0.0] * slots
+    for cell in cells:
+        heapq.heapreplace(free, free[0] + cell)
+    return max(free)
+
+
+def search_seconds(chains: list[list[float]], parallel: int, slots: int) -> float:
+    """Wall seconds of the search: arms take turns, and trial i of an arm waits for its trials up to i - parallel."""
+    waiting = [(0.0, 0, arm) for arm in range(len(chains))]  # when the arm's next trial may start, its number, the arm
+    ends: list[list[float]] = [[] for _ in chains]
+    free = [0.0] * slots
+    left = sum(map(len, chains))
+    while left:
+        now = free[0]
+        ready = [entry for entry in waiting if entry[0] <= now]
+        if not ready:
+            heapq.heapreplace(free, min(waiting)[0])
+            continue
+        _, number, arm = entry = min(ready, key=lambda one: one[1:])
+        waiting.remove(entry)
+        end = now + chains[arm][number]
+        heapq.heapreplace(free, end)
+        ends[arm].append(max(end, ends[arm][-1] if ends[arm] else 0.0))
+        left -= 1
+        if number + 1 < len(chains[arm]):
+            seen = number + 1 - parallel
+            waiting.append((ends[arm][seen] if seen >= 0 else 0.0, number + 1, arm))
+    return max(free)
+
+
+def stage_seconds(
+    study: Study, speeds: Mapping[str, Speed], slots: int, seeds: Span, cell: float, rows: float
+) -> dict[str, Span]:
+    """Wall seconds of each stage, [least, expected, most]; `cell`: seconds between two cells of a slot."""
+    arms = list(study.arms)
+    trials, cut = study.search.trials_per_arm, rung(study)
+
+    def search(early: float) -> float:
+        # stopped trials are an arm's last ones; a fraction shortens one more
+        def chain(arm: str) -> list[float]:
+            whole, short = (cell_seconds(study, speeds[arm], "search", until) + cell for until in (None, cut))
+            lengths = [whole] * trials
+            for i in range(math.ceil(early)):
+                lengths[trials - 1 - i] -= min(1.0, early - i) * (whole - short)
+            return lengths
+
+        return search_seconds([chain(arm) for arm in arms], study.search.parallel, slots)
+
+    def wave(stage: str, count: int) -> float:
+        return pool_seconds(
+            [cell_seconds(study, speeds[arm], stage, rows=rows) + cell for _ in range(count) for arm in arms], slots
+        )
+
+    def grid(points: int) -> float:
+        first, selection = min(points, study.calibrate.points), study.calibrate.seeds
+        return wave("calibrate", first * selection) + (points - first) * wave("calibrate", selection)
+
+    def confirm(count: float) -> float:
+        looks = study.confirm.looks
+        before, seconds = 0, 0.0
+        for look in looks:
+            if before >= count:
+                break
+            seconds += wave("confirm", look - before) * min(1.0, (count - before) / (look - before))
+            before = look
+        return seconds
+
+    least, likely, most = stopped(study)
+    points = grid_points(study)
+    return {
+        "search": (search(most), search(likely), search(least)),
+        "calibrate": (
+            grid(int(points[0])),
+            sum(chance * grid(size) for size, chance in grid_chances(study).items()),
+            grid(int(points[2])),
+        ),
+        "confirm": (confirm(seeds[0]), confirm(seeds[1]), confirm(seeds[2])),
+    }
+
+
+def scaled_overheads(found: Mapping[str, Any], calibration: Calibration | None) -> Overheads:
+    """The recorded overheads, scaled to this machine; what a worker loads takes what it took in the calibration."""
+    scale = calibration.loop_seconds / found["loop_seconds"] if calibration else 1.0
+    slot = calibration.import_seconds + calibration.first_seconds if calibration else found["slot_seconds"]
+    return Overheads(found["start_seconds"] * scale, slot, found["cell_seconds"] * scale, found["end_seconds"] * scale)
+
+
+def wall_seconds(stages: Mapping[str, Span], overheads: Overheads, spread: float) -> Span:
+    """Seconds from the command to its end. `spread`: relative uncertainty of the speeds, which widens the range."""
+    beside = overheads.start + overheads.slot + overheads.end
+    least, likely, most = (sum(span[i] for span in stages.values()) for i in range(3))
+    return beside + least / (1 + spread), beside + likely, beside + most * (1 + spread)

@@ -1,0 +1,223 @@
+"""Where a study stands: its ledger's events added up, by the run itself as by `pagating status`.
+
+Every event costs the same however long the study is; nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tune.plan.work import STAGES, Span, grid_points
+from tune.run.ledger import OUTCOMES, Cell, cell_of
+from tune.study.study import Study
+
+STATES = ("running", "waiting", *OUTCOMES)
+
+
+@dataclass(frozen=True)
+class Best:
+    """An arm's best in a stage: mean validation loss (nats) over `n` seeds, and its learning rate."""
+
+    loss: float
+    lr: float
+    n: int
+
+
+class Standing:
+    """The counts, bests and speeds of a study after the events that it was given."""
+
+    def __init__(self, study: Study, events: Iterable[dict[str, Any]] = ()) -> None:
+        self.study = study
+        self.last: float | None = None  # when the last event was written, seconds since 1970
+        self._cells: dict[str, Cell] = {}
+        self._states: dict[str, str] = {}
+        self._counts: Counter[tuple[str, str, str]] = Counter()  # by stage, arm and state
+        self._losses: dict[tuple[str, str], dict[float, list[float]]] = {}  # by stage and arm, then learning rate
+        self._started: dict[str, float] = {}  # of cells that run
+        self._took: dict[tuple[str, str], tuple[float, int]] = {}  # seconds of ended cells and their number, by stage
+        self._whole: dict[str, tuple[float, int]] = {}  # the same of cells trained to their end, by arm
+        self._speeds: dict[str, float] = {}  # tokens a second, of cells that run
+        self._arm_speeds: dict[str, float] = {}  # the last one seen
+        self._grid = 0
+        self._chosen = False
+        self._warm = False  # whether a worker has reported: the first cells wait for their workers' imports
+        self._cold: set[str] = set()  # cells that began before
+        for event in events:
+            self.take(event)
+
+    # --- what happened ---
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Add an event of the ledger."""
+        kind, self.last = event["event"], event["time"]
+        if kind == "suggested":
+            cell = cell_of(event)
+            if cell.key not in self._cells:
+                self._cells[cell.key] = cell
+                self._move(cell, "waiting")
+        elif kind == "started":
+            self._started[event["cell"]] = event["time"]
+            (self._cold.discard if self._warm else self._cold.add)(event["cell"])
+            self._move(self._cells[event["cell"]], "running")
+        elif kind == "report":
+            self._warm = True
+            cell, speed = self._cells[event["cell"]], event["row"].get("tokens_per_second")
+            if speed:
+                self._speeds[cell.key] = self._arm_speeds[cell.arm] = speed
+        elif kind == "ended":
+            self._end(self._cells[event["cell"]], event)
+        elif kind == "grid":
+            self._grid = len(event["grid"])
+        elif kind == "chosen":
+            self._chosen = True
+
+    def _end(self, cell: Cell, event: dict[str, Any]) -> None:
+        self._move(cell, event["outcome"])
+        self._speeds.pop(cell.key, None)
+        began = self._started.pop(cell.key, None)
+        if event["outcome"] != "failed" and began is not None:
+            took = max(0.0, event["time"] - began)  # the clock may have been set back
+            if cell.key in self._cold:
+                took = min(took, event["final"].get("seconds", took))
+            self._took[cell.stage, cell.arm] = _sum([self._took.get((cell.stage, cell.arm), (0.0, 0)), (took, 1)])
+            if event["outcome"] == "completed":
+                self._whole[cell.arm] = _sum([self._whole.get(cell.arm, (0.0, 0)), (took, 1)])
+        loss = event["final"].get("val_nll")
+        if event["outcome"] == "completed" and loss is not None:
+            losses = self._losses.setdefault((cell.stage, cell.arm), {})
+            losses.setdefault(cell.config["lr"], []).append(loss)
+
+    def _move(self, cell: Cell, state: str) -> None:
+        if before := self._states.get(cell.key):
+            self._counts[cell.stage, cell.arm, before] -= 1
+        self._states[cell.key] = state
+        self._counts[cell.stage, cell.arm, state] += 1
+
+    def only(self, running: Collection[str]) -> None:
+        """No other cells than these run: the ones that an earlier run of the study left were cut off."""
+        self._warm = bool(running)
+        for key in [key for key in self._started if key not in running]:
+            self._started.pop(key)
+            self._speeds.pop(key, None)
+            self._move(self._cells[key], "waiting")
+
+    # --- what is there ---
+
+    def count(self, stage: str, *states: str, arm: str | None = None) -> int:
+        """Cells of a stage that are in one of these states."""
+        arms = self.study.arms if arm is None else (arm,)
+        return sum(self._counts[stage, name, state] for name in arms for state in states)
+
+    @property
+    def running(self) -> int:
+        """Cells that run now."""
+        return len(self._started)
+
+    @property
+    def ended(self) -> int:
+        """Cells of all stages that have ended, whatever came of them."""
+        return sum(self.count(stage, *OUTCOMES) for stage in STAGES)
+
+    @property
+    def stage(self) -> str:
+        """The stage of the last cells that were asked for."""
+        return next((stage for stage in reversed(STAGES) if self.count(stage, *STATES)), STAGES[0])
+
+    def best(self, stage: str, arm: str) -> Best | None:
+        """An arm's best in a stage, None before any of its cells is trained to its end.
+
+        Of search the lowest loss, of calibrate the lowest mean among the learning rates with the most seeds, of confirm
+        the mean over the seeds.
+        """
+        rates = self._losses.get((stage, arm))
+        if not rates:
+            return None
+        if stage == "search":
+            loss, lr = min((min(losses), lr) for lr, losses in rates.items())
+            return Best(loss, lr, 1)
+        most = max(map(len, rates.values()))
+        loss, lr = min((sum(losses) / most, lr) for lr, losses in rates.items() if len(losses) == most)
+        return Best(loss, lr, most)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all running cells together, each at the last speed it reported, or its arm's before it has."""
+        speeds = [self._speeds.get(key) or self._arm_speeds.get(self._cells[key].arm) for key in self._started]
+        known = [speed for speed in speeds if speed]
+        return sum(known) * len(speeds) / len(known) if known else None
+
+    # --- what is left ---
+
+    def planned(self, stage: str) -> Span:
+        """Cells of a stage: least, expected, most. What is decided already is no longer a range."""
+        study, arms = self.study, len(self.study.arms)
+        if not study.runs(stage) or (self._hopeless and stage != "search"):
+            return 0.0, 0.0, 0.0
+        if stage == "search":
+            points: Span = (study.search.trials_per_arm,) * 3
+        elif stage == "calibrate":
+            seeds, grid = study.calibrate.seeds, float(self._grid)
+            least, likely, most = (grid,) * 3 if self._chosen else grid_points(study)
+            points = max(grid, least) * seeds, max(grid, likely) * seeds, most * seeds
+        else:
+            looks = study.confirm.looks
+            asked = math.ceil(self.count(stage, *STATES) / arms)
+            points = next((look for look in looks if look >= asked), looks[-1]), looks[-1], looks[-1]
+        return tuple(arms * float(number) for number in points)  # type: ignore[return-value]
+
+    @property
+    def _hopeless(self) -> bool:
+        """Whether every search trial was lost, so that nothing follows."""
+        trials = len(self.study.arms) * self.study.search.trials_per_arm
+        return self.count("search", "infeasible", "failed") == trials
+
+    def seconds_left(self, slots: int, now: float) -> tuple[float, float] | None:
+        """Seconds until the study has ended with `slots` cells side by side, expected and at most; None if unknown.
+
+        Cells to come take as long as those of their arm and stage took, or else those of their arm that were trained to
+        their end, or else all; before any has ended, as long as their tokens take at the speed that is reported.
+        """
+        seconds = {(stage, arm): self._mean_seconds(stage, arm) for stage in STAGES for arm in self.study.arms}
+        if not slots or None in seconds.values():
+            return None
+        found = []
+        for which in (1, 2):
+            work = 0.0
+            for stage in STAGES:
+                each = self.planned(stage)[which] / len(self.study.arms)
+                for arm in self.study.arms:
+                    left = each - self.count(stage, *OUTCOMES, arm=arm)
+                    work += max(0.0, left) * (seconds[stage, arm] or 0.0)
+            longest = 0.0
+            for key, began in self._started.items():
+                takes = seconds[self._cells[key].stage, self._cells[key].arm] or 0.0
+                done = min(takes, max(0.0, now - began))
+                work, longest = work - done, max(longest, takes - done)
+            found.append(max(work / slots, longest))
+        return found[0], found[1]
+
+    def _mean_seconds(self, stage: str, arm: str) -> float | None:
+        for took in (
+            self._took.get((stage, arm)),
+            self._whole.get(arm),
+            _sum(self._whole.values()),
+            _sum(self._took.values()),
+        ):
+            if took and took[1]:
+                return took[0] / took[1]
+        speed = self._arm_speeds.get(arm) or next(iter(self._arm_speeds.values()), None)
+        return self.study.fixed.tokens / speed if speed else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every cell that the study can still ask for has ended; a sequential rule may have stopped before."""
+        return all(self.count(stage, *OUTCOMES) >= self.planned(stage)[2] for stage in STAGES)
+
+
+def _sum(took: Iterable[tuple[float, int]]) -> tuple[float, int]:
+    pairs = list(took)
+    return sum(seconds for seconds, _ in pairs), sum(number for _, number in pairs)

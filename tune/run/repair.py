@@ -1,0 +1,77 @@
+"""A damaged ledger made whole again: what its undamaged lines say for sure is kept, the rest is trained again."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from tune.run.ledger import Ledger, opened, sealed
+from tune.study.study import Study
+
+
+def repair(study: Study, folder: Path) -> str:
+    """Replace the folder's `ledger.jsonl` by its undamaged lines, the old one kept beside it; what was done, in a line.
+
+    A cell stays ended only if every evaluation up to its end is there; of the others only the suggestion stays, so that
+    the next sweep trains them again, to the same bits. Raises LedgerError while a sweep runs.
+    """
+    path = folder / "ledger.jsonl"
+    ledger = Ledger(path, strict=False)
+    try:
+        lines = path.read_bytes().split(b"\n")
+        found = [opened(line) for line in lines]
+        lost = [number for number, (line, event) in enumerate(zip(lines, found, strict=True), 1) if line and not event]
+        if not lost:
+            return f"{path}: no line is damaged; nothing was changed"
+        events = [event for event in found if event]
+        again = unsure(study, events)
+        kept = [e for e in events if e.get("cell") not in again or (e["event"] == "suggested" and again[e["cell"]])]
+        copy = next(name for name in _copies(folder) if not name.exists())
+        copy.write_bytes(b"\n".join(lines))
+        scratch = folder / ".ledger.jsonl"
+        with open(scratch, "wb") as file:
+            file.writelines(sealed({name: value for name, value in event.items() if name != "crc"}) for event in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        ledger.close()
+    known = any(event["event"] == "study" for event in kept)
+    which = f"line {', '.join(map(str, lost[:5]))}{', ...' if lost[5:] else ''}"
+    return (
+        f"{path}: {len(lost)} damaged lines left out ({which}), {len(again)} cells are to be trained again"
+        f"{'' if known else '; the next sweep takes the corpus as it is now'}; the damaged file is kept as {copy.name}"
+    )
+
+
+def unsure(study: Study, events: list[dict[str, Any]]) -> dict[str, bool]:
+    """Cells that ended, or may have, without all of their lines: whether their suggestion is there, by cell."""
+    steps = study.fixed.tokens // study.fixed.batch_tokens
+    interval = study.fixed.eval_every or max(1, math.ceil(steps / 10))
+    mine: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        if "cell" in event:
+            mine.setdefault(event["cell"], []).append(event)
+    found = {}
+    for cell, lines in mine.items():
+        suggested = any(line["event"] == "suggested" for line in lines)
+        starts = [place for place, line in enumerate(lines) if line["event"] == "started"]
+        attempt = lines[starts[-1] :] if starts else []
+        rows = [line["row"]["step"] for line in attempt if line["event"] == "report"]
+        end = next((line for line in attempt if line["event"] == "ended"), None)
+        last = end["final"].get("steps", rows[-1] if rows else 0) if end else 0
+        whole = [*range(interval, last, interval), *([last] if last else [])]
+        if (
+            not suggested
+            or (end is None and any(line["event"] == "ended" for line in lines))
+            or (end and rows != whole)
+        ):
+            found[cell] = suggested
+    return found
+
+
+def _copies(folder: Path) -> Any:
+    return (folder / f"ledger.damaged-{number}.jsonl" for number in itertools.count(1))

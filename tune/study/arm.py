@@ -1,0 +1,238 @@
+"""An arm of a study file: which activation its model has, and the kinds of gate strength that it may have."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tune.study.sections import Distribution, Section
+
+GATES = ("sigmoid", "tanh", "relu", "gelu", "mish", "silu")
+OWN_GATE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
+GLU_UNITS = ("swiglu", "geglu", "glu", "bilinear")
+POINTWISE_UNITS = ("gelu", "linear", "silu", "relu", "relu2", "leaky_relu", "prelu", "swish", "xsilu", "xielu")
+UNITS = (*POINTWISE_UNITS, *GLU_UNITS)  # the rows of `pagating.gating.catalog`
+WITH_ALPHA = ("leaky_relu", "prelu", "swish", "xsilu")  # the units whose formula has an alpha
+LEARNS_ALPHA = ("prelu", "swish", "xsilu")  # and those that learn it when none is given
+
+
+def _positive(multiplier: float | Distribution) -> None:
+    if isinstance(multiplier, float) and not multiplier > 0:
+        raise ValueError(f"lr_multiplier={multiplier} is not positive")
+
+
+class Learnable(Section):
+    """A learned alpha: one number for the model, a layer or a channel."""
+
+    init: float = Field(0.5, ge=0, le=2, description="value at the start; inside (0, 1) for range: unit")
+    per: Literal["model", "layer", "channel"] = Field("model", description="what has one number of its own")
+    range: Literal["unit", "free"] = Field("unit", description="unit: sigmoid of a logit, (0, 1); free: any number")
+    lr_multiplier: float | Distribution = Field(10.0, description="learning rate of alpha over that of the model")
+
+    @model_validator(mode="after")
+    def _start(self) -> Learnable:
+        if self.range == "unit" and not 0 < self.init < 1:
+            raise ValueError(f"init={self.init}: a sigmoid never starts at or beyond 0 and 1; give a value in (0, 1)")
+        _positive(self.lr_multiplier)
+        return self
+
+
+class AlphaSchedule(Section):
+    """An alpha that moves from one value to another over the training: exactly one of the two."""
+
+    linear: list[float] | None = Field(None, description="[start, end], in equal steps")
+    cosine: list[float] | None = Field(None, description="[start, end], along half a cosine")
+
+    @property
+    def kind(self) -> str:
+        """Name of the schedule."""
+        return "linear" if self.linear is not None else "cosine"
+
+    @property
+    def ends(self) -> list[float]:
+        """Alpha at the start and at the end of training."""
+        return self.linear or self.cosine or []
+
+    @model_validator(mode="after")
+    def _one(self) -> AlphaSchedule:
+        if (self.linear is None) == (self.cosine is None):
+            raise ValueError("give exactly one of linear and cosine")
+        if len(self.ends) != 2 or not all(0 <= value <= 2 for value in self.ends):
+            raise ValueError(f"{self.kind} {self.ends} must be two numbers in [0, 2], [start, end]")
+        return self
+
+
+class TokenAlpha(Section):
+    """An alpha of each token's own: sigmoid(w.x + c), w of zeros at the start; d_ff + 1 parameters a layer."""
+
+    init: float = Field(0.5, gt=0, lt=1, description="value at the start, for every token")
+    lr_multiplier: float | Distribution = Field(1.0, description="learning rate of w and c over that of the model")
+
+    @model_validator(mode="after")
+    def _rate(self) -> TokenAlpha:
+        _positive(self.lr_multiplier)
+        return self
+
+
+class AlphaSearch(Distribution):
+    """Where the arm's own search looks for alpha: exactly one of the three distributions."""
+
+    per: Literal["model", "layer"] = Field(
+        "model", description="layer: a hyperparameter a layer, alpha_0, alpha_1, ..., each from the same distribution"
+    )
+
+    def named(self, mlps: int) -> dict[str, Distribution]:
+        """The hyperparameters of a model with so many MLPs."""
+        names = ["alpha"] if self.per == "model" else [f"alpha_{layer}" for layer in range(mlps)]
+        return dict.fromkeys(names, self)
+
+
+class AlphaSection(Section):
+    """An alpha that is not a plain number: exactly one of the four."""
+
+    search: AlphaSearch | None = Field(None, description="a hyperparameter of the arm's own search, or one a layer")
+    learnable: Learnable | None = Field(None, description="a parameter of the model, trained with it")
+    schedule: AlphaSchedule | None = Field(None, description="moved from one value to another over the training")
+    token: TokenAlpha | None = Field(None, description="computed from each token's own features")
+
+    @model_validator(mode="after")
+    def _one(self) -> AlphaSection:
+        kinds = list(type(self).model_fields)
+        if sum(getattr(self, kind) is not None for kind in kinds) != 1:
+            raise ValueError(f"give exactly one of {', '.join(kinds[:-1])} and {kinds[-1]}")
+        return self
+
+    @property
+    def start(self) -> float | None:
+        """Alpha before the first step; None where it is searched."""
+        if self.schedule:
+            return self.schedule.ends[0]
+        trained = self.learnable or self.token
+        return trained.init if trained else None
+
+    def spec(self, config: dict[str, float]) -> Any:
+        """What `pagating.gating.alpha.parse` takes, for one configuration."""
+        if self.search and self.search.per == "model":
+            return config["alpha"]
+        if self.search:
+            return [config[name] for name in self.search.named(len(config)) if name in config]
+        if self.schedule:
+            start, end = self.schedule.ends
+            return {"schedule": {"kind": self.schedule.kind, "from": start, "to": end}}
+        kind, trained = ("learnable", self.learnable) if self.learnable else ("token", self.token)
+        assert trained is not None
+        multiplier = config.get("alpha_lr_multiplier", trained.lr_multiplier)
+        return {kind: {**trained.model_dump(), "lr_multiplier": multiplier}}
+
+
+class Arm(Section):
+    """One kind of model under comparison. Without a gate and a unit it is the stock model."""
+
+    baseline: bool = Field(False, description="the arm that the others are compared with: exactly one")
+    floor: bool = Field(False, description="the control that must lose: at most one")
+    gate: str | None = Field(
+        None,
+        description="`sigmoid`, `tanh`, `relu`, `gelu`, `mish`, `silu`, or a gate of your own: `FILE.py:NAME`",
+    )
+    base: Literal["identity", "gelu"] = Field("identity", description="what is left when the gate is off")
+    alpha: float | list[float] | AlphaSection | None = Field(
+        None,
+        description="gate strength: a number in [0, 2], a list (one a layer, in [-10, 10]), or {search: ...}, "
+        "{learnable: ...}, {schedule: ...}, {token: ...}",
+    )
+    form: Literal["pointwise", "glu", "projected"] = Field(
+        "pointwise",
+        description="where the gate is: pointwise, on the activation; glu, two projections of width 2/3 d_ff, as many "
+        "parameters as before; projected, two more layers of d_ff x d_ff after the MLP's first, as in the published "
+        "code",
+    )
+    unit: str | None = Field(
+        None,
+        description="a known activation in the place of gate, base and form: "
+        + ", ".join(f"`{name}`" for name in UNITS)
+        + "; "
+        + ", ".join(f"`{name}`" for name in WITH_ALPHA)
+        + " may be given an alpha",
+    )
+
+    @field_validator("gate")
+    @classmethod
+    def _gate(cls, given: str | None) -> str | None:
+        if given is None or given in GATES or OWN_GATE.fullmatch(given):
+            return given
+        raise ValueError(f"gate '{given}' is not one of {', '.join(GATES)}, nor FILE.py:NAME")
+
+    @field_validator("unit")
+    @classmethod
+    def _unit(cls, given: str | None) -> str | None:
+        if given is None or given in UNITS:
+            return given
+        raise ValueError(f"unit '{given}' is not one of {', '.join(UNITS)}")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Arm:
+        if self.unit is not None:
+            self._check_unit(self.unit)
+        elif (self.gate is None) != (self.alpha is None):
+            raise ValueError("gate and alpha come together: an arm has both, or neither (the stock model)")
+        if self.form != "pointwise" and self.gate is None and self.unit is None:
+            raise ValueError(f"form: {self.form} needs a gate and an alpha")
+        if self.form != "pointwise" and self.base != "identity":
+            raise ValueError(f"base: {self.base} has no meaning for form {self.form}: its gate multiplies a projection")
+        if isinstance(self.alpha, float) and not 0 <= self.alpha <= 2:
+            raise ValueError(f"alpha={self.alpha} is outside [0, 2]")
+        for value in self.alpha if isinstance(self.alpha, list) else []:
+            if not -10 <= value <= 10:  # a layer's learned alpha, frozen, is often negative
+                raise ValueError(f"alpha={value} of a layer is outside [-10, 10]")
+        for name, where in self.searched().items():
+            low, high = min(where.values), max(where.values)
+            if low <= 0 if name == "alpha_lr_multiplier" else (low < 0 or high > 2):
+                raise ValueError(f"{name} is searched in {where.values}; allowed: alpha in [0, 2], others above 0")
+        if self.baseline and self.floor:
+            raise ValueError("an arm cannot be both baseline and floor")
+        return self
+
+    def _check_unit(self, unit: str) -> None:
+        settled = [key for key in ("gate", "base", "form") if key in self.changed()]
+        if settled:
+            raise ValueError(f"unit: {unit} settles {', '.join(settled)}; give one or the other")
+        if isinstance(self.alpha, AlphaSection) and self.alpha.search and self.alpha.search.per == "layer":
+            raise ValueError(f"unit: {unit} has one alpha for all layers; search.per: layer is for a gate")
+        if self.alpha is not None and unit not in WITH_ALPHA:
+            raise ValueError(f"unit: {unit} has no alpha; those that have: {', '.join(WITH_ALPHA)}")
+
+    def changed(self) -> list[str]:
+        """Keys whose value is not the default."""
+        return [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
+
+    @property
+    def learns_alpha(self) -> bool:
+        """Whether its model has an alpha among its parameters, so that each evaluation gives one a layer."""
+        if isinstance(self.alpha, AlphaSection):
+            return self.alpha.learnable is not None or self.alpha.token is not None
+        return self.alpha is None and self.unit in LEARNS_ALPHA
+
+    def searched(self, mlps: int = 1) -> dict[str, Distribution]:
+        """The scientific hyperparameters that this arm searches in a model of so many MLPs, by name."""
+        if not isinstance(self.alpha, AlphaSection):
+            return {}
+        if self.alpha.search:
+            return self.alpha.search.named(mlps)
+        trained = self.alpha.learnable or self.alpha.token
+        multiplier = trained.lr_multiplier if trained else None
+        return {"alpha_lr_multiplier": multiplier} if isinstance(multiplier, Distribution) else {}
+
+    def arguments(self, config: dict[str, float]) -> dict[str, Any] | None:
+        """Arguments of `pagating.patch` for one configuration; None for the stock model.
+
+        `base: gelu` is the stock activation of the study's GPT-2, in the form that the model section names.
+        """
+        alpha = self.alpha.spec(config) if isinstance(self.alpha, AlphaSection) else self.alpha
+        if self.unit is not None:
+            return {"unit": self.unit} if alpha is None else {"unit": self.unit, "alpha": alpha}
+        if self.gate is None:
+            return None
+        row = {"gate": self.gate, "alpha": alpha, "base": "stock" if self.base == "gelu" else self.base}
+        return row if self.form == "pointwise" else {**row, "form": self.form}

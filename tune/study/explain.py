@@ -1,0 +1,74 @@
+"""What is wrong with a study file, in one line: file, key, value, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from analysis.io.text import one_line
+
+
+def _branches(annotation: Any) -> list[Any]:
+    """The alternatives of a union, or the annotation alone."""
+    return list(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else [annotation]
+
+
+def _inside(annotation: Any, key: Any) -> Any:
+    """The annotation of what stands under `key`; unchanged where `key` only names a branch of a union."""
+    for branch in _branches(annotation):
+        if isinstance(branch, type) and issubclass(branch, BaseModel) and key in branch.model_fields:
+            return branch.model_fields[key].annotation
+        if get_origin(branch) is dict:
+            return get_args(branch)[1]
+    return annotation
+
+
+def _known_keys(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
+    """The keys allowed beside the last element of a pydantic error location."""
+    node: Any = root
+    for part in location[:-1]:
+        node = _inside(node, part)
+    for branch in _branches(node):
+        if isinstance(branch, type) and issubclass(branch, BaseModel):
+            return list(branch.model_fields)
+    return []
+
+
+def explain(error: ValidationError, path: Path, root: type[BaseModel]) -> str:
+    """The first error of a file as one line; `root`: the model of the whole file."""
+    # of a union, the branch that the input's type fits is the one to speak of: the others only say "not a number"
+    other = ("float_type", "int_type", "string_type", "list_type", "model_type")
+    problem = min(
+        error.errors(),
+        key=lambda item: (
+            item["type"] != "extra_forbidden",
+            item["type"] in other and isinstance(item["input"], dict | list),
+        ),
+    )
+    location = tuple(part for part in problem["loc"] if not (isinstance(part, str) and part[:1].isupper()))
+    location = tuple(part for part in location if part not in ("float", "list[float]", "str", "int", "[key]"))
+    location = tuple(part for part in location if not str(part).startswith("function-"))  # a branch of a union
+    key = one_line(".".join(str(part) for part in location), 200) or "the file"
+    value = problem["input"]
+    shown = one_line(repr(value), 100)
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(tuple(problem["loc"]), root)
+        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return f"{path}: unknown key '{key}'; {hint}allowed: {', '.join(known)}"
+    if kind == "missing":
+        return f"{path}: key '{key}' is missing"
+    message = re.sub(r"dictionary( or instance of \w+)?", "mapping", problem["msg"].removeprefix("Value error, "))
+    if isinstance(value, str) and kind in ("float_type", "int_type"):
+        message += (
+            " (text; YAML reads 1e-3 as text: write 1.0e-3)" if re.fullmatch(r"[\d.]+e[+-]?\d+", value, re.I) else ""
+        )
+    if kind == "value_error":
+        return f"{path}: {key}: {one_line(message)}"
+    return f"{path}: {key}: {shown} is not allowed: {message[:1].lower() + message[1:]}"

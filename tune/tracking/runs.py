@@ -1,0 +1,321 @@
+"""A study's runs in MLflow, written from the ledger: one run a cell under the study's parent run.
+
+Every write is an upsert keyed by the cell and the start of its attempt, with times that follow from the ledger, so that
+writing twice, or again after a lost answer, changes nothing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.io.text import markdown, one_line
+from tune.run.ledger import Cell, Record
+from tune.run.provenance import git_commit
+from tune.study.arm import AlphaSection
+from tune.study.study import Study
+from tune.tracking.views import COLOUR, NOTE, arm_colour, note, show, view_tags
+
+STATUS = {"completed": "FINISHED", "stopped_early": "KILLED", "infeasible": "FAILED", "failed": "FAILED"}
+UNSAID = {"stopped_early": "at its last step its loss was among the worse of its arm's trials"}
+METRICS = {"val_nll": "val/nll", "train_nll": "train/nll", "lr": "lr", "grad_norm": "grad_norm"}
+METRICS |= {"padded_nll": "val/padded_nll"}  # of those rows that have it
+ROOM = 900  # metrics of one request; the server takes at most 1,000
+HTTP = {  # the library's own patience, 4 minutes a call, would hide that a server is away
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}
+
+
+def default_uri(output: Path) -> str:
+    """`MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` beside the folder of studies, as an absolute path."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve().parent / 'mlflow.db'}"
+
+
+def prepare_store(uri: str) -> None:
+    """Create the schema of a new sqlite store in a temporary file, then move it into place: whole, or not there."""
+    if not uri.startswith("sqlite:///"):
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as scratch:
+        made = Path(scratch) / "mlflow.db"
+        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
+        try:
+            os.link(made, path)  # in one step, and only where no other study has made it meanwhile
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            os.replace(made, path)
+
+
+def numeric_alpha(study: Study, arm: str, config: dict[str, float]) -> float:
+    """One number for the gate strength of any arm, so that charts over alpha draw all of them.
+
+    Fixed or searched: the value; per layer: the mean; learned or moved: the start; no alpha: 0, the gate switched off.
+    """
+    alpha = study.arms[arm].alpha
+    if "alpha" in config:
+        return config["alpha"]
+    if isinstance(alpha, AlphaSection) and alpha.search:  # one a layer
+        alpha = alpha.spec(config)
+    if isinstance(alpha, list):
+        return sum(alpha) / len(alpha)
+    if isinstance(alpha, int | float):
+        return float(alpha)
+    return (alpha.start if alpha is not None else None) or 0.0
+
+
+@dataclass
+class Known:
+    """What is known of a cell's run: its id, the attempt that it shows (start, ms), its outcome once it is whole."""
+
+    run_id: str
+    start: int
+    outcome: str | None = None
+    rows: int = 0  # of its curve, written since the runs were listed
+    described: bool = True  # whether it has its parameters
+
+
+class Runs:
+    """The runs of one study in one MLflow store. Each method raises one of `errors()` when the store cannot be used."""
+
+    def __init__(self, uri: str, study: Study, folder: Path, digest: str, tokens: dict[str, int] | None = None) -> None:
+        """`uri`: tracking URI; `folder`: of the study; `digest`: of the corpus; `tokens`: of its splits, if known."""
+        self.uri, self.study, self.folder, self.digest, self.tokens = uri, study, folder, digest, tokens
+        self.known: dict[str, Known] = {}
+        self.parent_id: str | None = None
+        self.created = 0
+        self._client: Any = None
+        self._experiment = ""
+
+    @staticmethod
+    def errors() -> tuple[type[Exception], ...]:
+        """What a store that is away, slow, full or damaged raises."""
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import RequestException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        return MlflowException, RequestException, SQLAlchemyError, OSError, json.JSONDecodeError
+
+    def connect(self, again: bool = False) -> None:
+        """Find or make the experiment and the parent run, and list what is there; doubled runs are removed.
+
+        Unless it is done `again` after an error, runs that an earlier sweep left unfinished are removed too.
+        """
+        for name, value in HTTP.items():
+            os.environ.setdefault(name, value)
+        prepare_store(self.uri)
+        from mlflow import MlflowClient
+
+        self._client = None
+        client = MlflowClient(tracking_uri=self.uri)
+        experiment = client.get_experiment_by_name(self.study.name)
+        if experiment is None:
+            local = self.uri.startswith("sqlite:///")
+            root = Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns" / self.study.name
+            self._experiment = client.create_experiment(
+                self.study.name,
+                artifact_location=root.resolve().as_uri() if local else None,
+                tags={"mlflow.experimentKind": "custom_model_development"},
+            )
+        else:
+            self._experiment = experiment.experiment_id
+        self.parent_id = self._parent(client)
+        said = note(self.study, self._experiment, self.parent_id, None)
+        show(client, self._experiment, {**view_tags(self.study), NOTE: said})
+        self.known = {}
+        children = self._search(client, f"tags.`mlflow.parentRunId` = '{self.parent_id}'")
+        for run in sorted(children, key=lambda run: run.info.status == "RUNNING"):
+            cell, running = run.data.tags.get("cell", ""), run.info.status == "RUNNING"
+            if cell in self.known or (running and not again):
+                client.delete_run(run.info.run_id)
+            else:
+                outcome = None if running else run.data.tags.get("outcome")
+                described = "arm" in run.data.params
+                self.known[cell] = Known(run.info.run_id, run.info.start_time, outcome, described=described)
+        self._client = client
+
+    def _parent(self, client: Any) -> str:
+        from mlflow.entities import Param
+
+        identity = str(self.folder.resolve())
+        found = self._search(client, f"tags.study_folder = '{_quoted(identity)}' and tags.stage = 'study'")
+        if found:
+            parent = min(found, key=lambda run: (run.info.start_time, run.info.run_id))
+            if parent.info.status != "RUNNING":
+                client.update_run(parent.info.run_id, status="RUNNING")
+            return parent.info.run_id
+        tags = {
+            "study": self.study.name,
+            "stage": "study",
+            "study_folder": identity,
+            "corpus": self.digest,
+            NOTE: note(self.study, self._experiment, None, None),
+            COLOUR: "#8a8a8f",
+            **_source_tags(),
+        }
+        created = client.create_run(self._experiment, run_name=f"study {self.study.name}", tags=tags)
+        parent = created.info.run_id
+        client.log_inputs(parent, [self._dataset()])
+        client.log_batch(parent, params=[Param(key, str(value)) for key, value in _sizes(self.study).items()])
+        client.log_text(parent, (self.folder / "study.yaml").read_text(encoding="utf-8"), "study.yaml")
+        return parent
+
+    def _search(self, client: Any, condition: str) -> list[Any]:
+        runs: list[Any] = []
+        token = None
+        while True:
+            page = client.search_runs([self._experiment], condition, max_results=1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def has(self, record: Record) -> bool:
+        """Whether the store has a cell as the ledger has it, ended."""
+        known = self.known.get(record.cell.key)
+        return known is not None and record.outcome is not None and _same(known, record)
+
+    def write(self, record: Record) -> None:
+        """Bring the run of a cell up to what the ledger says of it."""
+        from mlflow.entities import Metric, RunTag
+
+        key, stamps = record.cell.key, _stamps(record)
+        if self.has(record):
+            return
+        known = self.known.get(key)
+        if known and (known.start != stamps[0] or known.outcome is not None):  # the cell began again
+            self._client.delete_run(known.run_id)
+            del self.known[key]
+        if key not in self.known:
+            self.known[key] = Known(self._create(record, stamps[0]), stamps[0], described=False)
+            self.created += 1
+        known = self.known[key]
+        metrics = [
+            Metric(name, value, stamp, row["step"])
+            for stamp, row in list(zip(stamps[1:], record.curve, strict=False))[known.rows :]
+            for name, value in [
+                *((METRICS[source], row[source]) for source in METRICS if source in row),
+                ("tokens_per_second", row["tokens_per_second"]),
+                *((f"alpha/layer_{layer}", value) for layer, value in enumerate(row["alpha"])),
+            ]
+        ]
+        tags: list[Any] = []
+        if record.outcome is not None:
+            last = record.curve[-1]["step"] if record.curve else 0
+            metrics += [Metric(f"final/{name}", float(value), stamps[-1], last) for name, value in record.final.items()]
+            tags = [RunTag("outcome", record.outcome)]
+            if said := one_line(record.reason or UNSAID.get(record.outcome, "")):
+                tags += [RunTag("reason", said), RunTag(NOTE, f"**{record.outcome}**: {markdown(said)}")]
+        params = [] if known.described else self._params(record.cell)
+        starts = range(0, max(1, len(metrics)), ROOM)
+        for start in starts:  # a store takes what is in a request in this order: an outcome stands when all does
+            self._client.log_batch(
+                known.run_id,
+                metrics=metrics[start : start + ROOM],
+                params=params if start == starts[0] else [],
+                tags=tags if start == starts[-1] else [],
+            )
+        known.rows, known.described = len(record.curve), True
+        if record.outcome is not None:
+            self._client.set_terminated(known.run_id, STATUS[record.outcome], end_time=stamps[-1])
+            known.outcome = record.outcome
+
+    def pause(self) -> None:
+        """The study stops here for now: its parent run is no longer RUNNING."""
+        self._client.set_terminated(self.parent_id, "KILLED")
+
+    def _create(self, record: Record, start: int) -> str:
+        cell = record.cell
+        tags = {
+            "mlflow.parentRunId": self.parent_id,
+            "study": self.study.name,
+            "stage": cell.stage,
+            "arm": cell.arm,
+            "seed": str(cell.seed),
+            "config_key": cell.config_key,
+            "cell": cell.key,
+            "outcome": "running",
+            COLOUR: arm_colour(self.study, cell.arm),
+            **_source_tags(),
+        }
+        run = self._client.create_run(self._experiment, start_time=start, run_name=run_name(cell), tags=tags)
+        self._client.log_inputs(run.info.run_id, [self._dataset()])
+        return run.info.run_id
+
+    def _params(self, cell: Cell) -> list[Any]:
+        from mlflow.entities import Param
+
+        arm = self.study.arms[cell.arm]
+        params = {**cell.config, "alpha": numeric_alpha(self.study, cell.arm, cell.config)}
+        shown = {"arm": cell.arm, "gate": arm.gate or "none", "base": arm.base if arm.gate else arm.unit or "stock"}
+        return [Param(key, str(value)) for key, value in {**params, **shown}.items()]
+
+    def _dataset(self) -> Any:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=self.study.corpus.called,
+            digest=self.digest,
+            source_type="code",
+            source=json.dumps(self.study.corpus.model_dump(exclude_none=True)),
+            profile=json.dumps(self.tokens) if self.tokens else None,
+        )
+        return DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", "training")])
+
+
+def run_name(cell: Cell) -> str:
+    """What tells a cell from the others at a glance."""
+    alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
+    return f"{cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
+
+
+def _sizes(study: Study) -> dict[str, int]:
+    sizes = {name: getattr(study.model, name) for name in ("n_layer", "d_model", "n_head", "n_ctx")}
+    return sizes | {"tokens": study.fixed.tokens, "batch_tokens": study.fixed.batch_tokens}
+
+
+def _stamps(record: Record) -> list[int]:
+    """Milliseconds of a cell's start, of each row of its curve and of its end, never descending: a clock may step back.
+
+    They follow from the ledger alone, so that a metric written twice is one metric. A row without a time of its own
+    takes the one before.
+    """
+    times = [record.started or 0.0, *record.times[: len(record.curve)]]
+    times += [times[-1]] * (1 + len(record.curve) - len(times))
+    times.append(record.ended if record.ended is not None else times[-1])
+    stamps: list[int] = []
+    for value in times:
+        stamps.append(max(round(1000 * value), stamps[-1] if stamps else 0))
+    return stamps
+
+
+def _same(known: Known, record: Record) -> bool:
+    return known.outcome == record.outcome and known.start == _stamps(record)[0]
+
+
+def _source_tags() -> dict[str, str]:
+    commit = git_commit()
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in some containers
+        user = "unknown"
+    tags = {"mlflow.user": user, "mlflow.source.name": "pagating sweep"}
+    return {**tags, "mlflow.source.type": "LOCAL", **({"mlflow.source.git.commit": commit} if commit else {})}
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")
