@@ -27,12 +27,13 @@ from simulation import expected
 from simulation.page import markdown, percent, write
 from simulation.world import CONFIRM, EVALUATIONS, SCENARIOS, STUDY, TEST_GAP, TREATMENTS, Scenario, World
 
-from analysis.io import study as tables
+from analysis.io.study import assemble
 from analysis.stats.sequential import RULES
 from analysis.verdict.decide import verdict
 from tune.decide.stages import Stages
-from tune.run.ledger import Cell
-from tune.study.study import Study, parse
+from tune.study.cell import Cell
+from tune.study.files import parse
+from tune.study.study import Study
 
 FIRST = 10_000  # seed of the first study: the constants of the fit were chosen on studies with lower ones
 
@@ -44,7 +45,7 @@ def decide(study: Study, world: World) -> tuple[dict[str, Any], Stages, int]:
     while (cell := stages.next_cell()) is not None:
         rows.append(_run(stages, cell, world))
     settings = {**study.model_dump(), "name": "simulated"}
-    table = tables.assemble("simulated", "simulated", pd.DataFrame(rows), pd.DataFrame(), settings)
+    table = assemble("simulated", "simulated", pd.DataFrame(rows), pd.DataFrame(), settings)
     return verdict(table), stages, len(rows)
 
 

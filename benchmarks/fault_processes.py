@@ -137,9 +137,9 @@ def sweep_on_two_nodes(folder: Path, seed: int) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from tune import sweep as runner
+    from tune import sweep
     from tune.backend.ray_start import QUIET
-    from tune.study.study import load
+    from tune.study.files import load
 
     os.environ.update(QUIET)
     place = Place(folder)
@@ -155,7 +155,7 @@ def sweep_on_two_nodes(folder: Path, seed: int) -> None:
 
     thread = threading.Thread(target=lose, daemon=True)
     thread.start()
-    runner.sweep(load(place.config), folder, place.output, tracking_uri=place.store)
+    sweep.sweep(load(place.config), folder, place.output, tracking_uri=place.store)
     thread.join(10)
     os._exit(int(thread.is_alive()))  # a node that was not lost proves nothing
 

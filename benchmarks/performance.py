@@ -68,7 +68,7 @@ def packed(found: Mapping[str, Any], by: str) -> list[str]:
         "as one batched model: `python -m pagating.packed trials.json`, where the file holds a list of what "
         "`pagating trial STUDY CELL` prints; it prints a line of final metrics for each. A trial's results are "
         "those of the trial alone, up to the rounding of batched products: 1e-10 relative over a run in float64, "
-        "1e-4 in float32 (`tests/pagating/test_packed.py`). It is meant for a GPU, which a small model leaves "
+        "1e-4 in float32 (`tests/pagating/packed/test_packed.py`). It is meant for a GPU, which a small model leaves "
         "idle; a CPU gains nothing, as the table shows, and a study's own trials run one to a slot. On a GPU: "
         "`python benchmarks/packed_speed.py --device cuda --precision bfloat16 --compile --output docs`, some "
         "minutes.",

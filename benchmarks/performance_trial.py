@@ -109,7 +109,7 @@ def trial(found: Mapping[str, Any], by: str) -> list[str]:
         *emulated,
         "",
         "Compiled and uncompiled agree: every loss and gradient norm of 12 float32 steps within 1e-5 relative for the "
-        "sigmoid gate, within 1e-4 for every arm (`tests/pagating/test_engine_compile.py`). Which path ran is "
+        "sigmoid gate, within 1e-4 for every arm (`tests/pagating/model/test_compile.py`). Which path ran is "
         "`compiled` in MLflow and in `trials.parquet`, 1 or 0.",
         "",
         "| shape | variant | tokens/s | ratio | of GEMM |",
@@ -150,7 +150,7 @@ def trial(found: Mapping[str, Any], by: str) -> list[str]:
             for name, row in found["memory"].items()
         ],
         "- tokens: each trial maps the packed file; 20 processes hold it once, not 20 times "
-        "(`tests/pagating/test_shared_tokens.py` adds up their shares)",
+        "(`tests/pagating/data/test_shared_tokens.py` adds up their shares)",
         *[f"- torch.compile, {name} cache: {seconds:.1f} s" for name, seconds in found["compile"].items()],
         *[f"- import {name}: {ratio(times)} s" for name, times in found["start"].items()],
     ]

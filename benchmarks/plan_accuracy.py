@@ -27,7 +27,7 @@ from tune.plan.page import amount, duration, spread_text
 from tune.plan.probe import loop_seconds
 from tune.plan.space import readable
 from tune.run import ledger
-from tune.run.ledger import Record
+from tune.study.cell import Record
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "tune" / "plan" / "measured.json"

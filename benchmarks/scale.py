@@ -35,12 +35,14 @@ from common import machine
 from ray import tune as ray_tune
 from scale_page import draw, page
 
-from analysis.report import build as reports
-from tune import sweep as runner
+from analysis.report import build
+from tune import sweep
 from tune.decide import search
-from tune.run import ledger
-from tune.study.study import Study, parse
-from tune.tracking import runs as mlflow_runs
+from tune.run import tables
+from tune.study import corpus
+from tune.study.files import parse
+from tune.study.study import Study
+from tune.tracking import runs
 from tune.tracking.tracker import finish
 
 PUBLISHED = (100, 1000, 10_000)
@@ -183,30 +185,30 @@ def measure(cells: int, slots: int, reports_a_trial: int, sampler: str, profile:
     with tempfile.TemporaryDirectory(prefix="pagating-scale-") as scratch, contextlib.ExitStack() as stack:
         os.environ["PAGATING_CACHE"] = scratch
         base, study = Path(scratch), make_study(cells, sampler)
-        runner.packed_corpus(study, base, base)
+        corpus.packed_corpus(study, base, base)
         uri, gate = f"sqlite:///{base / 'mlflow.db'}", base / "gate"
         gate.mkdir()
         trainable = simulated(reports_a_trial, gate if wait else None, slots)
-        writes = stack.enter_context(Timed(mlflow_runs.Runs, "write"))
+        writes = stack.enter_context(Timed(runs.Runs, "write"))
         suggestions = stack.enter_context(Timed(search.ArmSearch, "suggest"))
         profiler = cProfile.Profile() if profile else None
         began = time.perf_counter()
         if profiler:
             profiler.enable()
         with Tree(gate, slots) if wait else contextlib.nullcontext() as tree:
-            run = runner.sweep(study, base, base, slots=slots, tracking_uri=uri, trainable=trainable)
+            run = sweep.sweep(study, base, base, slots=slots, tracking_uri=uri, trainable=trainable)
         if profiler:
             profiler.disable()
             pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
         wall, mlflow_seconds = time.perf_counter() - began, sum(writes.seconds)
         suggest = statistics.mean(suggestions.seconds[-max(1, len(suggestions.seconds) // 10) :])
         began = time.perf_counter()
-        ledger.write_tables(study.name, run.ledger.events, run.folder)
-        reports.build(run.folder)
+        tables.write_tables(study.name, run.ledger.events, run.folder)
+        build.build(run.folder)
         report_seconds = time.perf_counter() - began
         owed = finish(run.tracker, json.loads((run.folder / "verdict.json").read_text())) if run.tracker else None
         began = time.perf_counter()
-        runner.sweep(study, base, base, slots=slots, tracking_uri=uri, trainable=trainable)
+        sweep.sweep(study, base, base, slots=slots, tracking_uri=uri, trainable=trainable)
         again = time.perf_counter() - began
         ends = [event["time"] for event in run.ledger.events if event["event"] == "ended"]
         size = (run.folder / "ledger.jsonl").stat().st_size

@@ -23,11 +23,13 @@ import yaml
 from common import machine, spread
 from ray import tune as ray_tune
 
-from tune import sweep as runner
+from tune import sweep
 from tune.backend.ray_start import started
 from tune.run import ledger
-from tune.run.ledger import Cell, Record
-from tune.study.study import Study, parse
+from tune.study.cell import Cell, Record
+from tune.study.corpus import packed_corpus
+from tune.study.files import parse
+from tune.study.study import Study
 from tune.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +93,7 @@ def occupancy(slots: int, seconds: float, folder: Path) -> dict[str, float]:
     at_once = {"RAY_worker_maximum_startup_concurrency": str(slots)}  # Ray's own: as many as there are cores
     with mock.patch.dict(os.environ, at_once), started(slots, study, None, load=True):
         time.sleep(5 * slots)
-        run = runner.sweep(study, folder, folder, slots=slots, tracking_uri=uri, trainable=sleeping(seconds))
+        run = sweep.sweep(study, folder, folder, slots=slots, tracking_uri=uri, trainable=sleeping(seconds))
     records = [record for record in run.records.values() if record.started and record.ended]
     return occupied(records, slots, seconds)
 
@@ -110,7 +112,7 @@ def occupied(records: list[Record], slots: int, seconds: float) -> dict[str, flo
 def tracking(uri: str, folder: Path, trials: int, reports: int) -> dict[str, float]:
     """Milliseconds a report: of the calls that the driver makes, and of the processor in the driver's process."""
     study = make_study("tracking")
-    corpus = runner.packed_corpus(study, folder, folder)
+    corpus = packed_corpus(study, folder, folder)
     (folder / "tracking").mkdir(exist_ok=True)
     (folder / "tracking" / "study.yaml").write_text("{}")
     (folder / "tracking" / "ledger.jsonl").write_bytes(b"")

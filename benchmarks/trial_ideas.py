@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from variants import engine, make_trial
 
-from pagating.model import fused_loss as engine_loss
+from pagating.model import fused_loss
 
 ROUNDS = 9  # of an idea at least: with fewer, a shuffled order is not yet a balanced one
 ALLOCATORS = {
@@ -53,11 +53,11 @@ def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str,
     """Speed of the engine with one thing changed over that of the engine as it is: above 1 would be worth taking."""
 
     def chunk(size: int) -> Callable[[], AbstractContextManager[Any]]:
-        return lambda: mock.patch.object(engine_loss, "CHUNK", size)
+        return lambda: mock.patch.object(fused_loss, "CHUNK", size)
 
     trial = make_trial(folder, shape)
-    beside = mock.patch.object(engine_loss, "_softmax_", lambda logits: torch.softmax(logits, -1))
-    more = mock.patch.object(engine_loss, "LEAST_ROWS", 96)
+    beside = mock.patch.object(fused_loss, "_softmax_", lambda logits: torch.softmax(logits, -1))
+    more = mock.patch.object(fused_loss, "LEAST_ROWS", 96)
     attend_math = mock.patch("pagating.model.gpt2.attend", _math)
     with mock.patch("torch.optim.AdamW", _Foreach):
         foreach = engine(trial)
@@ -65,8 +65,8 @@ def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str,
     variants = {
         "as it is": engine(trial),
         "logits whole, F.cross_entropy": engine(trial, lambda: mock.patch("pagating.tasks.causal.linear_nll", whole)),
-        "logits in chunks a quarter as large": engine(trial, chunk(engine_loss.CHUNK // 4)),
-        "logits in chunks four times as large": engine(trial, chunk(engine_loss.CHUNK * 4)),
+        "logits in chunks a quarter as large": engine(trial, chunk(fused_loss.CHUNK // 4)),
+        "logits in chunks four times as large": engine(trial, chunk(fused_loss.CHUNK * 4)),
         "attention as three products": engine(trial, lambda: attend_math),
         "AdamW foreach, not fused": foreach,
         "GELU composed of single operations": engine(make_trial(folder, shape, model={"activation": "gelu_new"})),

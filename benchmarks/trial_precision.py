@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy import stats
 
-from pagating.data.corpus import prepare
+from pagating.data.prepare import prepare
 from pagating.train import train
 from pagating.trial import Trial
 

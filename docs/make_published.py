@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tune.plan.space import largest, memory_parts, readable, vocabulary
-from tune.plan.work import Model, arm_model, confirm_seeds, total, work
-from tune.study.study import Study, load
+from tune.plan.work import Model, arm_model, total, work
+from tune.study.files import load
+from tune.study.sizes import confirm_seeds
+from tune.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!--table: python docs/make_published.py -->\n", "<!--end of table-->\n"

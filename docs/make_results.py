@@ -23,7 +23,7 @@ import yaml
 
 from analysis.io import formats
 from analysis.io.study import load
-from analysis.published import index as results_index
+from analysis.published import index
 from analysis.published import page as results_page
 from analysis.verdict.decide import verdict
 
@@ -127,7 +127,7 @@ def published(results: Path) -> list[Path]:
 def write_pilots(results: Path) -> None:
     """Write the table of pilots.csv into LOG.md, between its two marks."""
     if (results / "LOG.md").is_file():
-        table = results_index.pilots(pd.read_csv(results / "pilots.csv"))
+        table = index.pilots(pd.read_csv(results / "pilots.csv"))
         _between(results / "LOG.md", PILOT_MARKS, table + "\n")
 
 
@@ -144,11 +144,11 @@ def write_all(results: Path) -> None:
     for folder in folders:
         write_page(folder)
     studies = [load(folder) for folder in folders]
-    for name, text in results_index.pages(studies, results).items():
+    for name, text in index.pages(studies, results).items():
         (results / name).write_text(text, encoding="utf-8")
     readme = results.parents[1] / "README.md"
     if readme.is_file():
-        _between(readme, README_MARKS, results_index.readme_block(studies))
+        _between(readme, README_MARKS, index.readme_block(studies))
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from tune.study.study import load
+from tune.study.files import load
 from tune.tracking.runs import default_uri
 from tune.tracking.views import view_link
 

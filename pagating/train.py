@@ -33,7 +33,9 @@ from pagating.gating.schedules import warmup_then
 from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
 from pagating.model.pretrained import PretrainedError
 from pagating.saved_model import keep_trained
-from pagating.tasks.causal import in_parts, padded_loss, targets_in, task_of
+from pagating.tasks.causal import padded_loss
+from pagating.tasks.table import task_of
+from pagating.tasks.task import in_parts, targets_in
 from pagating.trial import Diverged, OutOfMemory, Trial, out_of_memory
 
 Step = tuple[int, dict[str, Any] | None]

@@ -99,7 +99,7 @@ def test_report_and_notes_show_names_as_text(tmp_path):
     import numpy as np
     import pandas as pd
 
-    from analysis.report import build as report
+    from analysis.report import build
 
     rng, folder = np.random.default_rng(3), tmp_path / "evil"
     folder.mkdir()
@@ -122,7 +122,7 @@ def test_report_and_notes_show_names_as_text(tmp_path):
     content = {"name": "<i>", "question": EVIL["question"], "arms": arms}
     (folder / "study.yaml").write_text(yaml.safe_dump(content))
     page = Page()
-    page.feed(report.build(folder).read_text())
+    page.feed(build.build(folder).read_text())
     assert not {"script", "img", "b", "i", "iframe", "object"} & {tag for tag, _ in page.found}
     attributes = [(name, value or "") for _, attrs in page.found for name, value in attrs.items()]
     assert not [name for name, _ in attributes if name.startswith("on")]

@@ -12,108 +12,18 @@ from typing import Any
 
 from tune.backend.ray_backend import run_ray
 from tune.backend.ray_start import started
+from tune.errors import StudyError
 from tune.files import write_whole
-from tune.run import ledger as ledgers
+from tune.run import tables
+from tune.run.extend import check_folder
 from tune.run.interrupt import Interruption
 from tune.run.provenance import write_provenance
 from tune.run.study_run import Progress, StudyRun
+from tune.study.corpus import packed_corpus
+from tune.study.files import dump
 from tune.study.own_gates import check_gates, keep_gates
-from tune.study.study import Study, StudyError, dump, parse
+from tune.study.study import Study
 from tune.study.weights import check_pretrained, find_pretrained, note
-
-EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "search.trials_per_arm")
-# what may change: no result depends on it
-ANY = ("tracking", "resources.stall_timeout", "address", "storage", "keep.models", "keep.checkpoints")
-
-
-def check_folder(study: Study, folder: Path) -> None:
-    """Refuse a folder that belongs to another configuration; more seeds or trials than before may extend a study."""
-    recorded = folder / "study.yaml"
-    if not recorded.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise StudyError(f"{folder}: is not empty and holds no study; choose another name or --output")
-        return
-    before = parse(recorded.read_text(encoding="utf-8"), recorded)
-    if before.digest(*ANY, *EXTENDABLE) != study.digest(*ANY, *EXTENDABLE):
-        changed = ", ".join(_differences(before.model_dump(), study.model_dump()))
-        raise StudyError(f"{folder}: belongs to another configuration; changed: {changed}; give the study another name")
-    if refused := _not_an_extension(before, study, folder):
-        raise StudyError(f"{folder}: {refused}")
-
-
-def _not_an_extension(before: Study, now: Study, folder: Path) -> str | None:
-    """Why the numbers of seeds and trials that a study was begun with cannot be changed to these; None where they can.
-
-    Seeds may be added after the fixed rule, and to an e-process, which is valid at any number of them. The looks of an
-    O'Brien-Fleming rule and its bounds belong together, so its cap stays. Search trials may be added until the grid
-    of learning rates is centred on the best of them.
-    """
-    cap = (before.confirm.looks[-1], now.confirm.looks[-1])
-    if now.confirm.seeds < before.confirm.seeds:
-        return (
-            f"confirm.seeds was {before.confirm.seeds} and is now {now.confirm.seeds}; seeds can be added to a study, "
-            "not taken away"
-        )
-    if cap[1] < cap[0]:
-        return f"confirm.max_seeds was {cap[0]} and is now {cap[1]}; seeds can be added to a study, not taken away"
-    if cap[1] > cap[0] and now.confirm.rule == "obrien-fleming":
-        return (
-            f"confirm.max_seeds was {cap[0]} and is now {cap[1]}; the bounds of obrien-fleming hold for the looks "
-            "named before the first one: give the study another name"
-        )
-    trials = (before.search.trials_per_arm, now.search.trials_per_arm)
-    if trials[1] < trials[0]:
-        return f"search.trials_per_arm was {trials[0]} and is now {trials[1]}; trials can be added, not taken away"
-    path = folder / "ledger.jsonl"
-    if trials[1] > trials[0] and path.exists() and any(event["event"] == "grid" for event in ledgers.read(path)):
-        return (
-            f"search.trials_per_arm was {trials[0]} and is now {trials[1]}; the learning rates were already chosen "
-            "around the best of the search, and more of it would change that choice: give the study another name"
-        )
-    return None
-
-
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        return [
-            line for key in keys for line in _differences(before.get(key), now.get(key), f"{where}.{key}".strip("."))
-        ]
-    return [] if before == now or where in ANY else [f"{where} ({before} -> {now})"]
-
-
-def packed_corpus(
-    study: Study, output: Path, base: Path, check: Callable[[Mapping[str, Any]], None] | None = None
-) -> Path:
-    """The study's packed corpus, from the cache `PAGATING_CACHE` (default: .cache in the folder of studies).
-
-    `check`: raises where the study cannot use it, before it is written.
-    """
-    from pagating.data.corpus import prepare
-
-    source = study.corpus.model_dump(exclude_none=True)
-    return prepare(source, study.tokenizer.model_dump(), study.model.n_ctx, _cache(output), base, check)
-
-
-def _cache(output: Path) -> Path:
-    return Path(os.environ.get("PAGATING_CACHE") or output / ".cache").resolve()
-
-
-def begun_corpus(study: Study, folder: Path) -> Path:
-    """The packed corpus that a study was begun on, found in the cache by its digest: its text may lie anywhere.
-
-    Packed again, from paths that start at the study's folder, where the cache lacks it.
-    """
-    from pagating.data.corpus import CorpusError, read_meta
-
-    begun = next(event["corpus"] for event in ledgers.read(folder / "ledger.jsonl") if event["event"] == "study")
-    for path in sorted(_cache(folder.parent).glob("corpus-*")):
-        try:
-            if read_meta(path)["digest"] == begun:
-                return path
-        except (CorpusError, OSError):
-            continue  # a damaged one is another study's trouble
-    return packed_corpus(study, folder.parent, folder)
 
 
 class _Ray:
@@ -196,7 +106,7 @@ def sweep(
     finally:
         ray.end()
     if run.ledger.events:
-        ledgers.write_tables(study.name, run.ledger.events, folder)
+        tables.write_tables(study.name, run.ledger.events, folder)
     if run.slots:
         write_provenance(folder, run.ledger.events, run.slots)
     return run

@@ -1,13 +1,14 @@
 """Where learned gate strengths start and end, by arm and layer, over seeds. `python -m analysis.alphas STUDY`."""
 
+import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from analysis.io import command, formats
 from analysis.io.study import Study, TableError, confirm_rows
-from analysis.report.plots import alpha_columns
 
 COLUMNS: formats.Columns = {
     "arm": ("arm", ""),
@@ -162,3 +163,16 @@ def main(argv: list[str] | None = None) -> int:
         return command.could_not_conclude("no confirm run of this study learned alpha (no alpha_layer_ columns)")
     command.emit_rows(rows, columns(rows), options.format, title=f"Learned alpha at the last step: {study.name}")
     return 0
+
+
+def alpha_columns(table: pd.DataFrame) -> list[str]:
+    """The columns alpha_layer_0, alpha_layer_1, ... in the order of the layers."""
+    names = [c for c in table.columns if re.fullmatch(r"alpha_layer_\d+", str(c))]
+    return sorted(names, key=lambda c: int(c.rsplit("_", 1)[1]))
+
+
+def arms_with_alphas(study: Study) -> list[str]:
+    """The arms whose confirm runs recorded a learned alpha."""
+    rows = confirm_rows(study.trials)
+    columns = alpha_columns(rows)
+    return [a for a in study.arms if columns and rows.loc[rows["arm"] == a, columns].notna().any(axis=None)]

@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis.describe.fairness import edge_hits
 from analysis.io.formats import Columns
 from analysis.io.study import Study, confirm_rows
+from analysis.stats import estimates
 from analysis.stats.optimum import optima
+from analysis.verdict.checks import edge_hits
 
 COLUMNS: Columns = {
     "arm": ("arm", ""),
@@ -74,3 +75,50 @@ def pivot(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Columns]:
         text += "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
         out.setdefault(row["arm"], {"arm": row["arm"]})[f"{row['lr']:.9g}"] = text
     return list(out.values()), columns
+
+
+GRID_COLUMNS = {
+    "lr": ("learning rate", ".3g"),
+    "arm": ("arm", ""),
+    "n": ("n", "d"),
+    "improvement_percent": ("improvement %", "+.3f"),
+    "improvement_low": ("low", "+.3f"),
+    "improvement_high": ("high", "+.3f"),
+    "infeasible": ("infeasible", "d"),
+}
+
+
+def at_grid(study: Study) -> list[dict[str, Any]]:
+    """Improvement on val_nll at every learning rate that arm and baseline share, on the selection seeds.
+
+    It describes; it tests nothing: these seeds chose the learning rates.
+    """
+    if not {"lr", "val_nll"} <= set(study.trials.columns):
+        return []
+    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
+    grid = grid[grid["outcome"] != "failed"]
+    finite = (grid["outcome"] == "completed") & np.isfinite(grid["val_nll"].astype(float))
+    grid = grid.assign(_lr=[float(f"{x:.9e}") for x in grid["lr"]], _loss=grid["val_nll"].where(finite, np.inf))
+    rows = []
+    for lr, points in grid.groupby("_lr"):
+        table = points.pivot_table(index="seed", columns="arm", values="_loss", aggfunc="mean")
+        for arm in study.arms:
+            if arm == study.baseline or not {arm, study.baseline} <= set(table.columns):
+                continue
+            both = table[[study.baseline, arm]].dropna().to_numpy(float)
+            keep = np.isfinite(both).all(axis=1)
+            b, a = both[keep].T
+            interval = estimates.fieller(b, a, study.level)
+            low, high = interval if interval else (None, None)
+            rows.append(
+                {
+                    "lr": float(str(lr)),
+                    "arm": arm,
+                    "n": int(keep.sum()),
+                    "improvement_percent": estimates.improvement_percent(b, a),
+                    "improvement_low": low,
+                    "improvement_high": high,
+                    "infeasible": int((~keep).sum()),
+                }
+            )
+    return rows

@@ -10,15 +10,6 @@ from scipy import stats
 from analysis.io.study import Study, confirm_rows
 from analysis.stats import estimates
 
-GRID_COLUMNS = {
-    "lr": ("learning rate", ".3g"),
-    "arm": ("arm", ""),
-    "n": ("n", "d"),
-    "improvement_percent": ("improvement %", "+.3f"),
-    "improvement_low": ("low", "+.3f"),
-    "improvement_high": ("high", "+.3f"),
-    "infeasible": ("infeasible", "d"),
-}
 SCALES: dict[
     str, tuple[Callable[[np.ndarray], np.ndarray], str, str]
 ] = {  # what a slope is taken against: (a number of tokens -> the axis, the unit of the slope, its key)
@@ -35,42 +26,6 @@ SLOPE_COLUMNS = {
     "p": ("p", ".3g"),
     "why": ("why", ""),
 }
-
-
-def at_grid(study: Study) -> list[dict[str, Any]]:
-    """Improvement on val_nll at every learning rate that arm and baseline share, on the selection seeds.
-
-    It describes; it tests nothing: these seeds chose the learning rates.
-    """
-    if not {"lr", "val_nll"} <= set(study.trials.columns):
-        return []
-    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
-    grid = grid[grid["outcome"] != "failed"]
-    finite = (grid["outcome"] == "completed") & np.isfinite(grid["val_nll"].astype(float))
-    grid = grid.assign(_lr=[float(f"{x:.9e}") for x in grid["lr"]], _loss=grid["val_nll"].where(finite, np.inf))
-    rows = []
-    for lr, points in grid.groupby("_lr"):
-        table = points.pivot_table(index="seed", columns="arm", values="_loss", aggfunc="mean")
-        for arm in study.arms:
-            if arm == study.baseline or not {arm, study.baseline} <= set(table.columns):
-                continue
-            both = table[[study.baseline, arm]].dropna().to_numpy(float)
-            keep = np.isfinite(both).all(axis=1)
-            b, a = both[keep].T
-            interval = estimates.fieller(b, a, study.level)
-            low, high = interval if interval else (None, None)
-            rows.append(
-                {
-                    "lr": float(str(lr)),
-                    "arm": arm,
-                    "n": int(keep.sum()),
-                    "improvement_percent": estimates.improvement_percent(b, a),
-                    "improvement_low": low,
-                    "improvement_high": high,
-                    "infeasible": int((~keep).sum()),
-                }
-            )
-    return rows
 
 
 def over_training(study: Study) -> dict[str, pd.DataFrame]:

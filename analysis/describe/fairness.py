@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis.io.study import STAGES, Study, confirm_rows
@@ -82,21 +81,6 @@ def slower(rows: list[dict[str, Any]]) -> str:
     """The arms that train more than 2% slower than the baseline, in a sentence; empty where none does."""
     named = [f"{r['arm']} ({r['speed']:.2f})" for r in rows if r["speed"] is not None and r["speed"] < SLOWER]
     return f"Slower than the baseline, at equal tokens: {', '.join(named)} of its speed." if named else ""
-
-
-def edge_hits(study: Study) -> list[str]:
-    """Arms whose confirmed learning rate is an end of the calibration grid: a better one may lie outside."""
-    if "lr" not in study.trials.columns:
-        return []
-    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
-    confirm = confirm_rows(study.trials)
-    hits = []
-    for arm in study.arms:
-        points = np.unique(grid.loc[grid["arm"] == arm, "lr"].to_numpy(float))
-        chosen = confirm.loc[confirm["arm"] == arm, "lr"].dropna().unique()
-        if len(points) and any(np.isclose(lr, e, rtol=1e-6) for lr in chosen for e in (points[0], points[-1])):
-            hits.append(arm)
-    return hits
 
 
 def unfair(rows: list[dict[str, Any]]) -> list[str]:

@@ -8,13 +8,9 @@ the studies ran. The same slope over the second half of training alone was not: 
 
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from analysis.describe import curves as beside
+from analysis.describe import curves
 from analysis.io import command, formats
 from analysis.io.study import Study
-from analysis.report.plots import DRAWN, INK, WIDTH, arm_style
 from analysis.stats import multiplicity
 
 COLUMNS: formats.Columns = {
@@ -55,10 +51,10 @@ def table(study: Study) -> list[dict[str, Any]]:
     `late`, `late_low`, `late_high` and `late_p` are of the second half of training alone, exploratory: p as it is.
     """
     out = []
-    pairs = beside.paired_curves(study)
-    for scale, (_, unit, key) in beside.SCALES.items():
-        rows = beside.slopes(study, scale=scale, pairs=pairs)
-        late = beside.slopes(study, LATE, scale, pairs)
+    pairs = curves.paired_curves(study)
+    for scale, (_, unit, key) in curves.SCALES.items():
+        rows = curves.slopes(study, scale=scale, pairs=pairs)
+        late = curves.slopes(study, LATE, scale, pairs)
         # an arm that cannot be tested enters the family with p = 1
         adjusted = multiplicity.adjust([1.0 if row["p"] is None else row["p"] for row in rows], study.correction)
         for row, half, p in zip(rows, late, adjusted, strict=True):
@@ -83,7 +79,7 @@ def turned(rows: list[dict[str, Any]]) -> str:
     said = []
     for row in rows:
         falls, rises = ((row[name] or 0) * sign > 0 for name, sign in (("late_high", -1), ("late_low", 1)))
-        if row["scale"] != beside.SCALES["log2"][1] or row["p"] is None or not (falls or rises):
+        if row["scale"] != curves.SCALES["log2"][1] or row["p"] is None or not (falls or rises):
             continue
         if (row["slope"] > 0) == falls:
             over_all = row["verdict"].split(" with ")[0]
@@ -91,25 +87,6 @@ def turned(rows: list[dict[str, Any]]) -> str:
             named = f"{row['arm']} in {row['study']}" if "study" in row else row["arm"]
             said.append(f"{named} ({span}, p = {row['late_p']:.3g}; over all of training: {over_all})")
     return f"In the second half of training the other way: {', '.join(said)}." if said else ""
-
-
-def figure(study: Study, rows: list[dict[str, Any]]) -> Figure:
-    """The slope on log2(tokens) of every seed as a dot, with the mean and its interval, an arm a line."""
-    rows = [row for row in rows if row["scale"] == beside.SCALES["log2"][1] and row["slope"] is not None]
-    fig = Figure(figsize=(WIDTH, 1.1 + 0.5 * max(1, len(rows))))
-    ax = fig.subplots()
-    ax.axvline(0, color=INK, lw=1)
-    for y, row in enumerate(rows):
-        colour, marker = arm_style(study, row["arm"])
-        values = np.array(list(row["values"].values())[:DRAWN])
-        ax.plot(values, np.full(len(values), y + 0.17), marker, color=colour, ms=4.5, alpha=0.65, mew=0)
-        if row["low"] is not None:
-            ax.plot([row["low"], row["high"]], [y - 0.17] * 2, color=colour, lw=3)
-        ax.plot([row["slope"]], [y - 0.17], "|", color=INK, ms=13, mew=2)
-    ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel(f"slope of the improvement over {study.baseline} (% a doubling of tokens; right of 0 = it rises)")
-    return fig
 
 
 def main(argv: list[str] | None = None) -> int:

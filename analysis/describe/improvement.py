@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.describe import calibration
-from analysis.describe import curves as beside
+from analysis.describe import calibration, curves
+from analysis.describe.calibration import at_grid
 from analysis.io import command, formats
 from analysis.io.study import Study, confirm_rows
 from analysis.stats import estimates
@@ -43,15 +43,15 @@ def extend(study: Study, result: dict[str, Any]) -> dict[str, Any]:
         row["perplexity_reduction_percent"] = estimates.perplexity_reduction_percent(b, a) if known else None
         row["bits_per_byte"] = _paired_mean(study, row, "val_bpb")[0]
         row["validation_percent"] = None if study.metric == "val_nll" else _paired_mean(study, row, "val_nll")[1]
-    training = beside.over_training(study)
+    training = curves.over_training(study)
     return result | {
-        "at_equal_learning_rate": beside.at_grid(study),
+        "at_equal_learning_rate": at_grid(study),
         "calibration": calibration.optimum_rows(study),
         "over_training": {
             arm: [{k: _plain(v) for k, v in row.items()} for row in table.to_dict("records")]
             for arm, table in training.items()
         },
-        "slopes": beside.slopes(study),
+        "slopes": curves.slopes(study),
     }
 
 
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
             if grid:
                 command.emit_rows(*calibration.pivot(grid), "terminal", title="At equal learning rate (val_nll)")
             if slopes:
-                command.emit_rows(slopes, beside.SLOPE_COLUMNS, "terminal", title="Over training")
+                command.emit_rows(slopes, curves.SLOPE_COLUMNS, "terminal", title="Over training")
     if any(row["improvement_percent"] is not None for row in result["comparisons"]):
         return 0
     reasons = [f"{r['arm']}: {r['verdict']}" for r in result["comparisons"]]

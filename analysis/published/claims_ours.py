@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from analysis.describe import curves as beside
-from analysis.describe import growth
+from analysis.describe import curves, growth
 from analysis.io.study import Study, confirm_rows
 from analysis.stats import estimates
 from analysis.stats.pairs import pair
@@ -33,7 +32,7 @@ def said(study: Study) -> dict[str, list[dict[str, str]]]:
         out["identical"] = [{"arm": study.floor, f"against {study.baseline}": _words(floor)}]
     out["improvement"] = [{"arm": arm} | words for arm, words in improvement.items()]
     out["significance"] = [{"arm": r["arm"], f"over {study.baseline}": _words(r, with_p=True)} for r in arms]
-    slopes = [s for s in growth.table(study) if s["arm"] != study.floor and s["scale"] == beside.SCALES["log2"][1]]
+    slopes = [s for s in growth.table(study) if s["arm"] != study.floor and s["scale"] == curves.SCALES["log2"][1]]
     out["growth"] = [{"arm": s["arm"]} | _slope(s) for s in slopes]
     out["parameters"] = _column(study, "parameters", ",.0f")
     out["memory"] = _column(study, "peak_rss_mb", ".0f", " MB")

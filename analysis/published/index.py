@@ -10,15 +10,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.describe import alphas, growth
-from analysis.describe import curves as beside
+from analysis.describe import alphas, curves, growth
 from analysis.io import formats
 from analysis.io.study import Study
 from analysis.io.text import markdown
-from analysis.published import claims, claims_ours
-from analysis.published import page as results_page
+from analysis.published import claims, claims_ours, page
 from analysis.report import plots
-from analysis.verdict.decide import CLAIM_SEEDS, verdict
+from analysis.verdict.decide import verdict
+from analysis.verdict.words import CLAIM_SEEDS
 
 MADE = "<!-- made by python docs/make_results.py: change the tables or the script, not this page -->"
 
@@ -30,7 +29,7 @@ def texts(studies: list[Study], results: Path) -> dict[str, str]:
 
 def pages(studies: list[Study], results: Path) -> dict[str, str]:
     """`texts`, and the figure of every decision."""
-    drawn = {"verdicts.svg": results_page.svg(lambda: side_by_side(studies), "verdicts")} if studies else {}
+    drawn = {"verdicts.svg": page.svg(lambda: side_by_side(studies), "verdicts")} if studies else {}
     return texts(studies, results) | drawn
 
 
@@ -56,11 +55,11 @@ def front_page(studies: list[Study], results: Path) -> str:
         ]
         lines += ["![One dot a seed: paired differences of every arm in every study](verdicts.svg)", ""]
     slopes = [{"study": study.name} | row for study in first for row in growth.table(study)]
-    slopes = [row for row in slopes if row["scale"] == beside.SCALES["log2"][1]]
+    slopes = [row for row in slopes if row["scale"] == curves.SCALES["log2"][1]]
     if slopes:
         lines += ["## Does the difference grow with tokens?", ""]
         lines += [formats.to_markdown(slopes, {"study": ("study", "")} | growth.COLUMNS), "", growth.LIMIT, ""]
-        lines += results_page.second_half(slopes)
+        lines += page.second_half(slopes)
     learned = [{"study": study.name} | row for study in first for row in alphas.summarise(study)]
     if learned:
         lines += ["## Where do learned alphas go?", ""]

@@ -6,16 +6,16 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.describe import alphas, calibration, growth
-from analysis.describe import curves as beside
+from analysis.describe import alphas, calibration, curves, growth
+from analysis.describe.calibration import at_grid
 from analysis.describe.fairness import PUBLISHED as LEDGER_COLUMNS
 from analysis.describe.fairness import ledger, slower
 from analysis.io import formats
 from analysis.io.study import Study
 from analysis.io.text import markdown
-from analysis.report import build as report
-from analysis.report import frame, plots
+from analysis.report import build, frame, plots
 from analysis.report.methods import methods, would_change
+from analysis.report.plots import figure
 from analysis.report.takeaways import takeaways
 
 FILES = ("study.yaml", "trials.parquet", "curves.parquet", "verdict.json")
@@ -56,7 +56,7 @@ def page(study: Study, result: dict[str, Any]) -> str:
     lines += ["## At equal learning rate", ""]
     optimum = calibration.optimum_rows(study)
     lines += [formats.to_markdown(optimum, calibration.COLUMNS), ""] if optimum else []
-    grid, grid_columns = calibration.pivot(beside.at_grid(study))
+    grid, grid_columns = calibration.pivot(at_grid(study))
     if grid:
         lines += ["Improvement on `val_nll` at each rate of the grid, on the selection seeds (it tests nothing):", ""]
         lines += [formats.to_markdown(grid, grid_columns), ""]
@@ -87,7 +87,7 @@ def page(study: Study, result: dict[str, Any]) -> str:
 
 def second_half(slopes: list[dict[str, Any]]) -> list[str]:
     """What `growth.table` has on the second half of training, as Markdown lines: a slope a doubling of tokens."""
-    rows = [row for row in slopes if row["scale"] == beside.SCALES["log2"][1]]
+    rows = [row for row in slopes if row["scale"] == curves.SCALES["log2"][1]]
     columns = {key: column for key, column in growth.LATE_COLUMNS.items() if key != "scale"}
     named = {"study": ("study", "")} if all("study" in row for row in rows) else {}
     lines = [growth.EXPLORATORY + " In % a doubling of tokens:", "", formats.to_markdown(rows, named | columns), ""]
@@ -104,10 +104,10 @@ def alpha_table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], forma
 
 def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
     """Name -> function that draws it, of the figures that the page shows."""
-    every = report.figures(study, result)
+    every = build.figures(study, result)
     slopes = growth.table(study)
     if slopes:
-        every["growth"] = lambda: growth.figure(study, slopes)
+        every["growth"] = lambda: figure(study, slopes)
     return {name: every[name] for name in CAPTIONS if name in every}
 
 

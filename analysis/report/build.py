@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.describe import alphas, budget, calibration, hyperparameters
-from analysis.describe import curves as beside
+from analysis.describe.alphas import arms_with_alphas
+from analysis.describe.calibration import GRID_COLUMNS, at_grid
+from analysis.describe.curves import SLOPE_COLUMNS, over_training, slopes
 from analysis.describe.fairness import COLUMNS as LEDGER_COLUMNS
 from analysis.describe.fairness import ledger, slower
 from analysis.io import command, formats
@@ -24,7 +26,8 @@ from analysis.io.text import markdown
 from analysis.report import cell_curves, frame, plots
 from analysis.report.methods import methods, would_change
 from analysis.report.takeaways import takeaways
-from analysis.verdict.decide import concluded, summary_parts, verdict
+from analysis.verdict.decide import verdict
+from analysis.verdict.words import concluded, summary_parts
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -67,10 +70,10 @@ def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figu
         out["loss_curves"] = lambda: plots.loss_curves(study)
     if not study.confirms and cell_curves.lines(study):
         out["cell_curves"] = lambda: cell_curves.cell_curves(study)
-    training = beside.over_training(study)
+    training = over_training(study)
     if training:
         out["over_training"] = lambda: plots.over_training(study, training)
-    if plots.arms_with_alphas(study):
+    if arms_with_alphas(study):
         out["alphas"] = lambda: plots.learned_alphas(study)
     if alphas_of := hyperparameters.against_alpha(study):
         out["against_alpha"] = lambda: plots.against_alpha(study, alphas_of)
@@ -103,8 +106,8 @@ def _tables(study: Study, result: dict[str, Any]) -> dict[str, tuple[list[dict[s
         "fairness": (ledger(study), LEDGER_COLUMNS),
         "sequential": (path_rows(result), PATH_COLUMNS),
         "calibration": (calibration.optimum_rows(study), calibration.COLUMNS),
-        "equal_learning_rate": (beside.at_grid(study), beside.GRID_COLUMNS),
-        "over_training": (beside.slopes(study), beside.SLOPE_COLUMNS),
+        "equal_learning_rate": (at_grid(study), GRID_COLUMNS),
+        "over_training": (slopes(study), SLOPE_COLUMNS),
         "search_budget": (budget.curves(study), budget.COLUMNS),
         "importance": (hyperparameters.importance(study), hyperparameters.COLUMNS),
         "against_alpha": (hyperparameters.against_alpha(study), hyperparameters.ALPHA_COLUMNS),
@@ -137,7 +140,7 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     rows = ledger(study)
-    grid, grid_columns = calibration.pivot(beside.at_grid(study))
+    grid, grid_columns = calibration.pivot(at_grid(study))
     shown = {k: c for k, c in LEDGER_COLUMNS.items() if any(r[k] is not None for r in rows)}
     return template.render(
         study=study,
@@ -158,8 +161,8 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
         calibration_columns=calibration.COLUMNS,
         grid=grid,
         grid_columns=grid_columns,
-        slopes=beside.slopes(study),
-        slope_columns=beside.SLOPE_COLUMNS,
+        slopes=slopes(study),
+        slope_columns=SLOPE_COLUMNS,
         methods=methods(study),
         would_change=would_change(study, result, rows),
         cell=formats.cell,

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from analysis.describe.fairness import edge_hits, unfair
+from analysis.describe.fairness import unfair
 from analysis.io.study import STAGES, Study
-from analysis.verdict.checks import CANNOT_TELL, STRONG_GAP
-from analysis.verdict.decide import CLAIM_SEEDS
+from analysis.verdict.checks import CANNOT_TELL, STRONG_GAP, edge_hits
+from analysis.verdict.words import CLAIM_SEEDS
 
 _TESTS = {
     "holm": "Holm's correction",

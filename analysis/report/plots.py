@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from analysis.describe.alphas import alpha_columns, arms_with_alphas
+from analysis.describe.curves import SCALES
 from analysis.io.study import Study, confirm_rows
 from analysis.report.palette import INK, colour_of
 
@@ -213,19 +215,6 @@ def tokens_text(x: float, _: object) -> str:
     return f"{x:g}"
 
 
-def alpha_columns(table: pd.DataFrame) -> list[str]:
-    """The columns alpha_layer_0, alpha_layer_1, ... in the order of the layers."""
-    names = [c for c in table.columns if re.fullmatch(r"alpha_layer_\d+", str(c))]
-    return sorted(names, key=lambda c: int(c.rsplit("_", 1)[1]))
-
-
-def arms_with_alphas(study: Study) -> list[str]:
-    """The arms whose confirm runs recorded a learned alpha."""
-    rows = confirm_rows(study.trials)
-    columns = alpha_columns(rows)
-    return [a for a in study.arms if columns and rows.loc[rows["arm"] == a, columns].notna().any(axis=None)]
-
-
 def learned_alphas(study: Study) -> Figure:
     """Final alpha by layer, a thin line a seed and a thick one their mean, a panel an arm that learns it."""
     rows, arms = confirm_rows(study.trials), arms_with_alphas(study)
@@ -333,4 +322,23 @@ def search_budget(study: Study, rows: list[dict]) -> Figure:
     ax.set_xlabel("search trials")
     ax.set_ylabel("expected best validation loss\n(nats per token)")
     legend(ax, entries)
+    return fig
+
+
+def figure(study: Study, rows: list[dict[str, Any]]) -> Figure:
+    """The slope on log2(tokens) of every seed as a dot, with the mean and its interval, an arm a line."""
+    rows = [row for row in rows if row["scale"] == SCALES["log2"][1] and row["slope"] is not None]
+    fig = Figure(figsize=(WIDTH, 1.1 + 0.5 * max(1, len(rows))))
+    ax = fig.subplots()
+    ax.axvline(0, color=INK, lw=1)
+    for y, row in enumerate(rows):
+        colour, marker = arm_style(study, row["arm"])
+        values = np.array(list(row["values"].values())[:DRAWN])
+        ax.plot(values, np.full(len(values), y + 0.17), marker, color=colour, ms=4.5, alpha=0.65, mew=0)
+        if row["low"] is not None:
+            ax.plot([row["low"], row["high"]], [y - 0.17] * 2, color=colour, lw=3)
+        ax.plot([row["slope"]], [y - 0.17], "|", color=INK, ms=13, mew=2)
+    ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel(f"slope of the improvement over {study.baseline} (% a doubling of tokens; right of 0 = it rises)")
     return fig

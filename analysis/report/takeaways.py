@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from analysis.describe import alphas, budget, calibration, hyperparameters
-from analysis.describe import curves as beside
+from analysis.describe.curves import slopes
 from analysis.io.study import Study, confirm_rows
 from analysis.report import cell_curves
 
@@ -25,7 +25,7 @@ def takeaways(study: Study, result: dict[str, Any]) -> dict[str, str]:
         "against_alpha": lambda: against_alpha(hyperparameters.against_alpha(study)),
         "loss_curves": lambda: loss_curves(study),
         "cell_curves": lambda: "" if study.confirms else lowest_cell(study),
-        "over_training": lambda: over_training(beside.slopes(study)),
+        "over_training": lambda: over_training(slopes(study)),
         "alphas": lambda: by_layer(alphas.summarise(study)),
         "search_budget": lambda: search_budget(budget.curves(study)),
     }

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from analysis.io.study import Study
+import numpy as np
+
+from analysis.io.study import Study, confirm_rows
 
 STRONG_GAP = 3.0  # percent: a regime that means to rank arms separates the linear floor by this much
 CANNOT_TELL = "not testable: this regime cannot tell a linear MLP from GELU"
@@ -36,3 +38,18 @@ def assay(rows: list[dict[str, Any]], study: Study) -> dict[str, Any]:
         elif not out["strong"]:
             why += f", below the {STRONG_GAP:g}% that ranking arms asks for"
     return out | {"why": why}
+
+
+def edge_hits(study: Study) -> list[str]:
+    """Arms whose confirmed learning rate is an end of the calibration grid: a better one may lie outside."""
+    if "lr" not in study.trials.columns:
+        return []
+    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
+    confirm = confirm_rows(study.trials)
+    hits = []
+    for arm in study.arms:
+        points = np.unique(grid.loc[grid["arm"] == arm, "lr"].to_numpy(float))
+        chosen = confirm.loc[confirm["arm"] == arm, "lr"].dropna().unique()
+        if len(points) and any(np.isclose(lr, e, rtol=1e-6) for lr in chosen for e in (points[0], points[-1])):
+            hits.append(arm)
+    return hits

@@ -20,12 +20,12 @@ def hard(x: torch.Tensor) -> torch.Tensor:
 
 def main(config: Path, output: Path) -> None:
     """Run the study, then read its verdict."""
-    from analysis.report import build as report
-    from tune import sweep as runner
-    from tune.study.study import load
+    from analysis.report import build
+    from tune import sweep
+    from tune.study.files import load
 
-    run = runner.sweep(load(config), config.parent, output)
-    report.build(run.folder)
+    run = sweep.sweep(load(config), config.parent, output)
+    build.build(run.folder)
     verdict = json.loads((run.folder / "verdict.json").read_text(encoding="utf-8"))
     for row in verdict["comparisons"]:
         print(f"{row['arm']} against {row['baseline']}, n = {row['n']}: {row['verdict']} ({row['why']})")

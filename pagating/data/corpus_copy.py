@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pagating.data.cache_lock import alone
-from pagating.data.corpus import fault, place, read_meta, rows_file
+from pagating.data.corpus import read_meta, rows_file
+from pagating.data.prepare import fault, place
 from pagating.data.texts import SPLITS, CorpusError
 
 

@@ -6,74 +6,23 @@ Axes: B rows of a batch, T position, R rows held out.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pagating.data.corpus import eval_windows, open_split, read_meta, train_batch
 from pagating.data.lines import IGNORE, line_batch, open_lines, spread_rows, targets_of
-from pagating.device import to_device, warn_of_emulation
+from pagating.device import warn_of_emulation
 from pagating.evaluate import Evaluation, autocast, evaluation, pad_rows, text_rows
 from pagating.model.compile import compile_hidden, is_compiled
 from pagating.model.fused_loss import linear_nll
 from pagating.model.gpt2 import GPT2, GPT2Size, stock_flops_per_token, training_flops_per_token
 from pagating.model.initialise import initialise_gpt2
 from pagating.model.pretrained import load_pretrained
+from pagating.tasks.task import Batch, Hidden, Task
 from pagating.trial import Trial
-
-Batch = tuple[Tensor, ...]
-Hidden = Callable[[Any, Tensor], Tensor]
-Loss = Callable[[Any, Batch], Tensor]
-
-
-def never(loss: Loss) -> bool:
-    """False: whether a loss runs compiled code, of a task that compiles none."""
-    return False
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the loop asks of a task.
-
-    build: the model of a trial, from its seed. batches: what a step trains on, by step. loss: a callable (made once,
-    with a batch to compile for) of a model and a batch, the mean over its targets, nats, differentiable. held: rows of
-    a split to evaluate. evaluate: their mean loss, nats, by batches (model, rows, rows at a time, precision). flops: of
-    training, a token. check: raises ValueError for sizes or a unit that no model can have. compiled: whether a loss
-    runs compiled code.
-    """
-
-    build: Callable[[Trial], nn.Module]
-    batches: Callable[[Trial], Callable[[int], Batch]]
-    loss: Callable[[Trial, Any, Batch], Loss]
-    held: Callable[[Trial, str], Any]
-    evaluate: Callable[[Any, Any, int, str], Evaluation]
-    flops: Callable[[Trial, Any], int]
-    check: Callable[[Trial], Any]
-    compiled: Callable[[Loss], bool] = never
-
-
-def task_of(trial: Trial) -> Task:
-    """The row of a trial's task; transformers is imported for those alone that need it."""
-    if trial.task == "causal":
-        return CAUSAL
-    task: Task = importlib.import_module("pagating.tasks.denoising").TASKS[trial.task]
-    return task
-
-
-def targets_in(batch: Batch, rows: int) -> list[int]:
-    """How many targets are counted in each part of `rows` rows of a batch."""
-    return [int((part != IGNORE).sum()) for part in batch[-1].split(rows)]
-
-
-def in_parts(batch: Batch, device: torch.device, rows: int) -> list[Batch]:
-    """A batch on a device, in parts of `rows` rows."""
-    return list(zip(*(to_device(tensor, device).split(rows) for tensor in batch), strict=True))
-
 
 # --- causal: the next token of GPT-2 ---------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from pagating.device import warn_of_emulation
 from pagating.evaluate import Evaluation, autocast
 from pagating.gating.own_gate import load_gate_of
 from pagating.gating.patch import patch
-from pagating.tasks.causal import Batch, Loss, Task
+from pagating.tasks.task import Batch, Loss, Task
 from pagating.trial import Trial
 
 SHARE = 0.15  # of the tokens that is hidden: Devlin et al. 2019 (BERT), section 3.1; Raffel et al. 2020 (T5), 3.1.4

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from analysis.report import build as report
-from pagating.data.corpus import prepare
+from analysis.report import build
+from pagating.data.prepare import prepare
 from pagating.train import Trial, steps
-from tune.run.ledger import write_tables
 from tune.run.models import TRAINED
 from tune.run.study_run import StudyRun
-from tune.study.study import dump, parse
+from tune.run.tables import write_tables
+from tune.study.files import dump, parse
 
 ROOT = Path(__file__).parents[2]
 STUDY = """
@@ -52,7 +52,7 @@ def finish(text: str, name: str, output: Path) -> Path:
         run.end(cell, "completed", final)
     run.ledger.close()
     write_tables(name, run.ledger.events, folder)
-    report.build(folder)
+    build.build(folder)
     return folder
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tune.study.study import parse
+from tune.study.files import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field
 
-from tune.study.study import Study, parse
+from tune.study.files import parse
+from tune.study.study import Study
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs" / "make_configuration.py")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tune.plan import page as plan_page
+from tune.plan import page
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("make_plan", ROOT / "docs" / "make_plan.py")
@@ -38,4 +38,4 @@ def test_a_table_of_other_figures_is_stale():
 
 
 def test_a_plan_without_noise_points_to_the_page():
-    assert "docs/plan.md lists the noise" in "\n".join(plan_page._power(None, None))
+    assert "docs/plan.md lists the noise" in "\n".join(page._power(None, None))

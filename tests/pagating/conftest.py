@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pagating.checkpoint import CheckpointFolder
-from pagating.data import corpus
+from pagating.data import prepare
 from pagating.train import Trial, steps
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
@@ -20,7 +20,7 @@ def packed(tmp_path_factory):
     torch.set_num_threads(1)
     base = tmp_path_factory.mktemp("text")
     (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} {WORDS}" for i in range(2000)))
-    return str(corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, base / "cache", base))
+    return str(prepare.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, base / "cache", base))
 
 
 @pytest.fixture(scope="session")

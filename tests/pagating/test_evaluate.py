@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagating.data import corpus
+from pagating.data import prepare
 from pagating.evaluate import mean_nll, pad_rows, padded_nll, text_rows
 from pagating.train import train
 from pagating.trial import Trial
@@ -51,7 +51,7 @@ def packed(tmp_path_factory):
     (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} apples\n" for i in range(4000)))
     (base / "validation.txt").write_text("".join(f"line {i}\n\n" for i in range(100)))
     files = {"train": "train.txt", "validation": "validation.txt"}
-    return str(corpus.prepare({"files": files}, {"vocab_size": 280}, 16, base / "cache", base))
+    return str(prepare.prepare({"files": files}, {"vocab_size": 280}, 16, base / "cache", base))
 
 
 def make(packed, **changed):

@@ -11,7 +11,7 @@ import pagating
 from pagating import checkpoint, saved_model
 from pagating.evaluate import mean_nll, value_of
 from pagating.saved_model import SavedModelError, load_model, read_facts, save_model
-from pagating.tasks.causal import task_of
+from pagating.tasks.table import task_of
 from pagating.train import build_model, main, steps
 from pagating.trial import Trial
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from tune.decide.stages import Stages
-from tune.plan import work as plan_work
-from tune.run import ledger as ledgers
-from tune.run.ledger import Cell, Ledger
-from tune.study.study import parse
-from tune.tracking import runs as mlflow_runs
+from tune.plan import work
+from tune.run.ledger import Ledger, records
+from tune.study import sizes
+from tune.study.cell import COST, FINAL, Cell
+from tune.study.files import parse
+from tune.tracking import runs
 
 SMALL = """
 question: Is it better?
@@ -55,13 +56,13 @@ def study_of():
 @pytest.fixture(scope="session")
 def models_of():
     """Parameters and FLOPs of each arm's model of a study, at a vocabulary of 300."""
-    return lambda study: {arm: plan_work.arm_model(study, arm, 300) for arm in study.arms}
+    return lambda study: {arm: work.arm_model(study, arm, 300) for arm in study.arms}
 
 
 @pytest.fixture(scope="session")
 def rows_of(models_of):
     """What a study's stages and arms are planned to take."""
-    return lambda study: plan_work.work(study, models_of(study), plan_work.confirm_seeds(study))
+    return lambda study: work.work(study, models_of(study), sizes.confirm_seeds(study))
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +76,7 @@ def played():
         ledger = Ledger(folder / "ledger.jsonl") if folder else None
         stages = Stages(study, ledger.append if ledger else lambda event, **fields: None, {})
         cells, tokens = [], Counter()
-        batch, whole, every = study.fixed.batch_tokens, plan_work.steps(study), plan_work.interval(study)
+        batch, whole, every = study.fixed.batch_tokens, sizes.steps(study), sizes.interval(study)
         while (cell := stages.next_cell()) is not None:
             done, outcome = 0, "completed"
             if ledger:
@@ -99,7 +100,7 @@ def played():
                     )
                 if done < whole and stages.should_stop(cell, done / whole, value):
                     outcome = "stopped_early"
-            final = dict.fromkeys((*ledgers.FINAL, *ledgers.COST, "alpha", "compiled", "test_nll"), 1.2345678901234567)
+            final = dict.fromkeys((*FINAL, *COST, "alpha", "compiled", "test_nll"), 1.2345678901234567)
             if ledger:
                 final |= {"tokens": done * batch, "steps": done, "val_nll": value, "test_nll": value}
                 ledger.append("ended", cell=cell.key, outcome=outcome, final=final, reason=None)
@@ -191,7 +192,7 @@ def searching(told):
 def empty_store(tmp_path_factory):
     """A store with nothing in it: its schema takes seconds to make."""
     made = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow_runs.prepare_store(f"sqlite:///{made}")
+    runs.prepare_store(f"sqlite:///{made}")
     return made
 
 
@@ -235,6 +236,6 @@ def ledger_of(row):
                 ledger.append("report", cell=cell.key, row=row(step))
             ledger.append("ended", cell=cell.key, outcome="completed", final={"val_nll": 3.5}, reason=None)
         ledger.close()
-        return ledgers.records(ledger.events)
+        return records(ledger.events)
 
     return write

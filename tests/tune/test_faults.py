@@ -16,14 +16,15 @@ from ray import tune as ray_tune
 
 from pagating.evaluate import token_nll
 from pagating.model.fused_loss import linear_nll
-from tune import sweep as runner
+from tune import sweep
 from tune.backend.ray_start import QUIET
 from tune.backend.ray_trial import CellTrainable
-from tune.run import ledger as ledgers
+from tune.errors import LedgerError
+from tune.run import ledger
 from tune.run.interrupt import Interruption
-from tune.run.ledger import LedgerError
 from tune.run.study_run import StudyRun
-from tune.study.study import parse
+from tune.study.corpus import packed_corpus
+from tune.study.files import parse
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -95,12 +96,12 @@ def study(name, **changes):
 
 
 def finals(folder):
-    found = ledgers.records(ledgers.read(folder / "ledger.jsonl"))
+    found = ledger.records(ledger.read(folder / "ledger.jsonl"))
     return {key: (record.outcome, record.final, record.curve) for key, record in found.items()}
 
 
 def ends(folder):
-    return [e for e in ledgers.read(folder / "ledger.jsonl") if e["event"] == "ended"]
+    return [e for e in ledger.read(folder / "ledger.jsonl") if e["event"] == "ended"]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(place, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    runner.sweep(study("faults"), folder, folder, trainable=Steps)
+    sweep.sweep(study("faults"), folder, folder, trainable=Steps)
     found = finals(folder / "faults")
     assert {outcome for outcome, *_ in found.values()} == {"completed"}
     return found
@@ -128,7 +129,7 @@ def undisturbed(place, tmp_path_factory):
 def run(place, folder, *faults, **changes):
     for number, fault in enumerate(faults):
         (place / f"{fault}-{number}").touch()
-    done = runner.sweep(study("faults", **changes), folder, folder, slots=2, trainable=Steps)
+    done = sweep.sweep(study("faults", **changes), folder, folder, slots=2, trainable=Steps)
     assert not list(place.iterdir())
     return done
 
@@ -150,14 +151,14 @@ def test_one_slot_and_an_interruption_change_no_result(place, undisturbed, tmp_p
             os.kill(os.getpid(), signal.SIGINT)
 
     with Interruption(lambda line: None) as interruption:
-        done = runner.sweep(
+        done = sweep.sweep(
             study("faults"), tmp_path, tmp_path, slots=1, trainable=Steps, listen=after_five, interruption=interruption
         )
     assert interruption.exit_code == 130
     assert not done.stages.finished
     before = {end["cell"]: end["time"] for end in ends(tmp_path / "faults")}
     assert 5 <= len(before) < len(undisturbed)
-    runner.sweep(study("faults"), tmp_path, tmp_path, slots=1, trainable=Steps)
+    sweep.sweep(study("faults"), tmp_path, tmp_path, slots=1, trainable=Steps)
     assert finals(tmp_path / "faults") == undisturbed
     after = ends(tmp_path / "faults")
     assert len(after) == len(undisturbed)  # no finished cell ran again
@@ -209,7 +210,7 @@ def test_a_driver_that_is_stopped_is_continued_to_the_same_results(place, undist
     driver = launch(tmp_path)
     until(driver, folder, 2)
     with pytest.raises(LedgerError, match=rf"another sweep is running this study: process {driver.pid} on \S+$"):
-        runner.sweep(study("faults"), tmp_path, tmp_path, trainable=Steps)
+        sweep.sweep(study("faults"), tmp_path, tmp_path, trainable=Steps)
     heard = ""
     for number, signum in enumerate(signals):
         while number and "Stopping" not in heard:  # two signals at once would be one
@@ -237,7 +238,7 @@ class Slow(CellTrainable):
 
     def setup(self, config):
         from pagating import evaluate
-        from pagating.tasks import causal as tasks
+        from pagating.tasks import causal
         from tune.backend import ray_trial as adapter
 
         adapter.WITHIN_SECONDS, own = 0.5, (linear_nll, token_nll)  # an actor is used again
@@ -250,12 +251,12 @@ class Slow(CellTrainable):
 
             return call
 
-        tasks.linear_nll, evaluate.token_nll = map(delayed, own)
+        causal.linear_nll, evaluate.token_nll = map(delayed, own)
         super().setup(config)
 
 
 def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alone(tmp_path, place):
-    corpus = runner.packed_corpus(study("faults"), tmp_path, tmp_path)
+    corpus = packed_corpus(study("faults"), tmp_path, tmp_path)
     (tmp_path / "faults").mkdir()
     it = StudyRun(study("faults"), tmp_path / "faults", corpus)
     cell, other = it.next_cell(), it.next_cell()
@@ -288,7 +289,7 @@ def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alo
 
 
 def test_a_confirm_cell_that_never_gets_on_leaves_the_others_to_go_on(tmp_path, place):
-    corpus = runner.packed_corpus(study("faults"), tmp_path, tmp_path)
+    corpus = packed_corpus(study("faults"), tmp_path, tmp_path)
     (tmp_path / "faults").mkdir()
     it = StudyRun(study("faults"), tmp_path / "faults", corpus)
     while (cell := it.next_cell()).stage != "confirm":
@@ -304,7 +305,7 @@ def test_a_confirm_cell_that_never_gets_on_leaves_the_others_to_go_on(tmp_path, 
 
 
 def test_a_worker_killed_for_memory_is_tried_again_alone(tmp_path, place):
-    corpus = runner.packed_corpus(study("faults"), tmp_path, tmp_path)
+    corpus = packed_corpus(study("faults"), tmp_path, tmp_path)
     (tmp_path / "faults").mkdir()
     it = StudyRun(study("faults"), tmp_path / "faults", corpus)
     cell, other = it.next_cell(), it.next_cell()
@@ -330,7 +331,7 @@ def test_an_update_that_outlasts_the_timeout_is_no_hung_one(place, tmp_path):
         resources={"stall_timeout": 10.0},
         keep={"models": "none"},
     )
-    done = runner.sweep(given, tmp_path, tmp_path, slots=1, trainable=Slow)
+    done = sweep.sweep(given, tmp_path, tmp_path, slots=1, trainable=Slow)
     assert not list(place.iterdir())
     found = [(end["outcome"], end["reason"]) for end in ends(tmp_path / "faults")]
     silent = ("failed", "no sign of life for 10 s (resources.stall_timeout)")
@@ -341,7 +342,7 @@ def test_an_update_that_outlasts_the_timeout_is_no_hung_one(place, tmp_path):
 def main(output):
     """Run the study of this file in a process of its own, to be killed."""
     with Interruption(lambda line: print(line, file=sys.stderr, flush=True)) as interruption:
-        runner.sweep(study("faults"), output, output, slots=2, trainable=Steps, interruption=interruption)
+        sweep.sweep(study("faults"), output, output, slots=2, trainable=Steps, interruption=interruption)
     os._exit(interruption.exit_code if interruption.caught else 0)
 
 

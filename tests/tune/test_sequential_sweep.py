@@ -12,14 +12,14 @@ import yaml
 from ray import tune as ray_tune
 from scipy import stats
 
-from analysis.io import study as tables
-from analysis.report import build as report
+from analysis.io.study import load
+from analysis.report import build
 from analysis.verdict.decide import verdict
 from tune import sweep as runner
 from tune.backend.ray_start import QUIET
-from tune.run import ledger as ledgers
+from tune.run import ledger
 from tune.run.interrupt import Interruption
-from tune.study.study import parse
+from tune.study.files import parse
 
 STUDY = {
     "question": "When does it stop?",
@@ -85,7 +85,7 @@ def sweep(folder, rule, **options):
 
 def confirmed(folder):
     """Test loss by arm and seed of the confirm cells that ended."""
-    found = ledgers.records(ledgers.read(folder / "ledger.jsonl")).values()
+    found = ledger.records(ledger.read(folder / "ledger.jsonl")).values()
     ended = [r for r in found if r.cell.stage == "confirm" and r.outcome]
     assert {r.outcome for r in ended} <= {"completed"}
     return {(r.cell.arm, r.cell.seed): r.final["test_nll"] for r in ended}
@@ -122,18 +122,18 @@ def test_an_interruption_between_looks_changes_neither_the_verdict_nor_a_bit(pla
     assert interruption.exit_code == 130
     assert not first.stages.finished
     assert confirmed(tmp_path / rule) == expected_losses(3)
-    seen = {row["arm"]: row for row in verdict(tables.load(tmp_path / rule))["comparisons"]}
+    seen = {row["arm"]: row for row in verdict(load(tmp_path / rule))["comparisons"]}
     assert seen["linear-floor"]["verdict"].startswith(f"undecided (its next look is at {looks[1]} seeds")
     assert [len(row["path"]) for row in seen.values()] == [1, 1]
 
     done = sweep(tmp_path, rule)
     assert done.stages.finished
     assert confirmed(tmp_path / rule) == expected_losses(5)  # 5 of at most 10, and to the last bit
-    half = next(row for row in verdict(tables.load(tmp_path / rule))["comparisons"] if row["arm"] == "half")
+    half = next(row for row in verdict(load(tmp_path / rule))["comparisons"] if row["arm"] == "half")
     assert (half["verdict"], half["n"]) == ("better", 5)
     assert [step["n"] for step in half["path"]] == looks
     assert [step["p"] for step in half["path"]] == pytest.approx([p_of_t("half", n) for n in looks])
-    page = report.build(tmp_path / rule).read_text(encoding="utf-8")
+    page = build.build(tmp_path / rule).read_text(encoding="utf-8")
     shown = pd.read_csv(tmp_path / rule / "tables" / "sequential.csv").query("arm == 'half'")
     assert shown["n"].tolist() == looks
     assert shown["p_anytime"].tolist() == pytest.approx([step["p_anytime"] for step in half["path"]])

@@ -21,7 +21,8 @@ from pagating.evaluate import mean_nll
 from pagating.train import Trial, train
 from tune.run import ledger
 from tune.run.models import best_cells
-from tune.study.study import load, trial_spec
+from tune.study.files import load
+from tune.study.trial_spec import trial_spec
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "configs" / "smoke.yaml"

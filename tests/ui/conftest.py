@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tune.run import ledger as ledgers
+from tune.run import ledger
 
 ROOT = Path(__file__).parents[2]
 # Whoever searches a learning rate of 100 diverges; of an arm's other trials the worse half is stopped early
@@ -77,7 +77,7 @@ def study(browser, tmp_path_factory):
 @pytest.fixture(scope="session")
 def records(study):
     """The cells of the study."""
-    return list(ledgers.records(ledgers.read(study / "ledger.jsonl")).values())
+    return list(ledger.records(ledger.read(study / "ledger.jsonl")).values())
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import build as report
+from analysis.report import build
 
 pytestmark = pytest.mark.slow
 FINISHED = Path(__file__).parents[2] / "docs" / "results" / "laptop-wikitext-2"  # eight arms: the widest tables
@@ -64,7 +64,7 @@ def built(tmp_path_factory):
     folder.mkdir()
     for name in ("study.yaml", "trials.parquet", "curves.parquet", "provenance.json"):
         shutil.copy(FINISHED / name, folder)
-    return report.build(folder)
+    return build.build(folder)
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tune.study.study import ADDRESS, Study, StudyError, check_address
+from tune.errors import StudyError
+from tune.study.addresses import ADDRESS, check_address
+from tune.study.study import Study
 
 ROOT = Path(__file__).parents[2]
 WINGS = ("pagating", "tune", "analysis")
@@ -162,16 +164,6 @@ class Capacity:
         if self._clock() - self._looked >= LOOK_SECONDS:
             self._seen, self._looked = slots_of(self._nodes(), self._cpus, self._gpus), self._clock()
         return self._seen
-
-
-def side_by_side(study: Study, stage: str) -> int:
-    """Trials of a stage that could run at a time, had they the machines."""
-    arms = len(study.arms)
-    if stage == "search":
-        return arms * min(study.search.parallel, study.search.trials_per_arm)
-    if stage == "calibrate":
-        return arms * study.calibrate.points * study.calibrate.seeds
-    return arms * study.confirm.looks[0] if stage == "confirm" else 0
 
 
 def ask_for(study: Study, trials: int) -> None:

@@ -16,11 +16,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tune.backend.cluster import Capacity, ask_for, driver_node, side_by_side
+from tune.backend.cluster import Capacity, ask_for, driver_node
 from tune.backend.ray_faults import Processes, Pulse, failure
+from tune.errors import StudyStopped
 from tune.run.interrupt import Interruption
-from tune.run.ledger import Cell
-from tune.run.study_run import FATAL, StudyRun, StudyStopped
+from tune.run.study_run import FATAL, StudyRun
+from tune.study.cell import Cell
+from tune.study.sizes import side_by_side
 
 
 def _guarded(run: StudyRun, method: Callable[..., Any]) -> Callable[..., Any]:

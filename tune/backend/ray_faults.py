@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tune.backend.cluster import kill_at
-from tune.run.study_run import NODE_LOST, SHORT_OF_MEMORY
+from tune.errors import NODE_LOST, SHORT_OF_MEMORY
 
 NODE_SIGNS = (  # in Ray's text; the last: a connection broke before Ray knew why, and of a process it would know
     "node has died",

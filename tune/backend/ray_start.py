@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tune.backend.cluster import ALLOCATOR, connected, side_by_side
-from tune.run.study_run import StudyStopped
+from tune.backend.cluster import ALLOCATOR, connected
+from tune.errors import StudyStopped
+from tune.study.sizes import side_by_side
 from tune.study.study import Study
 
 OPEN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's name for: listen on loopback only (0), or to other machines too (1)

@@ -28,9 +28,9 @@ def plan(
 
     Writes nothing but the shared token cache.
     """
-    from tune.plan import plan as plans
+    from tune.plan.plan import run
 
-    text = plans.run(
+    text = run(
         config,
         output,
         slots=slots,
@@ -54,7 +54,7 @@ def try_(
 ) -> None:
     """Train a few steps of every arm at its real size: loss, memory, seconds a step. Writes only the token cache."""
     from tune.plan import dry_run
-    from tune.study.study import load
+    from tune.study.files import load
 
     failed = False
     for tried in dry_run.try_arms(load(config), config.parent, output, steps, arm or (), micro_batches):

@@ -45,7 +45,7 @@ Slots = Annotated[int | None, typer.Option(min=1, help="Trials side by side; as 
 
 def study_folder(name: str, output: Path) -> Path:
     """The folder of a study that is named, in `output`, or given itself. Raises StudyError where there is none."""
-    from tune.study.study import StudyError
+    from tune.errors import StudyError
 
     for folder in (Path(name), output / name):
         if os.path.isfile(folder / "study.yaml"):  # False also for a name that no file could have

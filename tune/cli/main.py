@@ -10,10 +10,7 @@ from typing import Any
 
 import typer
 
-from tune.cli import ahead as cli_ahead
-from tune.cli import studies as cli_studies
-from tune.cli import sweep as cli_sweep
-from tune.cli import ui as cli_ui
+from tune.cli import ahead, studies, sweep, ui
 from tune.cli.common import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
 
 app = typer.Typer(
@@ -31,17 +28,17 @@ MACHINE = ("StudyStopped", "TrackingError")  # the study's files are well, the m
 COMMANDS: list[tuple[str, Any, list[str]]] = [
     (
         "sweep",
-        cli_sweep.sweep,
+        sweep.sweep,
         ["sweep configs/sweep.yaml", "sweep my.yaml --slots 4", "sweep my.yaml --address 10.0.0.7:6379"],
     ),
-    ("plan", cli_ahead.plan, ["plan configs/laptop.yaml", "plan my.yaml --hours-from a100 --noise studies/sweep"]),
-    ("try", cli_ahead.try_, ["try configs/published/fair.yaml", "try my.yaml --steps 10 --arm gelu"]),
-    ("status", cli_studies.status, ["status sweep", "status sweep --output ~/studies"]),
-    ("report", cli_studies.report, ["report sweep"]),
-    ("ui", cli_ui.ui, ["ui", "ui --port 5001"]),
-    ("trial", cli_studies.trial, ["trial sweep", "trial sweep confirm/gelu/0123456789ab/101 > trial.json"]),
-    ("sync", cli_studies.sync, ["sync sweep", "sync sweep --tracking http://127.0.0.1:5000"]),
-    ("repair", cli_studies.repair, ["repair sweep"]),
+    ("plan", ahead.plan, ["plan configs/laptop.yaml", "plan my.yaml --hours-from a100 --noise studies/sweep"]),
+    ("try", ahead.try_, ["try configs/published/fair.yaml", "try my.yaml --steps 10 --arm gelu"]),
+    ("status", studies.status, ["status sweep", "status sweep --output ~/studies"]),
+    ("report", studies.report, ["report sweep"]),
+    ("ui", ui.ui, ["ui", "ui --port 5001"]),
+    ("trial", studies.trial, ["trial sweep", "trial sweep confirm/gelu/0123456789ab/101 > trial.json"]),
+    ("sync", studies.sync, ["sync sweep", "sync sweep --tracking http://127.0.0.1:5000"]),
+    ("repair", studies.repair, ["repair sweep"]),
 ]
 for name, function, examples in COMMANDS:
     lines = ["Example:" if len(examples) == 1 else "Examples:", *(f"pagating {example}" for example in examples)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.verdict.checks import CANNOT_TELL
-from analysis.verdict.decide import CLAIM_SEEDS
+from analysis.verdict.words import CLAIM_SEEDS
 from tune.study.sections import ConfirmSection
 from tune.study.study import Study
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.io.text import one_line
-from tune.plan.work import STAGES
 from tune.run import heartbeat, ledger
 from tune.run.progress import Standing
+from tune.study.sizes import STAGES
 from tune.study.study import Study
 
 HEADINGS = {  # of a state of cells: in a wide terminal, in a narrow one

@@ -17,13 +17,13 @@ from tune.cli.ui import ui_command
 
 def report(study: Name, output: Output = Path("studies")) -> None:
     """Rebuild tables, verdict and report of a study from its ledger."""
-    from tune.run import ledger
-    from tune.study.study import load
+    from tune.run import ledger, tables
+    from tune.study.files import load
     from tune.tracking.runs import default_uri
 
     folder = study_folder(study, output)
     loaded = load(folder / "study.yaml")
-    ledger.write_tables(loaded.name, ledger.read(folder / "ledger.jsonl"), folder)
+    tables.write_tables(loaded.name, ledger.read(folder / "ledger.jsonl"), folder)
     show_verdict(loaded, folder, ui_command(loaded.tracking or default_uri(folder.parent)))
 
 
@@ -34,8 +34,10 @@ def sync(
 ) -> None:
     """Fill MLflow from a study's ledger: what it missed, or all of it."""
     from analysis.io.text import redact
-    from tune.study.study import StudyError, check_tracking, load
-    from tune.tracking import tracker as trackings
+    from tune.errors import StudyError
+    from tune.study.addresses import check_tracking
+    from tune.study.files import load
+    from tune.tracking import tracker
     from tune.tracking.runs import default_uri
 
     folder = study_folder(study, output)
@@ -43,7 +45,7 @@ def sync(
     uri = check_tracking(tracking or loaded.tracking or default_uri(folder.parent), "tracking")
     if uri == "none":
         raise StudyError("tracking 'none': there is nothing to fill; name a store with --tracking")
-    cells, written = trackings.sync(uri, loaded, folder)
+    cells, written = tracker.sync(uri, loaded, folder)
     typer.echo(f"MLflow at {redact(uri)} has all {cells} cells of {loaded.name}; {written} were written now.")
 
 
@@ -53,7 +55,7 @@ def repair(study: Name, output: Output = Path("studies")) -> None:
     The damaged file is kept beside it.
     """
     from tune.run import repair as repairs
-    from tune.study.study import load
+    from tune.study.files import load
 
     folder = study_folder(study, output)
     typer.echo(repairs.repair(load(folder / "study.yaml"), folder))
@@ -64,7 +66,7 @@ def status(study: Name, output: Output = Path("studies")) -> None:
     from rich.console import Console
 
     from tune.cli.status_table import look
-    from tune.study.study import load
+    from tune.study.files import load
 
     folder = study_folder(study, output)
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a pipe breaks no path in two
@@ -77,10 +79,12 @@ def trial(
     output: Output = Path("studies"),
 ) -> None:
     """Print one cell as the trial.json that `python -m pagating.train` runs without Ray."""
-    from tune import sweep as runner
+    from tune.errors import StudyError
     from tune.run import ledger
+    from tune.study.corpus import begun_corpus
+    from tune.study.files import load
     from tune.study.own_gates import place_gate
-    from tune.study.study import StudyError, load, trial_spec
+    from tune.study.trial_spec import trial_spec
     from tune.study.weights import place_weights
 
     folder = study_folder(study, output)
@@ -92,6 +96,6 @@ def trial(
     if cell not in found:
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
     loaded, mine = load(folder / "study.yaml"), found[cell].cell
-    corpus = runner.begun_corpus(loaded, folder)
+    corpus = begun_corpus(loaded, folder)
     spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=loaded.tests(mine.stage))
     typer.echo(json.dumps(place_weights(place_gate(spec, folder), folder), indent=1))

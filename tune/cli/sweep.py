@@ -34,8 +34,10 @@ def sweep(
     Safe to interrupt: the same command continues where it stopped.
     """
     from tune.cli.screen import Screen
+    from tune.errors import StudyError
     from tune.run.interrupt import Interruption
-    from tune.study.study import StudyError, check_tracking, load
+    from tune.study.addresses import check_tracking
+    from tune.study.files import load
     from tune.tracking.runs import default_uri
 
     study = load(config)
@@ -69,7 +71,7 @@ def _run(
     """Run a study and report it; its exit code, None where it was interrupted."""
     from analysis.io.text import one_line, redact
     from tune import sweep as runner
-    from tune.study.study import check_address
+    from tune.study.addresses import check_address
     from tune.tracking.tracker import finish
 
     run = runner.sweep(
@@ -104,12 +106,12 @@ def show_verdict(study: Study, folder: Path, browse: str) -> dict[str, Any]:
     """Write the report of a study, print its verdict and the next steps; the object of verdict.json."""
     from rich.console import Console
 
-    from analysis.report import build as reports
+    from analysis.report import build
     from tune.cli.next_steps import next_steps
 
-    reports.build(folder)
+    build.build(folder)
     verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
-    Console().print(reports.terminal_table(verdict))
+    Console().print(build.terminal_table(verdict))
     for number, step in enumerate(next_steps(verdict, study, str(folder / "report.html"), browse), 1):
         typer.echo(f"{number}. {step}")
     return verdict

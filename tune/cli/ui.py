@@ -21,7 +21,8 @@ def ui(
     """Open the MLflow UI on what was logged, on this machine's loopback address only."""
     from ipaddress import ip_address
 
-    from tune.study.study import StudyError, check_tracking
+    from tune.errors import StudyError
+    from tune.study.addresses import check_tracking
     from tune.tracking.runs import default_uri
 
     uri = check_tracking(tracking or default_uri(output), "tracking")

@@ -16,7 +16,7 @@ import numpy as np
 from analysis.stats.optimum import Optimum, optima
 from analysis.stats.pairs import differences
 from tune.decide.search import ArmSearch
-from tune.run.ledger import Cell
+from tune.study.cell import Cell
 from tune.study.study import Study, digest
 
 SEARCH_SEED = 1

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tune.errors import StudyError
 from tune.plan.plan import arm_example, corpus_of, stand_in
 from tune.plan.space import vocabulary
-from tune.study.study import Study, StudyError
+from tune.study.study import Study
 from tune.study.weights import check_arms
 
 CHILD = "tune.plan.dry_run"

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tune.backend.cluster import side_by_side
+from tune.errors import StudyError
 from tune.plan.power import confirm_power, percentage, study_noise
 from tune.plan.probe import Calibration, ProbeError, Speed, probe
 from tune.plan.space import disk_parts, largest, measured, memory_parts, readable, vocabulary
@@ -29,9 +29,11 @@ from tune.plan.time import (
     stage_seconds,
     wall_seconds,
 )
-from tune.plan.work import arm_model, confirm_seeds, example, total, work
+from tune.plan.work import arm_model, total, work
 from tune.study.arm import OWN_GATE
-from tune.study.study import Study, StudyError, trial_spec
+from tune.study.sizes import confirm_seeds, example, side_by_side
+from tune.study.study import Study
+from tune.study.trial_spec import trial_spec
 
 MEASURE = "measure"
 PROBE_SECONDS = 10.0
@@ -53,7 +55,7 @@ def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str 
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries are imported
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     from pagating.data.corpus import CorpusError
-    from tune.sweep import packed_corpus
+    from tune.study.corpus import packed_corpus
 
     try:
         return packed_corpus(study, output, base), None
@@ -205,7 +207,7 @@ def run(
 ) -> str:
     """The plan of a study file as text. Raises StudyError or CorpusError: one line."""
     from tune.plan.page import FORMS, show
-    from tune.study.study import load
+    from tune.study.files import load
 
     study, share = load(config), percentage(effect, "--effect")
     if form not in FORMS:

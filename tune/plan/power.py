@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tune.study.study import Study, StudyError
+from tune.errors import StudyError
+from tune.study.study import Study
 
 SIMULATED = 200  # studies of a sequential rule
 TARGET = 0.8  # power that is called enough

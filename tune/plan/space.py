@@ -12,10 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tune.plan.work import Model, arm_model, confirm_seeds, evaluations, example, grid_points
-from tune.run.ledger import COST, FINAL, Cell
+from tune.errors import StudyError
+from tune.plan.work import Model, arm_model
 from tune.study.arm import GLU_UNITS, Arm
-from tune.study.study import Study, StudyError, digest
+from tune.study.cell import COST, FINAL, Cell
+from tune.study.sizes import confirm_seeds, evaluations, example, grid_points
+from tune.study.study import Study, digest
 
 GPT2_VOCABULARY = 50_257  # of every published GPT-2
 WEIGHT, MOMENTS, GRADIENT = 4, 8, 4  # bytes a parameter: float32, AdamW's two moments, the gradient

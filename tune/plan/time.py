@@ -13,19 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tune.errors import StudyError
 from tune.plan.probe import Calibration, Speed
-from tune.plan.work import (
-    Model,
-    Span,
-    evaluations,
-    grid_chances,
-    grid_points,
-    rung,
-    steps,
-    stopped,
-    validation_tokens,
-)
-from tune.study.study import Study, StudyError
+from tune.plan.work import Model, stopped
+from tune.study.sizes import Span, evaluations, grid_chances, grid_points, rung, steps, validation_tokens
+from tune.study.study import Study
 
 # peak of dense matrix products, TFLOP/s, by precision of the study; float32 without TF32. NVIDIA's data sheets
 DEVICES: dict[str, dict[str, float]] = {

@@ -12,59 +12,13 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from tune.errors import LedgerError
+from tune.study.cell import Cell, Record
 
 SCHEMA = 1
-OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
-FINAL = ("val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll")
-COST = ("tokens", "steps", "seconds", "tokens_per_second", "compiled", "peak_rss_mb", "parameters", "flops_per_token")
-ON_GPU = ("peak_gpu_mb", "flops_utilisation")  # of trials on a GPU alone; the table of a CPU study has no such columns
-
-
-class LedgerError(ValueError):
-    """A ledger that cannot be used: one line that names the file, the line and the condition."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One configuration to be trained once with one seed.
-
-    `index` is the position in the stage: the trial's number in its arm's search, else the point of the learning-rate
-    grid (calibrate) or 0 (confirm). `config` holds the values of all tuned hyperparameters.
-    """
-
-    stage: str
-    arm: str
-    index: int
-    seed: int
-    config: dict[str, float]
-    config_key: str
-
-    @property
-    def key(self) -> str:
-        """Unique name of the cell in its study."""
-        if self.stage == "search":
-            return f"search/{self.arm}/{self.index}/{self.seed}"
-        return f"{self.stage}/{self.arm}/{self.config_key}/{self.seed}"
-
-
-@dataclass
-class Record:
-    """What the ledger knows of one cell. `final` is empty until the cell has ended."""
-
-    cell: Cell
-    outcome: str | None = None
-    reason: str | None = None
-    final: dict[str, Any] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)  # when each row of the curve was reported
-    started: float | None = None
-    ended: float | None = None
 
 
 def sealed(event: dict[str, Any]) -> bytes:
@@ -239,69 +193,3 @@ def records(events: list[dict[str, Any]]) -> dict[str, Record]:
             record.outcome, record.reason = event["outcome"], event.get("reason")
             record.final, record.ended = event["final"], event["time"]
     return found
-
-
-def _layers(alphas: list[float]) -> dict[str, float]:
-    return {f"alpha_layer_{layer}": value for layer, value in enumerate(alphas)}
-
-
-def _searched_layers(config: dict[str, float]) -> list[float]:
-    """The alphas of an arm that searches one a layer, in the order of the layers."""
-    return [config[name] for name in map("alpha_{}".format, range(len(config))) if name in config]
-
-
-def _trial_rows(study: str, cells: dict[str, Record], chosen: dict[str, str]) -> Iterator[dict[str, Any]]:
-    for record in cells.values():
-        if record.outcome is None:
-            continue
-        cell, final, last = record.cell, record.final, record.curve[-1] if record.curve else {}
-        yield {
-            "study": study,
-            "stage": cell.stage,
-            "arm": cell.arm,
-            "seed": cell.seed,
-            "config_key": cell.config_key,
-            "trial": cell.index,
-            "outcome": record.outcome,
-            "reason": record.reason,
-            "chosen": chosen.get(cell.arm) == cell.config_key if cell.stage == "confirm" else None,
-            "test_nll": final.get("test_nll"),
-            **{name: final.get(name, last.get(name)) for name in FINAL},
-            "lr": cell.config["lr"],
-            "alpha": final.get("alpha", cell.config.get("alpha")),
-            **{name: final.get(name, last.get(name)) for name in COST},
-            **{name: final[name] for name in ON_GPU if name in final},
-            **{name: value for name, value in cell.config.items() if name not in ("lr", "alpha")},
-            **_layers(last.get("alpha") or _searched_layers(cell.config)),
-        }
-
-
-def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The two tidy tables of a study: `trials` (a row a cell that ended) and `curves` (a row a cell and evaluation)."""
-    cells = records(events)
-    chosen = {event["arm"]: event["config_key"] for event in events if event["event"] == "chosen"}
-    curves = [
-        {
-            "study": study,
-            **{name: getattr(record.cell, name) for name in ("stage", "arm", "seed", "config_key")},
-            "trial": record.cell.index,
-            **{name: value for name, value in row.items() if name != "alpha"},
-            **_layers(row.get("alpha", [])),
-        }
-        for record in cells.values()
-        if record.outcome is not None
-        for row in record.curve
-    ]
-    return pd.DataFrame(list(_trial_rows(study, cells, chosen))), pd.DataFrame(curves)
-
-
-def write_tables(study: str, events: list[dict[str, Any]], folder: Path) -> None:
-    """Write `trials.parquet` and `curves.parquet` into the study's folder, each in one step."""
-    for name, table in zip(("trials", "curves"), tables(study, events), strict=True):
-        scratch = folder / f".{name}.parquet"
-        try:
-            table.to_parquet(scratch, index=False)
-            os.replace(scratch, folder / f"{name}.parquet")
-        except OSError:
-            scratch.unlink(missing_ok=True)
-            raise

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tune.plan.work import STAGES, Span, grid_points
-from tune.run.ledger import OUTCOMES, Cell, cell_of
+from tune.run.ledger import cell_of
+from tune.study.cell import OUTCOMES, Cell
+from tune.study.sizes import STAGES, Span, grid_points
 from tune.study.study import Study
 
 STATES = ("running", "waiting", *OUTCOMES)

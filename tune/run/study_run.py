@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tune.decide.stages import Stages
-from tune.run import ledger as ledgers
+from tune.errors import NODE_LOST, SHORT_OF_MEMORY, LedgerError, StudyError, StudyStopped
+from tune.run import ledger
 from tune.run.heartbeat import Heart
 from tune.run.interrupt import Interruption
-from tune.run.ledger import Cell, Ledger, LedgerError, Record
+from tune.run.ledger import Ledger
 from tune.run.models import (
     TRAINED,
     best_cells,
@@ -27,20 +28,16 @@ from tune.run.models import (
     take_best,
 )
 from tune.run.progress import Standing
+from tune.study.cell import Cell, Record
 from tune.study.own_gates import digests, place_gate
-from tune.study.study import Study, StudyError, digest, trial_spec
+from tune.study.study import Study, digest
+from tune.study.trial_spec import trial_spec
 from tune.study.weights import noted, place_weights
 
 ATTEMPTS = 3  # of a cell whose machine fails, without any progress between them; the last one has the machine alone
 SPACE_SECONDS = 10.0  # between two looks at the disk: counting a model's parameters takes longer than a short cell
-NODE_LOST = "its node was lost"  # begins the reason of a cell that ended with the node it ran on
 NODES_LOST = 30  # so many lost nodes in a row, without progress between them, and the cell itself may be the cause
-SHORT_OF_MEMORY = "running low on memory"  # what Ray says when it ends a worker to keep the node alive
 FATAL = (OSError, LedgerError, StudyError)  # what ends a study: it cannot record what its trials do
-
-
-class StudyStopped(ValueError):
-    """A study that cannot go on, such as on a full disk: one line. All that has ended is kept."""
 
 
 @dataclass
@@ -108,8 +105,8 @@ class StudyRun:
         if not known:
             weights = noted(folder)
             gates |= {"pretrained": weights["sha256"]} if weights else {}
-            self.ledger.append("study", schema=ledgers.SCHEMA, study=self.study.name, corpus=meta["digest"], **gates)
-        self.records: dict[str, Record] = ledgers.records(self.ledger.events)
+            self.ledger.append("study", schema=ledger.SCHEMA, study=self.study.name, corpus=meta["digest"], **gates)
+        self.records: dict[str, Record] = ledger.records(self.ledger.events)
         self._decisions = {_decision(event) for event in self.ledger.events if event["event"] in ("grid", "chosen")}
         self._best = best_cells(self.study, self.records.values())  # by arm, of all that has ended
         suggested = {

@@ -10,8 +10,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from tune.errors import StudyError
 from tune.study.arm import OWN_GATE
-from tune.study.study import Study, StudyError
+from tune.study.study import Study
 
 FOLDER = "gates"
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from analysis.io import plain_yaml
 from analysis.io.text import redact
+from tune.study.addresses import check_address, check_tracking
 from tune.study.arm import GLU_UNITS, Arm
-from tune.study.explain import explain
 from tune.study.sections import (
     NAME,
     CalibrateSection,
@@ -34,40 +30,6 @@ from tune.study.sections import (
 
 MOST_LR = 100.0
 STAGES = ("search", "calibrate", "confirm")
-ADDRESS = re.compile(r"auto|(?P<client>ray://)?(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")
-TRACKING = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks", "file")
-TUNABLE = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip")
-
-
-class StudyError(ValueError):
-    """Bad input of a study: one line that names the file, the key, the value and what is allowed."""
-
-
-def check_tracking(uri: str, source: str, whole: bool = True) -> str:
-    """`uri` where MLflow can make something of it. Raises StudyError, in a line without its credentials.
-
-    `whole`: refuse one whose credentials were left out, as they are in a resolved study.
-    """
-    allowed = "none, sqlite:///FILE, http(s)://HOST:PORT, or a database's or Databricks' URI"
-    try:
-        parts = urlsplit(uri)
-        _ = parts.port
-    except ValueError as error:
-        raise StudyError(f"{source} '{redact(uri)}': {error}; allowed: {allowed}") from None
-    known = uri in ("none", "databricks") or parts.scheme.split("+")[0] in TRACKING
-    if not known or any(c.isspace() for c in uri) or (parts.scheme in ("http", "https") and not parts.hostname):
-        raise StudyError(f"{source} '{redact(uri)}' is no tracking URI; allowed: {allowed}")
-    if whole and "***" in uri:
-        raise StudyError(f"{source} '{uri}' is without its credentials; give it whole: --tracking, MLFLOW_TRACKING_URI")
-    return uri
-
-
-def check_address(address: str) -> str:
-    """`address` where it has the form of a Ray cluster's. Raises StudyError."""
-    match = ADDRESS.fullmatch(address)
-    if not match or (match["port"] and not 0 < int(match["port"]) < 1 << 16):
-        raise StudyError(f"address '{address}' is none of a Ray cluster; allowed: auto, HOST:PORT, ray://HOST:PORT")
-    return address
 
 
 class Study(Section):
@@ -286,60 +248,4 @@ def digest(content: Any) -> str:
     return hashlib.sha256(raw.encode()).hexdigest()[:12]
 
 
-def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corpus: Path, test: bool) -> dict[str, Any]:
-    """Arguments of `pagating.train.Trial` for one cell of a study."""
-    fixed = study.fixed.model_dump(exclude={"steps", "padding"})
-    if study.corpus.rows == "lines":
-        fixed["padding"] = study.fixed.padding or "counted"
-    fixed.update({name: config[name] for name in TUNABLE if name in config and name != "lr"})
-    return {
-        **fixed,
-        "corpus": str(corpus),
-        "model": study.model.sizes(),
-        "unit": study.arms[arm].arguments(config),
-        "lr": config["lr"],
-        "seed": seed,
-        "test": test,
-        "threads": study.resources.cpus,
-        **({"pretrained": study.model.pretrained} if study.model.pretrained else {}),
-        **({"task": study.task} if study.task != "causal" else {}),
-        "device": "cuda" if study.resources.gpus else "cpu",
-    }
-
-
 # --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def parse(text: str, path: Path) -> Study:
-    """A study from YAML text; `path` names it in errors and gives the study's name when the text does not."""
-    try:
-        return _study(plain_yaml.parse(text), path)
-    except plain_yaml.PlainYamlError as error:
-        raise StudyError(f"{path}: {error}") from error
-
-
-def load(path: Path) -> Study:
-    """Read a study file. Raises StudyError: one line naming file, key, value and what is allowed."""
-    try:
-        return _study(plain_yaml.read(path), path)
-    except plain_yaml.PlainYamlError as error:
-        raise StudyError(f"{path}: {error}") from error
-    except OSError as error:
-        raise StudyError(f"{path}: {error.strerror}") from error
-
-
-def _study(content: Any, path: Path) -> Study:
-    if not isinstance(content, dict):
-        raise StudyError(f"{path}: is not a mapping of keys such as question, arms, nuisance")
-    try:
-        return Study.model_validate({"name": path.stem, **content})
-    except ValidationError as error:
-        raise StudyError(explain(error, path, Study)) from error
-
-
-def dump(study: Study) -> str:
-    """The resolved study as YAML that `parse` reads back to the same study; credentials in `tracking` are left out."""
-    content = study.model_dump(exclude_none=True)
-    if study.tracking:
-        content["tracking"] = redact(study.tracking)
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tune.errors import StudyError
 from tune.files import write_whole
-from tune.study.study import Study, StudyError
+from tune.study.study import Study
 
 NOTE = "pretrained.json"
 
@@ -57,7 +58,7 @@ def check_arms(study: Study, path: Path, vocab_size: int) -> None:
 
     from pagating.model.gpt2 import GPT2, GPT2Size
     from pagating.model.pretrained import check_weights
-    from tune.plan.work import countable_unit
+    from tune.study.sizes import countable_unit
 
     size = GPT2Size(vocab_size=vocab_size, **study.model.sizes())
     for arm in study.arms:

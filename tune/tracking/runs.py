@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.io.text import markdown, one_line
-from tune.run.ledger import Cell, Record
 from tune.run.provenance import git_commit
 from tune.study.arm import AlphaSection
+from tune.study.cell import Cell, Record
 from tune.study.study import Study
 from tune.tracking.views import COLOUR, NOTE, arm_colour, note, show, view_tags
 

@@ -17,20 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from analysis.io.text import one_line, redact
+from tune.errors import TrackingError
 from tune.files import write_whole
 from tune.run import ledger as ledgers
-from tune.run.ledger import Record
-from tune.run.models import log_models
+from tune.study.cell import Record
 from tune.study.study import Study
+from tune.tracking.models import log_models
 from tune.tracking.runs import Runs
 from tune.tracking.views import log_verdict
 
 HOLD_BACK = 30.0  # seconds at most, from the start of a sweep, in which MLflow is not loaded
 LAST_TRIES = 3  # of a store that answers with an error while the study waits for nothing else
-
-
-class TrackingError(ValueError):
-    """An MLflow store that cannot be written: one line that names it and says why."""
 
 
 class Tracker:

@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis.io.text import markdown, one_line
 from analysis.report.palette import INK, colour_of
-from tune.run import ledger as ledgers
+from tune.run import ledger
 from tune.study.study import Study
 
 VIEW = "mlflow.sharedViewState."
@@ -212,7 +212,7 @@ def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: d
 
     client = MlflowClient(tracking_uri=uri)
     table = (folder / "verdict.md").read_text(encoding="utf-8").split("\n", 4)[4]  # below the name and the question
-    events = ledgers.read(folder / "ledger.jsonl")
+    events = ledger.read(folder / "ledger.jsonl")
     now = round(1000 * max(event["time"] for event in events))
     metrics = [
         Metric(f"improvement_percent/{row['arm']}", row["improvement_percent"], now, 0)
@@ -223,7 +223,7 @@ def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: d
     experiment = client.get_run(parent_id).info.experiment_id
     client.set_tag(parent_id, NOTE, note(study, experiment, parent_id, table))
     client.set_experiment_tag(experiment, NOTE, note(study, experiment, parent_id, table.strip().split("\n", 1)[0]))
-    confirms = [r for r in ledgers.records(events).values() if r.cell.stage == "confirm" and r.outcome == "completed"]
+    confirms = [r for r in ledger.records(events).values() if r.cell.stage == "confirm" and r.outcome == "completed"]
     ends = [record.curve[-1] for record in confirms if record.curve]
     show(client, experiment, view_tags(study, ends))
     for name in ("study.yaml", "verdict.json", "verdict.md", "report.html"):

@@ -1,0 +1,156 @@
+"""Pack texts into a folder of tokens, once, in a cache that processes share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pagating.data.cache_lock import alone
+from pagating.data.corpus import meta_digest, pad_id, read_meta, rows_file
+from pagating.data.texts import SPLITS, CorpusError, load_texts
+from pagating.data.tokenizer import digest_of, encode, make_tokenizer, tokenizer_key
+
+FORMAT = 2  # raise it when the packing of the same text changes
+
+
+def prepare(
+    source: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    n_ctx: int,
+    cache: Path,
+    base: Path | None = None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Path:
+    """The folder with the packed corpus, made when it is not in the cache, or damaged there (one line says so).
+
+    Atomic: another process sees all or nothing, and of several that need the same corpus one makes it. It holds
+    `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json` (digest, dtype,
+    vocabulary, tokens and bytes of text a split); with `rows: lines` in `source` also what `pagating.data.lines` reads.
+    A trial that reads a folder while it is made again keeps its files. Raises CorpusError for text or a tokenizer that
+    cannot be used, a split shorter than one window, and a cache that cannot be written. Then nothing is written, nor
+    where `check`, which is given what `corpus.json` will say, raises something.
+    """
+
+    def fits(meta: Mapping[str, Any]) -> None:
+        check_length(meta["splits"], n_ctx)
+        if check:
+            check(meta)
+
+    texts = load_texts(source, base)
+    lines = source.get("rows") == "lines"
+    kind = ["lines"] if lines else []
+    key = digest_of(str(FORMAT), *kind, tokenizer_key(tokenizer, base), *[texts[split] for split in SPLITS])[:16]
+    folder = cache / f"corpus-{key}"
+    if fault(folder):
+        try:
+            with alone(cache):
+                damage = fault(folder)  # while this process waited, another may have made it
+                if damage:
+                    if folder.exists():
+                        print(f"pagating: {folder}: {damage}; it is packed again", file=sys.stderr)
+                    fast = make_tokenizer(tokenizer, texts["train"], base)
+                    _pack(folder, fast, texts, lines, fits)
+                    return folder
+        except OSError as error:
+            raise CorpusError(f"{cache}: the packed corpus cannot be written: {error.strerror or error}") from error
+    fits(read_meta(folder))
+    return folder
+
+
+def _pack(
+    folder: Path,
+    tokenizer: Any,
+    texts: Mapping[str, str],
+    lines: bool,
+    fits: Callable[[Mapping[str, Any]], None],
+) -> None:
+    """Tokenize, and make the folder in one step, every byte of it on disk before its name is; `fits` may refuse it."""
+    rows: dict[str, np.ndarray] = {}
+    if lines:  # the index of the lines too
+        from pagating.data.lines import encode_lines
+
+        both = {split: encode_lines(tokenizer, texts[split]) for split in SPLITS}
+        tokens, rows = ({split: pair[i] for split, pair in both.items()} for i in range(2))
+    else:
+        tokens = {split: encode(tokenizer, texts[split]) for split in SPLITS}
+    words = tokenizer.to_str().encode("utf-8")
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "dtype": str(tokens["train"].dtype),
+        "vocab_size": tokenizer.get_vocab_size(),
+        "tokenizer": hashlib.sha256(words).hexdigest(),
+        "splits": {
+            split: {
+                "tokens": len(tokens[split]),
+                "bytes": len(texts[split].encode("utf-8")),
+                "sha256": hashlib.sha256(tokens[split].tobytes()).hexdigest(),
+            }
+            for split in SPLITS
+        },
+    }
+    files = {f"{split}.bin": tokens[split].tobytes() for split in SPLITS}
+    for split, spans in rows.items():
+        raw = files[rows_file(split)] = spans.tobytes()
+        meta["splits"][split] |= {"rows": len(spans), "rows_sha256": hashlib.sha256(raw).hexdigest()}
+    if rows:
+        meta["pad"] = pad_id(tokenizer)
+    meta["digest"] = meta_digest(meta)
+    fits(meta)
+    files |= {"tokenizer.json": words, "corpus.json": json.dumps(meta, indent=1).encode("utf-8")}
+    place(folder, {name: [raw] for name, raw in files.items()})
+
+
+def place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
+    """Write the folder in one step. The cache's lock is held: no one else has the scratch folder."""
+    scratch = folder.parent / f".{folder.name}"
+    try:
+        scratch.mkdir()
+        for name, pieces in files.items():
+            with open(scratch / name, "wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():  # damaged: set it aside in one step, then remove it
+            os.replace(folder, scratch / "damaged")
+        os.replace(scratch, folder)
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a cached corpus, every byte looked at; None where it is as it was written."""
+    try:
+        meta = read_meta(folder)
+        if meta["format"] != FORMAT:
+            return f"format {meta['format']} is not {FORMAT}"
+        wanted = {f"{split}.bin": meta["splits"][split]["sha256"] for split in SPLITS}
+        indexed = {split: counts for split, counts in meta["splits"].items() if "rows" in counts}
+        wanted |= {rows_file(split): counts["rows_sha256"] for split, counts in indexed.items()}
+        for name, digest in {**wanted, "tokenizer.json": meta["tokenizer"]}.items():
+            with open(folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return f"{name} is damaged (its checksum does not match)"
+    except (CorpusError, KeyError) as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None
+
+
+def check_length(splits: Mapping[str, Mapping[str, Any]], n_ctx: int) -> None:
+    """Raise CorpusError when a split is shorter than one window of n_ctx tokens and the token after it."""
+    for split, counts in splits.items():
+        if counts["tokens"] < n_ctx + 1:
+            raise CorpusError(
+                f"the {split} split has {counts['tokens']} tokens; one window needs n_ctx + 1 = {n_ctx + 1}: "
+                "give more text or a smaller model.n_ctx"
+            )

@@ -1,0 +1,93 @@
+"""The slope of the difference over training: all of it, which decides, and its second half, which is exploratory."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+from analysis.describe import growth
+from analysis.describe.curves import SCALES
+from analysis.growth import main
+from analysis.io.study import load
+from analysis.published import claims_ours, page
+
+TOKENS = np.arange(1, 11) * 60_000
+RISE_THEN_FALL = np.array([0.0, 0.6, 1.2, 1.8, 2.0, 1.9, 1.8, 1.7, 1.6, 1.5])  # in percent, falls after the middle
+NOISE = {100: 0.02, 101: -0.03, 102: 0.05, 103: 0.01}  # a seed's own slope, in percent a doubling
+
+
+def write(folder: Path, percent: dict[str, np.ndarray], noise: dict[int, float] = NOISE) -> Path:
+    """A study whose improvements over training are `percent` by arm, each seed with a slope of its own added."""
+    trials, curves = [], []
+    for seed, own in noise.items():
+        for arm in ("gelu", *percent):
+            loss = 4.0 * (1 - (percent[arm] + own * np.log2(TOKENS)) / 100) if arm != "gelu" else np.full(10, 4.0)
+            trials.append({"stage": "confirm", "arm": arm, "seed": seed, "val_nll": loss[-1]})
+            curves += [
+                {"stage": "confirm", "arm": arm, "seed": seed, "step": t // 1000, "tokens": t, "val_nll": x}
+                for t, x in zip(TOKENS, loss, strict=True)
+            ]
+    pd.DataFrame(trials).to_parquet(folder / "trials.parquet")
+    pd.DataFrame(curves).to_parquet(folder / "curves.parquet")
+    arms = {"gelu": {"baseline": True}} | {arm: {"unit": arm} for arm in percent}
+    (folder / "study.yaml").write_text(yaml.safe_dump({"name": "made-up", "arms": arms}, sort_keys=False))
+    return folder
+
+
+def of(rows: list[dict], arm: str) -> dict:
+    return next(row for row in rows if row["arm"] == arm and row["scale"] == SCALES["log2"][1])
+
+
+def test_a_rise_that_ends_in_a_fall_is_seen_in_the_second_half(tmp_path: Path):
+    rows = growth.table(load(write(tmp_path, {"bends": RISE_THEN_FALL, "rises": 0.5 * np.log2(TOKENS)})))
+    bends, rises = of(rows, "bends"), of(rows, "rises")
+    assert bends["verdict"] == rises["verdict"] == "rises with tokens"  # the test that was named before
+    late = np.polyfit(np.log2(TOKENS[4:]), RISE_THEN_FALL[4:], 1)[0]  # from half of 600,000 tokens on
+    per_seed = late + np.array(list(NOISE.values()))
+    test = stats.ttest_1samp(per_seed, 0.0)
+    assert bends["late"] == pytest.approx(per_seed.mean())
+    assert bends["late"] < 0 < bends["slope"]
+    assert (bends["late_low"], bends["late_high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert bends["late_p"] == pytest.approx(test.pvalue)
+    assert rises["late"] == pytest.approx(0.5 + np.mean(list(NOISE.values())))
+    said = growth.turned(rows)
+    assert said.startswith(f"In the second half of training the other way: bends ({bends['late']:+.3f} [")
+    assert said.endswith("over all of training: rises).")
+    assert "rises (" not in said
+
+
+def test_a_second_half_that_may_be_flat_is_not_said_to_turn(tmp_path: Path):
+    flat = np.minimum(RISE_THEN_FALL, 2.0)
+    flat[4:] = 2.0
+    rows = growth.table(load(write(tmp_path, {"flat": flat}, {100: 0.02, 101: -0.05, 102: 0.01, 103: -0.01})))
+    row = of(rows, "flat")
+    assert row["verdict"] == "rises with tokens"
+    assert row["late_low"] < 0 < row["late_high"]
+    assert growth.turned(rows) == ""
+
+
+def test_one_seed_has_a_slope_in_each_part_and_no_test(tmp_path: Path):
+    row = of(growth.table(load(write(tmp_path, {"bends": RISE_THEN_FALL}, {100: 0.0}))), "bends")
+    assert (row["p"], row["late_p"], row["late_low"]) == (None, None, None)
+    assert row["late"] == pytest.approx(np.polyfit(np.log2(TOKENS[4:]), RISE_THEN_FALL[4:], 1)[0])
+    assert growth.turned([row]) == ""
+
+
+def test_page_and_claims_name_the_second_half_exploratory(tmp_path: Path, capsys: pytest.CaptureFixture):
+    study = load(write(tmp_path, {"bends": RISE_THEN_FALL}))
+    rows = growth.table(study)
+    row = of(rows, "bends")
+    text = "\n".join(page.second_half(rows))
+    assert text.startswith("Exploratory: ")
+    assert "decides nothing" in text
+    assert f"| bends | {row['late']:+.3f} | {row['late_low']:+.3f} | {row['late_high']:+.3f} |" in text
+    assert f"second half, exploratory: bends: {row['late']:+.3f}% a doubling" in claims_ours.ours(study)["growth"]
+    assert main(["--study", str(tmp_path), "--format", "csv"]) == 0
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split(",")[-4:] == ["late", "late_low", "late_high", "late_p"]
+    assert float(first.split(",")[-4]) == pytest.approx(row["late"])
+    assert main(["--study", str(tmp_path)]) == 0
+    assert "In the second half of training the other way: bends" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,75 @@
+"""A study written to MLflow gives the verdict that its folder gives."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.describe.curves import slopes
+from analysis.io import command
+from analysis.io.mlflow import load_mlflow
+from analysis.io.study import TableError, load
+from analysis.significance import main
+from analysis.verdict import decide
+
+FINAL = ("test_nll", "val_nll", "val_ppl", "val_bpb", "train_nll", "tokens", "steps", "seconds", "parameters")
+
+
+def log(folder: Path, uri: str) -> str:
+    """Write the folder's confirm trials as runs under a parent run, with the names that a study uses."""
+    import mlflow
+    from mlflow.entities import Metric, Param, RunTag
+
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("demo", artifact_location=(folder / "artifacts").as_uri())
+    parent = client.create_run(experiment, tags={"study": "demo", "stage": "study"}).info.run_id
+    client.log_text(parent, (folder / "study.yaml").read_text(), "study.yaml")
+    trials = pd.read_parquet(folder / "trials.parquet").query("stage == 'confirm'")
+    curves = pd.read_parquet(folder / "curves.parquet").set_index(["stage", "arm", "seed"]).sort_index()
+    for row in trials.to_dict("records"):
+        tags = {k: str(row[k]) for k in ("study", "stage", "arm", "seed", "config_key", "outcome")}
+        run = client.create_run(experiment, tags=tags | {"mlflow.parentRunId": parent}).info.run_id
+        metrics = [Metric(f"final/{k}", float(row[k]), 0, 200) for k in FINAL if math.isfinite(row[k])]
+        of_cell = curves.loc[(row["stage"], row["arm"], row["seed"])]
+        metrics += [Metric("val/nll", r.val_nll, 0, r.step) for r in of_cell.itertuples()]
+        params = [Param(k, str(row[k])) for k in ("lr", "alpha")]
+        client.log_batch(run, metrics=metrics, params=params, tags=[RunTag("unused", "x")])
+    cut = {"mlflow.parentRunId": parent, "stage": "confirm", "arm": "gelu", "seed": "100", "outcome": "running"}
+    client.create_run(experiment, tags=cut)
+    return parent
+
+
+@pytest.mark.slow
+def test_mlflow_gives_the_verdict_of_the_folder(tmp_path: Path, make_study, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    folder = make_study(tmp_path / "demo", seeds=3)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    parent = log(folder, uri)
+    want = decide.verdict(load(folder))
+    for name in ("demo", parent):
+        study = load_mlflow(uri, name)
+        got = decide.verdict(study)
+        for mine, row in zip(got["comparisons"], want["comparisons"], strict=True):
+            for key in ("arm", "n", "improvement_percent", "p_t", "p_adjusted", "verdict", "seeds"):
+                assert mine[key] == row[key]
+    for mine, row in zip(slopes(study), slopes(load(folder)), strict=True):
+        assert mine.pop("values") == pytest.approx(row.pop("values"))  # a slope a seed
+        assert mine == pytest.approx(row)
+    with pytest.raises(TableError, match=r"0 parent runs; allowed: one"):
+        load_mlflow(uri, "other")
+    with pytest.raises(TableError, match=r"without quotes"):
+        load_mlflow(uri, "x' or '1")
+
+
+def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture):
+    uri = f"sqlite:///{tmp_path / 'no.db'}"
+    with pytest.raises(TableError, match=r"study 'demo': no such database file"):
+        load_mlflow(uri, "demo")
+    with pytest.raises(SystemExit) as done:
+        command.run(lambda: main(["--mlflow", uri, "--study", "demo"]))
+    assert done.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "no.db").exists()
+    with pytest.raises(TableError, match=r"allowed: with --study NAME"):
+        command.study(command.parser("x", "y").parse_args(["--mlflow", uri]))

@@ -1,0 +1,128 @@
+"""What a published page says besides its tables: captions, costs, colours, and how to run the study again."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from analysis.io.study import load
+from analysis.published import index
+from analysis.published import page as results_page
+from analysis.report import plots
+from analysis.report.takeaways import takeaways
+from analysis.verdict.decide import verdict
+from pagating.data.texts import matching_files
+from tune.study.files import load as load_study
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+
+
+def page_of(folder: Path, **came: object) -> str:
+    """The page of a study with this provenance."""
+    (folder / "provenance.json").write_text(json.dumps(came))
+    (folder / "verdict.json").write_text("{}")  # the page names its size
+    study = load(folder)
+    return results_page.page(study, verdict(study))
+
+
+def test_speeds_that_are_no_measurements_name_no_slow_arm(demo: Path):
+    trials = pd.read_parquet(demo / "trials.parquet")
+    trials.loc[trials["arm"] == "paglu-per-layer", "tokens_per_second"] = 10_000.0
+    trials.to_parquet(demo / "trials.parquet")
+    assert "Slower than the baseline, at equal tokens: paglu-per-layer (0.50)" in page_of(demo)
+    assert "Slower than the baseline" in page_of(demo, note="On an idle machine.")
+    note = "Other programs shared the machine, so that seconds and speeds are no measurements."
+    page = page_of(demo, note=note)
+    assert note in page
+    assert "Slower than the baseline" not in page
+
+
+def test_a_caption_says_what_is_shown_before_how_to_read_it(demo: Path):
+    page = page_of(demo)
+    study = load(demo)
+    said = takeaways(study, verdict(study))
+    for name in ("differences", "loss_curves", "over_training", "alphas", "learning_rate"):
+        caption = page.split(f"](figures/{name}.svg)\n\n")[1].split("\n")[0]
+        assert caption.replace("\\", "").startswith(f"**{said[name]}** {results_page.CAPTIONS[name]}")
+    assert re.search(r"to the highest\. \d+ points lie above the frame\.", page)
+
+
+def test_the_command_of_a_page_is_its_own_study_file(demo: Path):
+    page = page_of(demo, command="pagating sweep somewhere-else.yaml", source="made up")
+    assert "| command | `pagating sweep docs/results/demo/study.yaml` |" in page
+    assert "somewhere-else" not in page
+    assert "put beside study.yaml" not in page  # the built-in corpus needs no file
+    assert "not the same bits" not in page
+    settings = yaml.safe_load((demo / "study.yaml").read_text())
+    settings["corpus"] = {"files": {"train": ["novel/a.txt", "novel/b.txt"], "test": "novel/test.txt"}}
+    (demo / "study.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    page = page_of(demo, source="a novel, https://example.org/novel")
+    assert "| put beside study.yaml first | `novel/a.txt`, `novel/b.txt`, `novel/test.txt` |" in page
+    assert page.count("gives the same question, not the same bits") == 1
+
+
+@pytest.mark.parametrize("name", ["laptop-wikitext-2", "quick-wikitext-2"])
+def test_a_published_study_file_loads_and_finds_its_text_beside_it(name: str, tmp_path: Path):
+    shutil.copy(RESULTS / name / "study.yaml", tmp_path / "study.yaml")
+    study = load_study(tmp_path / "study.yaml")
+    assert study.name == name
+    page = (RESULTS / name / "README.md").read_text()
+    assert f"`pagating sweep docs/results/{name}/study.yaml`" in page
+    named = re.findall(r"`([^`]+)`", re.search(r"\| put beside study\.yaml first \| (.+) \|", page)[1])
+    for file in named:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("some text\n")
+    files = study.corpus.files
+    for patterns in (files.train, files.validation, files.test):
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            assert matching_files(tmp_path, pattern) == [str(tmp_path / pattern)]
+
+
+def test_a_colour_is_of_one_arm_in_all_panels(demo: Path, monkeypatch: pytest.MonkeyPatch):
+    one = load(demo)
+    arms = ["paglu-per-layer", "gelu", "linear-floor"]  # another order, and an arm less
+    two = replace(one, name="two", arms=arms, trials=one.trials[one.trials["arm"].isin(arms)])
+    drawn: list[dict[str, tuple[str, str]]] = []
+    monkeypatch.setattr(
+        plots,
+        "draw_differences",
+        lambda ax, study, rows: drawn.append({row["arm"]: plots.arm_style(study, row["arm"]) for row in rows}),
+    )
+    index.side_by_side([one, two])
+    first, second = drawn
+    assert second.keys() < first.keys()
+    assert all(first[arm] == style for arm, style in second.items())
+    assert len(set(first.values())) == 3
+    assert plots.arm_style(two, "paglu-per-layer") != first["paglu-per-layer"]  # as it was: by its place in its study
+
+
+def test_the_readme_has_the_claim_in_words_and_an_answer_an_arm(demo: Path):
+    study = load(demo)
+    block = index.readme_block([study])
+    assert "**Claimed**: alpha = 0.5 is 1.9% better than the baseline at 20,000 steps (1 seed a cell" in block
+    assert "against their own best baseline: -11.878% (eval)" in block
+    of = {row["arm"]: row for row in verdict(study)["comparisons"]}
+    for arm in ("paglu-searched", "paglu-per-layer"):
+        assert f"- {arm} (demo), over gelu: {of[arm]['improvement_percent']:+.2f}% " in block
+    assert "- linear-floor" not in block
+    assert "None of these studies has an arm of fixed alpha 0.5" in block
+
+
+@pytest.mark.parametrize(
+    ("options", "is_published"),
+    [
+        ({"gate": "sigmoid", "alpha": 0.5}, True),
+        ({"gate": "sigmoid", "alpha": 0.5, "base": "identity", "form": "pointwise"}, True),
+        ({"gate": "sigmoid", "alpha": 0.5, "base": "gelu"}, False),
+        ({"gate": "tanh", "alpha": 0.5}, False),
+        ({"gate": "sigmoid", "alpha": 0.5, "form": "glu"}, False),
+        ({"unit": "silu"}, False),
+    ],
+)
+def test_the_published_formula_is_known_by_gate_base_and_form(options: dict, is_published: bool):
+    assert index.published_formula(options) is is_published

@@ -1,0 +1,139 @@
+"""The sentence of each figure, against the same numbers taken from the tables another way."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.io.study import load
+from analysis.report import build, takeaways
+from analysis.verdict.decide import verdict
+from analysis.verdict.words import summary, summary_parts
+
+
+@pytest.fixture
+def said(demo):
+    study = load(demo)
+    return study, takeaways.takeaways(study, verdict(study))
+
+
+def test_every_figure_of_a_study_has_its_sentence(demo, said):
+    study, sentences = said
+    assert sentences.keys() == build.figures(study, verdict(study)).keys()
+    text = build.build(demo).read_text()
+    for sentence in sentences.values():
+        assert f"<strong>{sentence}</strong>" in text
+        assert sentence.endswith(".")
+
+
+def test_arms_stand_by_their_verdict(said):
+    assert said[1]["differences"] == "Worse: linear-floor and paglu-per-layer. Better: paglu-searched."
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["undecided (needs about 3 more seeds)", "undecided (at its cap)"], "Undecided: a and b."),
+        (["better", "better", "better"], "Better: a, b and c."),
+        (["not testable (n = 1)", "identical"], "Not testable: a. Identical: b."),
+        ([], ""),
+    ],
+)
+def test_details_of_a_verdict_stay_in_the_table(words, expected):
+    rows = [{"arm": arm, "verdict": word} for arm, word in zip("abc", words, strict=False)]
+    assert takeaways.differences(rows) == expected
+
+
+def test_the_ends_of_the_curves_are_those_of_the_table(said):
+    study, sentences = said
+    ends = study.curves[(study.curves["stage"] == "confirm") & (study.curves["step"] == 200)]
+    by_arm = {arm: rows["val_nll"].to_numpy() for arm, rows in ends.groupby("arm")}
+    low, high = min(by_arm, key=lambda a: by_arm[a].mean()), max(by_arm, key=lambda a: by_arm[a].mean())
+    spread = max(np.ptp(losses) for losses in by_arm.values())
+    assert sentences["loss_curves"] == (
+        f"At the end {low} has the lowest mean, {by_arm[low].mean():.3f} nats per token, and {high} the highest, "
+        f"{by_arm[high].mean():.3f}; seeds of one arm lie up to {spread:.3f} apart."
+    )
+    assert (low, high) == ("paglu-searched", "linear-floor")
+
+
+def test_optima_inside_the_grid_and_at_its_end(said):
+    found = re.fullmatch(
+        r"Every arm has its optimum inside the grid, between ([\d.]+) and ([\d.]+)\.", said[1]["learning_rate"]
+    )
+    assert found
+    assert 1e-3 < float(found[1]) <= float(found[2]) < 4e-3  # the grid's ends; the bowl's bottom is at 2e-3
+    rows = [{"arm": "a", "at_edge": "yes", "fitted": 1e-3}, {"arm": "b", "at_edge": "no", "fitted": 2e-3}]
+    assert takeaways.learning_rate(rows) == "The optimum of a is at an end of the grid, and may lie beyond it."
+    assert takeaways.learning_rate([]) == ""
+
+
+def test_alphas_name_their_lowest_and_highest_layer(said):
+    study, sentences = said
+    runs = study.trials[(study.trials["stage"] == "confirm") & (study.trials["arm"] == "paglu-per-layer")]
+    first, last = runs["alpha_layer_0"].mean(), runs["alpha_layer_3"].mean()
+    expected = f"Mean alpha at the end: paglu-per-layer from {first:.2f} (layer 0) to {last:.2f} (3)."
+    assert sentences["alphas"] == expected
+    same = [{"arm": "one", "layer": layer, "mean": 0.97 + 0.001 * layer} for layer in range(3)]
+    assert takeaways.by_layer(same) == "Mean alpha at the end: one at 0.97 in every layer."
+
+
+def test_trends_are_grouped_and_what_cannot_be_tested_is_left_out():
+    whys = {"a": "grows", "b": "shrinks", "c": "grows", "d": "no trend shown", "e": "not testable (n=1)"}
+    rows = [{"arm": arm, "why": why} for arm, why in whys.items()]
+    assert takeaways.over_training(rows) == (
+        "Over training the improvement rises for a and c; falls for b; has no clear trend for d."
+    )
+    assert takeaways.over_training(rows[-1:]) == ""
+
+
+def test_the_last_search_trials_gain():
+    rows = [
+        *({"arm": "a", "without_replacement": x} for x in (3.3, 3.2, 3.1)),
+        *({"arm": "b", "without_replacement": x} for x in (3.4, 3.2, 3.19)),
+        *({"arm": "c", "without_replacement": x} for x in (3.4, None, np.inf)),
+    ]
+    gain = 100 * (3.2 - 3.1) / 3.1
+    assert takeaways.search_budget(rows) == (
+        f"The last search trial lowered the loss to expect by {gain:.2f}% at most (a)."
+    )
+    assert takeaways.search_budget(rows[:1]) == ""
+
+
+def test_the_lowest_point_of_the_fit_over_alpha():
+    rows = [{"arm": "a", "alpha": x / 4, "loss": (x / 4 - 1.25) ** 2} for x in range(9)]
+    assert takeaways.against_alpha(rows) == "The fit is lowest for a at 1.25."
+    assert takeaways.against_alpha([]) == ""
+
+
+def test_looks_say_how_many_arms_were_decided():
+    path = [{"n": 5}]
+    rows = [
+        {"arm": "a", "verdict": "better", "path": path, "n": 5},
+        {"arm": "b", "verdict": "undecided (at its cap)", "path": path, "n": 8},
+        {"arm": "c", "verdict": "worse", "path": [], "n": 8},
+    ]
+    assert takeaways.sequential(rows) == "1 of 2 arms were decided after 8 seeds."
+
+
+def test_a_study_without_confirm_runs_names_its_lowest_configuration(demo):
+    trials, curves = (pd.read_parquet(demo / f"{name}.parquet") for name in ("trials", "curves"))
+    for name, table in (("trials", trials), ("curves", curves)):
+        table[table["stage"] == "search"].to_parquet(demo / f"{name}.parquet")  # one seed a configuration
+    study = load(demo)
+    ends = study.curves[study.curves["step"] == 200]
+    assert f"{ends['val_nll'].min():.3f} nats per token." in takeaways.lowest_cell(study)
+    assert takeaways.loss_curves(study) == ""
+
+
+def test_the_summary_is_its_parts(demo):
+    study = load(demo)
+    rows = verdict(study)["comparisons"]
+    head, parts, warning = summary_parts(rows, study)
+    assert head == "Against gelu, on test_nll:"
+    assert [part.split(":")[0] for part in parts] == ["paglu-searched", "paglu-per-layer"]
+    assert warning == ""
+    assert summary(rows, study) == f"{head} {parts[0]}; {parts[1]}."
+    text = build.build(demo).read_text()
+    assert all(f"<li>{part}</li>" in text for part in parts)

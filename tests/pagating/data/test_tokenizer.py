@@ -1,0 +1,193 @@
+"""Tokenizers from outside: used as they stand, or refused in one line that names the file; nothing in them runs."""
+
+import json
+import os
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from pagating.data import prepare
+from pagating.data.lines import encode_lines
+from pagating.data.texts import CorpusError
+from pagating.data.tokenizer import encode, make_tokenizer, tokenizer_key
+
+WORDS = "the quick brown fox jumps over the lazy dog\n"
+EVIL = "open({mark!r}, 'w').close()\nclass Evil:\n    pass\n"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A tokenizer's folder as transformers writes one."""
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    trained = make_tokenizer({"vocab_size": 280}, WORDS * 50)
+    PreTrainedTokenizerFast(tokenizer_object=trained, eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy to be damaged."""
+    return shutil.copytree(whole, tmp_path / "own")
+
+
+def refused(folder):
+    """The one line that a folder is refused with."""
+    with pytest.raises(CorpusError) as caught:
+        make_tokenizer({"path": str(folder)}, "")
+    assert str(caught.value).isprintable()
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_gives_what_the_library_itself_gives(whole):
+    own, ours = Tokenizer.from_file(str(whole / "tokenizer.json")), make_tokenizer({"path": str(whole)}, "")
+    assert encode(ours, WORDS).tolist() == own.encode(WORDS).ids
+    assert ours.get_vocab() == own.get_vocab()
+
+
+@pytest.mark.parametrize("declared", ["list", "mapping"])
+def test_python_that_a_tokenizer_brings_does_not_run_whoever_says_yes(folder, tmp_path, monkeypatch, declared):
+    mark = tmp_path / "ran"
+    (folder / "evil.py").write_text(EVIL.format(mark=str(mark)))
+    named = ["evil.Evil", None] if declared == "list" else {"AutoTokenizer": ["evil.Evil", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": named}))
+    monkeypatch.setattr("builtins.input", lambda *asked: "y")
+    assert "needs Python code of its own (auto_map), and that is never run; download tokenizer.json" in refused(folder)
+    assert not mark.exists()
+
+
+def test_python_that_a_model_beside_it_brings_does_not_run(folder, tmp_path, monkeypatch):
+    mark = tmp_path / "ran"
+    (folder / "evil.py").write_text(EVIL.format(mark=str(mark)))
+    (folder / "config.json").write_text('{"model_type": "x", "auto_map": {"AutoConfig": "evil.Evil"}}')
+    monkeypatch.setattr("builtins.input", lambda *asked: "y")
+    assert encode(make_tokenizer({"path": str(folder)}, ""), WORDS).size > 0
+    assert not mark.exists()
+
+
+FILES = ["tokenizer.json", "tokenizer_config.json", "config.json", "special_tokens_map.json", "added_tokens.json"]
+NO_OBJECT = {"[]": "a list", '"x"': "text", "3": "a number", "null": "null", "true": "true or false"}
+NO_JSON = [b"", b"{", b"\xff", b"[" * 100_000, b"\0"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_object_is_named(folder, name):
+    for text, kind in NO_OBJECT.items():
+        (folder / name).write_text(text)
+        assert refused(folder) == f"tokenizer file {folder / name}: is damaged: holds {kind}, not an object"
+    for raw in NO_JSON:
+        (folder / name).write_bytes(raw)
+        assert f"tokenizer file {folder / name}: is damaged: no JSON (" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer.json", "{}", "is damaged: has no 'model'"),
+        ("tokenizer.json", '{"model": {}}', "is damaged: has no 'added_tokens'"),
+        ("tokenizer.json", '{"model": 3, "added_tokens": []}', "is damaged: its 'model' is a number"),
+        ("tokenizer_config.json", '{"tokenizer_class": 3}', "is damaged: its 'tokenizer_class' is a number"),
+        ("tokenizer_config.json", '{"auto_map": 3}', "is damaged: its 'auto_map' is a number"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": []}', "is damaged: its 'added_tokens_decoder' is a list"),
+        ("config.json", '{"auto_map": 3}', "is damaged: its 'auto_map' is a number"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_file(folder, name, text, message):
+    (folder / name).write_text(text)
+    assert refused(folder) == f"tokenizer file {folder / name}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", '{"model": {}, "added_tokens": []}'),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": [3]}, "added_tokens": [3]}'),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": []}}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": 3}}'),
+        ("tokenizer_config.json", '{"extra_special_tokens": 3}'),
+        ("tokenizer_config.json", '{"eos_token": 3}'),
+    ],
+)
+def test_damage_within_says_what_the_library_says(folder, name, text):
+    (folder / name).write_text(text)
+    assert "cannot be loaded: a file is missing or damaged: " in refused(folder)
+
+
+def test_what_is_not_there_is_not_called_damaged(tmp_path):
+    assert "cannot be loaded: no such folder; download tokenizer.json" in refused(tmp_path / "nothing")
+    (tmp_path / "bare").mkdir()
+    assert "cannot be loaded: a file is missing or damaged: " in refused(tmp_path / "bare")
+    with pytest.raises(CorpusError, match=r"'no-such/name' cannot be loaded: no such folder and no copy on the hub; "):
+        make_tokenizer({"pretrained": "no-such/name"}, "")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "vocab.txt"])
+def test_a_pipe_is_not_waited_for(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(CorpusError, match=rf"{name}: is a folder, pipe or device"):
+        tokenizer_key({"path": str(folder)}, None)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.txt"])
+def test_each_file_that_makes_a_tokenizer_tells_it_from_others(folder, name):
+    before = tokenizer_key({"path": str(folder)}, None)
+    (folder / "README.md").write_text("no part of it")
+    assert tokenizer_key({"path": str(folder)}, None) == before
+    (folder / name).write_bytes(b"another")
+    assert tokenizer_key({"path": str(folder)}, None) != before
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 9], [0, 1, 70_000]])
+def test_ids_that_a_model_of_that_vocabulary_has_not_are_refused(ids):
+    gaps = Tokenizer(models.WordLevel(dict(zip(("a", "b", "c"), ids, strict=True)), unk_token="a"))
+    gaps.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert encode(gaps, "a b a").tolist() == [0, 1, 0]
+    for way in (encode, encode_lines):
+        with pytest.raises(CorpusError, match=rf"gives id {ids[2]}, and its vocabulary has 3: its ids have gaps"):
+            way(gaps, "a b c")
+
+
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 1 << 33) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def places(value, at=()):
+    """Every place in nested mappings and lists, of a list the first."""
+    inside = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else ()
+    return [at, *(found for key, child in inside for found in places(child, (*at, key)))]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_any_value_anywhere_is_a_tokenizer_or_is_refused(whole, tmp_path, data):
+    folder = tmp_path / "own"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole, folder)
+    name = data.draw(st.sampled_from(["tokenizer.json", "tokenizer_config.json"]))
+    content = json.loads((folder / name).read_text())
+    if name == "tokenizer.json":  # not each of the vocabulary's words
+        content["model"]["vocab"] = dict(list(content["model"]["vocab"].items())[:2])
+    *parents, last = data.draw(st.sampled_from(places(content)[1:]))
+    section = content
+    for key in parents:
+        section = section[key]
+    section[last] = data.draw(VALUE)
+    (folder / name).write_text(json.dumps(content))
+    files = {"files": {"train": "t", "validation": "t", "test": "t"}}
+    (tmp_path / "t").write_text(WORDS * 9)
+    try:
+        made = prepare.prepare(files, {"path": "own"}, 8, tmp_path / "cache", tmp_path)
+    except CorpusError as error:
+        (line,) = str(error).splitlines()
+        assert "own" in line or "split" in line or "the tokenizer" in line
+    else:
+        assert prepare.fault(made) is None

@@ -1,0 +1,88 @@
+"""Every row of the gate table against its formula, its derivative, its range and its limits."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pagating.gating.catalog import COMPETITORS
+from pagating.gating.gates import GATES, gate_row
+
+# The naive formulas, written out: what every faster form has to match.
+NAIVE = {
+    "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
+    "tanh": lambda x: (torch.exp(x) - torch.exp(-x)) / (torch.exp(x) + torch.exp(-x)),
+    "relu": lambda x: x * (x > 0),
+    "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+    "mish": lambda x: x * torch.tanh(torch.log1p(torch.exp(x))),
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+    "step": lambda x: 0 * x + torch.where(x > 0, 1.0, 0.0),
+    "linear": lambda x: x,
+}
+X = torch.linspace(-12, 12, 2001, dtype=torch.float64)
+
+
+def test_the_table_holds_the_published_gates_and_two_more() -> None:
+    assert list(GATES) == list(NAIVE)
+    assert [GATES[name].unit for name in list(GATES)[:6]] == [
+        "paGLU", "paGTU", "paReGLU", "paGELU", "paMishU", "paSiLU",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gate_and_product_match_the_formula_and_its_derivative(name: str) -> None:
+    for function, naive in [
+        (GATES[name].gate, NAIVE[name]),
+        (GATES[name].gated, lambda x: x * NAIVE[name](x)),
+    ]:
+        x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
+        fast, slow = function(x), naive(y)
+        torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+        slow.sum().backward()
+        if fast.requires_grad:
+            fast.sum().backward()
+            torch.testing.assert_close(x.grad, y.grad, rtol=1e-12, atol=1e-12)
+        else:  # a step has no gradient to pass on
+            assert y.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_range_is_reached_and_not_left(name: str) -> None:
+    low, high = GATES[name].range
+    values = GATES[name].gate(torch.linspace(-40, 40, 400_001, dtype=torch.float64))
+    if math.isinf(low):
+        assert values.min().item() == pytest.approx(-40.0)
+    else:
+        assert values.min().item() == pytest.approx(low, abs=1e-8)
+        assert values.min().item() >= low - 1e-12
+    if name == "step":
+        assert set(values.tolist()) == {0.0, 1.0}
+    elif math.isinf(high):
+        assert values.max().item() == pytest.approx(40.0)
+    else:
+        assert values.max().item() == pytest.approx(high, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_limits_of_the_product(name: str) -> None:
+    far = torch.tensor([-600.0, 600.0], dtype=torch.float64)
+    for end, value in zip(GATES[name].limits, GATES[name].gated(far).tolist(), strict=True):
+        assert value >= 600.0 if math.isinf(end) else abs(value - end) < 1e-200
+    assert GATES[name].gated(torch.tensor(math.inf)).item() == math.inf
+    assert GATES[name].gated(torch.tensor(math.nan)).isnan()
+
+
+def test_an_unknown_gate_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="gate: 'swish' is not one of sigmoid, tanh, relu, gelu, mish, silu"):
+        gate_row("swish")
+
+
+def test_the_doc_page_names_every_row_and_its_range() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "gates.md").read_text()
+    for name, row in GATES.items():
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |") and row.unit in line]
+        numbers = [f"{end:.2g}" for end in row.range if math.isfinite(end)]
+        assert all(number in line for number in numbers)
+    for name in COMPETITORS:
+        assert f"`{name}`" in page

@@ -1,0 +1,148 @@
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import pagating
+from pagating.data.prepare import prepare
+from pagating.gating.gates import GATES, Gate, gate_row
+from pagating.gating.own_gate import load_gate, register_gate
+from pagating.gating.units import pointwise
+from pagating.train import Trial, main, train
+
+torch.set_num_threads(1)
+SIZE = {"n_layer": 1, "d_model": 8, "n_head": 2, "n_ctx": 16}
+
+
+@pytest.fixture(autouse=True)
+def _only_the_built_in_gates_remain():
+    before = dict(GATES)
+    yield
+    GATES.clear()
+    GATES.update(before)
+
+
+@pytest.fixture
+def own(tmp_path):
+    def write(body, name="mine"):
+        path = tmp_path / "own.py"
+        path.write_text("import torch\n" + body)
+        return f"{path}:{name}"
+
+    return write
+
+
+def hard(x):
+    return torch.clamp(x / 6 + 0.5, 0.0, 1.0)
+
+
+def test_an_own_gate_makes_the_unit_that_its_formula_says():
+    register_gate("hard", hard)
+    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    torch.testing.assert_close(pointwise(x, 1.0, "hard"), F.hardswish(x))
+    torch.testing.assert_close(pointwise(x, 0.25, "hard"), 0.25 * F.hardswish(x) + 0.75 * x)
+
+
+def test_a_row_brings_its_own_product():
+    row = Gate(torch.sigmoid, F.silu, "sigmoid", (0.0, 1.0), (0.0, float("inf")), "mine", "none")
+    assert register_gate("again", row) is row
+    x = torch.randn(50)
+    assert torch.equal(pointwise(x, 1.0, "again"), F.silu(x))
+
+
+def test_any_model_takes_it():
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, n_positions=16, vocab_size=11)).eval()
+    tokens = torch.arange(11)[None]
+    pagating.patch(model, gate="tanh", alpha=0.5)
+    expected = model(tokens).logits
+    pagating.unpatch(model)
+    pagating.register_gate("mine", torch.tanh)
+    pagating.patch(model, gate="mine", alpha=0.5)
+    assert torch.equal(model(tokens).logits, expected)
+
+
+@pytest.fixture
+def spec(tmp_path):
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    corpus = prepare({"files": {"train": "text.txt"}}, {"vocab_size": 260}, 16, tmp_path / "cache", tmp_path)
+    return {"corpus": str(corpus), "model": SIZE, "lr": 1e-2, "tokens": 1280, "batch_tokens": 64, "seed": 1}
+
+
+def test_the_same_gate_from_a_file_trains_to_the_same_bits(own, spec):
+    finals = {}
+    for gate in ("tanh", own("def mine(x):\n    return torch.tanh(x)\n"), "silu"):
+        unit = {"gate": gate, "alpha": {"learnable": {"init": 0.5}}}
+        *_, row = train(Trial(**spec, unit=unit, eval_windows=4))
+        finals[gate] = row["val_nll"], row["train_nll"], row["alpha"]
+    built_in, mine, other = finals.values()
+    assert mine == built_in
+    assert other != built_in
+
+
+def test_a_trial_whose_gate_is_missing_is_refused_in_one_line(spec, tmp_path, capsys):
+    path = tmp_path / "trial.json"
+    path.write_text(json.dumps({**spec, "unit": {"gate": "none.py:mine", "alpha": 1.0}}))
+    assert main([str(path)]) == 2
+    assert capsys.readouterr().err == f"{path}: gate: 'none.py:mine': none.py: No such file or directory\n"
+
+
+def test_a_changed_file_is_read_again(own):
+    reference = own("def mine(x):\n    return torch.tanh(x)\n")
+    load_gate(reference)
+    first = gate_row(reference)
+    load_gate(reference)
+    assert gate_row(reference) is first
+    load_gate(own("def mine(x):\n    return torch.sigmoid(x)\n"))
+    assert gate_row(reference).gate(torch.zeros(())) == 0.5
+
+
+def test_a_checkpoint_that_names_a_file_does_not_run_it(own, tmp_path):
+    reference = own(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef mine(x):\n    return torch.tanh(x)\n")
+    config = pagating.PaGPT2Config(gate=reference, n_layer=1, n_embd=8, n_head=2, n_positions=16, vocab_size=11)
+    with pytest.raises(ValueError, match="is not one of sigmoid, tanh"):
+        pagating.PaGPT2LMHeadModel(config)
+    assert not (tmp_path / "ran").exists()
+
+
+REFUSED = {
+    "syntax": ("def mine(x) return x\n", r"cannot be imported: SyntaxError: expected ':'"),
+    "import": (
+        "import no_such_package\n",
+        "cannot be imported: ModuleNotFoundError: No module named",
+    ),
+    "name": ("def other(x):\n    return x\n", "defines no 'mine'"),
+    "not a function": ("mine = 3\n", "is int, neither a function nor a Gate"),
+    "shape": ("def mine(x):\n    return x.sum()\n", r"makes \(\) torch.float32 of \(2, 3, 4\) torch.float32"),
+    "dtype": ("def mine(x):\n    return torch.tanh(x.double())\n", "torch.float64 of"),
+    "not a tensor": ("def mine(x):\n    return 0.5\n", "makes float of"),
+    "tokens": ("def mine(x):\n    return x.softmax(dim=-2)\n", "mixes tokens or draws random numbers"),
+    "the batch": ("def mine(x):\n    return x - x.mean(0)\n", "mixes tokens or draws random numbers"),
+    "noise": ("def mine(x):\n    return x + torch.rand_like(x)\n", "mixes tokens or draws random numbers"),
+    "infinite": ("def mine(x):\n    return torch.exp(100 * x)\n", "is not finite between -4 and 4"),
+    "gradient": ("def mine(x):\n    return x.abs().sqrt().round() + (x * 0).sqrt()\n", "gradient is not finite"),
+    "raises": ("def mine(x):\n    return x @ x\n", r"fails on a tensor of shape \(2, 3, 4\): RuntimeError"),
+    "module": ("mine = torch.nn.PReLU()\n", "is a module, whose parameters would not be trained"),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_no_gate_is_refused_in_one_line(own, body, message):
+    reference = own(body)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_gate(reference)
+    assert "\n" not in str(caught.value)
+    assert reference not in GATES
+
+
+def test_a_built_in_gate_is_not_replaced():
+    with pytest.raises(ValueError, match="'tanh' is a built-in gate; register yours under another name"):
+        register_gate("tanh", torch.sigmoid)
+
+
+def test_a_row_whose_parts_disagree_is_refused():
+    row = Gate(torch.sigmoid, torch.tanh, "", (0.0, 1.0), (0.0, 1.0), "", "")
+    with pytest.raises(ValueError, match=r"gated\(x\) is not x \* gate\(x\)"):
+        register_gate("torn", row)

@@ -1,0 +1,422 @@
+"""What a study on a cluster counts, asks for and sends, without a cluster; test_nodes.py has a real one."""
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import ray
+import ray.autoscaler.sdk
+import yaml
+
+from pagating.data import prepare
+from pagating.data.corpus import CorpusError, read_meta
+from pagating.data.corpus_copy import file_names, receive
+from pagating.data.prepare import fault
+from tune import sweep
+from tune.backend import cluster, delivery, ray_backend
+from tune.backend.cluster import Capacity, ask_for, check_nodes, slots_of
+from tune.backend.delivery import Parcel, pack, unpack
+from tune.backend.ray_faults import failure
+from tune.backend.ray_trial import CellTrainable
+from tune.errors import NODE_LOST, StudyError
+from tune.run import extend
+from tune.run.study_run import NODES_LOST, StudyRun
+from tune.study.addresses import check_address
+from tune.study.files import parse
+from tune.study.sizes import side_by_side
+from tune.study.trial_spec import trial_spec
+from tune.study.weights import note
+
+STUDY = {
+    "name": "cluster",
+    "question": "What travels?",
+    "corpus": {"files": {"train": "train.txt"}},
+    "tokenizer": {"vocab_size": 280},
+    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 16},
+    "fixed": {"tokens": 1024, "batch_tokens": 64},
+    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
+    "arms": {"gelu": {"baseline": True}, "floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
+    "search": {"trials_per_arm": 4, "parallel": 3},
+    "calibrate": {"points": 5, "seeds": 2},
+    "confirm": {"seeds": 7},
+}
+TIMES = ("seconds", "tokens_per_second", "peak_rss_mb")
+
+
+def study(**changes):
+    return parse(yaml.safe_dump({**STUDY, **changes}), Path("cluster.yaml"))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    base = tmp_path_factory.mktemp("text")
+    (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} the quick brown fox\n" for i in range(2000)))
+    return prepare.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, base / "cache", base)
+
+
+# --- addresses and keys ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379", "head.example.org:1", "ray://head:65535", "[::1]:6379"])
+def test_an_address_of_a_cluster_is_taken(address):
+    assert check_address(address) == address
+    assert study(address=address).address == address
+
+
+@pytest.mark.parametrize("address", ["", "local", "head:0", "head:65536", "http://head:1", "ray://head", "a b:1"])
+def test_anything_else_is_refused_with_what_is_allowed(address):
+    with pytest.raises(StudyError, match=r"is none of a Ray cluster; allowed: auto, HOST:PORT, ray://HOST:PORT"):
+        check_address(address)
+    with pytest.raises(StudyError, match=r"cluster.yaml: address: .*allowed: auto, HOST:PORT"):
+        study(address=address)
+
+
+def test_storage_is_an_absolute_path_and_gpus_a_share_or_whole():
+    assert study(storage="/mnt/shared").storage == "/mnt/shared"
+    with pytest.raises(StudyError, match=r"storage 'shared' is no absolute path"):
+        study(storage="shared")
+    for url in ("s3://bucket/pagating", "file:///mnt/shared"):
+        with pytest.raises(StudyError, match=rf"storage '{url}' is a URL; tokens cannot be mapped there"):
+            study(storage=url)
+    assert study(resources={"gpus": 0.25}).resources.gpus == 0.25
+    with pytest.raises(StudyError, match=r"gpus=1.5: a trial takes a share of one GPU"):
+        study(resources={"gpus": 1.5})
+
+
+def test_a_trial_with_a_gpu_trains_on_it(packed):
+    for gpus, device in ((0.0, "cpu"), (0.25, "cuda"), (1.0, "cuda")):
+        it = study(resources={"gpus": gpus})
+        assert trial_spec(it, "gelu", {"lr": 1e-3}, 1, packed, test=False)["device"] == device
+
+
+def test_where_trials_run_may_change_within_a_study(tmp_path):
+    (tmp_path / "study.yaml").write_text(sweep.dump(study()))
+    extend.check_folder(study(address="auto", storage="/mnt/shared"), tmp_path)
+    with pytest.raises(StudyError, match=r"belongs to another configuration; changed: resources.cpus \(1 -> 2\)"):
+        extend.check_folder(study(address="auto", resources={"cpus": 2}), tmp_path)
+
+
+# --- slots -----------------------------------------------------------------------------------------------------------
+
+
+def node(alive=True, **resources):
+    return {"Alive": alive, "Resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "slots"),
+    [
+        (1, 0.0, 4 + 7 + 2),  # the dead node counts nothing
+        (3, 0.0, 1 + 2 + 0),  # a trial is on one node: the 13 cores together would hold 4
+        (1, 1.0, 0 + 4 + 1),
+        (1, 0.25, 0 + 7 + 2),  # 16 and 4 shares, but 7 and 2 cores
+        (1, 0.4, 0 + 7 + 2),  # two shares of 0.4 on each GPU
+        (1, 2.0, 0 + 2 + 0),
+    ],
+)
+def test_slots_are_what_single_nodes_hold(cpus, gpus, slots):
+    nodes = [node(CPU=4.0), node(CPU=7.0, GPU=4.0), node(CPU=2.0, GPU=1.0), node(alive=False, CPU=64.0, GPU=8.0)]
+    assert slots_of(nodes, cpus, gpus) == slots
+
+
+def test_a_share_of_a_gpu_lies_on_one_gpu():
+    assert slots_of([node(CPU=64.0, GPU=3.0)], 1, 0.4) == 6  # not floor(3 / 0.4) = 7
+    assert slots_of([node(CPU=64.0, GPU=1.0)], 1, 0.1) == 10
+
+
+def test_capacity_follows_the_nodes_and_looks_once_a_second():
+    nodes, now, looked = [node(CPU=2.0)], [0.0], []
+    room = Capacity(None, 1, 0.0, lambda: looked.append(now[0]) or nodes, clock=lambda: now[0])
+    assert room() == 2
+    nodes.append(node(CPU=3.0))
+    now[0] = 0.9
+    assert room() == 2
+    now[0] = 1.0
+    assert room() == 5
+    nodes[0]["Alive"] = False
+    now[0] = 2.5
+    assert room() == 3
+    assert looked == [0.0, 1.0, 2.5]
+    assert Capacity(9, 1, 0.0, lambda: [])() == 9  # the user's number
+
+
+def test_what_a_stage_can_use_at_a_time():
+    assert [side_by_side(study(), stage) for stage in ("search", "calibrate", "confirm", "done")] == [6, 20, 14, 0]
+
+
+# --- what the autoscaler is asked for --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What Ray's autoscaler is asked for, and whether the driver is outside the cluster (ray://)."""
+    found, outside = [], []
+    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: found.append(bundles))
+    monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: bool(outside))
+    return found, outside
+
+
+def test_the_autoscaler_is_asked_for_one_bundle_a_trial_and_none_takes_the_wish_back(asked):
+    found, _ = asked
+    ask_for(study(resources={"cpus": 2}), 3)
+    ask_for(study(resources={"cpus": 2, "gpus": 0.25}), 2)
+    ask_for(study(), 0)
+    assert found == [[{"CPU": 2}] * 3, [{"CPU": 2, "GPU": 0.25}] * 2, []]
+
+
+def test_a_driver_outside_the_cluster_asks_for_nothing(asked):
+    found, outside = asked
+    outside.append(True)
+    ask_for(study(), 3)
+    assert found == []
+
+
+@pytest.mark.parametrize(("slots", "wishes"), [(None, [6, 20, 14, 0]), (8, [6, 8, 8, 0])])
+def test_each_stage_wishes_for_what_it_can_use_and_no_more_than_the_users_slots(asked, packed, tmp_path, slots, wishes):
+    it = StudyRun(study(), tmp_path, packed)
+    for stage in ("search", "calibrate", "confirm", "done"):
+        ray_backend._wish(it, slots, stage)
+    it.ledger.close()
+    assert [len(bundles) for bundles in asked[0]] == wishes
+    assert all(bundle == {"CPU": 1} for bundles in asked[0] for bundle in bundles)
+
+
+# --- versions on the nodes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """By node, what it answers when its versions are asked for; an exception is raised."""
+    given = {}
+
+    class Asks:
+        def __init__(self, function):
+            self.function, self.node = function, None
+
+        def options(self, scheduling_strategy):
+            assert scheduling_strategy.soft is False  # that node or none
+            self.node = scheduling_strategy.node_id.lstrip("0")
+            return self
+
+        def remote(self):
+            return self.node
+
+    def get(node, timeout):
+        if isinstance(given[node], Exception):
+            raise given[node]
+        return given[node]
+
+    def nodes():
+        return [
+            {"NodeID": name.zfill(56), "Alive": name != "gone", "NodeManagerAddress": f"10.0.0.{name}"}
+            for name in given
+        ]
+
+    monkeypatch.setattr(ray, "remote", lambda **options: Asks)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "nodes", nodes)
+    return given
+
+
+def test_nodes_with_the_drivers_versions_are_taken_and_those_that_left_are_not_asked(answers):
+    mine = cluster.versions()
+    answers |= {"1": mine, "gone": {"python": "2.7"}, "2": mine}
+    answers |= {"3": ray.exceptions.NodeDiedError("it went"), "4": ray.exceptions.TaskUnschedulableError("no node")}
+    check_nodes()
+
+
+@pytest.mark.parametrize("name", ["python", *cluster.SAME])
+def test_a_node_of_another_version_is_refused_with_both(answers, name):
+    mine = cluster.versions()
+    answers |= {"1": mine, "2": {**mine, name: "0.1"}}
+    said = rf"node 10\.0\.0\.2 has {name} 0\.1; a study needs the same everywhere, as here: .*{re.escape(mine[name])}"
+    with pytest.raises(StudyError, match=said):
+        check_nodes()
+
+
+def test_a_node_that_lacks_what_a_study_imports_is_named(answers):
+    answers |= {"7": ray.exceptions.RuntimeEnvSetupError("first line\nNo module named 'tokenizers'")}
+    said = r"node 10.0.0.7 cannot run the study: No module named 'tokenizers'; every node needs the packages"
+    with pytest.raises(StudyError, match=said):
+        check_nodes()
+
+
+# --- lost nodes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_node_is_told_from_a_dead_worker():
+    died = "ActorDiedError: it died.\n\tThe actor died because its node has died. Node Id: 5f\n\tIt was terminated."
+    assert failure(died) == ("failed", {}, f"{NODE_LOST}: It was terminated.")
+    broke = ray.exceptions.ActorUnavailableError("RPC error: recvmsg:Connection reset by peer rpc_code: 14", None)
+    assert failure(str(broke)) == ("failed", {}, f"{NODE_LOST}: {broke}")
+    assert failure("ActorDiedError: The actor died.\n\tThe worker went away")[2] == "The worker went away"
+
+
+def test_a_lost_node_counts_against_no_attempt_of_the_cell(packed, tmp_path):
+    it = StudyRun(study(), tmp_path, packed)
+    cell = it.next_cell()
+    for _ in range(NODES_LOST - 1):
+        it.start(cell)
+        it.end(cell, "failed", {}, f"{NODE_LOST}: as spot machines are")
+        assert it.next_cell() == cell
+    it.start(cell)
+    it.end(cell, "failed", {}, "its worker died: once")  # has its three attempts still
+    assert it.next_cell() == cell
+    it.start(cell)
+    it.alive(cell, 0.5)
+    it.end(cell, "failed", {}, f"{NODE_LOST}: again")  # further than before: both counts start anew
+    assert it.next_cell() == cell
+    for _ in range(NODES_LOST - 1):
+        it.start(cell)
+        it.end(cell, "failed", {}, f"{NODE_LOST}: for ever")
+        following = it.next_cell()
+    assert following != cell
+    assert it.records[cell.key].outcome == "failed"
+
+
+# --- what travels ----------------------------------------------------------------------------------------------------
+
+
+def pieces(folder):
+    return {name: [(folder / name).read_bytes()] for name in file_names(folder)}
+
+
+def test_a_corpus_is_received_once_whole_and_checked(packed, tmp_path):
+    digest, folder, asked = read_meta(packed)["digest"], tmp_path / "cache" / packed.name, []
+
+    def files():
+        asked.append(1)
+        return pieces(packed)
+
+    receive(folder, digest, files)
+    assert fault(folder) is None
+    assert pieces(folder) == pieces(packed)
+    receive(folder, digest, files)
+    assert len(asked) == 1
+    shutil.rmtree(folder)  # a cache that was cleared is filled again
+    receive(folder, digest, files)
+    assert len(asked) == 2
+
+
+def test_a_corpus_that_is_damaged_on_the_way_or_on_the_disk_is_not_taken(packed, tmp_path):
+    digest, folder = read_meta(packed)["digest"], tmp_path / packed.name
+    with pytest.raises(CorpusError, match=r"train.bin is damaged \(its checksum does not match\)"):
+        receive(folder, digest, lambda: {**pieces(packed), "train.bin": [b"another"]})
+    receive(folder, digest, lambda: pieces(packed))  # the damaged copy is replaced
+    assert fault(folder) is None
+    with pytest.raises(CorpusError, match=rf"is corpus {digest}, not 0123456789abcdef"):
+        receive(folder, "0123456789abcdef", lambda: pieces(packed))
+
+
+def test_a_cache_that_cannot_be_written_is_named(packed, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CorpusError, match=r"the corpus cannot be brought here: (Not a directory|File exists)"):
+        receive(tmp_path / "file" / packed.name, read_meta(packed)["digest"], lambda: pieces(packed))
+
+
+@pytest.fixture
+def objects(monkeypatch):
+    """Ray's object store, in a list."""
+    kept = []
+    monkeypatch.setattr(delivery.ray, "put", lambda piece: kept.append(piece) or len(kept) - 1)
+    monkeypatch.setattr(delivery.ray, "get", lambda ref: kept[ref])
+    return kept
+
+
+def test_a_node_unpacks_corpus_gate_and_a_folder_for_checkpoints(packed, tmp_path, monkeypatch, objects):
+    folder = tmp_path / "studies" / "cluster"
+    (folder / "gates").mkdir(parents=True)
+    (folder / "gates" / "mine-1.py").write_text("def hard(x):\n    return x.clamp(0, 1)\n")
+    monkeypatch.setattr(delivery, "PART_BYTES", 1000)
+    parcel = pack(packed, folder, None, driver="")
+    assert len(parcel.parts["train.bin"]) == -(-(packed / "train.bin").stat().st_size // 1000) > 1
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
+    unit = {"gate": f"{folder.resolve() / 'gates' / 'mine-1.py'}:hard", "alpha": 1.0, "base": "identity"}
+    given = {"corpus": str(packed), "unit": unit, "lr": 1e-3}
+    trial, checkpoints = unpack(parcel, given, str(folder / "checkpoints" / "a"))
+    assert trial["corpus"] == str(tmp_path / "node" / packed.name)
+    assert pieces(Path(trial["corpus"])) == pieces(packed)
+    file, _, name = trial["unit"]["gate"].rpartition(":")
+    assert (name, Path(file).read_bytes()) == ("hard", (folder / "gates" / "mine-1.py").read_bytes())
+    assert Path(file).parent.name == "gate-" + hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    assert Path(checkpoints).parent.parent == tmp_path / "node"
+    assert Path(checkpoints).name == "a"
+    assert (trial["lr"], trial["unit"]["alpha"], trial["unit"]["base"]) == (1e-3, 1.0, "identity")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_pretrained_weights_travel_too_and_are_checked(packed, tmp_path, monkeypatch, objects, shared):
+    (tmp_path / "model.safetensors").write_bytes(b"weights" * 100)
+    digest = hashlib.sha256(b"weights" * 100).hexdigest()
+    note({"path": str(tmp_path / "model.safetensors"), "sha256": digest}, tmp_path)
+    monkeypatch.setattr(delivery, "PART_BYTES", 256)
+    parcel = pack(packed, tmp_path, tmp_path / "shared" if shared else None, driver="")
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
+    given = {"corpus": str(packed), "unit": None, "pretrained": "/there/model.safetensors"}
+    trial, _ = unpack(parcel, given, None)
+    assert Path(trial["pretrained"]).parent == tmp_path / ("shared" if shared else "node")
+    assert Path(trial["pretrained"]).read_bytes() == b"weights" * 100
+    if not shared:
+        Path(trial["pretrained"]).unlink()
+        objects[parcel.weights[0]] = b"else"
+        with pytest.raises(OSError, match=rf"the weights that came are \w{{16}}, not {digest[:16]}"):
+            unpack(parcel, given, None)
+
+
+def test_with_storage_nodes_read_and_write_there_and_nothing_is_sent(packed, tmp_path, monkeypatch, objects):
+    folder = tmp_path / "studies" / "cluster"
+    parcel = pack(packed, folder, tmp_path / "shared", driver="")
+    assert objects == []
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
+    it = StudyRun(study(storage=str(tmp_path / "shared")), tmp_path, packed)
+    wanted = str(it.checkpoints(it.next_cell()))
+    assert Path(wanted).parent == tmp_path / "shared" / "cluster" / "checkpoints"
+    trial, checkpoints = unpack(parcel, {"corpus": str(packed), "unit": None}, wanted)
+    assert trial == {"corpus": str(tmp_path / "shared" / packed.name), "unit": None}
+    assert fault(Path(trial["corpus"])) is None
+    assert checkpoints == wanted
+    assert not (tmp_path / "node").exists()
+
+
+def test_a_trial_is_the_same_wherever_its_corpus_lies(packed, tmp_path, objects, monkeypatch):
+    spec = trial_spec(study(), "floor", {"lr": 3e-3}, 5, packed, test=True)
+    parcel = pack(packed, tmp_path, None, driver="")
+
+    def final(**parts):
+        trainable, found = CellTrainable({"cell": "a", "trial": spec}), []
+        trainable.setup({"cell": "a", "trial": spec}, **parts)
+        while not found or not found[-1].get("done"):
+            found.append(trainable.step())
+        return {name: value for name, value in found[-1]["final"].items() if name not in TIMES}
+
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
+    assert final(parcel=parcel) == final()
+
+
+def test_a_node_that_cannot_have_the_corpus_fails_the_cell_for_another_try(packed, tmp_path, monkeypatch, objects):
+    parcel = pack(packed, tmp_path, None, driver="")
+
+    def lost(ref):
+        raise delivery.ray.exceptions.ObjectLostError(b"0" * 28, "", "")
+
+    monkeypatch.setattr(delivery.ray, "get", lost)
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
+    spec = trial_spec(study(), "gelu", {"lr": 3e-3}, 5, packed, test=False)
+    trainable = CellTrainable({"cell": "a", "trial": spec})
+    trainable.setup({"cell": "a", "trial": spec}, parcel=parcel)
+    result = trainable.step()
+    assert (result["outcome"], result["done"]) == ("failed", True)
+    with pytest.raises(ValueError, match="the study's data cannot be had from the driver: ObjectLostError"):
+        raise ValueError(result["reason"])
+
+
+def test_an_empty_parcel_leaves_the_drivers_node_alone(monkeypatch):
+    class Here:
+        def get_node_id(self):
+            return "here"
+
+    monkeypatch.setattr(delivery.ray, "get_runtime_context", Here)
+    trial = {"corpus": "/there", "unit": None}
+    assert unpack(Parcel("/there", "0", "/c", driver="here"), trial, "/c/a") == (trial, "/c/a")

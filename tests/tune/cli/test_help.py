@@ -1,0 +1,151 @@
+"""--help, typing errors and the shell's completion: what a person meets before anything runs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from tune.cli import main
+from tune.cli.common import complete_config, studies_in
+
+BIN = Path(sys.executable).parent
+NAMES = [name for name, _, _ in main.COMMANDS]
+
+
+def pagating(monkeypatch, capsys, *words, columns=200):
+    """Output of the command, in this process."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.delenv("TERMINAL_WIDTH", raising=False)
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", None)
+    monkeypatch.setattr(sys, "argv", ["pagating", *words])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    out, err = capsys.readouterr()
+    return ended.value.code, re.sub(r"\x1b\[[0-9;]*m", "", out), err
+
+
+def test_every_command_has_an_example_that_it_understands():
+    group = get_command(main.app)
+    assert sorted(group.commands) == sorted(NAMES)
+    for name, _, examples in main.COMMANDS:
+        command = group.commands[name]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert examples
+        for example in examples:
+            words = example.partition(" > ")[0].split()
+            assert words[0] == name
+            assert {word for word in words if word.startswith("--")} <= options
+            command.make_context(name, words[1:], resilient_parsing=True)
+
+
+@pytest.mark.parametrize("name", ["", *NAMES])
+def test_help_shows_the_examples_on_lines_of_their_own(name, monkeypatch, capsys):
+    code, out, _ = pagating(monkeypatch, capsys, *([name] if name else []), "--help", columns=80)
+    lines = [line.strip() for line in out.splitlines()]
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    wanted = next((examples for command, _, examples in main.COMMANDS if command == name), [])
+    assert all(f"pagating {example}" in lines for example in wanted)
+
+
+def test_help_stays_narrow_in_a_wide_terminal():
+    shown = subprocess.run(
+        [sys.executable, "-m", "tune.cli", "plan", "--help"],
+        env={**os.environ, "COLUMNS": "200", "TERM": "dumb"},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert 70 < max(map(len, shown.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["stauts", "x"], "No such command 'stauts'. Did you mean 'status'?"),
+        (["sweep", "x.yaml", "--slot", "3"], "No such option: --slot (Possible options: --slots)"),
+        (["status", "smoek"], "did you mean 'smoke'?"),
+        (["report", "smoke2"], "did you mean 'smoke'?"),
+    ],
+)
+def test_a_typing_error_is_answered_with_what_was_meant(words, hint, monkeypatch, capsys, tmp_path):
+    begun(tmp_path, "smoke", "other")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = pagating(monkeypatch, capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("pagating: ")
+    assert hint in err
+    assert err.count("\n") == 1
+
+
+def test_a_name_like_no_study_gets_no_hint(monkeypatch, capsys, tmp_path):
+    begun(tmp_path, "smoke")
+    monkeypatch.chdir(tmp_path)
+    assert "did you mean" not in pagating(monkeypatch, capsys, "status", "wikitext")[2]
+
+
+# --- completion ------------------------------------------------------------------------------------------------------
+
+
+def begun(folder, *names):
+    for name in names:
+        (folder / "studies" / name).mkdir(parents=True)
+        (folder / "studies" / name / "study.yaml").touch()
+
+
+def test_studies_and_study_files_are_found(tmp_path, monkeypatch):
+    begun(tmp_path, "smoke", "sweep")
+    (tmp_path / "studies" / ".cache").mkdir()
+    for name in ("own.yaml", "other.yml", "notes.txt", ".hidden.yaml"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert studies_in(Path("studies")) == ["smoke", "sweep"]
+    assert studies_in(Path("none")) == []
+    assert complete_config("") == ["other.yml", "own.yaml", "studies/"]
+    assert complete_config("ow") == ["own.yaml"]
+    assert complete_config(".h") == [".hidden.yaml"]
+    assert complete_config("studies/sm") == ["studies/smoke/"]
+    assert complete_config("studies/smoke/") == ["studies/smoke/study.yaml"]
+    assert complete_config("none/") == []
+
+
+def bash(script, folder):
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder)}
+    done = subprocess.run(["bash", "-c", script], env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not on this machine")
+def test_bash_completes_a_command_and_a_study_after_install(tmp_path):
+    begun(tmp_path, "smoke", "sweep")
+    said = bash("pagating --install-completion; true", tmp_path)
+    assert "bash completion installed in" in said
+    assert (tmp_path / ".bash_completions" / "pagating.sh").is_file()
+
+    def completed(*words):
+        typed = " ".join(f"'{word}'" for word in words)
+        script = f"source ~/.bashrc; COMP_WORDS=(pagating {typed}); COMP_CWORD={len(words)}"
+        return bash(f'{script}; _pagating_completion pagating; printf "%s\\n" "${{COMPREPLY[@]}}"', tmp_path).split()
+
+    assert completed("st") == ["status"]
+    assert completed("status", "sw") == ["sweep"]
+
+
+def test_zsh_completes_a_command_and_a_study(tmp_path):
+    begun(tmp_path, "smoke", "sweep")
+
+    def completed(typed):
+        return bash(f"_PAGATING_COMPLETE=complete_zsh _TYPER_COMPLETE_ARGS='{typed}' pagating", tmp_path)
+
+    assert '"status"' in completed("pagating st")
+    assert completed("pagating report s").strip() == """_arguments '*: :(("smoke"\n"sweep"))'"""
+    shown = bash("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION=1 pagating --show-completion zsh", tmp_path)
+    assert shown.startswith("#compdef pagating")
+    assert "_PAGATING_COMPLETE=complete_zsh" in shown

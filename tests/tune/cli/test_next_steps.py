@@ -1,0 +1,145 @@
+"""The steps after a verdict: computed from the verdict's own numbers, and such that the study file accepts them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.io.study import assemble
+from analysis.stats import power
+from analysis.verdict.decide import verdict
+from tune.cli.next_steps import MOST_SEEDS, next_steps, to_change
+from tune.errors import StudyError
+from tune.study.files import parse
+
+STUDY = """
+question: Is it better?
+model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
+fixed: {tokens: 4096, batch_tokens: 64}
+nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
+arms:
+  gelu: {baseline: true}
+  floor: {gate: sigmoid, alpha: 0.0, floor: true}
+  one: {gate: tanh, alpha: 0.5}
+  two: {gate: tanh, alpha: 1.0}
+confirm: {seeds: 6}
+"""
+
+
+def study(text=STUDY):
+    return parse(text, Path("x.yaml"))
+
+
+def result(plan, one, two, floor=0.5, seeds=6):
+    """The verdict on losses with known differences: `one` and `two` are (mean, sd) of gelu's loss minus theirs."""
+    draw = np.random.default_rng(3)
+    base = 4 + 0.01 * draw.normal(size=seeds)
+    rows = [("gelu", seed, loss) for seed, loss in enumerate(base)]
+    for arm, (mean, sd) in {"floor": (-floor, 0.01), "one": one, "two": two}.items():
+        noise = draw.normal(size=seeds)
+        noise = (noise - noise.mean()) / noise.std(ddof=1)
+        rows += [(arm, seed, loss) for seed, loss in enumerate(base - mean - sd * noise)]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "test_nll"]).assign(stage="confirm", outcome="completed")
+    settings = plan.model_dump()
+    read = assemble("x", "x", table, pd.DataFrame(), settings, baseline="gelu", floor="floor")
+    return verdict(read)
+
+
+UNSURE, CLEAR, TINY = (0.025, 0.04), (0.1, 0.01), (0.019, 0.4)
+
+
+def test_an_undecided_study_names_the_seeds_that_its_own_differences_ask_for():
+    plan = study()
+    found = result(plan, UNSURE, CLEAR)
+    row = next(row for row in found["comparisons"] if row["arm"] == "one")
+    assert row["verdict"].startswith("undecided (needs about ")
+    d_z, level = UNSURE[0] / UNSURE[1], row["level_of_this_step"]
+    enough = next(
+        n
+        for n in range(2, 1000)
+        if max(power.power(d_z, n, level), power.tost_power(d_z, row["margin"] / UNSURE[1], n, 0.05)) >= 0.8
+    )
+    assert row["seeds_needed"] == enough > 6
+    assert to_change(found, plan) == [
+        f"To decide one: confirm.seeds: 6 -> {enough}, then the same command: only the new seeds are trained"
+    ]
+
+
+def test_the_widest_of_several_undecided_arms_counts():
+    plan = study()
+    found = result(plan, UNSURE, (0.02, 0.04))
+    needed = [row["seeds_needed"] for row in found["comparisons"] if row["arm"] in ("one", "two")]
+    assert to_change(found, plan)[0].startswith(f"To decide one, two: confirm.seeds: 6 -> {max(needed)}, then")
+
+
+def test_more_seeds_than_a_study_takes_are_not_advised():
+    plan = study()
+    found = result(plan, TINY, CLEAR)
+    (line,) = to_change(found, plan)
+    assert line.startswith(f"one: needs more than {MOST_SEEDS} seeds; fixed.tokens: 4096 -> 16384")
+    study(STUDY.replace("seeds: 6", f"seeds: {MOST_SEEDS}"))
+    with pytest.raises(StudyError, match=r"confirm\.seeds"):
+        study(STUDY.replace("seeds: 6", f"seeds: {MOST_SEEDS + 1}"))
+
+
+def test_a_floor_that_does_not_lose_asks_for_longer_trials():
+    plan = study()
+    found = result(plan, CLEAR, CLEAR, floor=0.0)
+    (line,) = to_change(found, plan)
+    assert line.startswith(
+        "To make arms differ by more than the noise: fixed.tokens: 4096 -> 16384, under another name"
+    )
+
+
+def test_an_end_of_the_grid_is_said_first():
+    plan = study()
+    found = result(plan, UNSURE, CLEAR)
+    next(row for row in found["comparisons"] if row["arm"] == "two")["at_edge"] = ["two"]
+    lines = to_change(found, plan)
+    points = plan.calibrate.max_points
+    assert lines[0].startswith("To find the learning rate of two, which is an end of the grid: ")
+    assert f"calibrate.max_points: {points} -> {points + 2}, under another name" in lines[0]
+    assert lines[1].startswith("To decide one")
+
+
+def test_few_seeds_that_decide_are_no_claim_and_enough_of_them_are():
+    assert to_change(result(study(), CLEAR, CLEAR), study())[0].startswith("For a claim: confirm.seeds: 6 -> 8, then")
+    plan = study(STUDY.replace("seeds: 6", "seeds: 8"))
+    assert to_change(result(plan, CLEAR, CLEAR, seeds=8), plan) == [
+        "It holds for this text, model and tokens; to ask elsewhere: corpus or model, under another name"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        ("e-process", "confirm.max_seeds: 6 -> 12, then the same command: only the new seeds are trained"),
+        ("obrien-fleming", "confirm.max_seeds: 8 -> 16, under another name"),
+    ],
+)
+def test_the_cap_of_a_sequential_rule_is_raised_as_the_rule_allows(rule, wanted):
+    cap = int(wanted.split()[1])
+    plan = study(STUDY.replace("seeds: 6", f"rule: {rule}, max_seeds: {cap}"))
+    found = result(plan, UNSURE, CLEAR, seeds=cap)
+    row = next(row for row in found["comparisons"] if row["arm"] == "one")
+    assert "cap" in row["verdict"]
+    row["seeds_needed"] = 2
+    assert to_change(found, plan)[0] == f"To decide one: {wanted}"
+    row["seeds_needed"] = 99
+    assert f"-> 99, {wanted.partition(', ')[2]}" in to_change(found, plan)[0]
+
+
+def test_a_study_without_confirm_is_told_to_have_one():
+    plan = study(STUDY.replace("confirm: {seeds: 6}", "stages: [search, calibrate]"))
+    assert to_change({"comparisons": [], "floor": "floor"}, plan) == [
+        "To decide: stages: [search, calibrate] -> [search, calibrate, confirm], under another name"
+    ]
+
+
+def test_the_steps_begin_with_the_report_and_the_trials():
+    found = result(study(), UNSURE, CLEAR)
+    steps = next_steps(found, study(), "studies/x/report.html", "make ui")
+    assert steps[:2] == ["Report:  studies/x/report.html", "Browse the trials: make ui"]
+    assert len(steps) == 3
+    assert next_steps(found, study(), "r", "")[1] == "The trials were not sent to MLflow."

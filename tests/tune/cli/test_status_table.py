@@ -1,0 +1,169 @@
+"""What is shown of where a study stands: the table at several widths, and the status of a folder."""
+
+import fcntl
+import io
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tune.cli import studies
+from tune.cli.status_table import View, duration, look
+from tune.run.ledger import Ledger, is_held
+from tune.run.progress import Standing
+from tune.study.files import dump, parse
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (1380, "23 min"), (5970, "1.7 h"), (86400 * 2, "2.0 days")],
+)
+def test_a_duration_is_said_in_the_unit_of_people(seconds, text):
+    assert duration(seconds) == text
+
+
+def shown(view, width, **console):
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None, **console).print(view)
+    return out.getvalue().splitlines()
+
+
+def words(line):
+    return line.split()
+
+
+def test_the_table_has_a_row_a_stage_and_an_arm(plan, searching):
+    lines = shown(
+        View(Standing(plan, searching.events), searching.now, slots=2, lines=["Log:     here"], note="And then."), 80
+    )
+    assert lines[0] == "x: Is it better?"
+    assert words(lines[1]) == ["stage", "done", "running", "stopped", "early", "infeasible", "of"]
+    assert [words(line) for line in lines[3:6]] == [
+        ["search", "3", "1", "1", "1", "6"],
+        ["calibrate", "0", "0", "0", "0", "12", "to", "20"],
+        ["confirm", "0", "0", "0", "0", "6"],
+    ]
+    assert words(lines[9]) == ["gelu", "3.9000", "lr=3.0e-03"]
+    assert words(lines[10]) == ["floor", "4.2000", "lr=2.0e-03"]
+    assert lines[11].startswith("250 tokens/s; about ")
+    assert lines[11].endswith("; 1 running in 2 slots")
+    assert lines[12:] == ["Log:     here", "And then."]
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 76, 80, 120])
+def test_nothing_is_wider_than_the_terminal_and_the_numbers_stay(width, plan, searching):
+    searching.cell("confirm", "gelu", 3.5, seed=101, lr=2e-3)
+    lines = shown(View(Standing(plan, searching.events), searching.now, slots=2, lines=["Log:     here"]), width)
+    assert max(map(len, lines)) <= width
+    assert "3.5000 lr=2.0e-03 n=1" in "\n".join(lines)
+    assert any(words(line)[:5] == ["search", "3", "1", "1", "1"] for line in lines if line) or width < 40
+    assert any("3.9000" in line for line in lines) == (width >= 60)
+
+
+def test_a_column_of_failed_cells_appears_with_the_first_one(plan, searching):
+    searching.end(searching.start("search", "floor", index=3), outcome="failed")
+    lines = shown(View(Standing(plan, searching.events), searching.now), 80)
+    assert words(lines[1])[-2:] == ["failed", "of"]
+    assert words(lines[3]) == ["search", "3", "1", "1", "1", "1", "6"]
+
+
+def test_an_arm_that_lost_every_cell_says_so(plan, told):
+    told.cell("search", "gelu", None, outcome="infeasible")
+    assert any("none: infeasible" in line for line in shown(View(Standing(plan, told.events), told.now), 80))
+
+
+def test_a_low_terminal_shows_the_arms_that_fit_and_counts_the_others(standing_text):
+    arms = "".join(f"  arm{i}: {{gate: tanh, alpha: 0.{i}}}\n" for i in range(1, 10))
+    many = parse(standing_text.replace("search: {tri", arms + "search: {tri"), Path("x.yaml"))
+    view = View(Standing(many), 0.0, lines=["Log:     here"], note="And then.", fit=True)
+    for height in (18, 20, 24, 40):
+        lines = shown(view, 80, height=height, force_terminal=True)
+        assert len(lines) < height
+        arms_shown = sum(line.startswith(("gelu", "floor", "arm")) for line in lines)
+        assert arms_shown == 11 or f"and {11 - arms_shown} more arms" in lines
+        assert lines[-1] == "And then."
+
+
+def test_a_name_is_text_and_no_markup(standing_text):
+    plain = parse(standing_text.replace("Is it better?", "'[red]Is[/red] it [better?'"), Path("x.yaml"))
+    assert shown(View(Standing(plain), 0.0), 80)[0] == "x: [red]Is[/red] it [better?"
+
+
+@pytest.fixture
+def written(standing_text, searching):
+    """Write the study that searches into a folder, as a run does, and leave its ledger open."""
+
+    def write(folder):
+        folder.mkdir()
+        (folder / "study.yaml").write_text(dump(parse(standing_text, folder.with_suffix(".yaml"))))
+        ledger = Ledger(folder / "ledger.jsonl")
+        for event in searching.events:
+            ledger.append(**{k: v for k, v in event.items() if k != "time"})
+        return ledger
+
+    return write
+
+
+def test_status_tells_a_study_that_runs_from_one_that_was_left(tmp_path, plan, written):
+    ledger = written(tmp_path / "x")
+    folder = tmp_path / "x"
+    assert is_held(folder / "ledger.jsonl")
+    (folder / "ledger.lock").write_text("process 7 on there\n")
+    beat = '{"time": %r, "driver": "process 7 on there", "slots": 3, "running": ["search/floor/2/1"]}'
+    (folder / "heartbeat.json").write_text(beat % (ledger.events[-1]["time"] + 60))
+    view = look(plan, folder, now=ledger.events[-1]["time"] + 63)
+    assert view.note == "It runs: process 7 on there; last sign of life 3 s ago."
+    assert (view.standing.running, view.slots) == (1, 3)
+    ledger.close()
+    assert not is_held(folder / "ledger.jsonl")
+    left = look(plan, folder, now=ledger.events[-1]["time"] + 60 + 7200)
+    assert left.note.startswith("Nothing runs it; last sign of life 2.0 h ago. `pagating sweep`")
+    assert left.standing.running == 0
+
+
+@pytest.mark.parametrize(
+    "beat",
+    ["", "[]", "{}", '{"time": "x"}', '{"time": 1e999, "driver": 1, "slots": 1e999, "running": []}', "[" * 10**5],
+)
+def test_a_damaged_heartbeat_is_none(tmp_path, beat, plan, written):
+    ledger = written(tmp_path / "x")
+    (tmp_path / "x" / "heartbeat.json").write_text(beat)
+    view = look(plan, tmp_path / "x", now=ledger.events[-1]["time"])
+    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last sign of life 0 s ago."
+    ledger.close()
+
+
+def test_the_heartbeat_of_a_killed_driver_is_not_that_of_the_next(tmp_path, plan, written):
+    ledger = written(tmp_path / "x")
+    beat = '{"time": 1.0, "driver": "process 7 on there", "slots": 3, "running": ["search/floor/2/1"]}'
+    (tmp_path / "x" / "heartbeat.json").write_text(beat)
+    view = look(plan, tmp_path / "x", now=ledger.events[-1]["time"] + 4)
+    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last sign of life 4 s ago."
+    assert (view.standing.running, view.slots) == (0, 0)
+    ledger.close()
+
+
+def test_a_look_does_not_keep_a_sweep_out(tmp_path, written):
+    written(tmp_path / "x").close()
+    path = tmp_path / "x" / "ledger.jsonl"
+    with open(path, "rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, [looking, fcntl.LOCK_UN]).start()
+        mine = Ledger(path)
+        assert mine.events, "the sweep has the ledger and read it"
+        mine.close()
+
+
+def test_status_in_a_pipe_breaks_no_path_in_two(tmp_path, monkeypatch, capsys, written):
+    folder = tmp_path / ("a-long-name-" * 5) / "x"
+    folder.parent.mkdir()
+    written(folder).close()
+    for columns, whole in ((None, True), ("60", False)):
+        monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS", raising=False)
+        studies.status(str(folder))
+        out = capsys.readouterr().out
+        assert (f"Log:     {folder / 'logs'}" in out.splitlines()) is whole
+        assert "search" in out

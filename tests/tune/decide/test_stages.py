@@ -1,0 +1,197 @@
+import itertools
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from tune.decide.stages import Stages, geometric_grid, geometric_mean
+from tune.errors import StudyError
+from tune.study.files import parse
+
+STUDY = """
+question: Is it better?
+model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
+fixed: {tokens: 4096, batch_tokens: 64}
+nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
+arms:
+  gelu: {baseline: true}
+  floor: {gate: sigmoid, alpha: 0.0, floor: true}
+  searched: {gate: sigmoid, alpha: {search: {uniform: [0.0, 2.0]}}}
+search: {trials_per_arm: 4}
+calibrate: {points: 3, seeds: 2, max_points: 7}
+confirm: {seeds: 3}
+"""
+OPTIMA = {"gelu": 1e-3, "floor": 1e-3, "searched": 2e-3}
+
+
+def drive(order_seed=0, optima=OPTIMA, slots=4, text=STUDY, outcome=lambda cell: "completed", extra=lambda cell: 0.0):
+    """Run the stages on a known bowl over the learning rate, cells ending in a random order."""
+    decisions = []
+    stages = Stages(parse(text, Path("x.yaml")), lambda event, **fields: decisions.append((event, fields)), {})
+    rng, running, cells = random.Random(order_seed), [], []
+    while not stages.finished:
+        while len(running) < slots and (cell := stages.next_cell()):
+            running.append(cell)
+            cells.append(cell)
+        cell = running.pop(rng.randrange(len(running)))
+        loss = 3.0 + math.log(cell.config["lr"] / optima[cell.arm]) ** 2 + 1e-4 * (cell.seed % 7) + extra(cell)
+        stages.complete(cell, outcome(cell), loss if outcome(cell) == "completed" else math.inf, 10)
+    return stages, cells, decisions
+
+
+def test_every_arm_gets_the_same_number_of_cells_in_every_stage():
+    _, cells, _ = drive()
+    for stage, wanted in (("search", 4), ("confirm", 3)):
+        assert {arm: sum(c.stage == stage and c.arm == arm for c in cells) for arm in OPTIMA} == dict.fromkeys(
+            OPTIMA, wanted
+        )
+    calibrated = [
+        sorted((c.config["lr"], c.seed) for c in cells if c.stage == "calibrate" and c.arm == arm) for arm in OPTIMA
+    ]
+    assert calibrated[0] == calibrated[1] == calibrated[2]  # one shared grid, the same seeds
+    assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_cells_do_not_depend_on_slots_or_on_the_order_in_which_they_end():
+    keys = [
+        sorted(cell.key for cell in drive(seed, slots=slots)[1]) for seed, slots in ((0, 1), (1, 2), (2, 8), (3, 3))
+    ]
+    assert all(found == keys[0] for found in keys)
+
+
+def test_seeds_of_search_and_calibration_never_enter_confirm():
+    _, cells, _ = drive()
+    seeds = {stage: {c.seed for c in cells if c.stage == stage} for stage in ("search", "calibrate", "confirm")}
+    assert seeds == {"search": {1}, "calibrate": {11, 12}, "confirm": {101, 102, 103}}
+
+
+def test_a_study_that_takes_up_another_one_confirms_on_seeds_of_its_own():
+    _, cells, _ = drive(text=STUDY.replace("{seeds: 3}", "{seeds: 3, first_seed: 109}"))
+    assert {c.seed for c in cells if c.stage == "confirm"} == {109, 110, 111}
+    sequential = "{rule: obrien-fleming, first_seed: 109}"
+    _, cells, _ = drive(text=STUDY.replace("{seeds: 3}", sequential))
+    assert min(c.seed for c in cells if c.stage == "confirm") == 109
+    with pytest.raises(StudyError, match=r"confirm.first_seed: 12 is not allowed"):  # a seed of the calibration
+        drive(text=STUDY.replace("{seeds: 3}", "{seeds: 3, first_seed: 12}"))
+
+
+def test_the_chosen_rate_is_the_bottom_of_the_bowl_and_inside_the_grid():
+    stages, _, decisions = drive()
+    assert not stages.grid_capped
+    for arm, optimum in OPTIMA.items():
+        rate = stages.chosen[arm]["lr"]
+        assert stages.grid[0] < rate < stages.grid[-1]
+        assert rate == float(f"{optimum:.4g}")  # the bowl of `drive` is a parabola, without noise between arms
+    chosen = {fields["arm"]: fields for event, fields in decisions if event == "chosen"}
+    assert all(chosen[arm]["config"] == stages.chosen[arm] and not chosen[arm]["at_edge"] for arm in OPTIMA)
+
+
+def test_the_grids_best_may_be_chosen_instead():
+    stages, _, decisions = drive(text=STUDY.replace("seeds: 2, max", "seeds: 2, choice: grid, max"))
+    for arm, optimum in OPTIMA.items():
+        rate = stages.chosen[arm]["lr"]
+        assert rate in stages.grid
+        assert abs(math.log(rate / optimum)) <= math.log(2.0) / 2 + 1e-9  # no other point of the grid is nearer
+    assert all(fields["grid_best"] == fields["config"]["lr"] for event, fields in decisions if event == "chosen")
+
+
+def confirm_seeds(rule, gap, **options):
+    """Confirm seeds of each arm, where every arm's loss lies `gap` standard deviations above the baseline's."""
+
+    def loss(cell):
+        noise = random.Random(f"{cell.arm} {cell.seed}").gauss(0, 1) if cell.stage == "confirm" else 0.0
+        return noise + (0.0 if cell.arm == "gelu" else gap)
+
+    text = STUDY.replace("confirm: {seeds: 3}", f"confirm: {{rule: {rule}}}")
+    _, cells, _ = drive(text=text, extra=loss, **options)
+    seeds = {arm: sorted(c.seed - 100 for c in cells if c.stage == "confirm" and c.arm == arm) for arm in OPTIMA}
+    assert seeds["gelu"] == seeds["floor"] == seeds["searched"]  # pairs are whole
+    return seeds["gelu"]
+
+
+@pytest.mark.slow
+def test_a_sequential_rule_stops_when_every_arm_is_decided_and_at_its_cap():
+    assert confirm_seeds("obrien-fleming", gap=1000.0) == [1, 2, 3]
+    assert confirm_seeds("obrien-fleming", gap=5.0) == [1, 2, 3, 4, 5]
+    assert confirm_seeds("obrien-fleming", gap=0.0) == list(range(1, 11))
+    assert confirm_seeds("e-process", gap=0.0) == list(range(1, 21))
+    assert len(confirm_seeds("e-process", gap=5.0)) in range(4, 20)
+    assert confirm_seeds("obrien-fleming, max_seeds: 6", gap=0.0) == list(range(1, 7))
+
+
+def test_a_sequential_rule_does_not_depend_on_slots():
+    assert len({tuple(confirm_seeds("e-process", gap=4.0, slots=slots, order_seed=slots)) for slots in (1, 3)}) == 1
+
+
+def test_an_optimum_at_the_edge_extends_the_grid_for_all_arms():
+    far = {"gelu": 1e-3, "floor": 1e-3, "searched": 1.6e-2}
+    stages, cells, decisions = drive(optima=far, text=STUDY.replace("max_points: 7", "max_points: 20"))
+    assert stages.grid[0] < stages.chosen["searched"]["lr"] < stages.grid[-1]
+    grids = [fields["grid"] for event, fields in decisions if event == "grid"]
+    assert [len(grid) for grid in grids] == sorted(len(grid) for grid in grids)
+    assert len(grids) > 1
+    for arm in far:
+        rates = {c.config["lr"] for c in cells if c.stage == "calibrate" and c.arm == arm}
+        assert rates == set(stages.grid)
+    ratios = [b / a for a, b in zip(stages.grid, stages.grid[1:], strict=False)]
+    assert ratios == pytest.approx([2.0] * len(ratios))
+
+
+def test_the_cap_ends_the_extension_and_is_said():
+    stages, _, decisions = drive(optima=dict.fromkeys(OPTIMA, 10.0))
+    assert len(stages.grid) == 7
+    assert stages.grid_capped
+    assert all(fields["at_edge"] for event, fields in decisions if event == "chosen")
+
+
+def test_the_searched_alpha_is_kept_through_calibrate_and_confirm():
+    stages, cells, _ = drive()
+    alphas = {c.config["alpha"] for c in cells if c.arm == "searched" and c.stage != "search"}
+    assert alphas == {stages.search["searched"].best()["alpha"]}
+    assert all("alpha" not in c.config for c in cells if c.arm == "gelu")
+
+
+def test_an_infeasible_seed_takes_its_learning_rate_out():
+    # above 1e-3 one of the two selection seeds diverges
+    stages, _, _ = drive(
+        outcome=lambda c: (
+            "infeasible" if c.stage == "calibrate" and c.seed == 12 and c.config["lr"] > 1.2e-3 else "completed"
+        )
+    )
+    assert all(config["lr"] < 1.2e-3 for config in stages.chosen.values())
+    assert math.isinf(stages.grid_mean("gelu", stages.grid[-1]))
+
+
+def test_the_mean_of_a_point_does_not_depend_on_the_order_in_which_its_trials_end():
+    stages, _, _ = drive()
+    losses = {11: 0.1, 12: 0.2, 13: 0.3}  # 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ in the last place
+    means = set()
+    for seeds in itertools.permutations(losses):
+        stages._losses = {("gelu", 1e-3, seed): losses[seed] for seed in seeds}
+        means.add(stages.grid_mean("gelu", 1e-3))
+    assert means == {math.fsum(losses.values()) / 3}
+
+
+def test_nothing_feasible_ends_the_study_before_it_costs_more():
+    stages, cells, _ = drive(outcome=lambda cell: "infeasible")
+    assert stages.hopeless
+    assert {cell.stage for cell in cells} == {"search"}
+
+
+def test_confirm_finishes_seeds_together_so_that_pairs_are_whole():
+    _, cells, _ = drive(slots=1)
+    confirm = [cell for cell in cells if cell.stage == "confirm"]
+    assert [cell.seed for cell in confirm] == sorted(cell.seed for cell in confirm)
+
+
+def test_remaining_counts_down_to_nothing():
+    stages = Stages(parse(STUDY, Path("x.yaml")), lambda event, **fields: None, {})
+    assert stages.remaining() == 3 * (4 + 3 * 2 + 3)
+    assert drive()[0].remaining() == 0
+
+
+def test_grid_is_geometric_around_its_centre():
+    assert geometric_grid(1e-3, 3, 2.0) == pytest.approx([5e-4, 1e-3, 2e-3])
+    assert geometric_grid(1e-3, 4, 4.0) == pytest.approx([1.25e-4, 5e-4, 2e-3, 8e-3])
+    assert geometric_mean([1e-4, 1e-2]) == pytest.approx(1e-3)

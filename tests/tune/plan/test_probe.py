@@ -1,0 +1,40 @@
+"""The calibration of a plan: processes that train each arm for a moment."""
+
+import pytest
+import torch
+
+from tune.plan import plan, probe
+from tune.plan.probe import Speed
+from tune.study import sizes
+
+torch.set_num_threads(1)
+
+
+def test_processes_are_combined_as_slots_that_share_the_cells():
+    def one(fast, slow=None):
+        arms = {"a": {"tokens_per_second": fast, "evaluation_seconds": 1.0, "build_seconds": 2.0}}
+        arms |= {"b": {"tokens_per_second": slow, "evaluation_seconds": 3.0, "build_seconds": 0.0}} if slow else {}
+        rest = {"import_seconds": fast, "first_seconds": 1.0, "base_mb": 400.0, "peak_mb": 500.0, "rows_seconds": 0.0}
+        return {"arms": arms, **rest}
+
+    found = probe.combine([one(100.0, 50.0), one(300.0, 50.0)], ["a", "b"], {"a": 1, "b": 1}, 0.2)
+    assert found.speeds == {"a": Speed(150.0, 1.0, 2.0), "b": Speed(50.0, 3.0, 0.0)}  # harmonic mean
+    assert (found.spread, found.import_seconds, found.processes) == (1.0, 200.0, 2)
+    scaled = probe.combine([one(100.0)], ["a", "b"], {"a": 1, "b": 4}, 0.2)  # b was not reached: four times the work
+    assert scaled.speeds["b"] == Speed(25.0, 4.0, 2.0)
+
+
+@pytest.mark.slow
+def test_a_calibration_trains_every_arm_in_as_many_processes_as_asked(tmp_path, study_of, models_of):
+    corpus = plan.stand_in(tmp_path, 300, 1 << 14)
+    study = study_of()
+    trials = {arm: plan.trial_spec(study, arm, sizes.example(study, arm), 1, corpus, test=False) for arm in study.arms}
+    flops = {arm: model.flops_per_token for arm, model in models_of(study).items()}
+    found = probe.probe(trials, flops, 2, 1.0)
+    assert (set(found.speeds), found.processes) == (set(study.arms), 2)
+    assert all(speed.tokens_per_second > 0 <= speed.build_seconds for speed in found.speeds.values())
+    assert min(found.import_seconds, found.loop_seconds) > 0
+    assert found.base_mb > 100
+    broken = {arm: {**spec, "corpus": str(tmp_path / "none")} for arm, spec in trials.items()}
+    with pytest.raises(probe.ProbeError, match=r"the calibration failed: FileNotFoundError"):
+        probe.probe(broken, flops, 1, 1.0)

@@ -1,0 +1,101 @@
+"""Disk and memory of a plan, against files and trials of that size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tune.errors import StudyError
+from tune.plan import plan, space, work
+from tune.run import ledger
+from tune.run.tables import write_tables
+from tune.study import sizes
+from tune.study.files import load, parse
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parents[3]
+SMOKE = load(ROOT / "configs" / "smoke.yaml")
+
+
+def test_ledger_and_tables_are_as_large_as_planned(tmp_path, played, inside):
+    cells, _ = played(SMOKE, inside, tmp_path)
+    events = ledger.read(tmp_path / "ledger.jsonl")
+    write_tables("smoke", events, tmp_path)
+    model = work.arm_model(SMOKE, "gelu", 300)
+    planned = space.disk_parts(SMOKE, sum(cells.values()), 2, model)
+    assert (tmp_path / "ledger.jsonl").stat().st_size == pytest.approx(planned["ledger"], rel=0.1)
+    tables = sum((tmp_path / f"{name}.parquet").stat().st_size for name in ("trials", "curves"))
+    assert tables / 1.5 < planned["tables"] < 2 * tables
+    assert planned["checkpoints"] == 3 * 2 * 12 * model.parameters
+
+
+def test_what_is_needed_grows_with_cells_slots_and_vocabulary():
+    needed = space.disk_needed(SMOKE)
+    assert needed == space.disk_needed(SMOKE, 1, vocab_size=300, cells=space.most_cells(SMOKE))
+    width = SMOKE.model.d_model
+    assert space.disk_needed(SMOKE, vocab_size=1300) - needed == (3 * 12 + (2 * len(SMOKE.arms) + 1) * 4) * 1000 * width
+    assert space.disk_needed(SMOKE, cells=5) < needed < space.disk_needed(SMOKE, slots=2)
+
+
+def test_the_models_that_may_stand_are_planned():
+    model = space.largest(SMOKE, 300)
+    arms, one = len(SMOKE.arms), 4 * model.parameters
+    planned = {cells: space.disk_parts(SMOKE, cells, 2, model)["models"] for cells in (0, 1, 50)}
+    assert planned == {0: 0, 1: (1 + arms + 2) * one, 50: (arms + arms + 2) * one}  # folder, MLflow, one a slot
+    none = SMOKE.model_copy(update={"keep": SMOKE.keep.model_copy(update={"models": "none"})})
+    assert space.disk_parts(none, 50, 2, model)["models"] == 0
+
+
+def test_too_little_space_is_one_line(tmp_path, monkeypatch):
+    asked = []
+
+    def usage(path):
+        asked.append(Path(path))
+        return SimpleNamespace(free=3 << 20)
+
+    monkeypatch.setattr(space.shutil, "disk_usage", usage)
+    folder = tmp_path / "not" / "there"
+    space.check_space(folder, 3 << 20)
+    with pytest.raises(StudyError, match=r"may need 3\.5 MiB and 3\.0 MiB are free there; free some space or give"):
+        space.check_space(folder, 7 << 19)
+    assert asked == [tmp_path.resolve()] * 2
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (3 << 50, "3072.0 TiB")]
+)
+def test_bytes_are_readable(size, text):
+    assert space.readable(size) == text
+
+
+def trained_mb(tmp_path, study, name):
+    """Peak memory of `python -m pagating.train` on one of a study's cells, MiB."""
+    folder = tmp_path / name
+    folder.mkdir()
+    corpus = plan.stand_in(folder, study.tokenizer.vocab_size, 1 << 14)
+    spec = plan.trial_spec(study, "mine", sizes.example(study, "mine"), 1, corpus, test=False)
+    (folder / "trial.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "pagating.train", str(folder / "trial.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    return json.loads(done.stdout)["peak_rss_mb"]
+
+
+@pytest.mark.slow
+def test_memory_of_a_trial_is_within_a_factor_of_what_is_planned(tmp_path, small_text, study_of):
+    tiny = study_of()
+    text = small_text.replace(
+        "n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16", "n_layer: 6, d_model: 256, n_head: 4, n_ctx: 64"
+    )
+    text = text.replace("tokens: 6400, batch_tokens: 64", "tokens: 8192, batch_tokens: 4096").replace("300", "4096")
+    large = parse(text, Path("large.yaml"))
+    base = trained_mb(tmp_path, tiny, "tiny")
+    parts = space.memory_parts(large, work.arm_model(large, "mine", 4096), 4096, base)
+    held = trained_mb(tmp_path, large, "large") - base  # what the model and its step take
+    planned = (sum(parts.values()) - parts["base"]) / (1 << 20)
+    assert planned > 250
+    assert held / 1.4 < planned < 1.4 * held

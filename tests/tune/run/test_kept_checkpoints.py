@@ -1,0 +1,111 @@
+"""`keep: {checkpoints: true}`: what stays of a trial that is done, and what goes, without Ray's processes."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from pagating.checkpoint import CheckpointFolder
+from pagating.train import Trial, train
+from tune import sweep
+from tune.backend import ray_backend
+from tune.backend.ray_trial import CellTrainable
+from tune.plan import space
+from tune.run import extend
+from tune.run.models import TRAINED
+from tune.run.study_run import StudyRun
+from tune.study.corpus import packed_corpus
+from tune.study.files import dump, parse
+
+STUDY = {
+    "name": "s",
+    "question": "What stays?",
+    "tokenizer": {"vocab_size": 300},
+    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
+    "fixed": {"tokens": 2048, "batch_tokens": 512, "eval_windows": 4},
+    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
+    "arms": {"gelu": {"baseline": True}, "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
+    "search": {"trials_per_arm": 1, "pruner": "none"},
+    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
+    "confirm": {"seeds": 2},
+}
+
+
+def study(keep):
+    return parse(yaml.safe_dump({**STUDY, "keep": {"checkpoints": keep}}), Path("s.yaml"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("text")
+    (place / "text.txt").write_text("In the beginning God created the heaven and the earth.\n" * 400)
+    return place
+
+
+@pytest.fixture(scope="module")
+def corpus(text):
+    content = {**STUDY, "corpus": {"files": {"train": str(text / "text.txt")}}}
+    return packed_corpus(parse(yaml.safe_dump(content), Path("s.yaml")), text, text)
+
+
+def test_nothing_is_kept_unless_the_study_says_so_and_it_may_change():
+    assert parse(yaml.safe_dump(STUDY), Path("s.yaml")).keep.checkpoints is False
+    assert study(True).digest(*extend.ANY) == study(False).digest(*extend.ANY)
+    assert study(True).digest() != study(False).digest()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_ray_hands_the_wish_to_the_trial(tmp_path, corpus, keep):
+    run = StudyRun(study(keep), tmp_path, corpus)
+    search, *_ = ray_backend._tune_parts(run, lambda: 1)
+    config = search.suggest("0")
+    run.ledger.close()
+    actor = CellTrainable(config)
+    actor._checkpoints.request()
+    while not actor.train().get("done"):
+        actor._checkpoints.request()
+    actor.stop()
+    kept = sorted(path.name.split("-")[1] for path in Path(config["checkpoints"]).glob("*.safetensors"))
+    assert kept == (["0000000002", "0000000003"] if keep else [])
+    if keep:  # and it can be gone on from
+        *_, row = train(Trial(**config["trial"]), CheckpointFolder(config["checkpoints"], keep=True))
+        assert row["step"] == 4
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_driver_leaves_them_and_takes_the_models_that_are_not_kept(tmp_path, corpus, monkeypatch, keep):
+    """Two checkpoints and a model a cell, of which the study keeps the best an arm."""
+    folder = tmp_path / "s"
+
+    def play(run, *arguments):
+        run.sees_models = True
+        while (cell := run.next_cell()) is not None:
+            run.start(cell)
+            place = run.checkpoints(cell)
+            (place / TRAINED).mkdir(parents=True)
+            (place / TRAINED / "model.json").write_text('{"final": {}}')
+            for step in (1, 2):
+                (place / f"{step}.safetensors").touch()
+            loss = 3.0 + abs(cell.config["lr"] - 3e-3) + cell.seed / 1000
+            run.end(cell, "completed", {"val_nll": loss, "test_nll": loss, "steps": 4})
+
+    monkeypatch.setattr(sweep, "run_ray", play)
+    folder.mkdir()
+    (folder / "study.yaml").write_text(dump(study(keep)))
+    run = StudyRun(study(keep), folder, corpus)
+    no_ray = SimpleNamespace(begin=lambda *given: None, end=lambda: None, address=None)
+    sweep._train(run, no_ray, None, None, None, None)
+    assert run.stages.finished
+    left = sorted(path.name for path in (folder / "checkpoints").rglob("*") if path.name == TRAINED or path.is_file())
+    assert left == (["1.safetensors"] * len(run.records) + ["2.safetensors"] * len(run.records) if keep else [])
+    assert (folder / "checkpoints").exists() == keep
+    assert sorted(path.name for path in (folder / "models").iterdir()) == ["gelu", "linear-floor"]
+
+
+def test_the_plan_counts_them():
+    model = space.largest(study(True), 300)
+    parts = [space.disk_parts(study(keep), 10, 2, model)["checkpoints"] for keep in (True, False)]
+    assert parts == [(3 * 2 + 2 * 10) * 12 * model.parameters, 3 * 2 * 12 * model.parameters]

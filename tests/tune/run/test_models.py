@@ -1,0 +1,361 @@
+"""The best model of each arm: which that is, in the study's folder and in MLflow, through crashes and second looks."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+
+import pagating
+from pagating.data.corpus import eval_windows, open_split
+from pagating.data.prepare import prepare
+from pagating.evaluate import mean_nll
+from pagating.train import steps
+from pagating.trial import Trial
+from tune.run import extend, ledger, study_run, tables
+from tune.run.models import TRAINED, best_cells, kept_models, missing_models, models_folder, place, take_best
+from tune.run.study_run import StudyRun
+from tune.study.cell import Cell, Record
+from tune.study.files import dump, parse
+from tune.tracking.models import how_to_load, log_models
+from tune.tracking.runs import prepare_store
+from tune.tracking.tracker import sync
+
+torch.set_num_threads(1)
+TEXT = """
+question: Which model is kept?
+corpus: {files: {train: train.txt}}
+tokenizer: {vocab_size: 280}
+model: {n_layer: 1, d_model: 16, n_head: 2, n_ctx: 16}
+fixed: {tokens: 256, batch_tokens: 64, eval_windows: 4}
+nuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
+arms:
+  gelu: {baseline: true}
+  pa.learned: {gate: sigmoid, alpha: {learnable: {init: 0.5, per: layer, range: free}}}
+stages: [search, confirm]
+search: {trials_per_arm: 1}
+confirm: {seeds: 3}
+"""
+
+
+def study(**changed):
+    return parse(TEXT, Path("kept.yaml")).model_copy(update=changed)
+
+
+def ended(seed, loss, arm="gelu", stage="confirm", outcome="completed"):
+    final = {"val_nll": loss, "test_nll": loss + 1, "steps": 8}
+    return Record(Cell(stage, arm, 0, seed, {"lr": 1e-3}, "key"), started=1.0, outcome=outcome, final=final)
+
+
+def left(folder, record):
+    """A model as a cell leaves it, its weights a word."""
+    folder.mkdir(parents=True)
+    (folder / "model.json").write_text(json.dumps({"final": record.final}))
+    (folder / "model.safetensors").write_text(f"weights of {record.cell.seed}")
+    return folder
+
+
+# --- which one -------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_is_the_completed_confirm_cell_of_the_lowest_loss():
+    cells = [ended(101, 3.2), ended(102, 3.1), ended(103, 3.0, outcome="infeasible"), ended(1, 2.0, stage="search")]
+    cells += [ended(101, 3.9, "pa.learned"), Record(Cell("confirm", "gelu", 0, 104, {"lr": 1e-3}, "key"))]
+    best = best_cells(study(), cells)
+    assert {arm: record.cell.seed for arm, record in best.items()} == {"gelu": 102, "pa.learned": 101}
+
+
+def test_of_equal_losses_the_lower_seed_whatever_the_order():
+    one, other = ended(101, 3.0), ended(102, 3.0)
+    for cells in ([one, other], [other, one]):
+        assert best_cells(study(), cells)["gelu"] is one
+
+
+def test_a_running_best_is_the_best_of_all_at_every_step():
+    draw, best, seen = random.Random(0), {}, []
+    for seed in range(101, 301):
+        outcome = draw.choice(["completed", "completed", "infeasible", "failed"])
+        record = ended(seed, round(draw.random(), 1), draw.choice(["gelu", "pa.learned"]), outcome=outcome)
+        seen.append(record)
+        take_best(study(), best, record)
+        assert best == best_cells(study(), draw.sample(seen, len(seen)))
+    assert len(best) == 2
+
+
+def test_a_study_without_confirm_keeps_its_last_stage_and_one_that_keeps_none_has_none():
+    cells = [ended(1, 2.0, stage="search"), ended(101, 3.0)]
+    assert best_cells(study(stages=["search"]), cells)["gelu"].cell.stage == "search"
+    nothing = parse(TEXT + "keep: {models: none}\n", Path("kept.yaml"))
+    assert best_cells(nothing, cells) == {}
+
+
+# --- in the folder ---------------------------------------------------------------------------------------------------
+
+
+def test_a_better_model_takes_the_place_and_a_damaged_one_is_not_there(tmp_path):
+    first, second = ended(101, 3.2), ended(102, 3.1)
+    for record in (first, second):
+        place(tmp_path / "models", record, left(tmp_path / "cell" / TRAINED, record))
+    assert (tmp_path / "models" / "gelu" / "model.safetensors").read_text() == "weights of 102"
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["gelu"]
+    there = kept_models(tmp_path / "models", {"gelu": second})
+    assert (there["gelu"]["cell"], there["gelu"]["final"]["val_nll"]) == ("confirm/gelu/key/102", 3.1)
+    assert kept_models(tmp_path / "models", {"gelu": first}) == {}
+    assert kept_models(tmp_path / "models", {"gelu": replace(second, final={"val_nll": 3.10001})}) == {}
+    (tmp_path / "models" / "gelu" / "model.json").write_text("{")
+    assert kept_models(tmp_path / "models", {"gelu": second}) == {}
+    assert missing_models(study(), tmp_path, [second]) == [
+        "gelu: the model of its best trial is not kept; pagating trial kept 'confirm/gelu/key/102' > trial.json; "
+        "python -m pagating.train trial.json --model FOLDER"
+    ]
+
+
+def test_with_a_storage_the_models_lie_there(tmp_path):
+    assert models_folder(study(storage="/mnt/shared"), tmp_path) == Path("/mnt/shared/kept/models")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    base = tmp_path_factory.mktemp("text")
+    (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} the quick brown fox jumps\n" for i in range(3000)))
+    given = study()
+    source = given.corpus.model_dump(exclude_none=True)
+    return prepare(source, given.tokenizer.model_dump(), given.model.n_ctx, base / "cache", base)
+
+
+def trained_run(given, folder, corpus, stop=None):
+    """Run a study in this process, without Ray; `stop` is called with each cell that trained, before it is recorded."""
+    folder.mkdir(exist_ok=True)
+    (folder / "study.yaml").write_text(dump(given))
+    run = StudyRun(given, folder, corpus)
+    run.sees_models = True
+    try:
+        while (cell := run.next_cell()) is not None:
+            spec, model = run.start(cell), run.checkpoints(cell) / TRAINED
+            for _, row in steps(Trial(**spec), None, model if run.keeps_model(cell) else None):
+                if row:
+                    final = row.pop("final", None)
+                    run.report(cell, row)
+            if stop:
+                stop(run, cell, final)
+            run.end(cell, "completed", final)
+    finally:
+        run.ledger.close()
+    return run
+
+
+@pytest.fixture(scope="module")
+def done(corpus, tmp_path_factory):
+    """A finished study with its models."""
+    folder = tmp_path_factory.mktemp("studies") / "kept"
+    trained_run(study(), folder, corpus)
+    tables.write_tables("kept", ledger.read(folder / "ledger.jsonl"), folder)
+    return folder
+
+
+def best_of(folder):
+    return best_cells(study(), ledger.records(ledger.read(folder / "ledger.jsonl")).values())
+
+
+def bits(folder):
+    return {path.parent.name: path.read_bytes() for path in sorted((folder / "models").glob("*/model.safetensors"))}
+
+
+def test_each_arms_model_has_the_ledgers_loss_to_the_bit(done, corpus):
+    best = best_of(done)
+    assert best.keys() == {"gelu", "pa.learned"}
+    assert sorted(path.name for path in (done / "models").iterdir()) == ["gelu", "pa.learned"]
+    for arm, record in best.items():
+        model = pagating.load_model(done / "models" / arm)
+        for split, loss in (("validation", "val_nll"), ("test", "test_nll")):
+            assert mean_nll(model, eval_windows(open_split(corpus, split), 16, 4), 4) == record.final[loss]
+    assert missing_models(study(), done, best.values()) == []
+
+
+def test_a_cell_that_leaves_a_model_is_compared_with_its_arms_best_alone(corpus, tmp_path, monkeypatch):
+    looked, plain = [], study_run.best_cells
+    monkeypatch.setattr(study_run, "best_cells", lambda *given: looked.append(1) or plain(*given))
+    trained_run(study(), tmp_path / "kept", corpus)
+    assert looked == [1]  # once, at the beginning, over what the ledger had
+    assert kept_models(tmp_path / "kept" / "models", best_of(tmp_path / "kept")).keys() == {"gelu", "pa.learned"}
+
+
+def test_only_the_stage_that_counts_leaves_models(corpus, tmp_path):
+    seen = []
+    trained_run(
+        study(), tmp_path / "kept", corpus, lambda run, cell, final: seen.append((cell.stage, _left(run, cell)))
+    )
+    assert set(seen) == {("search", False), ("confirm", True)}
+
+
+def _left(run, cell):
+    return (run.checkpoints(cell) / TRAINED / "model.json").is_file()
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["before its end is recorded", "after"])
+def test_a_process_that_dies_beside_a_models_end_loses_none(done, corpus, tmp_path, recorded):
+    wanted = {record.cell.key for record in best_of(done).values()}
+
+    def die(run, cell, final):
+        if cell.key in wanted:
+            wanted.remove(cell.key)
+            if recorded:
+                run.ledger.append("ended", cell=cell.key, outcome="completed", final=final, reason=None)
+            raise Killed
+
+    for _ in range(2):
+        with pytest.raises(Killed):
+            trained_run(study(), tmp_path / "kept", corpus, die)
+    trained_run(study(), tmp_path / "kept", corpus, die)
+    assert bits(tmp_path / "kept") == bits(done)
+
+
+def test_more_seeds_keep_the_best_of_all(done, corpus, tmp_path):
+    folder = shutil.copytree(done, tmp_path / "kept")
+    more = parse(TEXT.replace("seeds: 3", "seeds: 6"), Path("kept.yaml"))
+    trained_run(more, folder, corpus)
+    best = best_of(folder)
+    assert kept_models(folder / "models", best).keys() == best.keys()
+    assert any(record.cell.seed > 103 for record in best.values()), "no new seed is better: choose another text"
+
+
+def test_what_is_kept_may_change_while_a_study_runs(done):
+    extend.check_folder(parse(TEXT + "keep: {models: none}\n", done / "kept.yaml"), done)
+
+
+def test_an_arm_whose_model_could_not_be_placed_is_named(done, corpus, tmp_path):
+    warned = []
+    folder = shutil.copytree(done, tmp_path / "kept")
+    shutil.rmtree(folder / "models" / "gelu")
+    run = StudyRun(study(), folder, corpus, warn=warned.append)
+    run.warn_of_missing_models()
+    assert warned == []  # nothing was trained now: who removed it knows
+    run.sees_models = True
+    run.warn_of_missing_models()
+    run.ledger.close()
+    assert [line.split(":")[0] for line in warned] == ["gelu"]
+
+
+def test_the_line_of_a_missing_model_trains_it_again_to_the_same_bits(done, corpus, tmp_path):
+    record = best_of(done)["gelu"]
+    run = StudyRun(study(), shutil.copytree(done, tmp_path / "kept"), corpus)
+    (tmp_path / "trial.json").write_text(json.dumps(run.start(record.cell)))
+    run.ledger.close()
+    command = [sys.executable, "-m", "pagating.train", str(tmp_path / "trial.json"), "--model", str(tmp_path / "again")]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == bits(done)["gelu"]
+
+
+# --- in MLflow -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store with nothing in it: its schema takes seconds to make."""
+    made = tmp_path_factory.mktemp("store") / "mlflow.db"
+    prepare_store(f"sqlite:///{made}")
+    return made
+
+
+@pytest.fixture
+def restored_uri(monkeypatch):
+    """MLflow's tracking URI, which it sets in the environment too, is put back after the test."""
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def stored(done, store, tmp_path):
+    """The finished study and its runs in a store of its own: address, study folder, parent run, records."""
+    folder, uri = shutil.copytree(done, tmp_path / "kept"), f"sqlite:///{shutil.copy(store, tmp_path / 'mlflow.db')}"
+    sync(uri, study(), folder)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("kept").experiment_id
+    parent = client.search_runs([experiment], "tags.stage = 'study'")[0].info.run_id
+    return uri, folder, parent, list(ledger.records(ledger.read(folder / "ledger.jsonl")).values())
+
+
+def logged(uri):
+    client = MlflowClient(uri)
+    return client.search_logged_models([client.get_experiment_by_name("kept").experiment_id])
+
+
+def test_mlflow_offers_them_and_its_own_lines_load_them(stored, corpus, restored_uri):
+    uri, folder, parent, records = stored
+    assert log_models(uri, study(), parent, folder, records) == 2
+    client, best = MlflowClient(uri), best_of(folder)
+    assert {model.name for model in logged(uri)} == {"gelu", "pa_learned"}
+    for model in logged(uri):
+        record = best[model.tags["arm"]]
+        run = client.get_run(model.source_run_id)
+        assert run.data.tags["cell"] == record.cell.key
+        assert str(model.status) == "READY"
+        assert {metric.key: metric.value for metric in model.metrics} == {
+            "final/val_nll": record.final["val_nll"],
+            "final/test_nll": record.final["test_nll"],
+        }
+        assert [out.model_id for out in run.outputs.model_outputs] == [model.model_id]
+        assert run.data.metrics["final/val_nll"] == record.final["val_nll"]
+        assert len(client.get_metric_history(run.info.run_id, "final/val_nll")) == 1
+        names: dict = {}
+        exec(model.tags["mlflow.note.content"].removeprefix("```python\n").removesuffix("```"), names)
+        held = eval_windows(open_split(corpus, "validation"), 16, 4)
+        assert mean_nll(names["model"], held, 4) == record.final["val_nll"]
+
+
+def test_the_lines_that_load_a_model_name_no_password():
+    lines = how_to_load("m-1", "https://me:secret@server:5000", {"unit": {"gate": "hard-1a.py:hard"}})
+    assert "secret" not in lines
+    assert "download_artifacts('models:/m-1'), gate='STUDY/gates/hard-1a.py:hard')" in lines
+    assert "gate=" not in how_to_load("m-1", "sqlite:///mlflow.db", {"unit": {"gate": "sigmoid"}})
+
+
+def test_a_second_look_doubles_none_and_mends_one_that_was_cut_off(stored):
+    uri, folder, parent, records = stored
+    log_models(uri, study(), parent, folder, records)
+    first = {model.model_id for model in logged(uri)}
+    assert log_models(uri, study(), parent, folder, records) == 0
+    assert {model.model_id for model in logged(uri)} == first
+    client = MlflowClient(uri)
+    one = next(model for model in logged(uri) if model.name == "gelu")
+    client.delete_logged_model(one.model_id)
+    client.create_logged_model(one.experiment_id, "gelu", one.source_run_id, one.tags)  # its files never came
+    assert log_models(uri, study(), parent, folder, records) == 1
+    assert sorted((model.name, str(model.status)) for model in logged(uri)) == [
+        ("gelu", "READY"),
+        ("pa_learned", "READY"),
+    ]
+
+
+def test_a_better_seed_replaces_the_arms_model(stored, corpus):
+    uri, folder, parent, records = stored
+    log_models(uri, study(), parent, folder, records)
+    before = {model.name: model.tags["cell"] for model in logged(uri)}
+    more = parse(TEXT.replace("seeds: 3", "seeds: 6"), Path("kept.yaml"))
+    trained_run(more, folder, corpus)
+    sync(uri, more, folder)
+    records = list(ledger.records(ledger.read(folder / "ledger.jsonl")).values())
+    changed = sum(best.cell.key not in before.values() for best in best_cells(more, records).values())
+    assert changed
+    assert log_models(uri, more, parent, folder, records) == changed
+    assert {model.tags["cell"] for model in logged(uri)} == {r.cell.key for r in best_cells(more, records).values()}
+
+
+def test_a_model_that_is_not_the_ledgers_best_is_not_logged(stored):
+    uri, folder, parent, records = stored
+    (folder / "models" / "gelu" / "model.json").unlink()
+    assert log_models(uri, study(), parent, folder, records) == 1
+    assert [model.name for model in logged(uri)] == ["pa_learned"]

@@ -1,0 +1,265 @@
+"""What an arm and the fixed section of a study may say: forms, units, kinds of alpha, steps, micro batches."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pagating.gating.alpha import parse as parse_alpha
+from pagating.gating.catalog import COMPETITORS
+from pagating.gating.units import PaGLU, ProjectedGLU, SplitGLU
+from pagating.model.gpt2 import GPT2, GPT2Size
+from tune.decide.stages import Stages
+from tune.errors import StudyError
+from tune.plan import probe, space, work
+from tune.run import tables
+from tune.study import sizes
+from tune.study.arm import LEARNS_ALPHA, UNITS, WITH_ALPHA
+from tune.study.files import dump, parse
+from tune.study.trial_spec import trial_spec
+from tune.tracking.runs import numeric_alpha
+
+torch.set_num_threads(1)
+HEAD = """
+question: Is it better?
+tokenizer: {vocab_size: 300}
+model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
+fixed: {tokens: 4096, batch_tokens: 64, eval_windows: 4}
+nuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
+arms:
+  gelu: {baseline: true}
+"""
+SIZE = GPT2Size(vocab_size=300, n_layer=2, d_model=16, n_head=2, n_ctx=16)
+
+
+def study_of(arm, more="", head=HEAD):
+    return parse(head + f"  mine: {arm}\n" + more, Path("x.yaml"))
+
+
+def acts(arm, config=None):
+    """The activations that an arm puts into a model."""
+    unit = study_of(arm).arms["mine"].arguments(config or {})
+    return [block.mlp.act for block in GPT2(SIZE, unit).transformer.h]
+
+
+# --- arms ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_names_of_units_are_those_of_the_table():
+    assert set(UNITS) == set(COMPETITORS)
+    assert {name for name, row in COMPETITORS.items() if "alpha" in row.formula} - {"xielu"} == set(WITH_ALPHA)
+    learned = {name for name, row in COMPETITORS.items() if isinstance(row.settings.get("alpha"), dict)}
+    assert learned == set(LEARNS_ALPHA)
+    glu = {name for name, row in COMPETITORS.items() if row.settings.get("form") == "glu"}
+    assert glu == set(space.GLU_UNITS)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_unit_is_an_arm_and_counted_as_its_model_is(unit):
+    study = study_of(f"{{unit: {unit}}}")
+    assert study.arms["mine"].arguments({}) == {"unit": unit}
+    model = GPT2(SIZE, {"unit": unit})
+    counted = work.arm_model(study, "mine", 300)
+    assert counted.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert study.arms["mine"].learns_alpha == (counted.alpha_parameters > 0)
+    assert parse(dump(study), Path("x.yaml")) == study
+
+
+def test_a_units_alpha_may_be_given_or_searched_where_it_has_one():
+    assert acts("{unit: leaky_relu, alpha: 0.9}")[0](torch.tensor([-2.0, 3.0])).tolist() == pytest.approx([-0.2, 3.0])
+    searched = study_of("{unit: leaky_relu, alpha: {search: {uniform: [0.5, 1.0]}}}")
+    assert list(searched.space("mine")) == ["lr", "alpha"]
+    assert searched.arms["mine"].arguments({"alpha": 0.75}) == {"unit": "leaky_relu", "alpha": 0.75}
+
+
+def test_one_alpha_a_layer_is_searched_as_so_many_hyperparameters():
+    each = study_of("{gate: sigmoid, alpha: {search: {per: layer, uniform: [0.0, 1.5]}}}")
+    assert list(each.space("mine")) == ["lr", "alpha_0", "alpha_1"]
+    assert each.space("mine")["alpha_1"].uniform == [0.0, 1.5]
+    config = {"lr": 1e-3, "alpha_1": 0.75, "alpha_0": 0.25}
+    assert trial_spec(each, "mine", config, 1, Path("c"), test=False)["unit"]["alpha"] == [0.25, 0.75]
+    assert numeric_alpha(each, "mine", config) == 0.5
+    assert parse(dump(each), Path("x.yaml")) == each
+    assert sizes.example(each, "mine").keys() == {"lr", "alpha_0", "alpha_1"}
+    twelve = {"lr": 1e-3, **{f"alpha_{layer}": layer / 10 for layer in range(12)}}
+    assert each.arms["mine"].arguments(twelve)["alpha"] == [layer / 10 for layer in range(12)]
+
+
+def test_the_sampler_proposes_each_layers_alpha_and_the_tables_have_them_by_layer():
+    each = study_of("{gate: sigmoid, alpha: {search: {per: layer, uniform: [0.0, 1.5]}}}")
+    stages = Stages(each, lambda event, **fields: None, {})
+    events, configs = [], []
+    for _ in range(6):
+        cell = stages.next_cell()
+        shown = {name: getattr(cell, name) for name in ("stage", "arm", "index", "seed", "config", "config_key")}
+        events += [{"event": "suggested", "time": 0.0, "cell": cell.key, **shown}]
+        events += [
+            {"event": "ended", "time": 1.0, "cell": cell.key, "outcome": "completed", "final": {}, "reason": None}
+        ]
+        configs += [cell.config] if cell.arm == "mine" else []
+        stages.complete(cell, "completed", 3.0, 10)
+    assert all(set(config) == {"lr", "alpha_0", "alpha_1"} for config in configs)
+    drawn = [config[name] for config in configs for name in ("alpha_0", "alpha_1")]
+    assert len(set(drawn)) == len(drawn) >= 4
+    assert all(0 <= value <= 1.5 for value in drawn)
+    trials, _ = tables.tables("x", events)
+    mine = trials[trials["arm"] == "mine"]
+    assert mine["alpha_layer_1"].tolist() == mine["alpha_1"].tolist() == [config["alpha_1"] for config in configs]
+    assert trials[trials["arm"] == "gelu"]["alpha_layer_1"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        (
+            "{gate: sigmoid, alpha: {search: {per: layer, uniform: [0.0, 2.5]}}}",
+            r"alpha_0 is searched in \[0\.0, 2\.5\]",
+        ),
+        ("{gate: sigmoid, alpha: {search: {per: block, uniform: [0.0, 1.0]}}}", r"per"),
+        (
+            "{unit: swish, alpha: {search: {per: layer, uniform: [0.5, 1.0]}}}",
+            r"unit: swish has one alpha for all layers",
+        ),
+    ],
+)
+def test_a_search_by_layer_that_cannot_be_is_refused(arm, message):
+    with pytest.raises(StudyError, match=message):
+        study_of(arm)
+
+
+@pytest.mark.parametrize(("form", "kind"), [("pointwise", PaGLU), ("glu", SplitGLU), ("projected", ProjectedGLU)])
+def test_the_form_of_an_arm_is_that_of_its_model(form, kind):
+    arm = f"{{gate: sigmoid, alpha: 0.5, form: {form}}}"
+    assert [type(act) for act in acts(arm)] == [kind, kind]
+    d_ff, d_model = 64, 16
+    h = round(2 / 3 * d_ff)
+    stock, mine = (work.arm_model(study_of(arm), name, 300).parameters for name in ("gelu", "mine"))
+    glu = 2 * (d_model * 2 * h + 2 * h + h * d_model - (2 * d_model * d_ff + d_ff))
+    assert mine - stock == {"pointwise": 0, "glu": glu, "projected": 2 * 2 * (d_ff**2 + d_ff)}[form]
+
+
+def test_a_pointwise_arm_has_the_arguments_that_it_had_before_forms():
+    assert study_of("{gate: tanh, alpha: 0.5}").arms["mine"].arguments({}) == {
+        "gate": "tanh",
+        "alpha": 0.5,
+        "base": "identity",
+    }
+
+
+def test_a_scheduled_alpha_moves_over_the_training():
+    given = study_of("{gate: sigmoid, alpha: {schedule: {cosine: [0.2, 1.0]}}}").arms["mine"].arguments({})
+    assert given["alpha"] == {"schedule": {"kind": "cosine", "from": 0.2, "to": 1.0}}
+    act = acts("{gate: sigmoid, alpha: {schedule: {linear: [1.5, 0.5]}}}")[1]
+    for fraction, value in ((0.0, 1.5), (0.25, 1.25), (1.0, 0.5)):
+        act.set_progress(fraction)
+        assert act.alpha().item() == pytest.approx(value)
+
+
+def test_a_token_dependent_alpha_and_the_search_of_its_rate():
+    study = study_of("{gate: sigmoid, alpha: {token: {init: 0.25, lr_multiplier: {choice: [1.0, 10.0]}}}}")
+    arm = study.arms["mine"]
+    assert (arm.learns_alpha, list(study.space("mine"))) == (True, ["lr", "alpha_lr_multiplier"])
+    given = arm.arguments({"alpha_lr_multiplier": 10.0})
+    assert given["alpha"] == {"token": {"init": 0.25, "lr_multiplier": 10.0}}
+    assert parse_alpha(given["alpha"]).kind == "token"
+    assert work.arm_model(study, "mine", 300).alpha_parameters == 2 * (64 + 1)
+
+
+BAD_ARMS = {
+    "no such unit": ("{unit: gelo}", "arms.mine.unit: unit 'gelo' is not one of gelu, linear"),
+    "a unit and a gate": ("{unit: silu, gate: sigmoid, alpha: 0.5}", "unit: silu settles gate; give one or the other"),
+    "a unit and a form": ("{unit: silu, form: glu}", "unit: silu settles form"),
+    "a unit without an alpha": ("{unit: silu, alpha: 0.5}", "silu has no alpha; those that have: leaky_relu"),
+    "a form without a gate": ("{form: glu}", "form: glu needs a gate and an alpha"),
+    "no such form": ("{gate: sigmoid, alpha: 0.5, form: wide}", "arms.mine.form: 'wide' is not allowed"),
+    "a form and a base": (
+        "{gate: sigmoid, alpha: 0.5, form: projected, base: gelu}",
+        "base: gelu has no meaning for form projected",
+    ),
+    "two kinds of alpha": (
+        "{gate: sigmoid, alpha: {learnable: {}, token: {}}}",
+        "give exactly one of search, learnable, schedule and token",
+    ),
+    "two schedules": (
+        "{gate: sigmoid, alpha: {schedule: {linear: [0, 1], cosine: [0, 1]}}}",
+        "give exactly one of linear and cosine",
+    ),
+    "a schedule of one end": ("{gate: sigmoid, alpha: {schedule: {linear: [1]}}}", "linear [1.0] must be two numbers"),
+    "a schedule beyond 2": ("{gate: sigmoid, alpha: {schedule: {cosine: [0, 3]}}}", "must be two numbers in [0, 2]"),
+    "a schedule of letters": (
+        "{gate: sigmoid, alpha: {schedule: {cosine: [low, 1]}}}",
+        "alpha.schedule.cosine.0: 'low' is not allowed",
+    ),
+    "a token's start": ("{gate: sigmoid, alpha: {token: {init: 1.0}}}", "alpha.token.init: 1.0 is not allowed"),
+    "a token's rate": ("{gate: sigmoid, alpha: {token: {lr_multiplier: 0.0}}}", "lr_multiplier=0.0 is not positive"),
+}
+
+
+@pytest.mark.parametrize(("arm", "message"), BAD_ARMS.values(), ids=BAD_ARMS.keys())
+def test_a_bad_arm_is_one_line(arm, message):
+    with pytest.raises(StudyError) as caught:
+        study_of(arm)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- steps and micro batches -----------------------------------------------------------------------------------------
+
+
+def head_of(fixed):
+    return HEAD.replace("fixed: {tokens: 4096, batch_tokens: 64, eval_windows: 4}", f"fixed: {fixed}")
+
+
+def test_steps_are_tokens_in_other_words():
+    steps = study_of("{}", head=head_of("{steps: 100, batch_tokens: 64}"))
+    tokens = study_of("{}", head=head_of("{tokens: 6400, batch_tokens: 64}"))
+    assert steps == tokens
+    assert steps.digest() == tokens.digest()
+    assert parse(dump(steps), Path("x.yaml")) == steps
+    assert study_of("{}", head=head_of("{steps: 3}")).fixed.tokens == 3 * 2048
+
+
+BAD_FIXED = {
+    "{steps: 100, tokens: 6400, batch_tokens: 64}": "fixed: give one of tokens and steps, not both",
+    "{steps: many}": "fixed.steps: 'many' is not allowed",
+    "{steps: 0}": "fixed.steps: 0 is not allowed",
+    "{steps: 10, batch_tokens: 4.5}": "fixed.batch_tokens: 4.5 is not allowed",
+    "{steps: 10, batch_tokens: 64, micro_batch_tokens: 24}": "fixed.micro_batch_tokens=24 is not a multiple of",
+    "{steps: 10, batch_tokens: 64, micro_batch_tokens: 48}": "divides fixed.batch_tokens=64",
+}
+
+
+@pytest.mark.parametrize(("fixed", "message"), BAD_FIXED.items(), ids=BAD_FIXED.keys())
+def test_bad_steps_and_micro_batches_are_one_line(fixed, message):
+    with pytest.raises(StudyError) as caught:
+        study_of("{}", head=head_of(fixed))
+    assert message in str(caught.value)
+
+
+def test_a_micro_batch_reaches_the_trial_and_the_plan():
+    whole, parts = (
+        study_of("{}", head=head_of(f"{{steps: 4, batch_tokens: 256{more}}}"))
+        for more in ("", ", micro_batch_tokens: 32")
+    )
+    assert trial_spec(parts, "gelu", {"lr": 1e-3}, 1, Path("/corpus"), test=False)["micro_batch_tokens"] == 32
+    model = work.arm_model(whole, "gelu", 300)
+    memory = [space.memory_parts(study, model, 300, 0.0) for study in (whole, parts)]
+    assert memory[0]["activations"] == pytest.approx(8 * memory[1]["activations"])
+    # of 300 words' embedding, the gradients of both its uses at a time, beside the sum of the micro-batches before
+    assert [row["embedding"] for row in memory] == [4 * 300 * whole.model.d_model, 8 * 300 * whole.model.d_model]
+
+
+def test_a_calibration_keeps_the_micro_batch_or_is_smaller_than_one(packed_300):
+    study = study_of("{}", head=head_of("{steps: 4, batch_tokens: 256, micro_batch_tokens: 32}"))
+    spec = trial_spec(study, "gelu", {"lr": 1e-3}, 1, packed_300, test=False)
+    flops = work.arm_model(study, "gelu", 300).flops_per_token
+    for seconds, batch, micro in ((1.0, 256, 32), (90 * flops / probe.ROUGH_FLOPS, 64, 32), (1e-9, 16, None)):
+        changed, _ = probe.short(spec, flops, seconds)
+        assert (changed["batch_tokens"], changed["micro_batch_tokens"]) == (batch, micro)
+
+
+@pytest.fixture(scope="module")
+def packed_300(tmp_path_factory):
+    from tune.plan.plan import stand_in
+
+    return stand_in(tmp_path_factory.mktemp("packed"), 300, 1 << 12)

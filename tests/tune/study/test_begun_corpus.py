@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+
+from pagating.data.corpus import CorpusError
+from tune.run.study_run import StudyRun
+from tune.study.corpus import begun_corpus, packed_corpus
+from tune.study.files import parse
+
+TEXT = """
+question: Is it found again?
+corpus: {files: {train: text.txt}}
+tokenizer: {vocab_size: 260}
+model: {n_layer: 1, d_model: 8, n_head: 2, n_ctx: 16}
+fixed: {tokens: 1024, batch_tokens: 64}
+nuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
+arms: {gelu: {baseline: true}, floor: {gate: sigmoid, alpha: 0.0, floor: true}}
+"""
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    monkeypatch.delenv("PAGATING_CACHE", raising=False)
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    study, folder = parse(TEXT, Path("mine.yaml")), tmp_path / "studies" / "mine"
+    folder.mkdir(parents=True)
+    corpus = packed_corpus(study, folder.parent, tmp_path)
+    StudyRun(study, folder, corpus).ledger.close()
+    return study, folder, corpus
+
+
+def test_a_study_finds_its_corpus_without_its_text(begun, tmp_path):
+    study, folder, corpus = begun
+    (tmp_path / "text.txt").unlink()
+    assert begun_corpus(study, folder) == corpus
+
+
+def test_neither_another_corpus_nor_a_damaged_one_is_taken(begun, tmp_path):
+    study, folder, corpus = begun
+    damaged = corpus.with_name("corpus-000")
+    damaged.mkdir()
+    (damaged / "corpus.json").write_text("{")
+    assert begun_corpus(study, folder) == corpus
+    corpus.rename(tmp_path / "away")
+    with pytest.raises(CorpusError, match=r"no file matches 'text.txt'"):
+        begun_corpus(study, folder)

@@ -1,0 +1,51 @@
+"""What MLflow is told of a study: its question and its reasons as text, whatever stands in them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from tune.study.files import dump, parse
+from tune.tracking import runs
+
+QUESTION = "<script>alert(1)</script> [x](javascript:alert(2)) ![y](z)\n# **no** heading"
+STUDY = f"""
+question: {QUESTION!r}
+nuisance: {{lr: {{loguniform: [1.0e-4, 1.0e-2]}}}}
+arms:
+  gelu: {{baseline: true}}
+  floor: {{gate: sigmoid, alpha: 0.0, floor: true}}
+tracking: http://me:s3cret@host?token=t0ken
+"""
+
+
+class Page(list):
+    """An empty page of runs."""
+
+    token = None
+
+
+def test_the_note_of_a_study_is_text_and_its_tags_hold_no_credentials(tmp_path):
+
+    study = parse(STUDY.replace("'", '"'), Path("x.yaml"))
+    (tmp_path / "study.yaml").write_text(dump(study))
+    told = []
+
+    def create_run(experiment, run_name, tags):
+        told.append((run_name, tags))
+        return SimpleNamespace(info=SimpleNamespace(run_id="1"))
+
+    client = SimpleNamespace(
+        search_runs=lambda *a, **k: Page(),
+        create_run=create_run,
+        log_text=lambda *words: told.append(words),
+        log_inputs=lambda *words: None,
+        log_batch=lambda *words, **named: None,
+    )
+    runs.Runs(study.tracking, study, tmp_path, "digest")._parent(client)
+    (_, tags), artifact = told
+    first = tags["mlflow.note.content"].split("\n")[0]
+    assert first == (
+        "**&lt;script\\>alert(1)&lt;/script\\> [x\\](javascript:alert(2)) \\![y\\](z) \\# \\*\\*no\\*\\* heading**"
+    )
+    assert "s3cret" not in repr(told)
+    assert "t0ken" not in repr(told)
+    assert "***@host" in artifact[1]

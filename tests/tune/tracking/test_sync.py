@@ -1,0 +1,244 @@
+"""What MLflow gets from the ledger in the end: each cell once, whatever was away, slow, lost or damaged."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from tune.errors import LedgerError, TrackingError
+from tune.run.ledger import Ledger
+from tune.study.cell import Cell, Record
+from tune.study.files import load
+from tune.tracking.tracker import Tracker, finish, is_marked, mark, sync
+
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from unreliable import Proxy, Server  # noqa: E402
+
+SMOKE = ROOT / "configs" / "smoke.yaml"
+CELL = Cell("confirm", "gelu", 0, 101, {"lr": 1e-3}, "key")
+
+
+def shown(uri, experiment="smoke"):
+    """What MLflow shows of each cell, times included; fails where a cell has two runs."""
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
+    cells = {}
+    for run in found:
+        if run.data.tags["stage"] == "study":
+            continue
+        key = run.data.tags["cell"]
+        assert key not in cells, f"{key} has two runs"
+        history = client.get_metric_history(run.info.run_id, "val/nll")
+        metrics = [(m.step, m.value, m.timestamp) for m in history]
+        cells[key] = (run.info.status, run.info.start_time, run.info.end_time, metrics, run.data.tags["outcome"])
+    assert sum(run.data.tags["stage"] == "study" for run in found) == 1
+    return cells
+
+
+def test_sync_fills_an_empty_store_and_a_second_one_changes_nothing(place, ledger_of):
+    folder, _, uri = place
+    found = ledger_of(folder)
+    assert sync(uri, load(SMOKE), folder) == (3, 3)
+    first = shown(uri)
+    assert {key: value[3] for key, value in first.items()} == {
+        key: [(4, 3.5, round(1000 * record.times[0])), (8, 3.5, round(1000 * record.times[1]))]
+        for key, record in found.items()
+    }
+    assert sync(uri, load(SMOKE), folder) == (3, 0)
+    assert shown(uri) == first
+    again = f"{uri.removesuffix('.db')}-2.db"  # as after the store was lost
+    assert sync(again, load(SMOKE), folder) == (3, 3)
+    assert shown(again) == first
+
+
+def test_answers_that_get_lost_double_nothing(place, monkeypatch, ledger_of):
+    """Every first call of each kind is carried out and then fails, as behind a proxy that times out."""
+    folder, corpus, uri = place
+    found = ledger_of(folder)
+    lost = []
+
+    def losing(name):
+        real = getattr(MlflowClient, name)
+
+        def call(self, *args, **kwargs):
+            answer = real(self, *args, **kwargs)
+            if name not in lost:
+                lost.append(name)
+                raise MlflowException(f"{name}: 504 Gateway Timeout")
+            return answer
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("create_experiment", "create_run", "log_batch", "log_inputs", "set_terminated"):
+            patched.setattr(MlflowClient, name, losing(name))
+        tracker = Tracker(uri, load(SMOKE), folder, corpus)
+        deadline = time.monotonic() + 200
+        while len(lost) < 5:
+            for record in found.values():
+                tracker.ended(record)
+            assert time.monotonic() < deadline, lost
+            time.sleep(0.2)
+        tracker.close(found.values())
+    assert tracker.owed == 0, tracker.problem
+    seen = shown(uri)
+    assert sync(uri, load(SMOKE), folder) == (3, 0)
+    assert shown(uri) == seen
+    undisturbed = f"{uri.removesuffix('.db')}-2.db"
+    sync(undisturbed, load(SMOKE), folder)
+    assert seen == shown(undisturbed)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, empty_store):
+    """A real server, started once."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "server.db")
+    server = Server(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["slow", "error", "lost"])
+def test_a_bad_server_costs_the_study_nothing_and_has_everything_in_the_end(place, server, mode, ledger_of):
+    """Slow (a second an answer), answering 500, or doing as told and answering 504; then well again."""
+    folder, corpus, _ = place
+    found = ledger_of(folder.rename(folder.with_name(mode)), cells=20)
+    folder, study = folder.with_name(mode), load(SMOKE).model_copy(update={"name": mode})
+    proxy = Proxy(server.port)
+    try:
+        proxy.mode = mode
+        began = time.monotonic()
+        tracker = Tracker(proxy.uri, study, folder, corpus)
+        for record in found.values():
+            tracker.started(record)
+            for each in record.curve:
+                tracker.reported(record, each)
+            tracker.ended(record)
+        assert (
+            time.monotonic() - began < 10
+        )  # of 80 calls, none waits for a server that takes a second for each of its answers
+        tracker.close(found.values(), patience=3.0)
+        assert tracker.owed > 0
+        assert proxy.requests > 0
+        proxy.mode = "ok"
+        tracker._thread.join(120)  # it is not stopped, only no longer waited for
+        cells, _ = sync(proxy.uri, study, folder)
+        assert cells == 20
+        assert sync(proxy.uri, study, folder) == (20, 0)
+        undisturbed = f"sqlite:///{folder.parent / 'mlflow.db'}"
+        sync(undisturbed, study, folder)
+        assert shown(proxy.uri, mode) == shown(undisturbed, mode)
+    finally:
+        proxy.close()
+
+
+def test_a_sync_while_a_sweep_runs_is_refused(place, ledger_of):
+    folder, _, uri = place
+    ledger_of(folder)
+    held = Ledger(folder / "ledger.jsonl")
+    with pytest.raises(LedgerError, match="another sweep is running this study: process"):
+        sync(uri, load(SMOKE), folder)
+    held.close()
+
+
+def test_a_damaged_store_is_refused_in_one_line_and_left_alone(place, ledger_of):
+    folder, _, uri = place
+    ledger_of(folder)
+    store = Path(uri.removeprefix("sqlite:///"))
+    content = b"not a database at all, but text\n" * 100
+    store.write_bytes(content)
+    with pytest.raises(
+        TrackingError, match=r"cannot be written: .*not a database.*moved away and synced anew"
+    ) as caught:
+        sync(uri, load(SMOKE), folder)
+    assert "\n" not in str(caught.value)
+    assert store.read_bytes() == content
+
+
+def test_a_sweep_asks_a_store_that_has_everything_no_more(place, ledger_of):
+    folder, _, uri = place
+    ledger_of(folder)
+    assert not is_marked(folder, uri)
+    sync(uri, load(SMOKE), folder)
+    mark(folder, uri)
+    assert is_marked(folder, uri)
+    assert not is_marked(folder, f"{uri}-other")
+    assert "mlflow" not in (folder / "logs" / "tracked.json").read_text()  # a URI may hold a password
+    Ledger(folder / "ledger.jsonl").append("ended", cell=CELL.key, outcome="completed", final={}, reason=None)
+    assert not is_marked(folder, uri)
+
+
+def test_times_never_run_backwards_in_mlflow(place, row):
+    folder, corpus, uri = place
+    stepped = Record(
+        CELL, "completed", None, {"val_nll": 3.0}, [row(4), row(8)], [99.0, 101.0], started=100.0, ended=50.0
+    )
+    tracker = Tracker(uri, load(SMOKE), folder, corpus)
+    tracker.ended(stepped)
+    tracker.close()
+    ((_, start, end, metrics, _),) = shown(uri).values()
+    assert (start, end) == (100_000, 101_000)
+    assert [stamp for _, _, stamp in metrics] == [100_000, 101_000]
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_store(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = f"from tune.mlflow_runs import prepare_store; prepare_store({uri!r})"
+    makers = [subprocess.Popen([sys.executable, "-c", code], cwd=SMOKE.parents[1]) for _ in range(2)]
+    assert [maker.wait() for maker in makers] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    MlflowClient(uri).create_experiment("works")
+
+
+def flipped(content):
+    """One bit of the 16 bytes that name the format; of the rest of a file no program can tell."""
+    return bytes([content[0] ^ 4]) + content[1:]
+
+
+DAMAGE = {
+    "text": lambda content: b"not a database at all, but text\n" * 100,
+    "a flipped bit": flipped,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_store_is_left_alone_said_in_one_line_and_a_new_one_gets_all(place, empty_store, ledger_of, damage):
+    folder, corpus, uri = place
+    store = Path(uri.removeprefix("sqlite:///"))
+    content = damage(store.read_bytes())
+    store.write_bytes(content)
+    found = ledger_of(folder)
+    tracker = Tracker(uri, load(SMOKE), folder, corpus)  # that of a sweep
+    for record in found.values():
+        tracker.started(record)
+        for row in record.curve:
+            tracker.reported(record, row)
+        tracker.ended(record)
+    tracker.close(found.values(), patience=20.0)
+    assert tracker.owed == 3
+    said = finish(tracker, {})
+    assert said.startswith(f"MLflow at {uri} still lacks 3 cells and the verdict (")
+    assert f"run `pagating sync {folder}` when" in said
+    assert "\n" not in said
+    with pytest.raises(TrackingError, match=r"cannot be written: .*moved away and synced anew") as caught:
+        sync(uri, load(SMOKE), folder)
+    assert "\n" not in str(caught.value)
+    assert store.read_bytes() == content
+    again = store.with_name("again.db")  # another name: this process holds the damaged file open
+    shutil.copy(empty_store, again)
+    assert sync(f"sqlite:///{again}", load(SMOKE), folder) == (3, 3)
+    client = MlflowClient(f"sqlite:///{again}")
+    runs = client.search_runs([client.get_experiment_by_name("smoke").experiment_id])
+    assert sorted(run.data.tags.get("cell", "") for run in runs) == ["", *sorted(found)]

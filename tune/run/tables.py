@@ -1,0 +1,79 @@
+"""The two tidy tables of a study, from its ledger."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tune.run.ledger import records
+from tune.study.cell import COST, FINAL, ON_GPU, Record
+
+
+def _layers(alphas: list[float]) -> dict[str, float]:
+    return {f"alpha_layer_{layer}": value for layer, value in enumerate(alphas)}
+
+
+def _searched_layers(config: dict[str, float]) -> list[float]:
+    """The alphas of an arm that searches one a layer, in the order of the layers."""
+    return [config[name] for name in map("alpha_{}".format, range(len(config))) if name in config]
+
+
+def _trial_rows(study: str, cells: dict[str, Record], chosen: dict[str, str]) -> Iterator[dict[str, Any]]:
+    for record in cells.values():
+        if record.outcome is None:
+            continue
+        cell, final, last = record.cell, record.final, record.curve[-1] if record.curve else {}
+        yield {
+            "study": study,
+            "stage": cell.stage,
+            "arm": cell.arm,
+            "seed": cell.seed,
+            "config_key": cell.config_key,
+            "trial": cell.index,
+            "outcome": record.outcome,
+            "reason": record.reason,
+            "chosen": chosen.get(cell.arm) == cell.config_key if cell.stage == "confirm" else None,
+            "test_nll": final.get("test_nll"),
+            **{name: final.get(name, last.get(name)) for name in FINAL},
+            "lr": cell.config["lr"],
+            "alpha": final.get("alpha", cell.config.get("alpha")),
+            **{name: final.get(name, last.get(name)) for name in COST},
+            **{name: final[name] for name in ON_GPU if name in final},
+            **{name: value for name, value in cell.config.items() if name not in ("lr", "alpha")},
+            **_layers(last.get("alpha") or _searched_layers(cell.config)),
+        }
+
+
+def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The two tidy tables of a study: `trials` (a row a cell that ended) and `curves` (a row a cell and evaluation)."""
+    cells = records(events)
+    chosen = {event["arm"]: event["config_key"] for event in events if event["event"] == "chosen"}
+    curves = [
+        {
+            "study": study,
+            **{name: getattr(record.cell, name) for name in ("stage", "arm", "seed", "config_key")},
+            "trial": record.cell.index,
+            **{name: value for name, value in row.items() if name != "alpha"},
+            **_layers(row.get("alpha", [])),
+        }
+        for record in cells.values()
+        if record.outcome is not None
+        for row in record.curve
+    ]
+    return pd.DataFrame(list(_trial_rows(study, cells, chosen))), pd.DataFrame(curves)
+
+
+def write_tables(study: str, events: list[dict[str, Any]], folder: Path) -> None:
+    """Write `trials.parquet` and `curves.parquet` into the study's folder, each in one step."""
+    for name, table in zip(("trials", "curves"), tables(study, events), strict=True):
+        scratch = folder / f".{name}.parquet"
+        try:
+            table.to_parquet(scratch, index=False)
+            os.replace(scratch, folder / f"{name}.parquet")
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,54 @@
+"""A cell of a study, its record, and the columns of its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
+
+
+FINAL = ("val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll")
+
+
+COST = ("tokens", "steps", "seconds", "tokens_per_second", "compiled", "peak_rss_mb", "parameters", "flops_per_token")
+
+
+ON_GPU = ("peak_gpu_mb", "flops_utilisation")  # of trials on a GPU alone; the table of a CPU study has no such columns
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration to be trained once with one seed.
+
+    `index` is the position in the stage: the trial's number in its arm's search, else the point of the learning-rate
+    grid (calibrate) or 0 (confirm). `config` holds the values of all tuned hyperparameters.
+    """
+
+    stage: str
+    arm: str
+    index: int
+    seed: int
+    config: dict[str, float]
+    config_key: str
+
+    @property
+    def key(self) -> str:
+        """Unique name of the cell in its study."""
+        if self.stage == "search":
+            return f"search/{self.arm}/{self.index}/{self.seed}"
+        return f"{self.stage}/{self.arm}/{self.config_key}/{self.seed}"
+
+
+@dataclass
+class Record:
+    """What the ledger knows of one cell. `final` is empty until the cell has ended."""
+
+    cell: Cell
+    outcome: str | None = None
+    reason: str | None = None
+    final: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # when each row of the curve was reported
+    started: float | None = None
+    ended: float | None = None

@@ -1,0 +1,147 @@
+"""Step counts, stages and cell counts of a study."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tune.study.arm import GATES, OWN_GATE
+from tune.study.sections import Distribution
+from tune.study.study import Study
+
+Span = tuple[float, float, float]  # least, expected, most
+
+
+APART = 1.5  # factor by which the arms' best learning rates may differ, as in the simulations of docs/protocol.md
+
+
+DRAWS = 4_000
+
+
+STAGES = ("search", "calibrate", "confirm")
+
+
+def middle(where: Distribution) -> float:
+    """A value inside a search range: the lowest of a choice, else the middle (geometric for loguniform)."""
+    if where.choice is not None:
+        return min(where.choice)
+    low, high = where.loguniform or where.uniform or [0.0, 0.0]
+    return math.sqrt(low * high) if where.loguniform else (low + high) / 2
+
+
+def example(study: Study, arm: str) -> dict[str, float]:
+    """A configuration of an arm that stands for all: its cost does not depend on the values."""
+    return {name: middle(where) for name, where in study.space(arm).items()}
+
+
+def countable_unit(study: Study, arm: str) -> dict[str, Any] | None:
+    """An arm's arguments of `pagating.patch` for counting: every gate costs the same, so no file of an own is run."""
+    unit = study.arms[arm].arguments(example(study, arm))
+    own = unit is not None and OWN_GATE.fullmatch(unit.get("gate") or "")
+    return {**unit, "gate": GATES[0]} if unit and own else unit
+
+
+def steps(study: Study) -> int:
+    """Optimiser updates of a trial that is not stopped."""
+    return study.fixed.tokens // study.fixed.batch_tokens
+
+
+def interval(study: Study) -> int:
+    """Steps between two evaluations, as `pagating.train.Trial` has it."""
+    return study.fixed.eval_every or max(1, math.ceil(steps(study) / 10))
+
+
+def evaluations(study: Study, until: int | None = None) -> int:
+    """Evaluations of the validation split in a trial's first `until` steps (all of them when None)."""
+    return math.ceil((steps(study) if until is None else until) / interval(study))
+
+
+def rung(study: Study) -> int:
+    """The step at which a search trial may be stopped: its first evaluation at `spare` of the budget or later.
+
+    The last step where no evaluation before it qualifies (or there is no pruner): then no trial is stopped.
+    """
+    total, every = steps(study), interval(study)
+    at = every * math.ceil(study.search.spare * total / every - 1e-9)
+    return at if study.search.pruner == "asha" and at < total else total
+
+
+def evaluation_tokens(study: Study, windows: int | None = None) -> int:
+    """Tokens of one evaluation. `windows`: how many the split has, where that is known."""
+    count = study.fixed.eval_windows if windows is None else min(windows, study.fixed.eval_windows)
+    return count * study.model.n_ctx
+
+
+def validation_tokens(study: Study, windows: int | None = None) -> int:
+    """Tokens of one look at the validation split: its windows, and as many padded lines where lines are trained on."""
+    lines = study.fixed.eval_windows * study.model.n_ctx if study.corpus.rows == "lines" else 0
+    return evaluation_tokens(study, windows) + lines
+
+
+def _log_range(where: Distribution) -> tuple[float, float]:
+    values = where.choice or where.loguniform or where.uniform or [1.0]
+    return math.log(min(values)), math.log(max(values))
+
+
+def grid_chances(study: Study) -> dict[int, float]:
+    """Number of points of the final learning-rate grid, and its chance.
+
+    The model: the arms share a best rate that lies anywhere in the searched range (uniform in the logarithm), each up
+    to a factor sqrt(APART) off it; the grid is centred on the trial nearest to the best, of trials that fall anywhere
+    in the range; an arm's best point is the nearest one. A best rate outside the range extends the grid further.
+    """
+    if not study.runs("calibrate"):
+        return {0: 1.0}
+    settings = study.calibrate
+    low, high = _log_range(study.nuisance["lr"])
+    return _grid_chances(
+        high - low,
+        study.search.trials_per_arm,
+        len(study.arms),
+        settings.points,
+        settings.max_points,
+        math.log(settings.spacing),
+    )
+
+
+@lru_cache(maxsize=64)
+def _grid_chances(width: float, trials: int, arms: int, points: int, most: int, spacing: float) -> dict[int, float]:
+    draw = np.random.default_rng(0)
+    best = draw.uniform(0, width, DRAWS)
+    tried = draw.uniform(0, width, (DRAWS, min(trials, 1_000)))
+    centre = np.take_along_axis(tried, np.abs(tried - best[:, None]).argmin(1)[:, None], 1)[:, 0]
+    off = best[:, None] + draw.uniform(-0.5, 0.5, (DRAWS, arms)) * math.log(APART) - centre[:, None]
+    inside = (points - 2) / 2  # in spacings from the centre, where the best point has a neighbour on either side
+    below = np.ceil(np.maximum(0.0, -off.min(1) / spacing - inside)).astype(int)
+    above = np.ceil(np.maximum(0.0, off.max(1) / spacing - inside)).astype(int)
+    sizes, counts = np.unique(np.minimum(points + below + above, most), return_counts=True)
+    return {int(size): float(count) / DRAWS for size, count in zip(sizes, counts, strict=True)}
+
+
+def grid_points(study: Study) -> Span:
+    """Points of the final learning-rate grid."""
+    if not study.runs("calibrate"):
+        return 0.0, 0.0, 0.0
+    expected = sum(points * chance for points, chance in grid_chances(study).items())
+    return float(study.calibrate.points), expected, float(study.calibrate.max_points)
+
+
+def confirm_seeds(study: Study, expected: float | None = None) -> Span:
+    """Confirm seeds: the first look, `expected` (the last look when None), the last look."""
+    if not study.runs("confirm"):
+        return 0.0, 0.0, 0.0
+    looks = study.confirm.looks
+    return float(looks[0]), float(looks[-1] if expected is None else expected), float(looks[-1])
+
+
+def side_by_side(study: Study, stage: str) -> int:
+    """Trials of a stage that could run at a time, had they the machines."""
+    arms = len(study.arms)
+    if stage == "search":
+        return arms * min(study.search.parallel, study.search.trials_per_arm)
+    if stage == "calibrate":
+        return arms * study.calibrate.points * study.calibrate.seeds
+    return arms * study.confirm.looks[0] if stage == "confirm" else 0

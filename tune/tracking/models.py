@@ -1,0 +1,75 @@
+"""Log the kept models of a study to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from analysis.io.text import redact
+from tune.run.models import best_cells, kept_models, models_folder
+from tune.study.arm import OWN_GATE
+from tune.study.cell import Record
+from tune.study.study import Study
+from tune.tracking.views import COLOUR, arm_colour
+
+
+def log_models(uri: str, study: Study, parent_id: str, folder: Path, records: Iterable[Record]) -> int:
+    """Log the kept models, each as a model of the run that it comes from, under `parent_id`; how many were logged now.
+
+    One that is there whole is left, one of another cell or cut off while it was written is replaced. Raises what MLflow
+    raises.
+    """
+    best = best_cells(study, records)
+    models = models_folder(study, folder)
+    kept = kept_models(models, best)
+    if not kept:
+        return 0
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_run(parent_id).info.experiment_id
+    there = client.search_logged_models([experiment], filter_string=f"tags.study_run = '{parent_id}'", max_results=1000)
+    logged = 0
+    for arm, facts in kept.items():
+        old = [model for model in there if model.tags.get("arm") == arm]
+        if any(model.tags.get("cell") == facts["cell"] and str(model.status) == "READY" for model in old):
+            continue
+        for model in old:
+            client.delete_logged_model(model.model_id)
+        wanted = f"tags.`mlflow.parentRunId` = '{parent_id}' and tags.cell = '{facts['cell']}'"
+        for run in client.search_runs([experiment], wanted, max_results=1):
+            _log(client, study, run, models / arm, facts, {"study_run": parent_id})
+            logged += 1
+    return logged
+
+
+def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any], tags: dict[str, str]) -> None:
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+
+    arm, run_id, final = facts["arm"], run.info.run_id, facts["final"]
+    tags |= {"arm": arm, "cell": facts["cell"], COLOUR: arm_colour(study, arm)}
+    shown = {key: run.data.params[key] for key in ("arm", "lr", "alpha") if key in run.data.params}
+    name = arm.replace(".", "_")  # MLflow allows no dot there
+    made = client.create_logged_model(run.info.experiment_id, name, run_id, tags, shown)
+    client.log_model_artifacts(made.model_id, str(folder))
+    where = {"timestamp": run.info.end_time, "step": final["steps"], "model_id": made.model_id}
+    last = [Metric(f"final/{metric}", final[metric], **where) for metric in ("val_nll", "test_nll") if metric in final]
+    client.log_batch(run_id, metrics=last)
+    client.log_outputs(run_id, [LoggedModelOutput(made.model_id, final["steps"])])
+    client.set_logged_model_tags(
+        made.model_id, {"mlflow.note.content": how_to_load(made.model_id, client.tracking_uri, facts)}
+    )
+    client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+
+
+def how_to_load(model_id: str, uri: str, facts: dict[str, Any]) -> str:
+    """Markdown: the lines that load a model of MLflow's store; a password in its address is left out.
+
+    `facts`: what `model.json` says; for an own gate the lines name its file, as the study's folder has it.
+    """
+    gate = (facts.get("unit") or {}).get("gate")
+    own = f", gate={f'STUDY/gates/{gate}'!r}" if gate and OWN_GATE.fullmatch(gate) else ""
+    lines = ["import mlflow, pagating", "", f"mlflow.set_tracking_uri({redact(uri)!r})"]
+    lines.append(f"model = pagating.load_model(mlflow.artifacts.download_artifacts({f'models:/{model_id}'!r}){own})")
+    return "\n".join(["```python", *lines, "```"])
