@@ -37,13 +37,13 @@ from scale_page import draw, page
 
 from analysis.report import build
 from tune import sweep
+from tune.backend.ray_backend import RayBackend
 from tune.decide import search
 from tune.run import tables
-from tune.study import corpus
 from tune.study.files import parse
+from tune.study.inputs import packed_corpus
 from tune.study.study import Study
 from tune.tracking import runs
-from tune.tracking.tracker import finish
 
 PUBLISHED = (100, 1000, 10_000)
 ARMS = {
@@ -98,7 +98,7 @@ def simulated(reports_a_trial: int, gate: Path | None = None, slots: int = 0) ->
 
     class Simulated(ray_tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
-            self._cell, self._trial, self._made = config["cell"], config["trial"], 0
+            self._cell, self._trial, self._made = config["job"].cell, config["job"].trial, 0
             if gate and self._cell.startswith("confirm/"):
                 (gate / str(os.getpid())).touch()
                 while len(os.listdir(gate)) < slots:
@@ -185,7 +185,7 @@ def measure(cells: int, slots: int, reports_a_trial: int, sampler: str, profile:
     with tempfile.TemporaryDirectory(prefix="pagating-scale-") as scratch, contextlib.ExitStack() as stack:
         os.environ["PAGATING_CACHE"] = scratch
         base, study = Path(scratch), make_study(cells, sampler)
-        corpus.packed_corpus(study, base, base)
+        packed_corpus(study, base, base)
         uri, gate = f"sqlite:///{base / 'mlflow.db'}", base / "gate"
         gate.mkdir()
         trainable = simulated(reports_a_trial, gate if wait else None, slots)
@@ -196,7 +196,7 @@ def measure(cells: int, slots: int, reports_a_trial: int, sampler: str, profile:
         if profiler:
             profiler.enable()
         with Tree(gate, slots) if wait else contextlib.nullcontext() as tree:
-            run = sweep.sweep(study, base, base, slots=slots, tracking_uri=uri, trainable=trainable)
+            run = sweep.sweep(study, base, base, RayBackend(slots, trainable=trainable), tracking_uri=uri)
         if profiler:
             profiler.disable()
             pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
@@ -206,9 +206,9 @@ def measure(cells: int, slots: int, reports_a_trial: int, sampler: str, profile:
         tables.write_tables(study.name, run.ledger.events, run.folder)
         build.build(run.folder)
         report_seconds = time.perf_counter() - began
-        owed = finish(run.tracker, json.loads((run.folder / "verdict.json").read_text())) if run.tracker else None
+        owed = run.tracker.finish(json.loads((run.folder / "verdict.json").read_text()))
         began = time.perf_counter()
-        sweep.sweep(study, base, base, slots=slots, tracking_uri=uri, trainable=trainable)
+        sweep.sweep(study, base, base, RayBackend(slots, trainable=trainable), tracking_uri=uri)
         again = time.perf_counter() - began
         ends = [event["time"] for event in run.ledger.events if event["event"] == "ended"]
         size = (run.folder / "ledger.jsonl").stat().st_size

@@ -23,14 +23,16 @@ import yaml
 from common import machine, spread
 from ray import tune as ray_tune
 
+from pagating.data.corpus import read_meta
 from tune import sweep
+from tune.backend.ray_backend import RayBackend
 from tune.backend.ray_start import started
 from tune.run import ledger
 from tune.study.cell import Cell, Record
-from tune.study.corpus import packed_corpus
 from tune.study.files import parse
+from tune.study.inputs import packed_corpus
 from tune.study.study import Study
-from tune.tracking.tracker import Tracker
+from tune.tracking.tracker import MlflowTracker
 
 ROOT = Path(__file__).parents[1]
 STUDY = {
@@ -56,7 +58,7 @@ def sleeping(seconds: float) -> type:
 
     class Sleeping(ray_tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
-            self._trial, self._step = config["trial"], 0
+            self._trial, self._step = config["job"].trial, 0
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.setup(new_config)
@@ -93,7 +95,7 @@ def occupancy(slots: int, seconds: float, folder: Path) -> dict[str, float]:
     at_once = {"RAY_worker_maximum_startup_concurrency": str(slots)}  # Ray's own: as many as there are cores
     with mock.patch.dict(os.environ, at_once), started(slots, study, None, load=True):
         time.sleep(5 * slots)
-        run = sweep.sweep(study, folder, folder, slots=slots, tracking_uri=uri, trainable=sleeping(seconds))
+        run = sweep.sweep(study, folder, folder, RayBackend(slots, trainable=sleeping(seconds)), tracking_uri=uri)
     records = [record for record in run.records.values() if record.started and record.ended]
     return occupied(records, slots, seconds)
 
@@ -117,7 +119,7 @@ def tracking(uri: str, folder: Path, trials: int, reports: int) -> dict[str, flo
     (folder / "tracking" / "study.yaml").write_text("{}")
     (folder / "tracking" / "ledger.jsonl").write_bytes(b"")
     with mock.patch("tune.tracking.tracker.HOLD_BACK", 0.0):
-        tracker = Tracker(uri, study, folder / "tracking", corpus)
+        tracker = MlflowTracker(uri, study, folder / "tracking", read_meta(corpus))
         time.sleep(15)  # the connection, schema included, is made while a study starts its actors
     calls, began = 0.0, time.process_time()
     for number in range(trials):

@@ -1,7 +1,6 @@
 """The simulated studies behind docs/protocol.md, in short: the whole decision on trials whose true losses are known."""
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from scipy import stats
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import decision_error  # noqa: E402
 from simulation import expected, page, world  # noqa: E402

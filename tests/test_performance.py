@@ -3,7 +3,6 @@
 import copy
 import json
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import common  # noqa: E402
 import goals  # noqa: E402

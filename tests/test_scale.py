@@ -2,13 +2,11 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import scale  # noqa: E402
 import scale_page  # noqa: E402

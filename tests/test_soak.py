@@ -1,10 +1,5 @@
 """The soak's table: growth within a stage is told apart from the step between two stages."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 import soak
 
 

@@ -1,17 +1,15 @@
-"""Runs a study, from its file to its tables: folder, corpus, ledger, Ray and tracking put together."""
+"""Run a study, from its file to its tables: the one place that puts inputs, ledger, backend and tracker together."""
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
-from tune.backend.ray_backend import run_ray
-from tune.backend.ray_start import started
+from tune.backend.backend import Backend
+from tune.backend.ray_backend import RayBackend
 from tune.errors import StudyError
 from tune.files import write_whole
 from tune.run import tables
@@ -19,92 +17,73 @@ from tune.run.extend import check_folder
 from tune.run.interrupt import Interruption
 from tune.run.provenance import write_provenance
 from tune.run.study_run import Progress, StudyRun
-from tune.study.corpus import packed_corpus
+from tune.run.tracker import NoTracker, Tracker
 from tune.study.files import dump
-from tune.study.own_gates import check_gates, keep_gates
+from tune.study.inputs import Inputs, drafted
 from tune.study.study import Study
-from tune.study.weights import check_pretrained, find_pretrained, note
-
-
-class _Ray:
-    """The Ray of one sweep, started while the disk is looked at: counting parameters loads torch, seconds as well."""
-
-    def __init__(
-        self, study: Study, folder: Path, slots: int | None, address: str | None, warn: Any, trains: bool
-    ) -> None:
-        self._study, self._folder, self._slots, self.address, self._warn = study, folder, slots, address, warn
-        self._trains = trains
-        self._until = ExitStack()
-        self._begun = False
-
-    def begin(self, vocab_size: int, cells: int | None = None) -> None:
-        """Start it, once. Raises StudyError where the disk has less room than `cells` (None: all) may take."""
-        if not self._begun:
-            self._begun = True
-            look = functools.partial(self._check_space, vocab_size, cells)
-            self._until.enter_context(started(self._slots, self._study, self.address, self._warn, look, self._trains))
-
-    def end(self) -> None:
-        """End what `begin` started."""
-        self._until.close()
-
-    def _check_space(self, vocab_size: int, cells: int | None) -> None:
-        from tune.plan.space import check_space, disk_needed
-
-        slots = self._slots or os.cpu_count() or 1
-        check_space(self._folder, disk_needed(self._study, slots, vocab_size=vocab_size, cells=cells))
+from tune.subject.gpt2 import Gpt2
 
 
 def sweep(
     study: Study,
     base: Path,
     output: Path,
+    backend: Backend | None = None,
     *,
-    slots: int | None = None,
     tracking_uri: str | None = None,
     listen: Callable[[Progress], None] | None = None,
-    trainable: Any = None,
     interruption: Interruption | None = None,
     warn: Callable[[str], None] | None = None,
-    address: str | None = None,
     watch: Callable[[StudyRun], AbstractContextManager[None]] | None = None,
 ) -> StudyRun:
-    """Run a study, or what is missing of it, and write its tables. `base`: where paths in the study file start.
+    """Run a study, or what is missing of it, and write its tables.
 
-    `address`: of a Ray cluster, the study's own where it is None. `watch`: shows the run, entered when cells are to be
-    trained.
+    Args:
+        study: The study.
+        base: Folder of the study file, at which its relative paths start.
+        output: Folder of studies.
+        backend: Runs the cells; Ray if None, on the cluster that the study names or else on this machine.
+        tracking_uri: MLflow tracking URI; None logs nothing.
+        listen: Called with each cell that ended.
+        interruption: Takes signals.
+        warn: Called with each line for the user.
+        watch: Shows the run; entered if cells are to be trained.
 
-    Raises StudyError, CorpusError or LedgerError before anything is written that would belong to a study; StudyStopped
-    or OSError when the study cannot go on, all that has ended being kept.
+    Returns:
+        The run, closed. Its `tracker` can still `finish`.
+
+    Raises:
+        StudyError, CorpusError, LedgerError: The study cannot be begun or continued. Nothing of a new study is written.
+        StudyStopped, OSError: The study cannot go on. All that has ended is kept.
     """
     folder = output / study.name
     there = next(path for path in (output.resolve(), *output.resolve().parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise StudyError(f"{there}: cannot be written (read-only, or not yours); give another --output")
     check_folder(study, folder)
-    check_gates(study, base, folder)
-    find_pretrained(study, base)  # before the corpus is packed, which may take minutes
-    weights: dict[str, str] | None = None
-    ray = _Ray(study, folder, slots, address or study.address, warn or (lambda line: None), trainable is None)
-
-    def check(meta: Mapping[str, Any]) -> None:
-        nonlocal weights
-        weights = check_pretrained(study, base, folder, meta["vocab_size"])
-        if not (folder / "ledger.jsonl").exists():
-            ray.begin(meta["vocab_size"])
-
+    backend = backend or RayBackend(address=study.address, warn=warn)
     try:
-        corpus = packed_corpus(study, output, base, check)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "study.yaml").exists():
-            write_whole(folder / "study.yaml", dump(study))  # first: a folder without it is not taken for a study
-        keep_gates(study, base, folder)
-        note(weights, folder)
-        run = StudyRun(study, folder, corpus, listen, warn)
+        with drafted(study, base, folder, output) as draft:
+            space = _space(study, folder, backend.slots, draft.vocab_size)
+            if not (folder / "ledger.jsonl").exists():  # of a study that was begun, nothing may be left to train
+                backend.start(study, lambda: space(None))
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "study.yaml").exists():
+                write_whole(folder / "study.yaml", dump(study))  # first: a folder without it is not taken for a study
+            inputs = draft.write()
+        run = StudyRun(
+            study,
+            folder,
+            Gpt2(study, inputs),
+            listen=listen,
+            warn=warn,
+            interruption=interruption,
+            check_space=space,
+        )
         with watch(run) if watch and run.missing else nullcontext():
-            _train(run, ray, slots, trainable, interruption, tracking_uri)
+            _train(run, backend, inputs, tracking_uri, lambda: space(run.stages.remaining()))
     finally:
-        ray.end()
+        backend.stop()
     if run.ledger.events:
         tables.write_tables(study.name, run.ledger.events, folder)
     if run.slots:
@@ -112,47 +91,46 @@ def sweep(
     return run
 
 
-def _train(
-    run: StudyRun,
-    ray: _Ray,
-    slots: int | None,
-    trainable: Any,
-    interruption: Interruption | None,
-    tracking_uri: str | None,
-) -> None:
-    """Train what is missing, tell MLflow, and leave the ledger closed, however it ends."""
-    from pagating.data.corpus import read_meta
+def _space(study: Study, folder: Path, slots: int, vocab_size: int) -> Callable[[int | None], None]:
+    """Return a check that raises StudyError if the disk has less room than so many cells (None: all) may take."""
 
+    def check(cells: int | None) -> None:
+        from tune.plan.space import check_space, disk_needed  # counting parameters loads torch
+
+        check_space(folder, disk_needed(study, slots, vocab_size=vocab_size, cells=cells))
+
+    return check
+
+
+def _train(
+    run: StudyRun, backend: Backend, inputs: Inputs, tracking_uri: str | None, check_space: Callable[[], None]
+) -> None:
+    """Train what is missing, tell the tracker, and leave the ledger closed, however it ends."""
     try:
         write_whole(run.folder / "study.yaml", dump(run.study))
-        if tracking_uri:
-            run.tracker = _tracker(run, tracking_uri)
+        run.tracker = _tracker(run, inputs, tracking_uri)
         if run.missing:
-            ray.begin(read_meta(run.corpus)["vocab_size"], run.stages.remaining())
+            backend.start(run.study, check_space)
             try:
-                run_ray(run, slots, trainable, interruption, ray.address)
+                backend.train(run)
             finally:
-                ray.end()
+                backend.stop()
         if run.stages.finished:
-            run.warn_of_missing_models()
+            for line in run.models.missing(run.records.values()):
+                run.warn(line)
             if not run.study.keep.checkpoints:
                 shutil.rmtree(run.all_checkpoints, ignore_errors=True)
     finally:
-        run.heart.stop()
-        run.ledger.close()
-        if run.tracker:
-            run.tracker.close(
-                run.records.values(),
-                finished=run.stages.finished,
-                patience=3.0 if run.stopping else 60.0,
-                lags=lambda cells: run.warn(
-                    f"MLflow lags behind by {cells} cells and is waited for; Ctrl-C leaves them to `pagating sync`"
-                ),
-            )
+        run.close()
+        run.tracker.close(
+            run.records.values(), finished=run.stages.finished, patience=3.0 if run.stopping else 60.0, warn=run.warn
+        )
 
 
-def _tracker(run: StudyRun, uri: str) -> Any:
-    """Who writes to MLflow; nobody where the study is finished and MLflow is known to have all of it."""
-    from tune.tracking.tracker import Tracker, is_marked
+def _tracker(run: StudyRun, inputs: Inputs, uri: str | None) -> Tracker:
+    """Return who shows the cells: nobody if the study is finished and the store is known to have all of it."""
+    from tune.tracking.tracker import MlflowTracker, is_marked
 
-    return Tracker(uri, run.study, run.folder, run.corpus) if run.missing or not is_marked(run.folder, uri) else None
+    if uri is None or not (run.missing or not is_marked(run.folder, uri)):
+        return NoTracker()
+    return MlflowTracker(uri, run.study, run.folder, inputs.meta)

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,58 +23,94 @@ from pagating.data.tokenizer import digest_of, encode, make_tokenizer, tokenizer
 FORMAT = 2  # raise it when the packing of the same text changes
 
 
-def prepare(
-    source: Mapping[str, Any],
-    tokenizer: Mapping[str, Any],
-    n_ctx: int,
-    cache: Path,
-    base: Path | None = None,
-    check: Callable[[Mapping[str, Any]], None] | None = None,
-) -> Path:
-    """The folder with the packed corpus, made when it is not in the cache, or damaged there (one line says so).
+@dataclass(frozen=True)
+class Draft:
+    """A packed corpus that may not be in the cache yet.
 
-    Atomic: another process sees all or nothing, and of several that need the same corpus one makes it. It holds
-    `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json` (digest, dtype,
-    vocabulary, tokens and bytes of text a split); with `rows: lines` in `source` also what `pagating.data.lines` reads.
-    A trial that reads a folder while it is made again keeps its files. Raises CorpusError for text or a tokenizer that
-    cannot be used, a split shorter than one window, and a cache that cannot be written. Then nothing is written, nor
-    where `check`, which is given what `corpus.json` will say, raises something.
+    Attributes:
+        folder: Folder of the corpus in the cache.
+        meta: Content of its `corpus.json`: digest, dtype, vocabulary, tokens and bytes of text per split.
+        files: Content of the files to write, by name. Empty if the cache already holds the corpus.
     """
 
-    def fits(meta: Mapping[str, Any]) -> None:
-        check_length(meta["splits"], n_ctx)
-        if check:
-            check(meta)
+    folder: Path
+    meta: Mapping[str, Any]
+    files: Mapping[str, bytes]
 
+    def write(self) -> Path:
+        """Write the corpus into the cache if it is not there; return its folder. Raises CorpusError."""
+        if self.files:
+            with _writing(self.folder.parent):
+                place(self.folder, {name: [raw] for name, raw in self.files.items()})
+        return self.folder
+
+
+def prepare(
+    source: Mapping[str, Any], tokenizer: Mapping[str, Any], n_ctx: int, cache: Path, base: Path | None = None
+) -> Path:
+    """Return the folder with the packed corpus; make it if the cache lacks it or holds a damaged one.
+
+    See `drafted`, which takes the same arguments and writes nothing by itself.
+    """
+    with drafted(source, tokenizer, n_ctx, cache, base) as draft:
+        return draft.write()
+
+
+@contextmanager
+def drafted(
+    source: Mapping[str, Any], tokenizer: Mapping[str, Any], n_ctx: int, cache: Path, base: Path | None = None
+) -> Iterator[Draft]:
+    """Pack a corpus in memory, so that a caller can refuse it before `Draft.write` writes it.
+
+    The cache's lock is held inside the block: of several processes that need the same corpus, one makes it. Another
+    process sees the whole folder or nothing, and a trial that reads a folder while it is made again keeps its files.
+    The folder holds `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json`;
+    with `rows: lines` in `source` also the index that `pagating.data.lines` reads. If the block raises, nothing is
+    left in the cache. One line on standard error says if a damaged corpus is packed again.
+
+    Args:
+        source: The `corpus` section of a study.
+        tokenizer: The `tokenizer` section of a study.
+        n_ctx: Tokens per window.
+        cache: Folder of the cache; made if needed.
+        base: Folder at which relative paths of `source` and `tokenizer` start.
+
+    Raises:
+        CorpusError: The text or the tokenizer cannot be used, a split is shorter than one window, or the cache cannot
+            be written.
+    """
     texts = load_texts(source, base)
     lines = source.get("rows") == "lines"
     kind = ["lines"] if lines else []
     key = digest_of(str(FORMAT), *kind, tokenizer_key(tokenizer, base), *[texts[split] for split in SPLITS])[:16]
     folder = cache / f"corpus-{key}"
-    if fault(folder):
-        try:
-            with alone(cache):
-                damage = fault(folder)  # while this process waited, another may have made it
-                if damage:
-                    if folder.exists():
-                        print(f"pagating: {folder}: {damage}; it is packed again", file=sys.stderr)
-                    fast = make_tokenizer(tokenizer, texts["train"], base)
-                    _pack(folder, fast, texts, lines, fits)
-                    return folder
-        except OSError as error:
-            raise CorpusError(f"{cache}: the packed corpus cannot be written: {error.strerror or error}") from error
-    fits(read_meta(folder))
-    return folder
+    with ExitStack() as held:
+        damage = fault(folder)
+        if damage:
+            with _writing(cache):
+                held.enter_context(alone(cache))
+            damage = fault(folder)  # while this process waited for the lock, another may have made the corpus
+        if damage and folder.exists():
+            print(f"pagating: {folder}: {damage}; it is packed again", file=sys.stderr)
+        if damage:
+            draft = Draft(folder, *_packed(make_tokenizer(tokenizer, texts["train"], base), texts, lines))
+        else:
+            draft = Draft(folder, read_meta(folder), {})
+        check_length(draft.meta["splits"], n_ctx)
+        yield draft
 
 
-def _pack(
-    folder: Path,
-    tokenizer: Any,
-    texts: Mapping[str, str],
-    lines: bool,
-    fits: Callable[[Mapping[str, Any]], None],
-) -> None:
-    """Tokenize, and make the folder in one step, every byte of it on disk before its name is; `fits` may refuse it."""
+@contextmanager
+def _writing(cache: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into a CorpusError that names the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(f"{cache}: the packed corpus cannot be written: {error.strerror or error}") from error
+
+
+def _packed(tokenizer: Any, texts: Mapping[str, str], lines: bool) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Tokenize the texts; return the content of `corpus.json` and of all files, by name."""
     rows: dict[str, np.ndarray] = {}
     if lines:  # the index of the lines too
         from pagating.data.lines import encode_lines
@@ -103,9 +141,7 @@ def _pack(
     if rows:
         meta["pad"] = pad_id(tokenizer)
     meta["digest"] = meta_digest(meta)
-    fits(meta)
-    files |= {"tokenizer.json": words, "corpus.json": json.dumps(meta, indent=1).encode("utf-8")}
-    place(folder, {name: [raw] for name, raw in files.items()})
+    return meta, {**files, "tokenizer.json": words, "corpus.json": json.dumps(meta, indent=1).encode("utf-8")}
 
 
 def place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:

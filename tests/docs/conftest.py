@@ -9,12 +9,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from analysis.report import build
-from pagating.data.prepare import prepare
-from pagating.train import Trial, steps
-from tune.run.models import TRAINED
-from tune.run.study_run import StudyRun
-from tune.run.tables import write_tables
-from tune.study.files import dump, parse
+from tune.backend.inline import Inline
+from tune.study.files import parse
+from tune.sweep import sweep
 
 ROOT = Path(__file__).parents[2]
 STUDY = """
@@ -38,20 +35,7 @@ def finish(text: str, name: str, output: Path) -> Path:
     """Run a study to its report in this process, without Ray."""
     study, folder = parse(text, Path(f"{name}.yaml")), output / name
     folder.mkdir(parents=True)
-    source = study.corpus.model_dump(exclude_none=True)
-    corpus = prepare(source, study.tokenizer.model_dump(), study.model.n_ctx, output / ".cache", folder)
-    run = StudyRun(study, folder, corpus)
-    run.sees_models = True
-    (folder / "study.yaml").write_text(dump(study))
-    while (cell := run.next_cell()) is not None:
-        model = run.checkpoints(cell) / TRAINED if run.keeps_model(cell) else None
-        for _, row in steps(Trial(**run.start(cell)), None, model):
-            if row:
-                final = row.pop("final", None)
-                run.report(cell, row)
-        run.end(cell, "completed", final)
-    run.ledger.close()
-    write_tables(name, run.ledger.events, folder)
+    sweep(study, folder, output, Inline())
     build.build(folder)
     return folder
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tune.decide.stages import Stages
+from tune.backend.inline import Inline
 from tune.plan import work
 from tune.run.ledger import Ledger, records
+from tune.run.study_run import StudyRun
 from tune.study import sizes
 from tune.study.cell import COST, FINAL, Cell
 from tune.study.files import parse
+from tune.subject.known import Known
 from tune.tracking import runs
 
 SMALL = """
@@ -65,52 +67,38 @@ def rows_of(models_of):
     return lambda study: work.work(study, models_of(study), sizes.confirm_seeds(study))
 
 
+class Whole(Known):
+    """Known losses, with rows and results as large as those of trained cells."""
+
+    def train(self, trial, checkpoints, model):
+        """Yield the rows of a cell, every figure with as many digits as a trained one has."""
+        arm, layers = self._study.arms[trial.arm], self._study.model.n_layer
+        alpha = [0.1234567890123456] * layers if getattr(arm.alpha, "learnable", None) else []
+        for done, row in super().train(trial, checkpoints, model):
+            noise = np.random.default_rng(done).uniform(0.1, 1.0, 4).tolist()
+            row |= dict(zip(("train_nll", "lr", "grad_norm", "tokens_per_second"), noise, strict=True))
+            if "final" in row:
+                every = dict.fromkeys((*FINAL, *COST, "alpha", "compiled", "test_nll"), 1.2345678901234567)
+                row["final"] = {**every, **row["final"]}
+            yield done, {**row, "alpha": alpha}
+
+
 @pytest.fixture(scope="session")
 def played():
-    """Cells of a whole study whose trials give `loss(cell, share of the budget)`, and their tokens: no training.
+    """Play a whole study whose trials give `loss(cell, share of the budget)`; return its cells and tokens, counted.
 
     With `folder` the ledger is written there, as a study writes it.
     """
 
     def play(study, loss, folder=None):
-        ledger = Ledger(folder / "ledger.jsonl") if folder else None
-        stages = Stages(study, ledger.append if ledger else lambda event, **fields: None, {})
-        cells, tokens = [], Counter()
-        batch, whole, every = study.fixed.batch_tokens, sizes.steps(study), sizes.interval(study)
-        while (cell := stages.next_cell()) is not None:
-            done, outcome = 0, "completed"
-            if ledger:
-                shown = {
-                    name: getattr(cell, name) for name in ("stage", "arm", "index", "seed", "config", "config_key")
-                }
-                ledger.append("suggested", cell=cell.key, **shown)
-                ledger.append("started", cell=cell.key)
-            while done < whole and outcome == "completed":
-                done = min(whole, done + every)
-                value = loss(cell, done / whole)
-                if ledger:
-                    noise = np.random.default_rng(done).uniform(0.1, 1.0, 5).tolist()
-                    row = dict(
-                        zip(("train_nll", "lr", "grad_norm", "tokens_per_second", "val_nll"), noise, strict=True)
-                    )
-                    learned = getattr(study.arms[cell.arm].alpha, "learnable", None)
-                    alpha = [0.1234567890123456] * study.model.n_layer if learned else []
-                    ledger.append(
-                        "report", cell=cell.key, row={"step": done, "tokens": done * batch, **row, "alpha": alpha}
-                    )
-                if done < whole and stages.should_stop(cell, done / whole, value):
-                    outcome = "stopped_early"
-            final = dict.fromkeys((*FINAL, *COST, "alpha", "compiled", "test_nll"), 1.2345678901234567)
-            if ledger:
-                final |= {"tokens": done * batch, "steps": done, "val_nll": value, "test_nll": value}
-                ledger.append("ended", cell=cell.key, outcome=outcome, final=final, reason=None)
-            stages.complete(cell, outcome, value, done)
-            cells.append(cell)
-            tokens[cell.stage, cell.arm] += done * batch
-        assert stages.finished
-        if ledger:
-            ledger.close()
-        return Counter((cell.stage, cell.arm) for cell in cells), tokens
+        run = StudyRun(study, folder, Whole(study, loss))
+        Inline().train(run)
+        run.close()
+        assert run.stages.finished
+        tokens = Counter()
+        for record in run.records.values():
+            tokens[record.cell.stage, record.cell.arm] += record.final["tokens"]
+        return Counter((record.cell.stage, record.cell.arm) for record in run.records.values()), tokens
 
     return play
 

@@ -16,15 +16,17 @@ from ray import tune as ray_tune
 
 from pagating.evaluate import token_nll
 from pagating.model.fused_loss import linear_nll
+from tests.tune.helpers import run_of
 from tune import sweep
+from tune.backend.ray_backend import RayBackend
 from tune.backend.ray_start import QUIET
 from tune.backend.ray_trial import CellTrainable
 from tune.errors import LedgerError
 from tune.run import ledger
 from tune.run.interrupt import Interruption
-from tune.run.study_run import StudyRun
-from tune.study.corpus import packed_corpus
 from tune.study.files import parse
+from tune.study.inputs import packed_corpus
+from tune.subject import training
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -48,7 +50,7 @@ class Steps(ray_tune.Trainable):
     """
 
     def setup(self, config):
-        self._cell, self._trial, self._step = config["cell"], config["trial"], 0
+        self._cell, self._trial, self._step = config["job"].cell, config["job"].trial, 0
 
     def reset_config(self, new_config):
         if self._asked("between"):
@@ -120,7 +122,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(place, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    sweep.sweep(study("faults"), folder, folder, trainable=Steps)
+    sweep.sweep(study("faults"), folder, folder, RayBackend(trainable=Steps))
     found = finals(folder / "faults")
     assert {outcome for outcome, *_ in found.values()} == {"completed"}
     return found
@@ -129,7 +131,7 @@ def undisturbed(place, tmp_path_factory):
 def run(place, folder, *faults, **changes):
     for number, fault in enumerate(faults):
         (place / f"{fault}-{number}").touch()
-    done = sweep.sweep(study("faults", **changes), folder, folder, slots=2, trainable=Steps)
+    done = sweep.sweep(study("faults", **changes), folder, folder, RayBackend(2, trainable=Steps))
     assert not list(place.iterdir())
     return done
 
@@ -152,13 +154,18 @@ def test_one_slot_and_an_interruption_change_no_result(place, undisturbed, tmp_p
 
     with Interruption(lambda line: None) as interruption:
         done = sweep.sweep(
-            study("faults"), tmp_path, tmp_path, slots=1, trainable=Steps, listen=after_five, interruption=interruption
+            study("faults"),
+            tmp_path,
+            tmp_path,
+            RayBackend(1, trainable=Steps),
+            listen=after_five,
+            interruption=interruption,
         )
     assert interruption.exit_code == 130
     assert not done.stages.finished
     before = {end["cell"]: end["time"] for end in ends(tmp_path / "faults")}
     assert 5 <= len(before) < len(undisturbed)
-    sweep.sweep(study("faults"), tmp_path, tmp_path, slots=1, trainable=Steps)
+    sweep.sweep(study("faults"), tmp_path, tmp_path, RayBackend(1, trainable=Steps))
     assert finals(tmp_path / "faults") == undisturbed
     after = ends(tmp_path / "faults")
     assert len(after) == len(undisturbed)  # no finished cell ran again
@@ -210,7 +217,7 @@ def test_a_driver_that_is_stopped_is_continued_to_the_same_results(place, undist
     driver = launch(tmp_path)
     until(driver, folder, 2)
     with pytest.raises(LedgerError, match=rf"another sweep is running this study: process {driver.pid} on \S+$"):
-        sweep.sweep(study("faults"), tmp_path, tmp_path, trainable=Steps)
+        sweep.sweep(study("faults"), tmp_path, tmp_path, RayBackend(trainable=Steps))
     heard = ""
     for number, signum in enumerate(signals):
         while number and "Stopping" not in heard:  # two signals at once would be one
@@ -239,9 +246,8 @@ class Slow(CellTrainable):
     def setup(self, config):
         from pagating import evaluate
         from pagating.tasks import causal
-        from tune.backend import ray_trial as adapter
 
-        adapter.WITHIN_SECONDS, own = 0.5, (linear_nll, token_nll)  # an actor is used again
+        training.WITHIN_SECONDS, own = 0.5, (linear_nll, token_nll)  # an actor is used again
         mode = Steps._asked("slow", "stuck")
 
         def delayed(function):
@@ -258,7 +264,7 @@ class Slow(CellTrainable):
 def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alone(tmp_path, place):
     corpus = packed_corpus(study("faults"), tmp_path, tmp_path)
     (tmp_path / "faults").mkdir()
-    it = StudyRun(study("faults"), tmp_path / "faults", corpus)
+    it = run_of(study("faults"), tmp_path / "faults", corpus)
     cell, other = it.next_cell(), it.next_cell()
     it.start(cell)
     it.start(other)
@@ -283,7 +289,7 @@ def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alo
         f"{cell.key} failed again and again, the last time: worker died; the same command tries it anew"
     )
     it.ledger.close()
-    again = StudyRun(study("faults"), tmp_path / "faults", corpus)
+    again = run_of(study("faults"), tmp_path / "faults", corpus)
     assert cell in (again.next_cell(), again.next_cell())
     again.ledger.close()
 
@@ -291,7 +297,7 @@ def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alo
 def test_a_confirm_cell_that_never_gets_on_leaves_the_others_to_go_on(tmp_path, place):
     corpus = packed_corpus(study("faults"), tmp_path, tmp_path)
     (tmp_path / "faults").mkdir()
-    it = StudyRun(study("faults"), tmp_path / "faults", corpus)
+    it = run_of(study("faults"), tmp_path / "faults", corpus)
     while (cell := it.next_cell()).stage != "confirm":
         it.start(cell)
         it.end(cell, "completed", {"val_nll": 3.0 + cell.config["lr"], "test_nll": 3.0, "steps": 40})
@@ -307,7 +313,7 @@ def test_a_confirm_cell_that_never_gets_on_leaves_the_others_to_go_on(tmp_path, 
 def test_a_worker_killed_for_memory_is_tried_again_alone(tmp_path, place):
     corpus = packed_corpus(study("faults"), tmp_path, tmp_path)
     (tmp_path / "faults").mkdir()
-    it = StudyRun(study("faults"), tmp_path / "faults", corpus)
+    it = run_of(study("faults"), tmp_path / "faults", corpus)
     cell, other = it.next_cell(), it.next_cell()
     it.start(cell)
     it.start(other)
@@ -331,7 +337,7 @@ def test_an_update_that_outlasts_the_timeout_is_no_hung_one(place, tmp_path):
         resources={"stall_timeout": 10.0},
         keep={"models": "none"},
     )
-    done = sweep.sweep(given, tmp_path, tmp_path, slots=1, trainable=Slow)
+    done = sweep.sweep(given, tmp_path, tmp_path, RayBackend(1, trainable=Slow))
     assert not list(place.iterdir())
     found = [(end["outcome"], end["reason"]) for end in ends(tmp_path / "faults")]
     silent = ("failed", "no sign of life for 10 s (resources.stall_timeout)")
@@ -342,7 +348,7 @@ def test_an_update_that_outlasts_the_timeout_is_no_hung_one(place, tmp_path):
 def main(output):
     """Run the study of this file in a process of its own, to be killed."""
     with Interruption(lambda line: print(line, file=sys.stderr, flush=True)) as interruption:
-        sweep.sweep(study("faults"), output, output, slots=2, trainable=Steps, interruption=interruption)
+        sweep.sweep(study("faults"), output, output, RayBackend(2, trainable=Steps), interruption=interruption)
     os._exit(interruption.exit_code if interruption.caught else 0)
 
 

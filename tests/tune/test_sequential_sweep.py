@@ -16,6 +16,7 @@ from analysis.io.study import load
 from analysis.report import build
 from analysis.verdict.decide import verdict
 from tune import sweep as runner
+from tune.backend.ray_backend import RayBackend
 from tune.backend.ray_start import QUIET
 from tune.run import ledger
 from tune.run.interrupt import Interruption
@@ -47,7 +48,7 @@ class Known(ray_tune.Trainable):
     """One step to a loss that follows from the cell alone: a bowl over the learning rate, or a gain by seed."""
 
     def setup(self, config):
-        self._cell, self._lr = config["cell"], config["trial"]["lr"]
+        self._cell, self._lr = config["job"].cell, config["job"].trial["lr"]
 
     def reset_config(self, new_config):
         self.setup(new_config)
@@ -80,7 +81,7 @@ def place(tmp_path_factory):
 
 def sweep(folder, rule, **options):
     study = parse(yaml.safe_dump({**STUDY, "name": rule, "confirm": {"rule": rule, "max_seeds": 10}}), Path("x.yaml"))
-    return runner.sweep(study, folder, folder, slots=2, trainable=Known, **options)
+    return runner.sweep(study, folder, folder, RayBackend(2, trainable=Known), **options)
 
 
 def confirmed(folder):
@@ -181,7 +182,7 @@ def test_a_study_starts_one_worker_a_slot(place, tmp_path):
         ),
         Path("x.yaml"),
     )
-    run = runner.sweep(study, tmp_path, tmp_path, slots=4, trainable=Counted)
+    run = runner.sweep(study, tmp_path, tmp_path, RayBackend(4, trainable=Counted))
     assert len(run.records) == 3 * 6 + 3 * 3 + 3 * 3  # search, calibrate, confirm
     started = (Path(os.environ["PAGATING_CACHE"]) / "started").read_text(encoding="utf-8").split()
     assert len(started) == 4

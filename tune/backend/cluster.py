@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tune.backend.ray_private import is_outside_the_cluster
 from tune.errors import StudyError
 from tune.study.addresses import ADDRESS, check_address
 from tune.study.study import Study
@@ -88,7 +89,7 @@ def driver_node() -> str:
     """Ray's id of the node that the driver runs on; empty for a driver outside the cluster (ray://)."""
     import ray
 
-    return "" if ray.util.client.ray.is_connected() else ray.get_runtime_context().get_node_id()
+    return "" if is_outside_the_cluster() else ray.get_runtime_context().get_node_id()
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------
@@ -168,10 +169,9 @@ class Capacity:
 
 def ask_for(study: Study, trials: int) -> None:
     """Tell the cluster's autoscaler, where it has one, to hold so many trials side by side; 0 takes the wish back."""
-    import ray
     from ray.autoscaler.sdk import request_resources
 
-    if not ray.util.client.ray.is_connected():  # a driver outside cannot
+    if not is_outside_the_cluster():  # a driver outside cannot
         bundle: dict[str, float] = {"CPU": study.resources.cpus}
         if study.resources.gpus:
             bundle["GPU"] = study.resources.gpus

@@ -12,16 +12,16 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from pagating.data.corpus import read_meta
 from pagating.data.corpus_copy import file_names, receive
+from tune.study.inputs import Inputs
 from tune.study.own_gates import OWN_GATE
-from tune.study.weights import noted
+from tune.subject.subject import Job
 
 PART_BYTES = 64 << 20
 
@@ -53,15 +53,22 @@ def _pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def pack(corpus: Path, folder: Path, storage: Path | None, driver: str) -> Parcel:
-    """The parcel of the study in `folder`; copies the corpus to `storage` or puts it into Ray's object store.
+def pack(inputs: Inputs, storage: Path | None, driver: str) -> Parcel:
+    """Copy a study's corpus and weights to `storage`, or put them into Ray's object store; return the parcel.
 
-    Raises CorpusError where the storage holds another corpus or a damaged one and cannot be written, OSError.
+    Args:
+        inputs: The inputs of the study.
+        storage: Folder that all nodes see, or None.
+        driver: Ray's id of the driver's node; empty for a driver outside the cluster.
+
+    Raises:
+        CorpusError: The storage holds another or a damaged corpus and cannot be written.
+        OSError: A file cannot be read or written.
     """
-    digest = read_meta(corpus)["digest"]
+    corpus, folder, digest = inputs.corpus, inputs.folder, inputs.meta["digest"]
     gates = {str(path): path.read_bytes() for path in (folder.resolve() / "gates").glob("*.py")}
     own: dict[str, Any] = {"gates": gates, "weights_digest": None}
-    if weights := noted(folder):
+    if weights := inputs.weights:
         source, own["weights_digest"] = Path(weights["path"]), weights["sha256"]
         if storage:
             _receive_weights(storage, weights["sha256"], lambda: _pieces(source))
@@ -84,13 +91,14 @@ def node_cache() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pagating"
 
 
-def unpack(parcel: Parcel, trial: dict[str, Any], checkpoints: str | None) -> tuple[dict[str, Any], str | None]:
-    """A trial's arguments and the folder of its checkpoints as they are on this node; gets what the node lacks.
+def unpack(parcel: Parcel, job: Job) -> Job:
+    """Return a job with the paths of this node; fetch what the node lacks.
 
-    Raises CorpusError or OSError where it cannot be had: the node's fault, not the trial's.
+    Raises CorpusError or OSError if something cannot be had: the node's fault, not the trial's.
     """
     if parcel.driver and ray.get_runtime_context().get_node_id() == parcel.driver:
-        return trial, checkpoints
+        return job
+    trial, checkpoints = job.trial, job.checkpoints
     cache = node_cache()
     corpus = Path(parcel.corpus) if parcel.shared else cache / Path(parcel.corpus).name
     if not parcel.shared:
@@ -102,7 +110,7 @@ def unpack(parcel: Parcel, trial: dict[str, Any], checkpoints: str | None) -> tu
     if digest := parcel.weights_digest:
         where = corpus.parent if parcel.shared else cache
         placed["pretrained"] = str(_receive_weights(where, digest, lambda: map(_fetched, parcel.weights)))
-    return placed, checkpoints
+    return replace(job, trial=placed, checkpoints=checkpoints)
 
 
 def _receive_weights(cache: Path, digest: str, pieces: Callable[[], Iterable[bytes]]) -> Path:

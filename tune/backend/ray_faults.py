@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tune.backend.cluster import kill_at
+from tune.backend.ray_private import actor_of
 from tune.errors import NODE_LOST, SHORT_OF_MEMORY
 
 NODE_SIGNS = (  # in Ray's text; the last: a connection broke before Ray knew why, and of a process it would know
@@ -71,7 +72,7 @@ class Processes:
 
     def ask(self, trial: Any) -> None:
         """Ask the actor of a trial, unless it was asked for an earlier one."""
-        actor = trial.temporary_state.ray_actor
+        actor = actor_of(trial)
         if str(actor) not in self._asked:
             self._asked[str(actor)] = actor.get_current_ip_pid.remote()
 
@@ -79,7 +80,7 @@ class Processes:
         """End the process of a trial that does not answer."""
         import ray
 
-        actor = trial.temporary_state.ray_actor
+        actor = actor_of(trial)
         answer = self._asked.get(str(actor))
         if answer is not None and ray.wait([answer], timeout=0)[0]:
             with contextlib.suppress(ProcessLookupError, ray.exceptions.RayActorError):  # it has died meanwhile

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tune.backend.cluster import ALLOCATOR, connected
+from tune.backend.ray_private import LOADED, PRESTART, serve_prestarted
 from tune.errors import StudyStopped
 from tune.study.sizes import side_by_side
 from tune.study.study import Study
@@ -34,11 +35,6 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-PRESTART = "RAY_prestart_worker_first_driver"  # Ray's name for: start a worker for each core before any is asked for
-LOADED = {  # by a worker that Ray starts before any is asked for, while the driver still loads its own
-    "RAY_preload_python_modules": "tune.backend.ray_trial,pagating.train,torch._dynamo",
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # in Ray's own 1 s they are not asked for
 }
 
 
@@ -65,17 +61,6 @@ def _loaded(slots: int | None, study: Study) -> dict[str, str]:
     used = min(side_by_side(study, stage) for stage in ("search", "calibrate", "confirm"))
     alike = study.resources.cpus == 1 and not study.resources.gpus
     return LOADED if alike and (slots or os.cpu_count() or 1) <= used else {PRESTART: "0"}
-
-
-def _serve_prestarted() -> None:
-    """Let Ray's own workers be Tune's actors: they are no use to an actor that names variables of its environment.
-
-    Those that Tune names are in the driver's environment, and so in that of every process of a Ray of its own.
-    """
-    from ray.tune.execution import class_cache
-
-    class_cache.DEFAULT_ENV_VARS.clear()
-    class_cache.ENV_VARS_TO_PROPAGATE.clear()
 
 
 def _start(slots: int | None, study: Study, load: bool) -> None:
@@ -163,7 +148,7 @@ def started(
             _start(slots, study, load)
             done.result()
         if load:
-            _serve_prestarted()
+            serve_prestarted()
         yield
     finally:
         ray.shutdown()

@@ -100,10 +100,10 @@ class Screen:
                     with self._table(run, logs):
                         yield
                 else:
-                    self._said, run.tick = time.monotonic(), lambda: self._goes_on(run)
+                    self._said, run.on_pulse = time.monotonic(), lambda: self._goes_on(run)
                     yield
             finally:
-                run.tick = None
+                run.on_pulse = None
                 self._out, self._err = sys.stdout, sys.stderr
 
     @contextmanager
@@ -116,7 +116,7 @@ class Screen:
             self._view, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         ) as live:
             console.show_cursor(True)  # whatever ends this process leaves a terminal that can be typed in
-            self._live, run.tick = live, lambda: self._tick(run)
+            self._live, run.on_pulse = live, lambda: self._tick(run)
             try:
                 yield
             finally:

@@ -81,14 +81,13 @@ def trial(
     """Print one cell as the trial.json that `python -m pagating.train` runs without Ray."""
     from tune.errors import StudyError
     from tune.run import ledger
-    from tune.study.corpus import begun_corpus
     from tune.study.files import load
-    from tune.study.own_gates import place_gate
-    from tune.study.trial_spec import trial_spec
-    from tune.study.weights import place_weights
+    from tune.study.inputs import begun
+    from tune.subject.gpt2 import Gpt2
 
     folder = study_folder(study, output)
-    found = ledger.records(ledger.read(folder / "ledger.jsonl"))
+    events = ledger.read(folder / "ledger.jsonl")
+    found = ledger.records(events)
     if cell is None:
         for key, record in found.items():
             typer.echo(f"{key}\t{record.outcome or 'running'}\t{record.final.get('val_nll', '')}")
@@ -96,6 +95,5 @@ def trial(
     if cell not in found:
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
     loaded, mine = load(folder / "study.yaml"), found[cell].cell
-    corpus = begun_corpus(loaded, folder)
-    spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=loaded.tests(mine.stage))
-    typer.echo(json.dumps(place_weights(place_gate(spec, folder), folder), indent=1))
+    digest = next(event["corpus"] for event in events if event["event"] == "study")
+    typer.echo(json.dumps(Gpt2(loaded, begun(loaded, folder, digest)).trial(mine), indent=1))

@@ -28,6 +28,9 @@ def sweep(
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster's address: auto, HOST:PORT or ray://HOST:PORT.")
     ] = None,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Train in this process, one trial after the other, without Ray.")
+    ] = False,
 ) -> None:
     """Run a study, or what is missing of it, and report the verdict.
 
@@ -48,7 +51,7 @@ def sweep(
     screen = Screen("" if uri == "none" else ui_command(uri))
     with Interruption(screen.say, screen.last) as interruption:
         try:
-            code = _run(study, config.parent, output, slots, uri, interruption, address, screen)
+            code = _run(study, config.parent, output, slots, uri, interruption, address, screen, inline)
         except KeyboardInterrupt:  # while nothing was being trained
             code = None
     if code is None:
@@ -67,23 +70,25 @@ def _run(
     interruption: Interruption,
     address: str | None,
     screen: Screen,
+    inline: bool = False,
 ) -> int | None:
     """Run a study and report it; its exit code, None where it was interrupted."""
     from analysis.io.text import one_line, redact
     from tune import sweep as runner
+    from tune.backend.inline import Inline
+    from tune.backend.ray_backend import RayBackend
     from tune.study.addresses import check_address
-    from tune.tracking.tracker import finish
 
+    where = check_address(address) if address else study.address
     run = runner.sweep(
         study,
         base,
         output,
-        slots=slots,
+        Inline() if inline else RayBackend(slots, where, warn=screen.warn),
         tracking_uri=None if uri == "none" else uri,
         listen=screen.ended,
         interruption=interruption,
         warn=screen.warn,
-        address=check_address(address) if address else None,
         watch=screen.watch,
     )
     if not run.stages.finished:
@@ -97,7 +102,7 @@ def _run(
         )
         return UNDECIDED
     verdict = show_verdict(study, run.folder, "" if uri == "none" else ui_command(uri))
-    if run.tracker and (owed := finish(run.tracker, verdict)):
+    if owed := run.tracker.finish(verdict):
         typer.echo(owed, err=True)
     return DONE if _concluded(verdict) else UNDECIDED
 

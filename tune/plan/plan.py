@@ -55,7 +55,7 @@ def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str 
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries are imported
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     from pagating.data.corpus import CorpusError
-    from tune.study.corpus import packed_corpus
+    from tune.study.inputs import packed_corpus
 
     try:
         return packed_corpus(study, output, base), None

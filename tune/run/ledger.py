@@ -102,6 +102,22 @@ class Ledger:
             self._file = -1
 
 
+class MemoryLedger:
+    """A ledger that lives in memory, for simulated studies: the same events, and nothing on disk."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def append(self, event: str, *, sync: bool = True, **fields: Any) -> dict[str, Any]:
+        """Add an event; `sync` has no effect."""
+        record = {"event": event, "time": round(time.time(), 3), **fields}
+        self.events.append(record)
+        return record
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def is_held(path: Path) -> bool:
     """Whether a process has the ledger locked now. It is asked by a shared lock, given back at once."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -18,7 +18,6 @@ from tune.files import write_whole
 from tune.study.cell import Cell, Record
 from tune.study.study import Study
 
-TRAINED = "trained"  # where a trial leaves its model, in the folder of its checkpoints
 FACTS = "model.json"  # as `pagating.saved_model`, whose libraries take seconds to load, has it
 LATER = "pagating trial {study} {cell} > trial.json; python -m pagating.train trial.json --model FOLDER"
 
@@ -46,6 +45,37 @@ def take_best(study: Study, best: dict[str, Record], record: Record) -> None:
     arm = record.cell.arm
     if record.outcome == "completed" and keeps_model(study, record.cell):
         best[arm] = min(best.get(arm, record), record, key=_rank)
+
+
+class BestModels:
+    """The best trained model of each arm, kept up to date while cells end.
+
+    Attributes:
+        visible: Whether trials leave their models where this process can read them.
+    """
+
+    def __init__(self, study: Study, folder: Path | None, records: Iterable[Record]) -> None:
+        self._study, self._folder = study, folder
+        self._best = best_cells(study, records)  # by arm, of all cells that have ended
+        self.visible = False
+
+    def wanted(self, cell: Cell) -> bool:
+        """Return whether a cell is to leave its trained model in the folder of its checkpoints."""
+        return self.visible and keeps_model(self._study, cell)
+
+    def take(self, record: Record, trained: Path) -> str | None:
+        """Keep the model that a cell left in `trained` if it is its arm's best so far; return a problem or None."""
+        take_best(self._study, self._best, record)
+        if self._folder and self._best.get(record.cell.arm) is record and read_facts(trained):
+            try:
+                place(models_folder(self._study, self._folder), record, trained)
+            except OSError as error:
+                return f"{record.cell.key}: its trained model is not kept: {error}"
+        return None
+
+    def missing(self, records: Iterable[Record]) -> list[str]:
+        """Return a line for each arm whose best model could not be kept."""
+        return missing_models(self._study, self._folder, records) if self.visible and self._folder else []
 
 
 def _rank(record: Record) -> tuple[float, int, str]:

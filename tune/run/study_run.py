@@ -1,48 +1,37 @@
-"""One run of a study in this process: what the ledger says, what the stages want, what the tracker is told."""
+"""One run of a study in this process: ledger, stages, tracker and kept models, told by a backend what cells do."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import time
-from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tune.decide.stages import Stages
-from tune.errors import NODE_LOST, SHORT_OF_MEMORY, LedgerError, StudyError, StudyStopped
-from tune.run import ledger
+from tune.errors import LedgerError, StudyError, StudyStopped
+from tune.run import ledger as ledgers
 from tune.run.heartbeat import Heart
 from tune.run.interrupt import Interruption
-from tune.run.ledger import Ledger
-from tune.run.models import (
-    TRAINED,
-    best_cells,
-    keeps_model,
-    missing_models,
-    models_folder,
-    place,
-    read_facts,
-    take_best,
-)
+from tune.run.ledger import Ledger, MemoryLedger
+from tune.run.models import BestModels
 from tune.run.progress import Standing
+from tune.run.retries import Retries
+from tune.run.tracker import NoTracker, Tracker
 from tune.study.cell import Cell, Record
-from tune.study.own_gates import digests, place_gate
+from tune.study.sizes import steps
 from tune.study.study import Study, digest
-from tune.study.trial_spec import trial_spec
-from tune.study.weights import noted, place_weights
+from tune.subject.subject import TRAINED, Job, Subject
 
-ATTEMPTS = 3  # of a cell whose machine fails, without any progress between them; the last one has the machine alone
 SPACE_SECONDS = 10.0  # between two looks at the disk: counting a model's parameters takes longer than a short cell
-NODES_LOST = 30  # so many lost nodes in a row, without progress between them, and the cell itself may be the cause
-FATAL = (OSError, LedgerError, StudyError)  # what ends a study: it cannot record what its trials do
+FATAL = (OSError, LedgerError, StudyError)  # a study that cannot record what its trials do has to end
 
 
 @dataclass
 class Progress:
-    """What a listener is told: the cell that ended, how many did, of how many known ones, and the seconds left."""
+    """A cell that ended, for a listener: how many cells did, of how many known ones, and the seconds left."""
 
     cell: Cell
     outcome: str
@@ -53,69 +42,91 @@ class Progress:
 
 
 class StudyRun:
-    """One run of a study in this process: what the ledger says, what the stages want, what the tracker is told."""
+    """One run of a study in this process.
+
+    A backend asks `next_cell`, tells `start`, `alive`, `report` and `end`, and stops when `stopping` is true.
+
+    Args:
+        study: The study.
+        folder: The study's folder. None keeps nothing on disk, with a `MemoryLedger`.
+        subject: What the arms train.
+        ledger: The ledger; `ledger.jsonl` of the folder if None.
+        tracker: Where cells are shown.
+        listen: Called with each cell that ended.
+        warn: Called with each line for the user.
+        interruption: Takes signals; the run stops when one was caught.
+        check_space: Called now and then with the number of cells left; raises StudyError if the disk is too small.
+
+    Raises:
+        LedgerError: The ledger is damaged, or another process has it.
+        StudyError: The study was begun on other inputs.
+    """
 
     def __init__(
         self,
         study: Study,
-        folder: Path,
-        corpus: Path,
+        folder: Path | None,
+        subject: Subject,
+        *,
+        ledger: Ledger | MemoryLedger | None = None,
+        tracker: Tracker | None = None,
         listen: Callable[[Progress], None] | None = None,
         warn: Callable[[str], None] | None = None,
+        interruption: Interruption | None = None,
+        check_space: Callable[[int], None] | None = None,
     ) -> None:
-        self.study, self.folder, self.corpus = study, folder, corpus
-        self.ledger = Ledger(folder / "ledger.jsonl")
-        self.tracker: Any | None = None
-        self._listen, self._warn = listen, warn
-        self._decisions: set[str] = set()
-        self.slots = 0  # known once Ray runs
-        self.sees_models = False  # whether trials run that leave their model where it can be read here
-        self.room = 0  # slots that there are now: nodes of a cluster come and go
-        self.tick: Callable[[], None] | None = None  # called some times a second while trials run
-        self.heart = Heart(folder)
-        self._again: deque[Cell] = deque()  # cells whose machine failed
-        self._lost: Counter[str] = Counter()  # attempts that failed since a cell last got further than before
-        self._nodes_lost: Counter[str] = Counter()  # the same, of those that ended with their node
-        self._reached: dict[str, float] = {}  # share of its budget that a cell has got to, in any attempt
-        self._failed_at: dict[str, float] = {}  # where it had got to when its machine failed last
-        self._running: set[str] = set()
-        self._alone: set[str] = set()  # cells that run with no other beside them
-        self.fatal: Exception | None = None  # why the study cannot go on
-        self.interruption: Interruption | None = None
-        self._warned: set[str] = set()
-        self._short_of_space = False
-        self._looked_at_space = -math.inf
-        self._open(folder)
-        self._first = self._next_missing()
+        if ledger is None:
+            ledger = Ledger(folder / "ledger.jsonl") if folder else MemoryLedger()
+        self.study, self.subject, self.ledger, self.interruption = study, subject, ledger, interruption
+        self.tracker: Tracker = tracker or NoTracker()
+        self._folder = folder
+        self._listen, self._warn, self._check_space = listen, warn, check_space
+        self._said: set[str] = set()
+        self._short_of_space, self._looked_at_space = False, -math.inf
+        self.heart = Heart(folder) if folder else None
+        self.slots = 0  # at the start; 0 before a backend has begun
+        self.room = 0  # slots now: nodes of a cluster come and go
+        self.on_pulse: Callable[[], None] | None = None  # called some times per second while trials run
+        self.fatal: Exception | None = None
+        self._retries, self._running = Retries(), set[str]()
+        self._begin()
 
-    def _open(self, folder: Path) -> None:
-        from pagating.data.corpus import read_meta
-
-        meta = read_meta(self.corpus)
-        self._vocab_size = meta["vocab_size"]
+    def _begin(self) -> None:
+        """Take up the study where the ledger has it."""
         known = next((event for event in self.ledger.events if event["event"] == "study"), None)
-        if known and known["corpus"] != meta["digest"]:
-            raise StudyError(
-                f"{folder}: the study was begun on corpus {known['corpus']}; the text or the tokenizer has changed "
-                f"(now {meta['digest']}): give the study another name, or bring the old text back"
-            )
-        gates: dict[str, Any] = {"gates": own} if (own := digests(self.study, folder)) else {}
-        if known and known.get("gates", {}) != own:
-            raise StudyError(f"{folder}: the gates in {folder / 'gates'} are not those that the study was begun with")
-        if not known:
-            weights = noted(folder)
-            gates |= {"pretrained": weights["sha256"]} if weights else {}
-            self.ledger.append("study", schema=ledger.SCHEMA, study=self.study.name, corpus=meta["digest"], **gates)
-        self.records: dict[str, Record] = ledger.records(self.ledger.events)
+        if known:
+            self.subject.check_begun(known)
+        else:
+            self.ledger.append("study", schema=ledgers.SCHEMA, study=self.study.name, **self.subject.identity())
+        self.records: dict[str, Record] = ledgers.records(self.ledger.events)
         self._decisions = {_decision(event) for event in self.ledger.events if event["event"] in ("grid", "chosen")}
-        self._best = best_cells(self.study, self.records.values())  # by arm, of all that has ended
+        self.models = BestModels(self.study, self._folder, self.records.values())
         suggested = {
             (r.cell.arm, r.cell.index): r.cell.config for r in self.records.values() if r.cell.stage == "search"
         }
         self.stages = Stages(self.study, self._decided, suggested)
         self.ended = 0
         self._standing, self._taken = Standing(self.study, self.ledger.events), len(self.ledger.events)
-        self._standing.only(())  # what an earlier run had started was cut off with it
+        self._standing.only(())  # the cells that an earlier run had started were cut off with it
+        self._first = self._next_missing()
+
+    def _decided(self, event: str, **fields: Any) -> None:
+        """Write a decision between stages, once: a replay leads to the same ones."""
+        if _decision({"event": event, **fields}) not in self._decisions:
+            self._decisions.add(_decision(self.ledger.append(event, **fields)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Ray pickles what it drives, and never uses the copy."""
+        return {}
+
+    # --- what there is ---
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder. Raises StudyError if the run keeps nothing on disk."""
+        if self._folder is None:
+            raise StudyError(f"{self.study.name}: this run keeps nothing on disk, so it has no folder")
+        return self._folder
 
     @property
     def standing(self) -> Standing:
@@ -125,78 +136,57 @@ class StudyRun:
         self._taken = len(self.ledger.events)
         return self._standing
 
-    def pulse(self, room: int) -> None:
-        """Ray runs, with `room` slots: show it."""
-        self.room = room
-        self.heart.beat(room, self._running)
-        if self.tick:
-            self.tick()
-
-    def _decided(self, event: str, **fields: Any) -> None:
-        """Write a decision between stages, once: a replay leads to the same ones."""
-        if _decision({"event": event, **fields}) not in self._decisions:
-            self._decisions.add(_decision(self.ledger.append(event, **fields)))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Ray pickles what it drives; nothing of Ray's copy is ever used, so it holds nothing."""
-        return {}
-
-    # --- the cells ---
-
     @property
     def stopping(self) -> bool:
         """Whether no more cells are handed out and the running ones are cut off."""
         return self.fatal is not None or (self.interruption is not None and self.interruption.caught is not None)
-
-    def checkpoints(self, cell: Cell) -> Path:
-        """The folder of a cell's checkpoints, as an absolute path: in the study's storage, where it has one."""
-        from pagating.checkpoint import folder_name
-
-        return self.all_checkpoints / folder_name(cell.key)
-
-    def keeps_model(self, cell: Cell) -> bool:
-        """Whether a cell is to leave its trained model in the folder of its checkpoints."""
-        return self.sees_models and keeps_model(self.study, cell)
-
-    def _keep_model(self, cell: Cell) -> None:
-        """Take the model that a cell left, now or before a crash, where it is its arm's best so far."""
-        trained, record = self.checkpoints(cell) / TRAINED, self.records[cell.key]
-        take_best(self.study, self._best, record)
-        if self._best.get(cell.arm) is record and read_facts(trained):
-            try:
-                place(models_folder(self.study, self.folder), record, trained)
-            except OSError as error:
-                self.warn(f"{cell.key}: its trained model is not kept: {error}")
-
-    def warn_of_missing_models(self) -> None:
-        """Name the arms whose best model could not be kept."""
-        for line in missing_models(self.study, self.folder, self.records.values()) if self.sees_models else []:
-            self.warn(line)
-
-    @property
-    def all_checkpoints(self) -> Path:
-        """The folder of the folders of all cells' checkpoints."""
-        storage = self.study.storage
-        return (Path(storage) / self.study.name if storage else self.folder.resolve()) / "checkpoints"
 
     @property
     def missing(self) -> bool:
         """Whether any cell is left to train."""
         return self._first is not None or not self.stages.finished
 
+    @property
+    def all_checkpoints(self) -> Path:
+        """Folder of the folders of all cells' checkpoints, absolute: in the study's storage, if it has one."""
+        storage = self.study.storage
+        return (Path(storage) / self.study.name if storage else self.folder.resolve()) / "checkpoints"
+
+    def checkpoints(self, cell: Cell) -> Path:
+        """Folder of a cell's checkpoints, absolute."""
+        from pagating.checkpoint import folder_name
+
+        return self.all_checkpoints / folder_name(cell.key)
+
+    # --- what a backend tells ---
+
+    def begin(self, slots: int, sees_models: bool) -> None:
+        """Take the number of slots, and whether trials leave their models where this process can read them."""
+        self.slots = self.room = slots
+        self.models.visible = sees_models
+
+    def pulse(self, room: int) -> None:
+        """Take the number of slots that there are now, and show that the run goes on."""
+        self.room = room
+        if self.heart:
+            self.heart.beat(room, self._running)
+        if self.on_pulse:
+            self.on_pulse()
+
     def next_cell(self) -> Cell | None:
-        """The next cell to train; None while it depends on cells that still run, or when none is left."""
-        if self._running & self._alone:
+        """Return the next cell to train; None if it depends on cells that still run, or if none is left."""
+        if self._retries.blocks(self._running):
             return None
-        if self._again:
-            return None if self._again[0].key in self._alone and self._running else self._again.popleft()
+        if again := self._retries.take():
+            return again
         if self._first is not None:
             cell, self._first = self._first, None
             return cell
         return self._next_missing()
 
     def _next_missing(self) -> Cell | None:
-        """Cells that the ledger knows to have ended are passed through the stages again."""
+        """Pass the cells that have ended through the stages again; return the first that has not, or None."""
+        whole = steps(self.study)
         while (cell := self.stages.next_cell()) is not None:
             record = self.records.get(cell.key)
             if record is None:
@@ -213,40 +203,41 @@ class StudyRun:
                 self.records[cell.key] = Record(cell)
             elif record.outcome not in (None, "failed"):
                 for row in record.curve:
-                    self.stages.should_stop(cell, row["step"] / self.steps, row["val_nll"])
+                    self.stages.should_stop(cell, row["step"] / whole, row["val_nll"])
                 self._complete(cell, record.outcome, record.final)
                 continue
             return cell
         return None
 
-    @property
-    def steps(self) -> int:
-        """Optimiser updates of a trial that is not stopped."""
-        return self.study.fixed.tokens // self.study.fixed.batch_tokens
-
-    def start(self, cell: Cell) -> dict[str, Any]:
-        """Record that a cell starts; return the arguments of its `Trial`."""
+    def start(self, cell: Cell) -> Job:
+        """Record that a cell starts; return what a worker needs to train it."""
         event = self.ledger.append("started", cell=cell.key)
         record = self.records[cell.key]
         record.started, record.curve, record.times = event["time"], [], []
         self._running.add(cell.key)
-        if self.tracker:
-            self.tracker.started(record)
-        spec = trial_spec(self.study, cell.arm, cell.config, cell.seed, self.corpus, test=self.study.tests(cell.stage))
-        return place_weights(place_gate(spec, self.folder), self.folder)
+        self.tracker.started(record)
+        return Job(
+            cell.key,
+            self.subject.trial(cell),
+            self.subject.train,
+            str(self.checkpoints(cell)) if self._folder else None,
+            steps(self.study),
+            self.study.keep.checkpoints,
+            self.models.wanted(cell),
+        )
 
     def alive(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
-        """A running cell is at `fraction` of its budget, and has something to say to the user or not."""
-        self._reached[cell.key] = max(fraction, self._reached.get(cell.key, 0.0))
+        """Take a sign of life: a running cell is at `fraction` of its budget, perhaps with a line for the user."""
+        self._retries.reached(cell, fraction)
         self._watch_space()  # trials may take days
         if warning:
             self.warn(f"{cell.key}: {warning}")
 
     def warn(self, line: str) -> None:
-        """Say something to the user, once."""
-        if line not in self._warned and self._warn:
+        """Say a line to the user, once."""
+        if line not in self._said and self._warn:
             self._warn(line)
-        self._warned.add(line)
+        self._said.add(line)
 
     def report(self, cell: Cell, row: dict[str, Any]) -> None:
         """Record an evaluation of a running cell."""
@@ -254,8 +245,17 @@ class StudyRun:
         record = self.records[cell.key]
         record.curve.append(row)
         record.times.append(event["time"])
-        if self.tracker:
-            self.tracker.reported(record, row)
+        self.tracker.reported(record, row)
+
+    def should_stop(self, cell: Cell, fraction: float, loss: float) -> bool:
+        """Return whether a running cell is stopped early; `loss` is that of the evaluation at `fraction`."""
+        return self.stages.should_stop(cell, fraction, loss)
+
+    def end_early(self, cell: Cell, seconds: float) -> None:
+        """Record that a cell was stopped early after its last evaluation."""
+        row = self.records[cell.key].curve[-1]
+        kept = {name: row[name] for name in ("val_nll", "train_nll", "tokens", "tokens_per_second")}
+        self.end(cell, "stopped_early", {**kept, "steps": row["step"], "seconds": seconds})
 
     def end(self, cell: Cell, outcome: str, final: dict[str, Any], reason: str | None = None) -> None:
         """Record how a cell ended, then let the stages go on.
@@ -265,19 +265,19 @@ class StudyRun:
         record = self.records[cell.key]
         event = self.ledger.append("ended", cell=cell.key, outcome=outcome, final=final, reason=reason)
         record.outcome, record.final, record.reason, record.ended = outcome, final, reason, event["time"]
-        if self.tracker:
-            self.tracker.ended(record)
+        self.tracker.ended(record)
         self._running.discard(cell.key)
         if outcome == "failed":
-            if self._try_again(cell, reason or ""):
+            if self._retries.failed(cell, reason or ""):
                 return
             if cell.stage != "confirm":  # what is chosen next would depend on which machine failed
                 said = f"{cell.key} failed again and again, the last time: {reason}"
                 self.fatal = StudyStopped(f"{said}; the same command tries it anew")
                 return
         self._complete(cell, outcome, final)
-        kept = self.study.keep.checkpoints  # then of a model that is not its arm's best nothing stays but they
-        shutil.rmtree(self.checkpoints(cell) / TRAINED if kept else self.checkpoints(cell), ignore_errors=True)
+        if self._folder:
+            kept = self.study.keep.checkpoints  # then only the model goes, if it is not its arm's best
+            shutil.rmtree(self.checkpoints(cell) / TRAINED if kept else self.checkpoints(cell), ignore_errors=True)
         self._watch_space()
         if self._listen:
             left = self.stages.remaining()
@@ -285,46 +285,43 @@ class StudyRun:
             loss = final.get("val_nll", math.inf)
             self._listen(Progress(cell, outcome, loss, self.ended, self.ended + left, seconds[0] if seconds else None))
 
-    def _watch_space(self) -> None:
-        """Warn while there is time, when the disk has less room than the cells that are left may take."""
-        from tune.plan.space import check_space, disk_needed
-
-        if time.monotonic() - self._looked_at_space < SPACE_SECONDS:
-            return
-        self._looked_at_space = time.monotonic()
-        left = self.stages.remaining()
-        try:
-            check_space(self.folder, disk_needed(self.study, self.slots or 1, vocab_size=self._vocab_size, cells=left))
-        except StudyError as error:
-            if not self._short_of_space and self._warn:
-                self._warn(str(error))
-            self._short_of_space = True
-
-    def _try_again(self, cell: Cell, reason: str) -> bool:
-        """Whether a cell whose machine failed is trained again, from its last checkpoint.
-
-        Each failure without progress since the one before counts, that of a whole node apart; a machine short of
-        memory, and the last attempt, get the cell alone.
-        """
-        key, reached = cell.key, self._reached.get(cell.key, 0.0)
-        node = reason.startswith(NODE_LOST)  # no fault of the cell's: spot machines go as they please
-        lost, most = (self._nodes_lost, NODES_LOST) if node else (self._lost, ATTEMPTS)
-        lost[key] = 1 if reached > self._failed_at.get(key, 0.0) else lost[key] + 1
-        self._failed_at[key] = reached
-        if not node and (SHORT_OF_MEMORY in reason or lost[key] == ATTEMPTS - 1):
-            self._alone.add(key)
-        if lost[key] >= most:
-            return False
-        self._again.append(cell)
-        return True
-
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
-        self._keep_model(cell)
+        if self._folder and (problem := self.models.take(self.records[cell.key], self.checkpoints(cell) / TRAINED)):
+            self.warn(problem)
         self.ended += 1
         loss = final.get("val_nll", math.inf)
-        if cell.stage == "confirm":  # what the verdict is computed on
+        if cell.stage == "confirm":  # the verdict is computed on the test loss
             loss = final.get("test_nll", loss)
         self.stages.complete(cell, outcome, loss, int(final.get("steps", 0)))
+
+    def _watch_space(self) -> None:
+        """Warn, while there is time, if the disk has less room than the cells that are left may take."""
+        if self._check_space is None or time.monotonic() - self._looked_at_space < SPACE_SECONDS:
+            return
+        self._looked_at_space = time.monotonic()
+        try:
+            self._check_space(self.stages.remaining())
+        except StudyError as error:
+            if not self._short_of_space:
+                self.warn(str(error))
+            self._short_of_space = True
+
+    def give_up(self, error: Exception) -> None:
+        """End the run: it cannot record what its trials do."""
+        self.fatal = error
+
+    def raise_if_fatal(self) -> None:
+        """Raise StudyStopped if the run cannot go on."""
+        if (fatal := self.fatal) is not None:
+            named = isinstance(fatal, OSError) and fatal.filename
+            said = f"{fatal.filename}: {fatal.strerror}" if named else str(fatal)  # type: ignore[attr-defined]
+            raise StudyStopped(f"the study stopped: {said}") from fatal
+
+    def close(self) -> None:
+        """Release the ledger and take the heartbeat away."""
+        if self.heart:
+            self.heart.stop()
+        self.ledger.close()
 
 
 def _decision(event: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,17 @@ HOLD_BACK = 30.0  # seconds at most, from the start of a sweep, in which MLflow 
 LAST_TRIES = 3  # of a store that answers with an error while the study waits for nothing else
 
 
-class Tracker:
-    """Writes cells to MLflow from a thread of its own. `started`, `reported` and `ended` return at once."""
+class MlflowTracker:
+    """Writes cells to MLflow from a thread of its own, so that `started`, `reported` and `ended` return at once.
 
-    def __init__(self, uri: str, study: Study, folder: Path, corpus: Path) -> None:
-        """`uri`: tracking URI; `folder`: of the study; `corpus`: packed corpus, for its digest."""
-        meta = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))
+    Args:
+        uri: MLflow tracking URI.
+        study: The study.
+        folder: The study's folder.
+        meta: Content of the packed corpus's `corpus.json`, for its digest and sizes.
+    """
+
+    def __init__(self, uri: str, study: Study, folder: Path, meta: Mapping[str, Any]) -> None:
         tokens = {split: counts["tokens"] for split, counts in meta["splits"].items()}
         self.runs = Runs(uri, study, folder, meta["digest"], tokens)
         self._queue: queue.Queue[Record | None] = queue.Queue()
@@ -81,13 +86,15 @@ class Tracker:
         *,
         finished: bool = True,
         patience: float = 60.0,
-        lags: Callable[[int], None] | None = None,
+        warn: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Write what is left; `owed` is then what could not be written.
+        """Write what is left; `owed` is then the number of cells that could not be written.
 
-        `records`: all of the study's, those of earlier sweeps too. `finished`: whether the study is; then `patience`,
-        in seconds, is for one cell: a store that lags behind by many is waited for as long as it goes on, and
-        `lags` is told by how many. Else it is for all of them.
+        Args:
+            records: All cells of the study, those of earlier sweeps too.
+            finished: Whether the study is finished. A store that lags behind is then waited for as long as it gets on.
+            patience: Seconds to wait for one cell if the study is finished, else for all of them.
+            warn: Called with a line if the store is waited for.
         """
         self._finished = finished
         for record in records:
@@ -97,12 +104,34 @@ class Tracker:
         self._trained.set()
         left = math.inf
         while self._thread.is_alive() and self.owed < left:
-            if lags and left < math.inf:
-                lags(self.owed)
+            if left < math.inf:
+                warn(
+                    f"MLflow lags behind by {self.owed} cells and is waited for; Ctrl-C leaves them to `pagating sync`"
+                )
             left = self.owed if finished else 0
             self._thread.join(patience)
         if self.owed and self._thread.is_alive():
             self.problem = self.problem or f"it was given {patience:g} s more"
+
+    def finish(self, verdict: dict[str, Any]) -> str | None:
+        """Write the verdict of a finished study whose cells MLflow has; return a line on what is owed, or None."""
+        runs, where = self.runs, redact(self.runs.uri)
+        owed, problem, lacking = self.owed, self.problem, "the verdict"
+        if not owed and runs.parent_id:
+            try:
+                log_verdict(runs.uri, runs.study, runs.parent_id, runs.folder, verdict)
+                lacking = "the trained models"
+                _log_models(runs.uri, runs.study, runs.parent_id, runs.folder)
+            except Runs.errors() as error:
+                problem = _said(error)
+            else:
+                mark(runs.folder, runs.uri)
+                return None
+        return (
+            f"MLflow at {where} still lacks {f'{owed} cells and ' if owed else ''}{lacking}"
+            f"{f' ({problem})' if problem else ''}; the ledger has all of it: run `pagating sync {runs.folder}` when "
+            "MLflow is back, or the same sweep again"
+        )
 
     # --- the thread ---
 
@@ -146,27 +175,6 @@ class Tracker:
                 return True
             if not self.runs.has(record):
                 self._dirty[record.cell.key] = record
-
-
-def finish(tracker: Tracker, verdict: dict[str, Any]) -> str | None:
-    """Write the verdict of a finished study whose cells MLflow has; what MLflow is still owed, in words, or None."""
-    runs, where = tracker.runs, redact(tracker.runs.uri)
-    owed, problem, lacking = tracker.owed, tracker.problem, "the verdict"
-    if not owed and runs.parent_id:
-        try:
-            log_verdict(runs.uri, runs.study, runs.parent_id, runs.folder, verdict)
-            lacking = "the trained models"
-            _log_models(runs.uri, runs.study, runs.parent_id, runs.folder)
-        except Runs.errors() as error:
-            problem = _said(error)
-        else:
-            mark(runs.folder, runs.uri)
-            return None
-    return (
-        f"MLflow at {where} still lacks {f'{owed} cells and ' if owed else ''}{lacking}"
-        f"{f' ({problem})' if problem else ''}; the ledger has all of it: run `pagating sync {runs.folder}` when "
-        "MLflow is back, or the same sweep again"
-    )
 
 
 def sync(uri: str, study: Study, folder: Path) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from pagating.data import prepare
 from pagating.data.corpus import CorpusError, read_meta
 from pagating.data.corpus_copy import file_names, receive
 from pagating.data.prepare import fault
+from tests.tune.helpers import job_of, run_of
 from tune import sweep
 from tune.backend import cluster, delivery, ray_backend
 from tune.backend.cluster import Capacity, ask_for, check_nodes, slots_of
@@ -22,12 +23,15 @@ from tune.backend.ray_faults import failure
 from tune.backend.ray_trial import CellTrainable
 from tune.errors import NODE_LOST, StudyError
 from tune.run import extend
-from tune.run.study_run import NODES_LOST, StudyRun
+from tune.run.retries import NODES_LOST
 from tune.study.addresses import check_address
 from tune.study.files import parse
+from tune.study.inputs import opened
 from tune.study.sizes import side_by_side
 from tune.study.trial_spec import trial_spec
 from tune.study.weights import note
+from tune.subject.gpt2 import Gpt2
+from tune.subject.subject import Job
 
 STUDY = {
     "name": "cluster",
@@ -175,9 +179,9 @@ def test_a_driver_outside_the_cluster_asks_for_nothing(asked):
 
 @pytest.mark.parametrize(("slots", "wishes"), [(None, [6, 20, 14, 0]), (8, [6, 8, 8, 0])])
 def test_each_stage_wishes_for_what_it_can_use_and_no_more_than_the_users_slots(asked, packed, tmp_path, slots, wishes):
-    it = StudyRun(study(), tmp_path, packed)
+    it = run_of(study(), tmp_path, packed)
     for stage in ("search", "calibrate", "confirm", "done"):
-        ray_backend._wish(it, slots, stage)
+        ray_backend._wish(it.study, slots, stage)
     it.ledger.close()
     assert [len(bundles) for bundles in asked[0]] == wishes
     assert all(bundle == {"CPU": 1} for bundles in asked[0] for bundle in bundles)
@@ -255,7 +259,7 @@ def test_a_lost_node_is_told_from_a_dead_worker():
 
 
 def test_a_lost_node_counts_against_no_attempt_of_the_cell(packed, tmp_path):
-    it = StudyRun(study(), tmp_path, packed)
+    it = run_of(study(), tmp_path, packed)
     cell = it.next_cell()
     for _ in range(NODES_LOST - 1):
         it.start(cell)
@@ -330,12 +334,13 @@ def test_a_node_unpacks_corpus_gate_and_a_folder_for_checkpoints(packed, tmp_pat
     (folder / "gates").mkdir(parents=True)
     (folder / "gates" / "mine-1.py").write_text("def hard(x):\n    return x.clamp(0, 1)\n")
     monkeypatch.setattr(delivery, "PART_BYTES", 1000)
-    parcel = pack(packed, folder, None, driver="")
+    parcel = pack(opened(study(), folder, packed), None, driver="")
     assert len(parcel.parts["train.bin"]) == -(-(packed / "train.bin").stat().st_size // 1000) > 1
     monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
     unit = {"gate": f"{folder.resolve() / 'gates' / 'mine-1.py'}:hard", "alpha": 1.0, "base": "identity"}
     given = {"corpus": str(packed), "unit": unit, "lr": 1e-3}
-    trial, checkpoints = unpack(parcel, given, str(folder / "checkpoints" / "a"))
+    placed = unpack(parcel, Job("a", given, Gpt2.train, str(folder / "checkpoints" / "a"), 1))
+    trial, checkpoints = placed.trial, placed.checkpoints
     assert trial["corpus"] == str(tmp_path / "node" / packed.name)
     assert pieces(Path(trial["corpus"])) == pieces(packed)
     file, _, name = trial["unit"]["gate"].rpartition(":")
@@ -352,28 +357,30 @@ def test_pretrained_weights_travel_too_and_are_checked(packed, tmp_path, monkeyp
     digest = hashlib.sha256(b"weights" * 100).hexdigest()
     note({"path": str(tmp_path / "model.safetensors"), "sha256": digest}, tmp_path)
     monkeypatch.setattr(delivery, "PART_BYTES", 256)
-    parcel = pack(packed, tmp_path, tmp_path / "shared" if shared else None, driver="")
+    parcel = pack(opened(study(), tmp_path, packed), tmp_path / "shared" if shared else None, driver="")
     monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
     given = {"corpus": str(packed), "unit": None, "pretrained": "/there/model.safetensors"}
-    trial, _ = unpack(parcel, given, None)
+    job = Job("a", given, Gpt2.train, None, 1)
+    trial = unpack(parcel, job).trial
     assert Path(trial["pretrained"]).parent == tmp_path / ("shared" if shared else "node")
     assert Path(trial["pretrained"]).read_bytes() == b"weights" * 100
     if not shared:
         Path(trial["pretrained"]).unlink()
         objects[parcel.weights[0]] = b"else"
         with pytest.raises(OSError, match=rf"the weights that came are \w{{16}}, not {digest[:16]}"):
-            unpack(parcel, given, None)
+            unpack(parcel, job)
 
 
 def test_with_storage_nodes_read_and_write_there_and_nothing_is_sent(packed, tmp_path, monkeypatch, objects):
     folder = tmp_path / "studies" / "cluster"
-    parcel = pack(packed, folder, tmp_path / "shared", driver="")
+    parcel = pack(opened(study(), folder, packed), tmp_path / "shared", driver="")
     assert objects == []
     monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
-    it = StudyRun(study(storage=str(tmp_path / "shared")), tmp_path, packed)
+    it = run_of(study(storage=str(tmp_path / "shared")), tmp_path, packed)
     wanted = str(it.checkpoints(it.next_cell()))
     assert Path(wanted).parent == tmp_path / "shared" / "cluster" / "checkpoints"
-    trial, checkpoints = unpack(parcel, {"corpus": str(packed), "unit": None}, wanted)
+    placed = unpack(parcel, Job("a", {"corpus": str(packed), "unit": None}, Gpt2.train, wanted, 1))
+    trial, checkpoints = placed.trial, placed.checkpoints
     assert trial == {"corpus": str(tmp_path / "shared" / packed.name), "unit": None}
     assert fault(Path(trial["corpus"])) is None
     assert checkpoints == wanted
@@ -382,11 +389,11 @@ def test_with_storage_nodes_read_and_write_there_and_nothing_is_sent(packed, tmp
 
 def test_a_trial_is_the_same_wherever_its_corpus_lies(packed, tmp_path, objects, monkeypatch):
     spec = trial_spec(study(), "floor", {"lr": 3e-3}, 5, packed, test=True)
-    parcel = pack(packed, tmp_path, None, driver="")
+    parcel = pack(opened(study(), tmp_path, packed), None, driver="")
 
     def final(**parts):
-        trainable, found = CellTrainable({"cell": "a", "trial": spec}), []
-        trainable.setup({"cell": "a", "trial": spec}, **parts)
+        trainable, found = CellTrainable({"job": job_of(spec)}), []
+        trainable.setup({"job": job_of(spec)}, **parts)
         while not found or not found[-1].get("done"):
             found.append(trainable.step())
         return {name: value for name, value in found[-1]["final"].items() if name not in TIMES}
@@ -396,7 +403,7 @@ def test_a_trial_is_the_same_wherever_its_corpus_lies(packed, tmp_path, objects,
 
 
 def test_a_node_that_cannot_have_the_corpus_fails_the_cell_for_another_try(packed, tmp_path, monkeypatch, objects):
-    parcel = pack(packed, tmp_path, None, driver="")
+    parcel = pack(opened(study(), tmp_path, packed), None, driver="")
 
     def lost(ref):
         raise delivery.ray.exceptions.ObjectLostError(b"0" * 28, "", "")
@@ -404,8 +411,8 @@ def test_a_node_that_cannot_have_the_corpus_fails_the_cell_for_another_try(packe
     monkeypatch.setattr(delivery.ray, "get", lost)
     monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
     spec = trial_spec(study(), "gelu", {"lr": 3e-3}, 5, packed, test=False)
-    trainable = CellTrainable({"cell": "a", "trial": spec})
-    trainable.setup({"cell": "a", "trial": spec}, parcel=parcel)
+    trainable = CellTrainable({"job": job_of(spec)})
+    trainable.setup({"job": job_of(spec)}, parcel=parcel)
     result = trainable.step()
     assert (result["outcome"], result["done"]) == ("failed", True)
     with pytest.raises(ValueError, match="the study's data cannot be had from the driver: ObjectLostError"):
@@ -418,5 +425,5 @@ def test_an_empty_parcel_leaves_the_drivers_node_alone(monkeypatch):
             return "here"
 
     monkeypatch.setattr(delivery.ray, "get_runtime_context", Here)
-    trial = {"corpus": "/there", "unit": None}
-    assert unpack(Parcel("/there", "0", "/c", driver="here"), trial, "/c/a") == (trial, "/c/a")
+    job = Job("a", {"corpus": "/there", "unit": None}, Gpt2.train, "/c/a", 1)
+    assert unpack(Parcel("/there", "0", "/c", driver="here"), job) is job

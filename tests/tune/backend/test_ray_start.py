@@ -16,7 +16,8 @@ import ray
 from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from tune.backend import ray_backend, ray_start
+from tune.backend import ray_start
+from tune.backend.ray_adapters import Session, StopWithinArm
 from tune.backend.ray_start import started
 from tune.errors import StudyError, StudyStopped
 from tune.study.files import load
@@ -56,7 +57,7 @@ def fake_ray(monkeypatch):
     monkeypatch.setattr(ray, "init", lambda **settings: asked.append("init"))
     monkeypatch.setattr(ray, "shutdown", lambda: asked.append("shutdown"))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_start, "_serve_prestarted", lambda: None)
+    monkeypatch.setattr(ray_start, "serve_prestarted", lambda: None)
     return asked
 
 
@@ -177,7 +178,7 @@ def test_a_free_worker_takes_no_trial_whose_own_worker_starts_while_another_wait
         get_live_trials=live.values, _trial_to_actor={live[name]: object() for name in starting}
     )
     run = SimpleNamespace(study=SMOKE)
-    found = ray_backend._tune_parts(run, lambda: 2)[1].choose_trial_to_run(controller)
+    found = StopWithinArm(Session(run, lambda: 2)).choose_trial_to_run(controller)
     assert (found and found.trial_id) == chosen
 
 

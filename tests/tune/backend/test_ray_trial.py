@@ -13,11 +13,13 @@ from pagating.checkpoint import CheckpointFolder
 from pagating.data import prepare
 from pagating.tasks import causal
 from pagating.train import Trial, train
+from tests.tune.helpers import job_of
 from tune import sweep
-from tune.backend import ray_trial as adapter
+from tune.backend.ray_backend import RayBackend
 from tune.backend.ray_faults import Pulse
 from tune.backend.ray_trial import CellTrainable
 from tune.study.files import parse
+from tune.subject import training
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 STUDY = {
@@ -49,8 +51,8 @@ def spec(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def calm(monkeypatch):
     """No sign of life that depends on how busy the machine is."""
-    monkeypatch.setattr(adapter, "BEAT_SECONDS", float("inf"))
-    monkeypatch.setattr(adapter, "WITHIN_SECONDS", float("inf"))
+    monkeypatch.setattr(training, "BEAT_SECONDS", float("inf"))
+    monkeypatch.setattr(training, "WITHIN_SECONDS", float("inf"))
 
 
 def plain(row):
@@ -73,7 +75,7 @@ def expected(spec):
 
 
 def test_a_cell_without_checkpoints_is_the_trial(spec):
-    found = results(CellTrainable({"cell": "a", "trial": spec}))
+    found = results(CellTrainable({"job": job_of(spec)}))
     assert rows(found) == expected(spec)
     assert [(result["fraction"], result["step"]) for result in found] == [(0.5, 4), (1.0, 8)]
     *_, last = train(Trial(**spec))
@@ -83,8 +85,8 @@ def test_a_cell_without_checkpoints_is_the_trial(spec):
 
 
 def test_a_trial_says_that_it_is_alive_between_evaluations(spec, monkeypatch):
-    monkeypatch.setattr(adapter, "BEAT_SECONDS", 0.0)
-    found = results(CellTrainable({"cell": "a", "trial": spec}))
+    monkeypatch.setattr(training, "BEAT_SECONDS", 0.0)
+    found = results(CellTrainable({"job": job_of(spec)}))
     assert [result["step"] for result in found] == list(range(1, 9))
     assert [result["fraction"] for result in found] == [step / 8 for step in range(1, 9)]
     assert [result["row"] is not None for result in found] == [step in (4, 8) for step in range(1, 9)]
@@ -94,9 +96,9 @@ def test_a_trial_says_that_it_is_alive_between_evaluations(spec, monkeypatch):
 def test_a_long_update_shows_life_between_its_parts_and_changes_no_bit(spec, monkeypatch):
     parts = {**spec, "micro_batch_tokens": 16, "eval_windows": 12, "test": True}  # 4 and 3 parts
     undisturbed = expected(parts)
-    monkeypatch.setattr(adapter, "BEAT_SECONDS", 0.0)
-    monkeypatch.setattr(adapter, "WITHIN_SECONDS", 0.0)
-    found = results(CellTrainable({"cell": "a", "trial": parts}))
+    monkeypatch.setattr(training, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "WITHIN_SECONDS", 0.0)
+    found = results(CellTrainable({"job": job_of(parts)}))
     assert rows(found) == undisturbed
     made = [result["step"] for result in found]
     assert made == sorted(made)
@@ -133,22 +135,22 @@ def test_a_trial_whose_update_outlasts_the_timeout_lives_while_its_parts_do(spec
 
     monkeypatch.setattr("pagating.tasks.causal.linear_nll", slowly(causal.linear_nll))
     monkeypatch.setattr("pagating.evaluate.token_nll", slowly(evaluate.token_nll))
-    monkeypatch.setattr(adapter.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(adapter, "BEAT_SECONDS", 2.0)
-    monkeypatch.setattr(adapter, "WITHIN_SECONDS", within)
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training, "BEAT_SECONDS", 2.0)
+    monkeypatch.setattr(training, "WITHIN_SECONDS", within)
     pulse.beat("a")
     given = {**spec, "micro_batch_tokens": 16, "eval_windows": 12, "tokens": 64, "eval_every": 1}
-    cell = CellTrainable({"cell": "a", "trial": given})
+    cell = CellTrainable({"job": job_of(given)})
     while not cell.train().get("done"):
         pulse.beat("a")
     assert silent[:1] == ended
 
 
 def test_a_cell_that_is_cut_off_within_an_update_ends_it_and_saves(spec, tmp_path, monkeypatch):
-    monkeypatch.setattr(adapter, "BEAT_SECONDS", 0.0)
-    monkeypatch.setattr(adapter, "WITHIN_SECONDS", 0.0)
-    config = {"cell": "a", "trial": {**spec, "micro_batch_tokens": 16}, "checkpoints": str(tmp_path / "a")}
-    undisturbed = expected(config["trial"])
+    monkeypatch.setattr(training, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "WITHIN_SECONDS", 0.0)
+    config = {"job": job_of({**spec, "micro_batch_tokens": 16}, checkpoints=tmp_path / "a")}
+    undisturbed = expected(config["job"].trial)
     first = CellTrainable(config)
     while first.train()["step"] < 5:
         pass
@@ -160,8 +162,8 @@ def test_a_cell_that_is_cut_off_within_an_update_ends_it_and_saves(spec, tmp_pat
 
 
 def test_a_cell_that_is_cut_off_goes_on_in_another_actor_to_the_same_bits(spec, tmp_path, monkeypatch):
-    config = {"cell": "a", "trial": spec, "checkpoints": str(tmp_path / "a")}
-    monkeypatch.setattr(adapter, "BEAT_SECONDS", 0.0)
+    config = {"job": job_of(spec, checkpoints=tmp_path / "a")}
+    monkeypatch.setattr(training, "BEAT_SECONDS", 0.0)
     first = CellTrainable(config)
     for _ in range(5):
         first.train()
@@ -178,12 +180,12 @@ def test_a_cell_that_is_cut_off_goes_on_in_another_actor_to_the_same_bits(spec, 
 
 
 def test_the_next_cell_of_an_actor_removes_what_the_last_one_left(spec, tmp_path):
-    config = {"cell": "a", "trial": spec, "checkpoints": str(tmp_path / "a")}
+    config = {"job": job_of(spec, checkpoints=tmp_path / "a")}
     actor = CellTrainable(config)
-    actor._checkpoints.request()
+    actor._training._checkpoints.request()
     actor.train()
     assert len(list((tmp_path / "a").iterdir())) == 1  # stopped early here: Ray asks for no clean-up
-    assert actor.reset({**config, "cell": "b", "checkpoints": str(tmp_path / "b")})
+    assert actor.reset({"job": job_of(spec, "b", tmp_path / "b")})
     assert not (tmp_path / "a").exists()
     assert rows(results(actor)) == expected(spec)
 
@@ -194,14 +196,14 @@ def test_a_damaged_checkpoint_reaches_the_driver_as_a_warning(spec, tmp_path):
     next(train(Trial(**spec), folder))
     (path,) = (tmp_path / "a").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    first, second = results(CellTrainable({"cell": "a", "trial": spec, "checkpoints": str(tmp_path / "a")}))
+    first, second = results(CellTrainable({"job": job_of(spec, checkpoints=tmp_path / "a")}))
     assert first["warning"] == f"{path}: is damaged (its checksum does not match); it is removed"
     assert "warning" not in second
     assert rows([first, second]) == expected(spec)
 
 
 def test_a_diverged_cell_is_infeasible_and_says_why(spec):
-    (result,) = results(CellTrainable({"cell": "a", "trial": {**spec, "lr": 1e30, "warmup": 0.0, "clip": 1e30}}))
+    (result,) = results(CellTrainable({"job": job_of({**spec, "lr": 1e30, "warmup": 0.0, "clip": 1e30})}))
     assert (result["outcome"], result["row"], result["final"]) == ("infeasible", None, {})
     assert result["reason"].startswith("step ")
 
@@ -220,7 +222,7 @@ def test_what_a_machine_lacks_is_told_apart_from_a_fault(spec, monkeypatch, erro
         raise error
 
     monkeypatch.setattr("pagating.tasks.causal.linear_nll", fail)
-    (result,) = results(CellTrainable({"cell": "a", "trial": spec}))
+    (result,) = results(CellTrainable({"job": job_of(spec)}))
     assert result["outcome"] == outcome
     with pytest.raises(ValueError, match=reason):
         raise ValueError(result["reason"])
@@ -228,8 +230,8 @@ def test_what_a_machine_lacks_is_told_apart_from_a_fault(spec, monkeypatch, erro
 
 @pytest.mark.parametrize("then", ["the next cell", "the end"])
 def test_a_cell_whose_machine_failed_leaves_its_checkpoints_for_the_next_try(spec, tmp_path, monkeypatch, then):
-    config = {"cell": "a", "trial": spec, "checkpoints": str(tmp_path / "a")}
-    monkeypatch.setattr(adapter, "BEAT_SECONDS", 0.0)
+    config = {"job": job_of(spec, checkpoints=tmp_path / "a")}
+    monkeypatch.setattr(training, "BEAT_SECONDS", 0.0)
     first = CellTrainable(config)
     first.train()
     first.stop()
@@ -243,7 +245,7 @@ def test_a_cell_whose_machine_failed_leaves_its_checkpoints_for_the_next_try(spe
         second = CellTrainable(config)
         assert second.train()["outcome"] == "failed"
     if then == "the next cell":
-        second.reset({"cell": "b", "trial": spec})
+        second.reset({"job": job_of(spec, "b")})
     else:
         second.stop()
     assert list((tmp_path / "a").iterdir()) == [kept]
@@ -252,7 +254,7 @@ def test_a_cell_whose_machine_failed_leaves_its_checkpoints_for_the_next_try(spe
 
 def test_torchs_own_words_for_no_memory_are_understood(spec):
     model = {**spec["model"], "d_model": 1 << 20, "n_head": 1}  # 12 * 2^40 weights of 4 bytes
-    (result,) = results(CellTrainable({"cell": "a", "trial": {**spec, "model": model}}))
+    (result,) = results(CellTrainable({"job": job_of({**spec, "model": model})}))
     assert result["outcome"] == "infeasible"
     assert "GiB more could not be had; lower the batch (batch_tokens), the model" in result["reason"]
 
@@ -260,20 +262,19 @@ def test_torchs_own_words_for_no_memory_are_understood(spec):
 def test_an_error_of_the_program_is_not_swallowed(spec, monkeypatch):
     monkeypatch.setattr("pagating.tasks.causal.linear_nll", lambda *a: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
-        CellTrainable({"cell": "a", "trial": spec}).train()
+        CellTrainable({"job": job_of(spec)}).train()
 
 
 class KilledOnce(CellTrainable):
     """The real trial; the first one to find the file FAULTS/kill is killed by signal 9 after its sixth update."""
 
     def step(self):
-        adapter.BEAT_SECONDS, adapter.WITHIN_SECONDS = 0.0, 3600.0  # a result an update, however long it takes
+        training.BEAT_SECONDS, training.WITHIN_SECONDS = 0.0, 3600.0  # a result an update, however long it takes
         place = Path(os.environ["FAULTS"])
-        if self._checkpoints:
-            self._checkpoints.request()
+        self._training._checkpoints.request()
         result = super().step()
         with open(place / "steps", "a") as file:
-            file.write(f"{self.config['cell']} {os.getpid()} {result['step']} {result['row'] is not None}\n")
+            file.write(f"{self.config['job'].cell} {os.getpid()} {result['step']} {result['row'] is not None}\n")
         if result["step"] == 6 and (place / "kill").exists():
             (place / "kill").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -290,7 +291,7 @@ def test_a_worker_killed_in_mid_trial_goes_on_from_its_checkpoint_in_another_pro
         (tmp_path / "steps").unlink(missing_ok=True)
         if name == "disturbed":
             (tmp_path / "kill").touch()
-        run = sweep.sweep(study, tmp_path, tmp_path / name, slots=1, trainable=KilledOnce)
+        run = sweep.sweep(study, tmp_path, tmp_path / name, RayBackend(1, trainable=KilledOnce))
         assert not (tmp_path / "kill").exists()
         assert not (run.folder / "checkpoints").exists()
         found.append({key: (r.outcome, plain(r.final), list(map(plain, r.curve))) for key, r in run.records.items()})

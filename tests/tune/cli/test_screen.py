@@ -26,10 +26,10 @@ DRIVER = """
 import os, subprocess, sys, time, warnings
 from pathlib import Path
 from types import SimpleNamespace
-from tune import screen
-from tune.ledger import Ledger
-from tune.standing import Standing
-from tune.study import load
+from tune.cli import screen
+from tune.run.ledger import Ledger
+from tune.run.progress import Standing
+from tune.study.files import load
 
 screen.REFRESH_SECONDS = 0.0
 screen.SILENT_SECONDS = float(os.environ.get("SILENT", "600"))
@@ -41,7 +41,7 @@ book = Ledger(folder / "ledger.jsonl")
 class Run(SimpleNamespace):
     standing = property(lambda self: Standing(study, book.events))
 
-run = Run(study=study, folder=folder, ledger=book, room=2, tick=None)
+run = Run(study=study, folder=folder, ledger=book, room=2, on_pulse=None)
 shown = screen.Screen("make ui")
 
 def cell(arm, index, loss, outcome="completed"):
@@ -49,13 +49,13 @@ def cell(arm, index, loss, outcome="completed"):
     config = {"lr": 0.002}
     book.append("suggested", cell=key, stage="search", arm=arm, index=index, seed=1, config=config, config_key="k")
     book.append("started", cell=key)
-    if run.tick: run.tick()
+    if run.on_pulse: run.on_pulse()
     if outcome:
         book.append("ended", cell=key, outcome=outcome, final={"val_nll": loss} if loss else {}, reason=None)
         progress = SimpleNamespace(cell=SimpleNamespace(config=config, stage="search", arm=arm, seed=1),
             outcome=outcome, loss=loss or float("inf"), ended=index + 1, total=45, seconds_left=125.0)
         shown.ended(progress)
-    if run.tick: run.tick()
+    if run.on_pulse: run.on_pulse()
 
 print("before")
 with shown.watch(run):

@@ -62,7 +62,7 @@ def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, mon
 
         raise CorpusError("hub dataset 'far/away' cannot be loaded: offline")
 
-    monkeypatch.setattr("tune.sweep.packed_corpus", gone)
+    monkeypatch.setattr("tune.study.inputs.packed_corpus", gone)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     found = json.loads(plan.run(config, tmp_path / "studies", **OPTIONS))

@@ -14,15 +14,15 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests.tune.helpers import run_of
 from tune import sweep
 from tune.cli import main
 from tune.errors import LedgerError, StudyError
 from tune.files import write_whole
 from tune.run import extend, ledger, repair, study_run, tables
 from tune.run.ledger import Ledger
-from tune.run.study_run import StudyRun
-from tune.study.corpus import packed_corpus
 from tune.study.files import dump, parse
+from tune.study.inputs import packed_corpus
 
 STUDY = {
     "name": "s",
@@ -65,7 +65,7 @@ def train(run, cell):
 
 def finish(folder, corpus, made=None, stop_after=None):
     """Train what is missing of the study in `folder`; the cells that were trained."""
-    run = StudyRun(made or study(), folder, corpus)
+    run = run_of(made or study(), folder, corpus)
     trained = []
     try:
         while (cell := run.next_cell()) is not None and len(trained) != stop_after:
@@ -135,7 +135,7 @@ def test_a_lost_start_of_a_second_attempt_does_not_mix_two_curves(whole, corpus,
     shutil.copytree(whole, tmp_path / "s")
     folder = tmp_path / "s"
     (folder / "ledger.jsonl").unlink()
-    run = StudyRun(study(), folder, corpus)
+    run = run_of(study(), folder, corpus)
     cell = run.next_cell()
     run.start(cell)
     run.report(cell, {**ROW, "step": 4, "val_nll": 9.0})
@@ -209,7 +209,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_done(small_disk):
 
 def test_a_study_warns_once_when_room_gets_short(corpus, small_disk):
     said = []
-    run = StudyRun(study(), small_disk, corpus, warn=said.append)
+    run = run_of(study(), small_disk, corpus, warn=said.append, check_space=sweep._space(study(), small_disk, 1, 300))
     for _ in range(2):
         train(run, run.next_cell())
     run.ledger.close()
@@ -220,7 +220,7 @@ def test_a_study_warns_once_when_room_gets_short(corpus, small_disk):
 def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(corpus, tmp_path, monkeypatch):
     said, free = [], [1 << 40]
     monkeypatch.setattr("tune.plan.space.shutil.disk_usage", lambda path: SimpleNamespace(free=free[0]))
-    run = StudyRun(study(), tmp_path, corpus, warn=said.append)
+    run = run_of(study(), tmp_path, corpus, warn=said.append, check_space=sweep._space(study(), tmp_path, 1, 300))
     cell = run.next_cell()
     run.start(cell)
     run.alive(cell, 0.1)
@@ -283,7 +283,7 @@ def replaced(folder):
 def test_a_folder_that_vanishes_stops_the_study(corpus, tmp_path, vanish):
     folder = tmp_path / "study"
     folder.mkdir()
-    run = StudyRun(study(), folder, corpus)
+    run = run_of(study(), folder, corpus)
     cell = run.next_cell()
     vanish(folder)
     with pytest.raises(LedgerError, match="was removed or moved while the study ran"):

@@ -1,7 +1,6 @@
 """`keep: {checkpoints: true}`: what stays of a trial that is done, and what goes, without Ray's processes."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,15 +8,17 @@ import yaml
 
 from pagating.checkpoint import CheckpointFolder
 from pagating.train import Trial, train
+from tests.tune.helpers import run_of
 from tune import sweep
-from tune.backend import ray_backend
+from tune.backend.inline import Inline
 from tune.backend.ray_trial import CellTrainable
 from tune.plan import space
 from tune.run import extend
-from tune.run.models import TRAINED
 from tune.run.study_run import StudyRun
-from tune.study.corpus import packed_corpus
 from tune.study.files import dump, parse
+from tune.study.inputs import packed_corpus
+from tune.subject.gpt2 import Gpt2
+from tune.subject.subject import TRAINED
 
 STUDY = {
     "name": "s",
@@ -58,46 +59,44 @@ def test_nothing_is_kept_unless_the_study_says_so_and_it_may_change():
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_ray_hands_the_wish_to_the_trial(tmp_path, corpus, keep):
-    run = StudyRun(study(keep), tmp_path, corpus)
-    search, *_ = ray_backend._tune_parts(run, lambda: 1)
-    config = search.suggest("0")
+def test_the_trial_gets_the_wish(tmp_path, corpus, keep):
+    run = run_of(study(keep), tmp_path, corpus)
+    job = run.start(run.next_cell())
     run.ledger.close()
-    actor = CellTrainable(config)
-    actor._checkpoints.request()
+    actor = CellTrainable({"job": job})
+    actor._training._checkpoints.request()
     while not actor.train().get("done"):
-        actor._checkpoints.request()
+        actor._training._checkpoints.request()
     actor.stop()
-    kept = sorted(path.name.split("-")[1] for path in Path(config["checkpoints"]).glob("*.safetensors"))
+    kept = sorted(path.name.split("-")[1] for path in Path(job.checkpoints).glob("*.safetensors"))
     assert kept == (["0000000002", "0000000003"] if keep else [])
     if keep:  # and it can be gone on from
-        *_, row = train(Trial(**config["trial"]), CheckpointFolder(config["checkpoints"], keep=True))
+        *_, row = train(Trial(**job.trial), CheckpointFolder(job.checkpoints, keep=True))
         assert row["step"] == 4
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_the_driver_leaves_them_and_takes_the_models_that_are_not_kept(tmp_path, corpus, monkeypatch, keep):
+def test_the_driver_leaves_them_and_takes_the_models_that_are_not_kept(tmp_path, corpus, keep):
     """Two checkpoints and a model a cell, of which the study keeps the best an arm."""
     folder = tmp_path / "s"
 
-    def play(run, *arguments):
-        run.sees_models = True
-        while (cell := run.next_cell()) is not None:
-            run.start(cell)
-            place = run.checkpoints(cell)
-            (place / TRAINED).mkdir(parents=True)
-            (place / TRAINED / "model.json").write_text('{"final": {}}')
-            for step in (1, 2):
-                (place / f"{step}.safetensors").touch()
-            loss = 3.0 + abs(cell.config["lr"] - 3e-3) + cell.seed / 1000
-            run.end(cell, "completed", {"val_nll": loss, "test_nll": loss, "steps": 4})
+    class Playing(Gpt2):
+        """Leaves two checkpoints and a model per cell, and trains nothing."""
 
-    monkeypatch.setattr(sweep, "run_ray", play)
+        @staticmethod
+        def train(trial, checkpoints, model):
+            (checkpoints.folder / TRAINED).mkdir(parents=True)
+            (checkpoints.folder / TRAINED / "model.json").write_text('{"final": {}}')
+            for step in (1, 2):
+                (checkpoints.folder / f"{step}.safetensors").touch()
+            loss = 3.0 + abs(trial["lr"] - 3e-3) + trial["seed"] / 1000
+            final = {"val_nll": loss, "test_nll": loss, "steps": 4}
+            yield 4, {"step": 4, "tokens": 64, "val_nll": loss, "final": final}
+
     folder.mkdir()
     (folder / "study.yaml").write_text(dump(study(keep)))
-    run = StudyRun(study(keep), folder, corpus)
-    no_ray = SimpleNamespace(begin=lambda *given: None, end=lambda: None, address=None)
-    sweep._train(run, no_ray, None, None, None, None)
+    run = StudyRun(study(keep), folder, Playing.at(study(keep), folder, corpus))
+    sweep._train(run, Inline(), run.subject.inputs, None, lambda: None)
     assert run.stages.finished
     left = sorted(path.name for path in (folder / "checkpoints").rglob("*") if path.name == TRAINED or path.is_file())
     assert left == (["1.safetensors"] * len(run.records) + ["2.safetensors"] * len(run.records) if keep else [])

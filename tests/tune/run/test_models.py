@@ -17,13 +17,13 @@ import pagating
 from pagating.data.corpus import eval_windows, open_split
 from pagating.data.prepare import prepare
 from pagating.evaluate import mean_nll
-from pagating.train import steps
-from pagating.trial import Trial
-from tune.run import extend, ledger, study_run, tables
-from tune.run.models import TRAINED, best_cells, kept_models, missing_models, models_folder, place, take_best
-from tune.run.study_run import StudyRun
+from tests.tune.helpers import run_of
+from tune.backend.inline import Inline
+from tune.run import extend, ledger, models, tables
+from tune.run.models import best_cells, kept_models, missing_models, models_folder, place, take_best
 from tune.study.cell import Cell, Record
 from tune.study.files import dump, parse
+from tune.subject.subject import TRAINED
 from tune.tracking.models import how_to_load, log_models
 from tune.tracking.runs import prepare_store
 from tune.tracking.tracker import sync
@@ -130,24 +130,22 @@ def corpus(tmp_path_factory):
     return prepare(source, given.tokenizer.model_dump(), given.model.n_ctx, base / "cache", base)
 
 
-def trained_run(given, folder, corpus, stop=None):
+def trained_run(given, folder, corpus, stop=lambda run, cell, final: None):
     """Run a study in this process, without Ray; `stop` is called with each cell that trained, before it is recorded."""
     folder.mkdir(exist_ok=True)
     (folder / "study.yaml").write_text(dump(given))
-    run = StudyRun(given, folder, corpus)
-    run.sees_models = True
+    run = run_of(given, folder, corpus)
+    end = run.end
+
+    def watched(cell, *arguments):
+        stop(run, cell, arguments[1])
+        end(cell, *arguments)
+
+    run.end = watched
     try:
-        while (cell := run.next_cell()) is not None:
-            spec, model = run.start(cell), run.checkpoints(cell) / TRAINED
-            for _, row in steps(Trial(**spec), None, model if run.keeps_model(cell) else None):
-                if row:
-                    final = row.pop("final", None)
-                    run.report(cell, row)
-            if stop:
-                stop(run, cell, final)
-            run.end(cell, "completed", final)
+        Inline().train(run)
     finally:
-        run.ledger.close()
+        run.close()
     return run
 
 
@@ -180,8 +178,8 @@ def test_each_arms_model_has_the_ledgers_loss_to_the_bit(done, corpus):
 
 
 def test_a_cell_that_leaves_a_model_is_compared_with_its_arms_best_alone(corpus, tmp_path, monkeypatch):
-    looked, plain = [], study_run.best_cells
-    monkeypatch.setattr(study_run, "best_cells", lambda *given: looked.append(1) or plain(*given))
+    looked, plain = [], models.best_cells
+    monkeypatch.setattr(models, "best_cells", lambda *given: looked.append(1) or plain(*given))
     trained_run(study(), tmp_path / "kept", corpus)
     assert looked == [1]  # once, at the beginning, over what the ledger had
     assert kept_models(tmp_path / "kept" / "models", best_of(tmp_path / "kept")).keys() == {"gelu", "pa.learned"}
@@ -235,22 +233,20 @@ def test_what_is_kept_may_change_while_a_study_runs(done):
 
 
 def test_an_arm_whose_model_could_not_be_placed_is_named(done, corpus, tmp_path):
-    warned = []
     folder = shutil.copytree(done, tmp_path / "kept")
     shutil.rmtree(folder / "models" / "gelu")
-    run = StudyRun(study(), folder, corpus, warn=warned.append)
-    run.warn_of_missing_models()
-    assert warned == []  # nothing was trained now: who removed it knows
-    run.sees_models = True
-    run.warn_of_missing_models()
-    run.ledger.close()
-    assert [line.split(":")[0] for line in warned] == ["gelu"]
+    run = run_of(study(), folder, corpus)
+    assert run.models.missing(run.records.values()) == []  # nothing was trained now: whoever removed it knows
+    run.begin(1, sees_models=True)
+    missing = run.models.missing(run.records.values())
+    run.close()
+    assert [line.split(":")[0] for line in missing] == ["gelu"]
 
 
 def test_the_line_of_a_missing_model_trains_it_again_to_the_same_bits(done, corpus, tmp_path):
     record = best_of(done)["gelu"]
-    run = StudyRun(study(), shutil.copytree(done, tmp_path / "kept"), corpus)
-    (tmp_path / "trial.json").write_text(json.dumps(run.start(record.cell)))
+    run = run_of(study(), shutil.copytree(done, tmp_path / "kept"), corpus)
+    (tmp_path / "trial.json").write_text(json.dumps(run.start(record.cell).trial))
     run.ledger.close()
     command = [sys.executable, "-m", "pagating.train", str(tmp_path / "trial.json"), "--model", str(tmp_path / "again")]
     subprocess.run(command, check=True, capture_output=True)

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from pagating.data.corpus import CorpusError
-from tune.run.study_run import StudyRun
-from tune.study.corpus import begun_corpus, packed_corpus
+from pagating.data.corpus import CorpusError, read_meta
+from tests.tune.helpers import run_of
+from tune.study import inputs
 from tune.study.files import parse
+from tune.study.inputs import packed_corpus
 
 TEXT = """
 question: Is it found again?
@@ -25,14 +26,14 @@ def begun(tmp_path, monkeypatch):
     study, folder = parse(TEXT, Path("mine.yaml")), tmp_path / "studies" / "mine"
     folder.mkdir(parents=True)
     corpus = packed_corpus(study, folder.parent, tmp_path)
-    StudyRun(study, folder, corpus).ledger.close()
+    run_of(study, folder, corpus).ledger.close()
     return study, folder, corpus
 
 
 def test_a_study_finds_its_corpus_without_its_text(begun, tmp_path):
     study, folder, corpus = begun
     (tmp_path / "text.txt").unlink()
-    assert begun_corpus(study, folder) == corpus
+    assert inputs.begun(study, folder, read_meta(corpus)["digest"]).corpus == corpus
 
 
 def test_neither_another_corpus_nor_a_damaged_one_is_taken(begun, tmp_path):
@@ -40,7 +41,8 @@ def test_neither_another_corpus_nor_a_damaged_one_is_taken(begun, tmp_path):
     damaged = corpus.with_name("corpus-000")
     damaged.mkdir()
     (damaged / "corpus.json").write_text("{")
-    assert begun_corpus(study, folder) == corpus
+    assert inputs.begun(study, folder, read_meta(corpus)["digest"]).corpus == corpus
+    digest = read_meta(corpus)["digest"]
     corpus.rename(tmp_path / "away")
     with pytest.raises(CorpusError, match=r"no file matches 'text.txt'"):
-        begun_corpus(study, folder)
+        inputs.begun(study, folder, digest)

@@ -10,9 +10,9 @@ import torch
 
 from pagating.gating.gates import GATES
 from pagating.model.gpt2 import GPT2Size, activations
+from tests.tune.helpers import run_of
 from tune.errors import StudyError
 from tune.run import ledger
-from tune.run.study_run import StudyRun
 from tune.study.files import parse
 from tune.study.own_gates import check_gates, copy_of, digests, keep_gates, place_gate, references
 from tune.study.trial_spec import trial_spec
@@ -93,13 +93,13 @@ def test_a_copy_that_was_altered_is_refused_by_the_ledger(study, tmp_path, monke
     folder = tmp_path / "study"
     folder.mkdir()
     keep_gates(study, tmp_path, folder)
-    StudyRun(study, folder, corpus).ledger.close()
+    run_of(study, folder, corpus).ledger.close()
     (event, *_) = ledger.read(folder / "ledger.jsonl")
     assert event["gates"] == digests(study, folder)
-    StudyRun(study, folder, corpus).ledger.close()
+    run_of(study, folder, corpus).ledger.close()
     copy_of("gates/own.py:mine", folder).write_text("def mine(x):\n    return x\n")
     with pytest.raises(StudyError, match="are not those that the study was begun with"):
-        StudyRun(study, folder, corpus)
+        run_of(study, folder, corpus)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from pagating.data.corpus import read_meta
+from tests.tune.helpers import run_of
 from tune.errors import StudyError
 from tune.plan import dry_run, space, work
-from tune.run.study_run import StudyRun
 from tune.study import weights
-from tune.study.corpus import packed_corpus
 from tune.study.files import load, parse
+from tune.study.inputs import packed_corpus
 from tune.study.trial_spec import trial_spec
 
 torch.set_num_threads(1)
@@ -175,8 +175,8 @@ def test_a_study_finds_its_weights_once_and_its_trials_load_them(published_model
     weights.note(found, tmp_path / "pre")
     placed = weights.place_weights(spec, tmp_path / "pre")
     assert placed == {**spec, "pretrained": str(file.resolve())}
-    run = StudyRun(study, tmp_path / "pre", corpus)
-    assert run.start(run.next_cell())["pretrained"] == str(file.resolve())
+    run = run_of(study, tmp_path / "pre", corpus)
+    assert run.start(run.next_cell()).trial["pretrained"] == str(file.resolve())
     assert next(e for e in run.ledger.events if e["event"] == "study")["pretrained"] == found["sha256"]
     run.ledger.close()
 

@@ -10,14 +10,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from tests.tune.helpers import meta_of
 from tune.errors import LedgerError, TrackingError
 from tune.run.ledger import Ledger
 from tune.study.cell import Cell, Record
 from tune.study.files import load
-from tune.tracking.tracker import Tracker, finish, is_marked, mark, sync
+from tune.tracking.tracker import MlflowTracker, is_marked, mark, sync
 
 ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from unreliable import Proxy, Server  # noqa: E402
 
@@ -79,7 +79,7 @@ def test_answers_that_get_lost_double_nothing(place, monkeypatch, ledger_of):
     with monkeypatch.context() as patched:
         for name in ("create_experiment", "create_run", "log_batch", "log_inputs", "set_terminated"):
             patched.setattr(MlflowClient, name, losing(name))
-        tracker = Tracker(uri, load(SMOKE), folder, corpus)
+        tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
         deadline = time.monotonic() + 200
         while len(lost) < 5:
             for record in found.values():
@@ -118,7 +118,7 @@ def test_a_bad_server_costs_the_study_nothing_and_has_everything_in_the_end(plac
     try:
         proxy.mode = mode
         began = time.monotonic()
-        tracker = Tracker(proxy.uri, study, folder, corpus)
+        tracker = MlflowTracker(proxy.uri, study, folder, meta_of(corpus))
         for record in found.values():
             tracker.started(record)
             for each in record.curve:
@@ -183,7 +183,7 @@ def test_times_never_run_backwards_in_mlflow(place, row):
     stepped = Record(
         CELL, "completed", None, {"val_nll": 3.0}, [row(4), row(8)], [99.0, 101.0], started=100.0, ended=50.0
     )
-    tracker = Tracker(uri, load(SMOKE), folder, corpus)
+    tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
     tracker.ended(stepped)
     tracker.close()
     ((_, start, end, metrics, _),) = shown(uri).values()
@@ -194,7 +194,7 @@ def test_times_never_run_backwards_in_mlflow(place, row):
 @pytest.mark.slow
 def test_two_processes_make_one_store(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    code = f"from tune.mlflow_runs import prepare_store; prepare_store({uri!r})"
+    code = f"from tune.tracking.runs import prepare_store; prepare_store({uri!r})"
     makers = [subprocess.Popen([sys.executable, "-c", code], cwd=SMOKE.parents[1]) for _ in range(2)]
     assert [maker.wait() for maker in makers] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
@@ -220,7 +220,7 @@ def test_a_damaged_store_is_left_alone_said_in_one_line_and_a_new_one_gets_all(p
     content = damage(store.read_bytes())
     store.write_bytes(content)
     found = ledger_of(folder)
-    tracker = Tracker(uri, load(SMOKE), folder, corpus)  # that of a sweep
+    tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))  # that of a sweep
     for record in found.values():
         tracker.started(record)
         for row in record.curve:
@@ -228,7 +228,7 @@ def test_a_damaged_store_is_left_alone_said_in_one_line_and_a_new_one_gets_all(p
         tracker.ended(record)
     tracker.close(found.values(), patience=20.0)
     assert tracker.owed == 3
-    said = finish(tracker, {})
+    said = tracker.finish({})
     assert said.startswith(f"MLflow at {uri} still lacks 3 cells and the verdict (")
     assert f"run `pagating sync {folder}` when" in said
     assert "\n" not in said

@@ -9,11 +9,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from tests.tune.helpers import meta_of
 from tune.study.cell import Cell, Record
 from tune.study.files import load
 from tune.tracking import runs as mlflow_runs
 from tune.tracking.runs import Runs, default_uri, numeric_alpha
-from tune.tracking.tracker import Tracker
+from tune.tracking.tracker import MlflowTracker
 
 ROOT = Path(__file__).parents[3]
 SMOKE = ROOT / "configs" / "smoke.yaml"
@@ -28,9 +29,9 @@ def runs(uri):
 
 
 def test_the_thread_gets_a_record_as_it_stood(place, monkeypatch, row):
-    monkeypatch.setattr(Tracker, "_work", lambda self: None)
+    monkeypatch.setattr(MlflowTracker, "_work", lambda self: None)
     folder, corpus, uri = place
-    tracker = Tracker(uri, load(SMOKE), folder, corpus)
+    tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
     record = Record(CELL, started=1.0, curve=[row(4)])
     tracker.reported(record, record.curve[-1])
     record.outcome = "completed"
@@ -41,7 +42,7 @@ def test_the_thread_gets_a_record_as_it_stood(place, monkeypatch, row):
 
 def test_a_cell_that_begins_again_replaces_its_run(place, row):
     folder, corpus, uri = place
-    tracker = Tracker(uri, load(SMOKE), folder, corpus)
+    tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
     record = Record(CELL, started=time.time(), curve=[row(4), row(8)])
     tracker.reported(record, record.curve[-1])
     while CELL.key not in tracker.runs.known or not tracker.runs.known[CELL.key].rows:
@@ -93,7 +94,7 @@ def test_a_run_whose_first_request_failed_has_its_parameters_once_it_is_written(
 
 def test_a_second_tracker_finds_what_is_there_and_sweeps_what_was_cut_off(place, row):
     folder, corpus, uri = place
-    first = Tracker(uri, load(SMOKE), folder, corpus)
+    first = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
     done = Record(CELL, started=1.0, outcome="completed", final={"val_nll": 3.0}, ended=2.0, curve=[row(4)])
     cut = Record(Cell("confirm", "gelu", 0, 102, {"lr": 1e-3}, "key"), started=1.0, curve=[row(4)])
     first.ended(done)
@@ -101,7 +102,7 @@ def test_a_second_tracker_finds_what_is_there_and_sweeps_what_was_cut_off(place,
     first.close()
     before = runs(uri)
     assert before.keys() == {"study", CELL.key, cut.cell.key}
-    second = Tracker(uri, load(SMOKE), folder, corpus)
+    second = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
     second.ended(done)
     second.close()
     after = runs(uri)
@@ -113,7 +114,7 @@ def test_a_second_tracker_finds_what_is_there_and_sweeps_what_was_cut_off(place,
 def test_a_dead_server_costs_the_study_nothing_and_is_owed(place):
     folder, corpus, _ = place
     began = time.monotonic()
-    tracker = Tracker("http://127.0.0.1:9", load(SMOKE), folder, corpus)
+    tracker = MlflowTracker("http://127.0.0.1:9", load(SMOKE), folder, meta_of(corpus))
     for seed in range(50):
         tracker.ended(Record(Cell("confirm", "gelu", 0, seed, {"lr": 1e-3}, "key"), outcome="completed"))
     assert time.monotonic() - began < 5  # no call of the study waits for the server
@@ -131,7 +132,7 @@ def test_a_store_that_lags_behind_is_waited_for_while_it_goes_on(place, monkeypa
         write(self, record)
 
     monkeypatch.setattr(mlflow_runs.Runs, "write", slowly)
-    tracker = Tracker(uri, load(SMOKE), folder, corpus)
+    tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
     found = [Record(replace(CELL, seed=seed), started=1.0, outcome="completed", ended=2.0) for seed in range(5)]
     real = tracker._thread.join
 
@@ -142,9 +143,12 @@ def test_a_store_that_lags_behind_is_waited_for_while_it_goes_on(place, monkeypa
             real(0.05)
 
     monkeypatch.setattr(tracker._thread, "join", join)
-    tracker.close(found, lags=said.append)
+    tracker.close(found, warn=said.append)
     assert (tracker.owed, len(runs(uri))) == (0, 6)
-    assert said == [4, 3, 2, 1]
+    assert said == [
+        f"MLflow lags behind by {cells} cells and is waited for; Ctrl-C leaves them to `pagating sync`"
+        for cells in (4, 3, 2, 1)
+    ]
 
 
 def test_a_store_that_stands_still_is_given_up_on(place, monkeypatch):
@@ -156,7 +160,7 @@ def test_a_store_that_stands_still_is_given_up_on(place, monkeypatch):
         time.sleep(60)
 
     monkeypatch.setattr(mlflow_runs.Runs, "write", stuck)
-    tracker = Tracker(uri, load(SMOKE), folder, corpus)
+    tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
     tracker.ended(Record(CELL, started=1.0, outcome="completed", ended=2.0))
     while not asked:
         time.sleep(0.05)
@@ -178,7 +182,7 @@ def test_the_last_cells_are_tried_again_a_few_times(place, monkeypatch, errors, 
             raise MlflowException("database is locked")
         write(self, record)
 
-    tracker = Tracker(uri, load(SMOKE), folder, corpus)
+    tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
     monkeypatch.setattr(mlflow_runs.Runs, "write", busy)
     tracker.close([Record(CELL, started=1.0, outcome="completed", ended=2.0)], patience=30.0)
     assert tracker.owed == owed

@@ -1,0 +1,264 @@
+"""What every backend, subject and tracker has to do, run over all of them."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+from pagating.trial import Diverged
+from tests.tune.helpers import meta_of
+from tune.backend.backend import Backend
+from tune.backend.inline import Inline
+from tune.backend.ray_backend import RayBackend
+from tune.backend.ray_start import QUIET
+from tune.errors import StudyError, StudyStopped
+from tune.run import ledger
+from tune.run.ledger import MemoryLedger
+from tune.run.study_run import StudyRun
+from tune.run.tracker import NoTracker
+from tune.study.cell import Cell, Record
+from tune.study.files import parse
+from tune.study.inputs import packed_corpus
+from tune.subject.gpt2 import Gpt2
+from tune.subject.known import Known
+from tune.tracking.tracker import MlflowTracker
+
+STUDY = {
+    "name": "contract",
+    "question": "Is one backend like the other?",
+    "tokenizer": {"vocab_size": 300},
+    "model": {"n_layer": 1, "d_model": 8, "n_head": 2, "n_ctx": 16},
+    "fixed": {"tokens": 1280, "batch_tokens": 64, "eval_windows": 4},
+    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
+    "arms": {
+        "gelu": {"baseline": True},
+        "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True},
+        "searched": {"gate": "sigmoid", "alpha": {"search": {"uniform": [0.0, 2.0]}}},
+    },
+    "search": {"trials_per_arm": 4},
+    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
+    "confirm": {"seeds": 2},
+}
+CLOCK = ("time", "crc", "seconds", "tokens_per_second", "peak_rss_mb")
+BACKENDS = {"inline": Inline, "ray": lambda **given: RayBackend(1, **given)}
+
+
+def study(**changes):
+    return parse(yaml.safe_dump({**STUDY, **changes}), Path("contract.yaml"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    base = tmp_path_factory.mktemp("text")
+    (base / "text.txt").write_text("".join(f"{i * 7919 % 1000} the quick brown fox jumps\n" for i in range(800)))
+    return packed_corpus(study(corpus={"files": {"train": "text.txt"}}), base, base)
+
+
+@pytest.fixture(scope="module")
+def one_ray():
+    os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def without_clock(value):
+    if isinstance(value, dict):
+        return {key: without_clock(kept) for key, kept in value.items() if key not in CLOCK}
+    return list(map(without_clock, value)) if isinstance(value, list | tuple) else value
+
+
+def trained(backend: Backend, subject, folder, given, **options):
+    """Train a study with a backend; the run, closed."""
+    folder.mkdir()
+    run = StudyRun(given, folder, subject(given, folder), **options)
+    backend.start(given, lambda: None)
+    try:
+        backend.train(run)
+    finally:
+        backend.stop()
+        run.close()
+    return run
+
+
+def bowl(cell, share):
+    if cell.arm == "searched" and cell.stage == "search" and cell.index == 0:
+        return math.inf
+    return 4.0 - share + math.log(cell.config["lr"] / 3e-3) ** 2 + 0.01 * cell.index + cell.seed / 1000
+
+
+# --- backends --------------------------------------------------------------------------------------------------------
+
+
+def test_both_backends_write_the_same_ledger(one_ray, corpus, tmp_path):
+    """To the order of the events and the bits of every loss; only clocks differ."""
+    found = {}
+    for name, make in BACKENDS.items():
+        subject = lambda given, folder: Gpt2.at(given, folder, corpus)  # noqa: E731
+        run = trained(make(), subject, tmp_path / name, study())
+        assert run.stages.finished
+        assert run.slots == 1
+        found[name] = without_clock(ledger.read(tmp_path / name / "ledger.jsonl"))
+        assert not (tmp_path / name / "heartbeat.json").exists()
+    assert found["inline"] == found["ray"]
+    outcomes = {event["outcome"] for event in found["inline"] if event["event"] == "ended"}
+    assert outcomes == {"completed", "stopped_early"}
+
+
+def test_both_backends_write_the_same_ledger_of_known_losses(one_ray, tmp_path):
+    found = {}
+    for name, make in BACKENDS.items():
+        trained(make(), lambda given, folder: Known(given, bowl), tmp_path / name, study())
+        found[name] = without_clock(ledger.read(tmp_path / name / "ledger.jsonl"))
+    assert found["inline"] == found["ray"]
+    ends = [event for event in found["inline"] if event["event"] == "ended"]
+    (diverged,) = [event for event in ends if event["outcome"] == "infeasible"]
+    assert diverged["cell"] == "search/searched/0/1"
+    assert diverged["reason"] == "the loss is inf at step 2"
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_start_that_is_refused_leaves_nothing_started(name, monkeypatch):
+    ended = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)  # no Ray is started for this
+    backend = BACKENDS[name]()
+
+    def refuse():
+        ended.append(1)
+        raise StudyError("the disk is full")
+
+    with pytest.raises(StudyError, match="the disk is full"):
+        backend.start(study(), refuse)
+    backend.stop()
+    assert ended == [1]
+
+
+class Broken(Known):
+    """Fails in every way that a trial can, by the arm."""
+
+    def train(self, trial, checkpoints, model):
+        if trial.arm == "gelu":
+            yield from super().train(trial, checkpoints, model)
+        elif trial.arm == "linear-floor":
+            raise ZeroDivisionError("an own gate divided by zero")
+        raise Diverged("the loss is nan at step 1")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_an_error_of_a_trial_is_an_infeasible_row_with_its_last_line(one_ray, name, tmp_path):
+    run = trained(
+        BACKENDS[name](), lambda given, folder: Broken(given, bowl), tmp_path / name, study(stages=["search"])
+    )
+    reasons = {record.cell.arm: (record.outcome, record.reason) for record in run.records.values()}
+    assert reasons["linear-floor"] == ("infeasible", "ZeroDivisionError: an own gate divided by zero")
+    assert reasons["searched"] == ("infeasible", "the loss is nan at step 1")
+    assert reasons["gelu"][0] in ("completed", "stopped_early")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_ledger_that_is_removed_ends_the_study_with_its_reason(one_ray, name, tmp_path):
+    folder = tmp_path / name
+
+    def removing(progress):
+        (folder / "ledger.jsonl").unlink(missing_ok=True)
+
+    with pytest.raises(StudyStopped, match=r"the study stopped: .*ledger\.jsonl: was removed or moved"):
+        trained(BACKENDS[name](), lambda given, folder: Known(given, bowl), folder, study(), listen=removing)
+
+
+class Caught:
+    """An interruption after so many cells."""
+
+    def __init__(self, after):
+        self.after, self.caught = after, None
+
+    def orderly(self):
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+    def ended(self, progress):
+        self.after -= 1
+        self.caught = 2 if self.after <= 0 else None
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_an_interrupted_study_goes_on_to_the_same_result(one_ray, name, tmp_path):
+    subject = lambda given, folder: Known(given, bowl)  # noqa: E731
+    whole = trained(Inline(), subject, tmp_path / "whole", study())
+    interruption, given = Caught(after=5), study()
+    run = trained(
+        BACKENDS[name](), subject, tmp_path / name, given, listen=interruption.ended, interruption=interruption
+    )
+    assert not run.stages.finished
+    again = StudyRun(given, tmp_path / name, Known(given, bowl))
+    backend = BACKENDS[name]()
+    backend.train(again)
+    again.close()
+    assert {k: (r.outcome, without_clock(r.final)) for k, r in again.records.items()} == {
+        k: (r.outcome, without_clock(r.final)) for k, r in whole.records.items()
+    }
+
+
+# --- subjects --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpt2", "known"])
+def test_a_subject_repeats_its_rows_names_itself_and_ends_with_a_result(name, corpus, tmp_path):
+    given = study()
+    subject = Gpt2.at(given, tmp_path, corpus) if name == "gpt2" else Known(given, bowl)
+    identity = subject.identity()
+    assert json.loads(json.dumps(identity)) == identity
+    subject.check_begun({"event": "study", **identity})
+    for stage, seed in (("calibrate", 11), ("confirm", 101)):
+        cell = Cell(stage, "gelu", 0, seed, {"lr": 3e-3}, "key")
+        runs = [[step for step in subject.train(subject.trial(cell), None, None) if step] for _ in range(2)]
+        assert without_clock(runs[0]) == without_clock(runs[1])
+        made = [step for step, _ in runs[0]]
+        assert made == sorted(made)
+        rows = [row for _, row in runs[0] if row]
+        assert rows[-1]["step"] == made[-1] == 20
+        assert [("final" in row) for row in rows] == [False] * (len(rows) - 1) + [True]
+        assert ("test_nll" in rows[-1]["final"]) == (stage == "confirm")
+        assert {"step", "tokens", "val_nll", "train_nll", "tokens_per_second", "alpha"} <= rows[0].keys()
+
+
+def test_a_study_that_was_begun_on_another_corpus_is_refused(corpus, tmp_path):
+    given = study()
+    run = StudyRun(given, tmp_path, Gpt2.at(given, tmp_path, corpus))
+    run.close()
+    with pytest.raises(StudyError, match="the study was begun on corpus 0123"):
+        Gpt2.at(given, tmp_path, corpus).check_begun({"corpus": "0123"})
+
+
+def test_known_losses_need_no_disk():
+    given = study()
+    run = StudyRun(given, None, Known(given, bowl), ledger=MemoryLedger())
+    Inline().train(run)
+    assert run.stages.finished
+    with pytest.raises(StudyError, match="keeps nothing on disk"):
+        _ = run.folder
+
+
+# --- trackers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["none", "mlflow"])
+def test_a_tracker_takes_a_study_and_owes_nothing_at_its_end(name, place):
+    folder, packed, uri = place
+    given = study()
+    tracker = NoTracker() if name == "none" else MlflowTracker(uri, given, folder, meta_of(packed))
+    record = Record(Cell("confirm", "gelu", 0, 101, {"lr": 1e-3}, "key"), started=1.0)
+    tracker.started(record)
+    row = {"step": 4, "tokens": 40, "val_nll": 3.5, "train_nll": 3.4, "lr": 1e-3, "grad_norm": 1.0, "alpha": []}
+    record.curve, record.times = [row | {"tokens_per_second": 1.0}], [2.0]
+    tracker.reported(record, record.curve[-1])
+    record.outcome, record.final, record.ended = "completed", {"val_nll": 3.5}, 3.0
+    tracker.ended(record)
+    said = []
+    tracker.close([record], finished=True, patience=60.0, warn=said.append)
+    assert said == []

@@ -1,0 +1,73 @@
+"""The backend without Ray: one cell after the other in this process, for tests, notebooks and simulations."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from tune.backend.ray_faults import failure
+from tune.run.study_run import FATAL, StudyRun
+from tune.study.cell import Cell
+from tune.study.study import Study
+from tune.subject.training import Training
+
+
+class Inline:
+    """Trains cells one after the other, in the order in which the stages give them.
+
+    The ledger is that of Ray with one slot. Nothing ends a trial that hangs: it runs in this process.
+    """
+
+    slots = 1
+
+    def start(self, study: Study, beside: Callable[[], None] = lambda: None) -> None:
+        """Call `beside`: nothing else has to start."""
+        beside()
+
+    def train(self, run: StudyRun) -> None:
+        """Train every missing cell. Raises StudyStopped if the study cannot go on."""
+        run.begin(slots=1, sees_models=True)
+        with run.interruption.orderly() if run.interruption else nullcontext():
+            try:
+                while not run.stopping and (cell := run.next_cell()) is not None:
+                    _train(run, cell)
+            except FATAL as error:
+                run.give_up(error)
+        run.raise_if_fatal()
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+
+def _train(run: StudyRun, cell: Cell) -> None:
+    """Train one cell, unless the run is to stop: then the cell is not recorded, and runs again."""
+    training, began = Training(run.start(cell)), time.monotonic()
+    while training.outcome is None:
+        run.pulse(room=1)
+        if run.stopping:
+            training.cut_off()
+            return
+        result = _advance(training)
+        run.alive(cell, result["fraction"], result.get("warning"))
+        if row := result["row"]:
+            run.report(cell, row)
+            if run.should_stop(cell, result["fraction"], row["val_nll"]):
+                run.end_early(cell, time.monotonic() - began)
+                training.replaced()
+                return
+        if "outcome" in result:
+            run.end(cell, result["outcome"], result["final"], result["reason"])
+            training.replaced()
+            return
+
+
+def _advance(training: Training) -> dict[str, Any]:
+    """Advance a trial; an error of its code becomes an outcome by the same rule as under Ray."""
+    try:
+        return training.advance()
+    except Exception as error:  # noqa: BLE001 (the trial's code may raise anything, and only this cell is at fault)
+        outcome, final, reason = failure("".join(traceback.format_exception(error)))
+        return {"row": None, "fraction": 1.0, "outcome": outcome, "final": final, "reason": reason}

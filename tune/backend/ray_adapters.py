@@ -1,0 +1,220 @@
+"""Ray Tune's views of one run: search algorithm, scheduler, callback and stopper. Imports Ray, which takes seconds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray import tune as ray_tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tune.backend.ray_faults import Processes, Pulse, failure
+from tune.backend.ray_private import actor_of, forget_results, keep_idle_actors, waits_for_its_actor
+from tune.run.study_run import FATAL, StudyRun
+from tune.study.cell import Cell
+
+
+@dataclass
+class Session:
+    """What the four adapters share.
+
+    Attributes:
+        run: The run.
+        room: Returns how many trials may be side by side now.
+        wish: Told each stage that begins; None if nobody asks.
+        idle: Actors that are kept while they have nothing to do, such as at the end of a stage.
+        cells: By Ray's trial id, the cells of trials that have not ended.
+        live: By Ray's trial id, Ray's trials that have not ended.
+        stopped: Ids of trials that were stopped early.
+        hung: Ids of trials that were ended because they fell silent.
+    """
+
+    run: StudyRun
+    room: Callable[[], int]
+    wish: Callable[[str], None] | None = None
+    idle: int = 0
+    cells: dict[str, Cell] = field(default_factory=dict)
+    live: dict[str, Any] = field(default_factory=dict)
+    stopped: set[str] = field(default_factory=set)
+    hung: set[str] = field(default_factory=set)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Ray pickles its search algorithm, and never uses the copy."""
+        return {}
+
+    def guarded(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `method` with a fatal error (a full disk, a removed folder) kept in the run: Ray would swallow it."""
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.run.fatal is None:
+                try:
+                    return method(*args, **kwargs)
+                except FATAL as error:
+                    self.run.give_up(error)
+            return None
+
+        return call
+
+
+class Cells(Searcher):
+    """Hands out cells as the stages allow."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(metric="fraction", mode="max")
+        self._session = session
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the config of the next trial, None to be asked again, or FINISHED."""
+        session = self._session
+        run = session.run
+        if run.stopping:
+            return Searcher.FINISHED
+        if len(session.cells) >= session.room():
+            return None
+        given = session.guarded(self._next)(trial_id)
+        return Searcher.FINISHED if given is None and (run.stages.finished or run.stopping) else given
+
+    def _next(self, trial_id: str) -> dict[str, Any] | None:
+        cell = self._session.run.next_cell()
+        if cell is None:
+            return None
+        self._session.cells[trial_id] = cell
+        return {"job": self._session.run.start(cell)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Do nothing: the callback takes the ends, and sees the trial's error too."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the ledger is restored, never Ray's state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Raise RuntimeError: a study is continued from its ledger."""
+        raise RuntimeError("a study is continued from its ledger, never from Ray's state")
+
+
+class StopWithinArm(FIFOScheduler):
+    """Asks the stages whether a trial goes on."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session, self._kept = session, 0
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Take a new trial."""
+        self._session.live[trial.trial_id] = trial
+        if self._kept < self._session.idle:
+            keep_idle_actors(tune_controller, trial, self._session.idle - self._kept)
+            self._kept = self._session.idle
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Return the trial that waits longest, if possible one for which no actor is being started.
+
+        Ray's own choice looks at all that ever ran, at every event. And an actor that ends a trial would take one whose
+        own actor is being started, which is then ended: again and again if a start takes longer than a trial.
+        """
+        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING"]
+        free = (trial for trial in waiting if not waits_for_its_actor(tune_controller, trial))
+        return next(free, next(iter(waiting), None))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop a trial if its arm's earlier trials were better."""
+        cell = self._session.cells[trial.trial_id]
+        loss = result.get("row/val_nll")  # Ray flattens a result; a sign of life has none
+        if loss is not None and self._session.run.should_stop(cell, result["fraction"], loss):
+            self._session.stopped.add(trial.trial_id)
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+
+class WhenAsked(ray_tune.Stopper):
+    """Ends the experiment if the study is interrupted or cannot go on."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Return False: no single trial is stopped here."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether the run is to stop."""
+        return self._session.run.stopping
+
+
+class Records(ray_tune.Callback):
+    """Records what trials report and how they end. A trial that was cut off is not recorded: it runs again."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._pulse, self._processes = Pulse(session.run.study.resources.stall_timeout), Processes()
+        self._stage: str | None = None
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Show that the run goes on, and end the processes of trials that have fallen silent."""
+        session = self._session
+        session.run.pulse(session.room())
+        if session.wish and session.run.stages.stage != self._stage:
+            self._stage = session.run.stages.stage
+            session.wish(self._stage)
+        for trial_id, trial in session.live.items():
+            # an actor that is used again may hang before its trial starts
+            if trial_id not in self._pulse and actor_of(trial):
+                self._pulse.beat(trial_id)
+        for trial_id in self._pulse.silent():
+            session.hung.add(trial_id)
+            self._processes.kill(session.live[trial_id])
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Begin to watch a trial."""
+        self._pulse.beat(trial.trial_id)
+        self._processes.ask(trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Record an evaluation or a sign of life."""
+        self._pulse.beat(trial.trial_id)
+        self._session.guarded(self._take)(self._session.cells[trial.trial_id], result)
+
+    def _take(self, cell: Cell, result: dict[str, Any]) -> None:
+        self._session.run.alive(cell, result["fraction"], result.get("warning"))
+        if result.get("row"):
+            self._session.run.report(cell, result["row"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record how a trial ended."""
+        if cell := self._session.cells.pop(trial.trial_id, None):
+            self._session.guarded(self._end)(cell, trial)
+        self._forget(trial)
+
+    def _end(self, cell: Cell, trial: Any) -> None:
+        result = trial.last_result or {}
+        if trial.trial_id in self._session.stopped:
+            self._session.run.end_early(cell, result["time_total_s"])
+        elif "outcome" in result:
+            self._session.run.end(cell, result["outcome"], result["final"], result["reason"])
+
+    def _forget(self, trial: Any) -> None:
+        self._pulse.forget(trial.trial_id)
+        self._session.live.pop(trial.trial_id, None)
+        self._session.stopped.discard(trial.trial_id)
+        forget_results(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record that a trial failed, unless it was cut off while the study stops."""
+        self._forget(trial)
+        cell = self._session.cells.pop(trial.trial_id, None)
+        if cell and not self._session.run.stopping:
+            self._session.guarded(self._failed)(cell, trial)
+
+    def _failed(self, cell: Cell, trial: Any) -> None:
+        outcome, final, reason = failure(Path(trial.error_file).read_text(encoding="utf-8"))
+        if trial.trial_id in self._session.hung:
+            timeout = self._session.run.study.resources.stall_timeout
+            reason = f"no sign of life for {timeout:g} s (resources.stall_timeout)"
+        self._session.run.end(cell, outcome, final, reason)

@@ -1,0 +1,152 @@
+"""The inputs of a study beside its file: packed corpus, own gates and pretrained weights, found and placed once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune.errors import StudyError
+from tune.study.own_gates import check_gates, digests, keep_gates, place_gate
+from tune.study.study import Study
+from tune.study.weights import check_pretrained, find_pretrained, note, noted, place_weights
+
+if TYPE_CHECKING:
+    from pagating.data.prepare import Draft
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a study as they lie on this machine.
+
+    Attributes:
+        folder: The study's folder. It holds the copies of own gates.
+        corpus: Folder of the packed corpus.
+        meta: Content of the corpus's `corpus.json`.
+        gates: SHA-256 of the file of each own gate, by `FILE.py:NAME`.
+        weights: `path` and `sha256` of the pretrained weights; None for a study without.
+    """
+
+    folder: Path
+    corpus: Path
+    meta: Mapping[str, Any]
+    gates: Mapping[str, str]
+    weights: Mapping[str, str] | None
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary."""
+        return int(self.meta["vocab_size"])
+
+    def identity(self) -> dict[str, Any]:
+        """Return the digests that the ledger's first event records."""
+        found: dict[str, Any] = {"corpus": self.meta["digest"]}
+        if self.gates:
+            found["gates"] = dict(self.gates)
+        if self.weights:
+            found["pretrained"] = self.weights["sha256"]
+        return found
+
+    def check_begun(self, begun: Mapping[str, Any]) -> None:
+        """Raise StudyError if a study was begun on other inputs than these; `begun` is the ledger's first event."""
+        if begun["corpus"] != self.meta["digest"]:
+            raise StudyError(
+                f"{self.folder}: the study was begun on corpus {begun['corpus']}; the text or the tokenizer has "
+                f"changed (now {self.meta['digest']}): give the study another name, or bring the old text back"
+            )
+        if begun.get("gates", {}) != self.gates:
+            raise StudyError(
+                f"{self.folder}: the gates in {self.folder / 'gates'} are not those that the study was begun with"
+            )
+
+    def place(self, trial: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a trial with the paths of this machine's gate copies and weights."""
+        return place_weights(place_gate(trial, self.folder), self.folder)
+
+
+@dataclass(frozen=True)
+class DraftInputs:
+    """Inputs that were found and checked; nothing is written before `write`."""
+
+    study: Study
+    base: Path
+    folder: Path
+    corpus: Draft
+    weights: dict[str, str] | None
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary."""
+        return int(self.corpus.meta["vocab_size"])
+
+    def write(self) -> Inputs:
+        """Write the corpus into the cache, and gates and weights' note into the study's folder, which exists."""
+        corpus = self.corpus.write()
+        keep_gates(self.study, self.base, self.folder)
+        note(self.weights, self.folder)
+        return Inputs(self.folder, corpus, self.corpus.meta, digests(self.study, self.folder), self.weights)
+
+
+@contextmanager
+def drafted(study: Study, base: Path, folder: Path, output: Path) -> Iterator[DraftInputs]:
+    """Find and check the inputs of a study; write nothing.
+
+    Args:
+        study: The study.
+        base: Folder of the study file, at which its relative paths start.
+        folder: The study's folder, which may not exist yet.
+        output: Folder of studies. The corpus cache is `PAGATING_CACHE`, or else `.cache` in it.
+
+    Raises:
+        StudyError: A gate or the weights are refused, or differ from those that the study was begun with.
+        CorpusError: The text or the tokenizer cannot be used, or the cache cannot be written.
+    """
+    from pagating.data.prepare import drafted as drafted_corpus
+
+    check_gates(study, base, folder)
+    find_pretrained(study, base)  # before the corpus is packed, which may take minutes
+    with drafted_corpus(*_corpus_of(study), _cache(output), base) as corpus:
+        weights = check_pretrained(study, base, folder, corpus.meta["vocab_size"])
+        yield DraftInputs(study, base, folder, corpus, weights)
+
+
+def packed_corpus(study: Study, output: Path, base: Path) -> Path:
+    """Return the study's packed corpus from the cache; pack it if needed. Raises CorpusError."""
+    from pagating.data.prepare import prepare
+
+    return prepare(*_corpus_of(study), _cache(output), base)
+
+
+def opened(study: Study, folder: Path, corpus: Path) -> Inputs:
+    """Return the inputs of a study whose folder and packed corpus exist. Raises CorpusError."""
+    from pagating.data.corpus import read_meta
+
+    return Inputs(folder, corpus, read_meta(corpus), digests(study, folder), noted(folder))
+
+
+def begun(study: Study, folder: Path, digest: str) -> Inputs:
+    """Return the inputs of a study that was begun on the corpus of that digest, wherever its text now lies.
+
+    The corpus is packed again if the cache lacks it. Relative paths then start at the study's folder.
+    """
+    from pagating.data.corpus import CorpusError, read_meta
+
+    for path in sorted(_cache(folder.parent).glob("corpus-*")):
+        try:
+            if read_meta(path)["digest"] == digest:
+                return opened(study, folder, path)
+        except (CorpusError, OSError):
+            continue  # another study's corpus is damaged
+    return opened(study, folder, packed_corpus(study, folder.parent, folder))
+
+
+def _corpus_of(study: Study) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Return the arguments of `pagating.data.prepare.drafted` that the study settles."""
+    return study.corpus.model_dump(exclude_none=True), study.tokenizer.model_dump(), study.model.n_ctx
+
+
+def _cache(output: Path) -> Path:
+    return Path(os.environ.get("PAGATING_CACHE") or output / ".cache").resolve()
