@@ -2,8 +2,8 @@
 
     python benchmarks/decision_error.py [--studies 2000] [--workers N] [--json FILE] [--write docs/protocol.md]
 
-Each simulated study goes through `tune.decide.stages.Stages` (with Optuna) and `analysis.significance.verdict`; only
-the training is replaced, by a bowl over the log learning rate for each arm, noise by seed, divergence, and curves for
+Each simulated study runs on the backend `Inline`, with Optuna, to `analysis.verdict.decide.verdict`; only the training
+is replaced, by a bowl over the log learning rate for each arm, noise by seed, divergence, and curves for
 early stopping. Beside it the usual practice in the same world: the best of each arm's own random search, of as many
 trials as our search and calibration take, on 5 fresh seeds an arm, Welch's t test at 0.05 for each arm.
 """
@@ -25,53 +25,29 @@ import pandas as pd
 from scipy import stats
 from simulation import expected
 from simulation.page import markdown, percent, write
-from simulation.world import CONFIRM, EVALUATIONS, SCENARIOS, STUDY, TEST_GAP, TREATMENTS, Scenario, World
+from simulation.world import CONFIRM, SCENARIOS, STUDY, TEST_GAP, TREATMENTS, Scenario, World
 
 from analysis.io.study import assemble
 from analysis.stats.sequential import RULES
 from analysis.verdict.decide import verdict
+from tune.backend.inline import Inline
 from tune.decide.stages import Stages
-from tune.study.cell import Cell
+from tune.run.study_run import StudyRun
+from tune.run.tables import tables
 from tune.study.files import parse
 from tune.study.study import Study
+from tune.subject.known import Known
 
 FIRST = 10_000  # seed of the first study: the constants of the fit were chosen on studies with lower ones
 
 
 def decide(study: Study, world: World) -> tuple[dict[str, Any], Stages, int]:
-    """The verdict of one study whose trials `world` gives, its stages, and how many trials it took."""
-    stages = Stages(study, lambda event, **fields: None, {})
-    rows: list[dict[str, Any]] = []
-    while (cell := stages.next_cell()) is not None:
-        rows.append(_run(stages, cell, world))
-    settings = {**study.model_dump(), "name": "simulated"}
-    table = assemble("simulated", "simulated", pd.DataFrame(rows), pd.DataFrame(), settings)
-    return verdict(table), stages, len(rows)
-
-
-def _run(stages: Stages, cell: Cell, world: World) -> dict[str, Any]:
-    final = world.trial(cell.arm, cell.config["lr"], cell.seed)
-    outcome, loss = ("completed", final) if math.isfinite(final) else ("infeasible", final)
-    test = math.nan
-    if cell.stage == "confirm" and outcome == "completed":
-        test = world.test_loss(cell.arm, final)
-    if outcome == "completed" and cell.stage == "search":
-        for fraction in EVALUATIONS:
-            seen = world.curve(cell.arm, final, fraction)
-            if stages.should_stop(cell, fraction, seen):
-                outcome, loss = "stopped_early", seen
-                break
-    stages.complete(cell, outcome, test if cell.stage == "confirm" and outcome == "completed" else loss, 64)
-    return {
-        "stage": cell.stage,
-        "arm": cell.arm,
-        "seed": cell.seed,
-        "config_key": cell.config_key,
-        "outcome": outcome,
-        "val_nll": loss if math.isfinite(loss) else math.nan,
-        "test_nll": test,
-        "lr": cell.config["lr"],
-    }
+    """Return the verdict of one study whose trials `world` gives, its stages, and how many trials it took."""
+    run = StudyRun(study, None, Known(study, world.loss, world.test))
+    Inline().train(run)
+    rows, _ = tables(study.name, run.ledger.events)
+    table = assemble("simulated", "simulated", rows, pd.DataFrame(), {**study.model_dump(), "name": "simulated"})
+    return verdict(table), run.stages, len(rows)
 
 
 def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from tune.study.cell import Cell
+
 STUDY = """
 question: Does an arm beat the baseline?
 model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
-fixed: {tokens: 4096, batch_tokens: 64}
+fixed: {tokens: 4096, batch_tokens: 64, eval_every: 16}
 nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
 arms:
   baseline: {baseline: true}
@@ -24,7 +26,6 @@ confirm: CONFIRM
 """
 CONFIRM = {rule: f"{{rule: {rule}}}" for rule in ("obrien-fleming", "e-process")} | {"fixed": "{seeds: 8}"}
 TREATMENTS = ("first", "second", "searched")
-EVALUATIONS = (0.25, 0.5, 0.75)  # fractions of the budget
 LOSS = 3.3  # nats, of the baseline at its optimum
 TEST_GAP = 0.02  # nats from validation to test loss
 TEST_NOISE = 0.2  # of what a run does not share
@@ -99,6 +100,7 @@ class World:
         self.optimum = {arm: centre + self._rng.uniform(-apart, apart) for arm in arms}
         self.slowness = {arm: self._rng.uniform(3, 6) for arm in arms}  # how fast a curve falls: slow starters
         self._shared: dict[int, float] = {}
+        self._ends: dict[str, float] = {}  # by cell, its last validation loss
 
     def best(self, arm: str) -> float:
         """The arm's loss at its optimum, without noise."""
@@ -130,6 +132,18 @@ class World:
     def curve(self, arm: str, loss: float, fraction: float) -> float:
         """The validation loss at a fraction of the budget, of a run that ends with `loss`."""
         return loss + 2.0 * math.exp(-self.slowness[arm] * fraction) + 0.01 * float(self._rng.standard_normal())
+
+    def loss(self, cell: Cell, share: float) -> float:
+        """The validation loss of a cell at a share of its budget, as `tune.subject.known.Known` asks for it."""
+        if cell.key not in self._ends:
+            self._ends[cell.key] = self.trial(cell.arm, cell.config["lr"], cell.seed)
+        end = self._ends[cell.key]
+        curved = cell.stage == "search" and share < 1 and math.isfinite(end)
+        return self.curve(cell.arm, end, share) if curved else end
+
+    def test(self, cell: Cell) -> float:
+        """The test loss of a cell that was trained to its end."""
+        return self.test_loss(cell.arm, self._ends[cell.key])
 
     def usual_practice(self, arms: list[str], trials: int) -> dict[str, float]:
         """Welch's p of each treatment: the best of its own random search against the baseline's, 5 seeds each."""

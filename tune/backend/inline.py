@@ -52,16 +52,17 @@ def _train(run: StudyRun, cell: Cell) -> None:
             return
         result = _advance(training)
         run.alive(cell, result["fraction"], result.get("warning"))
-        if row := result["row"]:
+        row = result["row"]
+        if row:
             run.report(cell, row)
-            if run.should_stop(cell, result["fraction"], row["val_nll"]):
-                run.end_early(cell, time.monotonic() - began)
-                training.replaced()
-                return
         if "outcome" in result:
             run.end(cell, result["outcome"], result["final"], result["reason"])
-            training.replaced()
-            return
+        elif row and run.should_stop(cell, result["fraction"], row["val_nll"]):
+            run.end_early(cell, time.monotonic() - began)
+        else:
+            continue
+        training.replaced()
+        return
 
 
 def _advance(training: Training) -> dict[str, Any]:
