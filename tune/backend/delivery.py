@@ -7,7 +7,6 @@ the corpus lies in a folder that all nodes see (`storage`), and nothing is sent.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock
 
 from pagating.data.corpus import read_meta
-from pagating.data.corpus_copy import file_names, receive
+from pagating.data.prepare import file_names, receive
 from tune.study.own_gates import OWN_GATE
 from tune.study.weights import noted
 
@@ -108,9 +108,7 @@ def unpack(parcel: Parcel, trial: dict[str, Any], checkpoints: str | None) -> tu
 def _receive_weights(cache: Path, digest: str, pieces: Callable[[], Iterable[bytes]]) -> Path:
     """The file of pretrained weights of that SHA-256 in `cache`, written once. Raises OSError where it is another."""
     path = cache / f"weights-{digest[:16]}.safetensors"
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / ".weights.lock", "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(cache / ".weights.lock"):
         if str(path) in _looked_at and path.is_file():
             return path
         if not path.is_file() or _sha256(path) != digest:
