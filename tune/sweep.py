@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
+from analysis.io.write import write_whole
 from tune.backend.ray_backend import run_ray
 from tune.backend.ray_start import started
 from tune.errors import StudyError
-from tune.files import write_whole
 from tune.run import tables
 from tune.run.extend import check_folder
 from tune.run.interrupt import Interruption

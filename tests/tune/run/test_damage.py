@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis.io.write import write_whole
 from tune import sweep
 from tune.cli import main
 from tune.errors import LedgerError, StudyError
-from tune.files import write_whole
 from tune.run import extend, ledger, repair, study_run, tables
 from tune.run.ledger import Ledger
 from tune.run.study_run import StudyRun

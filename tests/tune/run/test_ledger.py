@@ -90,7 +90,7 @@ def test_every_flipped_bit_in_the_middle_is_found(tmp_path):
 def test_the_lock_refuses_a_second_sweep_and_ends_with_the_process(tmp_path):
     path = tmp_path / "ledger.jsonl"
     code = (
-        "import sys; from pathlib import Path; from tune.ledger import Ledger\n"
+        "import sys; from pathlib import Path; from tune.run.ledger import Ledger\n"
         f"ledger = Ledger(Path({str(path)!r})); print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
