@@ -28,6 +28,7 @@ from simulation.page import markdown, percent, write
 from simulation.world import CONFIRM, SCENARIOS, STUDY, TEST_GAP, TREATMENTS, Scenario, World
 
 from analysis.io.study import assemble
+from analysis.io.write import write_whole
 from analysis.stats.sequential import RULES
 from analysis.verdict.decide import verdict
 from tune.backend.inline import Inline
@@ -117,9 +118,7 @@ def _part(scenario: Scenario, seeds: range, keep: Path | None) -> list[dict[str,
             raise ValueError(f"{path}: is of another scenario of that name; use an empty folder")
         return list(kept["rows"])
     rows = simulate(scenario, seeds)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps({"scenario": asdict(scenario), "rows": rows}))
-    part.replace(path)
+    write_whole(path, json.dumps({"scenario": asdict(scenario), "rows": rows}))
     return rows
 
 

@@ -29,7 +29,7 @@ from analysis.verdict.decide import verdict
 
 RESULTS = Path(__file__).parent / "results"
 OF_A_MACHINE = ("tracking", "address", "storage")  # keys of a study that say where it ran, not what it was
-ANALYSIS = ("numpy", "pandas", "scipy", "statsmodels")
+ANALYSIS = ("numpy", "pandas", "scipy")
 PILOT_MARKS = ("<!-- pilots.csv: start -->\n", "<!-- pilots.csv: end -->\n")
 README_MARKS = ("<!-- docs/make_results.py: start -->\n", "<!-- docs/make_results.py: end -->\n")
 ABSOLUTE = re.compile(r"(?<![\w.:/~])(?:/(?:[\w.+-]+/)+[\w.+-]*|[A-Za-z]:\\[\w\\.]+)")

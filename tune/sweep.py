@@ -8,10 +8,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from analysis.io.write import write_whole
 from tune.backend.backend import Backend
 from tune.backend.ray_backend import RayBackend
 from tune.errors import StudyError
-from tune.files import write_whole
 from tune.run import tables
 from tune.run.extend import check_folder
 from tune.run.interrupt import Interruption

@@ -3,7 +3,6 @@
 `python -m analysis.report STUDY`.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from analysis.describe.fairness import ledger, slower
 from analysis.io import command, formats
 from analysis.io.study import Study, load
 from analysis.io.text import markdown
+from analysis.io.write import write_whole
 from analysis.report import cell_curves, frame, plots
 from analysis.report.methods import methods, would_change
 from analysis.report.takeaways import takeaways
@@ -46,14 +46,14 @@ def build(folder: str | Path) -> Path:
     drawn = {}
     for name, draw in figures(study, result).items():
         drawn[name] = plots.render(draw, salt=name)
-        _write(out / "figures" / f"{name}.svg", drawn[name])
-        _write(out / "figures" / f"{name}.pdf", plots.render(draw, "pdf"))
+        write_whole(out / "figures" / f"{name}.svg", drawn[name])
+        write_whole(out / "figures" / f"{name}.pdf", plots.render(draw, "pdf"))
     for name, (rows, columns) in _tables(study, result).items():
-        _write(out / "tables" / f"{name}.csv", (formats.to_csv(rows, columns) + "\n").encode())
-        _write(out / "tables" / f"{name}.tex", (formats.to_latex(rows, columns) + "\n").encode())
-    _write(out / "verdict.json", (formats.to_json(result) + "\n").encode())
-    _write(out / "verdict.md", verdict_markdown(result).encode())
-    _write(out / "report.html", html(study, result, drawn).encode())
+        write_whole(out / "tables" / f"{name}.csv", formats.to_csv(rows, columns) + "\n")
+        write_whole(out / "tables" / f"{name}.tex", formats.to_latex(rows, columns) + "\n")
+    write_whole(out / "verdict.json", formats.to_json(result) + "\n")
+    write_whole(out / "verdict.md", verdict_markdown(result))
+    write_whole(out / "report.html", html(study, result, drawn))
     return out / "report.html"
 
 
@@ -167,16 +167,6 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
         would_change=would_change(study, result, rows),
         cell=formats.cell,
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")  # a reader never sees half a file
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def main(argv: list[str] | None = None) -> int:

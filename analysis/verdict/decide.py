@@ -86,7 +86,7 @@ def verdict(study: Study) -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    names = ("numpy", "pandas", "scipy", "statsmodels")
+    names = ("numpy", "pandas", "scipy")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 

@@ -1,21 +1,22 @@
-"""Pack texts into a folder of tokens, once, in a cache that processes share."""
+"""Pack texts into a folder of tokens, once, in a cache that processes share; bring that folder to other machines."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
-from pagating.data.cache_lock import alone
 from pagating.data.corpus import meta_digest, pad_id, read_meta, rows_file
 from pagating.data.texts import SPLITS, CorpusError, load_texts
 from pagating.data.tokenizer import digest_of, encode, make_tokenizer, tokenizer_key
@@ -190,3 +191,74 @@ def check_length(splits: Mapping[str, Mapping[str, Any]], n_ctx: int) -> None:
                 f"the {split} split has {counts['tokens']} tokens; one window needs n_ctx + 1 = {n_ctx + 1}: "
                 "give more text or a smaller model.n_ctx"
             )
+
+
+# --- the cache's lock -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def alone(cache: Path) -> Iterator[None]:
+    """Hold the cache's lock, which ends with the process; remove what a killed process left half-written.
+
+    If the work inside fails, the lock file and the folders made for it are removed: a failure leaves no trace.
+    Raises OSError if the cache cannot be written.
+    """
+    path = cache / ".lock"
+    lock = FileLock(path)
+    while not lock.is_locked:
+        made = list(itertools.takewhile(lambda one: not one.exists(), (path, *path.parents)))  # the deepest first
+        with suppress(FileNotFoundError):  # the process that held it failed, and removed the folder
+            lock.acquire()
+    try:
+        for scratch in cache.glob(".corpus-*"):
+            shutil.rmtree(scratch, ignore_errors=True)
+        yield
+    except BaseException:
+        with suppress(OSError):  # a folder that another process uses by now is not empty, and stays
+            for one in made:
+                one.rmdir() if one.is_dir() else one.unlink()
+        raise
+    finally:
+        lock.release()
+
+
+# --- a corpus of another machine --------------------------------------------------------------------------------------
+
+
+def file_names(folder: Path) -> list[str]:
+    """The files of a corpus, `corpus.json` the last."""
+    splits = read_meta(folder)["splits"]
+    indexes = [rows_file(split) for split in SPLITS if "rows" in splits[split]]
+    return [*[f"{split}.bin" for split in SPLITS], *indexes, "tokenizer.json", "corpus.json"]
+
+
+def receive(folder: Path, digest: str, files: Callable[[], Mapping[str, Iterable[bytes]]]) -> None:
+    """Have the corpus of `digest`, packed on another machine, in `folder`: written unless a whole copy is there.
+
+    `files` gives the files by name, in pieces; it is called by the first process that needs them, others wait for
+    it. Every byte is checked, in each process once. Raises CorpusError where they are not those of `digest`, or cannot
+    be written.
+    """
+    if (str(folder), digest) in _received and (folder / "corpus.json").is_file():
+        return
+    try:
+        if _fault_of(folder, digest):
+            with alone(folder.parent):
+                if _fault_of(folder, digest):  # while this process waited, another may have written it
+                    place(folder, files())
+    except OSError as error:
+        raise CorpusError(f"{folder}: the corpus cannot be brought here: {error.strerror or error}") from error
+    if damage := _fault_of(folder, digest):
+        raise CorpusError(f"{folder}: {damage}")
+    _received.add((str(folder), digest))
+
+
+_received: set[tuple[str, str]] = set()  # folders that this process has looked through
+
+
+def _fault_of(folder: Path, digest: str) -> str | None:
+    """`fault`, and being another corpus than that of `digest`."""
+    found = fault(folder)
+    if found is None and read_meta(folder)["digest"] != digest:
+        return f"is corpus {read_meta(folder)['digest']}, not {digest}"
+    return found

@@ -7,7 +7,6 @@ the corpus lies in a folder that all nodes see (`storage`), and nothing is sent.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock
 
-from pagating.data.corpus_copy import file_names, receive
+from analysis.io.write import replacing, write_whole
+from pagating.data.prepare import file_names, receive
 from tune.study.inputs import Inputs
 from tune.study.own_gates import OWN_GATE
 from tune.subject.subject import Job
@@ -116,18 +117,17 @@ def unpack(parcel: Parcel, job: Job) -> Job:
 def _receive_weights(cache: Path, digest: str, pieces: Callable[[], Iterable[bytes]]) -> Path:
     """The file of pretrained weights of that SHA-256 in `cache`, written once. Raises OSError where it is another."""
     path = cache / f"weights-{digest[:16]}.safetensors"
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / ".weights.lock", "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(cache / ".weights.lock"):
         if str(path) in _looked_at and path.is_file():
             return path
         if not path.is_file() or _sha256(path) != digest:
-            scratch = cache / f".{path.name}"
-            with open(scratch, "wb") as file:
-                file.writelines(pieces())
-            if (found := _sha256(scratch)) != digest:
-                raise OSError(f"{scratch}: the weights that came are {found[:16]}, not {digest[:16]}")
-            os.replace(scratch, path)
+            for left in cache.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
+                left.unlink()
+            with replacing(path) as scratch:
+                with open(scratch, "wb") as file:
+                    file.writelines(pieces())
+                if (found := _sha256(scratch)) != digest:
+                    raise OSError(f"{path}: the weights that came are {found[:16]}, not {digest[:16]}")
     _looked_at.add(str(path))
     return path
 
@@ -156,7 +156,5 @@ def _with_gate(parcel: Parcel, unit: dict[str, Any] | None, cache: Path) -> dict
     copy = cache / f"gate-{hashlib.sha256(source).hexdigest()[:16]}" / re.sub(r"[^\w.-]", "-", Path(match["file"]).name)
     if not copy.is_file() or copy.read_bytes() != source:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        scratch = copy.with_suffix(f".{os.getpid()}")
-        scratch.write_bytes(source)
-        os.replace(scratch, copy)
+        write_whole(copy, source)
     return {**unit, "gate": f"{copy}:{match['name']}"}

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.io.write import write_whole
+
 NAME = "heartbeat.json"
 SECONDS = 5.0  # between two beats
 
@@ -38,13 +40,8 @@ class Heart:
             return
         self._beaten = time.monotonic()
         said = {"time": round(time.time(), 3), "driver": self._driver, "slots": slots, "running": sorted(running)}
-        scratch = self._path.with_name(f".{NAME}.{os.getpid()}")
-        try:
-            scratch.write_text(json.dumps(said), encoding="utf-8")
-            os.replace(scratch, self._path)
-        except OSError:  # on a full disk it is the ledger that says so; nothing depends on a heartbeat
-            with contextlib.suppress(OSError):
-                scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a full disk it is the ledger that says so; no result needs a heartbeat
+            write_whole(self._path, json.dumps(said), sync=False)
 
     def stop(self) -> None:
         """Take the last sign of life away: the driver ends in good order."""

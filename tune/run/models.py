@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tune.files import write_whole
+from analysis.io.write import write_whole
 from tune.study.cell import Cell, Record
 from tune.study.study import Study
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tune.files import write_whole
+from analysis.io.write import write_whole
 
 
 def git_commit() -> str | None:

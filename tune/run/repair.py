@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from pathlib import Path
 from typing import Any
 
+from analysis.io.write import write_whole
 from tune.run.ledger import Ledger, opened, sealed
 from tune.study.study import Study
 
@@ -31,12 +31,8 @@ def repair(study: Study, folder: Path) -> str:
         kept = [e for e in events if e.get("cell") not in again or (e["event"] == "suggested" and again[e["cell"]])]
         copy = next(name for name in _copies(folder) if not name.exists())
         copy.write_bytes(b"\n".join(lines))
-        scratch = folder / ".ledger.jsonl"
-        with open(scratch, "wb") as file:
-            file.writelines(sealed({name: value for name, value in event.items() if name != "crc"}) for event in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        whole = (sealed({name: value for name, value in event.items() if name != "crc"}) for event in kept)
+        write_whole(path, b"".join(whole))
     finally:
         ledger.close()
     known = any(event["event"] == "study" for event in kept)

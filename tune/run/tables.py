@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.io.write import replacing
 from tune.run.ledger import records
 from tune.study.cell import COST, FINAL, ON_GPU, Record
 
@@ -70,10 +70,5 @@ def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.D
 def write_tables(study: str, events: list[dict[str, Any]], folder: Path) -> None:
     """Write `trials.parquet` and `curves.parquet` into the study's folder, each in one step."""
     for name, table in zip(("trials", "curves"), tables(study, events), strict=True):
-        scratch = folder / f".{name}.parquet"
-        try:
+        with replacing(folder / f"{name}.parquet") as scratch:
             table.to_parquet(scratch, index=False)
-            os.replace(scratch, folder / f"{name}.parquet")
-        except OSError:
-            scratch.unlink(missing_ok=True)
-            raise

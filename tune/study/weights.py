@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from analysis.io.write import write_whole
 from tune.errors import StudyError
-from tune.files import write_whole
 from tune.study.study import Study
 
 NOTE = "pretrained.json"

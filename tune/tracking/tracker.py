@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.io.text import one_line, redact
+from analysis.io.write import write_whole
 from tune.errors import TrackingError
-from tune.files import write_whole
 from tune.run import ledger as ledgers
 from tune.study.cell import Record
 from tune.study.study import Study

@@ -52,7 +52,7 @@ def test_the_folder_gets_verdict_figures_and_report(built: Path):
     words = {r["arm"]: r["verdict"] for r in result["comparisons"]}
     assert words["linear-floor"] == "worse"
     assert words["paglu-searched"] == "better"  # a true gap of 0.6% with noise of 0.17%
-    assert not list(demo.glob("**/*.part"))
+    assert not list(demo.glob("**/.*"))
     assert {p.stem for p in (demo / "figures").glob("*.pdf")} == names
     assert all(p.read_bytes().startswith(b"%PDF") for p in (demo / "figures").glob("*.pdf"))
     table = pd.read_csv(demo / "tables" / "verdict.csv")

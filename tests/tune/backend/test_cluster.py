@@ -12,8 +12,7 @@ import yaml
 
 from pagating.data import prepare
 from pagating.data.corpus import CorpusError, read_meta
-from pagating.data.corpus_copy import file_names, receive
-from pagating.data.prepare import fault
+from pagating.data.prepare import fault, file_names, receive
 from tests.tune.helpers import job_of, run_of
 from tune import sweep
 from tune.backend import cluster, delivery, ray_backend

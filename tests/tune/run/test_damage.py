@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis.io.write import write_whole
 from tests.tune.helpers import run_of
 from tune import sweep
 from tune.cli import main
 from tune.errors import LedgerError, StudyError
-from tune.files import write_whole
 from tune.run import extend, ledger, repair, study_run, tables
 from tune.run.ledger import Ledger
 from tune.study.files import dump, parse
