@@ -1,6 +1,6 @@
-"""Parameterised gates for transformers: the units, every kind of gate strength, any Hugging Face model.
+"""Parameterised gates for transformers: units, gate strengths, and a patch for any Hugging Face model.
 
-The names below are imported on first use, so that `import pagating` needs neither torch nor transformers.
+Each name below is imported on first use. `import pagating` alone loads neither torch nor transformers.
 """
 
 from importlib import import_module

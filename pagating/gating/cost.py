@@ -1,9 +1,9 @@
 """Parameters and FLOPs per token of a model, patched or not.
 
-A product of an `(m, k)` by a `(k, n)` matrix is `2 m k n` FLOPs, as torch's own counter has it. Counted: every linear
-layer, the output projection, and the two products of attention over the whole `n_ctx x n_ctx` square (kernels that
-skip the masked half do half of that). Element-by-element work, gates included, and embedding look-ups are not
-counted; the time of a gate is measured, not derived (`benchmarks/gate_cost.py`).
+A product of an `(m, k)` by a `(k, n)` matrix counts `2 m k n` FLOPs, as in torch's own counter. The count includes all
+linear layers, the output projection, and the two products of attention over the full `n_ctx x n_ctx` square (kernels
+that skip the masked half do half of that). It excludes embedding look-ups and elementwise operations, such as gates.
+The time of a gate is measured instead (`benchmarks/gate_cost.py`).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from .patch import count_parameters, unpatched
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a model: parameters (a shared one once), those that hold alpha, forward FLOPs per token."""
+    """Cost of a model: parameters (a shared one counts once), parameters that hold alpha, forward FLOPs per token."""
 
     parameters: int
     alpha_parameters: int
@@ -26,34 +26,34 @@ class Cost:
 
     @property
     def training_flops_per_token(self) -> int:
-        """Forward and backward: three times the forward (Kaplan et al. 2020, appendix B)."""
+        """Return FLOPs of forward and backward: three times the forward (Kaplan et al. 2020, appendix B)."""
         return 3 * self.flops_per_token
 
 
 @dataclass(frozen=True)
 class CostRatio:
-    """Cost of a patched model, of the same model unpatched, and the ratios."""
+    """Cost of a patched model and of the same model unpatched."""
 
     patched: Cost
     stock: Cost
 
     @property
     def parameters(self) -> float:
-        """Parameters, patched over stock."""
+        """Return parameters of the patched model divided by parameters of the stock model."""
         return self.patched.parameters / self.stock.parameters
 
     @property
     def flops_per_token(self) -> float:
-        """Forward FLOPs per token, patched over stock."""
+        """Return forward FLOPs per token of the patched model divided by those of the stock model."""
         return self.patched.flops_per_token / self.stock.flops_per_token
 
 
 def cost(model: nn.Module, n_ctx: int) -> Cost:
-    """Cost of a transformer at windows of `n_ctx` tokens.
+    """Compute the cost of a transformer at windows of `n_ctx` tokens.
 
-    For an encoder-decoder a token is one of each side, both sides `n_ctx` long. A head that reads one position of a
-    sequence (a classifier, a pooler) is counted at every position; the convolution that makes ViT's patches is not
-    counted. Raises ValueError for a model without a config.
+    For an encoder-decoder, a token is one of each side, and both sides have `n_ctx` tokens. A head that reads one
+    position of a sequence (a classifier, a pooler) is counted at every position. The convolution that makes ViT's
+    patches is not counted. Raise ValueError if `model` has no config.
     """
     config = getattr(model, "config", None)
     if config is None:
@@ -61,7 +61,7 @@ def cost(model: nn.Module, n_ctx: int) -> Cost:
     weights = sum(n_in * n_out for m in model.modules() if is_linear(m) for n_in, n_out in [features(m)])
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 2 * n_ctx * width * config.num_attention_heads * _attentions(config)
-    # w.x of a token-dependent alpha
+    # the product w.x of a token-dependent alpha
     scores = sum(m.get_parameter("alpha_weight").numel() for m in model.modules() if _is_token(m))
     return Cost(
         parameters=count_parameters(model),
@@ -71,7 +71,7 @@ def cost(model: nn.Module, n_ctx: int) -> Cost:
 
 
 def cost_ratio(model: nn.Module, n_ctx: int) -> CostRatio:
-    """Cost of a patched model against the same model without its patch; the model is left as it was."""
+    """Compare the cost of a patched model with the same model without its patch. The model does not change."""
     with unpatched(model):
         stock = cost(model, n_ctx)
     return CostRatio(cost(model, n_ctx), stock)
@@ -82,7 +82,7 @@ def _is_token(module: nn.Module) -> bool:
 
 
 def _attentions(config: Any) -> int:
-    """Number of attention layers: one a block, and one across in each block of a decoder that has an encoder."""
+    """Count attention layers: one per block, and one more (cross-attention) per decoder block with an encoder."""
     n_layer: int = config.num_hidden_layers
     if not getattr(config, "is_encoder_decoder", False):
         return n_layer

@@ -1,9 +1,8 @@
-"""Find the activation of every MLP of a Hugging Face model, whatever its architecture.
+"""Search for the activation of every MLP of a Hugging Face model of any architecture.
 
-An MLP activation is found, not listed: a child module that is an activation (one of transformers' or torch's),
-of a parent that also has a linear layer as a direct child, inside a repeated block (a `ModuleList`). Poolers
-and prediction heads lie outside the blocks and are left alone, and so are mixers of tokens (a `Conv1d` beside the
-linear layers, as in Mamba).
+An MLP activation is a module with three properties: it is an activation of transformers or torch, its parent also has a
+linear layer as a direct child, and it is inside a repeated block (a `ModuleList`). Poolers and prediction heads are
+outside the blocks and are skipped. Token mixers (a `Conv1d` beside the linear layers, as in Mamba) are skipped too.
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,15 @@ ACTIVATIONS = (*{row[0] if isinstance(row, tuple) else row for row in ACT2CLS.va
 
 @dataclass(frozen=True)
 class Slot:
-    """Where an MLP activation sits, the size of its last axis, and the activation there."""
+    """The position of an MLP activation in a model.
+
+    Attributes:
+        prefix: Full name of the parent module.
+        parent: The parent module.
+        child: Name of the activation in its parent.
+        width: Size of the last axis of the activation's input.
+        activation: The activation module.
+    """
 
     prefix: str
     parent: nn.Module
@@ -30,31 +37,31 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """Full name of the activation module."""
+        """Return the full name of the activation module."""
         return f"{self.prefix}.{self.child}"
 
     def linears(self) -> dict[str, nn.Module]:
-        """The linear layers beside the activation, by name."""
+        """Return the linear layers beside the activation, by name."""
         return {n: m for n, m in self.parent.named_children() if is_linear(m)}
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer: torch's, or transformers' `Conv1D`."""
+    """Return True for a linear layer of torch and for a `Conv1D` of transformers."""
     return isinstance(module, nn.Linear | Conv1D)
 
 
 def features(linear: Any) -> tuple[int, int]:
-    """Input and output features of a linear layer; transformers' `Conv1D` stores its weight transposed."""
+    """Return the input and output features of a linear layer. `Conv1D` of transformers stores its weight transposed."""
     return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
 
 
 def find_activations(model: nn.Module) -> list[Slot]:
-    """The MLP activations of `model`, in the order of its layers; empty when there is none."""
+    """Return the MLP activations of `model` in layer order, or an empty list if there are none."""
     return list(_slots(model))
 
 
 def require_activations(model: nn.Module) -> list[Slot]:
-    """As `find_activations`; ValueError naming what was looked for when there is none."""
+    """Return the MLP activations of `model` in layer order. Raise ValueError, which lists the types, if none exists."""
     slots = find_activations(model)
     if not slots:
         known = ", ".join(sorted({cls.__name__ for cls in ACTIVATIONS}))
@@ -66,7 +73,7 @@ def require_activations(model: nn.Module) -> list[Slot]:
 
 
 def other_activations(model: nn.Module, slots: list[Slot]) -> list[str]:
-    """Names of the activation modules of `model` that are none of `slots`."""
+    """Return the names of the activation modules of `model` that are not in `slots`."""
     found = {slot.name for slot in slots}
     return [name for name, m in model.named_modules() if isinstance(m, ACTIVATIONS) and name not in found]
 
@@ -85,5 +92,5 @@ def _slots(model: nn.Module) -> Iterator[Slot]:
 
 def _width(shapes: list[tuple[int, int]]) -> int:
     first_out, last_in = shapes[0][1], shapes[-1][0]
-    # one projection may hold gate and value side by side (Phi-3, GLM, ModernBERT): the activation sees half of it
+    # one projection may hold gate and value side by side (Phi-3, GLM, ModernBERT); the activation gets half of it
     return last_in if len(shapes) > 1 and first_out == 2 * last_in else first_out

@@ -1,8 +1,8 @@
-"""Export a language model, patched or not, to `torch.export` and to ONNX, and compare the result with eager.
+"""Export a language model, patched or not, to `torch.export` and ONNX, and compare the result with the eager model.
 
-Both take token ids `(B, T)`, any batch and any length up to the model's, and give logits `(B, T, V)`. A scheduled
-alpha is exported at its present value; a learnable or token-dependent one as it is trained. The ONNX functions
-need the packages onnx, onnxscript and onnxruntime (the extra `export`).
+Exported models take token ids `(B, T)` of any batch size and any length up to the model's, and return logits
+`(B, T, V)`. A scheduled alpha is exported at its present value, a learnable or token-dependent one as trained. The ONNX
+functions require the packages onnx, onnxscript and onnxruntime (the extra `export`).
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 class _Logits(nn.Module):
-    """The logits alone: no cache, no loss, nothing optional."""
+    """A model that returns only logits: no cache, no loss, no optional output."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -28,10 +28,15 @@ class _Logits(nn.Module):
 
 
 def export_program(model: nn.Module, example_BT: Tensor | None = None) -> ExportedProgram:
-    """The model's graph from token ids `(B, T)` to logits, batch and length left open.
+    """Export the graph of a model from token ids `(B, T)` to logits, with dynamic batch size and length.
 
-    `example_BT` (2 x 8 zeros by default) is only traced; both its sizes must be at least 2, or they would be taken
-    as constants: ValueError otherwise, and for a model in training mode, whose dropout would be frozen in.
+    Args:
+        model: A language model of transformers, in evaluation mode.
+        example_BT: Token ids to trace; 2 x 8 zeros by default.
+
+    Raises:
+        ValueError: A size of `example_BT` is below 2 (it would become a constant), or the model is in training mode
+            (its dropout would become part of the graph).
     """
     if example_BT is None:
         example_BT = torch.zeros(2, 8, dtype=torch.long, device=next(model.parameters()).device)
@@ -45,22 +50,22 @@ def export_program(model: nn.Module, example_BT: Tensor | None = None) -> Export
 
 
 def run_program(program: ExportedProgram) -> Run:
-    """The exported program as a function of token ids."""
+    """Return the exported program as a function of token ids."""
     module = program.module()
     return lambda ids_BT: module(ids_BT)
 
 
 def export_onnx(program: ExportedProgram, path: str | Path) -> Path:
-    """Write an exported program as ONNX to `path`; the weights lie in the file, nothing is pickled."""
+    """Write an exported program as ONNX to `path` and return it. The file holds the weights; nothing is pickled."""
     written = torch.onnx.export(program, dynamo=True, verbose=False)
     if written is None:
-        raise RuntimeError(f"torch.onnx gave no program to write to {path}")
+        raise RuntimeError(f"torch.onnx returned no program to write to {path}")
     written.save(str(path))
     return Path(path)
 
 
 def run_onnx(path: str | Path) -> Run:
-    """An ONNX file as a function of token ids, by onnxruntime on the CPU."""
+    """Return an ONNX file as a function of token ids that onnxruntime computes on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -70,5 +75,5 @@ def run_onnx(path: str | Path) -> Run:
 
 @torch.no_grad()
 def max_difference(model: nn.Module, run: Run, inputs: Iterable[Tensor]) -> float:
-    """Largest absolute difference of logits between the eager model and `run` over token ids `(B, T)`."""
+    """Return the largest absolute difference of logits between the eager model and `run`, over token ids `(B, T)`."""
     return max(float((model(input_ids=ids, use_cache=False).logits - run(ids)).abs().max()) for ids in inputs)

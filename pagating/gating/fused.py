@@ -1,9 +1,9 @@
-"""The pointwise unit in one saved tensor: forward and backward recompute from `x` and work in place.
+"""The pointwise unit with one saved tensor: the backward pass recomputes from `x` and works in place.
 
-The composed formula keeps several intermediates for the backward pass; here only `x` (and alpha) is kept, as by
-torch's own GELU. The result equals the composed formula up to rounding: within 1e-12 relative in float64, and
-within a few units of the last place of the terms that are added in the other dtypes (tested). Second and
-forward-mode derivatives, `torch.func` and `vmap` go through elementary formulas.
+The composed formula keeps several intermediates for the backward pass. This one keeps only `x` (and alpha), as torch's
+own GELU does. The result equals the composed formula up to rounding (tested): within 1e-12 relative in float64, within
+a few units in the last place of the added terms in other dtypes. Second and forward-mode derivatives, `torch.func` and
+`vmap` use elementary formulas.
 """
 
 import math
@@ -24,9 +24,12 @@ _C, _K = math.sqrt(2.0 / math.pi), 0.044715
 
 @dataclass(frozen=True)
 class Fused:
-    """A function of one variable: `value` (a new tensor), `backward(grad, x)` (a new tensor), and its slope.
+    """A function of one variable with its derivative.
 
-    `slope` is made of elementary operations, so that it can be differentiated again.
+    Attributes:
+        value: The function. It returns a new tensor.
+        backward: Gradient with respect to `x`, given `grad` and `x`. It returns a new tensor.
+        slope: Derivative in elementary operations, so that it can be differentiated again.
     """
 
     value: Callable[[Tensor], Tensor]
@@ -45,12 +48,12 @@ def _gelu_tanh_slope(x: Tensor) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    # a chain of roundings to bfloat16 would add up
+    # rounding errors of bfloat16 would add up over a chain of operations
     return x.float() if torch.finfo(x.dtype).bits < 32 else x
 
 
 def _mish_value(x: Tensor) -> Tensor:
-    # tanh(log(1 + e)) = n / (n + 2), e = exp(x), n = e (e + 2): one exponential instead of three; it is 1 from 40 on
+    # tanh(log(1 + e)) = n / (n + 2), e = exp(x), n = e (e + 2): one exponential instead of three; it is 1 for x >= 40
     wide = _wide(x)
     e = wide.clamp(max=40.0).exp_()
     n = torch.addcmul(e + e, e, e)
@@ -100,20 +103,20 @@ LEFT: dict[str, Fused | None] = {"identity": None, "gelu": GELU}
 
 
 def applies(x: Tensor, alpha: float | Tensor, gate: str, base: object) -> bool:
-    """Whether `fused_pointwise` covers these arguments.
+    """Return True if `fused_pointwise` covers these arguments.
 
-    A compiler, tracer or exporter and forward-mode differentiation get the composed formula.
+    A compiler, tracer or exporter and forward-mode differentiation use the composed formula.
     """
     if gate not in GATED or not isinstance(base, str) or torch.compiler.is_compiling() or not isinstance(x, Tensor):
         return False
-    # torch gives a zero without a word where a Function is differentiated forward twice
+    # torch silently returns zero if a Function is differentiated twice in forward mode
     if forward_ad._current_level >= 0:
         return False
     return not isinstance(alpha, Tensor) or torch.broadcast_shapes(alpha.shape, x.shape) == x.shape
 
 
 def fused_pointwise(x: Tensor, alpha: float | Tensor, gate: str, base: str) -> Tensor:
-    """`alpha * x * g(x) + (1 - alpha) * base(x)` for the gates of `GATED` and the bases of `LEFT`."""
+    """Compute `alpha * x * g(x) + (1 - alpha) * base(x)` for the gates of `GATED` and the bases of `LEFT`."""
     out: Tensor = _Pointwise.apply(x, alpha, gate, base)
     return out
 
@@ -132,11 +135,11 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # read once: activation checkpointing hands each tensor out a single time
+        saved = ctx.saved_tensors  # read once: activation checkpointing returns each tensor only once
         grad, x = grads[0], saved[0]
         alpha = ctx.alpha if ctx.alpha is not None else saved[1]
         right, left = GATED[ctx.gate], LEFT[ctx.base]
-        # the fast branch writes in place, which neither a second derivative nor a functional transform allows
+        # the fast branch works in place, which second derivatives and functional transforms do not allow
         again = torch.is_grad_enabled()
         grad_x = grad_alpha = None
         if ctx.needs_input_grad[0] and again:
@@ -169,9 +172,9 @@ def _cast(alpha: float | Tensor, x: Tensor) -> Any:
 
 
 def sum_to(product: Tensor, alpha: Tensor) -> Tensor:
-    """Sum over the axes that alpha was broadcast along, in alpha's own precision."""
+    """Sum `product` over the axes that alpha was broadcast along, in alpha's own precision."""
     if alpha.dim() == 0 and product.dim() > 0 and product.dtype == torch.bfloat16:
-        # rows first: a sum into another dtype copies the whole tensor; a row's rounding is no larger than a product's
+        # rows first, because a sum into another dtype copies the whole tensor; a row rounds no worse than a product
         product = product.sum(dim=-1)
     lead = product.dim() - alpha.dim()
     axes = [i for i in range(product.dim()) if i < lead or (alpha.shape[i - lead] == 1 and product.shape[i] != 1)]

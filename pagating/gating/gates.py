@@ -1,8 +1,8 @@
-"""The gates: one table, a row each.
+"""The table of gates.
 
-The first six are the study's; `step` and `linear` make known activations rows of the same table.
-A gate `g` multiplies its input: `x * g(x)`. The row also holds that product in its fastest exact form
-(`x * sigmoid(x)` is torch's `silu`), and the unit interpolates between it and a base (see `units`).
+A gate `g` multiplies its input: `x * g(x)`. A row also holds this product in its fastest exact form (`x * sigmoid(x)`
+is torch's `silu`). The unit interpolates between the product and a base (see `units`). The first six rows are the gates
+of the study. `step` and `linear` express known activations in the same table.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,18 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate. `gated(x)` equals `x * gate(x)`, gradients included, up to rounding.
+    """A gate and its product with the input.
 
-    `range` is the interval of `gate` over the reals; `limits` the limits of `x * gate(x)` at -inf and +inf.
-    In floating point -inf gives NaN where the limit 0 is a product of infinity and zero; NaN gives NaN.
+    In floating point, an input of -inf gives NaN if the limit 0 is a product of infinity and zero. NaN gives NaN.
+
+    Attributes:
+        gate: `g`, a function of a tensor of any shape.
+        gated: Equals `x * gate(x)`, gradients included, up to rounding.
+        formula: `g` in plain text.
+        range: Interval of `gate` over the reals.
+        limits: Limits of `x * gate(x)` at -inf and +inf.
+        unit: Name of the unit that the gate makes.
+        paper: Source.
     """
 
     gate: Function
@@ -85,7 +93,7 @@ GATES: dict[str, Gate] = {
 
 
 def gate_row(name: str) -> Gate:
-    """The row of `GATES` called `name`; ValueError naming the known gates otherwise."""
+    """Return the row of `GATES` called `name`. Raise ValueError, which lists the known gates, if there is none."""
     if name not in GATES:
         raise ValueError(f"gate: {name!r} is not one of {', '.join(GATES)}")
     return GATES[name]

@@ -1,8 +1,8 @@
-"""GPT-2 with a parameterised gate as a Hugging Face model class of its own.
+"""GPT-2 with a parameterised gate as a Hugging Face model class.
 
-Importing this module registers `PaGPT2Config` and `PaGPT2LMHeadModel` with `AutoConfig` and
-`AutoModelForCausalLM` under the model type `pagating_gpt2`. A folder written by `save_pretrained` also holds the
-code, so that it loads with `trust_remote_code=True` where this package is not installed.
+Importing this module registers `PaGPT2Config` and `PaGPT2LMHeadModel` with `AutoConfig` and `AutoModelForCausalLM`
+under the model type `pagating_gpt2`. A folder written by `save_pretrained` also holds the code, so that it loads with
+`trust_remote_code=True` if this package is not installed.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from .patch import DEFAULTS, patch
 
 
 class PaGPT2Config(GPT2Config):
-    """GPT-2's configuration and the arguments of `pagating.patch`; by default the stock model (gate off).
+    """GPT-2's configuration with the arguments of `pagating.patch`: `gate`, `alpha`, `base`, `form`, `unit`.
 
-    `gate`, `alpha`, `base`, `form`, `unit` mean what they mean there; None takes the default there. A setting
-    that `patch` refuses is refused when a model is built.
+    None means the default of `patch`. If all are None, the model is the stock model. An invalid setting raises
+    ValueError when a model is built.
     """
 
     model_type = "pagating_gpt2"
@@ -30,17 +30,17 @@ class PaGPT2Config(GPT2Config):
     unit: str | None = None
 
     def patch_arguments(self) -> dict[str, Any]:
-        """The arguments of `patch`: those that are set, or the stock activation when none is."""
+        """Return the arguments of `patch` that are set, or those of the stock activation if none is set."""
         given = {key: getattr(self, key) for key in (*DEFAULTS, "unit")}
         given = {key: value for key, value in given.items() if value is not None}
         return given or {"alpha": 0.0, "base": "stock"}
 
 
 class PaGPT2LMHeadModel(GPT2LMHeadModel):
-    """GPT-2 with a language-modelling head and the gate that its configuration names.
+    """GPT-2 with a language-modelling head and the gate of its configuration.
 
-    Parameter names are GPT-2's own, so a stock checkpoint loads into the pointwise forms with nothing missing or
-    unexpected; a learnable alpha that the checkpoint lacks starts at its stated value, in float32.
+    Parameters have GPT-2's names, so that a stock checkpoint loads into the pointwise forms with nothing missing or
+    unexpected. A learnable alpha that is not in the checkpoint starts at its stated value, in float32.
     """
 
     config_class = PaGPT2Config
@@ -54,12 +54,12 @@ class PaGPT2LMHeadModel(GPT2LMHeadModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Start what no checkpoint has given: GPT-2's parameters by its rule, each alpha at its stated value."""
+        """Initialise tensors that no checkpoint filled: GPT-2's parameters by its rule, alphas at their start value."""
         super().initialize_weights()
         for module in alpha_modules(self):
             own = dict(module.named_own_alpha())
             for name, start in module.alpha_starts().items():
-                # transformers marks what it loaded; the rest is uninitialised memory
+                # transformers marks loaded tensors; the others are uninitialised memory
                 if not getattr(own[name], "_is_hf_initialized", False):
                     own[name].fill_(start)
 

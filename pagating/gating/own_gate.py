@@ -1,11 +1,11 @@
-"""A gate of your own, beside those of the table: registered from Python, or named as `FILE.py:NAME`.
+"""Gates of the user, registered from Python or named as `FILE.py:NAME`.
 
     def hard(x):
         return torch.clamp(x / 6 + 0.5, 0.0, 1.0)   # x * hard(x) is hard swish
 
     pagating.register_gate("hard", hard)            # then: pagating.patch(model, gate="hard", alpha=1.0)
 
-Loading a file runs it: `load_gate` is called for what a trial names, never for what a checkpoint names.
+Loading a file runs it. `load_gate` is called for files that a trial names, never for files that a checkpoint names.
 """
 
 import hashlib
@@ -23,17 +23,22 @@ from .gates import GATES, Function, Gate
 
 REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 _BUILT_IN = frozenset(GATES)
-_loaded: dict[str, str] = {}  # reference: digest of the source that was registered under it
-# what running a file of Python or calling a function of it raises where it is at fault itself
+_loaded: dict[str, str] = {}  # by reference: digest of the registered source
+# errors that mean a fault in the user's file or function
 _FAULTS = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, RuntimeError, LookupError)
 
 
 def register_gate(name: str, gate: Function | Gate) -> Gate:
-    """Add a gate to the table `GATES` under `name`, in this process, and return its row.
+    """Add a gate to the table `GATES` in this process and return its row.
 
-    `gate` is `g`, a function of a tensor of any shape (the unit multiplies: `x * g(x)`), or a whole row, which has the
-    product in a faster form. Raises ValueError where `name` is one of the built-in gates, or where `x * g(x)` changes
-    shape or dtype, mixes tokens, draws random numbers, is not finite or has no finite gradient.
+    Args:
+        name: Key of the new row.
+        gate: `g`, a function of a tensor of any shape (the unit multiplies: `x * g(x)`), or a row of the table, which
+            may have the product in a faster form.
+
+    Raises:
+        ValueError: `name` is a built-in gate, or `x * g(x)` changes shape or dtype, mixes tokens, draws random numbers,
+            is not finite or has no finite gradient.
     """
     if name in _BUILT_IN:
         raise ValueError(f"gate: {name!r} is a built-in gate; register yours under another name")
@@ -46,10 +51,10 @@ def register_gate(name: str, gate: Function | Gate) -> Gate:
 
 
 def load_gate(reference: str) -> None:
-    """Register the gate that `FILE.py:NAME` names, by running the file; nothing to do where it is registered.
+    """Run the file of a reference `FILE.py:NAME` and register its gate, unless it is registered already.
 
-    The file stands alone: it may import what is installed, not its neighbours. Raises ValueError, one line, where it
-    cannot be read or run, has no such name, or `register_gate` refuses what it holds.
+    The file may import installed packages, but not its neighbours. Raise ValueError, one line, if the file cannot be
+    read or run, has no such name, or `register_gate` rejects the gate.
     """
     match = REFERENCE.fullmatch(reference)
     if not match:
@@ -79,7 +84,7 @@ def load_gate(reference: str) -> None:
 
 
 def load_gate_of(unit: Mapping[str, Any] | None) -> None:
-    """Register the gate of a trial's unit where it is named as `FILE.py:NAME`."""
+    """Register the gate of a trial's unit if it is named as `FILE.py:NAME`."""
     gate = (unit or {}).get("gate")
     if isinstance(gate, str) and REFERENCE.fullmatch(gate):
         load_gate(gate)
@@ -91,7 +96,7 @@ def _row(gate: Function) -> Gate:
 
 
 def _check(name: str, row: Gate) -> None:
-    """Refuse what is no gate: axes of the probe are B batch, T tokens, F features."""
+    """Raise ValueError if a row is not a gate. Axes of the probe: B batch, T tokens, F features."""
     x_BTF = torch.linspace(-4.0, 4.0, 24).reshape(2, 3, 4).requires_grad_()
     try:
         y_BTF, gate_BTF = row.gated(x_BTF), row.gate(x_BTF)
@@ -101,7 +106,7 @@ def _check(name: str, row: Gate) -> None:
     for given in (y_BTF, gate_BTF):
         if not isinstance(given, Tensor) or given.shape != x_BTF.shape or given.dtype != x_BTF.dtype:
             shown = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
-            raise ValueError(f"gate: {name!r} makes {shown} of (2, 3, 4) torch.float32; a gate keeps both")
+            raise ValueError(f"gate: {name!r} makes {shown} of (2, 3, 4) torch.float32; a gate keeps shape and dtype")
     if not torch.isfinite(y_BTF).all():
         raise ValueError(f"gate: {name!r} is not finite between -4 and 4")
     if not torch.allclose(alone_BTF, y_BTF[:1, :1], rtol=1e-4, atol=1e-5):

@@ -1,6 +1,6 @@
-"""Swap the activation of every MLP of a Hugging Face model instance, and put it back.
+"""Replace the activation of every MLP of a Hugging Face model, and restore it.
 
-Nothing global changes: neither torch nor transformers, only the instance.
+Only the model instance changes. torch and transformers stay as they are.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,10 +34,15 @@ _RECORD = "_pagating_replaced"
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What `patch` did: the unit, names and types of what it replaced in layer order, parameters added.
+    """The changes that `patch` made to a model.
 
-    `left` names the activations that it saw and left alone: those outside the blocks (poolers, heads), or with
-    no linear layer beside them (experts that keep their weights in one tensor).
+    Attributes:
+        unit: The unit and its arguments.
+        names: Names of the replaced activations, in layer order.
+        replaced: Types of the replaced activations, in layer order.
+        parameters_added: Number of parameters of the model after the patch minus before.
+        left: Names of activations that were not replaced: outside the blocks (poolers, heads), or with no linear layer
+            beside them (experts that keep their weights in one tensor).
     """
 
     unit: str
@@ -48,7 +53,7 @@ class PatchReport:
 
     @property
     def count(self) -> int:
-        """Number of activations replaced."""
+        """Return the number of replaced activations."""
         return len(self.names)
 
     def __str__(self) -> str:
@@ -69,20 +74,24 @@ def patch(
 ) -> PatchReport:
     """Replace the activation of every MLP of `model`, in place, by a parameterised gate.
 
-    Defaults: `gate="sigmoid", alpha=0.5, base="identity", form="pointwise"`. Each activation becomes
-    `alpha * x * g(x) + (1 - alpha) * base(x)`; `gate` is a key of `pagating.gating.gates.GATES` and `alpha` what
-    `pagating.gating.alpha.parse` takes. `base`: `identity`, `gelu` (the tanh form; at a fixed `alpha = 0` the
-    model's own module where it has one), `stock` (the activation that was there) or `xielu`. At a fixed
+    Each activation becomes `alpha * x * g(x) + (1 - alpha) * base(x)`. `unpatch` restores the model. At a fixed
     `alpha = 0` with `gelu` on GPT-2, or with `stock` on any model, losses and gradients keep their bits.
 
-    `form`: `pointwise`; `scaled` and `expanded` (see `pagating.gating.units`); `glu`, which also replaces the two
-    linear layers of the MLP by narrower ones (`h = round(2/3 * d_ff)`, parameters matched within 0.1% at
-    GPT-2's sizes); `projected`, the published code's two `d_ff x d_ff` layers. The last two have no base, and
-    their new layers are initialised by the model's own rule with torch's global generator. `unit`: a
-    known activation of `pagating.gating.catalog.COMPETITORS` instead of gate, base and form.
+    Args:
+        model: A model of transformers.
+        gate: Key of `pagating.gating.gates.GATES`; `sigmoid` by default.
+        alpha: Gate strength, as `pagating.gating.alpha.parse` accepts it; 0.5 by default.
+        base: `identity` (default), `gelu` (the tanh form; at a fixed `alpha = 0` the model's own module if it has one),
+            `stock` (the replaced activation) or `xielu`.
+        form: `pointwise` (default); `scaled` or `expanded` (see `pagating.gating.units`); `glu`, which also replaces
+            the two linear layers of the MLP by narrower ones (`h = round(2/3 * d_ff)`, parameters matched within 0.1%
+            at GPT-2's sizes); `projected`, the two `d_ff x d_ff` layers of the published code. `glu` and `projected`
+            have no base. Their new layers are initialised by the model's own rule with torch's global generator.
+        unit: Key of `pagating.gating.catalog.COMPETITORS`, instead of gate, base and form.
 
-    Raises ValueError when an argument is not one of the allowed, when `model` is patched already, when no MLP
-    activation was found, and for `glu` when an MLP is not one layer in, one layer out. `unpatch` undoes it.
+    Raises:
+        ValueError: An argument is not allowed, `model` is already patched, no MLP activation was found, or, for `glu`,
+            an MLP is not one layer in and one layer out.
     """
     chosen = _settings(gate, alpha, base, form, unit)
     if _RECORD in model.__dict__ or alpha_modules(model):
@@ -135,7 +144,7 @@ def _settings(
 
 
 def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModule | None) -> dict[str, nn.Module]:
-    """The modules that replace children of the slot's parent, by child name."""
+    """Return the modules that replace children of the slot's parent, by child name."""
     like = next(slot.parent.parameters())
     alpha, gate, form = chosen["alpha"], chosen["gate"], chosen["form"]
     with torch.device(like.device):
@@ -147,7 +156,7 @@ def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModu
         else:
             new = _glu_modules(slot, alpha, gate, layer, owner)
     for module in new.values():
-        # quantised weights are stored as integers: a new module has torch's default dtype there
+        # quantised weights are stored as integers; the new module then gets torch's default dtype
         module.to(like.dtype if like.is_floating_point() else torch.get_default_dtype())
         module.train(slot.parent.training)
     return new
@@ -181,7 +190,7 @@ def _linear_like(linear: nn.Module, n_in: int, n_out: int) -> nn.Module:
 
 
 def _initialise(model: nn.Module, slot: Slot, new: Mapping[str, nn.Module]) -> None:
-    """Initialise new linear layers by the model's own rule, where it has one."""
+    """Initialise new linear layers by the model's own rule, if it has one."""
     rule = getattr(model, "_init_weights", None)
     if rule is None:
         return
@@ -199,17 +208,14 @@ def _is_off(alpha: Spec, layer: int) -> bool:
 def _base(base: str, stock: nn.Module, is_off: bool) -> str | Function:
     if base == "xielu":
         return XIELUActivation(dtype=torch.float32)
-    # a gate that is off hands over to the module that was there, for the same bits
+    # a gate that is off keeps the module that was there, for the same bits
     if base == "stock" or (base == "gelu" and is_off and isinstance(stock, _TANH_GELUS)):
         return stock
     return base
 
 
 def unpatch(model: nn.Module) -> list[str]:
-    """Put back the modules that `patch` took out; returns their names.
-
-    Raises ValueError for a model that is not patched.
-    """
+    """Restore the modules that `patch` replaced and return their names. Raise ValueError if `model` is not patched."""
     if _RECORD not in model.__dict__:
         raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
     record = model.__dict__.pop(_RECORD)
@@ -221,7 +227,7 @@ def unpatch(model: nn.Module) -> list[str]:
 
 @contextmanager
 def unpatched(model: nn.Module) -> Iterator[nn.Module]:
-    """The model without its patch for the length of a `with` block; the patch comes back after it."""
+    """Remove the patch of a model inside a `with` block. Raise ValueError if `model` is not patched."""
     if _RECORD not in model.__dict__:
         raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
     record = model.__dict__[_RECORD]
@@ -237,5 +243,5 @@ def unpatched(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, a shared one counted once."""
+    """Return the number of parameters. A shared parameter counts once."""
     return sum(p.numel() for p in model.parameters())

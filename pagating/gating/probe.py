@@ -1,14 +1,14 @@
-"""What happens inside the MLPs while a model runs: hooks that come off again.
+"""Statistics of the MLPs of a running model, measured by removable hooks.
 
     with Probe(model) as probe:
         model(**batch).loss.backward()
     rows = probe.rows()
 
-One row a layer. With `x` the input of the activation and `y` its output (a patched or a stock activation alike):
-`alpha`, the gate's mean, standard deviation and saturation, root mean squares of `y` and of the gradient of the
-loss with respect to `y`, the part of the variance of `y` that a linear function of `x` explains, and the effective
-rank of the MLP's output: of the linear layer after the activation, or, where that lies in another module (BERT),
-of `y` as that module passes it on.
+There is one row per layer. `x` is the input of the activation and `y` its output, for patched and stock activations. A
+row has: `alpha`; mean, standard deviation and saturation of the gate; root mean squares of `y` and of the gradient of
+the loss with respect to `y`; the part of the variance of `y` that a linear function of `x` explains; the effective rank
+of the MLP's output. This output is that of the linear layer after the activation, or, if that layer is in another
+module (BERT), the output of the activation's parent.
 """
 
 from types import TracebackType
@@ -21,13 +21,13 @@ from .alpha import AlphaModule
 from .discovery import find_activations, is_linear
 from .gates import GATES
 
-SATURATION = 0.01  # a gate within this share of its finite range from an end counts as saturated
+SATURATION = 0.01  # a gate is saturated within this share of its finite range from an end
 
 
 def effective_rank(x_NF: Tensor) -> float:
-    """Exponential of the entropy of the normalised singular values (Roy and Vetterli 2007), in [1, min(N, F)].
+    """Compute the exponential of the entropy of the normalised singular values (Roy and Vetterli 2007).
 
-    `x_NF`: N observations of F features, not centred. 0.0 for a matrix of zeros.
+    The result is in [1, min(N, F)], or 0.0 for a matrix of zeros. `x_NF` has N observations of F features, not centred.
     """
     values = torch.linalg.svdvals(x_NF.double())
     total = values.sum()
@@ -38,19 +38,19 @@ def effective_rank(x_NF: Tensor) -> float:
 
 
 def linear_share(x: Tensor, y: Tensor) -> float:
-    """Squared correlation of `x` and `y` over all elements: 1 for an activation that is a line, 0..1 otherwise.
+    """Compute the squared correlation of `x` and `y` over all elements, in [0, 1].
 
-    NaN when either is constant.
+    It is 1 for a linear activation and NaN if `x` or `y` is constant.
     """
     pair = torch.stack([x.double().flatten(), y.double().flatten()])
     return float(torch.corrcoef(pair)[0, 1] ** 2)
 
 
 def gate_statistics(gate: str, x: Tensor) -> dict[str, float]:
-    """Mean, standard deviation (of the population) and saturated share of `g(x)`.
+    """Compute mean, standard deviation (of the population) and saturated share of `g(x)`.
 
-    Saturated: within 1% of the width of the range from a finite end; against the unit distance where the range
-    is not finite.
+    A value is saturated if its distance to a finite end of the range is at most 1% of the width of the range. If the
+    range is not finite, the width counts as 1.
     """
     row = GATES[gate]
     g, (low, high) = row.gate(x.double()), row.range
@@ -64,10 +64,10 @@ def gate_statistics(gate: str, x: Tensor) -> dict[str, float]:
 
 
 class Probe:
-    """Hooks on every MLP activation of a model; a context manager, or `close()`.
+    """Hooks on every MLP activation of a model; a context manager.
 
-    What it sees replaces what it saw in the call before. It changes no value and no gradient. Ranks are computed
-    from at most `max_rows` positions. ValueError when the model has no MLP activation.
+    Each call of the model overwrites the statistics of the call before. No value and no gradient changes. Ranks are
+    computed from at most `max_rows` positions. The constructor raises ValueError if the model has no MLP activation.
     """
 
     def __init__(self, model: nn.Module, max_rows: int = 512) -> None:
@@ -89,11 +89,11 @@ class Probe:
         return hook
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a layer, in layer order: what the last call (and its backward pass) showed."""
+        """Return one row per layer, in layer order: statistics of the last call and its backward pass."""
         return [dict(seen) for seen in self._seen]
 
     def close(self) -> None:
-        """Take every hook off."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -118,7 +118,7 @@ def _activations(model: nn.Module) -> list[tuple[str, nn.Module, nn.Module]]:
 
 
 def _output(parent: nn.Module) -> nn.Module:
-    # OPT and BART keep their MLP in the block itself, whose own output holds the residual stream too
+    # OPT and BART have their MLP in the block itself, whose output contains the residual stream
     linears = [module for module in parent.children() if is_linear(module)]
     return linears[-1] if len(linears) > 1 else parent
 

@@ -1,8 +1,7 @@
-"""Schedules: pure functions of the fraction of training done, for the learning rate and for alpha.
+"""Schedules of the learning rate and of alpha: pure functions of the fraction of training done.
 
-A step has no meaning of its own here: the loop turns it into a fraction in [0, 1], so that the same schedule
-serves a run of any length. With `steps` updates, `(step + 0.5) / steps` gives every update its midpoint, and
-neither the first nor the last one a multiplier of zero.
+The loop converts a step to a fraction in [0, 1], so that a schedule fits a trial of any length. With `steps` updates,
+`(step + 0.5) / steps` is the midpoint of an update, so that neither the first nor the last has a multiplier of zero.
 """
 
 import math
@@ -12,17 +11,17 @@ Schedule = Callable[[float, float, float], float]
 
 
 def constant(fraction: float, start: float, end: float) -> float:
-    """`start` throughout; `end` is not looked at."""
+    """Return `start`; `fraction` and `end` have no effect."""
     return start
 
 
 def linear(fraction: float, start: float, end: float) -> float:
-    """`start + fraction * (end - start)`."""
+    """Return `start + fraction * (end - start)`."""
     return (1.0 - fraction) * start + fraction * end
 
 
 def cosine(fraction: float, start: float, end: float) -> float:
-    """Half a cosine from `start` to `end`, flat at both ends (SGDR without restarts, arXiv 1608.03983)."""
+    """Return half a cosine from `start` to `end`, flat at both ends (SGDR without restarts, arXiv 1608.03983)."""
     return linear(0.5 * (1.0 - math.cos(math.pi * fraction)), start, end)
 
 
@@ -30,9 +29,9 @@ SCHEDULES: dict[str, Schedule] = {"constant": constant, "linear": linear, "cosin
 
 
 def value(kind: str, fraction: float, start: float, end: float) -> float:
-    """Value of the schedule `kind` at `fraction` of training, from `start` to `end`.
+    """Return the value of the schedule `kind` at `fraction` of training, from `start` to `end`.
 
-    Raises ValueError for a kind not in `SCHEDULES` and for a fraction outside [0, 1] (NaN included).
+    Raise ValueError if `kind` is not in `SCHEDULES` or `fraction` is outside [0, 1] or NaN.
     """
     if kind not in SCHEDULES:
         raise ValueError(f"schedule: {kind!r} is not one of {', '.join(SCHEDULES)}")
@@ -41,11 +40,14 @@ def value(kind: str, fraction: float, start: float, end: float) -> float:
 
 
 def warmup_then(kind: str, fraction: float, warmup: float = 0.05, final: float = 0.0) -> float:
-    """Learning-rate multiplier in [0, 1]: linear from 0 to 1 over the first `warmup`, then `kind` to `final`.
+    """Compute the learning-rate multiplier, in [0, 1]: a linear warm-up from 0 to 1, then `kind` from 1 to `final`.
 
-    `fraction`, `warmup` and `final` are in [0, 1]. `warmup = 0` starts at 1. The default `final = 0` decays
-    to zero, which at equal compute did better than a tenth of the peak (arXiv 2502.15938). With `constant` it
-    stays at 1 after the warm-up, whatever `final` is.
+    Args:
+        kind: Key of `SCHEDULES`. `constant` stays at 1 after the warm-up for any `final`.
+        fraction: Share of training done, in [0, 1].
+        warmup: Share of training for the warm-up, in [0, 1]; 0 starts at 1.
+        final: Last multiplier, in [0, 1]. Decay to zero, the default, did better at equal compute than decay to a tenth
+            of the peak (arXiv 2502.15938).
     """
     _require_fraction("fraction", fraction)
     _require_fraction("warmup", warmup)

@@ -1,6 +1,6 @@
-"""The units: a gate, a strength and a base put together. One function a form, one module a shape of form.
+"""The units: a gate, a strength and a base combined.
 
-Axes of tensor names: `...` any leading axes, `F` the feature axis (last).
+Each form is a function. Forms with the same weights share a module. Axes: `...` any leading axes, `F` features (last).
 """
 
 import math
@@ -16,7 +16,7 @@ from .gates import Function, gate_row
 
 
 def _gelu_new(x: Tensor) -> Tensor:
-    # the operations and their order are GPT-2's own, so that alpha = 0 gives the same bits
+    # same operations in the same order as GPT-2, so that alpha = 0 gives the same bits
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
@@ -28,7 +28,7 @@ BASES: dict[str, Function] = {"identity": _identity, "gelu": _gelu_new}
 
 
 def base_function(base: str | Function) -> Function:
-    """The function of a base given by name or as itself; ValueError naming the known bases otherwise."""
+    """Return the function of a base, given by name or as itself. Raise ValueError for an unknown name."""
     if isinstance(base, str):
         if base not in BASES:
             raise ValueError(f"base: {base!r} is not one of {', '.join(BASES)}, stock")
@@ -39,14 +39,18 @@ def base_function(base: str | Function) -> Function:
 def pointwise(
     x: Tensor, alpha: float | Tensor = 0.5, gate: str = "sigmoid", base: str | Function = "identity"
 ) -> Tensor:
-    """`alpha * x * g(x) + (1 - alpha) * base(x)`, element by element; `x` of any shape and floating dtype.
+    """Compute `alpha * x * g(x) + (1 - alpha) * base(x)` for each element.
 
-    `alpha` is a float (0 returns `base(x)` itself, bit for bit, and 1 the gated input) or a tensor that
-    broadcasts against `x`; it is cast to the dtype of `x`. `base` is a key of `BASES` or any function of `x`.
-    NaN gives NaN; an infinite input gives a result that is not finite, NaN where both terms are infinite.
-    Where `pagating.gating.fused` covers the gate and the base, only `x` is kept for the backward pass.
-    The published formula (paGLU) is `gate="sigmoid", base="identity"`: a special case of ACON-C,
-    arXiv 2009.04759.
+    The published formula (paGLU) is `gate="sigmoid", base="identity"`, a special case of ACON-C (arXiv 2009.04759). NaN
+    gives NaN. An infinite input gives a result that is not finite; it is NaN if both terms are infinite. If
+    `pagating.gating.fused` covers the gate and the base, only `x` is kept for the backward pass.
+
+    Args:
+        x: Any shape and floating dtype.
+        alpha: A float, or a tensor that broadcasts against `x` and is cast to its dtype. 0 returns `base(x)` bit for
+            bit, 1 returns the gated input.
+        gate: Key of `pagating.gating.gates.GATES`.
+        base: Key of `BASES`, or a function of `x`.
     """
     row, base_of = gate_row(gate), base_function(base)
     if not isinstance(alpha, Tensor):
@@ -62,17 +66,17 @@ def pointwise(
 
 
 def _gelu_by_sigmoid(x: Tensor) -> Tensor:
-    # (1 + tanh(u)) / 2 = sigmoid(2 u): the tanh form again, in an operation that compiles to half the time
+    # (1 + tanh(u)) / 2 = sigmoid(2 u): the same function as the tanh form, in half the time when compiled
     return x * torch.sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))
 
 
 def scaled(x: Tensor, alpha: float | Tensor, gate: str = "sigmoid", base: str | Function = "identity") -> Tensor:
-    """`x * g(alpha * x)`: Swish-beta (arXiv 1710.05941) for the sigmoid, with `alpha` as its beta; no base."""
+    """Compute `x * g(alpha * x)`, without a base. For the sigmoid it is Swish (arXiv 1710.05941), `alpha` its beta."""
     return x * gate_row(gate).gate(x * _like(alpha, x))
 
 
 def expanded(x: Tensor, alpha: float | Tensor, gate: str = "sigmoid", base: str | Function = "identity") -> Tensor:
-    """`x * ((1 + 2 alpha) * g(x) - alpha)`: xSiLU (arXiv 2405.20768) for the sigmoid; no base.
+    """Compute `x * ((1 + 2 alpha) * g(x) - alpha)`, without a base. For the sigmoid it is xSiLU (arXiv 2405.20768).
 
     The range of the gate grows from (0, 1) to (-alpha, 1 + alpha).
     """
@@ -81,9 +85,9 @@ def expanded(x: Tensor, alpha: float | Tensor, gate: str = "sigmoid", base: str 
 
 
 def glu(a: Tensor, b: Tensor, alpha: float | Tensor = 0.5, gate: str = "sigmoid") -> Tensor:
-    """`a * (alpha * g(b) + (1 - alpha))`: the gate of one projection multiplies another of the same shape.
+    """Compute `a * (alpha * g(b) + (1 - alpha))` for two projections `a` and `b` of the same shape.
 
-    `alpha = 1` is a gated linear unit (arXiv 2002.05202); `alpha = 0` returns `a`.
+    `alpha = 1` is a gated linear unit (arXiv 2002.05202). `alpha = 0` returns `a`.
     """
     return torch.lerp(a, a * gate_row(gate).gate(b), _like(alpha, a))
 
@@ -100,11 +104,18 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
 
 
 class PaGLU(AlphaModule):
-    """The pointwise unit as a module: `alpha * x * g(x) + (1 - alpha) * base(x)`, or another row of `ELEMENTWISE`.
+    """The elementwise unit as a module: `alpha * x * g(x) + (1 - alpha) * base(x)`, or another row of `ELEMENTWISE`.
 
-    `alpha` is anything that `pagating.gating.alpha.parse` takes. `base` is a key of `BASES`, a module (registered,
-    so that its parameters train) or a function. `width` is the size of the last axis, needed for one alpha a
-    channel and for a token-dependent alpha. Input and output have the same shape and dtype.
+    Input and output have the same shape and dtype.
+
+    Args:
+        alpha: Gate strength, as `pagating.gating.alpha.parse` accepts it.
+        gate: Key of `pagating.gating.gates.GATES`.
+        base: Key of `BASES`, a module (registered, so that its parameters are trained) or a function.
+        width: Size of the last axis. Required if alpha is learned per channel or depends on the token.
+        layer: Index of the layer, for a list of alphas.
+        owner: Module whose alpha this one shares (`per: model`).
+        form: Key of `ELEMENTWISE`.
     """
 
     def __init__(
@@ -138,10 +149,9 @@ class PaGLU(AlphaModule):
 
 
 class SplitGLU(AlphaModule):
-    """`glu(a, b)` of the two halves `a, b` of the last axis: `2h` features in, `width = h` out.
+    """The gated linear unit `glu(a, b)` of the two halves `a, b` of the last axis: `2h` features in, `width = h` out.
 
-    It stands where an MLP's activation stood, between an input projection of width `2h` and an output
-    projection from `h`.
+    It replaces the activation of an MLP, between an input projection to `2h` and an output projection from `h`.
     """
 
     def __init__(self, alpha: Spec, gate: str, width: int, layer: int = 0, owner: AlphaModule | None = None) -> None:
@@ -161,10 +171,10 @@ class SplitGLU(AlphaModule):
 
 
 class ProjectedGLU(AlphaModule):
-    """`A(x) * (alpha * g(B(x)) + (1 - alpha))` with two dense layers `A, B` of `width x width`.
+    """The projected unit `A(x) * (alpha * g(B(x)) + (1 - alpha))` with dense layers `A, B` of `width x width`.
 
-    What the published code put in the place of GPT-2's activation: `2 * (width^2 + width)` parameters more a
-    layer, and a linear MLP at `alpha = 0`.
+    The published code replaces GPT-2's activation by it. It adds `2 * (width^2 + width)` parameters per layer. At
+    `alpha = 0` the MLP is linear.
     """
 
     def __init__(self, alpha: Spec, gate: str, width: int, layer: int = 0, owner: AlphaModule | None = None) -> None:

@@ -1,8 +1,8 @@
-"""xIELU, fused: forward and backward keep the input alone and work in place.
+"""xIELU in fused form: only the input is kept for the backward pass, which works in place.
 
 `alpha_p x^2 + beta x` for x > 0, else `alpha_n (expm1(x) - x) + beta x`; Huang and Schlag 2024, arXiv 2411.13010.
-Parameters, buffers and start are those of `transformers.activations.XIELUActivation`, so that a state dict of one loads
-into the other; that module's Python form takes several times as long (`benchmarks/trial_speed.py`).
+Parameters, buffers and start values are those of `transformers.activations.XIELUActivation`. A state dict of one loads
+into the other. The Python form of that module takes several times as long (`benchmarks/trial_speed.py`).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ START = 0.8
 
 
 class XIELU(nn.Module):
-    """The activation with two learned strengths: softplus of a parameter, and beta plus softplus of another.
+    """The xIELU activation with two learned strengths: softplus of a parameter, and beta plus softplus of another.
 
-    Input and output have the same shape and dtype. Differs from transformers' module for inputs in (-1e-6, 0] alone:
-    that one takes `expm1(-1e-6)` there, off by less than 2e-6 `alpha_n`, and a slope of `beta - alpha_n` for `beta`.
-    Can be differentiated once, except while it is compiled.
+    Input and output have the same shape and dtype. It differs from transformers' module only for inputs in (-1e-6, 0]:
+    there that module computes `expm1(-1e-6)`, an error below 2e-6 `alpha_n`, and a slope of `beta - alpha_n` instead of
+    `beta`. Unless it is compiled, it can be differentiated only once.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.alpha_p, self.alpha_n = (nn.Parameter(_inverse_softplus(start)) for start in (START, START - BETA))
         self.register_buffer("beta", torch.tensor(BETA))
-        self.register_buffer("eps", torch.tensor(-1e-6))  # not used here; part of the state dict
+        self.register_buffer("eps", torch.tensor(-1e-6))  # unused here, but part of the state dict
 
     def forward(self, x: Tensor) -> Tensor:
         positive, negative = F.softplus(self.alpha_p).to(x.dtype), (BETA + F.softplus(self.alpha_n)).to(x.dtype)
@@ -47,7 +47,7 @@ def _inverse_softplus(value: float) -> Tensor:
 
 
 def composed(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """The formula in single operations."""
+    """Compute xIELU in elementary operations."""
     below = x.clamp(max=0.0)
     return positive * F.relu(x).square() + negative * (torch.expm1(below) - below) + BETA * x
 
@@ -65,7 +65,7 @@ class _XIELU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, positive, negative = ctx.saved_tensors
         grad, above, below = grads[0], F.relu(x), x.clamp(max=0.0)
-        slope = torch.expm1(below)  # and its limit 0 for x > 0
+        slope = torch.expm1(below)  # 0 for x > 0
         grad_negative = sum_to(torch.sub(slope, below, out=below).mul_(grad), negative)
         grad_positive = sum_to(torch.mul(above, above, out=below).mul_(grad), positive)
         grad_x = slope.mul_(negative).add_(above.mul_(2 * positive)).add_(BETA).mul_(grad)

@@ -52,7 +52,7 @@ def test_defaults_are_filled_in() -> None:
         ([0.5, "1e-3", 1.0], r"^alpha\[1\]: '1e-3' is not"),
         ([0.5, -10.1, 1.0], r"^alpha\[1\]: -10.1 is not a finite number in \[-10, 10\]$"),
         ([0.5, 0.5], r"^alpha: a list of 2 for 3 layers"),
-        ([], r"^alpha: an empty list; give one number a layer$"),
+        ([], r"^alpha: an empty list; give one number per layer$"),
         ("learned", r"^alpha: 'learned' is neither"),
         ({"learnable": {"inti": 0.5}}, r"learnable: unknown key 'inti'; did you mean 'init'\? allowed:"),
         ({"sheduled": {}}, r"^alpha: unknown key 'sheduled'; did you mean 'schedule'\?"),
