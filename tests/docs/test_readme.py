@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis.report import build
+from analysis.io import formats
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def printed(verdict: dict) -> str:
     """Return what a sweep prints of a verdict on a terminal of 80 columns."""
     out = io.StringIO()
-    Console(width=80, file=out).print(build.terminal_table(verdict))
+    Console(width=80, file=out).print(formats.verdict_table(verdict["comparisons"], verdict["summary"], 80))
     return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
 
 
