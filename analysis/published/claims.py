@@ -99,10 +99,17 @@ def columns(*studies: Study) -> formats.Columns:
 
 
 def source_note() -> str:
-    """Where the published numbers come from, in a sentence."""
+    """Return in one sentence where the published numbers come from."""
     source = published()["source"]
+    said = f"{source['what']} ({source['authors']}, '{source['title']}', {source['manuscript']})"
     pages = f"pages are of {source['repository']} at commit {source['commit'][:7]}"
-    return f"Numbers: {source['what']}; {pages} (analysis/published/published.yaml)."
+    return f"Numbers: {said}; {pages} (analysis/published/published.yaml)."
+
+
+def source_link() -> str:
+    """Return the address of the publication's files at the commit that is quoted."""
+    source = published()["source"]
+    return f"https://{source['repository']}/tree/{source['commit']}"
 
 
 def main(argv: list[str] | None = None) -> int:

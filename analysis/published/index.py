@@ -1,4 +1,4 @@
-"""What stands over all published studies: the front page, the claims page and one figure of every decision."""
+"""Write the pages over all published studies: the front page, the claims page and one figure of every decision."""
 
 import re
 from dataclasses import replace
@@ -23,24 +23,24 @@ MADE = "<!-- made by python docs/make_results.py: change the tables or the scrip
 
 
 def texts(studies: list[Study], results: Path) -> dict[str, str]:
-    """File name -> text of the pages over all studies, for docs/results/."""
+    """Return file name -> text of the pages over all studies, for docs/results/."""
     return {"README.md": front_page(studies, results), "claims.md": claims_page(studies)}
 
 
 def pages(studies: list[Study], results: Path) -> dict[str, str]:
-    """`texts`, and the figure of every decision."""
+    """Return `texts` and the figure of every decision."""
     drawn = {"verdicts.svg": page.svg(lambda: side_by_side(studies), "verdicts")} if studies else {}
     return texts(studies, results) | drawn
 
 
 def front_page(studies: list[Study], results: Path) -> str:
-    """The front page of the published evidence."""
+    """Return the front page of the published studies."""
     first = [study for study in studies if not _follows(study)]
     lines = ["# Results", "", MADE, ""]
     lines += [
-        "What the instrument has found so far. Every number on these pages is computed from the Parquet files beside "
-        "them, and a test computes it again. A study answers for its own size, tokens and text; the studies stand side "
-        "by side and are not pooled.",
+        "What the published studies found. Every number on these pages is computed from the Parquet files beside them, "
+        "and a test computes it again. A study answers for its own model size, number of tokens and text. The studies "
+        "are shown side by side and are not pooled.",
         "",
     ]
     for study in first:
@@ -50,10 +50,11 @@ def front_page(studies: list[Study], results: Path) -> str:
     if first:
         lines += ["## Side by side", "", formats.to_markdown(*decisions(studies)), ""]
         lines += [
-            "In percent of the baseline's loss, with the interval of each arm alone; the words are of the adjusted p.",
+            "Improvements are in percent of the baseline's loss. An interval holds for its arm alone. The word follows "
+            "from the adjusted p.",
             "",
         ]
-        lines += ["![One dot a seed: paired differences of every arm in every study](verdicts.svg)", ""]
+        lines += ["![Paired differences of every arm in every study, one dot per seed](verdicts.svg)", ""]
     slopes = [{"study": study.name} | row for study in first for row in growth.table(study)]
     slopes = [row for row in slopes if row["scale"] == curves.SCALES["log2"][1]]
     if slopes:
@@ -71,7 +72,8 @@ def front_page(studies: list[Study], results: Path) -> str:
         for study in later:
             lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md)**, after {markdown(_follows(study))}. "]
             lines += [markdown(study.question), "", markdown(_judged(study)["summary"]), ""]
-    lines += ["## The published claims", "", formats.to_markdown(claims.table(), _short(claims.COLUMNS)), ""]
+    lines += ["## The published claims", "", *answer(_for_a_claim(studies)), ""]
+    lines += [formats.to_markdown(claims.table(), _short(claims.COLUMNS)), ""]
     lines += ["[claims.md](claims.md) has what each study says of each claim.", ""]
     lines += not_run(results)
     if (results / "LOG.md").is_file():
@@ -90,32 +92,38 @@ def _freeze(studies: list[Study]) -> list[str]:
         gated = [row["arm"] for row in alphas.summarise(study) if (arms.get(row["arm"]) or {}).get("gate")]
         if gated:
             command = f"python -m analysis.freeze docs/results/{_place(study)} --arm {gated[-1]} > new.yaml"
-            asked = "Does a learned pattern do as well from scratch, frozen? This writes the study that asks it:"
+            asked = "Does a learned pattern do as well if it is frozen from the start? This writes the study:"
             return [asked, "", "```sh", command, "```", ""]
     return []
 
 
 def readme_block(studies: list[Study]) -> str:
-    """What the project's README says was found: the studies of enough seeds for a claim, or all where none has them."""
+    """Return the table of the project's README, with the verdict on each arm in the studies of `_for_a_claim`."""
+    lines = [
+        "Against an equally tuned GELU, on the test split. The studies are shown side by side and are not pooled.",
+        "",
+        formats.to_markdown(*decisions(_for_a_claim(studies))),
+        "",
+        "[docs/results](docs/results/README.md) has all published studies, and what they say of the published claims.",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _for_a_claim(studies: list[Study]) -> list[Study]:
+    """Return the studies of at least `CLAIM_SEEDS` seeds, or all studies if none has as many."""
     enough = [study for study in studies if min(len(s) for s in _judged(study)["seeds"].values()) >= CLAIM_SEEDS]
-    shown = enough or studies
-    names = ", ".join(f"[{study.name}](docs/results/{_place(study)}/README.md)" for study in shown)
-    few = "" if enough else f" Fewer than {CLAIM_SEEDS} seeds are no claim."
-    lines = [f"Against an equally tuned GELU, on the test split, in {names}, side by side and not pooled.{few}", ""]
-    lines += [formats.to_markdown(*decisions(shown)), "", *answer(shown), ""]
-    lines += ["![Paired differences of every arm in every study, one dot a seed](docs/results/verdicts.svg)", ""]
-    return "\n".join(lines)
+    return enough or studies
 
 
 def answer(studies: list[Study]) -> list[str]:
-    """The published claim in words, what its own numbers give, and what these studies say of the published formula."""
+    """Return the published claim in words, what its own numbers give, and what these studies say of its formula."""
     claim = next(claim for claim in claims.published()["claims"] if claim["kind"] == "improvement")
     numbers, seeds = claims.judge(claim)[0], claims.published()["seeds_per_cell"]
     lines = [
-        f"**Claimed**: {markdown(claim['text'])} ({seeds} seed a cell; that baseline is alpha = 0, a linear MLP). "
+        f"**Claimed**: {markdown(claim['text'])} ({seeds} seed per cell; its baseline is alpha = 0, a linear MLP). "
         f"Its own numbers: {markdown(numbers)}.",
         "",
-        "**Our answer**, of the arms with the published formula, each tuned like the baseline:",
+        "**Our answer**, for the arms with the published formula, each tuned like the baseline:",
         "",
     ]
     found = []
@@ -132,13 +140,13 @@ def answer(studies: list[Study]) -> list[str]:
 
 
 def published_formula(options: dict[str, Any]) -> bool:
-    """Whether an arm is `alpha * x * sigmoid(x) + (1 - alpha) * x`, with whatever alpha."""
+    """Return whether an arm is `alpha * x * sigmoid(x) + (1 - alpha) * x`, for any alpha."""
     form = (options.get("gate"), options.get("base", "identity"), options.get("form", "pointwise"))
     return form == ("sigmoid", "identity", "pointwise")
 
 
 def decisions(studies: list[Study]) -> tuple[list[dict[str, Any]], formats.Columns]:
-    """A row an arm, a column a study: the verdict and the improvement with its interval."""
+    """Return one row per arm and one column per study: the verdict and the improvement with its interval."""
     rows: dict[str, dict[str, Any]] = {}
     columns: formats.Columns = {"arm": ("arm", "")}
     for study in studies:
@@ -154,7 +162,7 @@ def decisions(studies: list[Study]) -> tuple[list[dict[str, Any]], formats.Colum
 
 
 def side_by_side(studies: list[Study]) -> Figure:
-    """The paired differences of every study, a panel each below the other."""
+    """Draw the paired differences of every study, one panel below the other."""
     results = [[r for r in _judged(s)["comparisons"] if r["improvement_percent"] is not None] for s in studies]
     heights = [1.1 + 0.5 * max(1, len(rows)) for rows in results]
     fig = Figure(figsize=(7.2, sum(heights)), layout="constrained")
@@ -169,9 +177,10 @@ def side_by_side(studies: list[Study]) -> Figure:
 
 
 def claims_page(studies: list[Study]) -> str:
-    """Each published claim, what its own numbers give, and what each study says of it."""
+    """Return the page of the published claims: what their own numbers give, and what each study says of them."""
     rows = claims.table(*studies)
     lines = ["# The published claims", "", MADE, "", claims.source_note(), ""]
+    lines += [f"[The publication at that commit]({claims.source_link()}).", ""]
     lines += [formats.to_markdown(rows, claims.COLUMNS), ""]
     for row in rows:
         lines += [f"## {markdown(row['id'])}", "", f"Claimed: {markdown(row['claim'])}.", ""]
@@ -186,7 +195,7 @@ def claims_page(studies: list[Study]) -> str:
 
 
 def pilots(table: pd.DataFrame) -> str:
-    """A row a pilot: the losses of baseline and floor at its end, and the gap in percent of the baseline's."""
+    """Return one row per pilot: the last losses of baseline and floor, and their gap in percent of the baseline's."""
     keys = [name for name in table.columns if name not in ("arm", "val_nll")]
     wide = table.pivot(index=keys, columns="arm", values="val_nll").reset_index()
     wide["gap"] = 100 * (wide["linear-floor"] / wide["gelu"] - 1)
@@ -197,18 +206,21 @@ def pilots(table: pd.DataFrame) -> str:
 
 
 def not_run(results: Path) -> list[str]:
-    """What was not run, and what `pagating plan` printed of its cost (plan.txt: commands, empty line, output)."""
+    """Return what was not run and what `pagating plan` printed of its cost.
+
+    plan.txt holds the commands, an empty line and the output.
+    """
     file = results / "plan.txt"
     if not file.is_file():
         return []
     commands, output = file.read_text(encoding="utf-8").split("\n\n", 1)
     lines = ["## Not run: GPT-2 small", ""]
     lines += [
-        "The same question on the same text at GPT-2's real size needs a GPU and was not run. Nothing is guessed.",
+        "The same question on the same text at GPT-2's real size needs a GPU and was not run. No result is guessed.",
         "",
     ]
     lines += ["<!-- not run: takes a GPU for hours -->", "```sh", commands, "```", ""]
-    lines += ["The second command printed this, from sizes and a device's data sheet; none of it was measured:", ""]
+    lines += ["The second command printed this, from sizes and a device's data sheet; nothing was measured:", ""]
     return [*lines, "```text", re.sub(r"; expected end \S+", "", output).rstrip(), "```", ""]
 
 

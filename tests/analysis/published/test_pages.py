@@ -101,16 +101,28 @@ def test_a_colour_is_of_one_arm_in_all_panels(demo: Path, monkeypatch: pytest.Mo
     assert plots.arm_style(two, "paglu-per-layer") != first["paglu-per-layer"]  # as it was: by its place in its study
 
 
-def test_the_readme_has_the_claim_in_words_and_an_answer_an_arm(demo: Path):
+def test_the_front_page_has_the_claim_in_words_and_an_answer_for_each_arm(demo: Path, tmp_path: Path):
     study = load(demo)
-    block = index.readme_block([study])
-    assert "**Claimed**: alpha = 0.5 is 1.9% better than the baseline at 20,000 steps (1 seed a cell" in block
-    assert "against their own best baseline: -11.878% (eval)" in block
+    front = index.front_page([study], tmp_path)
+    assert "**Claimed**: alpha = 0.5 is 1.9% better than the baseline at 20,000 steps (1 seed per cell" in front
+    assert "against their own best baseline: -11.878% (eval)" in front
     of = {row["arm"]: row for row in verdict(study)["comparisons"]}
     for arm in ("paglu-searched", "paglu-per-layer"):
-        assert f"- {arm} (demo), over gelu: {of[arm]['improvement_percent']:+.2f}% " in block
-    assert "- linear-floor" not in block
-    assert "None of these studies has an arm of fixed alpha 0.5" in block
+        assert f"- {arm} (demo), over gelu: {of[arm]['improvement_percent']:+.2f}% " in front
+    assert "- linear-floor" not in front
+    assert "None of these studies has an arm of fixed alpha 0.5" in front
+
+
+def test_the_readme_has_one_row_per_arm_and_one_column_per_study_with_enough_seeds():
+    few, enough = load(RESULTS / "quick-wikitext-2"), load(RESULTS / "laptop-wikitext-2")
+    rows = [line for line in index.readme_block([few, enough]).splitlines() if line.startswith("|")]
+    assert rows[0] == "| arm | laptop-wikitext-2 |"  # six seeds are too few for a claim
+    of = {row["arm"]: row for row in verdict(enough)["comparisons"]}
+    assert len(rows) == 2 + len(of)
+    for line in rows[2:]:
+        arm, said = line.strip("| ").split(" | ")
+        assert said.startswith(f"{of[arm]['verdict']}: {of[arm]['improvement_percent']:+.2f}% [")
+    assert "| arm | quick-wikitext-2 |" in index.readme_block([few])  # without another study it is shown all the same
 
 
 @pytest.mark.parametrize(
