@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help sweep plan test test-slow test-ui lint ui report screenshots bench proof docs audit constraints clean
+.PHONY: help sweep plan test test-slow coverage test-ui lint ui report screenshots bench proof docs audit constraints clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
