@@ -76,6 +76,7 @@ proof: .venv/.run  ## Simulate how often the whole decision errs (hours); writes
 
 docs: .venv/.dev  ## Write the page of the study file, the API pages (build/api), check links and examples
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_gates.py
 	$(BIN)/python docs/make_published.py
 	$(BIN)/python docs/make_plan.py
 	$(BIN)/python docs/make_api.py

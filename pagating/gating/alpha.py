@@ -1,9 +1,8 @@
-"""Gate strength `alpha`: the kinds, their specification, and what an optimiser and a logger need of them.
+"""Gate strength `alpha`: its kinds, its specification, and its parameters for an optimiser and a logger.
 
-Kinds: a fixed number; one number a layer; learnable (one scalar a model or a layer, or one value a
-channel); scheduled over the fraction of training; token-dependent, `sigmoid(w.x + c)`. A learnable or
-scheduled alpha is kept in float32 (or above) whatever dtype the model is cast to, and starts at its
-stated value without a random number.
+Kinds: a fixed number; one number per layer; learnable (one scalar per model or layer, or one value per channel);
+scheduled over the fraction of training; token-dependent, `sigmoid(w.x + c)`. A learnable or scheduled alpha stays in
+float32 (or above) whatever dtype the model is cast to. It starts at its stated value without a random number.
 """
 
 import difflib
@@ -16,28 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .catalog import ALPHA_KINDS, LARGEST_ALPHA, LAYER_BOUND, PER, RANGES
 from .schedules import SCHEDULES
 from .schedules import value as schedule_value
 
 Spec = float | str | Sequence[float] | Mapping[str, Any]
-LARGEST = 2.0  # an expanded gate; the published range ends at 1
-BOUND = 10.0  # of either sign, in a list: a pattern that free alphas learned
-PER = ("model", "layer", "channel")
-RANGES = ("unit", "free")
-# AdamW moves a logit by about the learning rate a step: at the model's own rate 1,000 steps hardly change it.
-LEARNABLE_DEFAULTS: dict[str, Any] = {"init": 0.5, "per": "model", "range": "unit", "lr_multiplier": 10.0}
-SCHEDULE_DEFAULTS: dict[str, Any] = {"kind": "linear", "from": 0.0, "to": 1.0}
-TOKEN_DEFAULTS: dict[str, Any] = {"init": 0.5, "lr_multiplier": 1.0}
-KINDS: dict[str, dict[str, Any]] = {
-    "learnable": LEARNABLE_DEFAULTS,
-    "schedule": SCHEDULE_DEFAULTS,
-    "token": TOKEN_DEFAULTS,
-}
 
 
 @dataclass(frozen=True)
 class AlphaSpec:
-    """A checked specification. `values` is set for kind `fixed`: one number, or one a layer."""
+    """A checked specification. `values` is set for kind `fixed`: one number, or one per layer."""
 
     kind: str
     options: dict[str, Any]
@@ -59,9 +46,9 @@ class AlphaParameter:
 def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
     """Check a specification of alpha and fill in its defaults.
 
-    `alpha` is a number in [0, 2]; a list of numbers in [-10, 10], one a layer (`n_layer` of them): what a free one
-    learned is often negative; `"learnable"`; or
-    a mapping with exactly one key of `KINDS`, here with the defaults and what else is allowed:
+    `alpha` is a number in [0, 2]; a list of `n_layer` numbers in [-10, 10], one per layer (a learned one is often
+    negative); `"learnable"`; or a mapping with exactly one key of `ALPHA_KINDS`, here with the defaults and the other
+    allowed values:
 
         {"learnable": {"init": 0.5, "per": "model", "range": "unit", "lr_multiplier": 10.0}}
                        per: model, layer, channel; range: unit, free
@@ -75,7 +62,7 @@ def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
     if isinstance(alpha, str):
         if alpha != "learnable":
             raise ValueError(f"alpha: {alpha!r} is neither a number, a list of numbers, 'learnable' nor a mapping")
-        return AlphaSpec("learnable", dict(LEARNABLE_DEFAULTS))
+        return AlphaSpec("learnable", dict(ALPHA_KINDS["learnable"]))
     if isinstance(alpha, Mapping):
         return _parse_mapping(alpha)
     if isinstance(alpha, Sequence):
@@ -83,22 +70,23 @@ def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
             raise ValueError("alpha: an empty list; give one number a layer")
         if n_layer is not None and len(alpha) != n_layer:
             raise ValueError(f"alpha: a list of {len(alpha)} for {n_layer} layers; give one number a layer")
-        return AlphaSpec("fixed", {}, tuple(_number(f"alpha[{i}]", a, BOUND, -BOUND) for i, a in enumerate(alpha)))
+        values = (_number(f"alpha[{i}]", a, LAYER_BOUND, -LAYER_BOUND) for i, a in enumerate(alpha))
+        return AlphaSpec("fixed", {}, tuple(values))
     return AlphaSpec("fixed", {}, (_number("alpha", alpha),))
 
 
 def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
     for key in alpha:
-        _known("alpha", key, KINDS)
+        _known("alpha", key, ALPHA_KINDS)
     if len(alpha) != 1:
-        raise ValueError(f"alpha: {dict(alpha)} has {len(alpha)} keys; give exactly one of {', '.join(KINDS)}")
+        raise ValueError(f"alpha: {dict(alpha)} has {len(alpha)} keys; give exactly one of {', '.join(ALPHA_KINDS)}")
     kind, given = next(iter(alpha.items()))
     given = {} if given is None else given
     if not isinstance(given, Mapping):
-        raise ValueError(f"alpha.{kind}: {given!r} is not a mapping; allowed keys: {', '.join(KINDS[kind])}")
+        raise ValueError(f"alpha.{kind}: {given!r} is not a mapping; allowed keys: {', '.join(ALPHA_KINDS[kind])}")
     for key in given:
-        _known(f"alpha.{kind}", key, KINDS[kind])
-    options = {**KINDS[kind], **given}
+        _known(f"alpha.{kind}", key, ALPHA_KINDS[kind])
+    options = {**ALPHA_KINDS[kind], **given}
     check = {"per": PER, "range": RANGES, "kind": tuple(SCHEDULES)}
     for key, allowed in check.items():
         if key in options and options[key] not in allowed:
@@ -117,7 +105,7 @@ def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
     return AlphaSpec(kind, options)
 
 
-def _number(name: str, given: Any, largest: float = LARGEST, least: float = 0.0) -> float:
+def _number(name: str, given: Any, largest: float = LARGEST_ALPHA, least: float = 0.0) -> float:
     is_number = isinstance(given, Real) and not isinstance(given, bool)
     if not is_number or not least <= given <= largest or math.isinf(given):
         raise ValueError(f"{name}: {given!r} is not a finite number in [{least:g}, {largest:g}]")
@@ -134,11 +122,15 @@ def _known(where: str, key: Any, allowed: Mapping[str, Any]) -> None:
 class AlphaModule(nn.Module):
     """A module with a gate strength; units inherit from it so that names stay flat (`mlp.act.alpha_logit`).
 
-    What it registers: `alpha_logit` (learnable, range unit), `alpha_free` (learnable, range free),
-    `alpha_scheduled` (a buffer), `alpha_weight` and `alpha_bias` (token-dependent); nothing when fixed.
-    `layer` selects the entry of a per-layer list. `width` (the size of the last axis) is needed for one alpha
-    a channel and for a token-dependent one. `owner` is the module whose parameter this one shares
-    (`per: model`); it is read at every call, so that a replaced parameter is seen by all layers.
+    It registers `alpha_logit` (learnable, range unit), `alpha_free` (learnable, range free), `alpha_scheduled` (a
+    buffer), or `alpha_weight` and `alpha_bias` (token-dependent); nothing if alpha is fixed.
+
+    Args:
+        spec: of alpha.
+        width: size of the last axis; needed for one alpha per channel and for a token-dependent one.
+        layer: selects the entry of a per-layer list.
+        owner: module whose parameter this one shares (`per: model`). It is read at every call, so that all layers see
+            a replaced parameter.
     """
 
     def __init__(
@@ -168,7 +160,7 @@ class AlphaModule(nn.Module):
         self.reset_alpha()
 
     def alpha_starts(self) -> dict[str, float]:
-        """The number that each tensor this module registered for alpha starts at, by name."""
+        """Return the start value of each tensor that this module registered for alpha, by name."""
         options = self.spec.options
         if self.spec.kind == "schedule":
             return {"alpha_scheduled": schedule_value(options["kind"], 0.0, options["from"], options["to"])}
@@ -180,23 +172,23 @@ class AlphaModule(nn.Module):
 
     @torch.no_grad()
     def reset_alpha(self) -> None:
-        """Set what this module registered for alpha to its stated start; no random number is drawn."""
+        """Set every tensor that this module registered for alpha to its stated start; no random number is drawn."""
         own = dict(self.named_own_alpha())
         for name, start in self.alpha_starts().items():
             own[name].fill_(start)
 
     @torch.no_grad()
     def set_progress(self, fraction: float) -> None:
-        """Move a scheduled alpha to its value at `fraction` of training; other kinds are left alone."""
+        """Move a scheduled alpha to its value at `fraction` of training; other kinds do not change."""
         if self.spec.kind == "schedule":
             start, end = self.spec.options["from"], self.spec.options["to"]
             self.get_buffer("alpha_scheduled").fill_(schedule_value(self.spec.options["kind"], fraction, start, end))
 
     def alpha(self, x: Tensor | None = None) -> float | Tensor:
-        """Effective alpha: a float (fixed) or a tensor that broadcasts against `x`.
+        """Return the effective alpha: a float (fixed) or a tensor that broadcasts against `x`.
 
-        Its shape is `()`, `(width,)` for one a channel, or `x.shape[:-1] + (1,)` when token-dependent; that
-        kind without `x` is given at `x = 0`. ValueError where the last axis of `x` is not of size `width`.
+        Its shape is `()`, `(width,)` for one per channel, or `x.shape[:-1] + (1,)` if token-dependent; without `x`, a
+        token-dependent alpha is taken at `x = 0`. Raises ValueError if the last axis of `x` is not of size `width`.
         """
         if self.fixed is not None:
             return self.fixed
@@ -216,7 +208,7 @@ class AlphaModule(nn.Module):
         return torch.sigmoid(stored) if is_logit else stored
 
     def gate_input(self, x: Tensor) -> Tensor:
-        """What the gate is applied to, given the input of the module."""
+        """Return the input of the gate, given the input of the module."""
         return x
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AlphaModule":
@@ -230,13 +222,13 @@ class AlphaModule(nn.Module):
         return super()._apply(keep_precision, recurse)
 
     def named_own_alpha(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor of everything that this module itself registered for alpha."""
+        """Yield name and tensor of everything that this module itself registered for alpha."""
         for name, tensor in [*self._parameters.items(), *self._buffers.items()]:
             if name.startswith("alpha_") and tensor is not None:
                 yield name, tensor
 
     def alpha_repr(self) -> str:
-        """Alpha in a few words, for `repr`."""
+        """Return alpha in a few words, for `repr`."""
         if self.fixed is not None:
             return f"alpha={self.fixed:g}"
         options = ", ".join(f"{key}={value}" for key, value in self.spec.options.items())
@@ -254,12 +246,12 @@ def _logit(p: float) -> float:
 
 
 def alpha_modules(model: nn.Module) -> list[AlphaModule]:
-    """The modules of `model` that have a gate strength, in layer order."""
+    """Return the modules of `model` that have a gate strength, in layer order."""
     return [module for module in model.modules() if isinstance(module, AlphaModule)]
 
 
 def alpha_parameters(model: nn.Module) -> list[AlphaParameter]:
-    """Every learnable parameter of alpha, once each, in layer order; empty for an unpatched model.
+    """Return every learnable parameter of alpha, once each, in layer order; empty for an unpatched model.
 
     An optimiser gives each the model's learning rate times `lr_multiplier`, and no weight decay.
     """
@@ -274,9 +266,9 @@ def alpha_parameters(model: nn.Module) -> list[AlphaParameter]:
 
 @torch.no_grad()
 def alpha_values(model: nn.Module) -> list[float]:
-    """One effective alpha a layer, in layer order: the number itself, or the mean over channels.
+    """Return one effective alpha per layer, in layer order: the number itself, or the mean over channels.
 
-    A token-dependent alpha is given at `x = 0`. Empty for an unpatched model.
+    A token-dependent alpha is taken at `x = 0`. Empty for an unpatched model.
     """
     return [float(torch.as_tensor(m.alpha(), dtype=torch.float64).mean()) for m in alpha_modules(model)]
 
@@ -284,8 +276,8 @@ def alpha_values(model: nn.Module) -> list[float]:
 def set_progress(model: nn.Module, fraction: float) -> None:
     """Move every scheduled alpha to its value at `fraction` (in [0, 1]) of training.
 
-    The loop calls it before each step. The value lives in a buffer, so `state_dict` resumes it. Other kinds
-    of alpha are left alone.
+    The loop calls it before each step. The value is a buffer, so `state_dict` resumes it. Other kinds of alpha do not
+    change.
     """
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"fraction: {fraction} is outside [0, 1]")

@@ -28,7 +28,7 @@ BASES: dict[str, Function] = {"identity": _identity, "gelu": _gelu_new}
 
 
 def base_function(base: str | Function) -> Function:
-    """The function of a base given by name or as itself; ValueError naming the known bases otherwise."""
+    """Return the function of a base, given by name or as itself. Raises ValueError, which names the known bases."""
     if isinstance(base, str):
         if base not in BASES:
             raise ValueError(f"base: {base!r} is not one of {', '.join(BASES)}, stock")
@@ -43,8 +43,8 @@ def pointwise(
 
     `alpha` is a float (0 returns `base(x)` itself, bit for bit, and 1 the gated input) or a tensor that
     broadcasts against `x`; it is cast to the dtype of `x`. `base` is a key of `BASES` or any function of `x`.
-    NaN gives NaN; an infinite input gives a result that is not finite, NaN where both terms are infinite.
-    Where `pagating.gating.fused` covers the gate and the base, only `x` is kept for the backward pass.
+    NaN gives NaN; an infinite input gives a result that is not finite, NaN if both terms are infinite.
+    If `pagating.gating.fused` covers the gate and the base, only `x` is kept for the backward pass.
     The published formula (paGLU) is `gate="sigmoid", base="identity"`: a special case of ACON-C,
     arXiv 2009.04759.
     """
@@ -140,8 +140,7 @@ class PaGLU(AlphaModule):
 class SplitGLU(AlphaModule):
     """`glu(a, b)` of the two halves `a, b` of the last axis: `2h` features in, `width = h` out.
 
-    It stands where an MLP's activation stood, between an input projection of width `2h` and an output
-    projection from `h`.
+    It replaces the activation of an MLP, between an input projection to width `2h` and an output projection from `h`.
     """
 
     def __init__(self, alpha: Spec, gate: str, width: int, layer: int = 0, owner: AlphaModule | None = None) -> None:
@@ -163,8 +162,8 @@ class SplitGLU(AlphaModule):
 class ProjectedGLU(AlphaModule):
     """`A(x) * (alpha * g(B(x)) + (1 - alpha))` with two dense layers `A, B` of `width x width`.
 
-    What the published code put in the place of GPT-2's activation: `2 * (width^2 + width)` parameters more a
-    layer, and a linear MLP at `alpha = 0`.
+    The published code replaces GPT-2's activation by this: `2 * (width^2 + width)` more parameters per layer, and a
+    linear MLP at `alpha = 0`.
     """
 
     def __init__(self, alpha: Spec, gate: str, width: int, layer: int = 0, owner: AlphaModule | None = None) -> None:

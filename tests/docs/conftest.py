@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from analysis.report import build
 from pagating.data.prepare import prepare
-from pagating.train import Trial, steps
+from pagating.train import steps
 from tune.run.models import TRAINED
 from tune.run.study_run import StudyRun
 from tune.run.tables import write_tables
@@ -45,7 +45,7 @@ def finish(text: str, name: str, output: Path) -> Path:
     (folder / "study.yaml").write_text(dump(study))
     while (cell := run.next_cell()) is not None:
         model = run.checkpoints(cell) / TRAINED if run.keeps_model(cell) else None
-        for _, row in steps(Trial(**run.start(cell)), None, model):
+        for _, row in steps(run.start(cell), None, model):
             if row:
                 final = row.pop("final", None)
                 run.report(cell, row)

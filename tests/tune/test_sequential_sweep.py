@@ -47,7 +47,7 @@ class Known(ray_tune.Trainable):
     """One step to a loss that follows from the cell alone: a bowl over the learning rate, or a gain by seed."""
 
     def setup(self, config):
-        self._cell, self._lr = config["cell"], config["trial"]["lr"]
+        self._cell, self._lr = config["cell"], config["trial"].lr
 
     def reset_config(self, new_config):
         self.setup(new_config)

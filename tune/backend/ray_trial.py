@@ -25,13 +25,12 @@ ENDS = {Diverged: "infeasible", OutOfMemory: "infeasible", CorpusError: "failed"
 class CellTrainable(ray_tune.Trainable):
     """One cell. A step is an evaluation interval, or `BEAT_SECONDS` of one, or a part of an update that takes longer.
 
-    config: {cell: key, trial: arguments of `pagating.train.Trial`, checkpoints: folder of the cell, None for none,
-    keep_checkpoints: whether its last ones stay, keep_model: whether the trained model is left there}, as they are
-    where the driver runs; `parcel` brings the node what it lacks.
-    A result holds `row` (the evaluation; None where none was made), `fraction` (of the budget), `step` (updates made),
-    with the last one `outcome`, `final` and `reason`, and `warning` where there is something to say. This is the one
-    place where a failed trial becomes an infeasible one (diverged, out of memory), or one to be tried again (`failed`:
-    the files of its machine were at fault).
+    config: {cell: key, trial: its `Trial`, checkpoints: folder of the cell or None, keep_checkpoints: whether the last
+    ones stay, keep_model: whether the trained model is left there}. Paths are those of the driver's machine; `parcel`
+    brings the node the files that it lacks.
+    A result holds `row` (the evaluation, or None), `fraction` (of the budget) and `step` (updates made). The last
+    result also holds `outcome`, `final` and `reason`. `warning` is for the user. Only here does a failed trial
+    become an infeasible one (diverged, out of memory), or one that is tried again (`failed`: its machine's files).
     """
 
     def setup(self, config: dict[str, Any], parcel: Parcel | None = None) -> None:
@@ -41,7 +40,7 @@ class CellTrainable(ray_tune.Trainable):
                 trial, folder = unpack(parcel, trial, folder)
             except (CorpusError, OSError) as error:
                 lacking = error
-        self._trial = Trial(**trial)
+        self._trial: Trial = trial
         self._checkpoints = CheckpointFolder(folder, keep=config.get("keep_checkpoints", False)) if folder else None
         model = Path(folder) / TRAINED if folder and config.get("keep_model") else None
         self._steps = _refused(lacking) if lacking else signs(self._trial, self._checkpoints, model)
@@ -49,16 +48,16 @@ class CellTrainable(ray_tune.Trainable):
         self._outcome: str | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next cell. The one before was recorded, or stopped early: its checkpoints have served."""
+        """Take the next cell. The cell before is recorded or was stopped early, so its checkpoints are removed."""
         if self._outcome != "failed":
             self._forget()
         self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
-        """Stop for good. A cell that is cut off leaves a checkpoint of where it stands, one that ended leaves none.
+        """Stop. A cell that is cut off leaves a checkpoint of its last update; a cell that ended leaves none.
 
-        One that failed leaves those it has: it is tried again from them.
+        A failed cell keeps its checkpoints: it is tried again from them.
         """
         if self._outcome not in (None, "failed"):
             self._forget()

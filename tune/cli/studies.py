@@ -97,5 +97,6 @@ def trial(
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
     loaded, mine = load(folder / "study.yaml"), found[cell].cell
     corpus = begun_corpus(loaded, folder)
-    spec = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=loaded.tests(mine.stage))
-    typer.echo(json.dumps(place_weights(place_gate(spec, folder), folder), indent=1))
+    trial = trial_spec(loaded, mine.arm, mine.config, mine.seed, corpus, test=loaded.tests(mine.stage))
+    placed = place_weights(place_gate(trial, folder), folder)
+    typer.echo(json.dumps(placed.as_dict(), indent=1))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pagating.trial import Trial
 from tune.decide.stages import Stages
 from tune.errors import NODE_LOST, SHORT_OF_MEMORY, LedgerError, StudyError, StudyStopped
 from tune.run import ledger
@@ -30,6 +31,7 @@ from tune.run.models import (
 from tune.run.progress import Standing
 from tune.study.cell import Cell, Record
 from tune.study.own_gates import digests, place_gate
+from tune.study.sizes import steps
 from tune.study.study import Study, digest
 from tune.study.trial_spec import trial_spec
 from tune.study.weights import noted, place_weights
@@ -222,18 +224,18 @@ class StudyRun:
     @property
     def steps(self) -> int:
         """Optimiser updates of a trial that is not stopped."""
-        return self.study.fixed.tokens // self.study.fixed.batch_tokens
+        return steps(self.study)
 
-    def start(self, cell: Cell) -> dict[str, Any]:
-        """Record that a cell starts; return the arguments of its `Trial`."""
+    def start(self, cell: Cell) -> Trial:
+        """Record that a cell starts; return its trial."""
         event = self.ledger.append("started", cell=cell.key)
         record = self.records[cell.key]
         record.started, record.curve, record.times = event["time"], [], []
         self._running.add(cell.key)
         if self.tracker:
             self.tracker.started(record)
-        spec = trial_spec(self.study, cell.arm, cell.config, cell.seed, self.corpus, test=self.study.tests(cell.stage))
-        return place_weights(place_gate(spec, self.folder), self.folder)
+        trial = trial_spec(self.study, cell.arm, cell.config, cell.seed, self.corpus, test=self.study.tests(cell.stage))
+        return place_weights(place_gate(trial, self.folder), self.folder)
 
     def alive(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
         """A running cell is at `fraction` of its budget, and has something to say to the user or not."""

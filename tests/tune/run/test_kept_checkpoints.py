@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from pagating.checkpoint import CheckpointFolder
-from pagating.train import Trial, train
+from pagating.train import train
 from tune import sweep
 from tune.backend import ray_backend
 from tune.backend.ray_trial import CellTrainable
@@ -71,7 +71,7 @@ def test_ray_hands_the_wish_to_the_trial(tmp_path, corpus, keep):
     kept = sorted(path.name.split("-")[1] for path in Path(config["checkpoints"]).glob("*.safetensors"))
     assert kept == (["0000000002", "0000000003"] if keep else [])
     if keep:  # and it can be gone on from
-        *_, row = train(Trial(**config["trial"]), CheckpointFolder(config["checkpoints"], keep=True))
+        *_, row = train(config["trial"], CheckpointFolder(config["checkpoints"], keep=True))
         assert row["step"] == 4
 
 

@@ -18,7 +18,6 @@ from pagating.data.corpus import eval_windows, open_split
 from pagating.data.prepare import prepare
 from pagating.evaluate import mean_nll
 from pagating.train import steps
-from pagating.trial import Trial
 from tune.run import extend, ledger, study_run, tables
 from tune.run.models import TRAINED, best_cells, kept_models, missing_models, models_folder, place, take_best
 from tune.run.study_run import StudyRun
@@ -138,8 +137,8 @@ def trained_run(given, folder, corpus, stop=None):
     run.sees_models = True
     try:
         while (cell := run.next_cell()) is not None:
-            spec, model = run.start(cell), run.checkpoints(cell) / TRAINED
-            for _, row in steps(Trial(**spec), None, model if run.keeps_model(cell) else None):
+            trial, model = run.start(cell), run.checkpoints(cell) / TRAINED
+            for _, row in steps(trial, None, model if run.keeps_model(cell) else None):
                 if row:
                     final = row.pop("final", None)
                     run.report(cell, row)
@@ -250,7 +249,7 @@ def test_an_arm_whose_model_could_not_be_placed_is_named(done, corpus, tmp_path)
 def test_the_line_of_a_missing_model_trains_it_again_to_the_same_bits(done, corpus, tmp_path):
     record = best_of(done)["gelu"]
     run = StudyRun(study(), shutil.copytree(done, tmp_path / "kept"), corpus)
-    (tmp_path / "trial.json").write_text(json.dumps(run.start(record.cell)))
+    (tmp_path / "trial.json").write_text(json.dumps(run.start(record.cell).as_dict()))
     run.ledger.close()
     command = [sys.executable, "-m", "pagating.train", str(tmp_path / "trial.json"), "--model", str(tmp_path / "again")]
     subprocess.run(command, check=True, capture_output=True)
