@@ -76,6 +76,7 @@ proof: .venv/.run  ## Simulate how often the decision errs, hours; write docs/pr
 
 docs: .venv/.dev  ## Write the generated pages and build/api, check links and run examples
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_gates.py
 	$(BIN)/python docs/make_published.py
 	$(BIN)/python docs/make_plan.py
 	$(BIN)/python docs/make_api.py

@@ -23,9 +23,9 @@ from typing import Any
 from common import machine
 from mlflow import MlflowClient
 
-from tune.plan.page import amount, duration, spread_text
+from analysis.io.text import amount, duration, readable
+from tune.plan.page import spread_text
 from tune.plan.probe import loop_seconds
-from tune.plan.space import readable
 from tune.run import ledger
 from tune.study.cell import Record
 

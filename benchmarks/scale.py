@@ -111,14 +111,14 @@ def simulated(reports_a_trial: int, gate: Path | None = None, slots: int = 0) ->
         def step(self) -> dict[str, Any]:
             self._made += 1
             share = self._made / reports_a_trial
-            loss = true_loss(self._cell.split("/")[1], self._trial["lr"], self._trial["seed"]) + 1.0 - share
+            loss = true_loss(self._cell.split("/")[1], self._trial.lr, self._trial.seed) + 1.0 - share
             row = {"step": round(100 * share), "tokens": round(51_200 * share), "val_nll": loss, "train_nll": loss}
-            row |= {"lr": self._trial["lr"], "grad_norm": 1.0, "tokens_per_second": 1.0, "alpha": []}
+            row |= {"lr": self._trial.lr, "grad_norm": 1.0, "tokens_per_second": 1.0, "alpha": []}
             result = {"row": row, "fraction": share}
             if share < 1:
                 return result
             final = {"val_nll": loss, "train_nll": loss, "tokens": 51_200, "steps": 100, "seconds": 0.0}
-            final |= {"test_nll": loss} if self._trial["test"] else {}
+            final |= {"test_nll": loss} if self._trial.test else {}
             return {**result, "outcome": "completed", "reason": None, "final": final, ray_tune.result.DONE: True}
 
     return Simulated

@@ -67,9 +67,9 @@ def sleeping(seconds: float) -> type:
         def step(self) -> dict[str, Any]:
             time.sleep(seconds / 10)
             self._step += 1
-            loss = 3.0 + math.log(self._trial["lr"] / 3e-3) ** 2
+            loss = 3.0 + math.log(self._trial.lr / 3e-3) ** 2
             row = {"step": 4 * self._step, "tokens": 2048 * self._step, "val_nll": loss, "train_nll": loss}
-            row |= {"lr": self._trial["lr"], "grad_norm": 1.0, "tokens_per_second": 1.0, "alpha": []}
+            row |= {"lr": self._trial.lr, "grad_norm": 1.0, "tokens_per_second": 1.0, "alpha": []}
             result = {"row": row, "fraction": self._step / 10}
             if self._step < 10:
                 return result

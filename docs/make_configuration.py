@@ -7,15 +7,17 @@ them.
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as limits
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tune.study.sections import PRESETS, Distribution
+from pagating.model.size import PRESETS
+from tune.study.sections import Distribution, OneOf
 from tune.study.study import Study
 
 PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false"}
@@ -40,6 +42,8 @@ def kind(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"[{anchor(annotation)}](#{anchor(annotation)})"
     origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return names(inside) or kind(inside[0])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inside)
     if origin in (Union, UnionType):
@@ -50,6 +54,11 @@ def kind(annotation: Any) -> str:
         key = "name" if inside[0] is str else kind(inside[0])
         return f"{key}: {kind(inside[1])}"
     return PLAIN[annotation]
+
+
+def names(metadata: Iterable[Any]) -> str:
+    """The names that a text may be, empty if it may be any."""
+    return next((", ".join(f"`{name}`" for name in limit.names) for limit in metadata if isinstance(limit, OneOf)), "")
 
 
 def allowed(field: FieldInfo) -> str:
@@ -93,7 +102,7 @@ def rows(model: type[BaseModel]) -> list[str]:
     for name, field in model.model_fields.items():
         if not field.description:
             raise ValueError(f"{model.__name__}.{name} has no description")
-        what = " ".join(part for part in (kind(field.annotation), allowed(field)) if part)
+        what = " ".join(part for part in (names(field.metadata) or kind(field.annotation), allowed(field)) if part)
         lines.append(f"| `{name}` | {what} | {default(field)} | {field.description} |")
     return lines
 

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tune.plan.space import largest, memory_parts, readable, vocabulary
+from analysis.io.text import readable
+from tune.plan.space import largest, memory_parts, vocabulary
 from tune.plan.work import Model, arm_model, total, work
 from tune.study.files import load
 from tune.study.sizes import confirm_seeds

@@ -1,33 +1,22 @@
-"""Where a trial computes: the device it asks for, that device's peak, and the share of the peak that it reached."""
+"""The device on which a trial computes: how it is found, and what it can do."""
 
 from __future__ import annotations
 
 import functools
 import platform
+import re
 import sys
 
 import torch
 from torch import Tensor
 
-DEVICES = ("cpu", "cuda", "auto")
-# dense bfloat16 TFLOP/s with float32 sums, without sparsity, by a part of the device's name; the first that fits counts
-PEAK_TFLOPS: dict[str, float] = {
-    "H200": 989.0,  # NVIDIA H200 data sheet: 1,979 with sparsity
-    "H100 PCIe": 756.0,  # NVIDIA H100 data sheet: 1,513 with sparsity
-    "H100": 989.0,  # NVIDIA H100 data sheet, SXM: 1,979 with sparsity
-    "A100": 312.0,  # NVIDIA A100 data sheet
-    "L40S": 362.0,  # NVIDIA L40S data sheet: 733 with sparsity
-    "L4": 121.0,  # NVIDIA L4 data sheet: 242 with sparsity
-    "A10": 125.0,  # NVIDIA A10 data sheet
-    "RTX 4090": 165.2,  # NVIDIA Ada architecture white paper, appendix A
-    "RTX 3090": 71.0,  # NVIDIA Ampere GA102 white paper, appendix A
-}
+from pagating.hardware import DEVICES
 
 
 def resolve_device(choice: str) -> torch.device:
-    """The device of a trial: `cpu`, `cuda`, or `auto`: cuda where there is one.
+    """Return the device of a trial: `cpu`, `cuda`, or `auto`, which is cuda if there is one.
 
-    Raises ValueError for another choice, and for `cuda` where torch sees none.
+    Raises ValueError for another choice, and for `cuda` if torch sees no CUDA device.
     """
     if choice not in DEVICES:
         raise ValueError(f"device='{choice}' is not one of {', '.join(DEVICES)}")
@@ -37,14 +26,14 @@ def resolve_device(choice: str) -> torch.device:
 
 
 def to_device(tokens: Tensor, device: torch.device) -> Tensor:
-    """Tokens on the device; to a GPU from pinned memory, so that the copy does not hold up what is launched next."""
+    """Return the tokens on the device. A GPU copies from pinned memory, which does not block the next launch."""
     return tokens if device.type == "cpu" else tokens.pin_memory().to(device, non_blocking=True)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices itself.
+    """Return whether the device multiplies bfloat16 matrices in hardware.
 
-    A processor without AVX-512 BF16, AMX or Arm's form of it emulates that, several times slower than float32.
+    A processor without AVX-512 BF16, AMX or Arm's equivalent emulates it, several times slower than float32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -55,21 +44,22 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @functools.cache
 def warn_of_emulation(device: torch.device) -> None:
-    """One line a process where bfloat16 was asked for and the device has none."""
+    """Print one line per process if the device emulates bfloat16."""
     if not has_bfloat16(device):
         print(
             f"pagating: bfloat16 is emulated on this {device.type}; precision: float32 is faster here", file=sys.stderr
         )
 
 
-def peak_tflops(name: str) -> float | None:
-    """Peak of a device by its name, dense bfloat16 TFLOP/s; None where the table has no row for it."""
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
-
-
-def utilisation(flops_per_token: int, tokens_per_second: float, name: str) -> float | None:
-    """Model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): FLOPs that the model needs, over
-    what the device could do at its bfloat16 peak in the same time. None for a device without a row in `PEAK_TFLOPS`.
-    """
-    peak = peak_tflops(name)
-    return None if peak is None else flops_per_token * tokens_per_second / (peak * 1e12)
+def out_of_memory(error: MemoryError | RuntimeError) -> str | None:
+    """Return one line that says what was asked for and what to lower; None if the error is not about memory."""
+    text = str(error)
+    if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text):
+        return None
+    found = re.search(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]iB)", text)
+    size = found and (found[2] or f"{int(found[1]) / (1 << 30):.2f} GiB")
+    asked = f"{size} more could not be had" if size else "no size is known"
+    return (
+        f"out of memory: {asked}; lower the batch (batch_tokens), the model (d_model, n_layer, n_ctx), the vocabulary, "
+        "or the number of trials side by side"
+    )

@@ -17,7 +17,6 @@ from pagating.data.corpus import open_split, pad_id
 from pagating.model.fused_loss import linear_nll_each
 from pagating.model.gpt2 import GPT2
 
-PRECISIONS = ("float32", "bfloat16")
 ROWS_FROM = 1 << 20  # tokens of a split that are decoded for the sake of `padded_nll`
 Evaluation = Generator[None, None, float]  # gives control back after each batch: a sign of life; its value is the loss
 

@@ -1,4 +1,4 @@
-"""The metrics of a whole trial: what its last row, its model, its device and its process say."""
+"""The metrics of a whole trial, from its last row, its model, its device and its process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from pagating.data.corpus import read_meta
-from pagating.device import utilisation
 from pagating.evaluate import bits_per_byte, perplexity
+from pagating.hardware import utilisation
 from pagating.trial import Trial
 
 
 def peak_rss_mb() -> float:
-    """The largest resident memory of this process so far, MiB."""
+    """Return the largest resident memory of this process so far, MiB."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux: `getrusage` would count what the parent held when it started this process
         line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
@@ -28,12 +28,12 @@ def peak_rss_mb() -> float:
 
 
 def model_size(model: nn.Module, flops_per_token: int) -> dict[str, Any]:
-    """The metrics of a trial that follow from its model alone."""
+    """Return the metrics of a trial that follow from its model alone."""
     return {"parameters": sum(p.numel() for p in model.parameters()), "flops_per_token": flops_per_token}
 
 
 def device_metrics(device: torch.device, final: Mapping[str, Any]) -> dict[str, Any]:
-    """What only a GPU has: its peak memory, and the share of its peak speed, where that is known."""
+    """Return the metrics of a GPU: its peak memory, and the share of its peak speed if that is known."""
     if device.type != "cuda":
         return {}
     share = utilisation(final["flops_per_token"], final["tokens_per_second"], torch.cuda.get_device_name(device))
@@ -42,7 +42,7 @@ def device_metrics(device: torch.device, final: Mapping[str, Any]) -> dict[str, 
 
 
 def final_metrics(trial: Trial, row: Mapping[str, Any], alphas: list[float]) -> dict[str, Any]:
-    """The metrics of a trial that follow from its last row and its alphas, one a layer (empty: stock)."""
+    """Return the metrics of a trial that follow from its last row and its alphas, one per layer (none: stock)."""
     counts = read_meta(trial.corpus)["splits"]["validation"]
     bytewise = {"val_bpb": bits_per_byte(row["val_nll"], counts["tokens"], counts["bytes"])}
     return {

@@ -22,8 +22,9 @@ from torch import nn
 
 from pagating.checkpoint import model_tensors, write_tensors
 from pagating.data.corpus import read_meta
-from pagating.gating.own_gate import REFERENCE
-from pagating.model.gpt2 import GPT2, GPT2Size
+from pagating.gating.catalog import own_gate
+from pagating.model.gpt2 import GPT2
+from pagating.model.size import GPT2Size
 from pagating.trial import TASKS, Trial
 
 FORMAT = 1  # raise it when a file means something else than before
@@ -36,10 +37,10 @@ class SavedModelError(ValueError):
 
 
 def save_model(model: nn.Module, trial: Trial, folder: str | Path, final: Mapping[str, Any]) -> Path:
-    """Write a trained model to `folder`, whole or not at all, in the place of one that is there; the folder.
+    """Write a trained model to `folder`, whole or not at all, and return the folder. A model that is there is replaced.
 
-    trial: what it was trained by. final: its metrics, kept beside it. No path of this machine is written. Raises
-    OSError, SafetensorError.
+    trial: of the model. final: its metrics, written beside it. No path of this machine is written. Raises OSError,
+    SafetensorError.
     """
     folder = Path(folder)
     scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
@@ -73,7 +74,7 @@ def save_model(model: nn.Module, trial: Trial, folder: str | Path, final: Mappin
 
 
 def keep_trained(model: nn.Module, trial: Trial, folder: Path, final: Mapping[str, Any]) -> str | None:
-    """`save_model` of a trial that is done, whose result stands; None, or in a line why it could not be written."""
+    """Save the model of a trial that is done; return None, or one line that says why it cannot be written."""
     try:
         save_model(model, trial, folder, final)
     except (OSError, SafetensorError) as error:
@@ -83,7 +84,7 @@ def keep_trained(model: nn.Module, trial: Trial, folder: Path, final: Mapping[st
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
-    """What `model.json` says. Raises SavedModelError."""
+    """Return the content of `model.json`. Raises SavedModelError."""
     path = Path(folder) / FACTS
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -98,15 +99,15 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_model(folder: str | Path, gate: str | None = None) -> Any:
-    """The model of a folder that `save_model` wrote, in evaluation mode, on the CPU, to the same bits.
+    """Return the model of a folder that `save_model` wrote, in evaluation mode, on the CPU, to the same bits.
 
-    A `pagating.model.gpt2.GPT2`, or of another task one of transformers'. gate: FILE.py:NAME of the own gate of a model
-    that was trained with one; it runs that file, and where the folder says that it lay is never followed. Raises
+    It is a `pagating.model.gpt2.GPT2`, or a model of transformers for another task. gate: FILE.py:NAME of the own gate
+    of a model that was trained with one. That file is run; the path that the folder names is never followed. Raises
     SavedModelError.
     """
     facts, path = read_facts(folder), Path(folder) / WEIGHTS
     unit = facts["unit"]
-    if REFERENCE.fullmatch(str((unit or {}).get("gate"))):
+    if own_gate(unit):
         if gate is None:
             raise SavedModelError(f"{folder}: was trained with an own gate ({unit['gate']}); give gate='FILE.py:NAME'")
         unit = {**unit, "gate": gate}
@@ -127,7 +128,7 @@ def load_model(folder: str | Path, gate: str | None = None) -> Any:
 
 
 def _made(facts: Mapping[str, Any], unit: Mapping[str, Any] | None) -> nn.Module:
-    """A model of the sizes and the unit of `facts`; what its tensors hold does not matter."""
+    """Return a model of the sizes and the unit of `facts`, with arbitrary tensors."""
     if facts["task"] == "causal":
         return GPT2(GPT2Size(vocab_size=facts["vocab_size"], **facts["model"]), unit)
     from pagating.tasks.denoising import make_model  # imports transformers, which takes seconds
@@ -138,8 +139,8 @@ def _made(facts: Mapping[str, Any], unit: Mapping[str, Any] | None) -> nn.Module
 
 
 def _without_path(unit: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A trial's unit with an own gate named by its file alone, not by where that lies on this machine."""
-    own = REFERENCE.fullmatch(str((unit or {}).get("gate")))
+    """Return a trial's unit with an own gate named by the file's name, without its path."""
+    own = own_gate(unit)
     if unit is None or own is None:
         return None if unit is None else dict(unit)
     return {**unit, "gate": f"{Path(own['file']).name}:{own['name']}"}

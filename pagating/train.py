@@ -25,10 +25,10 @@ from torch import nn
 
 from pagating.checkpoint import EVERY_SECONDS, CheckpointFolder, capture, identity, restore
 from pagating.data.corpus import CorpusError, read_meta
-from pagating.device import resolve_device
+from pagating.device import out_of_memory, resolve_device
 from pagating.evaluate import autocast
 from pagating.gating.alpha import alpha_parameters, alpha_values, set_progress
-from pagating.gating.own_gate import REFERENCE
+from pagating.gating.catalog import own_gate
 from pagating.gating.schedules import warmup_then
 from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
 from pagating.model.pretrained import PretrainedError
@@ -36,18 +36,18 @@ from pagating.saved_model import keep_trained
 from pagating.tasks.causal import padded_loss
 from pagating.tasks.table import task_of
 from pagating.tasks.task import in_parts, targets_in
-from pagating.trial import Diverged, OutOfMemory, Trial, out_of_memory
+from pagating.trial import Diverged, OutOfMemory, Trial
 
 Step = tuple[int, dict[str, Any] | None]
 
 
 def build_model(trial: Trial) -> Any:
-    """The model of the trial's task and size with its unit in every MLP, from its seed or from pretrained weights."""
+    """Return the model of the trial's task and size, with its unit in every MLP, from seed or pretrained weights."""
     return task_of(trial).build(trial)
 
 
 def build_optimizer(model: nn.Module, trial: Trial) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019): decay on matrices only, each alpha with its own learning-rate multiplier."""
+    """Return AdamW (Loshchilov & Hutter 2019): decay of matrices only, a learning-rate multiplier for each alpha."""
     alphas = alpha_parameters(model)
     separate = {id(alpha.parameter) for alpha in alphas}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in separate]
@@ -60,18 +60,18 @@ def build_optimizer(model: nn.Module, trial: Trial) -> torch.optim.AdamW:
 
 
 def learning_rate(trial: Trial, step: int) -> float:
-    """The model's learning rate of update `step`, from 0."""
+    """Return the model's learning rate of update `step`, counted from 0."""
     fraction = fraction_done(trial, step)
     return trial.lr * warmup_then(trial.schedule, fraction, warmup=trial.warmup, final=trial.final_lr)
 
 
 def fraction_done(trial: Trial, step: int) -> float:
-    """Share of the training done at update `step`: its midpoint, so that neither end has a rate of zero."""
+    """Return the share of the training done at the midpoint of update `step`; neither end has a rate of zero."""
     return (step + 0.5) / trial.steps
 
 
 def require_finite(step: int, loss: float, grad_norm: float) -> None:
-    """Raise Diverged where the loss or the gradient norm of update `step`, from 0, is not finite."""
+    """Raise Diverged if the loss or the gradient norm of update `step`, counted from 0, is not finite."""
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise Diverged(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}")
 
@@ -79,9 +79,9 @@ def require_finite(step: int, loss: float, grad_norm: float) -> None:
 def evaluation_row(
     trial: Trial, done: int, losses: list[float], grad_norm: float, val_nll: float, seconds: float, alphas: list[float]
 ) -> dict[str, Any]:
-    """The row of an evaluation after `done` updates, `losses` those since the last row; see `train`.
+    """Return the row of an evaluation after `done` updates; see `train`.
 
-    Raises Diverged where the validation loss is not finite.
+    `losses` are those since the last row. Raises Diverged if the validation loss is not finite.
     """
     if not math.isfinite(val_nll):
         raise Diverged(f"step {done}: validation loss {val_nll}")
@@ -99,7 +99,7 @@ def evaluation_row(
 
 @dataclasses.dataclass
 class Progress:
-    """What the loop holds beside model, optimiser and generators; JSON gives it back unchanged."""
+    """The state of the loop beside model, optimiser and generators. It goes through JSON unchanged."""
 
     step: int = 0  # updates made
     losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
@@ -109,9 +109,9 @@ class Progress:
 
 
 def look(progress: Progress, unseen: list[torch.Tensor], done: int) -> float:
-    """Take the (loss, gradient norm) of the last of `done` updates into `progress`; the last norm. It waits for a GPU.
+    """Take the (loss, gradient norm) pairs in `unseen` into `progress`; return the last norm. It waits for a GPU.
 
-    Raises Diverged at the first that is not finite.
+    They are those of the last of `done` updates. Raises Diverged at the first that is not finite.
     """
     grad_norm = math.nan
     for step, (loss, grad_norm) in enumerate(torch.stack(unseen).tolist(), done - len(unseen)):
@@ -122,8 +122,11 @@ def look(progress: Progress, unseen: list[torch.Tensor], done: int) -> float:
 
 
 def trial_identity(trial: Trial) -> str:
-    """What a checkpoint must agree on: every field of the trial, and what its paths lead to in place of the paths."""
-    unit, own = dict(trial.unit or {}), REFERENCE.fullmatch(str((trial.unit or {}).get("gate")))
+    """Return a digest of every field of the trial, with the content of its files instead of their paths.
+
+    A checkpoint belongs to the trial if it has the same digest.
+    """
+    unit, own = dict(trial.unit or {}), own_gate(trial.unit)
     if own:
         unit["gate"] = [hashlib.sha256(Path(own["file"]).read_bytes()).hexdigest(), own["name"]]
     device, corpus = resolve_device(trial.device).type, read_meta(trial.corpus)["digest"]
@@ -138,15 +141,15 @@ def trial_identity(trial: Trial) -> str:
 
 
 def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator[dict[str, Any]]:
-    """Train one trial; yield a row at each evaluation, and with the last row `final`: the metrics of the whole trial.
+    """Train one trial; yield a row at each evaluation. The last row has `final`: the metrics of the whole trial.
 
     A row: step, tokens, val_nll, train_nll (mean over the steps since the last row), lr, grad_norm (of this step,
-    before clipping), tokens_per_second (training only), alpha (per layer; empty where none is learned), and where rows
-    are lines padded_nll.
-    The result depends on the trial alone: not on the process's history, its neighbours, or its thread settings.
-    With `checkpoints` the trial goes on from the newest one, to the same bits: the rows up to it come again as they
-    were, and `seconds` counts what each process spent on it. They are removed once the last row was taken.
-    Raises Diverged at the first loss or gradient norm that is not finite, OutOfMemory where memory ends.
+    before clipping), tokens_per_second (training only), alpha (one per layer; empty if none is learned), and padded_nll
+    if the corpus is one of lines.
+    The result depends only on the trial: not on the history of the process, its neighbours or its thread settings.
+    With `checkpoints` the trial goes on from the newest one, to the same bits. The rows up to it are yielded again, and
+    `seconds` counts the time of every process. The checkpoints are removed after the last row.
+    Raises Diverged at the first loss or gradient norm that is not finite, OutOfMemory if memory is exhausted.
     """
     return (row for _, row in steps(trial, checkpoints) if row)
 
@@ -154,19 +157,19 @@ def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator
 def steps(
     trial: Trial, checkpoints: CheckpointFolder | None = None, model_folder: Path | None = None
 ) -> Iterator[Step]:
-    """`train`, update by update: how many were made, and the row where one is due; `model_folder` as in `signs`."""
+    """Train update by update: yield how many were made, and the row if one is due; `model_folder` as in `signs`."""
     return (step for step in signs(trial, checkpoints, model_folder) if step)
 
 
 def signs(
     trial: Trial, checkpoints: CheckpointFolder | None = None, model_folder: Path | None = None
 ) -> Iterator[Step | None]:
-    """`steps`, and None after each micro-batch and each batch of an evaluation: signs of life of a trial.
+    """Yield what `steps` does, and None after each micro-batch and each batch of an evaluation, as a sign of life.
 
-    One update of a large model may take longer than a hung process is waited for. No sign changes a bit of a result.
+    One update of a large model may take longer than the timeout of a hung process. A sign changes no bit of a result.
 
-    `model_folder`: where the trained model is left (`pagating.saved_model`); one that cannot be written is said in a
-    line, and costs the trial nothing.
+    `model_folder`: folder for the trained model (`pagating.saved_model`). If it cannot be written, a line says so and
+    the trial still completes.
     """
     full = None
     try:
@@ -280,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the trial of a JSON file; print its final metrics.
 
     Exit codes: 0 done, 1 infeasible (diverged, out of memory), 2 bad input, 130 and 143 interrupted by SIGINT and
-    SIGTERM, after a checkpoint where a folder for them is given. A second signal ends it at once.
+    SIGTERM, after a checkpoint if a folder for them is given. A second signal ends it at once.
     """
     parser = _Parser(prog="python -m pagating.train", description="Train one trial, without Ray.")
     parser.add_argument("trial", type=Path, help="a JSON file, as `pagating trial STUDY CELL` prints it")
@@ -290,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="leave the trained model there")
     given = parser.parse_args(arguments)
     try:
-        trial = Trial(**json.loads(given.trial.read_text(encoding="utf-8")))
+        trial = Trial.from_dict(json.loads(given.trial.read_text(encoding="utf-8")))
         task_of(trial).check(trial)
         resolve_device(trial.device)
     except (OSError, ValueError, TypeError, KeyError) as error:

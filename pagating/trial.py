@@ -1,22 +1,30 @@
-"""What a trial is, and the two ways in which it can turn out not to be feasible."""
+"""A trial and the two errors that make it infeasible. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from pagating.device import DEVICES
-from pagating.evaluate import PRECISIONS
+from pagating.gating.catalog import own_gate
 from pagating.gating.schedules import SCHEDULES
-from pagating.model.compile import CHOICES
+from pagating.hardware import DEVICES
 
 TASKS = ("causal", "masked", "span")
+PRECISIONS = ("float32", "bfloat16")
 PADDINGS = ("counted", "masked")
+COMPILE = ("auto", "always", "never")
+CHOICES = {  # by field
+    "schedule": tuple(SCHEDULES),
+    "precision": PRECISIONS,
+    "compile": COMPILE,
+    "device": DEVICES,
+    "task": TASKS,
+    "padding": PADDINGS,
+}
 
 
 class Diverged(ArithmeticError):
@@ -24,25 +32,50 @@ class Diverged(ArithmeticError):
 
 
 class OutOfMemory(MemoryError):
-    """The trial does not fit into the memory that there is: infeasible here. The message says what to lower."""
+    """The trial does not fit into memory: it is infeasible on this machine. The message says what to lower."""
+
+
+def step_count(tokens: int, batch_tokens: int) -> int:
+    """Return the optimiser updates of a trial of `tokens`, each of `batch_tokens`."""
+    return tokens // batch_tokens
+
+
+def evaluation_interval(steps: int, eval_every: int | None) -> int:
+    """Return the steps between two evaluations: `eval_every`, or a tenth of the trial if it is None."""
+    return eval_every or max(1, math.ceil(steps / 10))
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One configuration and one seed. Units: tokens, steps of the optimiser, nats.
+    """One configuration and one seed. Units: tokens, steps of the optimiser, nats. Raises ValueError for a bad value.
 
-    corpus: folder made by `pagating.data.corpus.prepare`. model: n_layer, d_model, n_head, n_ctx, and where they differ
-    from GPT-2 activation, dropout, initializer_range. unit: arguments of `pagating.patch`, or None for the stock model.
-    batch_tokens: tokens a step, a multiple of n_ctx. warmup: share of the steps with a linearly rising learning rate,
-    [0, 1). weight_decay: on matrices; never on alphas. eval_every: steps between evaluations, None for a tenth of the
-    trial; the last step is evaluated always. eval_windows: windows of n_ctx tokens of each evaluation. test: evaluate
-    the test split too, once, at the last step, and `padded_nll` on as many lines of the validation split. compile: auto
-    (where the trial is long enough to earn it), always, never; see `pagating.model.compile`. pretrained: file of
-    weights to start from (`pagating.model.pretrained`), None to start from the seed alone. device: cpu, cuda, auto
-    (cuda where there is one). micro_batch_tokens: tokens whose gradient is taken at a time, None for all of a step; the
-    step stays one of `batch_tokens`, up to rounding. task: a row of `pagating.tasks.causal`. padding: None trains on
-    packed windows; else the corpus is one of lines, a row of n_ctx tokens each, and its padding is `counted` in the
-    training loss or `masked` out of it.
+    Args:
+        corpus: folder made by `pagating.data.corpus.prepare`.
+        model: n_layer, d_model, n_head, n_ctx; activation, dropout, initializer_range if they differ from `GPT2Size`.
+        lr: peak learning rate, above 0.
+        tokens: training tokens.
+        batch_tokens: tokens per step, a multiple of n_ctx.
+        seed: of the initial weights, the batches and dropout.
+        unit: arguments of `pagating.patch`; None is the stock model.
+        schedule: decay of the learning rate, a key of `pagating.gating.schedules.SCHEDULES`.
+        warmup: share of the steps with a linearly rising learning rate, [0, 1).
+        final_lr: learning rate at the end, as a share of the peak, [0, 1].
+        weight_decay: of matrices; alphas have none.
+        beta1, beta2: AdamW's decays of the mean of the gradients and of their squares, [0, 1).
+        clip: largest norm of the gradient.
+        precision: of the matrix products; weights are float32.
+        eval_every: steps between evaluations; None is a tenth of the trial. The last step is always evaluated.
+        eval_windows: windows of n_ctx tokens per evaluation.
+        test: evaluate the test split at the last step, and `padded_nll` on as many lines of the validation split.
+        threads: of torch.
+        compile: auto (if the trial is long enough to repay it), always, never; see `pagating.model.compile`.
+        device: cpu, cuda, auto (cuda if there is one).
+        pretrained: file of weights to start from (`pagating.model.pretrained`); None starts from the seed alone.
+        micro_batch_tokens: tokens whose gradient is taken at once; None is all of a step. The step stays one of
+            `batch_tokens`, up to rounding.
+        task: a task of `pagating.tasks`.
+        padding: None trains on packed windows. Otherwise the corpus is one of lines, a row of n_ctx tokens each; the
+            padding is `counted` in the training loss or `masked` out of it.
     """
 
     corpus: str
@@ -77,24 +110,15 @@ class Trial:
             raise ValueError(f"batch_tokens={self.batch_tokens} is not a positive multiple of n_ctx={n_ctx}")
         if self.tokens < self.batch_tokens:
             raise ValueError(f"tokens={self.tokens} is less than one step of batch_tokens={self.batch_tokens}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule='{self.schedule}' is not one of {', '.join(SCHEDULES)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision='{self.precision}' is not one of {', '.join(PRECISIONS)}")
-        if self.compile not in CHOICES:
-            raise ValueError(f"compile='{self.compile}' is not one of {', '.join(CHOICES)}")
-        if self.device not in DEVICES:
-            raise ValueError(f"device='{self.device}' is not one of {', '.join(DEVICES)}")
+        for key, allowed in CHOICES.items():
+            if (value := getattr(self, key)) not in allowed and (key, value) != ("padding", None):
+                raise ValueError(f"{key}='{value}' is not one of {', '.join(allowed)}")
         micro = self.micro_batch_tokens
         if micro is not None and (micro < n_ctx or micro % n_ctx or self.batch_tokens % micro):
             raise ValueError(
                 f"micro_batch_tokens={micro} is not a multiple of n_ctx={n_ctx} that divides "
                 f"batch_tokens={self.batch_tokens}"
             )
-        if self.task not in TASKS:
-            raise ValueError(f"task='{self.task}' is not one of {', '.join(TASKS)}")
-        if self.padding not in (None, *PADDINGS):
-            raise ValueError(f"padding='{self.padding}' is not one of {', '.join(PADDINGS)}")
         if self.task != "causal" and (self.padding or self.pretrained or self.compile == "always"):
             raise ValueError(f"task='{self.task}' takes packed windows, initial weights and code that is not compiled")
         if not self.lr > 0:
@@ -103,23 +127,36 @@ class Trial:
     @property
     def steps(self) -> int:
         """Optimiser updates of the whole trial."""
-        return self.tokens // self.batch_tokens
+        return step_count(self.tokens, self.batch_tokens)
 
     @property
     def evaluation_interval(self) -> int:
         """Steps between two evaluations."""
-        return self.eval_every or max(1, math.ceil(self.steps / 10))
+        return evaluation_interval(self.steps, self.eval_every)
 
+    @property
+    def own_gate(self) -> re.Match[str] | None:
+        """The match of `FILE.py:NAME` (groups `file`, `name`) if the unit names such a gate; else None."""
+        return own_gate(self.unit)
 
-def out_of_memory(error: MemoryError | RuntimeError) -> str | None:
-    """One line on what was asked for and what to lower, where the error says that memory ended; else None."""
-    text = str(error)
-    if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text):
-        return None
-    found = re.search(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]iB)", text)
-    size = found and (found[2] or f"{int(found[1]) / (1 << 30):.2f} GiB")
-    asked = f"{size} more could not be had" if size else "no size is known"
-    return (
-        f"out of memory: {asked}; lower the batch (batch_tokens), the model (d_model, n_layer, n_ctx), the vocabulary, "
-        "or the number of trials side by side"
-    )
+    def with_gate(self, gate: str) -> Trial:
+        """Return the trial with another gate in its unit."""
+        return dataclasses.replace(self, unit={**(self.unit or {}), "gate": gate})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields, ready for JSON; `from_dict` makes the same trial of them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Trial:
+        """Return the trial with these fields; those that are left out have their defaults.
+
+        Raises ValueError for an unknown field, and for a value that no trial can have; TypeError if a required field
+        is missing.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                raise ValueError(f"unknown key {name!r}; did you mean {near[0]!r}?")
+        return cls(**fields)

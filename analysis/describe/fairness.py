@@ -4,7 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.io.study import STAGES, Study, confirm_rows
+from analysis.io.names import OUTCOMES, STAGES
+from analysis.io.study import Study, confirm_rows
 
 SLOWER = 0.98  # below this share of the baseline's speed an arm is called slower
 COLUMNS = {
@@ -44,7 +45,7 @@ def ledger(study: Study) -> list[dict[str, Any]]:
         trials = study.trials[study.trials["arm"] == arm]
         row: dict[str, Any] = {"arm": arm}
         row |= {stage: int((trials["stage"] == stage).sum()) for stage in STAGES}
-        row |= {o: int((trials["outcome"] == o).sum()) for o in ("stopped_early", "infeasible", "failed")}
+        row |= {o: int((trials["outcome"] == o).sum()) for o in OUTCOMES[1:]}
         row |= {"tokens": _reduce(trials, "tokens", "sum"), "seconds": _reduce(trials, "seconds", "sum")}
         largest = ("parameters", "flops_per_token", "peak_rss_mb", "peak_gpu_mb")
         row |= {c: _reduce(trials, c, "max") for c in largest}

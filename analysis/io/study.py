@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.io.files import TableError, read_json, read_settings, read_table, shown
+from analysis.io.names import OUTCOMES, STAGES
 from analysis.stats.sequential import RULES, plan
 
-STAGES = ("search", "calibrate", "confirm")
-OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
 CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
 METRICS = ("test_nll", "val_nll")  # the default is the first that the table has
 DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # of a table that no study file describes

@@ -36,3 +36,32 @@ def _bare(found: re.Match[str]) -> str:
 def markdown(text: str) -> str:
     """`text` as one line of Markdown that shows it as it is: no link, image, heading, table or HTML comes of it."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;").replace("\\<", "&lt;")
+
+
+# --- numbers with a unit ---------------------------------------------------------------------------------------------
+
+
+def amount(value: float) -> str:
+    """Return a large number with a unit: k, M, G, T, P, E (powers of 1,000)."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if value < 1000:
+            return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}E"
+
+
+def readable(size: float) -> str:
+    """Return bytes with a unit: B, KiB, MiB, GiB, TiB (powers of 1,024)."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds with a unit: 119 s, 2.0 min, 3.4 h, 2.5 days."""
+    for size, unit, below in ((1, "s", 120), (60, "min", 7_200), (3_600, "h", 172_800)):
+        if seconds < below:
+            return f"{seconds / size:.0f} {unit}" if unit == "s" else f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86_400:.1f} days"

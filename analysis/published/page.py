@@ -11,8 +11,9 @@ from analysis.describe.calibration import at_grid
 from analysis.describe.fairness import PUBLISHED as LEDGER_COLUMNS
 from analysis.describe.fairness import ledger, slower
 from analysis.io import formats
+from analysis.io.names import STAGES
 from analysis.io.study import Study
-from analysis.io.text import markdown
+from analysis.io.text import markdown, readable
 from analysis.report import build, frame, plots
 from analysis.report.methods import methods, would_change
 from analysis.report.plots import figure
@@ -147,7 +148,7 @@ def _size(study: Study, rows: list[dict[str, Any]], came: dict[str, Any]) -> str
     text += "" if tokens is None else f", {tokens:,} training tokens a trial"
     vocabulary = (s.get("tokenizer") or {}).get("vocab_size")
     text += "" if vocabulary is None else f", a vocabulary of {vocabulary:,}"
-    trials = sum(row[stage] for row in rows for stage in ("search", "calibrate", "confirm"))
+    trials = sum(row[stage] for row in rows for stage in STAGES)
     text += f". {trials} trials."
     return text + (f" Corpus: {markdown(came['source'])}." if came.get("source") else "")
 
@@ -190,4 +191,4 @@ def _files(study: Study) -> list[str]:
 
 
 def _file(folder: Path, name: str) -> str:
-    return f"[{name}]({name}) ({(folder / name).stat().st_size / 1024:.1f} KiB)"
+    return f"[{name}]({name}) ({readable((folder / name).stat().st_size)})"

@@ -29,7 +29,7 @@ def methods(study: Study) -> list[str]:
             out.append(f"{name}: {_flat(s[key])}.")
     arms = s.get("arms") or {}
     out.append("Arms: " + "; ".join(f"{a} ({_arm(o)})" for a, o in arms.items()) + "." if arms else "")
-    search, calibrate, confirm = (s.get(k) or {} for k in ("search", "calibrate", "confirm"))
+    search, calibrate, confirm = (s.get(k) or {} for k in STAGES)
     if search.get("trials_per_arm") is not None:
         out.append(f"Search: {search['trials_per_arm']} trials an arm, each arm on its own ({_flat(search)}).")
     stages = s.get("stages") or STAGES
@@ -94,7 +94,7 @@ def would_change(study: Study, result: dict[str, Any], ledger_rows: list[dict[st
     if hits:
         out.append(f"A wider grid: the learning rate of {', '.join(hits)} is an end of the calibration grid.")
     for ledger_row in ledger_rows:
-        total = sum(ledger_row[stage] for stage in ("search", "calibrate", "confirm"))
+        total = sum(ledger_row[stage] for stage in STAGES)
         if ledger_row["infeasible"]:
             lost = ledger_row["infeasible"]
             out.append(f"{ledger_row['arm']}: {lost} of {total} trials infeasible ({100 * lost / total:.0f}%).")

@@ -1,8 +1,8 @@
-"""Gate strength `alpha`: its kinds and their specification, and access to its parameters and values.
+"""Gate strength `alpha`: its kinds, its specification, and its parameters for an optimiser and a logger.
 
 Kinds: a fixed number; one number per layer; learnable (one scalar per model or layer, or one value per channel);
 scheduled over the fraction of training; token-dependent, `sigmoid(w.x + c)`. A learnable or scheduled alpha stays in
-float32 (or above) if the model is cast to another dtype. It starts at its stated value; no random number is drawn.
+float32 (or above) whatever dtype the model is cast to. It starts at its stated value without a random number.
 """
 
 import difflib
@@ -15,28 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .catalog import ALPHA_KINDS, LARGEST_ALPHA, LAYER_BOUND, PER, RANGES
 from .schedules import SCHEDULES
 from .schedules import value as schedule_value
 
 Spec = float | str | Sequence[float] | Mapping[str, Any]
-LARGEST = 2.0  # for an expanded gate; the published range ends at 1
-BOUND = 10.0  # of either sign, in a list, so that a pattern learned by free alphas can be given
-PER = ("model", "layer", "channel")
-RANGES = ("unit", "free")
-# AdamW moves a logit by about the learning rate per step: at the model's own rate 1,000 steps hardly change it
-LEARNABLE_DEFAULTS: dict[str, Any] = {"init": 0.5, "per": "model", "range": "unit", "lr_multiplier": 10.0}
-SCHEDULE_DEFAULTS: dict[str, Any] = {"kind": "linear", "from": 0.0, "to": 1.0}
-TOKEN_DEFAULTS: dict[str, Any] = {"init": 0.5, "lr_multiplier": 1.0}
-KINDS: dict[str, dict[str, Any]] = {
-    "learnable": LEARNABLE_DEFAULTS,
-    "schedule": SCHEDULE_DEFAULTS,
-    "token": TOKEN_DEFAULTS,
-}
 
 
 @dataclass(frozen=True)
 class AlphaSpec:
-    """A checked specification of alpha. `values` is set for kind `fixed`: one number, or one per layer."""
+    """A checked specification. `values` is set for kind `fixed`: one number, or one per layer."""
 
     kind: str
     options: dict[str, Any]
@@ -45,12 +33,9 @@ class AlphaSpec:
 
 @dataclass(frozen=True)
 class AlphaParameter:
-    """A parameter that holds alpha. It takes no weight decay.
+    """A parameter that holds alpha: its state-dict name, itself, and its learning-rate multiplier.
 
-    Attributes:
-        name: Name in the state dict.
-        parameter: The parameter.
-        lr_multiplier: Its learning rate divided by the model's.
+    The multiplier is relative to the model's learning rate. None of these parameters takes weight decay.
     """
 
     name: str
@@ -61,28 +46,23 @@ class AlphaParameter:
 def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
     """Check a specification of alpha and fill in its defaults.
 
-    `alpha` is one of:
+    `alpha` is a number in [0, 2]; a list of `n_layer` numbers in [-10, 10], one per layer (a learned one is often
+    negative); `"learnable"`; or a mapping with exactly one key of `ALPHA_KINDS`, here with the defaults and the other
+    allowed values:
 
-    - a number in [0, 2];
-    - a list of `n_layer` numbers in [-10, 10], one per layer (a learned free alpha is often negative);
-    - `"learnable"`;
-    - a mapping with exactly one key of `KINDS`. With the defaults and the other allowed values:
+        {"learnable": {"init": 0.5, "per": "model", "range": "unit", "lr_multiplier": 10.0}}
+                       per: model, layer, channel; range: unit, free
+        {"schedule": {"kind": "linear", "from": 0.0, "to": 1.0}}
+                      kind: constant, linear, cosine
+        {"token": {"init": 0.5, "lr_multiplier": 1.0}}
 
-          {"learnable": {"init": 0.5, "per": "model", "range": "unit", "lr_multiplier": 10.0}}
-                         per: model, layer, channel; range: unit, free
-          {"schedule": {"kind": "linear", "from": 0.0, "to": 1.0}}
-                        kind: constant, linear, cosine
-          {"token": {"init": 0.5, "lr_multiplier": 1.0}}
-
-    `range: unit` stores a logit and requires an init strictly inside (0, 1). `range: free` stores alpha itself.
-
-    Raises:
-        ValueError: The specification is invalid. The message is one line with key, value and allowed values.
+    `range: unit` stores a logit and needs an init strictly inside (0, 1); `range: free` stores alpha itself.
+    Raises ValueError, one line, naming the key, the value and what is allowed.
     """
     if isinstance(alpha, str):
         if alpha != "learnable":
             raise ValueError(f"alpha: {alpha!r} is neither a number, a list of numbers, 'learnable' nor a mapping")
-        return AlphaSpec("learnable", dict(LEARNABLE_DEFAULTS))
+        return AlphaSpec("learnable", dict(ALPHA_KINDS["learnable"]))
     if isinstance(alpha, Mapping):
         return _parse_mapping(alpha)
     if isinstance(alpha, Sequence):
@@ -90,22 +70,23 @@ def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
             raise ValueError("alpha: an empty list; give one number per layer")
         if n_layer is not None and len(alpha) != n_layer:
             raise ValueError(f"alpha: a list of {len(alpha)} for {n_layer} layers; give one number per layer")
-        return AlphaSpec("fixed", {}, tuple(_number(f"alpha[{i}]", a, BOUND, -BOUND) for i, a in enumerate(alpha)))
+        values = (_number(f"alpha[{i}]", a, LAYER_BOUND, -LAYER_BOUND) for i, a in enumerate(alpha))
+        return AlphaSpec("fixed", {}, tuple(values))
     return AlphaSpec("fixed", {}, (_number("alpha", alpha),))
 
 
 def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
     for key in alpha:
-        _known("alpha", key, KINDS)
+        _known("alpha", key, ALPHA_KINDS)
     if len(alpha) != 1:
-        raise ValueError(f"alpha: {dict(alpha)} has {len(alpha)} keys; give exactly one of {', '.join(KINDS)}")
+        raise ValueError(f"alpha: {dict(alpha)} has {len(alpha)} keys; give exactly one of {', '.join(ALPHA_KINDS)}")
     kind, given = next(iter(alpha.items()))
     given = {} if given is None else given
     if not isinstance(given, Mapping):
-        raise ValueError(f"alpha.{kind}: {given!r} is not a mapping; allowed keys: {', '.join(KINDS[kind])}")
+        raise ValueError(f"alpha.{kind}: {given!r} is not a mapping; allowed keys: {', '.join(ALPHA_KINDS[kind])}")
     for key in given:
-        _known(f"alpha.{kind}", key, KINDS[kind])
-    options = {**KINDS[kind], **given}
+        _known(f"alpha.{kind}", key, ALPHA_KINDS[kind])
+    options = {**ALPHA_KINDS[kind], **given}
     check = {"per": PER, "range": RANGES, "kind": tuple(SCHEDULES)}
     for key, allowed in check.items():
         if key in options and options[key] not in allowed:
@@ -124,7 +105,7 @@ def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
     return AlphaSpec(kind, options)
 
 
-def _number(name: str, given: Any, largest: float = LARGEST, least: float = 0.0) -> float:
+def _number(name: str, given: Any, largest: float = LARGEST_ALPHA, least: float = 0.0) -> float:
     is_number = isinstance(given, Real) and not isinstance(given, bool)
     if not is_number or not least <= given <= largest or math.isinf(given):
         raise ValueError(f"{name}: {given!r} is not a finite number in [{least:g}, {largest:g}]")
@@ -139,18 +120,17 @@ def _known(where: str, key: Any, allowed: Mapping[str, Any]) -> None:
 
 
 class AlphaModule(nn.Module):
-    """Base class of units: a module with a gate strength.
+    """A module with a gate strength; units inherit from it so that names stay flat (`mlp.act.alpha_logit`).
 
-    Units inherit from it so that parameter names stay flat (`mlp.act.alpha_logit`). It registers `alpha_logit`
-    (learnable, range unit), `alpha_free` (learnable, range free), `alpha_scheduled` (a buffer), or `alpha_weight` and
-    `alpha_bias` (token-dependent). It registers nothing for a fixed alpha.
+    It registers `alpha_logit` (learnable, range unit), `alpha_free` (learnable, range free), `alpha_scheduled` (a
+    buffer), or `alpha_weight` and `alpha_bias` (token-dependent); nothing if alpha is fixed.
 
     Args:
-        spec: Checked specification.
-        width: Size of the last axis. Required if alpha is learned per channel or depends on the token.
-        layer: Index into a list of alphas.
-        owner: Module whose parameter this one shares (`per: model`). It is read at every call, so that all layers use
-            the new parameter if it is replaced.
+        spec: of alpha.
+        width: size of the last axis; needed for one alpha per channel and for a token-dependent one.
+        layer: selects the entry of a per-layer list.
+        owner: module whose parameter this one shares (`per: model`). It is read at every call, so that all layers see
+            a replaced parameter.
     """
 
     def __init__(
@@ -160,7 +140,7 @@ class AlphaModule(nn.Module):
         self.gate = "sigmoid"
         self.spec = spec
         self.fixed: float | None = None
-        self.__dict__["_owner"] = owner  # not by nn.Module's setter, so that the shared parameter is registered once
+        self.__dict__["_owner"] = owner  # past nn.Module, so that the shared parameter is registered once
         per_channel = spec.kind == "token" or spec.options.get("per") == "channel"
         if per_channel and width is None:
             raise ValueError(f"alpha.{spec.kind}: the size of the last axis is needed; give width")
@@ -180,7 +160,7 @@ class AlphaModule(nn.Module):
         self.reset_alpha()
 
     def alpha_starts(self) -> dict[str, float]:
-        """Return the start value of each alpha tensor that this module registered, by name."""
+        """Return the start value of each tensor that this module registered for alpha, by name."""
         options = self.spec.options
         if self.spec.kind == "schedule":
             return {"alpha_scheduled": schedule_value(options["kind"], 0.0, options["from"], options["to"])}
@@ -192,14 +172,14 @@ class AlphaModule(nn.Module):
 
     @torch.no_grad()
     def reset_alpha(self) -> None:
-        """Set this module's own alpha tensors to their stated start values. No random number is drawn."""
+        """Set every tensor that this module registered for alpha to its stated start; no random number is drawn."""
         own = dict(self.named_own_alpha())
         for name, start in self.alpha_starts().items():
             own[name].fill_(start)
 
     @torch.no_grad()
     def set_progress(self, fraction: float) -> None:
-        """Set a scheduled alpha to its value at `fraction` of training. Other kinds do not change."""
+        """Move a scheduled alpha to its value at `fraction` of training; other kinds do not change."""
         if self.spec.kind == "schedule":
             start, end = self.spec.options["from"], self.spec.options["to"]
             self.get_buffer("alpha_scheduled").fill_(schedule_value(self.spec.options["kind"], fraction, start, end))
@@ -207,8 +187,8 @@ class AlphaModule(nn.Module):
     def alpha(self, x: Tensor | None = None) -> float | Tensor:
         """Return the effective alpha: a float (fixed) or a tensor that broadcasts against `x`.
 
-        Its shape is `()`, `(width,)` if learned per channel, or `x.shape[:-1] + (1,)` if token-dependent. Without `x`,
-        a token-dependent alpha is computed at `x = 0`. Raise ValueError if the last axis of `x` is not `width` long.
+        Its shape is `()`, `(width,)` for one per channel, or `x.shape[:-1] + (1,)` if token-dependent; without `x`, a
+        token-dependent alpha is taken at `x = 0`. Raises ValueError if the last axis of `x` is not of size `width`.
         """
         if self.fixed is not None:
             return self.fixed
@@ -224,11 +204,11 @@ class AlphaModule(nn.Module):
         stored: Tensor = getattr(self.__dict__["_owner"] or self, "alpha_logit" if is_logit else "alpha_free")
         if x is not None:
             _require_width(stored, x)
-            stored = stored.to(x.device)  # in a model spread over devices, the owner may be on another one
+            stored = stored.to(x.device)  # a model spread over devices: the owner may lie on another
         return torch.sigmoid(stored) if is_logit else stored
 
     def gate_input(self, x: Tensor) -> Tensor:
-        """Return the tensor that the gate is applied to, given the input of the module."""
+        """Return the input of the gate, given the input of the module."""
         return x
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AlphaModule":
@@ -242,13 +222,13 @@ class AlphaModule(nn.Module):
         return super()._apply(keep_precision, recurse)
 
     def named_own_alpha(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield name and tensor of the parameters and buffers that this module itself registered for alpha."""
+        """Yield name and tensor of everything that this module itself registered for alpha."""
         for name, tensor in [*self._parameters.items(), *self._buffers.items()]:
             if name.startswith("alpha_") and tensor is not None:
                 yield name, tensor
 
     def alpha_repr(self) -> str:
-        """Return a short description of alpha for `repr`."""
+        """Return alpha in a few words, for `repr`."""
         if self.fixed is not None:
             return f"alpha={self.fixed:g}"
         options = ", ".join(f"{key}={value}" for key, value in self.spec.options.items())
@@ -256,7 +236,7 @@ class AlphaModule(nn.Module):
 
 
 def _require_width(stored: Tensor, x: Tensor) -> None:
-    # torch would silently broadcast an axis of size 1
+    # an axis of size 1 would be broadcast without a word
     if stored.dim() == 1 and x.shape[-1:] != stored.shape:
         raise ValueError(f"width: {stored.shape[0]} is not the last axis of an input of shape {tuple(x.shape)}")
 
@@ -271,9 +251,9 @@ def alpha_modules(model: nn.Module) -> list[AlphaModule]:
 
 
 def alpha_parameters(model: nn.Module) -> list[AlphaParameter]:
-    """Return each learnable parameter of alpha once, in layer order; an empty list for an unpatched model.
+    """Return every learnable parameter of alpha, once each, in layer order; empty for an unpatched model.
 
-    An optimiser should use the model's learning rate times `lr_multiplier` for them, and no weight decay.
+    An optimiser gives each the model's learning rate times `lr_multiplier`, and no weight decay.
     """
     return [
         AlphaParameter(f"{prefix}.{name}" if prefix else name, tensor, module.spec.options["lr_multiplier"])
@@ -288,15 +268,15 @@ def alpha_parameters(model: nn.Module) -> list[AlphaParameter]:
 def alpha_values(model: nn.Module) -> list[float]:
     """Return one effective alpha per layer, in layer order: the number itself, or the mean over channels.
 
-    A token-dependent alpha is computed at `x = 0`. The list is empty for an unpatched model.
+    A token-dependent alpha is taken at `x = 0`. Empty for an unpatched model.
     """
     return [float(torch.as_tensor(m.alpha(), dtype=torch.float64).mean()) for m in alpha_modules(model)]
 
 
 def set_progress(model: nn.Module, fraction: float) -> None:
-    """Set every scheduled alpha to its value at `fraction` (in [0, 1]) of training.
+    """Move every scheduled alpha to its value at `fraction` (in [0, 1]) of training.
 
-    Call it before each step. The value is stored in a buffer, so `state_dict` contains it. Other kinds of alpha do not
+    The loop calls it before each step. The value is a buffer, so `state_dict` resumes it. Other kinds of alpha do not
     change.
     """
     if not 0.0 <= fraction <= 1.0:

@@ -1,21 +1,130 @@
-"""Known activations as settings of the one unit: `pagating.patch(model, unit="relu2")`.
+"""The catalogue of gates, forms, bases, kinds of alpha and known activations: names, formulas, ranges, papers.
 
-Each row holds arguments of `patch`; a row's `alpha` may be replaced by the caller's. A learnable strength that is
-not a gate strength (Swish's beta, PReLU's slope as `1 - alpha`) uses the same parameter and the learning rate of
-the model, as its paper does.
+Nothing here imports torch: the study file, the documentation and the tests read their names from these tables. The
+functions are attached by name in `gates`, `units` and `patch`. In a formula, what follows `; ` is a note.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
+class GateRow:
+    """A gate `g` without its functions; the fields are those of `pagating.gating.gates.Gate`."""
+
+    formula: str
+    range: tuple[float, float]
+    limits: tuple[float, float]
+    unit: str
+    paper: str
+    attained: bool = False
+
+
+_INF = float("inf")
+# minima of z * Phi(z), z * tanh(softplus(z)) and z * sigmoid(z)
+_GELU_MIN, _MISH_MIN, _SILU_MIN = -0.16997120747990369, -0.3088434130172504, -0.27846454276107379
+
+GATE_ROWS: dict[str, GateRow] = {
+    "sigmoid": GateRow(
+        "1 / (1 + exp(-x))", (0.0, 1.0), (0.0, _INF), "paGLU",
+        "Dauphin et al. 2017, arXiv 1612.08083; x * sigmoid(x): Elfwing et al. 2017, arXiv 1702.03118",
+    ),
+    "tanh": GateRow(
+        "tanh(x)", (-1.0, 1.0), (_INF, _INF), "paGTU", "van den Oord et al. 2016, arXiv 1606.05328",
+    ),
+    "relu": GateRow(
+        "max(x, 0)", (0.0, _INF), (0.0, _INF), "paReGLU",
+        "Shazeer 2020, arXiv 2002.05202; x * relu(x): So et al. 2021, arXiv 2109.08668", attained=True,
+    ),
+    "gelu": GateRow(
+        "x * Phi(x); Phi is the normal distribution function", (_GELU_MIN, _INF), (0.0, _INF), "paGELU",
+        "Hendrycks and Gimpel 2016, arXiv 1606.08415", attained=True,
+    ),
+    "mish": GateRow(
+        "x * tanh(log(1 + exp(x)))", (_MISH_MIN, _INF), (0.0, _INF), "paMishU",
+        "Misra 2019, arXiv 1908.08681", attained=True,
+    ),
+    "silu": GateRow(
+        "x / (1 + exp(-x))", (_SILU_MIN, _INF), (0.0, _INF), "paSiLU",
+        "Elfwing et al. 2017, arXiv 1702.03118", attained=True,
+    ),
+    "step": GateRow(
+        "1 if x > 0, else 0", (0.0, 1.0), (0.0, _INF), "leaky ReLU of slope 1 - alpha",
+        "Maas et al. 2013; He et al. 2015, arXiv 1502.01852", attained=True,
+    ),
+    "linear": GateRow(
+        "x", (-_INF, _INF), (_INF, _INF), "bilinear, as a gated linear unit",
+        "Dauphin et al. 2017, arXiv 1612.08083",
+    ),
+}  # fmt: skip
+STUDY_GATES = tuple(GATE_ROWS)[:6]  # the published gates; the other two make known activations rows of the same table
+OWN_GATE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")  # a gate of the user's own
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a gate `g` of strength alpha enters an MLP. `in_study`: whether an arm of a study may name it."""
+
+    formula: str
+    extra_parameters: str
+    in_study: bool = True
+
+
+FORMS: dict[str, Form] = {
+    "pointwise": Form("alpha * x * g(x) + (1 - alpha) * base(x)", "0"),
+    "scaled": Form("x * g(alpha * x)", "0", in_study=False),
+    "expanded": Form("x * ((1 + 2 alpha) * g(x) - alpha)", "0", in_study=False),
+    "glu": Form(
+        "a * (alpha * g(b) + (1 - alpha)); two projections `a`, `b` of width `round(2/3 * d_ff)`",
+        "0 within 0.1% at GPT-2's sizes",
+    ),
+    "projected": Form("A(x) * (alpha * g(B(x)) + (1 - alpha)); `A`, `B` dense, `d_ff x d_ff`", "`2 * (d_ff^2 + d_ff)`"),
+}
+BASES = ("identity", "gelu")  # functions of x alone
+MODULE_BASES = ("stock", "xielu")  # modules: the activation that was there, and xIELU
+DEFAULTS: dict[str, Any] = {"gate": "sigmoid", "alpha": 0.5, "base": "identity", "form": "pointwise"}  # of `patch`
+
+LARGEST_ALPHA = 2.0  # an expanded gate; the published range ends at 1
+LAYER_BOUND = 10.0  # of either sign, in a list: a pattern that free alphas learned
+PER = ("model", "layer", "channel")
+RANGES = ("unit", "free")
+# the kinds of alpha that are no number, with their options and defaults
+# AdamW moves a logit by about the learning rate a step: at the model's own rate 1,000 steps hardly change it.
+ALPHA_KINDS: dict[str, dict[str, Any]] = {
+    "learnable": {"init": 0.5, "per": "model", "range": "unit", "lr_multiplier": 10.0},
+    "schedule": {"kind": "linear", "from": 0.0, "to": 1.0},
+    "token": {"init": 0.5, "lr_multiplier": 1.0},
+}
+
+
+@dataclass(frozen=True)
 class Competitor:
-    """One known activation: its formula, the arguments of `patch` that make it, and where it comes from."""
+    """One known activation: its formula, the arguments of `patch` that make it, and its source.
+
+    The caller may replace the `alpha` of the settings. A learnable strength that is not a gate strength (Swish's beta,
+    PReLU's slope as `1 - alpha`) uses the same parameter and the model's learning rate, as its paper does.
+    """
 
     formula: str
     settings: dict[str, Any]
     paper: str
+
+    @property
+    def is_glu(self) -> bool:
+        """Whether it is a gated linear unit, which replaces the linear layers of the MLP too."""
+        return bool(self.settings.get("form") == "glu")
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether its formula has an alpha that a caller may set."""
+        return self.settings["alpha"] not in (0.0, 1.0)
+
+    @property
+    def learns_alpha(self) -> bool:
+        """Whether it learns its alpha if none is given."""
+        return isinstance(self.settings["alpha"], dict)
 
 
 def _per_layer(init: float) -> dict[str, Any]:
@@ -24,7 +133,9 @@ def _per_layer(init: float) -> dict[str, Any]:
 
 COMPETITORS: dict[str, Competitor] = {
     "gelu": Competitor(
-        "x * Phi(x), tanh form", {"alpha": 0.0, "base": "gelu"}, "Hendrycks and Gimpel 2016, arXiv 1606.08415"
+        "x * Phi(x); its tanh form, as in GPT-2",
+        {"alpha": 0.0, "base": "gelu"},
+        "Hendrycks and Gimpel 2016, arXiv 1606.08415",
     ),
     "linear": Competitor("x", {"alpha": 0.0}, "the published baseline; the floor of a study"),
     "silu": Competitor("x * sigmoid(x)", {"alpha": 1.0}, "Elfwing et al. 2017, arXiv 1702.03118"),
@@ -34,17 +145,17 @@ COMPETITORS: dict[str, Competitor] = {
         "max(x, 0) + (1 - alpha) * min(x, 0)", {"gate": "step", "alpha": 0.99}, "Maas et al. 2013"
     ),
     "prelu": Competitor(
-        "max(x, 0) + (1 - alpha) * min(x, 0), alpha learned, slope 0.25 at the start",
+        "max(x, 0) + (1 - alpha) * min(x, 0); slope 0.25 at the start",
         {"gate": "step", "alpha": _per_layer(0.75)},
         "He et al. 2015, arXiv 1502.01852",
     ),
     "swish": Competitor(
-        "x * sigmoid(alpha * x), alpha (their beta) learned from 1",
+        "x * sigmoid(alpha * x); alpha is their beta",
         {"form": "scaled", "alpha": _per_layer(1.0)},
         "Ramachandran et al. 2017, arXiv 1710.05941",
     ),
     "xsilu": Competitor(
-        "x * ((1 + 2 alpha) * sigmoid(x) - alpha), alpha learned from 0",
+        "x * ((1 + 2 alpha) * sigmoid(x) - alpha)",
         {"form": "expanded", "alpha": _per_layer(0.0)},
         "Huang 2024, arXiv 2405.20768",
     ),
@@ -62,8 +173,32 @@ COMPETITORS: dict[str, Competitor] = {
 }
 
 
-def settings(name: str) -> dict[str, Any]:
-    """The arguments of `patch` for a known activation; ValueError naming the known ones otherwise."""
-    if name not in COMPETITORS:
-        raise ValueError(f"unit: {name!r} is not one of {', '.join(COMPETITORS)}")
-    return dict(COMPETITORS[name].settings)
+def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return gate, alpha, base and form from arguments of `patch`: the defaults and a known activation filled in.
+
+    Raises ValueError, one line, for an unknown key, activation, form or base, and for arguments that contradict each
+    other. The gate and the alpha are not checked here.
+    """
+    for key in arguments:
+        if key not in (*DEFAULTS, "unit"):
+            raise ValueError(f"unit: unknown key {key!r}; allowed: {', '.join(DEFAULTS)}, unit")
+    given = {key: value for key, value in arguments.items() if value is not None}
+    known = given.pop("unit", None)
+    if known is not None:
+        if clash := [key for key in given if key != "alpha"]:
+            raise ValueError(f"unit: {known!r} settles {', '.join(clash)}; give one or the other")
+        if known not in COMPETITORS:
+            raise ValueError(f"unit: {known!r} is not one of {', '.join(COMPETITORS)}")
+        given = COMPETITORS[known].settings | given
+    chosen = DEFAULTS | given
+    for key, allowed in {"base": (*BASES, *MODULE_BASES), "form": FORMS}.items():
+        if chosen[key] not in allowed:
+            raise ValueError(f"{key}: {chosen[key]!r} is not one of {', '.join(allowed)}")
+    if chosen["form"] != "pointwise" and chosen["base"] != "identity":
+        raise ValueError(f"base: {chosen['base']!r} has no meaning for form {chosen['form']}; allowed: identity")
+    return chosen
+
+
+def own_gate(unit: Mapping[str, Any] | None) -> re.Match[str] | None:
+    """Return the match of `FILE.py:NAME` (groups `file`, `name`) if the arguments of `patch` name such a gate."""
+    return OWN_GATE.fullmatch(str((unit or {}).get("gate")))

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from .alpha import alpha_modules
-from .patch import DEFAULTS, patch
+from .catalog import DEFAULTS
+from .patch import patch
 
 
 class PaGPT2Config(GPT2Config):

@@ -1,17 +1,16 @@
-"""Gates of the user, registered from Python or named as `FILE.py:NAME`.
+"""The user's own gates: registered from Python, or named as `FILE.py:NAME`.
 
     def hard(x):
         return torch.clamp(x / 6 + 0.5, 0.0, 1.0)   # x * hard(x) is hard swish
 
     pagating.register_gate("hard", hard)            # then: pagating.patch(model, gate="hard", alpha=1.0)
 
-Loading a file runs it. `load_gate` is called for files that a trial names, never for files that a checkpoint names.
+Loading a file runs it. `load_gate` is called for a file that a trial names, never for one that a checkpoint names.
 """
 
 import hashlib
 import importlib.util
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .catalog import GATE_ROWS, OWN_GATE, own_gate
 from .gates import GATES, Function, Gate
 
-REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
-_BUILT_IN = frozenset(GATES)
-_loaded: dict[str, str] = {}  # by reference: digest of the registered source
-# errors that mean a fault in the user's file or function
+_loaded: dict[str, str] = {}  # reference: digest of the source that was registered under it
+# errors of a gate's file or function that are its own fault
 _FAULTS = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, RuntimeError, LookupError)
 
 
 def register_gate(name: str, gate: Function | Gate) -> Gate:
-    """Add a gate to the table `GATES` in this process and return its row.
+    """Add a gate to the table `GATES` under `name`, in this process, and return its row.
 
-    Args:
-        name: Key of the new row.
-        gate: `g`, a function of a tensor of any shape (the unit multiplies: `x * g(x)`), or a row of the table, which
-            may have the product in a faster form.
-
-    Raises:
-        ValueError: `name` is a built-in gate, or `x * g(x)` changes shape or dtype, mixes tokens, draws random numbers,
-            is not finite or has no finite gradient.
+    `gate` is `g`, a function of a tensor of any shape (the unit multiplies: `x * g(x)`), or a whole row, which has the
+    product in a faster form. Raises ValueError if `name` is a built-in gate, or if `x * g(x)` changes shape or dtype,
+    mixes tokens, draws random numbers, is not finite or has no finite gradient.
     """
-    if name in _BUILT_IN:
+    if name in GATE_ROWS:
         raise ValueError(f"gate: {name!r} is a built-in gate; register yours under another name")
     if isinstance(gate, nn.Module):
         raise ValueError(f"gate: {name!r} is a module, whose parameters would not be trained; register a function")
@@ -51,12 +44,12 @@ def register_gate(name: str, gate: Function | Gate) -> Gate:
 
 
 def load_gate(reference: str) -> None:
-    """Run the file of a reference `FILE.py:NAME` and register its gate, unless it is registered already.
+    """Register the gate that `FILE.py:NAME` names, by running the file, unless it is registered already.
 
-    The file may import installed packages, but not its neighbours. Raise ValueError, one line, if the file cannot be
-    read or run, has no such name, or `register_gate` rejects the gate.
+    The file may import installed packages, not the files beside it. Raises ValueError, one line, if it cannot be read
+    or run, has no such name, or `register_gate` refuses the gate.
     """
-    match = REFERENCE.fullmatch(reference)
+    match = OWN_GATE.fullmatch(reference)
     if not match:
         raise ValueError(f"gate: {reference!r} is not of the form FILE.py:NAME")
     path = Path(match["file"])
@@ -85,9 +78,8 @@ def load_gate(reference: str) -> None:
 
 def load_gate_of(unit: Mapping[str, Any] | None) -> None:
     """Register the gate of a trial's unit if it is named as `FILE.py:NAME`."""
-    gate = (unit or {}).get("gate")
-    if isinstance(gate, str) and REFERENCE.fullmatch(gate):
-        load_gate(gate)
+    if match := own_gate(unit):
+        load_gate(match[0])
 
 
 def _row(gate: Function) -> Gate:
@@ -96,7 +88,7 @@ def _row(gate: Function) -> Gate:
 
 
 def _check(name: str, row: Gate) -> None:
-    """Raise ValueError if a row is not a gate. Axes of the probe: B batch, T tokens, F features."""
+    """Raise ValueError if the row is no gate. Axes of the probe: B batch, T tokens, F features."""
     x_BTF = torch.linspace(-4.0, 4.0, 24).reshape(2, 3, 4).requires_grad_()
     try:
         y_BTF, gate_BTF = row.gated(x_BTF), row.gate(x_BTF)

@@ -23,11 +23,8 @@ from .alpha import AlphaModule, Spec, alpha_modules, parse
 from .catalog import settings
 from .discovery import Slot, features, other_activations, require_activations
 from .gates import Function, gate_row
-from .units import BASES, ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
+from .units import ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
 
-FORMS = (*ELEMENTWISE, "glu", "projected")
-PATCHABLE_BASES = (*BASES, "stock", "xielu")
-DEFAULTS: dict[str, Any] = {"gate": "sigmoid", "alpha": 0.5, "base": "identity", "form": "pointwise"}
 _TANH_GELUS = (NewGELUActivation, GELUTanh, FastGELUActivation, AccurateGELUActivation)
 _RECORD = "_pagating_replaced"
 
@@ -93,7 +90,8 @@ def patch(
         ValueError: An argument is not allowed, `model` is already patched, no MLP activation was found, or, for `glu`,
             an MLP is not one layer in and one layer out.
     """
-    chosen = _settings(gate, alpha, base, form, unit)
+    chosen = settings({"gate": gate, "alpha": alpha, "base": base, "form": form, "unit": unit})
+    gate_row(chosen["gate"])
     if _RECORD in model.__dict__ or alpha_modules(model):
         raise ValueError(f"{type(model).__name__} is patched already; call pagating.unpatch first")
     slots = require_activations(model)
@@ -121,26 +119,6 @@ def patch(
         parameters_added=count_parameters(model) - before,
         left=left,
     )
-
-
-def _settings(
-    gate: str | None, alpha: Spec | None, base: str | None, form: str | None, unit: str | None
-) -> dict[str, Any]:
-    given = {"gate": gate, "alpha": alpha, "base": base, "form": form}
-    given = {key: value for key, value in given.items() if value is not None}
-    if unit is not None:
-        clash = [key for key in given if key != "alpha"]
-        if clash:
-            raise ValueError(f"unit: {unit!r} settles {', '.join(clash)}; give one or the other")
-        given = {**settings(unit), **given}
-    chosen = {**DEFAULTS, **given}
-    gate_row(chosen["gate"])
-    for key, allowed in {"base": PATCHABLE_BASES, "form": FORMS}.items():
-        if chosen[key] not in allowed:
-            raise ValueError(f"{key}: {chosen[key]!r} is not one of {', '.join(allowed)}")
-    if chosen["form"] != "pointwise" and chosen["base"] != "identity":
-        raise ValueError(f"base: {chosen['base']!r} has no meaning for form {chosen['form']}; allowed: identity")
-    return chosen
 
 
 def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModule | None) -> dict[str, nn.Module]:

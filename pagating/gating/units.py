@@ -28,7 +28,7 @@ BASES: dict[str, Function] = {"identity": _identity, "gelu": _gelu_new}
 
 
 def base_function(base: str | Function) -> Function:
-    """Return the function of a base, given by name or as itself. Raise ValueError for an unknown name."""
+    """Return the function of a base, given by name or as itself. Raises ValueError, which names the known bases."""
     if isinstance(base, str):
         if base not in BASES:
             raise ValueError(f"base: {base!r} is not one of {', '.join(BASES)}, stock")
@@ -41,16 +41,12 @@ def pointwise(
 ) -> Tensor:
     """Compute `alpha * x * g(x) + (1 - alpha) * base(x)` for each element.
 
-    The published formula (paGLU) is `gate="sigmoid", base="identity"`, a special case of ACON-C (arXiv 2009.04759). NaN
-    gives NaN. An infinite input gives a result that is not finite; it is NaN if both terms are infinite. If
-    `pagating.gating.fused` covers the gate and the base, only `x` is kept for the backward pass.
-
-    Args:
-        x: Any shape and floating dtype.
-        alpha: A float, or a tensor that broadcasts against `x` and is cast to its dtype. 0 returns `base(x)` bit for
-            bit, 1 returns the gated input.
-        gate: Key of `pagating.gating.gates.GATES`.
-        base: Key of `BASES`, or a function of `x`.
+    `alpha` is a float (0 returns `base(x)` itself, bit for bit, and 1 the gated input) or a tensor that
+    broadcasts against `x`; it is cast to the dtype of `x`. `base` is a key of `BASES` or any function of `x`.
+    NaN gives NaN; an infinite input gives a result that is not finite, NaN if both terms are infinite.
+    If `pagating.gating.fused` covers the gate and the base, only `x` is kept for the backward pass.
+    The published formula (paGLU) is `gate="sigmoid", base="identity"`: a special case of ACON-C,
+    arXiv 2009.04759.
     """
     row, base_of = gate_row(gate), base_function(base)
     if not isinstance(alpha, Tensor):
@@ -151,7 +147,7 @@ class PaGLU(AlphaModule):
 class SplitGLU(AlphaModule):
     """The gated linear unit `glu(a, b)` of the two halves `a, b` of the last axis: `2h` features in, `width = h` out.
 
-    It replaces the activation of an MLP, between an input projection to `2h` and an output projection from `h`.
+    It replaces the activation of an MLP, between an input projection to width `2h` and an output projection from `h`.
     """
 
     def __init__(self, alpha: Spec, gate: str, width: int, layer: int = 0, owner: AlphaModule | None = None) -> None:
@@ -173,8 +169,8 @@ class SplitGLU(AlphaModule):
 class ProjectedGLU(AlphaModule):
     """The projected unit `A(x) * (alpha * g(B(x)) + (1 - alpha))` with dense layers `A, B` of `width x width`.
 
-    The published code replaces GPT-2's activation by it. It adds `2 * (width^2 + width)` parameters per layer. At
-    `alpha = 0` the MLP is linear.
+    The published code replaces GPT-2's activation by this: `2 * (width^2 + width)` more parameters per layer, and a
+    linear MLP at `alpha = 0`.
     """
 
     def __init__(self, alpha: Spec, gate: str, width: int, layer: int = 0, owner: AlphaModule | None = None) -> None:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from pagating.gating.alpha import alpha_modules
 
-CHOICES = ("auto", "always", "never")
 # a process spends some seconds on a graph that the cache holds: `auto` compiles trials that run for minutes on a core
 LEAST_FLOPS = 1e13
 GRAPHS = 256  # shapes of model that one process may meet before it refuses to go on

@@ -9,7 +9,6 @@ Axes: B batch, T position, C d_model, F d_ff, H head, D width of a head, V vocab
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,35 +19,14 @@ from pagating.gating.alpha import AlphaModule, alpha_modules, parse
 from pagating.gating.catalog import settings
 from pagating.gating.gates import Function
 from pagating.gating.own_gate import load_gate_of
-from pagating.gating.units import BASES, ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
+from pagating.gating.units import BASES, PaGLU, ProjectedGLU, SplitGLU
 from pagating.gating.xielu import XIELU
+from pagating.model.size import GPT2Size
 
-ACTIVATIONS: dict[str, Function] = {
+ACTIVATION_FUNCTIONS: dict[str, Function] = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_new": BASES["gelu"],
 }
-UNIT_KEYS = ("gate", "alpha", "base", "form", "unit")
-FORMS = (*ELEMENTWISE, "glu", "projected")
-
-
-@dataclass(frozen=True)
-class GPT2Size:
-    """Sizes and constants of a GPT-2. `n_ctx`: longest window. `dropout`: of embeddings, attention and residuals."""
-
-    vocab_size: int
-    n_ctx: int
-    d_model: int
-    n_layer: int
-    n_head: int
-    dropout: float = 0.0
-    activation: str = "gelu_new"
-    initializer_range: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.d_model % self.n_head:
-            raise ValueError(f"d_model={self.d_model} is not a multiple of n_head={self.n_head}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation='{self.activation}' is not one of {', '.join(ACTIVATIONS)}")
 
 
 class Logits(NamedTuple):
@@ -69,14 +47,14 @@ class Dense(nn.Module):
 
 
 class Stock(nn.Module):
-    """The activation that GPT-2 has without a gate: a row of `ACTIVATIONS`."""
+    """The activation that GPT-2 has without a gate: one of `pagating.model.size.ACTIVATIONS`."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        return ACTIVATIONS[self.name](x)
+        return ACTIVATION_FUNCTIONS[self.name](x)
 
 
 def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, dropout: float = 0.0) -> Tensor:
@@ -198,27 +176,14 @@ class GPT2(nn.Module):
 
 
 def activations(size: GPT2Size, unit: Mapping[str, Any] | None) -> list[nn.Module]:
-    """The activation of each block; `gate` may also be `FILE.py:NAME`.
+    """Return the activation of each block; `gate` may also be `FILE.py:NAME`.
 
     Raises ValueError for a key or value that `pagating.patch` does not take.
     """
     if unit is None:
         return [Stock(size.activation) for _ in range(size.n_layer)]
-    for key in unit:
-        if key not in UNIT_KEYS:
-            raise ValueError(f"unit: unknown key {key!r}; allowed: {', '.join(UNIT_KEYS)}")
-    given = {key: value for key, value in unit.items() if value is not None}
-    known = given.pop("unit", None)
+    row = settings(unit)
     load_gate_of(unit)
-    clash = [key for key in given if key != "alpha"]
-    if known is not None and clash:
-        raise ValueError(f"unit: {known!r} settles {', '.join(clash)}; give one or the other")
-    row: dict[str, Any] = {"gate": "sigmoid", "alpha": 0.5, "base": "identity", "form": "pointwise"}
-    row |= (settings(known) if known is not None else {}) | given
-    if row["form"] not in FORMS:
-        raise ValueError(f"form: {row['form']!r} is not one of {', '.join(FORMS)}")
-    if row["form"] != "pointwise" and row["base"] != "identity":
-        raise ValueError(f"base: {row['base']!r} has no meaning for form {row['form']}; allowed: identity")
     spec = parse(row["alpha"], size.n_layer)
     owner: AlphaModule | None = None
     acts: list[nn.Module] = []
@@ -253,9 +218,3 @@ def training_flops_per_token(model: GPT2) -> int:
     attention = 2 * size.n_ctx * size.d_model * size.n_layer
     scores = sum(m.get_parameter("alpha_weight").numel() for m in alpha_modules(model) if m.spec.kind == "token")
     return 6 * (weights + attention + scores)
-
-
-def stock_flops_per_token(size: GPT2Size) -> int:
-    """The same for GPT-2 without a unit, from its sizes alone: `6 * (12 L C^2 + V C + 2 n_ctx C L)`."""
-    c, n_layer = size.d_model, size.n_layer
-    return 6 * (12 * n_layer * c * c + size.vocab_size * c + 2 * size.n_ctx * c * n_layer)

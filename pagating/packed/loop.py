@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("usage: python -m pagating.packed trials.json", file=sys.stderr)
         return 2
     try:
-        trials = [Trial(**spec) for spec in json.loads(Path(paths[0]).read_text(encoding="utf-8"))]
+        trials = [Trial.from_dict(fields) for fields in json.loads(Path(paths[0]).read_text(encoding="utf-8"))]
         pack = train_packed(trials)
         results: list[Row] = [{} for _ in trials]
         for entries in pack:

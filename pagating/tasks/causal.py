@@ -18,9 +18,10 @@ from pagating.device import warn_of_emulation
 from pagating.evaluate import Evaluation, autocast, evaluation, pad_rows, text_rows
 from pagating.model.compile import compile_hidden, is_compiled
 from pagating.model.fused_loss import linear_nll
-from pagating.model.gpt2 import GPT2, GPT2Size, stock_flops_per_token, training_flops_per_token
+from pagating.model.gpt2 import GPT2, training_flops_per_token
 from pagating.model.initialise import initialise_gpt2
 from pagating.model.pretrained import load_pretrained
+from pagating.model.size import GPT2Size, stock_flops_per_token
 from pagating.tasks.task import Batch, Hidden, Task
 from pagating.trial import Trial
 

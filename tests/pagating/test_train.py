@@ -256,7 +256,7 @@ def test_runs_alone_from_a_json_file(packed, tmp_path):
     (tmp_path / "trial.json").write_text(json.dumps({**spec, "color": 1}))
     bad = subprocess.run([*command, str(tmp_path / "trial.json")], capture_output=True, text=True, check=False)
     assert (bad.returncode, bad.stdout) == (2, "")
-    assert "unexpected keyword argument 'color'" in bad.stderr
+    assert "trial.json: unknown key 'color'; did you mean" in bad.stderr
     assert bad.stderr.count("\n") == 1
 
 

@@ -16,10 +16,10 @@ def run_of(study: Study, folder: Path, corpus: Path, **options: Any) -> StudyRun
     return StudyRun(study, folder, Gpt2.at(study, folder, corpus), **options)
 
 
-def job_of(trial: dict[str, Any], cell: str = "a", checkpoints: Path | None = None, **options: Any) -> Job:
-    """Return the job of a cell of the built-in subject, from the arguments of its trial."""
+def job_of(trial: Trial, cell: str = "a", checkpoints: Path | None = None, **options: Any) -> Job:
+    """Return the job of a cell of the built-in subject."""
     folder = str(checkpoints) if checkpoints else None
-    return Job(cell, trial, Gpt2.train, folder, Trial(**trial).steps, **options)
+    return Job(cell, trial, Gpt2.train, folder, trial.steps, **options)
 
 
 def meta_of(corpus: Path) -> dict[str, Any]:

@@ -73,9 +73,9 @@ class Steps(ray_tune.Trainable):
                 "outcome": "infeasible", "reason": "step 3: loss nan, gradient norm nan", "row": None, "final": {},
                 "fraction": 1.0, "done": True,
             }  # fmt: skip
-        loss = 3.0 + math.log(self._trial["lr"] / 3e-3) ** 2 + 0.1 * ("floor" in self._cell)
+        loss = 3.0 + math.log(self._trial.lr / 3e-3) ** 2 + 0.1 * ("floor" in self._cell)
         row = {"step": 4 * self._step, "tokens": 2048 * self._step, "val_nll": loss, "train_nll": loss, "alpha": []}
-        row |= {"lr": self._trial["lr"], "grad_norm": 1.0, "tokens_per_second": 1.0}
+        row |= {"lr": self._trial.lr, "grad_norm": 1.0, "tokens_per_second": 1.0}
         result = {"row": row, "fraction": self._step / 10}
         if self._step < 10:
             return result

@@ -48,7 +48,7 @@ class Known(ray_tune.Trainable):
     """One step to a loss that follows from the cell alone: a bowl over the learning rate, or a gain by seed."""
 
     def setup(self, config):
-        self._cell, self._lr = config["job"].cell, config["job"].trial["lr"]
+        self._cell, self._lr = config["job"].cell, config["job"].trial.lr
 
     def reset_config(self, new_config):
         self.setup(new_config)

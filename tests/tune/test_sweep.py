@@ -18,7 +18,7 @@ from mlflow.artifacts import download_artifacts
 from pagating import load_model
 from pagating.data.corpus import eval_windows, open_split
 from pagating.evaluate import mean_nll
-from pagating.train import Trial, train
+from pagating.train import train
 from tune.run import ledger
 from tune.run.models import best_cells
 from tune.study.files import load
@@ -93,7 +93,7 @@ def test_each_loss_is_that_of_the_same_cell_run_alone(study, cache):
     for record in completed[::4]:  # of every stage
         cell = record.cell
         spec = trial_spec(loaded, cell.arm, cell.config, cell.seed, corpus, test=cell.stage == "confirm")
-        *_, row = train(Trial(**spec))
+        *_, row = train(spec)
         assert row["final"]["val_nll"] == record.final["val_nll"], cell.key
         assert row["final"].get("test_nll") == record.final.get("test_nll"), cell.key
 

@@ -1,8 +1,8 @@
-"""What a trial needs beside its arguments, brought to nodes that have neither the repository nor the corpus.
+"""Bring the files of a trial to nodes that have neither the repository nor the corpus.
 
 The driver cuts the packed corpus into objects of Ray's store. The first trial of a node writes them to the node's own
-cache, once, under a file lock, and checks every byte against the digest; all trials of the node map that one copy. Or
-the corpus lies in a folder that all nodes see (`storage`), and nothing is sent.
+cache, once, under a file lock, and checks every byte against the digest. All trials of the node map that one copy. If
+the corpus is in a folder that all nodes see (`storage`), nothing is sent.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from filelock import FileLock
 
 from analysis.io.write import replacing, write_whole
 from pagating.data.prepare import file_names, receive
+from pagating.trial import Trial
 from tune.study.inputs import Inputs
-from tune.study.own_gates import OWN_GATE
 from tune.subject.subject import Job
 
 PART_BYTES = 64 << 20
@@ -29,12 +29,18 @@ PART_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Parcel:
-    """Where a study's things lie, and where to get them from.
+    """The files of a study: where they are, and the objects of Ray's store that hold them.
 
-    corpus: folder of the packed corpus where the driver runs, or in the storage; digest: its own; parts: its files
-    as objects of Ray's store, in order, empty where all nodes see the folder (`shared`); study: the folder of the study
-    where the driver runs; gates: own gates, file by file; weights: the file of pretrained weights in parts, of SHA-256
-    `weights_digest`, None without; driver: Ray's id of the driver's node, empty for none.
+    Attributes:
+        corpus: folder of the packed corpus on the driver's machine, or in the storage.
+        digest: of the corpus.
+        study: folder of the study on the driver's machine.
+        driver: Ray's id of the driver's node; empty if there is none.
+        shared: whether all nodes see the corpus.
+        parts: the corpus's files as objects of Ray's store, in order; empty if it is shared.
+        gates: content of the own gates, by file.
+        weights: the file of pretrained weights, in parts.
+        weights_digest: its SHA-256; None if there are no weights.
     """
 
     corpus: str
@@ -84,9 +90,9 @@ def pack(inputs: Inputs, storage: Path | None, driver: str) -> Parcel:
 
 
 def node_cache() -> Path:
-    """The folder of this node for what is sent to it: `PAGATING_CACHE`, else pagating in `XDG_CACHE_HOME` (~/.cache).
+    """Return the cache folder of this node: `PAGATING_CACHE`, else pagating in `XDG_CACHE_HOME` (~/.cache).
 
-    The variable is the node's: what the driver has in its environment is not sent.
+    The variables are those of the node: the driver's environment is not sent.
     """
     own = os.environ.get("PAGATING_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pagating"
@@ -107,15 +113,16 @@ def unpack(parcel: Parcel, job: Job) -> Job:
         if checkpoints:  # of this node alone
             study = hashlib.sha256(parcel.study.encode()).hexdigest()[:16]
             checkpoints = str(cache / f"checkpoints-{study}" / Path(checkpoints).name)
-    placed = {**trial, "corpus": str(corpus), "unit": _with_gate(parcel, trial["unit"], cache)}
+    placed = replace(_with_gate(parcel, trial, cache), corpus=str(corpus))
     if digest := parcel.weights_digest:
         where = corpus.parent if parcel.shared else cache
-        placed["pretrained"] = str(_receive_weights(where, digest, lambda: map(_fetched, parcel.weights)))
+        weights = _receive_weights(where, digest, lambda: map(_fetched, parcel.weights))
+        placed = replace(placed, pretrained=str(weights))
     return replace(job, trial=placed, checkpoints=checkpoints)
 
 
 def _receive_weights(cache: Path, digest: str, pieces: Callable[[], Iterable[bytes]]) -> Path:
-    """The file of pretrained weights of that SHA-256 in `cache`, written once. Raises OSError where it is another."""
+    """Return the file of pretrained weights in `cache`, written once. Raises OSError if its SHA-256 is another."""
     path = cache / f"weights-{digest[:16]}.safetensors"
     with FileLock(cache / ".weights.lock"):
         if str(path) in _looked_at and path.is_file():
@@ -147,14 +154,14 @@ def _fetched(ref: Any) -> bytes:
         raise OSError(f"the study's data cannot be had from the driver: {type(error).__name__}") from error
 
 
-def _with_gate(parcel: Parcel, unit: dict[str, Any] | None, cache: Path) -> dict[str, Any] | None:
-    """The unit with an own gate named by this node's copy of its file, in a folder named by what is in it."""
-    match = OWN_GATE.fullmatch(str((unit or {}).get("gate")))
-    if unit is None or match is None:
-        return unit
+def _with_gate(parcel: Parcel, trial: Trial, cache: Path) -> Trial:
+    """Return the trial with its own gate named by this node's copy of the file, in a folder named by its content."""
+    match = trial.own_gate
+    if match is None:
+        return trial
     source = parcel.gates[match["file"]]
     copy = cache / f"gate-{hashlib.sha256(source).hexdigest()[:16]}" / re.sub(r"[^\w.-]", "-", Path(match["file"]).name)
     if not copy.is_file() or copy.read_bytes() != source:
         copy.parent.mkdir(parents=True, exist_ok=True)
         write_whole(copy, source)
-    return {**unit, "gate": f"{copy}:{match['name']}"}
+    return trial.with_gate(f"{copy}:{match['name']}")

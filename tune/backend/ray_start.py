@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from analysis.io.names import STAGES
 from tune.backend.cluster import ALLOCATOR, connected
 from tune.backend.ray_private import LOADED, PRESTART, serve_prestarted
 from tune.errors import StudyStopped
@@ -58,7 +59,7 @@ def _loaded(slots: int | None, study: Study) -> dict[str, str]:
     One is started for each core, and takes memory: none where a stage would leave one without a trial. On a GPU a
     worker is told its card before anything is loaded.
     """
-    used = min(side_by_side(study, stage) for stage in ("search", "calibrate", "confirm"))
+    used = min(side_by_side(study, stage) for stage in STAGES)
     alike = study.resources.cpus == 1 and not study.resources.gpus
     return LOADED if alike and (slots or os.cpu_count() or 1) <= used else {PRESTART: "0"}
 

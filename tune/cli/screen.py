@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleDimensions
 from rich.live import Live
 from rich.text import Text
 
-from analysis.io.text import one_line, redact
+from analysis.io.text import duration, one_line, redact
 from tune.cli.status_table import View, pace
 from tune.run.study_run import Progress, StudyRun
 
@@ -30,7 +30,7 @@ def plain(progress: Progress) -> str:
     cell = progress.cell
     alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
     left = progress.seconds_left or 0.0
-    left_text = f", about {left / 60:.0f} min left" if left > 60 else ""
+    left_text = f", about {duration(left)} left" if left > 60 else ""
     loss = f"val_nll {progress.loss:.4f}" if progress.loss < float("inf") else "no loss"
     outcome = "" if progress.outcome == "completed" else f", {progress.outcome.replace('_', ' ')}"
     what = f"{cell.stage} {cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"

@@ -11,10 +11,10 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from analysis.io.text import one_line
+from analysis.io.names import STAGES
+from analysis.io.text import duration, one_line
 from tune.run import heartbeat, ledger
 from tune.run.progress import Standing
-from tune.study.sizes import STAGES
 from tune.study.study import Study
 
 HEADINGS = {  # of a state of cells: in a wide terminal, in a narrow one
@@ -150,14 +150,6 @@ def pace(view: View) -> str:
         parts.append(f"about {likely} left" + (f", at most {most}" if most != likely else ""))
     parts.append(f"{standing.running} running in {view.slots} slot{'s' if view.slots != 1 else ''}")
     return "; ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would use: 40 s, 23 min, 3.4 h, 2.5 days."""
-    for size, unit, digits, until in ((1.0, "s", 0, 99.5), (60.0, "min", 0, 99.5 * 60), (3600.0, "h", 1, 48 * 3600.0)):
-        if seconds < until:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 def _table(first: str, *others: str) -> Table:

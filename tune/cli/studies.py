@@ -96,4 +96,4 @@ def trial(
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
     loaded, mine = load(folder / "study.yaml"), found[cell].cell
     digest = next(event["corpus"] for event in events if event["event"] == "study")
-    typer.echo(json.dumps(Gpt2(loaded, begun(loaded, folder, digest)).trial(mine), indent=1))
+    typer.echo(json.dumps(Gpt2(loaded, begun(loaded, folder, digest)).trial(mine).as_dict(), indent=1))

@@ -1,8 +1,9 @@
-"""A few steps of every arm at its real size: does a study's model fit and train here, and how fast? Writes nothing.
+"""Train a few steps of every arm at its real size: does it fit and train on this machine, and how fast?
 
     python -m tune.plan.dry_run < trial.json
 
-is one arm in a process of its own, so that its peak memory is its own; `try_arms` starts one after another.
+trains one arm, in a process of its own, so that its peak memory is that of this arm. `try_arms` starts these processes
+one after another. Nothing is written.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from analysis.io.text import readable
+from pagating.trial import Diverged, OutOfMemory, Trial
 from tune.errors import StudyError
 from tune.plan.plan import arm_example, corpus_of, stand_in
 from tune.plan.space import vocabulary
@@ -30,10 +32,10 @@ CHILD = "tune.plan.dry_run"
 
 @dataclass(frozen=True)
 class Tried:
-    """What an arm's first steps gave: nats a token at the first and the last of them, seconds of one, MiB, parameters.
+    """The first steps of an arm: nats per token at the first and the last step, seconds per step, MiB, parameters.
 
-    `problem`: why it could not be trained, in one line; the figures are then NaN. `silence`: seconds, the longest time
-    between two signs of life.
+    `problem`: why it could not be trained, in one line; the figures are then NaN. `silence`: the longest time between
+    two signs of life, seconds.
     """
 
     arm: str
@@ -69,10 +71,10 @@ def try_arms(
         if lacking:
             yield f"{lacking}; the trials start from initial weights"
         for arm in arms or study.arms:
-            spec = shortened(study, arm, base, place, steps, micro_batches)
-            tried = _try_arm({**spec, "pretrained": weights}, arm)
+            trial = replace(shortened(study, arm, base, place, steps, micro_batches), pretrained=weights)
+            tried = _try_arm(trial, arm)
             yield tried
-            if warning := too_silent(study, tried, spec["batch_tokens"]):
+            if warning := too_silent(study, tried, trial.batch_tokens):
                 yield warning
 
 
@@ -97,20 +99,24 @@ def local_weights(study: Study, base: Path, corpus: Path) -> tuple[str | None, s
     return str(path), None
 
 
-def shortened(
-    study: Study, arm: str, base: Path, corpus: Path, steps: int, micro_batches: int | None = None
-) -> dict[str, Any]:
-    """Arguments of the arm's `Trial`, with `steps` updates, each reported and of at most so many micro batches."""
-    spec = arm_example(study, arm, base, corpus)
-    batch_tokens, micro = spec["batch_tokens"], spec.get("micro_batch_tokens")
+def shortened(study: Study, arm: str, base: Path, corpus: Path, steps: int, micro_batches: int | None = None) -> Trial:
+    """Return the arm's trial with `steps` updates, each evaluated and of at most `micro_batches` micro batches."""
+    trial = arm_example(study, arm, base, corpus)
+    batch_tokens, micro = trial.batch_tokens, trial.micro_batch_tokens
     if micro_batches and micro:
         batch_tokens = min(batch_tokens, micro_batches * micro)
-    changed = {"tokens": steps * batch_tokens, "batch_tokens": batch_tokens, "eval_every": 1, "eval_windows": 1}
-    return {**spec, **changed, "compile": "never"}
+    return replace(
+        trial,
+        tokens=steps * batch_tokens,
+        batch_tokens=batch_tokens,
+        eval_every=1,
+        eval_windows=1,
+        compile="never",
+    )
 
 
 def too_silent(study: Study, tried: Tried, batch_tokens: int) -> str | None:
-    """A line where the arm may be silent for half the time after which a trial is taken for hung; None where not.
+    """Return a warning if the arm may be silent for half the time after which a trial counts as hung; else None.
 
     An evaluation's batch is that of an update, `batch_tokens` of which was tried: its forward pass takes about a third
     of the update.
@@ -126,24 +132,24 @@ def too_silent(study: Study, tried: Tried, batch_tokens: int) -> str | None:
 
 
 def line(tried: Tried | str) -> str:
-    """What is said of an arm."""
+    """Return the line to print for an arm."""
     if isinstance(tried, str):
         return tried
     if tried.problem:
         return f"{tried.arm}: {tried.problem}"
     return (
         f"{tried.arm}: {tried.parameters:,} parameters, train_nll {tried.first_nll:.4f} -> "
-        f"{tried.last_nll:.4f}, {tried.peak_mb / 1024:.2f} GiB at the peak, {tried.step_seconds:.3g} s a step"
+        f"{tried.last_nll:.4f}, {readable(tried.peak_mb * (1 << 20))} at the peak, {tried.step_seconds:.3g} s a step"
     )
 
 
-def _try_arm(spec: dict[str, Any], arm: str) -> Tried:
+def _try_arm(trial: Trial, arm: str) -> Tried:
     done = subprocess.run(
         [sys.executable, "-m", CHILD],
-        input=json.dumps(spec),
+        input=json.dumps(trial.as_dict()),
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(spec["threads"])},
+        env={**os.environ, "OMP_NUM_THREADS": str(trial.threads)},
         check=False,
     )
     if done.returncode == 0:
@@ -156,14 +162,13 @@ def _try_arm(spec: dict[str, Any], arm: str) -> Tried:
 
 
 def main() -> int:
-    """Train the trial on standard input and print what came of it as JSON; exit code 1 where it could not be."""
-    spec = json.load(sys.stdin)
-    from pagating.train import Trial, signs
-    from pagating.trial import Diverged, OutOfMemory
+    """Train the trial on standard input; print the result as JSON. Exit code 1 if it cannot be trained."""
+    trial = Trial.from_dict(json.load(sys.stdin))
+    from pagating.train import signs
 
     rows, silence, seen = [], 0.0, time.monotonic()
     try:
-        for sign in signs(Trial(**spec)):
+        for sign in signs(trial):
             silence, seen = max(silence, time.monotonic() - seen), time.monotonic()
             if sign and sign[1]:
                 rows.append(sign[1])

@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tune.plan.space import readable
+from analysis.io.names import STAGES
+from analysis.io.text import amount, duration, readable
 
 FORMS = ("terminal", "json")
 
@@ -16,23 +17,6 @@ def spread_text(span: Sequence[float], form: Any) -> str:
     """`expected (least - most)`, or one number where all print alike. `form`: a number format, or a function."""
     least, expected, most = (form(value) if callable(form) else format(value, form) for value in span)
     return expected if least == most else f"{expected} ({least} - {most})"
-
-
-def amount(value: float) -> str:
-    """A large number with a unit: k, M, G, T, P, E (powers of 1,000)."""
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if value < 1000:
-            return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
-        value /= 1000
-    return f"{value:.3g}E"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as s, min, h or days."""
-    for size, unit, below in ((1, "s", 120), (60, "min", 7_200), (3_600, "h", 172_800)):
-        if seconds < below:
-            return f"{seconds / size:.0f} {unit}" if unit == "s" else f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 86_400:.1f} days"
 
 
 def show(plan: dict[str, Any], form: str) -> str:
@@ -67,7 +51,7 @@ def _lines(plan: dict[str, Any]) -> list[str]:
     seconds, memory = plan["seconds"], plan["memory"]
     disk = {name: parts for name, parts in plan["disk"].items() if name != "corpus"}
     rates = ", ".join(f"{arm} {amount(rate)}" for arm, rate in plan["speeds"].items())
-    stages = ", ".join(f"{name} {spread_text(seconds[name], duration)}" for name in ("search", "calibrate", "confirm"))
+    stages = ", ".join(f"{name} {spread_text(seconds[name], duration)}" for name in STAGES)
     sizes = ", ".join(f"{name} {readable(parts[1])}" for name, parts in disk.items())
     whole = [sum(parts[i] for parts in disk.values()) for i in range(3)]
     corpus = plan["disk"]["corpus"]

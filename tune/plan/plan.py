@@ -1,7 +1,7 @@
-"""What a study will cost, before anything of it runs: cells, tokens, FLOPs, hours, disk, memory, and its power.
+"""The cost of a study before it runs: cells, tokens, FLOPs, hours, disk, memory, and its statistical power.
 
-Nothing of the study is written. The packed corpus goes into the shared token cache, where the study will look for it;
-a long model's compiled code goes beside it.
+Nothing is written into the study. The packed corpus goes into the shared token cache, where the study will find it; the
+compiled code of a long trial goes beside it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.io.text import readable
+from pagating.trial import Trial
 from tune.errors import StudyError
 from tune.plan.power import confirm_power, percentage, study_noise
 from tune.plan.probe import Calibration, ProbeError, Speed, probe
-from tune.plan.space import disk_parts, largest, measured, memory_parts, readable, vocabulary
+from tune.plan.space import disk_parts, largest, measured, memory_parts, vocabulary
 from tune.plan.time import (
     DEVICES,
     Overheads,
@@ -30,7 +32,6 @@ from tune.plan.time import (
     wall_seconds,
 )
 from tune.plan.work import arm_model, total, work
-from tune.study.arm import OWN_GATE
 from tune.study.sizes import confirm_seeds, example, side_by_side
 from tune.study.study import Study
 from tune.study.trial_spec import trial_spec
@@ -41,14 +42,14 @@ SPLITS = ("train", "validation", "test")
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str | None]:
-    """The packed corpus, made in the shared cache where its text is on this machine; else None and a line that says so.
+    """Return the packed corpus, made in the shared cache if its text is on this machine; else None and a message.
 
-    Nothing is downloaded: a hub corpus or a hub tokenizer counts as on this machine where an earlier run left it.
+    Nothing is downloaded: a hub corpus or a hub tokenizer is on this machine if an earlier run left it.
     """
     remote = study.corpus.hub is not None or study.tokenizer.pretrained or study.tokenizer.path
     if remote:
@@ -66,7 +67,7 @@ def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str 
 
 
 def stand_in(folder: Path, vocab_size: int, tokens: int, lines: bool = False) -> Path:
-    """A corpus of random tokens, packed or of lines: what a trial costs does not depend on the text."""
+    """Write a corpus of random tokens, packed or of lines: the cost of a trial does not depend on the text."""
     import numpy as np
     from tokenizers import ByteLevelBPETokenizer
 
@@ -93,10 +94,10 @@ def stand_in(folder: Path, vocab_size: int, tokens: int, lines: bool = False) ->
 def calibrate(
     study: Study, base: Path, corpus: Path | None, vocab_size: int, slots: int
 ) -> tuple[Calibration, list[str]]:
-    """Calibration on this machine, as many processes as fit; and what was held back, in words.
+    """Return a calibration on this machine with as many processes as fit, and notes about those that did not.
 
-    `base`: the study file's folder, from which a gate of the user's own is loaded. Raises StudyError where no trial
-    fits into memory, ProbeError where a process fails.
+    `base`: folder of the study file, for the user's own gates. Raises StudyError if no trial fits into memory,
+    ProbeError if a process fails.
     """
     import psutil
 
@@ -121,14 +122,12 @@ def calibrate(
         return probe(trials, flops, processes, PROBE_SECONDS), notes
 
 
-def arm_example(study: Study, arm: str, base: Path, corpus: Path) -> dict[str, Any]:
-    """Arguments of a `Trial` of an arm, at the lowest learning rate; `base`: the study file's folder, for own gates."""
+def arm_example(study: Study, arm: str, base: Path, corpus: Path) -> Trial:
+    """Return a trial of an arm, at the lowest learning rate; `base`: the study file's folder, for own gates."""
     config = {**example(study, arm), "lr": _lowest_rate(study)}
-    spec = trial_spec(study, arm, config, 1, corpus, test=False)
-    spec.pop("pretrained", None)  # what a step costs does not depend on the weights
-    if spec["unit"] and OWN_GATE.fullmatch(spec["unit"].get("gate") or ""):
-        spec["unit"] = {**spec["unit"], "gate": str(base.resolve() / spec["unit"]["gate"])}
-    return spec
+    trial = replace(trial_spec(study, arm, config, 1, corpus, test=False), pretrained=None)  # costs the same
+    own = trial.own_gate
+    return trial.with_gate(str(base.resolve() / own[0])) if own else trial
 
 
 def _lowest_rate(study: Study) -> float:
@@ -147,7 +146,7 @@ def make_plan(
     effect: float = 0.005,
     noise: float | None = None,
 ) -> dict[str, Any]:
-    """Every figure of the plan as one JSON object; a span is [least, expected, most]. Pure, but for the corpus's meta.
+    """Return the whole plan as one JSON object; a span is [least, expected, most]. Reads nothing but the corpus's meta.
 
     `overheads`: seconds beside training; `effect`, `noise`: shares of the baseline's loss.
     """
@@ -205,7 +204,7 @@ def run(
     noise: str | None,
     form: str,
 ) -> str:
-    """The plan of a study file as text. Raises StudyError or CorpusError: one line."""
+    """Return the plan of a study file as text. Raises StudyError or CorpusError: one line."""
     from tune.plan.page import FORMS, show
     from tune.study.files import load
 
@@ -235,7 +234,7 @@ def run(
     else:
         models = {arm: arm_model(study, arm, vocab_size) for arm in study.arms}
         speeds = device_speeds(hours_from, study, models, utilisation)
-        peak = DEVICES[hours_from][study.fixed.precision]
+        peak = DEVICES[hours_from].rate(study.fixed.precision)
         assumed = f"{peak:g} TFLOP/s in {study.fixed.precision} x {utilisation:.0%} assumed utilisation"
         how = f"{hours_from}, one a slot: {assumed}"
     overheads = scaled_overheads(measured(), calibration)
@@ -255,7 +254,7 @@ def run(
 
 
 def idle_slots(study: Study, slots: int) -> list[str]:
-    """A note where the search cannot keep all slots busy, with what would; none where it can."""
+    """Return a note if the search cannot keep all slots busy, with the setting that would; else nothing."""
     busy, arms = side_by_side(study, "search"), len(study.arms)
     fills = min(math.ceil(slots / arms), study.search.trials_per_arm)
     if "search" not in study.stages or busy >= slots or fills <= study.search.parallel:
@@ -267,7 +266,7 @@ def idle_slots(study: Study, slots: int) -> list[str]:
 
 
 def _noise(noise: str | None, output: Path) -> tuple[float | None, str | None]:
-    """Noise from a percentage, or from a study's folder or name; None where none was given."""
+    """Return the noise from a percentage, or from a study's folder or name; None if none is given."""
     if noise is None:
         return None, None
     for folder in (Path(noise), output / noise):

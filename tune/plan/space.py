@@ -1,7 +1,7 @@
-"""What a study needs of a machine: disk and memory, from its sizes, and whether the disk has it.
+"""The disk and the memory that a study needs, from its sizes, and whether the disk has enough.
 
-Bytes that follow from the code are counted by writing one sample of each record; what other libraries write (MLflow's
-store, Ray's logs, the figures) is taken from `measured.json`, which `benchmarks/plan_accuracy.py --record` writes.
+The bytes of our own records are counted on one sample of each. The bytes that other libraries write (MLflow's store,
+Ray's logs, the figures) come from `measured.json`, which `benchmarks/plan_accuracy.py --record` writes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from analysis.io.text import readable
+from pagating.model.size import GPT2_VOCABULARY
 from tune.errors import StudyError
 from tune.plan.work import Model, arm_model
-from tune.study.arm import GLU_UNITS, Arm
+from tune.study.arm import Arm
 from tune.study.cell import COST, FINAL, Cell
-from tune.study.sizes import confirm_seeds, evaluations, example, grid_points
+from tune.study.sizes import confirm_seeds, evaluations, example, grid_points, steps
 from tune.study.study import Study, digest
 
-GPT2_VOCABULARY = 50_257  # of every published GPT-2
 WEIGHT, MOMENTS, GRADIENT = 4, 8, 4  # bytes a parameter: float32, AdamW's two moments, the gradient
 CHECKPOINTS = 2  # kept of a trial that runs; a third exists while it is written
 PARQUET_COLUMN = 400  # bytes of a column beside its values: schema, statistics, page headers, what repeats
@@ -27,23 +28,23 @@ PARQUET_COLUMN = 400  # bytes of a column beside its values: schema, statistics,
 
 @cache
 def measured() -> dict[str, Any]:
-    """What the benchmark recorded: seconds, MiB and bytes of the parts that no formula gives."""
+    """Return the benchmark's record: seconds, MiB and bytes of the parts that no formula gives."""
     return json.loads((Path(__file__).parent / "measured.json").read_text(encoding="utf-8"))
 
 
 def vocabulary(study: Study) -> int:
-    """Tokens of the vocabulary, from the study file alone: a tokenizer that is not trained is taken for GPT-2's."""
+    """Return the vocabulary's size from the study file alone; a tokenizer that is not trained counts as GPT-2's."""
     own = study.tokenizer.pretrained or study.tokenizer.path
     return GPT2_VOCABULARY if own else study.tokenizer.vocab_size
 
 
 def largest(study: Study, vocab_size: int) -> Model:
-    """The arm with the most parameters."""
+    """Return the model of the arm with the most parameters."""
     return max((arm_model(study, arm, vocab_size) for arm in study.arms), key=lambda model: model.parameters)
 
 
 def most_cells(study: Study) -> int:
-    """Cells of a study whose grid is fully extended and whose rule goes to its last look."""
+    """Return the cells of a study whose grid is fully extended and whose rule goes to its last look."""
     grid = grid_points(study)[2] * study.calibrate.seeds
     return len(study.arms) * (study.search.trials_per_arm + int(grid) + int(confirm_seeds(study)[2]))
 
@@ -54,15 +55,15 @@ NUMBER = 0.12345678901234567  # as long as a float gets in JSON, but for an expo
 
 
 def ledger_cell_bytes(study: Study) -> float:
-    """Bytes of the ledger for one cell that is trained to its end: suggestion, start, reports, end.
+    """Return the ledger's bytes for one cell that is trained to its end: suggestion, start, reports, end.
 
-    The mean over arms; an arm that learns its alphas writes one a layer into each report.
+    It is the mean over arms; an arm that learns its alphas writes one per layer into each report.
     """
     total = 0
     for arm, settings in study.arms.items():
         config = dict.fromkeys(example(study, arm), NUMBER)
         cell = Cell("calibrate", arm, 0, 11, config, digest(config))
-        row: dict[str, Any] = {"step": study.fixed.tokens // study.fixed.batch_tokens, "tokens": study.fixed.tokens}
+        row: dict[str, Any] = {"step": steps(study), "tokens": study.fixed.tokens}
         row |= dict.fromkeys(("val_nll", "train_nll", "lr", "grad_norm", "tokens_per_second"), NUMBER)
         if study.corpus.rows == "lines":
             row["padded_nll"] = NUMBER
@@ -85,7 +86,7 @@ def _line_bytes(event: dict[str, Any]) -> int:
 
 
 def disk_parts(study: Study, cells: float, slots: int, model: Model) -> dict[str, float]:
-    """Bytes that `cells` trained cells leave, by part; `checkpoints` stand only while trials run, unless kept."""
+    """Return the bytes that `cells` trained cells leave, by part; `checkpoints` exist while trials run, unless kept."""
     looks = evaluations(study)
     reports = cells * looks
     learning = [arm for arm in study.arms.values() if arm.learns_alpha]
@@ -110,14 +111,14 @@ def disk_parts(study: Study, cells: float, slots: int, model: Model) -> dict[str
 
 
 def _models_kept(study: Study, cells: float, slots: int) -> float:
-    """Models that stand at most: one an arm in the study's folder, its copy in MLflow, one that each slot leaves."""
+    """Return the most models at a time: one per arm in the study's folder, its copy in MLflow, one per slot."""
     if study.keep.models == "none" or not cells:
         return 0.0
     return min(len(study.arms), cells) + len(study.arms) + slots
 
 
 def disk_needed(study: Study, slots: int = 1, *, vocab_size: int | None = None, cells: int | None = None) -> int:
-    """Bytes that a study may still write, at most: ledger, tables, logs, report, MLflow, models, 3 checkpoints a slot.
+    """Return the most bytes that a study may still write, with 3 checkpoints per slot.
 
     cells: how many are still to be trained; None: all, with the grid fully extended and every look of the rule.
     vocab_size: of the packed corpus; None: what the study file says. The packed corpus itself is not counted.
@@ -127,7 +128,7 @@ def disk_needed(study: Study, slots: int = 1, *, vocab_size: int | None = None, 
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise StudyError where the file system of `folder` has fewer than `needed` bytes free. Writes nothing."""
+    """Raise StudyError if the file system of `folder` has fewer than `needed` bytes free. Writes nothing."""
     there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -137,15 +138,6 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def readable(size: float) -> str:
-    """Bytes with a unit, powers of 1,024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -153,18 +145,18 @@ GATE_VALUES = {"pointwise": 4, "glu": 6, "projected": 12}  # by form
 
 
 def gate_values(arm: Arm) -> int:
-    """Values, in multiples of d_model, that the backward pass needs of an arm's gate, a token and layer.
+    """Return the values, in multiples of d_model, that the backward pass needs of an arm's gate per token and layer.
 
     pointwise: the gate; glu: its two inputs of 2/3 d_ff, the gate and the product, less than the stock MLP's 8;
     projected: both projections and the gate, d_ff each.
     """
     if arm.gate is None and arm.unit is None:
         return 0
-    return GATE_VALUES["glu" if arm.unit in GLU_UNITS else arm.form]
+    return GATE_VALUES["glu" if arm.is_glu else arm.form]
 
 
 def memory_parts(study: Study, model: Model, vocab_size: int, base_mb: float) -> dict[str, float]:
-    """Bytes of one slot by part: what a trial's process holds at its peak.
+    """Return the bytes of one slot by part: the memory of a trial's process at its peak.
 
     base: the interpreter with its libraries. state: weights, gradient and two moments, 16 bytes a parameter.
     activations: of the N tokens whose gradient is taken at once, in float32, for each layer 18 d_model values that the

@@ -1,8 +1,8 @@
-"""How long a study takes: its cells, laid on the slots in the order of its stages.
+"""The duration of a study: its cells, assigned to the slots in the order of its stages.
 
 Seconds of a cell come from a calibration on this machine (`tune.plan.probe`) or from a device's peak and an assumed
-utilisation; what is no training (the start, a worker's imports, what lies between two cells, the report) from
-`measured.json`, scaled by how fast this machine runs a fixed piece of Python.
+utilisation; everything else (the start, a worker's imports, the time between two cells, the report) comes from
+`measured.json`, scaled by the speed at which this machine runs a fixed piece of Python.
 """
 
 from __future__ import annotations
@@ -13,22 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pagating.hardware import PEAKS
 from tune.errors import StudyError
 from tune.plan.probe import Calibration, Speed
 from tune.plan.work import Model, stopped
 from tune.study.sizes import Span, evaluations, grid_chances, grid_points, rung, steps, validation_tokens
 from tune.study.study import Study
 
-# peak of dense matrix products, TFLOP/s, by precision of the study; float32 without TF32. NVIDIA's data sheets
-DEVICES: dict[str, dict[str, float]] = {
-    "t4": {"float32": 8.1, "bfloat16": 8.1},  # no bfloat16 units
-    "v100": {"float32": 15.7, "bfloat16": 15.7},  # no bfloat16 units
-    "rtx4090": {"float32": 82.6, "bfloat16": 165.2},
-    "l4": {"float32": 30.3, "bfloat16": 121.0},
-    "a100": {"float32": 19.5, "bfloat16": 312.0},
-    "h100": {"float32": 67.0, "bfloat16": 989.0},
-    "h200": {"float32": 67.0, "bfloat16": 989.0},
-}
+DEVICES = {name.replace(" ", "").lower(): peak for name, peak in PEAKS.items() if peak.float32}
 UTILISATION = 0.3  # share of the peak that is assumed; a small model reaches far less
 
 
@@ -49,11 +41,11 @@ def check_utilisation(share: float) -> None:
 
 
 def device_speeds(device: str, study: Study, models: Mapping[str, Model], utilisation: float) -> dict[str, Speed]:
-    """Speed of each arm on a named device: peak x utilisation / FLOPs a token. Raises StudyError for another name."""
+    """Return the speed of each arm on a named device: peak x utilisation / FLOPs per token. Raises StudyError."""
     if device not in DEVICES:
         raise StudyError(f"--hours-from {device}: allowed: measure, {', '.join(DEVICES)}")
     check_utilisation(utilisation)
-    rate = DEVICES[device][study.fixed.precision] * 1e12 * utilisation
+    rate = DEVICES[device].rate(study.fixed.precision) * 1e12 * utilisation
     evaluated = validation_tokens(study)
     return {
         arm: Speed(rate / model.flops_per_token, evaluated * model.flops_per_token / 3 / rate, 0.0)
@@ -76,7 +68,7 @@ def cell_seconds(study: Study, speed: Speed, stage: str, until: int | None = Non
 
 
 def pool_seconds(cells: list[float], slots: int) -> float:
-    """Wall seconds of cells that are taken in order by whichever slot is free first."""
+    """Return the wall seconds of cells that are taken in order by the first free slot."""
     if slots >= len(cells):
         return max(cells, default=0.0)
     free = [0.0] * slots
@@ -86,7 +78,7 @@ def pool_seconds(cells: list[float], slots: int) -> float:
 
 
 def search_seconds(chains: list[list[float]], parallel: int, slots: int) -> float:
-    """Wall seconds of the search: arms take turns, and trial i of an arm waits for its trials up to i - parallel."""
+    """Return the wall seconds of the search: arms take turns; trial i of an arm waits for those up to i - parallel."""
     waiting = [(0.0, 0, arm) for arm in range(len(chains))]  # when the arm's next trial may start, its number, the arm
     ends: list[list[float]] = [[] for _ in chains]
     free = [0.0] * slots
@@ -112,7 +104,7 @@ def search_seconds(chains: list[list[float]], parallel: int, slots: int) -> floa
 def stage_seconds(
     study: Study, speeds: Mapping[str, Speed], slots: int, seeds: Span, cell: float, rows: float
 ) -> dict[str, Span]:
-    """Wall seconds of each stage, [least, expected, most]; `cell`: seconds between two cells of a slot."""
+    """Return the wall seconds of each stage, [least, expected, most]; `cell`: seconds between two cells of a slot."""
     arms = list(study.arms)
     trials, cut = study.search.trials_per_arm, rung(study)
 
@@ -160,14 +152,14 @@ def stage_seconds(
 
 
 def scaled_overheads(found: Mapping[str, Any], calibration: Calibration | None) -> Overheads:
-    """The recorded overheads, scaled to this machine; what a worker loads takes what it took in the calibration."""
+    """Return the recorded overheads, scaled to this machine; a worker's imports take as long as in the calibration."""
     scale = calibration.loop_seconds / found["loop_seconds"] if calibration else 1.0
     slot = calibration.import_seconds + calibration.first_seconds if calibration else found["slot_seconds"]
     return Overheads(found["start_seconds"] * scale, slot, found["cell_seconds"] * scale, found["end_seconds"] * scale)
 
 
 def wall_seconds(stages: Mapping[str, Span], overheads: Overheads, spread: float) -> Span:
-    """Seconds from the command to its end. `spread`: relative uncertainty of the speeds, which widens the range."""
+    """Return the seconds from start to end of the command. `spread`: relative uncertainty of the speeds."""
     beside = overheads.start + overheads.slot + overheads.end
     least, likely, most = (sum(span[i] for span in stages.values()) for i in range(3))
     return beside + least / (1 + spread), beside + likely, beside + most * (1 + spread)

@@ -1,7 +1,7 @@
-"""What a study will train: cells, tokens and FLOPs by stage and arm, each as [least, expected, most].
+"""The work of a study: cells, tokens and FLOPs by stage and arm, each as [least, expected, most].
 
-Nothing runs here. What is not known before a study runs (which trials are stopped early, how far the learning-rate grid
-is extended, at which look a sequential rule stops) is given as a range, and its expectation by a stated model.
+Nothing runs here. What is unknown before a study runs (which trials are stopped early, how far the learning-rate grid
+is extended, at which look a sequential rule stops) is a range; its expectation follows from a stated model.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from analysis.io.names import STAGES
 from tune.study.sizes import (
-    STAGES,
     Span,
     countable_unit,
     evaluation_tokens,
@@ -28,7 +28,7 @@ from tune.study.study import Study
 
 @dataclass(frozen=True)
 class Model:
-    """Size and cost of one arm's model: parameters (those of the alphas in them), training FLOPs a token."""
+    """Size and cost of one arm's model: parameters, those of its alphas among them, training FLOPs per token."""
 
     parameters: int
     alpha_parameters: int
@@ -37,7 +37,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Work:
-    """One stage of one arm: cells, tokens trained, FLOPs (evaluation in them)."""
+    """One stage of one arm: cells, tokens trained, FLOPs with evaluation."""
 
     stage: str
     arm: str
@@ -47,7 +47,7 @@ class Work:
 
 
 def arm_model(study: Study, arm: str, vocab_size: int) -> Model:
-    """Parameters and FLOPs of an arm's model, which is built without memory (torch's `meta` device)."""
+    """Return parameters and FLOPs of an arm's model, which is built without memory (torch's `meta` device)."""
     unit = json.dumps(countable_unit(study, arm))
     return _model(study.task, vocab_size, json.dumps(study.model.sizes()), unit)
 
@@ -60,7 +60,8 @@ def _model(task: str, vocab_size: int, sizes_json: str, unit_json: str) -> Model
     if task != "causal":
         return _denoising_model(task, vocab_size, sizes, unit)
     from pagating.gating.alpha import alpha_parameters
-    from pagating.model.gpt2 import GPT2, GPT2Size, training_flops_per_token
+    from pagating.model.gpt2 import GPT2, training_flops_per_token
+    from pagating.model.size import GPT2Size
 
     size = GPT2Size(vocab_size=vocab_size, **sizes)
     with torch.device("meta"):
@@ -87,14 +88,8 @@ def _denoising_model(task: str, vocab_size: int, sizes: dict[str, Any], unit: di
     )
 
 
-# --- one trial -------------------------------------------------------------------------------------------------------
-
-
-# --- search ----------------------------------------------------------------------------------------------------------
-
-
 def stop_chance(study: Study, index: int) -> float:
-    """Chance that an arm's search trial number `index` is stopped at the rung, were all its trials equally good.
+    """Return the chance that search trial `index` of an arm is stopped at the rung if all its trials are equally good.
 
     The rung rule (`tune.decide.search.ArmSearch.should_stop`) stops a trial when at least max(1, keep (m + 1)) of the m
     trials that it sees were better; the number of better ones is then uniform on 0 .. m. A sampler that improves makes
@@ -108,19 +103,13 @@ def stop_chance(study: Study, index: int) -> float:
 
 
 def stopped(study: Study) -> Span:
-    """Search trials of one arm that are stopped early."""
+    """Return the search trials of one arm that are stopped early."""
     chances = [stop_chance(study, index) for index in range(study.search.trials_per_arm)]
     return 0.0, sum(chances), float(sum(chance > 0 for chance in chances))
 
 
-# --- calibrate -------------------------------------------------------------------------------------------------------
-
-
-# --- all stages ------------------------------------------------------------------------------------------------------
-
-
 def work(study: Study, models: dict[str, Model], seeds: Span, windows: dict[str, int] | None = None) -> list[Work]:
-    """Cells, tokens and FLOPs of every stage and arm.
+    """Return cells, tokens and FLOPs of every stage and arm.
 
     `models`: by arm; `seeds`: of the confirm stage; `windows`: evaluation windows that the splits hold, by split.
     """
@@ -173,5 +162,5 @@ def _span(values: Any) -> Span:
 
 
 def total(rows: list[Work], what: str) -> Span:
-    """Sum of `cells`, `tokens` or `flops` over rows."""
+    """Return the sum of `cells`, `tokens` or `flops` over rows."""
     return _span(sum(getattr(row, what)[i] for row in rows) for i in range(3))

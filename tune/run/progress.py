@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.io.names import OUTCOMES, STAGES
 from tune.run.ledger import cell_of
-from tune.study.cell import OUTCOMES, Cell
-from tune.study.sizes import STAGES, Span, grid_points
+from tune.study.cell import Cell
+from tune.study.sizes import Span, grid_points
 from tune.study.study import Study
 
 STATES = ("running", "waiting", *OUTCOMES)

@@ -1,21 +1,34 @@
-"""An arm of a study file: which activation its model has, and the kinds of gate strength that it may have."""
+"""An arm of a study file: the activation of its model, and its gate strength."""
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tune.study.sections import Distribution, Section
+from pagating.gating.catalog import (
+    ALPHA_KINDS,
+    BASES,
+    COMPETITORS,
+    DEFAULTS,
+    FORMS,
+    LARGEST_ALPHA,
+    LAYER_BOUND,
+    OWN_GATE,
+    PER,
+    RANGES,
+    STUDY_GATES,
+)
+from tune.study.sections import Distribution, OneOf, Section
 
-GATES = ("sigmoid", "tanh", "relu", "gelu", "mish", "silu")
-OWN_GATE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
-GLU_UNITS = ("swiglu", "geglu", "glu", "bilinear")
-POINTWISE_UNITS = ("gelu", "linear", "silu", "relu", "relu2", "leaky_relu", "prelu", "swish", "xsilu", "xielu")
-UNITS = (*POINTWISE_UNITS, *GLU_UNITS)  # the rows of `pagating.gating.catalog`
-WITH_ALPHA = ("leaky_relu", "prelu", "swish", "xsilu")  # the units whose formula has an alpha
-LEARNS_ALPHA = ("prelu", "swish", "xsilu")  # and those that learn it when none is given
+WITH_ALPHA = [name for name, row in COMPETITORS.items() if row.has_alpha]
+LEARNABLE, TOKEN = ALPHA_KINDS["learnable"], ALPHA_KINDS["token"]
+STUDY_FORMS = [name for name, form in FORMS.items() if form.in_study]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _positive(multiplier: float | Distribution) -> None:
@@ -26,10 +39,16 @@ def _positive(multiplier: float | Distribution) -> None:
 class Learnable(Section):
     """A learned alpha: one number for the model, a layer or a channel."""
 
-    init: float = Field(0.5, ge=0, le=2, description="value at the start; inside (0, 1) for range: unit")
-    per: Literal["model", "layer", "channel"] = Field("model", description="what has one number of its own")
-    range: Literal["unit", "free"] = Field("unit", description="unit: sigmoid of a logit, (0, 1); free: any number")
-    lr_multiplier: float | Distribution = Field(10.0, description="learning rate of alpha over that of the model")
+    init: float = Field(
+        LEARNABLE["init"], ge=0, le=LARGEST_ALPHA, description="value at the start; inside (0, 1) for range: unit"
+    )
+    per: Annotated[str, OneOf(PER)] = Field(LEARNABLE["per"], description="what has one number of its own")
+    range: Annotated[str, OneOf(RANGES)] = Field(
+        LEARNABLE["range"], description="unit: sigmoid of a logit, (0, 1); free: any number"
+    )
+    lr_multiplier: float | Distribution = Field(
+        LEARNABLE["lr_multiplier"], description="learning rate of alpha over that of the model"
+    )
 
     @model_validator(mode="after")
     def _start(self) -> Learnable:
@@ -59,7 +78,7 @@ class AlphaSchedule(Section):
     def _one(self) -> AlphaSchedule:
         if (self.linear is None) == (self.cosine is None):
             raise ValueError("give exactly one of linear and cosine")
-        if len(self.ends) != 2 or not all(0 <= value <= 2 for value in self.ends):
+        if len(self.ends) != 2 or not all(0 <= value <= LARGEST_ALPHA for value in self.ends):
             raise ValueError(f"{self.kind} {self.ends} must be two numbers in [0, 2], [start, end]")
         return self
 
@@ -67,8 +86,10 @@ class AlphaSchedule(Section):
 class TokenAlpha(Section):
     """An alpha of each token's own: sigmoid(w.x + c), w of zeros at the start; d_ff + 1 parameters a layer."""
 
-    init: float = Field(0.5, gt=0, lt=1, description="value at the start, for every token")
-    lr_multiplier: float | Distribution = Field(1.0, description="learning rate of w and c over that of the model")
+    init: float = Field(TOKEN["init"], gt=0, lt=1, description="value at the start, for every token")
+    lr_multiplier: float | Distribution = Field(
+        TOKEN["lr_multiplier"], description="learning rate of w and c over that of the model"
+    )
 
     @model_validator(mode="after")
     def _rate(self) -> TokenAlpha:
@@ -84,7 +105,7 @@ class AlphaSearch(Distribution):
     )
 
     def named(self, mlps: int) -> dict[str, Distribution]:
-        """The hyperparameters of a model with so many MLPs."""
+        """Return the hyperparameters of a model with so many MLPs."""
         names = ["alpha"] if self.per == "model" else [f"alpha_{layer}" for layer in range(mlps)]
         return dict.fromkeys(names, self)
 
@@ -106,14 +127,14 @@ class AlphaSection(Section):
 
     @property
     def start(self) -> float | None:
-        """Alpha before the first step; None where it is searched."""
+        """Alpha before the first step; None if it is searched."""
         if self.schedule:
             return self.schedule.ends[0]
         trained = self.learnable or self.token
         return trained.init if trained else None
 
     def spec(self, config: dict[str, float]) -> Any:
-        """What `pagating.gating.alpha.parse` takes, for one configuration."""
+        """Return the argument of `pagating.gating.alpha.parse` for one configuration."""
         if self.search and self.search.per == "model":
             return config["alpha"]
         if self.search:
@@ -134,42 +155,39 @@ class Arm(Section):
     floor: bool = Field(False, description="the control that must lose: at most one")
     gate: str | None = Field(
         None,
-        description="`sigmoid`, `tanh`, `relu`, `gelu`, `mish`, `silu`, or a gate of your own: `FILE.py:NAME`",
+        description=f"{_listed(STUDY_GATES)}, or a gate of your own: `FILE.py:NAME`",
     )
-    base: Literal["identity", "gelu"] = Field("identity", description="what is left when the gate is off")
+    base: Annotated[str, OneOf(BASES)] = Field(DEFAULTS["base"], description="what is left when the gate is off")
     alpha: float | list[float] | AlphaSection | None = Field(
         None,
         description="gate strength: a number in [0, 2], a list (one a layer, in [-10, 10]), or {search: ...}, "
         "{learnable: ...}, {schedule: ...}, {token: ...}",
     )
-    form: Literal["pointwise", "glu", "projected"] = Field(
-        "pointwise",
+    form: Annotated[str, OneOf(STUDY_FORMS)] = Field(
+        DEFAULTS["form"],
         description="where the gate is: pointwise, on the activation; glu, two projections of width 2/3 d_ff, as many "
         "parameters as before; projected, two more layers of d_ff x d_ff after the MLP's first, as in the published "
         "code",
     )
     unit: str | None = Field(
         None,
-        description="a known activation in the place of gate, base and form: "
-        + ", ".join(f"`{name}`" for name in UNITS)
-        + "; "
-        + ", ".join(f"`{name}`" for name in WITH_ALPHA)
-        + " may be given an alpha",
+        description=f"a known activation in the place of gate, base and form: {_listed(COMPETITORS)}; "
+        f"{_listed(WITH_ALPHA)} may be given an alpha",
     )
 
     @field_validator("gate")
     @classmethod
     def _gate(cls, given: str | None) -> str | None:
-        if given is None or given in GATES or OWN_GATE.fullmatch(given):
+        if given is None or given in STUDY_GATES or OWN_GATE.fullmatch(given):
             return given
-        raise ValueError(f"gate '{given}' is not one of {', '.join(GATES)}, nor FILE.py:NAME")
+        raise ValueError(f"gate '{given}' is not one of {', '.join(STUDY_GATES)}, nor FILE.py:NAME")
 
     @field_validator("unit")
     @classmethod
     def _unit(cls, given: str | None) -> str | None:
-        if given is None or given in UNITS:
+        if given is None or given in COMPETITORS:
             return given
-        raise ValueError(f"unit '{given}' is not one of {', '.join(UNITS)}")
+        raise ValueError(f"unit '{given}' is not one of {', '.join(COMPETITORS)}")
 
     @model_validator(mode="after")
     def _whole(self) -> Arm:
@@ -181,15 +199,16 @@ class Arm(Section):
             raise ValueError(f"form: {self.form} needs a gate and an alpha")
         if self.form != "pointwise" and self.base != "identity":
             raise ValueError(f"base: {self.base} has no meaning for form {self.form}: its gate multiplies a projection")
-        if isinstance(self.alpha, float) and not 0 <= self.alpha <= 2:
-            raise ValueError(f"alpha={self.alpha} is outside [0, 2]")
+        if isinstance(self.alpha, float) and not 0 <= self.alpha <= LARGEST_ALPHA:
+            raise ValueError(f"alpha={self.alpha} is outside [0, {LARGEST_ALPHA:g}]")
         for value in self.alpha if isinstance(self.alpha, list) else []:
-            if not -10 <= value <= 10:  # a layer's learned alpha, frozen, is often negative
-                raise ValueError(f"alpha={value} of a layer is outside [-10, 10]")
+            if not -LAYER_BOUND <= value <= LAYER_BOUND:  # a layer's learned alpha, frozen, is often negative
+                raise ValueError(f"alpha={value} of a layer is outside [{-LAYER_BOUND:g}, {LAYER_BOUND:g}]")
         for name, where in self.searched().items():
             low, high = min(where.values), max(where.values)
-            if low <= 0 if name == "alpha_lr_multiplier" else (low < 0 or high > 2):
-                raise ValueError(f"{name} is searched in {where.values}; allowed: alpha in [0, 2], others above 0")
+            if low <= 0 if name == "alpha_lr_multiplier" else (low < 0 or high > LARGEST_ALPHA):
+                allowed = f"alpha in [0, {LARGEST_ALPHA:g}], others above 0"
+                raise ValueError(f"{name} is searched in {where.values}; allowed: {allowed}")
         if self.baseline and self.floor:
             raise ValueError("an arm cannot be both baseline and floor")
         return self
@@ -204,18 +223,23 @@ class Arm(Section):
             raise ValueError(f"unit: {unit} has no alpha; those that have: {', '.join(WITH_ALPHA)}")
 
     def changed(self) -> list[str]:
-        """Keys whose value is not the default."""
+        """Return the keys whose value is not the default."""
         return [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
 
     @property
     def learns_alpha(self) -> bool:
-        """Whether its model has an alpha among its parameters, so that each evaluation gives one a layer."""
+        """Whether its model has an alpha among its parameters; each evaluation then gives one per layer."""
         if isinstance(self.alpha, AlphaSection):
             return self.alpha.learnable is not None or self.alpha.token is not None
-        return self.alpha is None and self.unit in LEARNS_ALPHA
+        return self.alpha is None and self.unit is not None and COMPETITORS[self.unit].learns_alpha
+
+    @property
+    def is_glu(self) -> bool:
+        """Whether its MLPs are gated linear units, by its form or its unit."""
+        return self.form == "glu" or (self.unit is not None and COMPETITORS[self.unit].is_glu)
 
     def searched(self, mlps: int = 1) -> dict[str, Distribution]:
-        """The scientific hyperparameters that this arm searches in a model of so many MLPs, by name."""
+        """Return the scientific hyperparameters that this arm searches in a model of so many MLPs, by name."""
         if not isinstance(self.alpha, AlphaSection):
             return {}
         if self.alpha.search:
@@ -225,9 +249,9 @@ class Arm(Section):
         return {"alpha_lr_multiplier": multiplier} if isinstance(multiplier, Distribution) else {}
 
     def arguments(self, config: dict[str, float]) -> dict[str, Any] | None:
-        """Arguments of `pagating.patch` for one configuration; None for the stock model.
+        """Return the arguments of `pagating.patch` for one configuration; None for the stock model.
 
-        `base: gelu` is the stock activation of the study's GPT-2, in the form that the model section names.
+        `base: gelu` is the stock activation of the study's GPT-2, as the model section names it.
         """
         alpha = self.alpha.spec(config) if isinstance(self.alpha, AlphaSection) else self.alpha
         if self.unit is not None:

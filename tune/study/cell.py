@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
-
-
 FINAL = ("val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagating.trial import Trial
 from tune.errors import StudyError
 from tune.study.own_gates import check_gates, digests, keep_gates, place_gate
 from tune.study.study import Study
@@ -62,8 +63,8 @@ class Inputs:
                 f"{self.folder}: the gates in {self.folder / 'gates'} are not those that the study was begun with"
             )
 
-    def place(self, trial: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a trial with the paths of this machine's gate copies and weights."""
+    def place(self, trial: Trial) -> Trial:
+        """Return a trial with the paths of this machine's gate copies and weights."""
         return place_weights(place_gate(trial, self.folder), self.folder)
 
 

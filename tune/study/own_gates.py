@@ -1,24 +1,24 @@
-"""Gates of the user's own: arms with `gate: FILE.py:NAME`. Loading such a file runs it, as running a script does.
+"""The user's own gates: arms with `gate: FILE.py:NAME`. Loading such a file runs it, as running a script does.
 
-A study keeps a copy of each file in its folder (`gates/`), and its trials run the copy: what ran can be read later, and
-a file that has changed is refused, since arms trained with two gates of one name are not one arm.
+A study keeps a copy of each file in its folder (`gates/`), and its trials run the copy, which can be read later. A file
+that has changed is refused: arms trained with two gates of one name are not one arm.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
+from pagating.gating.catalog import OWN_GATE
+from pagating.trial import Trial
 from tune.errors import StudyError
-from tune.study.arm import OWN_GATE
 from tune.study.study import Study
 
 FOLDER = "gates"
 
 
 def references(study: Study) -> dict[str, list[str]]:
-    """Arms by the `FILE.py:NAME` that they name, in the study's order."""
+    """Return the arms that name each `FILE.py:NAME`, in the study's order."""
     found: dict[str, list[str]] = {}
     for name, arm in study.arms.items():
         if arm.gate and OWN_GATE.fullmatch(arm.gate):
@@ -27,16 +27,16 @@ def references(study: Study) -> dict[str, list[str]]:
 
 
 def copy_of(reference: str, folder: Path) -> Path:
-    """Where the study's folder keeps the file of a reference: its stem and a digest of the path as it was given."""
+    """Return the path of the study's copy of a gate's file: the stem, and a digest of the path in the study file."""
     given = reference.rpartition(":")[0]
     return folder / FOLDER / f"{Path(given).stem}-{hashlib.sha256(given.encode()).hexdigest()[:8]}.py"
 
 
 def check_gates(study: Study, base: Path, folder: Path) -> None:
-    """Load every own gate from beside the study file (`base`), and compare its file with the copy in `folder`.
+    """Load every own gate from the study file's folder `base`, and compare its file with the copy in `folder`.
 
-    Raises StudyError naming the arm where a gate is refused (`pagating.gating.own_gate`) or has changed; writes
-    nothing.
+    Writes nothing. Raises StudyError, which names the arm, if `pagating.gating.own_gate` refuses a gate or its file
+    has changed.
     """
     for reference, arms in references(study).items():
         from pagating.gating.own_gate import load_gate  # torch takes seconds to load
@@ -63,17 +63,14 @@ def keep_gates(study: Study, base: Path, folder: Path) -> None:
 
 
 def digests(study: Study, folder: Path) -> dict[str, str]:
-    """SHA-256 of the copy in the study's folder, by reference."""
+    """Return the SHA-256 of each copy in the study's folder, by reference."""
     return {
         reference: hashlib.sha256(copy_of(reference, folder).read_bytes()).hexdigest()
         for reference in references(study)
     }
 
 
-def place_gate(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A trial's arguments with an own gate named by its copy in the study's folder, so that any process finds it."""
-    unit = spec["unit"]
-    if not unit or not OWN_GATE.fullmatch(unit.get("gate") or ""):
-        return spec
-    copy, name = copy_of(unit["gate"], folder.resolve()), unit["gate"].rpartition(":")[2]
-    return {**spec, "unit": {**unit, "gate": f"{copy}:{name}"}}
+def place_gate(trial: Trial, folder: Path) -> Trial:
+    """Return the trial with its own gate named by the copy in the study's folder, which any process finds."""
+    own = trial.own_gate
+    return trial.with_gate(f"{copy_of(own[0], folder.resolve())}:{own['name']}") if own else trial

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import CoreSchema, core_schema
+
+from analysis.io.names import STAGES
+from pagating.gating.schedules import SCHEDULES
+from pagating.model.size import ACTIVATIONS, PRESETS, GPT2Size
+from pagating.trial import PADDINGS, PRECISIONS, TASKS, Trial
 
 NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-PRESETS = {  # Radford et al. 2019, table 2
-    "gpt2": {"n_layer": 12, "d_model": 768, "n_head": 12, "n_ctx": 1024},
-    "gpt2-medium": {"n_layer": 24, "d_model": 1024, "n_head": 16, "n_ctx": 1024},
-    "gpt2-large": {"n_layer": 36, "d_model": 1280, "n_head": 20, "n_ctx": 1024},
-}
+TUNABLE = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip")  # fields of `Trial`
+
+
+class OneOf:
+    """Make an annotated text one of these names, as `Literal` does for names that are written out."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.literal_schema(list(self.names))
+
+
+Stage = Annotated[str, OneOf(STAGES)]
+Task = Annotated[str, OneOf(TASKS)]
+Tunable = Annotated[str, OneOf(TUNABLE)]
 
 
 class Section(BaseModel):
@@ -106,7 +124,7 @@ class CorpusSection(Section):
 
     @property
     def called(self) -> str:
-        """What a reader knows the text by: the hub's name of it, the first training file, or the book."""
+        """The name of the text for a reader: its name on the hub, the first training file, or the book."""
         if self.hub:
             return f"{self.hub.name} {self.hub.config or ''}".strip()
         if self.files:
@@ -132,7 +150,7 @@ class TokenizerSection(Section):
 class ModelSection(Section):
     """GPT-2 by its sizes, or a preset with single sizes overridden."""
 
-    preset: Literal["gpt2", "gpt2-medium", "gpt2-large"] | None = Field(None, description="sizes of a published GPT-2")
+    preset: Annotated[str, OneOf(PRESETS)] | None = Field(None, description="sizes of a published GPT-2")
     pretrained: str | None = Field(
         None,
         description="weights to start from: a folder with model.safetensors, or a name on the hub, such as gpt2; sizes "
@@ -142,14 +160,16 @@ class ModelSection(Section):
     d_model: int = Field(128, ge=2, le=65536, description="width; a multiple of n_head")
     n_head: int = Field(4, ge=1, le=1024, description="attention heads")
     n_ctx: int = Field(128, ge=2, le=1 << 17, description="window, tokens")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share dropped from embeddings, attention and residuals")
+    dropout: float = Field(
+        GPT2Size.dropout, ge=0, lt=1, description="share dropped from embeddings, attention and residuals"
+    )
     initializer_range: float = Field(
-        0.02,
+        GPT2Size.initializer_range,
         gt=0,
         le=1,
         description="standard deviation of the initial weights; 0.02 is meant for d_model 768 and more",
     )
-    activation: Literal["gelu_pytorch_tanh", "gelu_new"] = Field(
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = Field(
         "gelu_pytorch_tanh",
         description="the stock activation: GPT-2's tanh GELU, fused, or composed of single operations as published",
     )
@@ -162,13 +182,12 @@ class ModelSection(Section):
         return given
 
     def sizes(self) -> dict[str, Any]:
-        """What `pagating.model.gpt2.GPT2Size` takes, but for the vocabulary."""
+        """Return the arguments of `GPT2Size`, but for the vocabulary."""
         return self.model_dump(exclude={"preset", "pretrained"})
 
     @model_validator(mode="after")
     def _heads(self) -> ModelSection:
-        if self.d_model % self.n_head:
-            raise ValueError(f"d_model={self.d_model} is not a multiple of n_head={self.n_head}")
+        GPT2Size(vocab_size=1, **self.sizes())  # raises ValueError
         return self
 
 
@@ -181,27 +200,29 @@ class FixedSection(Section):
     )
     batch_tokens: int = Field(2048, ge=2, le=10**9, description="tokens a step, a multiple of model.n_ctx")
     micro_batch_tokens: int | None = Field(
-        None,
+        Trial.micro_batch_tokens,
         ge=2,
         le=10**9,
         description="tokens whose gradient is taken at a time, where a step does not fit into memory at once: a "
         "multiple of model.n_ctx that divides batch_tokens",
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="decay of the learning rate")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    final_lr: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
-    weight_decay: float = Field(0.1, ge=0, le=10, description="on matrices only; never on an alpha")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of the gradients")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean of their squares")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the matrix products; weights are float32"
+    schedule: Annotated[str, OneOf(SCHEDULES)] = Field(Trial.schedule, description="decay of the learning rate")
+    warmup: float = Field(Trial.warmup, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    final_lr: float = Field(Trial.final_lr, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+    weight_decay: float = Field(Trial.weight_decay, ge=0, le=10, description="on matrices only; never on an alpha")
+    beta1: float = Field(Trial.beta1, ge=0, lt=1, description="AdamW's decay of the mean of the gradients")
+    beta2: float = Field(Trial.beta2, ge=0, lt=1, description="AdamW's decay of the mean of their squares")
+    clip: float = Field(Trial.clip, gt=0, description="largest norm of the gradient")
+    precision: Annotated[str, OneOf(PRECISIONS)] = Field(
+        Trial.precision, description="of the matrix products; weights are float32"
     )
     eval_every: int | None = Field(
-        None, ge=1, le=10**12, description="steps between evaluations; a tenth of the trial when not given"
+        Trial.eval_every, ge=1, le=10**12, description="steps between evaluations; a tenth of the trial when not given"
     )
-    eval_windows: int = Field(64, ge=1, le=10**9, description="windows of each evaluation, the same for every trial")
-    padding: Literal["counted", "masked"] | None = Field(
+    eval_windows: int = Field(
+        Trial.eval_windows, ge=1, le=10**9, description="windows of each evaluation, the same for every trial"
+    )
+    padding: Annotated[str, OneOf(PADDINGS)] | None = Field(
         None,
         description="with corpus.rows: lines, where it is `counted` unless given: whether padding is in the training "
         "loss, as published, or left out of it",
@@ -210,7 +231,7 @@ class FixedSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _tokens(cls, given: Any) -> Any:
-        """`steps` as the tokens that they are: two files that say the same resolve to the same study."""
+        """Replace `steps` by their tokens, so that two files with the same meaning resolve to the same study."""
         if not isinstance(given, dict) or type(given.get("steps")) is not int or given["steps"] < 1:
             return given
         batch = given.get("batch_tokens", cls.model_fields["batch_tokens"].default)
@@ -296,7 +317,7 @@ class ConfirmSection(Section):
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """Numbers of confirm seeds after which the arms are compared; the last is the most that can run."""
+        """The numbers of confirm seeds after which the arms are compared; the last is the most that can run."""
         if self.rule == "fixed":
             return (self.seeds,)
         from analysis.stats.sequential import plan  # its libraries take seconds to load

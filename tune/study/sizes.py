@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tune.study.arm import GATES, OWN_GATE
+from pagating.gating.catalog import DEFAULTS, own_gate
+from pagating.trial import evaluation_interval, step_count
 from tune.study.sections import Distribution
 from tune.study.study import Study
 
@@ -21,11 +22,8 @@ APART = 1.5  # factor by which the arms' best learning rates may differ, as in t
 DRAWS = 4_000
 
 
-STAGES = ("search", "calibrate", "confirm")
-
-
 def middle(where: Distribution) -> float:
-    """A value inside a search range: the lowest of a choice, else the middle (geometric for loguniform)."""
+    """Return a value of a search range: the lowest of a choice, else the middle (geometric for loguniform)."""
     if where.choice is not None:
         return min(where.choice)
     low, high = where.loguniform or where.uniform or [0.0, 0.0]
@@ -33,36 +31,35 @@ def middle(where: Distribution) -> float:
 
 
 def example(study: Study, arm: str) -> dict[str, float]:
-    """A configuration of an arm that stands for all: its cost does not depend on the values."""
+    """Return one configuration of an arm. The cost of a trial does not depend on the values."""
     return {name: middle(where) for name, where in study.space(arm).items()}
 
 
 def countable_unit(study: Study, arm: str) -> dict[str, Any] | None:
-    """An arm's arguments of `pagating.patch` for counting: every gate costs the same, so no file of an own is run."""
+    """Return an arm's arguments of `pagating.patch`, with a known gate for an own one, whose file is then not run."""
     unit = study.arms[arm].arguments(example(study, arm))
-    own = unit is not None and OWN_GATE.fullmatch(unit.get("gate") or "")
-    return {**unit, "gate": GATES[0]} if unit and own else unit
+    return {**unit, "gate": DEFAULTS["gate"]} if unit and own_gate(unit) else unit
 
 
 def steps(study: Study) -> int:
-    """Optimiser updates of a trial that is not stopped."""
-    return study.fixed.tokens // study.fixed.batch_tokens
+    """Return the optimiser updates of a trial that is not stopped early."""
+    return step_count(study.fixed.tokens, study.fixed.batch_tokens)
 
 
 def interval(study: Study) -> int:
-    """Steps between two evaluations, as `pagating.train.Trial` has it."""
-    return study.fixed.eval_every or max(1, math.ceil(steps(study) / 10))
+    """Return the steps between two evaluations."""
+    return evaluation_interval(steps(study), study.fixed.eval_every)
 
 
 def evaluations(study: Study, until: int | None = None) -> int:
-    """Evaluations of the validation split in a trial's first `until` steps (all of them when None)."""
+    """Return the evaluations of the validation split in a trial's first `until` steps; None is all steps."""
     return math.ceil((steps(study) if until is None else until) / interval(study))
 
 
 def rung(study: Study) -> int:
-    """The step at which a search trial may be stopped: its first evaluation at `spare` of the budget or later.
+    """Return the step at which a search trial may be stopped: its first evaluation at `spare` of the budget or later.
 
-    The last step where no evaluation before it qualifies (or there is no pruner): then no trial is stopped.
+    It is the last step, and no trial is stopped, if no earlier evaluation qualifies or there is no pruner.
     """
     total, every = steps(study), interval(study)
     at = every * math.ceil(study.search.spare * total / every - 1e-9)
@@ -70,13 +67,13 @@ def rung(study: Study) -> int:
 
 
 def evaluation_tokens(study: Study, windows: int | None = None) -> int:
-    """Tokens of one evaluation. `windows`: how many the split has, where that is known."""
+    """Return the tokens of one evaluation. `windows`: how many the split has; None if it is not known."""
     count = study.fixed.eval_windows if windows is None else min(windows, study.fixed.eval_windows)
     return count * study.model.n_ctx
 
 
 def validation_tokens(study: Study, windows: int | None = None) -> int:
-    """Tokens of one look at the validation split: its windows, and as many padded lines where lines are trained on."""
+    """Return the tokens of one evaluation of the validation split, with the padded lines if lines are trained on."""
     lines = study.fixed.eval_windows * study.model.n_ctx if study.corpus.rows == "lines" else 0
     return evaluation_tokens(study, windows) + lines
 
@@ -87,7 +84,7 @@ def _log_range(where: Distribution) -> tuple[float, float]:
 
 
 def grid_chances(study: Study) -> dict[int, float]:
-    """Number of points of the final learning-rate grid, and its chance.
+    """Return the chance of each number of points of the final learning-rate grid.
 
     The model: the arms share a best rate that lies anywhere in the searched range (uniform in the logarithm), each up
     to a factor sqrt(APART) off it; the grid is centred on the trial nearest to the best, of trials that fall anywhere
@@ -122,7 +119,7 @@ def _grid_chances(width: float, trials: int, arms: int, points: int, most: int, 
 
 
 def grid_points(study: Study) -> Span:
-    """Points of the final learning-rate grid."""
+    """Return the points of the final learning-rate grid."""
     if not study.runs("calibrate"):
         return 0.0, 0.0, 0.0
     expected = sum(points * chance for points, chance in grid_chances(study).items())
@@ -130,7 +127,7 @@ def grid_points(study: Study) -> Span:
 
 
 def confirm_seeds(study: Study, expected: float | None = None) -> Span:
-    """Confirm seeds: the first look, `expected` (the last look when None), the last look."""
+    """Return the confirm seeds: first look, `expected` (None is the last look), last look."""
     if not study.runs("confirm"):
         return 0.0, 0.0, 0.0
     looks = study.confirm.looks
@@ -138,7 +135,7 @@ def confirm_seeds(study: Study, expected: float | None = None) -> Span:
 
 
 def side_by_side(study: Study, stage: str) -> int:
-    """Trials of a stage that could run at a time, had they the machines."""
+    """Return how many trials of a stage could run at the same time with enough machines."""
     arms = len(study.arms)
     if stage == "search":
         return arms * min(study.search.parallel, study.search.trials_per_arm)

@@ -1,4 +1,4 @@
-"""The study file: typed, sparse, strict. Everything that a study is, in one YAML."""
+"""The study file: one typed, sparse and strict YAML that defines a study."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from analysis.io.names import STAGES
 from analysis.io.text import redact
+from pagating.trial import Trial
 from tune.study.addresses import check_address, check_tracking
-from tune.study.arm import GLU_UNITS, Arm
+from tune.study.arm import Arm
 from tune.study.sections import (
     NAME,
     CalibrateSection,
@@ -25,11 +27,13 @@ from tune.study.sections import (
     ResourcesSection,
     SearchSection,
     Section,
+    Stage,
+    Task,
     TokenizerSection,
+    Tunable,
 )
 
 MOST_LR = 100.0
-STAGES = ("search", "calibrate", "confirm")
 
 
 class Study(Section):
@@ -39,19 +43,19 @@ class Study(Section):
     question: str = Field(max_length=2000, description="what the study is to answer, in a sentence")
     corpus: CorpusSection = Field(CorpusSection(), description="the text")
     tokenizer: TokenizerSection = Field(TokenizerSection(), description="text to tokens")
-    task: Literal["causal", "masked", "span"] = Field(
-        "causal",
+    task: Task = Field(
+        Trial.task,
         description="what is learned: the next token (GPT-2), hidden tokens (BERT), or hidden spans (T5, n_layer "
         "blocks a side); the loss is nats a predicted token",
     )
     model: ModelSection = Field(ModelSection(), description="sizes of the model that all arms share")
     fixed: FixedSection = Field(FixedSection(), description="what is held the same for every trial")
-    nuisance: dict[Literal["lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip"], Distribution] = Field(
+    nuisance: dict[Tunable, Distribution] = Field(
         description="what every arm tunes so that the comparison is fair; `lr` always"
     )
     arms: dict[str, Arm] = Field(description="what is compared, by name: two or more, one of them the baseline")
-    stages: list[Literal["search", "calibrate", "confirm"]] = Field(
-        ["search", "calibrate", "confirm"],
+    stages: list[Stage] = Field(
+        list(STAGES),
         description="what is run: all three; without confirm there are one or few seeds a cell and no verdict, "
         "without calibrate an arm's learning rate is that of its best search trial",
     )
@@ -189,8 +193,8 @@ class Study(Section):
                 raise ValueError(
                     f"arms.{name}.base is gelu; with task: span the stock activation is ReLU: leave it out"
                 )
-            glu = "form glu" if arm.form == "glu" else f"unit {arm.unit}" if arm.unit in GLU_UNITS else None
-            if self.task == "masked" and glu:
+            if self.task == "masked" and arm.is_glu:
+                glu = f"unit {arm.unit}" if arm.unit else "form glu"
                 raise ValueError(f"arms.{name} has {glu}, which BERT's MLP, of two modules, cannot take: leave it out")
 
     def _check_grid(self) -> None:
@@ -210,15 +214,15 @@ class Study(Section):
 
     @property
     def mlps(self) -> int:
-        """MLPs of the model, each with an activation: one a block; T5 has n_layer blocks a side."""
+        """The number of MLPs of the model, one per block; T5 has n_layer blocks per side."""
         return self.model.n_layer * (2 if self.task == "span" else 1)
 
     def runs(self, stage: str) -> bool:
-        """Whether the study has a stage."""
+        """Return whether the study has a stage."""
         return stage in self.stages
 
     def tests(self, stage: str) -> bool:
-        """Whether the trials of a stage also evaluate the test split, at their end: those of the study's last stage."""
+        """Return whether the trials of a stage also evaluate the test split: those of the study's last stage do."""
         return stage == self.stages[-1]
 
     @property
@@ -227,11 +231,11 @@ class Study(Section):
         return next(name for name, arm in self.arms.items() if arm.baseline)
 
     def space(self, arm: str) -> dict[str, Distribution]:
-        """What an arm's search tunes: the nuisance hyperparameters of every arm, then the arm's own."""
-        return {**{str(name): where for name, where in self.nuisance.items()}, **self.arms[arm].searched(self.mlps)}
+        """Return what an arm's search tunes: the nuisance hyperparameters of every arm, then the arm's own."""
+        return {**self.nuisance, **self.arms[arm].searched(self.mlps)}
 
     def digest(self, *without: str) -> str:
-        """Identity of the study: 12 hexadecimal digits of its resolved content, leaving out dotted keys."""
+        """Return the identity of the study: 12 hexadecimal digits of its resolved content without dotted keys."""
         content = self.model_dump()
         for dotted in without:
             *parents, leaf = dotted.split(".")
@@ -243,7 +247,7 @@ class Study(Section):
 
 
 def digest(content: Any) -> str:
-    """12 hexadecimal digits of SHA-256 over canonical JSON."""
+    """Return 12 hexadecimal digits of SHA-256 over canonical JSON."""
     raw = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(raw.encode()).hexdigest()[:12]
 

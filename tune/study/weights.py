@@ -1,13 +1,14 @@
-"""The pretrained weights that a study starts from: found once, noted in its folder with their digest, never copied."""
+"""The pretrained weights of a study: found once, noted in its folder with their digest, never copied."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from analysis.io.write import write_whole
+from pagating.trial import Trial
 from tune.errors import StudyError
 from tune.study.study import Study
 
@@ -15,7 +16,7 @@ NOTE = "pretrained.json"
 
 
 def find_pretrained(study: Study, base: Path) -> Path | None:
-    """The file of the study's weights; None for a study without. `base`: the study file's folder. Raises StudyError."""
+    """Return the file of the study's weights, None if it has none. `base`: folder of the study file."""
     if study.model.pretrained is None:
         return None
     from pagating.model.pretrained import PretrainedError, find_weights  # torch takes seconds to load
@@ -27,10 +28,16 @@ def find_pretrained(study: Study, base: Path) -> Path | None:
 
 
 def check_pretrained(study: Study, base: Path, folder: Path, vocab_size: int) -> dict[str, str] | None:
-    """Find the study's weights and compare them with every arm's model, and with those that the study was begun with.
+    """Compare the study's weights with every arm's model, and with those that the study was begun with.
 
-    What was found, `path` and `sha256`; None for a study without. `base`: the study file's folder; `vocab_size`: of the
-    packed corpus. Raises StudyError.
+    Args:
+        study: the study.
+        base: folder of the study file.
+        folder: folder of the study.
+        vocab_size: of the packed corpus.
+
+    Returns: `path` and `sha256` of the weights; None if the study has none.
+    Raises: StudyError.
     """
     path = find_pretrained(study, base)
     if path is None:
@@ -53,11 +60,12 @@ def check_pretrained(study: Study, base: Path, folder: Path, vocab_size: int) ->
 
 
 def check_arms(study: Study, path: Path, vocab_size: int) -> None:
-    """Compare the weights with each arm's model, which is built without memory. Raises PretrainedError."""
+    """Compare the weights with each arm's model, built on torch's `meta` device. Raises PretrainedError."""
     import torch
 
-    from pagating.model.gpt2 import GPT2, GPT2Size
+    from pagating.model.gpt2 import GPT2
     from pagating.model.pretrained import check_weights
+    from pagating.model.size import GPT2Size
     from tune.study.sizes import countable_unit
 
     size = GPT2Size(vocab_size=vocab_size, **study.model.sizes())
@@ -68,22 +76,22 @@ def check_arms(study: Study, path: Path, vocab_size: int) -> None:
 
 
 def note(found: dict[str, str] | None, folder: Path) -> None:
-    """Write what `check_pretrained` found into the study's folder."""
+    """Write the result of `check_pretrained` into the study's folder."""
     if found:
         write_whole(folder / NOTE, json.dumps(found, indent=1) + "\n")
 
 
 def noted(folder: Path) -> dict[str, str] | None:
-    """What was noted in a study's folder; None where nothing was."""
+    """Return what `note` wrote into a study's folder; None if it wrote nothing."""
     path = folder / NOTE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def place_weights(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A trial's arguments with the weights named by the file that the study found."""
-    if spec.get("pretrained") is None:
-        return spec
+def place_weights(trial: Trial, folder: Path) -> Trial:
+    """Return the trial with its pretrained weights named by the file that the study found. Raises StudyError."""
+    if trial.pretrained is None:
+        return trial
     found = noted(folder)
     if found is None:
         raise StudyError(f"{folder}: has no {NOTE}, which names the weights that the study was begun with")
-    return {**spec, "pretrained": found["path"]}
+    return replace(trial, pretrained=found["path"])

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagating.trial import Trial
 from tune.study.cell import Cell
 from tune.study.inputs import Inputs, opened
 from tune.study.study import Study
@@ -35,17 +36,16 @@ class Gpt2:
         """Raise StudyError if the study was begun on another corpus or other gates."""
         self.inputs.check_begun(begun)
 
-    def trial(self, cell: Cell) -> dict[str, Any]:
-        """Return the arguments of the cell's `pagating.trial.Trial`, with the paths of this machine."""
+    def trial(self, cell: Cell) -> Trial:
+        """Return the trial of a cell, with the paths of this machine."""
         test = self.study.tests(cell.stage)
         return self.inputs.place(
             trial_spec(self.study, cell.arm, cell.config, cell.seed, self.inputs.corpus, test=test)
         )
 
     @staticmethod
-    def train(trial: dict[str, Any], checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
+    def train(trial: Trial, checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
         """Train a trial; see `pagating.train.signs`."""
         from pagating.train import signs  # loads torch, which the driver does without
-        from pagating.trial import Trial
 
-        return signs(Trial(**trial), checkpoints, model)
+        return signs(trial, checkpoints, model)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.io.text import redact
+from pagating.gating.catalog import own_gate
 from tune.run.models import best_cells, kept_models, models_folder
-from tune.study.arm import OWN_GATE
 from tune.study.cell import Record
 from tune.study.study import Study
 from tune.tracking.views import COLOUR, arm_colour
@@ -64,12 +64,12 @@ def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any
 
 
 def how_to_load(model_id: str, uri: str, facts: dict[str, Any]) -> str:
-    """Markdown: the lines that load a model of MLflow's store; a password in its address is left out.
+    """Return Markdown with the lines that load a model from MLflow's store, without a password in its address.
 
-    `facts`: what `model.json` says; for an own gate the lines name its file, as the study's folder has it.
+    `facts`: content of `model.json`. For an own gate the lines name its file in the study's folder.
     """
-    gate = (facts.get("unit") or {}).get("gate")
-    own = f", gate={f'STUDY/gates/{gate}'!r}" if gate and OWN_GATE.fullmatch(gate) else ""
+    gate = own_gate(facts.get("unit"))
+    own = f", gate={f'STUDY/gates/{gate[0]}'!r}" if gate else ""
     lines = ["import mlflow, pagating", "", f"mlflow.set_tracking_uri({redact(uri)!r})"]
     lines.append(f"model = pagating.load_model(mlflow.artifacts.download_artifacts({f'models:/{model_id}'!r}){own})")
     return "\n".join(["```python", *lines, "```"])

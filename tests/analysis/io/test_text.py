@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.io.plain_yaml import PlainYamlError, parse
-from analysis.io.text import markdown, one_line, redact
+from analysis.io.text import amount, duration, markdown, one_line, readable, redact
 
 
 @given(st.text())
@@ -77,3 +77,22 @@ def test_plain_yaml_is_data():
     for text, message in (("a: {", "line"), ("a: 1\na: 2", "key 'a' is given twice"), ("a: !!int 1", "tag")):
         with pytest.raises(PlainYamlError, match=message):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (119, "119 s"), (120, "2.0 min"), (7200, "2.0 h"), (200_000, "2.3 days")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (20_480, "20.5k"), (2e13, "20T"), (3e20, "300E")])
+def test_amounts(value, text):
+    assert amount(value) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (3 << 50, "3072.0 TiB")]
+)
+def test_bytes(size, text):
+    assert readable(size) == text

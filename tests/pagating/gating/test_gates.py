@@ -1,12 +1,10 @@
 """Every row of the gate table against its formula, its derivative, its range and its limits."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from pagating.gating.catalog import COMPETITORS
 from pagating.gating.gates import GATES, gate_row
 
 # The naive formulas, written out: what every faster form has to match.
@@ -76,13 +74,3 @@ def test_limits_of_the_product(name: str) -> None:
 def test_an_unknown_gate_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="gate: 'swish' is not one of sigmoid, tanh, relu, gelu, mish, silu"):
         gate_row("swish")
-
-
-def test_the_doc_page_names_every_row_and_its_range() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "gates.md").read_text()
-    for name, row in GATES.items():
-        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |") and row.unit in line]
-        numbers = [f"{end:.2g}" for end in row.range if math.isfinite(end)]
-        assert all(number in line for number in numbers)
-    for name in COMPETITORS:
-        assert f"`{name}`" in page

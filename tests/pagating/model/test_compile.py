@@ -9,9 +9,9 @@ import pytest
 
 from pagating.data import prepare
 from pagating.gating.catalog import COMPETITORS
-from pagating.model.compile import CHOICES, LEAST_FLOPS, is_compiled
+from pagating.model.compile import LEAST_FLOPS, is_compiled
 from pagating.train import train
-from pagating.trial import Trial
+from pagating.trial import COMPILE, Trial
 
 GATED = [
     {"alpha": 0.7, "base": "gelu"},
@@ -38,9 +38,9 @@ def make(packed, **changed):
 
 
 def test_whether_a_trial_is_compiled_follows_from_its_specification(packed):
-    assert [is_compiled(choice, LEAST_FLOPS, 0.0) for choice in CHOICES] == [True, True, False]
-    assert [is_compiled(choice, 0.99 * LEAST_FLOPS, 0.0) for choice in CHOICES] == [False, True, False]
-    assert [is_compiled(choice, LEAST_FLOPS, 0.1) for choice in CHOICES] == [False, True, False]
+    assert [is_compiled(choice, LEAST_FLOPS, 0.0) for choice in COMPILE] == [True, True, False]
+    assert [is_compiled(choice, 0.99 * LEAST_FLOPS, 0.0) for choice in COMPILE] == [False, True, False]
+    assert [is_compiled(choice, LEAST_FLOPS, 0.1) for choice in COMPILE] == [False, True, False]
     with pytest.raises(ValueError, match="compile='sometimes' is not one of auto, always, never"):
         make(packed, compile="sometimes")
     assert list(train(make(packed)))[-1]["final"]["compiled"] == 0.0

@@ -10,8 +10,9 @@ from pagating.evaluate import mean_nll, token_nll
 from pagating.gating.alpha import alpha_parameters, alpha_values
 from pagating.gating.catalog import COMPETITORS
 from pagating.gating.cost import cost
-from pagating.model.gpt2 import GPT2, GPT2Size, stock_flops_per_token, training_flops_per_token
+from pagating.model.gpt2 import GPT2, training_flops_per_token
 from pagating.model.initialise import initialise_gpt2
+from pagating.model.size import GPT2Size, stock_flops_per_token
 
 SIZE = GPT2Size(vocab_size=61, n_ctx=16, d_model=24, n_layer=3, n_head=2, activation="gelu_pytorch_tanh")
 PER_LAYER = {"learnable": {"init": 0.4, "per": "layer", "range": "free"}}

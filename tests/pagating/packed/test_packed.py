@@ -8,7 +8,8 @@ import torch
 
 from pagating import train as alone
 from pagating.data import prepare
-from pagating.device import resolve_device, utilisation
+from pagating.device import resolve_device
+from pagating.hardware import utilisation
 from pagating.model.fused_loss import linear_nll, linear_nll_each
 from pagating.model.gpt2 import GPT2, GPT2Size
 from pagating.model.initialise import initialise_gpt2

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from pagating.data import prepare
 from pagating.data.corpus import CorpusError, read_meta
 from pagating.data.prepare import fault, file_names, receive
+from pagating.trial import Trial
 from tests.tune.helpers import job_of, run_of
 from tune import sweep
 from tune.backend import cluster, delivery, ray_backend
@@ -91,7 +93,7 @@ def test_storage_is_an_absolute_path_and_gpus_a_share_or_whole():
 def test_a_trial_with_a_gpu_trains_on_it(packed):
     for gpus, device in ((0.0, "cpu"), (0.25, "cuda"), (1.0, "cuda")):
         it = study(resources={"gpus": gpus})
-        assert trial_spec(it, "gelu", {"lr": 1e-3}, 1, packed, test=False)["device"] == device
+        assert trial_spec(it, "gelu", {"lr": 1e-3}, 1, packed, test=False).device == device
 
 
 def test_where_trials_run_may_change_within_a_study(tmp_path):
@@ -319,6 +321,12 @@ def test_a_cache_that_cannot_be_written_is_named(packed, tmp_path):
         receive(tmp_path / "file" / packed.name, read_meta(packed)["digest"], lambda: pieces(packed))
 
 
+def plain_trial(corpus):
+    """A trial on a corpus, with the defaults."""
+    size = {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32}
+    return Trial(corpus=str(corpus), model=size, lr=1e-3, tokens=64, batch_tokens=64, seed=1)
+
+
 @pytest.fixture
 def objects(monkeypatch):
     """Ray's object store, in a list."""
@@ -337,17 +345,17 @@ def test_a_node_unpacks_corpus_gate_and_a_folder_for_checkpoints(packed, tmp_pat
     assert len(parcel.parts["train.bin"]) == -(-(packed / "train.bin").stat().st_size // 1000) > 1
     monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
     unit = {"gate": f"{folder.resolve() / 'gates' / 'mine-1.py'}:hard", "alpha": 1.0, "base": "identity"}
-    given = {"corpus": str(packed), "unit": unit, "lr": 1e-3}
+    given = replace(plain_trial(packed), unit=unit)
     placed = unpack(parcel, Job("a", given, Gpt2.train, str(folder / "checkpoints" / "a"), 1))
     trial, checkpoints = placed.trial, placed.checkpoints
-    assert trial["corpus"] == str(tmp_path / "node" / packed.name)
-    assert pieces(Path(trial["corpus"])) == pieces(packed)
-    file, _, name = trial["unit"]["gate"].rpartition(":")
+    assert trial.corpus == str(tmp_path / "node" / packed.name)
+    assert pieces(Path(trial.corpus)) == pieces(packed)
+    file, _, name = trial.unit["gate"].rpartition(":")
     assert (name, Path(file).read_bytes()) == ("hard", (folder / "gates" / "mine-1.py").read_bytes())
     assert Path(file).parent.name == "gate-" + hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     assert Path(checkpoints).parent.parent == tmp_path / "node"
     assert Path(checkpoints).name == "a"
-    assert (trial["lr"], trial["unit"]["alpha"], trial["unit"]["base"]) == (1e-3, 1.0, "identity")
+    assert (trial.lr, trial.unit["alpha"], trial.unit["base"]) == (1e-3, 1.0, "identity")
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -358,13 +366,13 @@ def test_pretrained_weights_travel_too_and_are_checked(packed, tmp_path, monkeyp
     monkeypatch.setattr(delivery, "PART_BYTES", 256)
     parcel = pack(opened(study(), tmp_path, packed), tmp_path / "shared" if shared else None, driver="")
     monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "node"))
-    given = {"corpus": str(packed), "unit": None, "pretrained": "/there/model.safetensors"}
+    given = replace(plain_trial(packed), pretrained="/there/model.safetensors")
     job = Job("a", given, Gpt2.train, None, 1)
     trial = unpack(parcel, job).trial
-    assert Path(trial["pretrained"]).parent == tmp_path / ("shared" if shared else "node")
-    assert Path(trial["pretrained"]).read_bytes() == b"weights" * 100
+    assert Path(trial.pretrained).parent == tmp_path / ("shared" if shared else "node")
+    assert Path(trial.pretrained).read_bytes() == b"weights" * 100
     if not shared:
-        Path(trial["pretrained"]).unlink()
+        Path(trial.pretrained).unlink()
         objects[parcel.weights[0]] = b"else"
         with pytest.raises(OSError, match=rf"the weights that came are \w{{16}}, not {digest[:16]}"):
             unpack(parcel, job)
@@ -378,10 +386,10 @@ def test_with_storage_nodes_read_and_write_there_and_nothing_is_sent(packed, tmp
     it = run_of(study(storage=str(tmp_path / "shared")), tmp_path, packed)
     wanted = str(it.checkpoints(it.next_cell()))
     assert Path(wanted).parent == tmp_path / "shared" / "cluster" / "checkpoints"
-    placed = unpack(parcel, Job("a", {"corpus": str(packed), "unit": None}, Gpt2.train, wanted, 1))
+    placed = unpack(parcel, Job("a", plain_trial(packed), Gpt2.train, wanted, 1))
     trial, checkpoints = placed.trial, placed.checkpoints
-    assert trial == {"corpus": str(tmp_path / "shared" / packed.name), "unit": None}
-    assert fault(Path(trial["corpus"])) is None
+    assert trial == plain_trial(tmp_path / "shared" / packed.name)
+    assert fault(Path(trial.corpus)) is None
     assert checkpoints == wanted
     assert not (tmp_path / "node").exists()
 
@@ -424,5 +432,5 @@ def test_an_empty_parcel_leaves_the_drivers_node_alone(monkeypatch):
             return "here"
 
     monkeypatch.setattr(delivery.ray, "get_runtime_context", Here)
-    job = Job("a", {"corpus": "/there", "unit": None}, Gpt2.train, "/c/a", 1)
+    job = Job("a", plain_trial(Path("/there")), Gpt2.train, "/c/a", 1)
     assert unpack(Parcel("/there", "0", "/c", driver="here"), job) is job

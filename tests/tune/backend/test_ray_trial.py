@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def spec(tmp_path_factory):
     folder = prepare.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 280}, 16, base / "cache", base)
     model = {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 16, "dropout": 0.1}
     size = {"model": model, "tokens": 64 * 8, "batch_tokens": 64, "eval_every": 4, "eval_windows": 8}
-    return {"corpus": str(folder), "lr": 3e-3, "seed": 5, **size}
+    return Trial(corpus=str(folder), lr=3e-3, seed=5, **size)
 
 
 @pytest.fixture(autouse=True)
@@ -71,14 +72,14 @@ def rows(found):
 
 
 def expected(spec):
-    return [{name: value for name, value in plain(row).items() if name != "final"} for row in train(Trial(**spec))]
+    return [{name: value for name, value in plain(row).items() if name != "final"} for row in train(spec)]
 
 
 def test_a_cell_without_checkpoints_is_the_trial(spec):
     found = results(CellTrainable({"job": job_of(spec)}))
     assert rows(found) == expected(spec)
     assert [(result["fraction"], result["step"]) for result in found] == [(0.5, 4), (1.0, 8)]
-    *_, last = train(Trial(**spec))
+    *_, last = train(spec)
     assert found[-1]["outcome"] == "completed"
     assert found[-1]["reason"] is None
     assert plain(found[-1]["final"]) == plain(last["final"])
@@ -94,7 +95,7 @@ def test_a_trial_says_that_it_is_alive_between_evaluations(spec, monkeypatch):
 
 
 def test_a_long_update_shows_life_between_its_parts_and_changes_no_bit(spec, monkeypatch):
-    parts = {**spec, "micro_batch_tokens": 16, "eval_windows": 12, "test": True}  # 4 and 3 parts
+    parts = replace(spec, micro_batch_tokens=16, eval_windows=12, test=True)  # 4 and 3 parts
     undisturbed = expected(parts)
     monkeypatch.setattr(training, "BEAT_SECONDS", 0.0)
     monkeypatch.setattr(training, "WITHIN_SECONDS", 0.0)
@@ -139,7 +140,7 @@ def test_a_trial_whose_update_outlasts_the_timeout_lives_while_its_parts_do(spec
     monkeypatch.setattr(training, "BEAT_SECONDS", 2.0)
     monkeypatch.setattr(training, "WITHIN_SECONDS", within)
     pulse.beat("a")
-    given = {**spec, "micro_batch_tokens": 16, "eval_windows": 12, "tokens": 64, "eval_every": 1}
+    given = replace(spec, micro_batch_tokens=16, eval_windows=12, tokens=64, eval_every=1)
     cell = CellTrainable({"job": job_of(given)})
     while not cell.train().get("done"):
         pulse.beat("a")
@@ -149,7 +150,7 @@ def test_a_trial_whose_update_outlasts_the_timeout_lives_while_its_parts_do(spec
 def test_a_cell_that_is_cut_off_within_an_update_ends_it_and_saves(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "BEAT_SECONDS", 0.0)
     monkeypatch.setattr(training, "WITHIN_SECONDS", 0.0)
-    config = {"job": job_of({**spec, "micro_batch_tokens": 16}, checkpoints=tmp_path / "a")}
+    config = {"job": job_of(replace(spec, micro_batch_tokens=16), checkpoints=tmp_path / "a")}
     undisturbed = expected(config["job"].trial)
     first = CellTrainable(config)
     while first.train()["step"] < 5:
@@ -193,7 +194,7 @@ def test_the_next_cell_of_an_actor_removes_what_the_last_one_left(spec, tmp_path
 def test_a_damaged_checkpoint_reaches_the_driver_as_a_warning(spec, tmp_path):
     folder = CheckpointFolder(tmp_path / "a")
     folder.request()
-    next(train(Trial(**spec), folder))
+    next(train(spec, folder))
     (path,) = (tmp_path / "a").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
     first, second = results(CellTrainable({"job": job_of(spec, checkpoints=tmp_path / "a")}))
@@ -203,7 +204,7 @@ def test_a_damaged_checkpoint_reaches_the_driver_as_a_warning(spec, tmp_path):
 
 
 def test_a_diverged_cell_is_infeasible_and_says_why(spec):
-    (result,) = results(CellTrainable({"job": job_of({**spec, "lr": 1e30, "warmup": 0.0, "clip": 1e30})}))
+    (result,) = results(CellTrainable({"job": job_of(replace(spec, lr=1e30, warmup=0.0, clip=1e30))}))
     assert (result["outcome"], result["row"], result["final"]) == ("infeasible", None, {})
     assert result["reason"].startswith("step ")
 
@@ -253,8 +254,8 @@ def test_a_cell_whose_machine_failed_leaves_its_checkpoints_for_the_next_try(spe
 
 
 def test_torchs_own_words_for_no_memory_are_understood(spec):
-    model = {**spec["model"], "d_model": 1 << 20, "n_head": 1}  # 12 * 2^40 weights of 4 bytes
-    (result,) = results(CellTrainable({"job": job_of({**spec, "model": model})}))
+    model = {**spec.model, "d_model": 1 << 20, "n_head": 1}  # 12 * 2^40 weights of 4 bytes
+    (result,) = results(CellTrainable({"job": job_of(replace(spec, model=model))}))
     assert result["outcome"] == "infeasible"
     assert "GiB more could not be had; lower the batch (batch_tokens), the model" in result["reason"]
 

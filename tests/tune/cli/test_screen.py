@@ -193,8 +193,8 @@ def test_a_pipe_gets_plain_lines(driver):
     done = subprocess.run(driver("stop"), capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines() == [
         "before",
-        "[1/45] search gelu lr=2.0e-03 seed=1: val_nll 4.2500, about 2 min left",
-        "[1/45] search linear-floor lr=2.0e-03 seed=1: no loss, infeasible, about 2 min left",
+        "[1/45] search gelu lr=2.0e-03 seed=1: val_nll 4.2500, about 2.1 min left",
+        "[1/45] search linear-floor lr=2.0e-03 seed=1: no loss, infeasible, about 2.1 min left",
         "after",
     ]
     assert done.stderr.splitlines() == ["Warning: the disk has little room", "Stopping: a matter of seconds."]
@@ -209,7 +209,7 @@ def test_a_pipe_is_told_that_a_long_cell_goes_on(driver):
 def test_a_dumb_terminal_gets_plain_lines_without_a_code(driver):
     text, _ = on_terminal(driver(), TERM="dumb")
     assert "\x1b" not in text
-    assert "[1/45] search gelu lr=2.0e-03 seed=1: val_nll 4.2500, about 2 min left" in text.splitlines()
+    assert "[1/45] search gelu lr=2.0e-03 seed=1: val_nll 4.2500, about 2.1 min left" in text.splitlines()
 
 
 def test_no_color_means_none(driver):

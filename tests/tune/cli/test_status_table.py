@@ -11,18 +11,10 @@ import pytest
 from rich.console import Console
 
 from tune.cli import studies
-from tune.cli.status_table import View, duration, look
+from tune.cli.status_table import View, look
 from tune.run.ledger import Ledger, is_held
 from tune.run.progress import Standing
 from tune.study.files import dump, parse
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (1380, "23 min"), (5970, "1.7 h"), (86400 * 2, "2.0 days")],
-)
-def test_a_duration_is_said_in_the_unit_of_people(seconds, text):
-    assert duration(seconds) == text
 
 
 def shown(view, width, **console):

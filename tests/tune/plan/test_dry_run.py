@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pagating.tasks import causal
+from pagating.trial import Trial
 from tune.plan import dry_run
 from tune.plan.dry_run import Tried
 
@@ -33,7 +34,8 @@ def test_a_trial_that_would_be_silent_for_long_is_told(study_of, tried, batch_to
 
 def test_the_warning_follows_its_arm(study_of, monkeypatch, tmp_path):
     monkeypatch.setattr(dry_run, "corpus_of", lambda study, output, base: (tmp_path, None))
-    monkeypatch.setattr(dry_run, "shortened", lambda study, *given: {"batch_tokens": 64})
+    small = Trial(corpus="/corpus", model={"n_ctx": 16}, lr=1e-3, tokens=64, batch_tokens=64, seed=1)
+    monkeypatch.setattr(dry_run, "shortened", lambda study, *given: small)
     quick, slow = Tried("gelu", step_seconds=1.0, silence=1.0), Tried("mine", step_seconds=1.0, silence=1e3)
     monkeypatch.setattr(dry_run, "_try_arm", lambda spec, arm: slow if arm == "mine" else replace(quick, arm=arm))
     found = list(dry_run.try_arms(study_of(), tmp_path, tmp_path, 3))

@@ -13,7 +13,7 @@ import torch
 
 from tune.errors import StudyError
 from tune.plan import plan, space, work
-from tune.plan.page import amount, duration, show
+from tune.plan.page import show
 from tune.run import ledger
 from tune.study import sizes
 from tune.study.files import load
@@ -115,18 +115,6 @@ def test_bad_input_of_the_command_is_one_line_and_exit_code_2(tmp_path):
         assert (done.returncode, done.stdout) == (2, "")
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (119, "119 s"), (120, "2.0 min"), (7200, "2.0 h"), (200_000, "2.3 days")]
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (20_480, "20.5k"), (2e13, "20T"), (3e20, "300E")])
-def test_amounts(value, text):
-    assert amount(value) == text
 
 
 @pytest.mark.slow

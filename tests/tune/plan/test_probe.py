@@ -1,5 +1,7 @@
 """The calibration of a plan: processes that train each arm for a moment."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,6 +37,6 @@ def test_a_calibration_trains_every_arm_in_as_many_processes_as_asked(tmp_path, 
     assert all(speed.tokens_per_second > 0 <= speed.build_seconds for speed in found.speeds.values())
     assert min(found.import_seconds, found.loop_seconds) > 0
     assert found.base_mb > 100
-    broken = {arm: {**spec, "corpus": str(tmp_path / "none")} for arm, spec in trials.items()}
+    broken = {arm: replace(trial, corpus=str(tmp_path / "none")) for arm, trial in trials.items()}
     with pytest.raises(probe.ProbeError, match=r"the calibration failed: FileNotFoundError"):
         probe.probe(broken, flops, 1, 1.0)

@@ -66,20 +66,13 @@ def test_too_little_space_is_one_line(tmp_path, monkeypatch):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (3 << 50, "3072.0 TiB")]
-)
-def test_bytes_are_readable(size, text):
-    assert space.readable(size) == text
-
-
 def trained_mb(tmp_path, study, name):
     """Peak memory of `python -m pagating.train` on one of a study's cells, MiB."""
     folder = tmp_path / name
     folder.mkdir()
     corpus = plan.stand_in(folder, study.tokenizer.vocab_size, 1 << 14)
     spec = plan.trial_spec(study, "mine", sizes.example(study, "mine"), 1, corpus, test=False)
-    (folder / "trial.json").write_text(json.dumps(spec))
+    (folder / "trial.json").write_text(json.dumps(spec.as_dict()))
     command = [sys.executable, "-m", "pagating.train", str(folder / "trial.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     return json.loads(done.stdout)["peak_rss_mb"]

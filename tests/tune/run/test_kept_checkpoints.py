@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from pagating.checkpoint import CheckpointFolder
-from pagating.train import Trial, train
+from pagating.train import train
 from tests.tune.helpers import run_of
 from tune import sweep
 from tune.backend.inline import Inline
@@ -71,7 +71,7 @@ def test_the_trial_gets_the_wish(tmp_path, corpus, keep):
     kept = sorted(path.name.split("-")[1] for path in Path(job.checkpoints).glob("*.safetensors"))
     assert kept == (["0000000002", "0000000003"] if keep else [])
     if keep:  # and it can be gone on from
-        *_, row = train(Trial(**job.trial), CheckpointFolder(job.checkpoints, keep=True))
+        *_, row = train(job.trial, CheckpointFolder(job.checkpoints, keep=True))
         assert row["step"] == 4
 
 
@@ -89,7 +89,7 @@ def test_the_driver_leaves_them_and_takes_the_models_that_are_not_kept(tmp_path,
             (checkpoints.folder / TRAINED / "model.json").write_text('{"final": {}}')
             for step in (1, 2):
                 (checkpoints.folder / f"{step}.safetensors").touch()
-            loss = 3.0 + abs(trial["lr"] - 3e-3) + trial["seed"] / 1000
+            loss = 3.0 + abs(trial.lr - 3e-3) + trial.seed / 1000
             final = {"val_nll": loss, "test_nll": loss, "steps": 4}
             yield 4, {"step": 4, "tokens": 64, "val_nll": loss, "final": final}
 

@@ -246,7 +246,7 @@ def test_an_arm_whose_model_could_not_be_placed_is_named(done, corpus, tmp_path)
 def test_the_line_of_a_missing_model_trains_it_again_to_the_same_bits(done, corpus, tmp_path):
     record = best_of(done)["gelu"]
     run = run_of(study(), shutil.copytree(done, tmp_path / "kept"), corpus)
-    (tmp_path / "trial.json").write_text(json.dumps(run.start(record.cell).trial))
+    (tmp_path / "trial.json").write_text(json.dumps(run.start(record.cell).trial.as_dict()))
     run.ledger.close()
     command = [sys.executable, "-m", "pagating.train", str(tmp_path / "trial.json"), "--model", str(tmp_path / "again")]
     subprocess.run(command, check=True, capture_output=True)

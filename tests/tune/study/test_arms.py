@@ -14,7 +14,6 @@ from tune.errors import StudyError
 from tune.plan import probe, space, work
 from tune.run import tables
 from tune.study import sizes
-from tune.study.arm import LEARNS_ALPHA, UNITS, WITH_ALPHA
 from tune.study.files import dump, parse
 from tune.study.trial_spec import trial_spec
 from tune.tracking.runs import numeric_alpha
@@ -45,16 +44,7 @@ def acts(arm, config=None):
 # --- arms ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_names_of_units_are_those_of_the_table():
-    assert set(UNITS) == set(COMPETITORS)
-    assert {name for name, row in COMPETITORS.items() if "alpha" in row.formula} - {"xielu"} == set(WITH_ALPHA)
-    learned = {name for name, row in COMPETITORS.items() if isinstance(row.settings.get("alpha"), dict)}
-    assert learned == set(LEARNS_ALPHA)
-    glu = {name for name, row in COMPETITORS.items() if row.settings.get("form") == "glu"}
-    assert glu == set(space.GLU_UNITS)
-
-
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", COMPETITORS)
 def test_every_unit_is_an_arm_and_counted_as_its_model_is(unit):
     study = study_of(f"{{unit: {unit}}}")
     assert study.arms["mine"].arguments({}) == {"unit": unit}
@@ -77,7 +67,7 @@ def test_one_alpha_a_layer_is_searched_as_so_many_hyperparameters():
     assert list(each.space("mine")) == ["lr", "alpha_0", "alpha_1"]
     assert each.space("mine")["alpha_1"].uniform == [0.0, 1.5]
     config = {"lr": 1e-3, "alpha_1": 0.75, "alpha_0": 0.25}
-    assert trial_spec(each, "mine", config, 1, Path("c"), test=False)["unit"]["alpha"] == [0.25, 0.75]
+    assert trial_spec(each, "mine", config, 1, Path("c"), test=False).unit["alpha"] == [0.25, 0.75]
     assert numeric_alpha(each, "mine", config) == 0.5
     assert parse(dump(each), Path("x.yaml")) == each
     assert sizes.example(each, "mine").keys() == {"lr", "alpha_0", "alpha_1"}
@@ -241,7 +231,7 @@ def test_a_micro_batch_reaches_the_trial_and_the_plan():
         study_of("{}", head=head_of(f"{{steps: 4, batch_tokens: 256{more}}}"))
         for more in ("", ", micro_batch_tokens: 32")
     )
-    assert trial_spec(parts, "gelu", {"lr": 1e-3}, 1, Path("/corpus"), test=False)["micro_batch_tokens"] == 32
+    assert trial_spec(parts, "gelu", {"lr": 1e-3}, 1, Path("/corpus"), test=False).micro_batch_tokens == 32
     model = work.arm_model(whole, "gelu", 300)
     memory = [space.memory_parts(study, model, 300, 0.0) for study in (whole, parts)]
     assert memory[0]["activations"] == pytest.approx(8 * memory[1]["activations"])
@@ -255,7 +245,7 @@ def test_a_calibration_keeps_the_micro_batch_or_is_smaller_than_one(packed_300):
     flops = work.arm_model(study, "gelu", 300).flops_per_token
     for seconds, batch, micro in ((1.0, 256, 32), (90 * flops / probe.ROUGH_FLOPS, 64, 32), (1e-9, 16, None)):
         changed, _ = probe.short(spec, flops, seconds)
-        assert (changed["batch_tokens"], changed["micro_batch_tokens"]) == (batch, micro)
+        assert (changed.batch_tokens, changed.micro_batch_tokens) == (batch, micro)
 
 
 @pytest.fixture(scope="module")

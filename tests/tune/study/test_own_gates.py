@@ -64,9 +64,9 @@ def test_a_trial_runs_the_copy_that_the_study_keeps(study, tmp_path):
     plain = trial_spec(study, "gelu", {"lr": 1e-3}, 1, Path("/corpus"), test=False)
     assert place_gate(plain, folder) is plain
     spec = place_gate(trial_spec(study, "mine", {"lr": 1e-3}, 1, Path("/corpus"), test=False), folder)
-    file, _, name = spec["unit"]["gate"].rpartition(":")
+    file, _, name = spec.unit["gate"].rpartition(":")
     assert (Path(file).read_text(), name) == (SOURCE, "mine")
-    (act,) = activations(GPT2Size(11, 16, 8, 1, 2), spec["unit"])
+    (act,) = activations(GPT2Size(11, 16, 8, 1, 2), spec.unit)
     x = torch.randn(3, 32)
     torch.testing.assert_close(act(x), 0.5 * x * torch.tanh(x) + 0.5 * x)
 

@@ -4,11 +4,13 @@ import hashlib
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from analysis.io.text import readable
 from pagating.data.corpus import read_meta
 from tests.tune.helpers import run_of
 from tune.errors import StudyError
@@ -47,13 +49,13 @@ def packed_300(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_dry_run_trains_each_arm_as_the_study_would(tmp_path, packed_300, monkeypatch):
-    from pagating.train import Trial, train
+    from pagating.train import train
 
     study = study_of("{gate: sigmoid, alpha: 0.5, form: projected}")
     monkeypatch.setattr(dry_run, "corpus_of", lambda study, output, base: (packed_300, None))
     (found,) = dry_run.try_arms(study, tmp_path, tmp_path, 3, ["mine"])
     spec = trial_spec(study, "mine", {"lr": 1e-3}, 1, packed_300, test=False)
-    rows = list(train(Trial(**{**spec, "tokens": 192, "eval_every": 1, "eval_windows": 1})))
+    rows = list(train(replace(spec, tokens=192, eval_every=1, eval_windows=1)))
     assert found.arm == "mine"
     assert [found.first_nll, found.last_nll] == [rows[0]["train_nll"], rows[2]["train_nll"]]
     assert found.parameters == work.arm_model(study, "mine", 300).parameters
@@ -80,13 +82,13 @@ def test_a_dry_run_may_take_fewer_micro_batches_a_step_and_none_smaller(tmp_path
     study = study.model_copy(update={"fixed": fixed})
     for given, tokens in ((None, 256), (1, 64), (2, 128), (9, 256)):
         spec = dry_run.shortened(study, "mine", tmp_path, packed_300, 3, given)
-        assert (spec["batch_tokens"], spec["micro_batch_tokens"], spec["tokens"]) == (tokens, 64, 3 * tokens)
+        assert (spec.batch_tokens, spec.micro_batch_tokens, spec.tokens) == (tokens, 64, 3 * tokens)
 
 
 def test_a_line_of_the_dry_run():
     tried = dry_run.Tried("a", 3.5, 3.25, 0.5, 2048.0, 1234567)
     assert dry_run.line(tried) == (
-        "a: 1,234,567 parameters, train_nll 3.5000 -> 3.2500, 2.00 GiB at the peak, 0.5 s a step"
+        "a: 1,234,567 parameters, train_nll 3.5000 -> 3.2500, 2.0 GiB at the peak, 0.5 s a step"
     )
     assert dry_run.line("a note") == "a note"
 
@@ -121,7 +123,7 @@ def test_a_published_study_trains_at_its_real_size_where_it_fits(path, tmp_path)
     model = work.arm_model(study, arm, tokens)
     planned = sum(space.memory_parts(study, model, tokens, 400.0).values())
     if planned > 0.9 * psutil.virtual_memory().available:
-        pytest.skip(f"{arm} needs about {space.readable(planned)}")
+        pytest.skip(f"{arm} needs about {readable(planned)}")
     found = [tried for tried in dry_run.try_arms(study, path.parent, tmp_path, 3, [arm]) if not isinstance(tried, str)]
     assert [tried.problem for tried in found] == [None]
     assert found[0].parameters == model.parameters
@@ -169,14 +171,14 @@ def test_a_study_finds_its_weights_once_and_its_trials_load_them(published_model
     assert found == {"path": str(file.resolve()), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     (tmp_path / "pre").mkdir()
     spec = trial_spec(study, "gelu", {"lr": 1e-3}, 1, corpus, test=False)
-    assert spec["pretrained"] == "gpt2"
+    assert spec.pretrained == "gpt2"
     with pytest.raises(StudyError, match=r"has no pretrained\.json, which names the weights"):
         weights.place_weights(spec, tmp_path / "pre")
     weights.note(found, tmp_path / "pre")
     placed = weights.place_weights(spec, tmp_path / "pre")
-    assert placed == {**spec, "pretrained": str(file.resolve())}
+    assert placed == replace(spec, pretrained=str(file.resolve()))
     run = run_of(study, tmp_path / "pre", corpus)
-    assert run.start(run.next_cell()).trial["pretrained"] == str(file.resolve())
+    assert run.start(run.next_cell()).trial.pretrained == str(file.resolve())
     assert next(e for e in run.ledger.events if e["event"] == "study")["pretrained"] == found["sha256"]
     run.ledger.close()
 

@@ -171,9 +171,9 @@ def test_units_of_every_kind_of_arm():
 
 def test_trial_arguments_are_the_fixed_ones_with_the_tuned_put_in():
     study = parse(changed("1.0e-2]}}", "1.0e-2]}, weight_decay: {choice: [0.0, 0.5]}}"), Path("x.yaml"))
-    spec = trial_spec(study, "floor", {"lr": 2e-3, "weight_decay": 0.5}, 7, Path("/corpus"), test=True)
-    assert (spec["lr"], spec["weight_decay"], spec["seed"], spec["test"]) == (2e-3, 0.5, 7, True)
-    assert spec["model"] == {
+    trial = trial_spec(study, "floor", {"lr": 2e-3, "weight_decay": 0.5}, 7, Path("/corpus"), test=True)
+    assert (trial.lr, trial.weight_decay, trial.seed, trial.test) == (2e-3, 0.5, 7, True)
+    assert trial.model == {
         "n_layer": 2,
         "d_model": 16,
         "n_head": 2,
@@ -182,9 +182,7 @@ def test_trial_arguments_are_the_fixed_ones_with_the_tuned_put_in():
         "initializer_range": 0.02,
         "activation": "gelu_pytorch_tanh",
     }
-    from pagating.train import Trial
-
-    assert Trial(**spec).steps == 64
+    assert trial.steps == 64
 
 
 def test_digest_leaves_out_what_it_is_told_to():

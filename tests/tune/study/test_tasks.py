@@ -1,6 +1,7 @@
 """Studies on padded lines and of other models than GPT-2: their keys, their plan, a small one of each through Ray."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -54,10 +55,10 @@ def small_text(folder):
 
 def test_lines_are_padded_and_the_padding_counted_unless_the_study_says_otherwise(tmp_path):
     spec = trial_spec(of(LINES), "stock", {"lr": 1e-3}, 1, tmp_path, test=False)
-    assert spec["padding"] == "counted"
+    assert spec.padding == "counted"
     masked = of(LINES, fixed="padding: masked")
-    assert trial_spec(masked, "stock", {"lr": 1e-3}, 1, tmp_path, test=False)["padding"] == "masked"
-    assert "padding" not in trial_spec(of(), "stock", {"lr": 1e-3}, 1, tmp_path, test=False)
+    assert trial_spec(masked, "stock", {"lr": 1e-3}, 1, tmp_path, test=False).padding == "masked"
+    assert trial_spec(of(), "stock", {"lr": 1e-3}, 1, tmp_path, test=False).padding is None
     assert parse(dump(masked), HERE) == masked
     with pytest.raises(StudyError, match=r"fixed\.padding=counted goes with corpus\.rows: lines"):
         of(fixed="padding: counted")
@@ -66,9 +67,9 @@ def test_lines_are_padded_and_the_padding_counted_unless_the_study_says_otherwis
 
 
 def test_a_task_goes_to_its_trials_and_keys_of_gpt2_alone_are_refused(tmp_path):
-    assert "task" not in trial_spec(of(), "stock", {"lr": 1e-3}, 1, tmp_path, test=False)
+    assert trial_spec(of(), "stock", {"lr": 1e-3}, 1, tmp_path, test=False).task == "causal"
     span = of(more="task: span\n")
-    assert trial_spec(span, "stock", {"lr": 1e-3}, 1, tmp_path, test=False)["task"] == "span"
+    assert trial_spec(span, "stock", {"lr": 1e-3}, 1, tmp_path, test=False).task == "span"
     assert (of().mlps, of(more="task: masked\n").mlps, span.mlps) == (2, 2, 4)
     refused = {
         r"model\.activation=gelu_new is not for task: masked": of_model("activation: gelu_new", "masked"),
@@ -98,13 +99,13 @@ def of_model(more, task):
 
 @pytest.mark.parametrize("task", ["masked", "span"])
 def test_a_model_that_is_planned_is_the_one_that_is_trained(task, tmp_path):
-    from pagating.train import Trial, build_model, train
+    from pagating.train import build_model, train
 
     study = of(more=f"task: {task}\n")
     folder = plan.stand_in(tmp_path, 280, 4096)
     for arm in study.arms:
         planned = work.arm_model(study, arm, 280)
-        trial = Trial(**{**plan.arm_example(study, arm, tmp_path, folder), "tokens": 256})
+        trial = replace(plan.arm_example(study, arm, tmp_path, folder), tokens=256)
         final = list(train(trial))[-1]["final"]
         assert (planned.parameters, planned.flops_per_token) == (final["parameters"], final["flops_per_token"])
         learned = sum(p.numel() for name, p in build_model(trial).named_parameters() if "alpha" in name)
@@ -134,7 +135,7 @@ def test_the_calibration_of_a_plan_and_a_dry_run_take_them(text, tmp_path):
     spec = plan.arm_example(study, "learned", tmp_path, folder)
     found = probe.first_steps(spec, work.arm_model(study, "learned", 280).flops_per_token, 0.05)
     assert found["tokens_per_second"] > 0
-    assert dry_run.shortened(study, "stock", tmp_path, folder, 3)["tokens"] == 3 * 256
+    assert dry_run.shortened(study, "stock", tmp_path, folder, 3).tokens == 3 * 256
 
 
 # --- small studies ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,80 @@
+"""Write the tables of docs/gates.md from the catalogue.
+
+    python docs/make_gates.py [FILE]
+
+The text around the tables stays as it is.
+"""
+
+import math
+import re
+import sys
+from pathlib import Path
+
+from pagating.gating.catalog import COMPETITORS, FORMS, GATE_ROWS, Competitor, GateRow
+
+PAGE = Path(__file__).parent / "gates.md"
+
+
+def formula(text: str) -> str:
+    """Return a formula as code, and its note after a comma."""
+    code, *note = text.split("; ", 1)
+    return ", ".join([f"`{code}`", *note])
+
+
+def interval(row: GateRow) -> str:
+    """Return the range of a gate: a square bracket at an end that is a value of the gate."""
+    low, high = row.range
+    left = "[" if row.attained and math.isfinite(low) else "("
+    right = "]" if row.attained and math.isfinite(high) else ")"
+    return f"{left}{low:.2g}, {high:.2g}{right}"
+
+
+def learned(row: Competitor) -> str:
+    """Return what a known activation learns, or the alpha that may be set."""
+    alpha = row.settings["alpha"]
+    if row.learns_alpha:
+        return f"alpha per layer, from {alpha['learnable']['init']:g}"
+    if row.settings.get("base") == "xielu":
+        return "two scalars per layer"
+    return f"alpha is {alpha:g}" if row.has_alpha else ""
+
+
+def tables() -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the rows of each table by its heading."""
+    return {
+        ("form", "formula", "extra parameters per layer"): [
+            (f"`{name}`", formula(form.formula), form.extra_parameters) for name, form in FORMS.items()
+        ],
+        ("gate", "`g(x)`", "range", "`x * g(x)` at -inf, +inf", "unit", "source"): [
+            (
+                f"`{name}`",
+                formula(row.formula),
+                interval(row),
+                ", ".join(f"{limit:g}" for limit in row.limits),
+                row.unit,
+                row.paper,
+            )
+            for name, row in GATE_ROWS.items()
+        ],
+        ("unit", "formula", "alpha", "source"): [
+            (f"`{name}`", formula(row.formula), learned(row), row.paper) for name, row in COMPETITORS.items()
+        ],
+    }
+
+
+def filled(page: str) -> str:
+    """Return the page with every table replaced. Raises ValueError if a heading is not once in it."""
+    for heading, rows in tables().items():
+        first = f"| {' | '.join(heading)} |\n"
+        if (found := page.count(first)) != 1:
+            raise ValueError(f"docs/gates.md has the heading {first.strip()!r} {found} times; once is needed")
+        begin = page.index(first)
+        end = begin + len(re.match(r"(?:\|.*\n)*", page[begin:])[0])
+        lines = [heading, ["---"] * len(heading), *rows]
+        page = page[:begin] + "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + page[end:]
+    return page
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE
+    target.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
