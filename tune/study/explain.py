@@ -39,6 +39,14 @@ def _known_keys(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
     return []
 
 
+def _is_key(part: str | int) -> bool:
+    """Return whether a part of pydantic's location is a key or an index, not the branch of a union."""
+    if isinstance(part, int):
+        return True
+    branch = part in ("float", "list[float]", "str", "int", "[key]") or part.startswith("function-")
+    return not (branch or part[:1].isupper())
+
+
 def explain(error: ValidationError, path: Path, root: type[BaseModel]) -> str:
     """The first error of a file as one line; `root`: the model of the whole file."""
     # of a union, the branch that the input's type fits is the one to speak of: the others only say "not a number"
@@ -50,9 +58,8 @@ def explain(error: ValidationError, path: Path, root: type[BaseModel]) -> str:
             item["type"] in other and isinstance(item["input"], dict | list),
         ),
     )
-    location = tuple(part for part in problem["loc"] if not (isinstance(part, str) and part[:1].isupper()))
-    location = tuple(part for part in location if part not in ("float", "list[float]", "str", "int", "[key]"))
-    location = tuple(part for part in location if not str(part).startswith("function-"))  # a branch of a union
+    unknown = problem["loc"][-1:] if problem["type"] == "extra_forbidden" else ()  # the user's own word, whatever it is
+    location = (*filter(_is_key, problem["loc"][: -1 if unknown else None]), *unknown)
     key = one_line(".".join(str(part) for part in location), 200) or "the file"
     value = problem["input"]
     shown = one_line(repr(value), 100)

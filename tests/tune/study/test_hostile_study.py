@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,9 @@ def test_the_resolved_study_holds_no_credentials():
     assert again.digest("tracking") == study.digest("tracking")
     with pytest.raises(StudyError, match="is without its credentials; give it whole: --tracking"):
         check_tracking(str(again.tracking), "tracking")
+
+
+@pytest.mark.parametrize("key", ["None", "Float", "[key]", "function-x", "1"])
+def test_an_unknown_key_is_named_whatever_it_looks_like(key):
+    with pytest.raises(StudyError, match=re.escape(f"x.yaml: unknown key '{key}'")):
+        parse(yaml.safe_dump({**copy.deepcopy(CONTENT), key: 1}), Path("x.yaml"))
