@@ -1,6 +1,6 @@
-"""Swap the activation of every MLP of a Hugging Face model instance, and put it back.
+"""Replace the activation of every MLP of a Hugging Face model instance, and put it back.
 
-Nothing global changes: neither torch nor transformers, only the instance.
+Only the instance changes, neither torch nor transformers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,10 +31,10 @@ _RECORD = "_pagating_replaced"
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What `patch` did: the unit, names and types of what it replaced in layer order, parameters added.
+    """The result of `patch`: the unit, names and types of the replaced activations in layer order, parameters added.
 
-    `left` names the activations that it saw and left alone: those outside the blocks (poolers, heads), or with
-    no linear layer beside them (experts that keep their weights in one tensor).
+    `left` names the activations that it found and did not replace: those outside the blocks (poolers, heads), or with
+    no linear layer beside them (experts whose weights are one tensor).
     """
 
     unit: str
@@ -67,10 +67,10 @@ def patch(
     """Replace the activation of every MLP of `model`, in place, by a parameterised gate.
 
     Defaults: `gate="sigmoid", alpha=0.5, base="identity", form="pointwise"`. Each activation becomes
-    `alpha * x * g(x) + (1 - alpha) * base(x)`; `gate` is a key of `pagating.gating.gates.GATES` and `alpha` what
-    `pagating.gating.alpha.parse` takes. `base`: `identity`, `gelu` (the tanh form; at a fixed `alpha = 0` the
-    model's own module where it has one), `stock` (the activation that was there) or `xielu`. At a fixed
-    `alpha = 0` with `gelu` on GPT-2, or with `stock` on any model, losses and gradients keep their bits.
+    `alpha * x * g(x) + (1 - alpha) * base(x)`; `gate` is a key of `pagating.gating.gates.GATES` and `alpha` an argument
+    of `pagating.gating.alpha.parse`. `base`: `identity`, `gelu` (the tanh form; at a fixed `alpha = 0` the model's own
+    module if it has one), `stock` (the activation of the unpatched model) or `xielu`. At a fixed `alpha = 0` with
+    `gelu` on GPT-2, or with `stock` on any model, losses and gradients keep their bits.
 
     `form`: `pointwise`; `scaled` and `expanded` (see `pagating.gating.units`); `glu`, which also replaces the two
     linear layers of the MLP by narrower ones (`h = round(2/3 * d_ff)`, parameters matched within 0.1% at
@@ -78,8 +78,8 @@ def patch(
     their new layers are initialised by the model's own rule with torch's global generator. `unit`: a
     known activation of `pagating.gating.catalog.COMPETITORS` instead of gate, base and form.
 
-    Raises ValueError when an argument is not one of the allowed, when `model` is patched already, when no MLP
-    activation was found, and for `glu` when an MLP is not one layer in, one layer out. `unpatch` undoes it.
+    Raises ValueError if an argument is not allowed, if `model` is patched already, if no MLP activation is found, and
+    for `glu` if an MLP is not one layer in, one layer out. `unpatch` undoes it.
     """
     chosen = settings({"gate": gate, "alpha": alpha, "base": base, "form": form, "unit": unit})
     gate_row(chosen["gate"])
@@ -113,7 +113,7 @@ def patch(
 
 
 def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModule | None) -> dict[str, nn.Module]:
-    """The modules that replace children of the slot's parent, by child name."""
+    """Return the modules that replace children of the slot's parent, by child name."""
     like = next(slot.parent.parameters())
     alpha, gate, form = chosen["alpha"], chosen["gate"], chosen["form"]
     with torch.device(like.device):
@@ -159,7 +159,7 @@ def _linear_like(linear: nn.Module, n_in: int, n_out: int) -> nn.Module:
 
 
 def _initialise(model: nn.Module, slot: Slot, new: Mapping[str, nn.Module]) -> None:
-    """Initialise new linear layers by the model's own rule, where it has one."""
+    """Initialise new linear layers by the model's own rule, if it has one."""
     rule = getattr(model, "_init_weights", None)
     if rule is None:
         return
@@ -184,10 +184,7 @@ def _base(base: str, stock: nn.Module, is_off: bool) -> str | Function:
 
 
 def unpatch(model: nn.Module) -> list[str]:
-    """Put back the modules that `patch` took out; returns their names.
-
-    Raises ValueError for a model that is not patched.
-    """
+    """Put back the modules that `patch` replaced; return their names. Raises ValueError if the model is not patched."""
     if _RECORD not in model.__dict__:
         raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
     record = model.__dict__.pop(_RECORD)
@@ -199,7 +196,7 @@ def unpatch(model: nn.Module) -> list[str]:
 
 @contextmanager
 def unpatched(model: nn.Module) -> Iterator[nn.Module]:
-    """The model without its patch for the length of a `with` block; the patch comes back after it."""
+    """Yield the model without its patch for a `with` block; the patch is put back after it."""
     if _RECORD not in model.__dict__:
         raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
     record = model.__dict__[_RECORD]
@@ -215,5 +212,5 @@ def unpatched(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, a shared one counted once."""
+    """Return the number of parameters; a shared one counts once."""
     return sum(p.numel() for p in model.parameters())
