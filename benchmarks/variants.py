@@ -5,7 +5,6 @@ Each is a variant: a function that trains a little further and returns its secon
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -78,7 +77,7 @@ def worker(trial: Trial) -> Variant:
     given, told = child.stdin, child.stdout
     assert given is not None
     assert told is not None
-    print(json.dumps(dataclasses.asdict(trial)), file=given, flush=True)
+    print(json.dumps(trial.as_dict()), file=given, flush=True)
 
     def run() -> float:
         print(file=given, flush=True)
@@ -154,7 +153,7 @@ def hf_trainer(trial: Trial, folder: Path) -> Variant:
 
 def main() -> None:
     """The process of `worker`: a trial's JSON on the first line, then for each line the seconds a token."""
-    run = engine(Trial(**json.loads(sys.stdin.readline())))
+    run = engine(Trial.from_dict(json.loads(sys.stdin.readline())))
     for _ in sys.stdin:
         print(run(), flush=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DEVICES = ("cpu", "cuda", "auto")
+UTILISATION = 0.3  # share of the peak that a plan assumes; a small model reaches far less
 
 
 @dataclass(frozen=True)

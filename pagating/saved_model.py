@@ -6,7 +6,6 @@ tokenizer.json: of its corpus. Nothing is unpickled, and no Python of the folder
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -50,7 +49,7 @@ def save_model(model: nn.Module, trial: Trial, folder: str | Path, final: Mappin
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model_tensors(model).items()}
         write_tensors(scratch / WEIGHTS, tensors, trial.task)
         shutil.copyfile(Path(trial.corpus) / TOKENIZER, scratch / TOKENIZER)
-        settings = dataclasses.asdict(trial)
+        settings = trial.as_dict()
         known = {
             "format": FORMAT,
             "task": settings.pop("task"),

@@ -130,7 +130,7 @@ def trial_identity(trial: Trial) -> str:
     if own:
         unit["gate"] = [hashlib.sha256(Path(own["file"]).read_bytes()).hexdigest(), own["name"]]
     device, corpus = resolve_device(trial.device).type, read_meta(trial.corpus)["digest"]
-    fields = dataclasses.asdict(trial) | {"unit": unit, "device": device, "corpus": corpus}
+    fields = trial.as_dict() | {"unit": unit, "device": device, "corpus": corpus}
     for key, value in {"pretrained": None, "padding": None, "task": "causal"}.items():
         if fields[key] == value:
             del fields[key]  # as it was before there were any

@@ -1,7 +1,7 @@
 """GPT-2 in torch alone: the parameters, names and numbers of Hugging Face's `GPT2LMHeadModel`, without its overhead.
 
-A state dict of one loads into the other, patched or not (tested against it, arm by arm). Nothing here imports
-transformers, so that a trial's process starts in the time that torch takes.
+A state dict of one loads into the other, patched or not; the tests compare both, arm by arm. Nothing here imports
+transformers, so a trial's process starts as fast as torch is imported.
 
 Axes: B batch, T position, C d_model, F d_ff, H head, D width of a head, V vocabulary, N = B * T.
 """
@@ -30,7 +30,7 @@ ACTIVATION_FUNCTIONS: dict[str, Function] = {
 
 
 class Logits(NamedTuple):
-    """What a call of the model returns: `logits` (B, T, V), under the name that transformers gives them."""
+    """The result of a call of the model: `logits` (B, T, V), named as in transformers."""
 
     logits: Tensor
 
@@ -58,10 +58,10 @@ class Stock(nn.Module):
 
 
 def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal softmax attention, scale 1/sqrt(D).
+    """Return causal softmax attention, scale 1/sqrt(D).
 
-    torch's fused kernel, except in bfloat16 on a CPU: there its backward pass is slower than the three products written
-    out, so these are taken, with the softmax in float32.
+    It is torch's fused kernel, except in bfloat16 on a CPU: its backward pass is slower there than the three products
+    written out, so these are used, with the softmax in float32.
     """
     if q_BHTD.dtype != torch.bfloat16 or q_BHTD.device.type != "cpu":
         return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True, dropout_p=dropout)
@@ -117,7 +117,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings, blocks and the last norm: what is under `transformer.` in a checkpoint of GPT-2."""
+    """Embeddings, blocks and the last norm: the tensors under `transformer.` in a checkpoint of GPT-2."""
 
     def __init__(self, size: GPT2Size, acts: list[nn.Module]) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Transformer(nn.Module):
         self.dropout = size.dropout
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
-        """Token embedding plus position embedding, (B, T, C)."""
+        """Return token embedding plus position embedding, (B, T, C)."""
         x_BTC: Tensor = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
         return x_BTC
 
@@ -167,7 +167,7 @@ class GPT2(nn.Module):
         self.lm_head = Head(self.transformer.wte)
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """What the output projection is applied to, (B, T, C); tokens (B, T) with T at most `n_ctx`."""
+        """Return the input of the output projection, (B, T, C); tokens (B, T) with T at most `n_ctx`."""
         x_BTC: Tensor = self.transformer(tokens_BT)
         return x_BTC
 
@@ -211,7 +211,7 @@ def _unit(size: GPT2Size, row: Mapping[str, Any], layer: int, owner: AlphaModule
 
 
 def training_flops_per_token(model: GPT2) -> int:
-    """Forward and backward FLOPs a token at windows of `n_ctx`, as `pagating.gating.cost.cost` counts them."""
+    """Return forward and backward FLOPs per token at windows of `n_ctx`, as `pagating.gating.cost.cost` counts them."""
     size = model.config
     dense = [m for m in model.modules() if isinstance(m, Dense | nn.Linear | Head)]
     weights = sum(m.weight.numel() for m in dense)

@@ -1,4 +1,4 @@
-"""What a trial learns: how its model is made, what a batch is, what its loss is. A row of `TASKS` each; one loop.
+"""The causal task: the model, the batches and the loss of a trial that predicts the next token.
 
 A batch is a tuple of tensors, rows first, the last of them the targets: `IGNORE` where nothing is to be predicted.
 Axes: B rows of a batch, T position, R rows held out.
@@ -29,7 +29,7 @@ from pagating.trial import Trial
 
 
 def build_gpt2(trial: Trial) -> GPT2:
-    """GPT-2 of the trial's size with its unit in every MLP: initialised from its seed, then from pretrained weights."""
+    """Return GPT-2 of the trial's size with its unit in every MLP, from its seed, then from pretrained weights."""
     model = GPT2(GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit)
     initialise_gpt2(model, trial.seed)
     if trial.pretrained:
@@ -38,7 +38,7 @@ def build_gpt2(trial: Trial) -> GPT2:
 
 
 def causal_batches(trial: Trial) -> Callable[[int], Batch]:
-    """Inputs and targets (B, T) of a step: packed windows, or padded lines where the trial has a `padding`."""
+    """Return a function from a step to inputs and targets (B, T): packed windows, or padded lines with `padding`."""
     n_ctx, batch = trial.model["n_ctx"], trial.batch_tokens // trial.model["n_ctx"]
     padding = trial.padding
     if padding is None:
@@ -60,9 +60,9 @@ def causal_batches(trial: Trial) -> Callable[[int], Batch]:
 
 
 def hidden_function(trial: Trial, model: GPT2, inputs_BT: Tensor) -> Hidden:
-    """The model's body as the loop calls it: `GPT2.hidden`, or its compiled form where the trial asks for one.
+    """Return the model's body for the loop: `GPT2.hidden`, or its compiled form if the trial asks for one.
 
-    The FLOPs that decide are those of the stock model, so that all arms of a study take the same path.
+    The FLOPs of the stock model decide, so that all arms of a study take the same path.
     """
     model.train()
     if trial.precision == "bfloat16":
@@ -91,17 +91,17 @@ class CausalLoss:
 
 
 def causal_loss(trial: Trial, model: GPT2, batch: Batch) -> CausalLoss:
-    """The loss of a trial, its model compiled for such a batch where that pays."""
+    """Return the loss of a trial, with its model compiled for such a batch if that pays off."""
     return CausalLoss(hidden_function(trial, model, batch[0]), trial.padding == "masked")
 
 
 def causal_windows(trial: Trial, split: str) -> Tensor:
-    """The windows (R, T + 1) of a split on which the loss is computed that decides, whatever was trained on."""
+    """Return the windows (R, T + 1) of a split for the loss that decides: the same for packed text and lines."""
     return eval_windows(open_split(trial.corpus, split), trial.model["n_ctx"], trial.eval_windows)
 
 
 def padded_loss(trial: Trial, model: GPT2) -> Evaluation:
-    """`padded_nll` on lines of the validation split, as many as there are evaluation windows; batch by batch."""
+    """Evaluate `padded_nll` batch by batch on lines of the validation split, as many as evaluation windows."""
     n_ctx = trial.model["n_ctx"]
     batch = trial.batch_tokens // n_ctx
     if trial.padding:

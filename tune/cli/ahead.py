@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pagating.hardware import UTILISATION
 from tune.cli.common import DONE, UNDECIDED, Config, Output, Slots
 
 
@@ -17,7 +18,7 @@ def plan(
     hours_from: Annotated[
         str, typer.Option(help="'measure' (10 s of training here), or a device such as a100.")
     ] = "measure",
-    utilisation: Annotated[float, typer.Option(help="Share of a named device's peak that is assumed.")] = 0.3,
+    utilisation: Annotated[float, typer.Option(help="Share of a named device's peak that is assumed.")] = UTILISATION,
     effect: Annotated[str, typer.Option(help="Difference to be seen, a percentage of the baseline's loss.")] = "0.5%",
     noise: Annotated[
         str | None, typer.Option(help="An earlier study, or a percentage: sd of paired differences.")

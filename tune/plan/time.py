@@ -20,8 +20,8 @@ from tune.plan.work import Model, stopped
 from tune.study.sizes import Span, evaluations, grid_chances, grid_points, rung, steps, validation_tokens
 from tune.study.study import Study
 
+# by the name that --hours-from takes: the GPUs whose float32 peak is listed
 DEVICES = {name.replace(" ", "").lower(): peak for name, peak in PEAKS.items() if peak.float32}
-UTILISATION = 0.3  # share of the peak that is assumed; a small model reaches far less
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pagating.gating.alpha import parse as parse_alpha
-from pagating.gating.catalog import COMPETITORS
+from pagating.gating.catalog import COMPETITORS, FORMS, GATE_ROWS, STUDY_GATES
 from pagating.gating.units import PaGLU, ProjectedGLU, SplitGLU
 from pagating.model.gpt2 import GPT2, GPT2Size
 from tune.decide.stages import Stages
@@ -42,6 +42,21 @@ def acts(arm, config=None):
 
 
 # --- arms ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_names_the_gates_and_forms_of_the_catalogue_that_are_for_studies():
+    for gate in GATE_ROWS:
+        if gate in STUDY_GATES:
+            assert study_of(f"{{gate: {gate}, alpha: 0.5}}").arms["mine"].gate == gate
+            continue
+        with pytest.raises(StudyError, match=rf"gate '{gate}' is not one of sigmoid, tanh, relu, gelu, mish, silu"):
+            study_of(f"{{gate: {gate}, alpha: 0.5}}")
+    for name, form in FORMS.items():
+        if form.in_study:
+            assert study_of(f"{{gate: sigmoid, alpha: 0.5, form: {name}}}").arms["mine"].form == name
+            continue
+        with pytest.raises(StudyError, match=rf"form: '{name}' is not allowed: input should be 'pointwise', 'glu' or"):
+            study_of(f"{{gate: sigmoid, alpha: 0.5, form: {name}}}")
 
 
 @pytest.mark.parametrize("unit", COMPETITORS)
