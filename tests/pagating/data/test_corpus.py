@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from pagating.data import corpus, prepare, texts
 from pagating.data.texts import CorpusError
-from pagating.data.tokenizer import chunks, digest_of
+from pagating.data.tokenizer import chunks, digest_of, encode, make_tokenizer
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 TOKENIZER = {"vocab_size": 300}
@@ -76,7 +76,7 @@ def test_second_preparation_reads_the_cache_and_a_damaged_one_is_made_again(text
     folder = prepare.prepare(*arguments)
     before = (folder / "train.bin").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(corpus, "make_tokenizer", lambda *a: pytest.fail("tokenized again"))
+        patched.setattr(prepare, "make_tokenizer", lambda *a: pytest.fail("tokenized again"))
         assert prepare.prepare(*arguments) == folder
     (folder / "train.bin").write_bytes(before[:-2] + b"\1\0")
     assert prepare.prepare(*arguments) == folder
@@ -136,7 +136,7 @@ def test_a_cache_of_another_version_is_made_again(text_files, tmp_path, monkeypa
     arguments = ({"files": {"train": "train.txt"}}, TOKENIZER, 16, tmp_path / "cache", text_files)
     folder = prepare.prepare(*arguments)
     with monkeypatch.context() as patched:
-        patched.setattr(corpus, "FORMAT", 99)
+        patched.setattr(prepare, "FORMAT", 99)
         assert prepare.fault(folder) == "format 2 is not 99"
         assert prepare.prepare(*arguments) != folder
     meta = json.loads((folder / "corpus.json").read_text())
@@ -172,11 +172,11 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(text_files, tmp
 PREPARE = """
 import sys
 from pathlib import Path
-from pagating import corpus
-whole = corpus.make_tokenizer
-corpus.make_tokenizer = lambda *given: print("packed") or whole(*given)
+from pagating.data import prepare
+whole = prepare.make_tokenizer
+prepare.make_tokenizer = lambda *given: print("packed") or whole(*given)
 base = Path(sys.argv[1])
-print(corpus.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 300}, 16, base / "cache", base))
+print(prepare.prepare({"files": {"train": "train.txt"}}, {"vocab_size": 300}, 16, base / "cache", base))
 """
 
 
@@ -199,14 +199,14 @@ def test_a_cache_that_is_full_or_in_the_way_says_so_and_leaves_nothing(text_file
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(corpus.os, "fsync", full)
+        patched.setattr(prepare.os, "fsync", full)
         with pytest.raises(CorpusError, match="cache: the packed corpus cannot be written: No space left on device"):
             prepare.prepare(*arguments)
     assert not (tmp_path / "cache").exists()
     folder = prepare.prepare(*arguments)
     assert prepare.fault(folder) is None
     with monkeypatch.context() as patched:
-        patched.setattr(corpus.os, "fsync", full)
+        patched.setattr(prepare.os, "fsync", full)
         with pytest.raises(CorpusError, match="cache: the packed corpus cannot be written: No space left on device"):
             prepare.prepare(arguments[0], {"vocab_size": 290}, *arguments[2:])
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".lock", folder.name]
@@ -312,15 +312,15 @@ def test_what_a_study_refuses_is_not_written_and_what_it_is_shown_is_what_is_wri
 
 def test_a_pretrained_tokenizer_that_is_nowhere_says_what_to_do(tmp_path):
     with pytest.raises(CorpusError, match=r"download tokenizer\.json"):
-        corpus.make_tokenizer({"path": str(tmp_path / "nothing")}, "")
+        make_tokenizer({"path": str(tmp_path / "nothing")}, "")
 
 
 def test_a_pretrained_tokenizer_folder_is_used_as_it_stands(text_files, tmp_path):
     from transformers import PreTrainedTokenizerFast
 
-    trained = corpus.make_tokenizer({"vocab_size": 280}, (text_files / "train.txt").read_text())
+    trained = make_tokenizer({"vocab_size": 280}, (text_files / "train.txt").read_text())
     PreTrainedTokenizerFast(tokenizer_object=trained).save_pretrained(tmp_path / "tokenizer")
-    loaded = corpus.make_tokenizer({"path": "tokenizer"}, "", tmp_path)
+    loaded = make_tokenizer({"path": "tokenizer"}, "", tmp_path)
     assert loaded.encode(WORDS).ids == trained.encode(WORDS).ids
 
 
@@ -361,8 +361,8 @@ def test_large_vocabularies_take_four_bytes(monkeypatch):
         def encode_batch_fast(self, texts, add_special_tokens):
             return [type("E", (), {"ids": [69_999]})() for _ in texts]
 
-    assert corpus.encode(Wide(), "x").tolist() == [69_999]
-    assert corpus.encode(Wide(), "x").dtype == np.uint32
+    assert encode(Wide(), "x").tolist() == [69_999]
+    assert encode(Wide(), "x").dtype == np.uint32
 
 
 def test_digest_tells_parts_apart():
