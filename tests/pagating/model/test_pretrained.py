@@ -133,14 +133,14 @@ def test_an_untied_output_projection_is_refused(folder, tmp_path):
 
 def test_damaged_files_are_one_line(folder, tmp_path):
     (tmp_path / FILE).write_bytes((folder / FILE).read_bytes()[:1000])
-    with pytest.raises(PretrainedError, match="is no whole safetensors file"):
+    with pytest.raises(PretrainedError, match="is not a complete safetensors file"):
         check_weights(model_of(), tmp_path / FILE)
     (tmp_path / FILE).write_bytes(struct.pack("<Q", 2) + b"{}")
     with pytest.raises(PretrainedError, match=r"has no 'transformer.wte.weight'"):
         check_weights(model_of(), tmp_path / FILE)
     (tmp_path / FILE).write_bytes((folder / FILE).read_bytes())
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(PretrainedError, match=r"config.json: is no JSON"):
+    with pytest.raises(PretrainedError, match=r"config.json: is not JSON"):
         check_weights(model_of(), tmp_path / FILE)
 
 
