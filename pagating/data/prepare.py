@@ -18,7 +18,7 @@ from pagating.data.corpus import meta_digest, pad_id, read_meta, rows_file
 from pagating.data.texts import SPLITS, CorpusError, load_texts
 from pagating.data.tokenizer import digest_of, encode, make_tokenizer, tokenizer_key
 
-FORMAT = 2  # raise it when the packing of the same text changes
+FORMAT = 2  # increase it if the packing of the same text changes
 
 
 def prepare(
@@ -29,14 +29,23 @@ def prepare(
     base: Path | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Path:
-    """The folder with the packed corpus, made when it is not in the cache, or damaged there (one line says so).
+    """Pack a corpus unless the cache has an intact copy, and return its folder. A damaged copy is reported in one line.
 
-    Atomic: another process sees all or nothing, and of several that need the same corpus one makes it. It holds
-    `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json` (digest, dtype,
-    vocabulary, tokens and bytes of text a split); with `rows: lines` in `source` also what `pagating.data.lines` reads.
-    A trial that reads a folder while it is made again keeps its files. Raises CorpusError for text or a tokenizer that
-    cannot be used, a split shorter than one window, and a cache that cannot be written. Then nothing is written, nor
-    where `check`, which is given what `corpus.json` will say, raises something.
+    The folder holds `train.bin`, `validation.bin`, `test.bin` (flat token ids), `tokenizer.json` and `corpus.json`
+    (digest, dtype, vocabulary, tokens and bytes of text per split). With `rows: lines` in `source`, it also holds the
+    index that `pagating.data.lines` reads. It appears in one step, and only one of several processes that need it makes
+    it. A trial that reads a folder while it is made again keeps its open files. After an error nothing is written.
+
+    Args:
+        source: Corpus section of a study.
+        tokenizer: Tokenizer section of a study.
+        n_ctx: Tokens per window.
+        cache: Folder of all packed corpora.
+        base: Folder that relative paths start from.
+        check: Called with the content of `corpus.json` before it is written; it may raise an error.
+
+    Raises:
+        CorpusError: Text or tokenizer cannot be used, a split is shorter than one window, or the cache is not writable.
     """
 
     def fits(meta: Mapping[str, Any]) -> None:
@@ -52,7 +61,7 @@ def prepare(
     if fault(folder):
         try:
             with alone(cache):
-                damage = fault(folder)  # while this process waited, another may have made it
+                damage = fault(folder)  # another process may have made it while this one waited
                 if damage:
                     if folder.exists():
                         print(f"pagating: {folder}: {damage}; it is packed again", file=sys.stderr)
@@ -72,9 +81,9 @@ def _pack(
     lines: bool,
     fits: Callable[[Mapping[str, Any]], None],
 ) -> None:
-    """Tokenize, and make the folder in one step, every byte of it on disk before its name is; `fits` may refuse it."""
+    """Tokenize texts and write the folder, unless `fits` raises an error for the content of `corpus.json`."""
     rows: dict[str, np.ndarray] = {}
-    if lines:  # the index of the lines too
+    if lines:
         from pagating.data.lines import encode_lines
 
         both = {split: encode_lines(tokenizer, texts[split]) for split in SPLITS}
@@ -109,7 +118,10 @@ def _pack(
 
 
 def place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
-    """Write the folder in one step. The cache's lock is held: no one else has the scratch folder."""
+    """Write a folder in one step: all bytes are on disk before its name appears.
+
+    The caller holds the cache's lock, so no other process uses the scratch folder.
+    """
     scratch = folder.parent / f".{folder.name}"
     try:
         scratch.mkdir()
@@ -118,7 +130,7 @@ def place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
-        if folder.exists():  # damaged: set it aside in one step, then remove it
+        if folder.exists():  # damaged: move it away in one step, then remove it
             os.replace(folder, scratch / "damaged")
         os.replace(scratch, folder)
         shutil.rmtree(folder / "damaged", ignore_errors=True)
@@ -127,7 +139,7 @@ def place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a cached corpus, every byte looked at; None where it is as it was written."""
+    """Return the fault of a cached corpus after reading every byte, or None if it is intact."""
     try:
         meta = read_meta(folder)
         if meta["format"] != FORMAT:
@@ -147,7 +159,7 @@ def fault(folder: Path) -> str | None:
 
 
 def check_length(splits: Mapping[str, Mapping[str, Any]], n_ctx: int) -> None:
-    """Raise CorpusError when a split is shorter than one window of n_ctx tokens and the token after it."""
+    """Raise CorpusError if a split is shorter than one window of n_ctx tokens and the token after it."""
     for split, counts in splits.items():
         if counts["tokens"] < n_ctx + 1:
             raise CorpusError(
