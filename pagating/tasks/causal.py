@@ -1,6 +1,6 @@
-"""What a trial learns: how its model is made, what a batch is, what its loss is. A row of `TASKS` each; one loop.
+"""The causal task: GPT-2 predicts the next token.
 
-A batch is a tuple of tensors, rows first, the last of them the targets: `IGNORE` where nothing is to be predicted.
+A batch is a tuple of tensors with rows as first axis. The last tensor holds the targets; `IGNORE` means no target.
 Axes: B rows of a batch, T position, R rows held out.
 """
 
@@ -24,11 +24,9 @@ from pagating.model.pretrained import load_pretrained
 from pagating.tasks.task import Batch, Hidden, Task
 from pagating.trial import Trial
 
-# --- causal: the next token of GPT-2 ---------------------------------------------------------------------------------
-
 
 def build_gpt2(trial: Trial) -> GPT2:
-    """GPT-2 of the trial's size with its unit in every MLP: initialised from its seed, then from pretrained weights."""
+    """Make the trial's GPT-2, initialised from its seed, and load pretrained weights if the trial names them."""
     model = GPT2(GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit)
     initialise_gpt2(model, trial.seed)
     if trial.pretrained:
@@ -37,7 +35,10 @@ def build_gpt2(trial: Trial) -> GPT2:
 
 
 def causal_batches(trial: Trial) -> Callable[[int], Batch]:
-    """Inputs and targets (B, T) of a step: packed windows, or padded lines where the trial has a `padding`."""
+    """Return a function of the step that gives its inputs and targets (B, T).
+
+    Rows are packed windows, or padded lines if the trial has a `padding`.
+    """
     n_ctx, batch = trial.model["n_ctx"], trial.batch_tokens // trial.model["n_ctx"]
     padding = trial.padding
     if padding is None:
@@ -59,7 +60,7 @@ def causal_batches(trial: Trial) -> Callable[[int], Batch]:
 
 
 def hidden_function(trial: Trial, model: GPT2, inputs_BT: Tensor) -> Hidden:
-    """The model's body as the loop calls it: `GPT2.hidden`, or its compiled form where the trial asks for one.
+    """Return `GPT2.hidden`, or its compiled form if the trial asks for one (see `is_compiled`).
 
     The FLOPs that decide are those of the stock model, so that all arms of a study take the same path.
     """
@@ -75,7 +76,12 @@ def hidden_function(trial: Trial, model: GPT2, inputs_BT: Tensor) -> Hidden:
 
 @dataclass(frozen=True)
 class CausalLoss:
-    """The mean negative log-likelihood of the next token, nats; `hidden` is the model's body."""
+    """The mean negative log-likelihood of the next token, in nats.
+
+    Attributes:
+        hidden: `GPT2.hidden` or its compiled form.
+        masked: Skip targets that are IGNORE.
+    """
 
     hidden: Hidden
     masked: bool
@@ -90,17 +96,17 @@ class CausalLoss:
 
 
 def causal_loss(trial: Trial, model: GPT2, batch: Batch) -> CausalLoss:
-    """The loss of a trial, its model compiled for such a batch where that pays."""
+    """Return the loss of a trial. Its model may be compiled for the shape of `batch`."""
     return CausalLoss(hidden_function(trial, model, batch[0]), trial.padding == "masked")
 
 
 def causal_windows(trial: Trial, split: str) -> Tensor:
-    """The windows (R, T + 1) of a split on which the loss is computed that decides, whatever was trained on."""
+    """Return the packed windows (R, T + 1) of a split for `val_nll` or `test_nll`, for trials on lines too."""
     return eval_windows(open_split(trial.corpus, split), trial.model["n_ctx"], trial.eval_windows)
 
 
 def padded_loss(trial: Trial, model: GPT2) -> Evaluation:
-    """`padded_nll` on lines of the validation split, as many as there are evaluation windows; batch by batch."""
+    """Compute `padded_nll` on lines of the validation split, at most as many as evaluation windows, batch by batch."""
     n_ctx = trial.model["n_ctx"]
     batch = trial.batch_tokens // n_ctx
     if trial.padding:
