@@ -1,4 +1,4 @@
-"""Where a trial computes: the device it asks for, that device's peak, and the share of the peak that it reached."""
+"""The device of a trial, its peak speed, and the share of the peak that a trial reached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 DEVICES = ("cpu", "cuda", "auto")
-# dense bfloat16 TFLOP/s with float32 sums, without sparsity, by a part of the device's name; the first that fits counts
+# dense bfloat16 TFLOP/s with float32 sums, without sparsity, by a part of the device's name; the first match counts
 PEAK_TFLOPS: dict[str, float] = {
     "H200": 989.0,  # NVIDIA H200 data sheet: 1,979 with sparsity
     "H100 PCIe": 756.0,  # NVIDIA H100 data sheet: 1,513 with sparsity
@@ -25,9 +25,9 @@ PEAK_TFLOPS: dict[str, float] = {
 
 
 def resolve_device(choice: str) -> torch.device:
-    """The device of a trial: `cpu`, `cuda`, or `auto`: cuda where there is one.
+    """Return the device for `cpu`, `cuda` or `auto`, which is cuda if there is one.
 
-    Raises ValueError for another choice, and for `cuda` where torch sees none.
+    Raise ValueError for another choice, and for `cuda` if torch sees no CUDA device.
     """
     if choice not in DEVICES:
         raise ValueError(f"device='{choice}' is not one of {', '.join(DEVICES)}")
@@ -37,14 +37,14 @@ def resolve_device(choice: str) -> torch.device:
 
 
 def to_device(tokens: Tensor, device: torch.device) -> Tensor:
-    """Tokens on the device; to a GPU from pinned memory, so that the copy does not hold up what is launched next."""
+    """Copy tokens to the device. A copy to a GPU uses pinned memory, so that later launches do not wait for it."""
     return tokens if device.type == "cpu" else tokens.pin_memory().to(device, non_blocking=True)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices itself.
+    """Return True if the hardware multiplies bfloat16 matrices.
 
-    A processor without AVX-512 BF16, AMX or Arm's form of it emulates that, several times slower than float32.
+    A processor without AVX-512 BF16, AMX or Arm's equivalent emulates it, several times slower than float32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -55,7 +55,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @functools.cache
 def warn_of_emulation(device: torch.device) -> None:
-    """One line a process where bfloat16 was asked for and the device has none."""
+    """Write one line to stderr, once per process, if the device emulates bfloat16."""
     if not has_bfloat16(device):
         print(
             f"pagating: bfloat16 is emulated on this {device.type}; precision: float32 is faster here", file=sys.stderr
@@ -63,13 +63,15 @@ def warn_of_emulation(device: torch.device) -> None:
 
 
 def peak_tflops(name: str) -> float | None:
-    """Peak of a device by its name, dense bfloat16 TFLOP/s; None where the table has no row for it."""
+    """Return the peak of a device in dense bfloat16 TFLOP/s, or None if `PEAK_TFLOPS` has no row for its name."""
     return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
 def utilisation(flops_per_token: int, tokens_per_second: float, name: str) -> float | None:
-    """Model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): FLOPs that the model needs, over
-    what the device could do at its bfloat16 peak in the same time. None for a device without a row in `PEAK_TFLOPS`.
+    """Compute the model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), a share of 1.
+
+    It is the model's FLOPs divided by the FLOPs of the device at its bfloat16 peak in the same time. It is None if
+    `PEAK_TFLOPS` has no row for the device.
     """
     peak = peak_tflops(name)
     return None if peak is None else flops_per_token * tokens_per_second / (peak * 1e12)

@@ -82,7 +82,7 @@ GATES: dict[str, Gate] = {
         (_SILU_MIN, _INF), (0.0, _INF), "paSiLU", "Elfwing et al. 2017, arXiv 1702.03118",
     ),
     "step": Gate(
-        _step, F.relu, "1 where x > 0, else 0", (0.0, 1.0), (0.0, _INF), "leaky ReLU of slope 1 - alpha",
+        _step, F.relu, "1 if x > 0, else 0", (0.0, 1.0), (0.0, _INF), "leaky ReLU of slope 1 - alpha",
         "Maas et al. 2013; He et al. 2015, arXiv 1502.01852",
     ),
     "linear": Gate(
