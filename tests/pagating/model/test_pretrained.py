@@ -25,7 +25,7 @@ def hf():
     config = GPT2Config(vocab_size=97, n_layer=3, n_embd=24, n_head=3, n_positions=32, activation_function="gelu_new")
     torch.manual_seed(3)
     model = GPT2LMHeadModel(config).eval()
-    with torch.no_grad():  # biases and norms too, so that none that is left out goes unseen
+    with torch.no_grad():  # biases and norms too, so that the test notices a missing one
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model
