@@ -70,8 +70,15 @@ def peak_tflops(name: str) -> float | None:
 def utilisation(flops_per_token: int, tokens_per_second: float, name: str) -> float | None:
     """Compute the model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), a share of 1.
 
-    It is the model's FLOPs divided by the FLOPs of the device at its bfloat16 peak in the same time. It is None if
-    `PEAK_TFLOPS` has no row for the device.
+    It is the model's FLOPs divided by the FLOPs of the device at its bfloat16 peak in the same time.
+
+    Args:
+        flops_per_token: FLOPs of training that the model needs per token.
+        tokens_per_second: Tokens trained per second.
+        name: Name of the device.
+
+    Returns:
+        The share, or None if `PEAK_TFLOPS` has no row for the device.
     """
     peak = peak_tflops(name)
     return None if peak is None else flops_per_token * tokens_per_second / (peak * 1e12)

@@ -51,16 +51,23 @@ def token_nll(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
 
 
 def mean_nll(model: nn.Module, windows_WT: torch.Tensor, batch: int, precision: str = "float32") -> float:
-    """Compute `val_nll` or `test_nll`: nats per token, the mean over all predicted tokens of the windows (W, T + 1).
+    """Compute `val_nll` or `test_nll`: the mean over all predicted tokens of windows without padding.
 
-    There is no padding. The result depends on `batch` only by rounding.
+    Args:
+        model: The model.
+        windows_WT: Token ids (W, T + 1).
+        batch: Windows evaluated at once. The result depends on it only by rounding.
+        precision: An entry of `PRECISIONS`.
+
+    Returns:
+        Nats per token.
     """
     return value_of(evaluation(model, windows_WT, batch, precision))
 
 
 @torch.no_grad()  # on a generator: the caller's gradient mode returns at each yield
 def evaluation(model: nn.Module, windows_WT: torch.Tensor, batch: int, precision: str = "float32") -> Evaluation:
-    """Compute `mean_nll` and yield after each batch."""
+    """Compute `mean_nll`, with the same arguments, and yield after each batch."""
     was_training = model.training
     device = next(model.parameters(), windows_WT).device
     model.eval()
@@ -91,10 +98,21 @@ def padded_nll(
 ) -> float:
     """Compute the loss as in the published figures: one row per line of text, padded to `n_ctx`, padding counted.
 
-    The result is the mean over all positions but the first of all rows, padding included, in nats. There is no
-    attention mask. If lines are short, most of the mean is padding, so that it depends more on the lengths of the lines
-    than on the model. It cannot be compared with `val_nll`. A model trained without padding does not predict padding.
-    The metric shows this difference and decides nothing.
+    The mean is over all positions but the first of all rows, padding included. There is no attention mask. If lines are
+    short, most of the mean is padding, so that it depends more on the lengths of the lines than on the model. It cannot
+    be compared with `val_nll`. A model trained without padding does not predict padding. The metric shows this
+    difference and decides nothing.
+
+    Args:
+        model: The model.
+        rows: Token ids of each line.
+        n_ctx: Tokens per padded row.
+        pad: Id of the padding.
+        batch: Rows evaluated at once.
+        precision: An entry of `PRECISIONS`.
+
+    Returns:
+        Nats per position.
     """
     return mean_nll(model, pad_rows(rows, n_ctx, pad), batch, precision)
 
@@ -121,5 +139,11 @@ def perplexity(nll: float) -> float:
 
 
 def bits_per_byte(nll: float, tokens: int, text_bytes: int) -> float:
-    """Return bits per byte of the split's text, nll / ln 2 * tokens / bytes, which is comparable between tokenizers."""
+    """Return bits per byte, nll / ln 2 * tokens / bytes, which is comparable between tokenizers.
+
+    Args:
+        nll: Nats per token.
+        tokens: Tokens of the split.
+        text_bytes: Bytes of the split's raw text.
+    """
     return nll / math.log(2) * tokens / text_bytes

@@ -79,9 +79,19 @@ def require_finite(step: int, loss: float, grad_norm: float) -> None:
 def evaluation_row(
     trial: Trial, done: int, losses: list[float], grad_norm: float, val_nll: float, seconds: float, alphas: list[float]
 ) -> dict[str, Any]:
-    """Return the row of an evaluation after `done` updates; `train` describes it.
+    """Return the row of an evaluation; `train` describes it.
 
-    `losses` are those since the last row. Raise Diverged if the validation loss is not finite.
+    Args:
+        trial: The trial.
+        done: Updates made.
+        losses: Training losses since the last row, nats.
+        grad_norm: Gradient norm of the last update, before clipping.
+        val_nll: Validation loss, nats per token.
+        seconds: Training time so far.
+        alphas: Effective alpha of each layer, or an empty list.
+
+    Raises:
+        Diverged: The validation loss is not finite.
     """
     if not math.isfinite(val_nll):
         raise Diverged(f"step {done}: validation loss {val_nll}")

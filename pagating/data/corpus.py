@@ -80,10 +80,19 @@ def step_generator(seed: int, step: int, stream: int = 0) -> np.random.Generator
 
 
 def train_batch(tokens_N: np.ndarray, seed: int, step: int, batch: int, n_ctx: int) -> Tensor:
-    """Draw a batch of training windows (B, T + 1), int64. Inputs are [:, :-1], targets [:, 1:].
+    """Draw a batch of training windows, a pure function of (seed, step), the same for every arm.
 
-    The batch is a pure function of (seed, step), the same for every arm. Starts are uniform over the split, drawn by a
-    counter-based generator (Philox) with key `seed` and counter `step`.
+    Starts are uniform over the split, drawn by a counter-based generator (Philox) with key `seed` and counter `step`.
+
+    Args:
+        tokens_N: Tokens of a split.
+        seed: Seed of the trial.
+        step: Update, counted from 0.
+        batch: Windows in the batch.
+        n_ctx: Tokens per window.
+
+    Returns:
+        Windows (B, T + 1), int64. Inputs are [:, :-1], targets [:, 1:].
     """
     from torch import from_numpy
 

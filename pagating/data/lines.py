@@ -74,7 +74,16 @@ def open_lines(folder: str | Path, split: str) -> Lines:
 
 
 def padded_rows(lines: Lines, chosen: np.ndarray, n_ctx: int) -> tuple[Tensor, Tensor]:
-    """Return the chosen rows (B, n_ctx), int64, cut or padded on the right to `n_ctx`, and their lengths (B,)."""
+    """Cut or pad rows on the right to `n_ctx` tokens.
+
+    Args:
+        lines: The split.
+        chosen: Indices of the rows (B,).
+        n_ctx: Tokens per row.
+
+    Returns:
+        The rows (B, n_ctx), int64, and their lengths (B,) in tokens, without padding.
+    """
     rows_BT = np.full((len(chosen), n_ctx), lines.pad, dtype=np.int64)
     lengths_B = np.zeros(len(chosen), dtype=np.int64)
     for i, (start, end) in enumerate(lines.spans_R2[chosen]):
@@ -84,9 +93,10 @@ def padded_rows(lines: Lines, chosen: np.ndarray, n_ctx: int) -> tuple[Tensor, T
 
 
 def line_batch(lines: Lines, seed: int, step: int, batch: int, n_ctx: int) -> tuple[Tensor, Tensor]:
-    """Draw the rows of a step (B, n_ctx) with replacement, and return them with their lengths (B,).
+    """Draw `batch` rows with replacement, a pure function of (seed, step).
 
-    The result is a pure function of (seed, step).
+    Returns:
+        The rows (B, n_ctx), int64, and their lengths (B,) in tokens.
     """
     chosen_B = step_generator(seed, step).integers(0, len(lines.spans_R2), size=batch)
     return padded_rows(lines, chosen_B, n_ctx)

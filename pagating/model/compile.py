@@ -27,9 +27,12 @@ GRAPHS = 256  # model shapes that one process may compile; more are an error
 
 
 def is_compiled(choice: str, training_flops: float, dropout: float) -> bool:
-    """Return True if a trial of `training_flops` is compiled: `always`, `never`, or by its size (`auto`).
+    """Return True if a trial is compiled.
 
-    `auto` does not compile a model with dropout, because the compiled graph draws other masks than torch.
+    Args:
+        choice: `always`, `never`, or `auto`, which compiles trials of at least `LEAST_FLOPS` without dropout.
+        training_flops: FLOPs of the whole training.
+        dropout: Dropout rate. A compiled graph draws other masks than torch.
     """
     return choice == "always" or (choice == "auto" and training_flops >= LEAST_FLOPS and not dropout)
 

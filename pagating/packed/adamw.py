@@ -83,7 +83,15 @@ def adamw_step(
     """Update all trials by AdamW (Loshchilov & Hutter 2019), then set their gradients to zero.
 
     `p <- p (1 - lr decay)`, `m <- b1 m + (1 - b1) g`, `v <- b2 v + (1 - b2) g^2`,
-    `p <- p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)`, with `t` = `step`, counted from 1.
+    `p <- p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)`.
+
+    Args:
+        flats: Buffers of the trials.
+        step: `t`, counted from 1.
+        lr_K: Learning rate of each trial.
+        decay_K: Weight decay of each trial.
+        beta1: `b1`, of all trials.
+        beta2: `b2`, of all trials.
     """
     kept = [1.0 - lr * decay for lr, decay in zip(lr_K, decay_K, strict=True)]
     scaled = [lr / (1.0 - beta1**step) for lr in lr_K]
