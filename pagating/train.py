@@ -118,7 +118,7 @@ class Progress:
     seconds: float = 0.0
 
 
-def look(progress: Progress, unseen: list[torch.Tensor], done: int) -> float:
+def record_losses(progress: Progress, unseen: list[torch.Tensor], done: int) -> float:
     """Move the losses of the last of `done` updates to `progress` and return the last gradient norm.
 
     `unseen` has (loss, gradient norm) of each of them and is emptied. The call waits for a GPU. Raise Diverged at the
@@ -257,7 +257,7 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
         unseen.append(torch.stack([loss, norm]))
         due = (step + 1) % trial.evaluation_interval == 0 or step + 1 == trial.steps
         if due or device.type == "cpu":  # reading losses at every step would make a GPU wait
-            grad_norm = look(progress, unseen, step + 1)
+            grad_norm = record_losses(progress, unseen, step + 1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress.seconds_training += time.perf_counter() - step_started
@@ -276,7 +276,7 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
             break
         if checkpoints and checkpoints.due():
             if unseen:
-                look(progress, unseen, progress.step)
+                record_losses(progress, unseen, progress.step)
             progress.seconds = time.perf_counter() - started
             checkpoints.save(progress.step, capture(model, optimizer), dataclasses.asdict(progress))
         yield progress.step, row

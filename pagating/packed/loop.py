@@ -156,7 +156,7 @@ class Pack:
         decays = [trial.weight_decay for trial in self.trials]
         adamw_step(self.flats, step + 1, self.rates(step), decays, self.shared.beta1, self.shared.beta2)
 
-    def look(self) -> list[tuple[list[float], list[float]]]:
+    def take_losses(self) -> list[tuple[list[float], list[float]]]:
         """Return losses and gradient norms of each trial since the last call. It waits for the GPU."""
         seen_K2S = torch.stack(self.unseen, -1).transpose(0, 1).tolist()
         self.unseen = []
@@ -192,7 +192,7 @@ def train_packed(trials: Sequence[Trial]) -> Iterator[list[Row | Diverged | None
         done = step + 1
         if done % shared.evaluation_interval and done != shared.steps:
             continue
-        seen = pack.look()
+        seen = pack.take_losses()
         seconds += time.perf_counter() - begun
         val_nll, alphas = pack.mean_nll(val_WT), pack.model.alphas()
         entries: list[Row | Diverged | None] = [None] * n_trial

@@ -15,7 +15,7 @@ from pagating.data import corpus
 from pagating.device import warn_of_emulation
 from pagating.evaluate import bits_per_byte, mean_nll, perplexity
 from pagating.model.initialise import initialise_gpt2, named_generator
-from pagating.train import Diverged, Progress, Trial, build_model, build_optimizer, look, train
+from pagating.train import Diverged, Progress, Trial, build_model, build_optimizer, record_losses, train
 
 MODEL = {"n_layer": 2, "d_model": 16, "n_head": 2, "n_ctx": 16}
 GATED = {"gate": "sigmoid", "alpha": 0.0, "base": "stock"}
@@ -200,11 +200,11 @@ def test_bad_trials_are_refused(packed, changed, message):
 
 def test_losses_of_several_steps_are_looked_at_together_and_the_first_bad_one_is_named():
     progress, unseen = Progress(losses=[1.0]), [torch.tensor([2.0, 0.5]), torch.tensor([3.0, 0.25])]
-    assert look(progress, unseen, 7) == 0.25
+    assert record_losses(progress, unseen, 7) == 0.25
     assert (progress.losses, unseen) == ([1.0, 2.0, 3.0], [])
     for bad in ([math.nan, 1.0], [2.0, math.inf]):
         with pytest.raises(Diverged, match=rf"^step 6: loss {bad[0]}, gradient norm {bad[1]}$"):
-            look(progress, [torch.tensor(bad), torch.tensor([math.nan, 1.0])], 7)
+            record_losses(progress, [torch.tensor(bad), torch.tensor([math.nan, 1.0])], 7)
 
 
 def test_emulated_bfloat16_is_said_so_once(packed, capsys, monkeypatch):
