@@ -171,12 +171,12 @@ def steps(
 ) -> Iterator[Step]:
     """Train one trial and yield after each update the number of updates and the row, or None if none is due.
 
-    Arguments and errors are those of `signs`.
+    Arguments and errors are those of `heartbeats`.
     """
-    return (step for step in signs(trial, checkpoints, model_folder) if step)
+    return (step for step in heartbeats(trial, checkpoints, model_folder) if step)
 
 
-def signs(
+def heartbeats(
     trial: Trial, checkpoints: CheckpointFolder | None = None, model_folder: Path | None = None
 ) -> Iterator[Step | None]:
     """Train one trial and yield as `steps` does, and also None after each micro-batch and each evaluated batch.

@@ -12,7 +12,7 @@ from ray import tune as ray_tune
 
 from pagating.checkpoint import CheckpointFolder
 from pagating.data.corpus import CorpusError
-from pagating.train import Step, signs
+from pagating.train import Step, heartbeats
 from pagating.trial import Diverged, OutOfMemory, Trial
 from tune.backend.delivery import Parcel, unpack
 from tune.run.models import TRAINED
@@ -44,7 +44,7 @@ class CellTrainable(ray_tune.Trainable):
         self._trial = Trial(**trial)
         self._checkpoints = CheckpointFolder(folder, keep=config.get("keep_checkpoints", False)) if folder else None
         model = Path(folder) / TRAINED if folder and config.get("keep_model") else None
-        self._steps = _refused(lacking) if lacking else signs(self._trial, self._checkpoints, model)
+        self._steps = _refused(lacking) if lacking else heartbeats(self._trial, self._checkpoints, model)
         self._made = 0
         self._outcome: str | None = None
 

@@ -33,7 +33,7 @@ class Tried:
     """What an arm's first steps gave: nats a token at the first and the last of them, seconds of one, MiB, parameters.
 
     `problem`: why it could not be trained, in one line; the figures are then NaN. `silence`: seconds, the longest time
-    between two signs of life.
+    between two heartbeats.
     """
 
     arm: str
@@ -158,15 +158,15 @@ def _try_arm(spec: dict[str, Any], arm: str) -> Tried:
 def main() -> int:
     """Train the trial on standard input and print what came of it as JSON; exit code 1 where it could not be."""
     spec = json.load(sys.stdin)
-    from pagating.train import Trial, signs
+    from pagating.train import Trial, heartbeats
     from pagating.trial import Diverged, OutOfMemory
 
     rows, silence, seen = [], 0.0, time.monotonic()
     try:
-        for sign in signs(Trial(**spec)):
+        for step in heartbeats(Trial(**spec)):
             silence, seen = max(silence, time.monotonic() - seen), time.monotonic()
-            if sign and sign[1]:
-                rows.append(sign[1])
+            if step and step[1]:
+                rows.append(step[1])
     except (Diverged, OutOfMemory) as error:
         print(error, file=sys.stderr)
         return 1
