@@ -38,7 +38,7 @@ def together(trials: list[Trial], steps: int) -> Variant:
         for _ in range(steps):
             pack.step(done)
             done += 1
-        pack.look()  # waits for a GPU
+        pack.take_losses()  # waits for a GPU
         return (time.perf_counter() - start) / (steps * len(trials) * trials[0].batch_tokens)
 
     return run

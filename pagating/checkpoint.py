@@ -1,14 +1,14 @@
-"""Checkpoints of a trial: what the loop needs to go on to the same bits, on disk so that no crash can spoil it.
+"""Checkpoints of a trial, safe against crashes, from which the training loop continues to the same bits.
 
 A checkpoint is one safetensors file: parameters, buffers, the optimiser's state, the random generators, and in its
-header (JSON) everything else that the loop holds. Nothing is unpickled. Its name is
+header (JSON) the other state of the loop. Nothing is unpickled. Its name is
 
     IDENTITY-STEP-CHECKSUM.safetensors
 
-IDENTITY is a digest of the trial, so that trials may share a folder; CHECKSUM is the start of the SHA-256 of the whole
-file. A file appears under that name only when all of it is on disk: written beside it, synced, hashed from what was
-written, renamed. The last two are kept; a damaged one is passed over for the one before it. A checkpoint that cannot be
-written (a full disk, a folder that has gone) costs the trial nothing but the checkpoint.
+IDENTITY is a digest of the trial, so that trials may share a folder. CHECKSUM is the start of the SHA-256 of the whole
+file. A file is written beside its place, synced, hashed as written, then renamed, so that the name appears only when
+all bytes are on disk. The last two checkpoints are kept. If one is damaged, the one before it is used. If a checkpoint
+cannot be written (disk full, folder removed), the trial continues without it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-FORMAT = 1  # raise it when a file means something else than before
+FORMAT = 1  # increase it if the meaning of a file changes
 KEPT = 2
 EVERY_SECONDS = 60.0
-LARGEST_SHARE = 0.02  # of the time goes to writing: where a file takes long, the next one waits longer
-MARGIN = 1 << 20  # bytes to be left free beside the next checkpoint; its header is in it
+LARGEST_SHARE = 0.02  # largest share of the time for writing: after a slow write, the next one waits longer
+MARGIN = 1 << 20  # bytes that must be free beside the tensors of a checkpoint; they include its header
 NAME = re.compile(r"(?P<identity>[0-9a-f]{16})-(?P<step>\d{10})-(?P<checksum>[0-9a-f]{16})\.safetensors")
 
 
 @dataclass
 class Checkpoint:
-    """What was saved: `tensors` as `capture` gave them, `facts` as JSON holds them, and the file."""
+    """A saved state: `tensors` of `capture`, `facts` as JSON values, and the file."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
@@ -51,16 +51,16 @@ class Checkpoint:
 
 
 def identity(trial: Mapping[str, Any]) -> str:
-    """Digest of all that decides a trial's bits, with the version of torch: 16 hexadecimal digits.
+    """Return a digest of a trial and the version of torch, which decide the trial's bits: 16 hexadecimal digits.
 
-    `trial` holds no paths: a corpus stands in it by its digest.
+    `trial` contains no paths; a digest replaces the path of a corpus.
     """
     text = json.dumps({"torch": torch.__version__, "trial": trial}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def folder_name(key: str) -> str:
-    """A name of one folder for any text: what is readable of it, and a digest; it cannot lead out of its parent."""
+    """Return a folder name for any text: its readable characters and a digest. It contains no path separator."""
     readable = re.sub(r"[^A-Za-z0-9._=-]+", "-", key)[:60].strip(".-")
     return f"{readable or 'cell'}-{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
@@ -69,9 +69,9 @@ def folder_name(key: str) -> str:
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything of model, optimiser and random generators that the next step depends on; tensors by name, no copies.
+    """Return the state of model, optimiser and random generators that the next step depends on.
 
-    The gradients must have been set to None: they are no part of it.
+    Tensors are returned by name, without copies. Gradients are not included and must have been set to None.
     """
     tensors = {f"model.{name}": tensor.detach() for name, tensor in model_tensors(model).items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -81,9 +81,9 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 @torch.no_grad()
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `capture` took, into a model and an optimiser made anew from the same trial.
+    """Restore the state from `capture` in a new model and a new optimiser of the same trial.
 
-    Raises ValueError where a tensor is missing, unknown or of another shape.
+    Raise ValueError if a tensor is missing, unknown or of another shape or dtype.
     """
     own = model_tensors(model)
     given = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
@@ -98,7 +98,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor.clone()  # out of the file's mapping
+            state.setdefault(int(index), {})[key] = tensor.clone()  # the given tensor is mapped to the file
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["generator.cpu"].clone())
     if "generator.cuda" in tensors:
@@ -106,7 +106,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, a tied one once; no copies."""
+    """Return parameters and buffers by name, without copies. A tied parameter appears once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
@@ -120,38 +120,42 @@ def _generators(model: nn.Module) -> dict[str, Tensor]:
 
 
 class CheckpointFolder:
-    """Where a trial keeps its checkpoints, and when the next one is due.
+    """The folder of a trial's checkpoints, and the time of the next one. This time does not change a trial's results.
 
-    `every_seconds`: at most so often, and less often where writing would take more than `LARGEST_SHARE` of the time.
-    `keep`: leave the last ones when the trial is done. `notes` collects what a person should know, a line each; each is
-    written to stderr as well. When a checkpoint is made changes nothing in a trial's results.
+    `notes` collects one line per problem. Each line is also written to stderr.
+
+    Args:
+        folder: The folder.
+        every_seconds: Least time between two checkpoints. It is longer if writing would take more than `LARGEST_SHARE`
+            of the time.
+        keep: Keep the last checkpoints when the trial is done.
     """
 
     def __init__(self, folder: str | Path, every_seconds: float = EVERY_SECONDS, keep: bool = False) -> None:
         self.folder, self.every_seconds, self.keep = Path(folder), every_seconds, keep
         self.notes: list[str] = []
-        self._identity = ""  # known once a trial uses the folder
-        self._whole: list[Path] = []  # ours, oldest first
+        self._identity = ""  # set by `resume`
+        self._whole: list[Path] = []  # intact checkpoints of this trial, oldest first
         self._failing = False
         self._wanted = False
         self._next = time.monotonic() + every_seconds
 
     def request(self) -> None:
-        """Ask for a checkpoint at the end of the step that runs (safe in a signal handler)."""
+        """Request a checkpoint at the end of the current step. It is safe in a signal handler."""
         self._wanted = True
 
     def due(self) -> bool:
-        """Whether it is time for a checkpoint, or one was asked for."""
+        """Return True if a checkpoint was requested or its time has come."""
         return self._wanted or time.monotonic() >= self._next
 
     def resume(self, identity: str) -> Checkpoint | None:
-        """Use the folder for this trial: its newest whole checkpoint, None where there is none.
+        """Use the folder for this trial. Return its newest intact checkpoint, or None if there is none.
 
-        What cannot be used is named in a line: a damaged file is removed, another trial's is left alone.
+        Each unusable file is reported in one line. A damaged file is removed; a file of another trial is not touched.
         """
         self._identity = identity
         found = self._files()
-        for path in self._scratch():  # of a process that was killed while it wrote
+        for path in self._scratch():  # left by a process that was killed while it wrote
             self._unlink(path)
         for position in range(len(found) - 1, -1, -1):
             checkpoint = self._opened(found[position])
@@ -161,7 +165,7 @@ class CheckpointFolder:
         return None
 
     def _files(self) -> list[Path]:
-        """The trial's checkpoints, by step."""
+        """Return the trial's checkpoints, sorted by step."""
         return sorted(path for path in self.folder.glob(f"{self._identity}-*") if NAME.fullmatch(path.name))
 
     def _scratch(self) -> list[Path]:
@@ -177,7 +181,7 @@ class CheckpointFolder:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get("pagating", "{}"))
             if not {"format", "identity", "facts"} <= header.keys():
-                self._say(f"{path}: is left alone: no checkpoint of this program")
+                self._say(f"{path}: is left alone: not a checkpoint of this program")
                 return None
             if header["format"] != FORMAT or header["identity"] != self._identity:
                 self._say(
@@ -191,9 +195,15 @@ class CheckpointFolder:
             return None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
-        """Write the checkpoint of `step` and drop all but the last two; False, and one line, where it cannot be done.
+        """Write the checkpoint of `step` and remove all but the last two checkpoints.
 
-        `facts` holds what JSON gives back unchanged. A failure leaves the earlier checkpoints as they are.
+        Args:
+            step: Updates made.
+            tensors: Result of `capture`.
+            facts: Other state, which JSON must preserve.
+
+        Returns:
+            False, after one line to stderr, if it cannot be written. Earlier checkpoints then stay.
         """
         self._wanted = False
         started = time.monotonic()
@@ -223,17 +233,17 @@ class CheckpointFolder:
         return not self._failing
 
     def remove(self) -> None:
-        """Remove the checkpoints of a trial that is done, unless they are kept, and the folder when it is empty."""
+        """Remove the checkpoints of a trial that is done, unless `keep` is set, and the folder if it is empty."""
         if self.keep or not self._identity:
             return
         for path in [*self._files(), *self._scratch()]:
             self._unlink(path)
         self._whole = []
-        with contextlib.suppress(OSError):  # not empty, or not ours to remove
+        with contextlib.suppress(OSError):  # not empty, or no permission
             self.folder.rmdir()
 
     def _unlink(self, path: Path) -> None:
-        """A file that cannot be removed is left: nothing depends on it."""
+        """Remove a file if possible. Nothing depends on it."""
         with contextlib.suppress(OSError):
             path.unlink()
 
@@ -243,9 +253,10 @@ class CheckpointFolder:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> None:
-    """Write and sync one safetensors file, its folder made; `header`: text that is kept in it.
+    """Write and sync one safetensors file, and make its folder if needed. `header` is stored in the file.
 
-    Raises OSError where the disk has less room than it needs and `MARGIN`, and writes nothing then; SafetensorError.
+    Raise OSError, before writing, if free space is less than the tensors and `MARGIN`. Raise OSError or SafetensorError
+    if the write fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(tensor.nbytes for tensor in tensors.values()) + MARGIN
@@ -253,7 +264,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> None:
     if free < needed:
         raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
     path.touch()
-    mode = path.stat().st_mode  # what the umask says; safetensors lets nobody but the owner read what it writes
+    mode = path.stat().st_mode  # as the umask says; safetensors writes files that only the owner can read
     save_file(tensors, path, metadata={"pagating": header})
     if path.stat().st_mode != mode:
         path.chmod(mode)
@@ -261,13 +272,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> None:
 
 
 def _checksum(path: Path) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a file."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Sync a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

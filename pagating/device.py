@@ -1,4 +1,4 @@
-"""The device on which a trial computes: how it is found, and what it can do."""
+"""The device of a trial, its peak speed, and the share of the peak that a trial reached."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def resolve_device(choice: str) -> torch.device:
 
 
 def to_device(tokens: Tensor, device: torch.device) -> Tensor:
-    """Return the tokens on the device. A GPU copies from pinned memory, which does not block the next launch."""
+    """Copy tokens to the device. A copy to a GPU uses pinned memory, so that later launches do not wait for it."""
     return tokens if device.type == "cpu" else tokens.pin_memory().to(device, non_blocking=True)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware.
+    """Return True if the hardware multiplies bfloat16 matrices.
 
     A processor without AVX-512 BF16, AMX or Arm's equivalent emulates it, several times slower than float32.
     """
@@ -44,7 +44,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @functools.cache
 def warn_of_emulation(device: torch.device) -> None:
-    """Print one line per process if the device emulates bfloat16."""
+    """Write one line to stderr, once per process, if the device emulates bfloat16."""
     if not has_bfloat16(device):
         print(
             f"pagating: bfloat16 is emulated on this {device.type}; precision: float32 is faster here", file=sys.stderr

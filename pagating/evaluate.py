@@ -1,4 +1,4 @@
-"""The loss that decides: mean negative log-likelihood over fixed windows."""
+"""The evaluation loss: mean negative log-likelihood over fixed windows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Evaluation = Generator[None, None, float]  # gives control back after each batch
 
 
 def value_of(evaluation: Evaluation) -> float:
-    """Run an evaluation to its end; the loss."""
+    """Run an evaluation to its end and return the loss."""
     while True:
         try:
             next(evaluation)
@@ -31,15 +31,15 @@ def value_of(evaluation: Evaluation) -> float:
 
 
 def autocast(precision: str, device: str = "cpu") -> AbstractContextManager[Any]:
-    """The context in which a model computes: float32 as it is, bfloat16 by autocast (weights stay float32)."""
+    """Return the context for a precision: none for float32, autocast for bfloat16 (weights stay float32)."""
     return nullcontext() if precision == "float32" else torch.autocast(device, dtype=torch.bfloat16)
 
 
 def token_nll(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each predicted token, nats, float32, (B, T - 1): targets are tokens_BT[:, 1:].
+    """Compute the negative log-likelihood of each predicted token, nats, float32, (B, T - 1).
 
-    A `pagating.model.gpt2.GPT2` that needs no gradient is evaluated in chunks, so that its logits never exist whole;
-    any other model is one of transformers'.
+    Targets are tokens_BT[:, 1:]. A `pagating.model.gpt2.GPT2` without gradients is evaluated in chunks, so that its
+    full logits never exist. Any other model is one of transformers.
     """
     targets_BT = tokens_BT[:, 1:]
     if isinstance(model, GPT2) and not torch.is_grad_enabled():
@@ -50,16 +50,23 @@ def token_nll(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
 
 
 def mean_nll(model: nn.Module, windows_WT: torch.Tensor, batch: int, precision: str = "float32") -> float:
-    """`val_nll` or `test_nll`: nats a token over all windows (W, T + 1), each token weighing the same, no padding.
+    """Compute `val_nll` or `test_nll`: the mean over all predicted tokens of windows without padding.
 
-    The windows are the same for every trial, so the figure does not depend on `batch` except by rounding.
+    Args:
+        model: The model.
+        windows_WT: Token ids (W, T + 1).
+        batch: Windows evaluated at once. The result depends on it only by rounding.
+        precision: An entry of `PRECISIONS`.
+
+    Returns:
+        Nats per token.
     """
     return value_of(evaluation(model, windows_WT, batch, precision))
 
 
-@torch.no_grad()  # of the generator: whoever takes a sign of life has the gradients as they were
+@torch.no_grad()  # on a generator: the caller's gradient mode returns at each yield
 def evaluation(model: nn.Module, windows_WT: torch.Tensor, batch: int, precision: str = "float32") -> Evaluation:
-    """`mean_nll`, batch by batch."""
+    """Compute `mean_nll`, with the same arguments, and yield after each batch."""
     was_training = model.training
     device = next(model.parameters(), windows_WT).device
     model.eval()
@@ -74,7 +81,7 @@ def evaluation(model: nn.Module, windows_WT: torch.Tensor, batch: int, precision
 
 
 def pad_rows(rows: Sequence[Sequence[int]], length: int, pad: int) -> torch.Tensor:
-    """Rows of token ids as one tensor (R, length), int64: cut at `length`, filled up on the right with `pad`."""
+    """Return rows of token ids as one tensor (R, length), int64, cut or padded on the right with `pad`."""
     if not rows:
         raise ValueError("pad_rows: no rows")
     return torch.tensor([[*row[:length], *[pad] * (length - len(row))] for row in rows], dtype=torch.int64)
@@ -88,21 +95,32 @@ def padded_nll(
     batch: int,
     precision: str = "float32",
 ) -> float:
-    """The loss as the published figures have it: a row a line of text, padded to `n_ctx`, the padding counted.
+    """Compute the loss as in the published figures: one row per line of text, padded to `n_ctx`, padding counted.
 
-    Every position of every row but the first weighs the same, a padded one too, and no attention mask is set. On short
-    lines most of the mean is padding, so the figure says more about the lengths of the lines than about the model, and
-    cannot be compared with `val_nll`; a model that never saw padding in training does not predict it either. It is
-    there to show that difference and decides nothing.
+    The mean is over all positions but the first of all rows, padding included. There is no attention mask. If lines are
+    short, most of the mean is padding, so that it depends more on the lengths of the lines than on the model. It cannot
+    be compared with `val_nll`. A model trained without padding does not predict padding. The metric shows this
+    difference and decides nothing.
+
+    Args:
+        model: The model.
+        rows: Token ids of each line.
+        n_ctx: Tokens per padded row.
+        pad: Id of the padding.
+        batch: Rows evaluated at once.
+        precision: An entry of `PRECISIONS`.
+
+    Returns:
+        Nats per position.
     """
     return mean_nll(model, pad_rows(rows, n_ctx, pad), batch, precision)
 
 
 def text_rows(folder: str | Path, split: str, count: int) -> tuple[list[list[int]], int]:
-    """At most `count` lines of a split of a packed corpus, spread evenly, as token ids; and the padding's id.
+    """Return at most `count` lines of a split of a packed corpus, spread evenly, as token ids, and the padding's id.
 
-    Of a long split the first `ROWS_FROM` tokens are looked at. Empty lines are rows as well, as they are in WikiText.
-    The padding is `<|endoftext|>`, GPT-2's usual choice, or id 0 where the vocabulary has none.
+    Only the first `ROWS_FROM` tokens of a split are used. Empty lines are rows, as in WikiText. For the padding see
+    `pagating.data.corpus.pad_id`.
     """
     from tokenizers import Tokenizer
 
@@ -115,10 +133,16 @@ def text_rows(folder: str | Path, split: str, count: int) -> tuple[list[list[int
 
 
 def perplexity(nll: float) -> float:
-    """`val_ppl` = exp(nll); infinite where the exponent overflows."""
+    """Return the perplexity exp(nll), infinite if it overflows."""
     return math.exp(nll) if nll < 700 else math.inf
 
 
 def bits_per_byte(nll: float, tokens: int, text_bytes: int) -> float:
-    """`val_bpb` = nll / ln 2 * tokens / bytes of the split's raw text: comparable between tokenizers."""
+    """Return bits per byte, nll / ln 2 * tokens / bytes, which is comparable between tokenizers.
+
+    Args:
+        nll: Nats per token.
+        tokens: Tokens of the split.
+        text_bytes: Bytes of the split's raw text.
+    """
     return nll / math.log(2) * tokens / text_bytes

@@ -18,9 +18,9 @@ from pagating.trial import Trial
 
 
 def peak_rss_mb() -> float:
-    """Return the largest resident memory of this process so far, MiB."""
+    """Return the largest resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux: `getrusage` would count what the parent held when it started this process
+    if status.exists():  # on Linux `getrusage` would include the parent's memory at the start of this process
         line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / (1 << 10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -28,12 +28,12 @@ def peak_rss_mb() -> float:
 
 
 def model_size(model: nn.Module, flops_per_token: int) -> dict[str, Any]:
-    """Return the metrics of a trial that follow from its model alone."""
+    """Return the metrics of a trial that depend only on its model."""
     return {"parameters": sum(p.numel() for p in model.parameters()), "flops_per_token": flops_per_token}
 
 
 def device_metrics(device: torch.device, final: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a GPU: its peak memory, and the share of its peak speed if that is known."""
+    """Return the metrics of a GPU: peak memory in MiB, and utilisation if the peak speed is known. A CPU has none."""
     if device.type != "cuda":
         return {}
     share = utilisation(final["flops_per_token"], final["tokens_per_second"], torch.cuda.get_device_name(device))
@@ -42,15 +42,15 @@ def device_metrics(device: torch.device, final: Mapping[str, Any]) -> dict[str, 
 
 
 def final_metrics(trial: Trial, row: Mapping[str, Any], alphas: list[float]) -> dict[str, Any]:
-    """Return the metrics of a trial that follow from its last row and its alphas, one per layer (none: stock)."""
+    """Return the metrics of a trial that depend on its last row and its alphas, one per layer (empty if stock)."""
     counts = read_meta(trial.corpus)["splits"]["validation"]
     bytewise = {"val_bpb": bits_per_byte(row["val_nll"], counts["tokens"], counts["bytes"])}
     return {
         "val_nll": row["val_nll"],
         "val_ppl": perplexity(row["val_nll"]),
-        **(bytewise if trial.task == "causal" else {}),  # the others predict a share of the tokens
+        **(bytewise if trial.task == "causal" else {}),  # other tasks predict only a share of the tokens
         "train_nll": row["train_nll"],
-        "alpha": sum(alphas) / len(alphas) if alphas else 0.0,  # the stock activation is the gate switched off
+        "alpha": sum(alphas) / len(alphas) if alphas else 0.0,  # the stock activation is a gate at 0
         "tokens": row["tokens"],
         "steps": trial.steps,
         "tokens_per_second": row["tokens_per_second"],

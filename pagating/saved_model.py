@@ -1,7 +1,7 @@
-"""A trained model as a folder that one line loads: `pagating.load_model(folder)`.
+"""A trained model as a folder, loaded by `pagating.load_model(folder)`.
 
-model.safetensors: parameters and buffers, a tied one once. model.json: what the model is, and what it was trained with.
-tokenizer.json: of its corpus. Nothing is unpickled, and no Python of the folder's is run.
+The folder has three files. model.safetensors: parameters and buffers, a tied one once. model.json: description of the
+model and its training. tokenizer.json: tokenizer of its corpus. Nothing is unpickled. No code of the folder is run.
 """
 
 from __future__ import annotations
@@ -26,20 +26,28 @@ from pagating.model.gpt2 import GPT2
 from pagating.model.size import GPT2Size
 from pagating.trial import TASKS, Trial
 
-FORMAT = 1  # raise it when a file means something else than before
+FORMAT = 1  # increase it if the meaning of a file changes
 WEIGHTS, FACTS, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
-KEYS = {"format", "task", "vocab_size", "model", "unit", "sha256"}  # what a model is made from
+KEYS = {"format", "task", "vocab_size", "model", "unit", "sha256"}  # keys needed to make the model
 
 
 class SavedModelError(ValueError):
-    """A folder that holds no model of this program: one line that names it and says why."""
+    """A folder without a usable model. The message is one line with the folder and the reason."""
 
 
 def save_model(model: nn.Module, trial: Trial, folder: str | Path, final: Mapping[str, Any]) -> Path:
-    """Write a trained model to `folder`, whole or not at all, and return the folder. A model that is there is replaced.
+    """Write a trained model to a folder in one step, replacing an existing one, and return the folder.
 
-    trial: of the model. final: its metrics, written beside it. No path of this machine is written. Raises OSError,
-    SafetensorError.
+    No path of this machine is written.
+
+    Args:
+        model: The trained model.
+        trial: The trial that trained it.
+        folder: The folder.
+        final: Metrics of the trial, stored in `model.json`.
+
+    Raises:
+        OSError, SafetensorError: The folder cannot be written.
     """
     folder = Path(folder)
     scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
@@ -73,7 +81,7 @@ def save_model(model: nn.Module, trial: Trial, folder: str | Path, final: Mappin
 
 
 def keep_trained(model: nn.Module, trial: Trial, folder: Path, final: Mapping[str, Any]) -> str | None:
-    """Save the model of a trial that is done; return None, or one line that says why it cannot be written."""
+    """Save the model of a trial that is done. Return None, or the reason in one line if it cannot be written."""
     try:
         save_model(model, trial, folder, final)
     except (OSError, SafetensorError) as error:
@@ -83,14 +91,14 @@ def keep_trained(model: nn.Module, trial: Trial, folder: Path, final: Mapping[st
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
-    """Return the content of `model.json`. Raises SavedModelError."""
+    """Read `model.json`. Raise SavedModelError if it is missing, invalid or of another format."""
     path = Path(folder) / FACTS
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SavedModelError(f"{path}: cannot be read as a model's description: {error}") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not facts.keys() >= KEYS:
-        raise SavedModelError(f"{path}: is no description of a model of format {FORMAT}")
+        raise SavedModelError(f"{path}: is not a description of a model of format {FORMAT}")
     if facts["task"] not in TASKS:
         raise SavedModelError(f"{path}: its task {facts['task']!r} is not one of {', '.join(TASKS)}")
     return facts
@@ -98,11 +106,18 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_model(folder: str | Path, gate: str | None = None) -> Any:
-    """Return the model of a folder that `save_model` wrote, in evaluation mode, on the CPU, to the same bits.
+    """Load a model that `save_model` wrote, with the same bits, in evaluation mode, on the CPU.
 
-    It is a `pagating.model.gpt2.GPT2`, or a model of transformers for another task. gate: FILE.py:NAME of the own gate
-    of a model that was trained with one. That file is run; the path that the folder names is never followed. Raises
-    SavedModelError.
+    Args:
+        folder: The folder of the model.
+        gate: FILE.py:NAME of the user's gate, if the model was trained with one. This file is run. The file that the
+            folder names is never run.
+
+    Returns:
+        A `pagating.model.gpt2.GPT2`, or a model of transformers for another task than causal.
+
+    Raises:
+        SavedModelError: The folder has no usable model, or `gate` is missing.
     """
     facts, path = read_facts(folder), Path(folder) / WEIGHTS
     unit = facts["unit"]
@@ -127,7 +142,7 @@ def load_model(folder: str | Path, gate: str | None = None) -> Any:
 
 
 def _made(facts: Mapping[str, Any], unit: Mapping[str, Any] | None) -> nn.Module:
-    """Return a model of the sizes and the unit of `facts`, with arbitrary tensors."""
+    """Make a model with the sizes and the unit of `facts`. The values of its tensors do not matter."""
     if facts["task"] == "causal":
         return GPT2(GPT2Size(vocab_size=facts["vocab_size"], **facts["model"]), unit)
     from pagating.tasks.denoising import make_model  # imports transformers, which takes seconds

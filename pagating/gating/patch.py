@@ -205,7 +205,7 @@ def unpatch(model: nn.Module) -> list[str]:
 
 @contextmanager
 def unpatched(model: nn.Module) -> Iterator[nn.Module]:
-    """Remove the patch of a model inside a `with` block. Raise ValueError if `model` is not patched."""
+    """Remove the patch of `model` in a `with` block, then put it back. Raise ValueError if there is no patch."""
     if _RECORD not in model.__dict__:
         raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
     record = model.__dict__[_RECORD]

@@ -1,9 +1,9 @@
-"""When a trial is compiled, and how: the body of the model by `torch.compile`, loss and optimiser as they are.
+"""Compilation of a trial: `torch.compile` for the body of the model, not for loss and optimiser.
 
-Whether a trial is compiled follows from its specification alone, so that its bits do not depend on how busy the machine
-is or what ran before it. The code that the compiler writes is kept on disk beside the packed corpus and shared by
-processes and trials: a machine pays for a model's shape once. Alphas are tensors in the graph, so that one graph
-serves every value of them; exactly 0 and 1 are other graphs, because there the unit leaves a term out.
+The decision to compile depends only on the trial's specification, so that its bits depend neither on the load of the
+machine nor on earlier trials. Compiled code is kept on disk beside the packed corpus. Processes and trials share it, so
+that a machine compiles a model's shape once. Alphas are tensors in the graph: one graph serves all their values, except
+0 and 1, which have graphs of their own because the unit then omits a term.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from pagating.gating.alpha import alpha_modules
 
 # a process spends some seconds on a graph that the cache holds: `auto` compiles trials that run for minutes on a core
 LEAST_FLOPS = 1e13
-GRAPHS = 256  # shapes of model that one process may meet before it refuses to go on
+GRAPHS = 256  # model shapes that one process may compile; more are an error
 
 
 def is_compiled(choice: str, training_flops: float, dropout: float) -> bool:
-    """Whether a trial of so many FLOPs is compiled: `always`, `never`, or by its size (`auto`).
+    """Return True if a trial is compiled.
 
-    A model with dropout is not compiled by `auto`: the compiled graph draws other masks than torch does.
+    Args:
+        choice: `always`, `never`, or `auto`, which compiles trials of at least `LEAST_FLOPS` without dropout.
+        training_flops: FLOPs of the whole training.
+        dropout: Dropout rate. A compiled graph draws other masks than torch.
     """
     return choice == "always" or (choice == "auto" and training_flops >= LEAST_FLOPS and not dropout)
 
@@ -43,28 +46,35 @@ def _compiled_hidden() -> Callable[[Any, Tensor], Tensor]:
     import torch._dynamo
     import torch._inductor.config
 
-    # past the limit dynamo would go on uncompiled, and the bits would depend on what ran before: raise instead
+    # raise at the limit; otherwise dynamo would go on uncompiled, and the bits would depend on what ran before
     torch._dynamo.config.recompile_limit = GRAPHS
     torch._dynamo.config.accumulated_recompile_limit = GRAPHS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    torch._inductor.config.compile_threads = 1  # a trial owns one core; a pool of compilers would take the neighbours'
+    torch._inductor.config.compile_threads = 1  # a trial owns one core; more compilers would use other trials' cores
     compiled: Callable[[Any, Tensor], Tensor] = torch.compile(_hidden, fullgraph=True, dynamic=False)
     return compiled
 
 
 def fix_alphas_as(model: nn.Module, convert: Callable[[Any], Any]) -> None:
-    """Convert each fixed alpha other than 0 and 1: to a 0-dim tensor, whose value is no part of a graph, or back."""
+    """Convert fixed alphas other than 0 and 1 to 0-dim tensors, so that no graph contains their value, or back."""
     for module in alpha_modules(model):
-        pack = isinstance(module.fixed, Tensor) and module.fixed.dim() > 0  # one alpha a model, a tensor already
+        pack = isinstance(module.fixed, Tensor) and module.fixed.dim() > 0  # one alpha per model, already a tensor
         if module.fixed is not None and not pack and module.fixed not in (0.0, 1.0):
             module.__dict__["fixed"] = convert(module.fixed)
 
 
 def compile_hidden(model: nn.Module, tokens_BT: Tensor, cache: Path) -> Callable[[Any, Tensor], Tensor] | None:
-    """`hidden(model, tokens)` of a `pagating.model.gpt2.GPT2`, compiled; None, and one line, without a compiler.
+    """Compile `hidden(model, tokens)` of a `pagating.model.gpt2.GPT2`.
 
-    `tokens_BT` is a batch of the shape that will be used; the code is kept under `cache`, unless
-    TORCHINDUCTOR_CACHE_DIR names another place. The graph is made here, so that what fails, fails here.
+    The graph is made during this call, so that errors occur here.
+
+    Args:
+        model: The model.
+        tokens_BT: A batch of the shape that will be used.
+        cache: Folder for the compiled code, unless TORCHINDUCTOR_CACHE_DIR names another.
+
+    Returns:
+        The compiled function, or None, after one line to stderr, if there is no compiler.
     """
     from torch._dynamo.exc import BackendCompilerFailed
 

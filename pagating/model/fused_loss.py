@@ -1,11 +1,10 @@
-"""The output projection and the loss in one: chunks of tokens, so that the logits never exist whole.
+"""Output projection and loss in one function, computed in chunks of tokens, so that the full logits never exist.
 
-With a vocabulary of 50,257 the logits of a batch, their softmax and its gradient are larger than a small model with its
-optimiser; here a chunk of them lives at a time. The gradient is taken while a chunk is at hand, so nothing is computed
-twice. The same idea as Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989), in torch
-operations.
+With a vocabulary of 50,257, the logits of a batch, their softmax and its gradient are larger than a small model and its
+optimiser. Here only one chunk of them exists at a time. Its gradient is computed with it, so nothing is computed twice.
+The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989), in torch operations.
 
-Axes: N tokens, C d_model, V vocabulary; before them K models of a pack (`pagating.packed`), where there are several.
+Axes: N tokens, C d_model, V vocabulary; a leading K for the models of a pack (`pagating.packed`).
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 1 << 21  # logits alive at a time: 8 MiB in float32, so that a cache holds them
-GPU_CHUNK = 1 << 27  # a GPU wants few large products: 512 MiB in float32
-LEAST_ROWS = 64  # with fewer tokens at a time the product for the weight's gradient waits for memory
+CHUNK = 1 << 21  # logits per chunk: 8 MiB in float32, which fits in a cache
+GPU_CHUNK = 1 << 27  # a GPU is faster with few large products: 512 MiB in float32
+LEAST_ROWS = 64  # with fewer tokens per chunk, the product for the weight's gradient is limited by memory bandwidth
 
 
 def chunk_rows(n_token: int, vocab_size: int, device: str = "cpu") -> int:
-    """Tokens whose logits are computed together: as many as make a chunk of logits, at least `LEAST_ROWS`."""
+    """Return the number of tokens per chunk of logits: at least `LEAST_ROWS`, at most `n_token`."""
     return min(n_token, max(LEAST_ROWS, (CHUNK if device == "cpu" else GPU_CHUNK) // vocab_size))
 
 
@@ -33,7 +32,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _chunks(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Iterator[tuple[Any, Tensor, Tensor, Tensor]]:
-    """Index, inputs, float logits and targets (as a column) of each chunk."""
+    """Yield index, inputs, float logits and targets (as a column) of each chunk."""
     n_token = x_NC.shape[-2]
     rows = chunk_rows(n_token, weight_VC.shape[:-1].numel(), x_NC.device.type)
     for start in range(0, n_token, rows):
@@ -54,9 +53,10 @@ def _check(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> None:
 
 @torch.no_grad()
 def linear_nll_each(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
-    """`-log softmax(x @ weight.T)[target]` of each token, nats, (N,), float32 (float64 for float64). No gradient.
+    """Compute `-log softmax(x @ weight.T)[target]` of each token, without gradient.
 
-    Each may have a leading axis K: so many models side by side.
+    Returns:
+        Nats, (N,), float32 (float64 for float64 inputs). If the arguments have a leading axis K, so has the result.
     """
     _check(x_NC, weight_VC, targets_N)
     dtype = _compute_dtype(x_NC)
@@ -67,13 +67,22 @@ def linear_nll_each(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tenso
 
 
 def linear_nll(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
-    """The mean over N of `-log softmax(x @ weight.T)[target]`, nats, a scalar in float32 (float64 for float64).
+    """Compute the mean over N of `-log softmax(x @ weight.T)[target]`.
 
-    x: (N, C); weight: (V, C); targets: (N,), int64, each in [0, V). With an axis K before each, K models side by side,
-    the result is (K,). Under autocast the products are taken in its dtype; the softmax, the loss and the sum of
-    the weight's gradient are float32. Equals `F.cross_entropy(x @ weight.T, targets)` up to rounding. Can be
-    differentiated once. Raises ValueError for other shapes, IndexError or RuntimeError (torch's own) for a target
-    outside the vocabulary.
+    It equals `F.cross_entropy(x @ weight.T, targets)` up to rounding and can be differentiated once. Under autocast,
+    products are computed in its dtype; the softmax, the loss and the sum of the weight's gradient are float32.
+
+    Args:
+        x_NC: Inputs of the output projection.
+        weight_VC: Weight of the output projection.
+        targets_N: int64, each in [0, V).
+
+    Returns:
+        Nats, a scalar in float32 (float64 for float64 inputs); (K,) if the arguments have a leading axis K of models.
+
+    Raises:
+        ValueError: The shapes do not fit.
+        IndexError, RuntimeError: A target is outside the vocabulary (raised by torch).
     """
     _check(x_NC, weight_VC, targets_N)
     mean: Tensor = _LinearNLL.apply(x_NC, weight_VC, targets_N)
@@ -93,7 +102,7 @@ class _LinearNLL(torch.autograd.Function):
             for part, x, logits, column in _chunks(x_NC.to(dtype), weight, targets_N):
                 top, hit = logits.amax(-1), logits.gather(-1, column)[..., 0]
                 p = _softmax_(logits)
-                # one exponential a logit: the largest probability is at least 1/V, so its logarithm loses nothing
+                # one exponential per logit; the largest probability is at least 1/V, so its logarithm is accurate
                 total += (top - p.amax(-1).log() - hit).sum(-1, dtype=torch.float64)
                 # softmax minus one at the target: the gradient of the sum by the logits
                 grad = p.scatter_add_(-1, column, p.new_full((), -1.0).expand_as(column)).to(dtype)
@@ -112,7 +121,7 @@ class _LinearNLL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
-            raise RuntimeError("linear_nll: backward was called a second time; the gradients are handed out once")
+            raise RuntimeError("linear_nll: backward was called a second time; the gradients are returned only once")
         scale, (grad_x, grad_weight), ctx.grads = outputs[0][..., None, None], ctx.grads, None
         return (
             None if grad_x is None else grad_x.mul_(scale.to(grad_x.dtype)),
@@ -122,7 +131,7 @@ class _LinearNLL(torch.autograd.Function):
 
 
 def _softmax_(logits: Tensor) -> Tensor:
-    """The softmax, on a CPU in the memory of the logits: a chunk of them is then alive once, not twice."""
+    """Compute the softmax. On a CPU it overwrites the logits, so that memory holds one chunk instead of two."""
     return torch.softmax(logits, -1, out=logits) if logits.device.type == "cpu" else torch.softmax(logits, -1)
 
 

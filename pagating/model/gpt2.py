@@ -1,7 +1,7 @@
-"""GPT-2 in torch alone: the parameters, names and numbers of Hugging Face's `GPT2LMHeadModel`, without its overhead.
+"""GPT-2 in torch only, with the parameters, names and values of Hugging Face's `GPT2LMHeadModel`, without its overhead.
 
-A state dict of one loads into the other, patched or not; the tests compare both, arm by arm. Nothing here imports
-transformers, so a trial's process starts as fast as torch is imported.
+A state dict of one model loads into the other, patched or not (tested for each arm). This module does not import
+transformers, so that the process of a trial starts as fast as torch.
 
 Axes: B batch, T position, C d_model, F d_ff, H head, D width of a head, V vocabulary, N = B * T.
 """
@@ -30,13 +30,13 @@ ACTIVATION_FUNCTIONS: dict[str, Function] = {
 
 
 class Logits(NamedTuple):
-    """The result of a call of the model: `logits` (B, T, V), named as in transformers."""
+    """Output of the model: `logits` (B, T, V), named as in transformers."""
 
     logits: Tensor
 
 
 class Dense(nn.Module):
-    """`x @ weight + bias` with the weight stored (inputs, outputs), the layout of GPT-2's checkpoints."""
+    """The linear layer `x @ weight + bias`, its weight stored as (inputs, outputs) like in GPT-2's checkpoints."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Dense(nn.Module):
 
 
 class Stock(nn.Module):
-    """The activation that GPT-2 has without a gate: one of `pagating.model.size.ACTIVATIONS`."""
+    """The activation of GPT-2 without a gate: a row of `ACTIVATIONS`."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ class Stock(nn.Module):
 
 
 def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, dropout: float = 0.0) -> Tensor:
-    """Return causal softmax attention, scale 1/sqrt(D).
+    """Compute causal softmax attention with scale 1/sqrt(D).
 
-    It is torch's fused kernel, except in bfloat16 on a CPU: its backward pass is slower there than the three products
-    written out, so these are used, with the softmax in float32.
+    It uses torch's fused kernel, except in bfloat16 on a CPU, where the kernel's backward pass is slower than separate
+    products. There it uses separate products with the softmax in float32.
     """
     if q_BHTD.dtype != torch.bfloat16 or q_BHTD.device.type != "cpu":
         return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True, dropout_p=dropout)
@@ -73,7 +73,7 @@ def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, dropout: float = 0.0)
 
 
 class Attention(nn.Module):
-    """Causal self-attention of all heads (B, T, C) -> (B, T, C), with dropout on its weights and its output."""
+    """Causal self-attention of all heads, (B, T, C) -> (B, T, C), with dropout on its weights and its output."""
 
     def __init__(self, size: GPT2Size) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """`c_proj(act(c_fc(x)))`. A gated linear unit has two projections of `round(2/3 * d_ff)`, stored as one."""
+    """The MLP `c_proj(act(c_fc(x)))`. A gated linear unit has two projections of `round(2/3 * d_ff)`, stored as one."""
 
     def __init__(self, size: GPT2Size, act: nn.Module) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A block of GPT-2: attention, then the MLP, each after a LayerNorm and added to its input."""
+    """A block of GPT-2: attention, then the MLP, each applied after a LayerNorm and added to its input."""
 
     def __init__(self, size: GPT2Size, act: nn.Module) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings, blocks and the last norm: the tensors under `transformer.` in a checkpoint of GPT-2."""
+    """Embeddings, blocks and the last norm, named `transformer.` in a checkpoint of GPT-2."""
 
     def __init__(self, size: GPT2Size, acts: list[nn.Module]) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Transformer(nn.Module):
         self.dropout = size.dropout
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
-        """Return token embedding plus position embedding, (B, T, C)."""
+        """Return the sum of token embedding and position embedding, (B, T, C)."""
         x_BTC: Tensor = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
         return x_BTC
 
@@ -142,7 +142,7 @@ class Transformer(nn.Module):
 
 
 class Head(nn.Module):
-    """The output projection: `x @ weight.T`, weight (V, C), tied to the token embedding."""
+    """The output projection `x @ weight.T`, weight (V, C), tied to the token embedding."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -153,11 +153,10 @@ class Head(nn.Module):
 
 
 class GPT2(nn.Module):
-    """GPT-2 with a tied output projection (Radford et al. 2019), its MLP activation replaced as `unit` says.
+    """GPT-2 with a tied output projection (Radford et al. 2019) and a unit in place of its MLP activation.
 
-    `unit`: arguments of `pagating.patch` (gate, alpha, base, form, unit), None for the stock activation. Matrices
-    hold uninitialised memory until `pagating.model.initialise.initialise_gpt2` fills them; each alpha starts at its
-    value.
+    `unit` has arguments of `pagating.patch` (gate, alpha, base, form, unit); None is the stock activation. Alphas hold
+    their start values. Matrices hold uninitialised memory until `pagating.model.initialise.initialise_gpt2` fills them.
     """
 
     def __init__(self, size: GPT2Size, unit: Mapping[str, Any] | None = None) -> None:
@@ -167,7 +166,7 @@ class GPT2(nn.Module):
         self.lm_head = Head(self.transformer.wte)
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """Return the input of the output projection, (B, T, C); tokens (B, T) with T at most `n_ctx`."""
+        """Return the input of the output projection, (B, T, C), for tokens (B, T) with T at most `n_ctx`."""
         x_BTC: Tensor = self.transformer(tokens_BT)
         return x_BTC
 
@@ -176,9 +175,9 @@ class GPT2(nn.Module):
 
 
 def activations(size: GPT2Size, unit: Mapping[str, Any] | None) -> list[nn.Module]:
-    """Return the activation of each block; `gate` may also be `FILE.py:NAME`.
+    """Make the activation of each block. `gate` may also be `FILE.py:NAME`.
 
-    Raises ValueError for a key or value that `pagating.patch` does not take.
+    Raise ValueError for a key or value that `pagating.patch` does not accept.
     """
     if unit is None:
         return [Stock(size.activation) for _ in range(size.n_layer)]
@@ -205,13 +204,13 @@ def _unit(size: GPT2Size, row: Mapping[str, Any], layer: int, owner: AlphaModule
     off = bool(values) and values[layer if len(values) > 1 else 0] == 0.0
     if base == "xielu":
         return PaGLU(alpha, gate, XIELU(), d_ff, layer, owner, form)
-    # a gate that is off hands over to the stock activation, for the same bits
+    # a gate that is off becomes the stock activation, for the same bits
     stock = base == "stock" or (base == "gelu" and off)
     return PaGLU(alpha, gate, Stock(size.activation) if stock else base, d_ff, layer, owner, form)
 
 
 def training_flops_per_token(model: GPT2) -> int:
-    """Return forward and backward FLOPs per token at windows of `n_ctx`, as `pagating.gating.cost.cost` counts them."""
+    """Return forward and backward FLOPs per token at windows of `n_ctx`, counted as in `pagating.gating.cost.cost`."""
     size = model.config
     dense = [m for m in model.modules() if isinstance(m, Dense | nn.Linear | Head)]
     weights = sum(m.weight.numel() for m in dense)

@@ -1,4 +1,4 @@
-"""Initial parameters that do not depend on what else the model holds."""
+"""Initialisation of GPT-2 in which no parameter depends on another."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import torch
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
-    """A generator seeded by (seed, name): the same stream for a parameter of that name in every arm."""
+    """Return a generator seeded by (seed, name), so that a parameter of that name has the same stream in every arm."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 @torch.no_grad()
 def initialise_gpt2(model: Any, seed: int) -> None:
-    """GPT-2's initialisation, a generator for each parameter.
+    """Initialise a model by GPT-2's rule (Radford et al. 2019, section 2.3), with one generator per parameter.
 
     Matrices ~ N(0, std^2), the projections into the residual stream (`c_proj`) ~ N(0, std^2 / (2 n_layer)), biases 0,
     LayerNorm gains 1; std is the config's `initializer_range` (0.02 as published). Parameters with the same name and
-    shape start from the same bits in every arm. Alphas keep the values that their spec states. Source: Radford et al.
-    2019, section 2.3.
+    shape start from the same bits in every arm. Alphas do not change. Raise ValueError for a parameter without a rule.
     """
     n_layer, std = model.config.n_layer, model.config.initializer_range
     for name, parameter in model.named_parameters():

@@ -1,9 +1,8 @@
-"""Pretrained weights of GPT-2: found, compared with a model's sizes, and put into it.
+"""Find pretrained weights of GPT-2, compare them with a model's sizes, and load them.
 
-The weights are one safetensors file as transformers writes it for a `GPT2LMHeadModel` or a `GPT2Model`. An arm whose
-MLP has another form (`glu`, `projected`) takes embeddings, attention and norms from the file and keeps its MLPs as they
-were initialised, which is GPT-2 with its MLPs replaced. A pointwise arm takes all of it; its gate is put where the
-activation was.
+The weights are one safetensors file, as transformers writes it for a `GPT2LMHeadModel` or `GPT2Model`. A pointwise arm
+loads all of them; its gate replaces the activation. An arm with another form of MLP (`glu`, `projected`) loads
+embeddings, attention and norms and keeps its own initialised MLPs, which is GPT-2 with its MLPs replaced.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ PREFIX = "transformer."
 
 
 class PretrainedError(ValueError):
-    """Weights that cannot be used: one line that names the file, what was found and what is needed."""
+    """Unusable weights. The message is one line with the file, what was found and what is needed."""
 
 
 def find_weights(given: str, base: Path | None = None) -> Path:
-    """The file of weights of a folder (relative to `base`), or of a model on the hub, downloaded where it is not here.
+    """Return the file of weights of a folder (relative to `base`) or of a model on the hub, downloaded if needed.
 
-    Raises PretrainedError, which says what to download and where to put it.
+    Raise PretrainedError, which says what to download and where to put it, if there is none.
     """
     folder = Path(os.path.join(base or "", os.path.expanduser(given)))
     if (folder / FILE).is_file():
@@ -51,9 +50,10 @@ def find_weights(given: str, base: Path | None = None) -> Path:
 
 
 def load_pretrained(model: GPT2, path: str | Path) -> None:
-    """Put the weights of a file into a model that has been initialised; other parameters keep their values.
+    """Copy the weights of a file into an initialised model. Other parameters keep their values.
 
-    Of the position embeddings the first `n_ctx` rows are taken. Raises PretrainedError as `check_weights` does.
+    Only the first `n_ctx` rows of the position embeddings are copied. Raise PretrainedError as `check_weights` does, or
+    if the file's output projection is not tied to its token embedding.
     """
     names = check_weights(model, path)
     with torch.no_grad(), safe_open(str(path), "pt") as file:
@@ -66,9 +66,9 @@ def load_pretrained(model: GPT2, path: str | Path) -> None:
 
 
 def check_weights(model: GPT2, path: str | Path) -> dict[str, str]:
-    """The file's tensor for each parameter of the model that it fills, by name; the model may be on `meta`.
+    """Return, by parameter name, the name of the tensor in the file that fills it. The model may be on `meta`.
 
-    Raises PretrainedError where sizes differ, or the file has less or more than a GPT-2 of that size.
+    Raise PretrainedError if sizes differ, or if the file has fewer or more tensors than a GPT-2 of that size.
     """
     found = _shapes(path)
     _check_heads(model, Path(path))
@@ -92,12 +92,12 @@ def check_weights(model: GPT2, path: str | Path) -> dict[str, str]:
         wanted[name] = stored
     more = sorted(name for name in found if name not in wanted and not (new_mlp and ".mlp." in name))
     if more:
-        raise PretrainedError(f"{path}: has '{more[0]}', which a GPT-2 of {_sizes(model)} has not")
+        raise PretrainedError(f"{path}: has '{more[0]}', which a GPT-2 of {_sizes(model)} does not have")
     return wanted
 
 
 def _shapes(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The file's own name and shape of every weight, by the name that it has in a `GPT2LMHeadModel`."""
+    """Return each weight's name in the file and its shape, by its name in a `GPT2LMHeadModel`."""
     try:
         with safe_open(str(path), "pt") as file:
             names = [name for name in file.keys() if not MASK.fullmatch(name) and name != "lm_head.weight"]  # noqa: SIM118
@@ -106,18 +106,18 @@ def _shapes(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
                 for name in names
             }
     except (OSError, SafetensorError) as error:
-        raise PretrainedError(f"{path}: is no whole safetensors file: {error}") from error
+        raise PretrainedError(f"{path}: is not a complete safetensors file: {error}") from error
 
 
 def _check_heads(model: GPT2, path: Path) -> None:
-    """The number of heads does not show in the weights: it is compared with the configuration beside them."""
+    """Raise PretrainedError if the number of heads, which weights do not show, is not that of the `config.json`."""
     config = path.with_name("config.json")
     if not config.is_file():
         return
     try:
         stated: Any = json.loads(config.read_bytes())
     except ValueError as error:
-        raise PretrainedError(f"{config}: is no JSON: {error}") from error
+        raise PretrainedError(f"{config}: is not JSON: {error}") from error
     heads = stated.get("n_head") if isinstance(stated, dict) else None
     if heads is not None and heads != model.config.n_head:
         raise PretrainedError(f"{config}: n_head is {heads} and the study's model.n_head is {model.config.n_head}")

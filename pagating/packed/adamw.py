@@ -1,7 +1,7 @@
-"""AdamW and gradient clipping for K trials at once, each with its own rate, decay and limit.
+"""AdamW and gradient clipping for K trials at once, each with its own learning rate, weight decay and clipping limit.
 
-torch's AdamW takes one learning rate for a list of tensors, so that K trials would need K optimisers, each with its own
-launches; here a step is a dozen operations whatever K is. The formula is torch's (tested against it).
+torch's AdamW has one learning rate per list of tensors. K trials would need K optimisers, each with kernel launches of
+its own. Here a step is a dozen operations for any K. The formula is torch's (tested).
 
 Axes: K trials, P parameters of a trial in one buffer.
 """
@@ -19,9 +19,9 @@ EPS = 1e-8  # torch's default
 
 @dataclass
 class Flat:
-    """Parameters of K trials as one buffer, a row a trial, with gradient and moments of the same shape (K, P).
+    """Parameters of K trials as one buffer (K, P), with gradient and moments of the same shape.
 
-    The modules' parameters and their gradients are views of `value` and `grad`. `multiplier` scales the learning rate.
+    The modules' parameters and gradients are views of `value` and `grad`. `multiplier` scales the learning rate.
     """
 
     value: Tensor
@@ -34,7 +34,7 @@ class Flat:
 
 @dataclass(frozen=True)
 class Rows:
-    """A parameter with a leading axis, and the trials (rows of the buffer) that it belongs to."""
+    """A parameter with a leading axis of trials: rows of the buffer from `start`."""
 
     parameter: nn.Parameter
     start: int
@@ -42,7 +42,7 @@ class Rows:
 
 
 def flatten(parameters: Sequence[Rows], n_trial: int, decays: bool) -> Flat:
-    """Move parameters into a buffer of their own: each takes columns that its trials have free."""
+    """Move parameters into one new buffer. Each takes columns that are free in the rows of its trials."""
     width, places = [0] * n_trial, []
     for rows in parameters:
         mine = slice(rows.start, rows.start + rows.parameter.shape[0])
@@ -64,9 +64,9 @@ def flatten(parameters: Sequence[Rows], n_trial: int, decays: bool) -> Flat:
 
 @torch.no_grad()
 def clip_each(flats: Sequence[Flat], limit_K: Tensor) -> Tensor:
-    """Scale each trial's gradient to a norm of at most its limit; the norms before, (K,).
+    """Scale each trial's gradient to a norm of at most its limit. Return the norms before scaling, (K,).
 
-    As `torch.nn.utils.clip_grad_norm_`: the factor is `limit / (norm + 1e-6)`, at most 1.
+    The factor is `limit / (norm + 1e-6)`, at most 1, as in `torch.nn.utils.clip_grad_norm_`.
     """
     parts = torch.stack([torch.linalg.vector_norm(flat.grad, dim=1) for flat in flats])
     norm_K = torch.linalg.vector_norm(parts, dim=0)
@@ -80,10 +80,18 @@ def clip_each(flats: Sequence[Flat], limit_K: Tensor) -> Tensor:
 def adamw_step(
     flats: Sequence[Flat], step: int, lr_K: Sequence[float], decay_K: Sequence[float], beta1: float, beta2: float
 ) -> None:
-    """One update of all trials, then the gradients are zero. `step` counts from 1 (Loshchilov & Hutter 2019):
+    """Update all trials by AdamW (Loshchilov & Hutter 2019), then set their gradients to zero.
 
     `p <- p (1 - lr decay)`, `m <- b1 m + (1 - b1) g`, `v <- b2 v + (1 - b2) g^2`,
     `p <- p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)`.
+
+    Args:
+        flats: Buffers of the trials.
+        step: `t`, counted from 1.
+        lr_K: Learning rate of each trial.
+        decay_K: Weight decay of each trial.
+        beta1: `b1`, of all trials.
+        beta2: `b2`, of all trials.
     """
     kept = [1.0 - lr * decay for lr, decay in zip(lr_K, decay_K, strict=True)]
     scaled = [lr / (1.0 - beta1**step) for lr in lr_K]
@@ -101,7 +109,7 @@ def adamw_step(
 
 @torch.no_grad()
 def silence(flats: Sequence[Flat], trial: int) -> None:
-    """Set everything of one trial to zero: what is not finite there must not go on."""
+    """Set parameters, gradients and moments of one trial to zero, so that values that are not finite do not spread."""
     for flat in flats:
         for tensor in (flat.value, flat.grad, flat.first, flat.second):
             tensor[trial] = 0.0

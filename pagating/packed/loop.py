@@ -1,19 +1,18 @@
-"""Several trials of one shape trained as one batched model: the loop of `pagating.train`, with K trials in each step.
+"""The training loop of a pack: K trials of one shape trained as one batched model.
 
     python -m pagating.packed trials.json
 
-`trials.json` holds a list of trials; the final metrics are printed as JSON, one line a trial. A small model leaves most
-of a GPU idle and spends its time on launches; K of them together take little longer than one. On a CPU a pack is no
-faster than its trials in turn.
+`trials.json` holds a list of trials. The command prints the final metrics as JSON, one line per trial. A small model
+leaves most of a GPU idle and spends its time on kernel launches, so that K of them take little longer than one. On a
+CPU, a pack is no faster than its trials one after another.
 
-This is not a second way to train: the rate, the batches, the initialisation, the loss, what is recorded and when come
-from `pagating.train` and its rooms, and a trial's result equals that of the trial alone up to the rounding of batched
-products (1e-10 relative over a run in float64, 1e-4 in float32; tested). What differs is only what a batched step must:
-parameters carry an axis K, clipping and AdamW act by row, and losses are looked at once an evaluation, so that a GPU is
-not made to wait. A trial that diverges is silenced; the others go on.
+Learning rate, batches, initialisation, loss, metrics and their steps come from `pagating.train` and modules it uses. A
+trial's result equals that of the trial alone up to the rounding of batched products (1e-10 relative over a trial in
+float64, 1e-4 in float32; tested). Three things differ: parameters have an axis K, clipping and AdamW act by row, and
+losses are read once per evaluation, so that a GPU does not wait. A trial that diverges is set to zero; others go on.
 
-Trials of a pack share all but `VARIES`. Their units may differ (stock GELU beside gates, fixed beside learned alphas),
-as long as all other parameters have one shape: a gated linear unit packs with its like only.
+Trials of a pack agree in all fields but `VARIES`. Their units may differ (stock GELU and gates, fixed and learned
+alphas) if all other parameters have the same shape. A gated linear unit packs only with gated linear units.
 
 Axes: K trials, B batch of each, T position, W windows.
 """
@@ -59,7 +58,7 @@ Row = dict[str, Any]
 
 
 def require_one_pack(trials: Sequence[Trial]) -> None:
-    """Raise ValueError unless the trials agree in all but `VARIES`, naming the first key that differs."""
+    """Raise ValueError, which names the first key that differs, unless the trials agree in all fields but `VARIES`."""
     if not trials:
         raise ValueError("pack: no trials")
     if trials[0].task != "causal" or trials[0].padding:
@@ -72,7 +71,7 @@ def require_one_pack(trials: Sequence[Trial]) -> None:
 
 
 def gather(model: PackedGPT2, n_trial: int) -> list[Flat]:
-    """The parameters of a pack in the optimiser's groups: the embedding, the other matrices, all the rest."""
+    """Move a pack's parameters into buffers, one per group of the optimiser: embedding, other matrices, the rest."""
     groups: list[list[Rows]] = [[], [], []]
     for name, parameter in model.named_parameters():
         if ".alpha_" not in name:
@@ -84,7 +83,7 @@ def gather(model: PackedGPT2, n_trial: int) -> list[Flat]:
 
 @torch.no_grad()
 def mean_nll_each(model: PackedGPT2, windows_WT: Tensor, batch: int, precision: str) -> list[float]:
-    """`pagating.evaluate.mean_nll` of each model of a pack over the same windows (W, T + 1)."""
+    """Compute `pagating.evaluate.mean_nll` of each model of a pack over the same windows (W, T + 1)."""
     weight_KVC = model.lm_head.weight
     n_model = weight_KVC.shape[0]
     total_K = weight_KVC.new_zeros(n_model, dtype=torch.float64)
@@ -98,9 +97,9 @@ def mean_nll_each(model: PackedGPT2, windows_WT: Tensor, batch: int, precision: 
 
 
 class Pack:
-    """The state of K trials that train together: model, optimiser, and losses that were not looked at yet.
+    """The state of K trials that train together: model, optimiser and unread losses.
 
-    Trials are kept in the order of their units: trial i here is `trials[order[i]]` of the list that was given.
+    Trials are sorted by their units: trial i of the pack is `trials[order[i]]` of the given list.
     """
 
     def __init__(self, trials: Sequence[Trial]) -> None:
@@ -127,17 +126,17 @@ class Pack:
         self.unseen: list[Tensor] = []
 
     def tokens(self, step: int) -> Tensor:
-        """The batches of all trials at a step, (K * B, T + 1), on the pack's device."""
+        """Return the batches of all trials at a step, (K * B, T + 1), on the pack's device."""
         each = [train_batch(self.train_N, trial.seed, step, self.batch, self.n_ctx) for trial in self.trials]
         tokens_BT = torch.cat(each)
         return to_device(tokens_BT, self.device)
 
     def rates(self, step: int) -> list[float]:
-        """Each trial's learning rate at a step; 0 for one that diverged."""
+        """Return each trial's learning rate at a step; 0 if it diverged."""
         return [learning_rate(trial, step) if i in self.alive else 0.0 for i, trial in enumerate(self.trials)]
 
     def step(self, step: int) -> None:
-        """One update of every trial."""
+        """Make one update of every trial."""
         n_trial = len(self.trials)
         set_progress(self.model, fraction_done(self.shared, step))
         parts = self.tokens(step).unflatten(0, (n_trial, -1)).split(self.micro, 1)
@@ -148,7 +147,7 @@ class Pack:
                 targets_KN = part_KBT[..., 1:].flatten(1)
                 loss_K = linear_nll(x_KNC.flatten(1, 2), self.model.lm_head.weight, targets_KN) / len(parts)
             with warnings.catch_warnings():
-                # each gradient is a view of the optimiser's buffer, whose rows are trials: torch doubts its strides
+                # each gradient is a view of the optimiser's buffer, and torch warns about its strides
                 warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
                 loss_K.sum().backward()
             total_K += loss_K.detach()
@@ -157,29 +156,30 @@ class Pack:
         decays = [trial.weight_decay for trial in self.trials]
         adamw_step(self.flats, step + 1, self.rates(step), decays, self.shared.beta1, self.shared.beta2)
 
-    def look(self) -> list[tuple[list[float], list[float]]]:
-        """Losses and gradient norms of each trial since the last look; a GPU is waited for."""
+    def take_losses(self) -> list[tuple[list[float], list[float]]]:
+        """Return losses and gradient norms of each trial since the last call. It waits for the GPU."""
         seen_K2S = torch.stack(self.unseen, -1).transpose(0, 1).tolist()
         self.unseen = []
         return [(losses, norms) for losses, norms in seen_K2S]
 
     def drop(self, trial: int) -> None:
-        """Take a trial that diverged out: what is not finite there must not go on."""
+        """Remove a diverged trial, so that its values do not spread."""
         self.alive.discard(trial)
         silence(self.flats, trial)
 
     def mean_nll(self, windows_WT: Tensor) -> list[float]:
-        """The mean loss of each trial over windows (W, T + 1)."""
+        """Return the mean loss of each trial over windows (W, T + 1), in nats."""
         return mean_nll_each(self.model, windows_WT, self.batch, self.shared.precision)
 
 
 def train_packed(trials: Sequence[Trial]) -> Iterator[list[Row | Diverged | None]]:
-    """Train all trials together; yield at each evaluation a list with an entry a trial, in the order given.
+    """Train all trials together. Yield at each evaluation a list with one entry per trial, in the given order.
 
-    An entry is the row that `pagating.train.train` yields for that trial, with the last one its `final`; or, at the
-    evaluation that finds that the trial diverged, the `Diverged` that `train` would have raised, and None ever after.
-    It ends when all are done or have diverged. `seconds` and `tokens_per_second` are a trial's share: the pack's time
-    over K. `final` has `packed` = K. Raises ValueError for trials that are no pack (`require_one_pack`, `PackedGPT2`).
+    An entry is the row that `pagating.train.train` yields for the trial; the last one has `final`. If the trial has
+    diverged since the last evaluation, the entry is the `Diverged` that `train` would raise; later entries are None.
+    The iterator ends when all trials are done or diverged. `seconds` and `tokens_per_second` are a trial's share: the
+    pack's time divided by K. `final` has `packed` = K. Raise ValueError if the trials cannot be one pack (see
+    `require_one_pack` and `PackedGPT2`).
     """
     started, seconds = time.perf_counter(), 0.0
     pack = Pack(trials)
@@ -192,7 +192,7 @@ def train_packed(trials: Sequence[Trial]) -> Iterator[list[Row | Diverged | None
         done = step + 1
         if done % shared.evaluation_interval and done != shared.steps:
             continue
-        seen = pack.look()
+        seen = pack.take_losses()
         seconds += time.perf_counter() - begun
         val_nll, alphas = pack.mean_nll(val_WT), pack.model.alphas()
         entries: list[Row | Diverged | None] = [None] * n_trial
@@ -217,7 +217,7 @@ def train_packed(trials: Sequence[Trial]) -> Iterator[list[Row | Diverged | None
 
 
 def _finish(pack: Pack, entries: list[Any], alphas: list[list[float]], started: float) -> None:
-    """Put `final` into the last row of each trial that is left."""
+    """Add `final` to the last row of each trial that did not diverge."""
     shared = pack.shared
     extra: list[Row] = [{} for _ in pack.trials]
     if shared.test:
@@ -243,7 +243,7 @@ def _finish(pack: Pack, entries: list[Any], alphas: list[list[float]], started: 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train the trials of a JSON file as one pack. Exit codes: 0 all done, 1 some diverged, 2 bad input."""
+    """Train the trials of a JSON file as one pack. Return the exit code: 0 all done, 1 some diverged, 2 bad input."""
     paths = sys.argv[1:] if arguments is None else arguments
     if len(paths) != 1:
         print("usage: python -m pagating.packed trials.json", file=sys.stderr)

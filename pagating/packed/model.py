@@ -1,7 +1,7 @@
-"""Several GPT-2s of one shape as one model: every parameter with a leading axis K, every product a batched one.
+"""K GPT-2s of one shape as one model: parameters have a leading axis K, products are batched.
 
-The blocks, the attention and the units are those of `pagating.model.gpt2`; only what holds parameters is exchanged. The
-K models lie one after another along the batch, so the code between sees a batch of K * B windows.
+Blocks, attention and units are those of `pagating.model.gpt2`; only modules with parameters of their own are replaced.
+The batches of the K models are concatenated, so that the other code works on a batch of K * B windows.
 
 Axes: K models, Q models of one kind of unit, B batch of each, T position, C d_model, F features, N = B * T.
 """
@@ -28,7 +28,7 @@ def _stack(tensors: Iterable[Tensor]) -> nn.Parameter:
 
 
 class PackedDense(nn.Module):
-    """`x @ weight + bias` of each model: weight (K, inputs, outputs), bias (K, outputs), x (K * B, T, inputs)."""
+    """The linear layer of each model: weight (K, inputs, outputs), bias (K, outputs), x (K * B, T, inputs)."""
 
     def __init__(self, each: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class PackedDense(nn.Module):
 
 
 class PackedNorm(nn.Module):
-    """LayerNorm of each model: gain and bias (K, C), x (K * B, T, C)."""
+    """The LayerNorm of each model: gain and bias (K, C), x (K * B, T, C)."""
 
     def __init__(self, each: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PackedNorm(nn.Module):
 
 
 class PackedEmbedding(nn.Module):
-    """Rows of the table of each model: weight (K, V, C), ids (K, N) -> (K, N, C)."""
+    """The embedding of each model: weight (K, V, C), ids (K, N) -> (K, N, C)."""
 
     def __init__(self, each: Sequence[nn.Embedding]) -> None:
         super().__init__()
@@ -65,10 +65,10 @@ class PackedEmbedding(nn.Module):
 
 
 class PackedUnits(nn.Module):
-    """The activations of one layer: models with the same kind of unit side by side, each kind one call.
+    """The activations of one layer, with one call for all models with the same kind of unit.
 
-    `sizes` has the number of models of each kind. A unit's alpha is a tensor (Q, 1, 1), or (Q, 1, F) where there is one
-    a channel, so that the unit's own code serves all its models.
+    `sizes` has the number Q of models of each kind. A unit's alpha is a tensor (Q, 1, 1), or (Q, 1, F) if learned per
+    channel, so that the unit's own code works for all its models.
     """
 
     def __init__(self, units: Sequence[nn.Module], sizes: Sequence[int], multipliers: Sequence[list[float]]) -> None:
@@ -81,7 +81,7 @@ class PackedUnits(nn.Module):
         return (torch.cat(done) if len(done) > 1 else done[0]).view(*x.shape[:-1], -1)
 
     def learned(self) -> Iterator[Rows]:
-        """The parameters that hold alphas, with the models they belong to and their learning-rate multipliers."""
+        """Yield the parameters of the units, with the models they belong to and their learning-rate multipliers."""
         start = 0
         for unit, size, multipliers in zip(self.units, self.sizes, self.multipliers, strict=True):
             if isinstance(unit, AlphaModule):
@@ -93,7 +93,7 @@ class PackedUnits(nn.Module):
 
     @torch.no_grad()
     def alphas(self) -> list[float | None]:
-        """The effective alpha of each model in this layer, the mean over channels; None for the stock activation."""
+        """Return the effective alpha of each model in this layer, the mean over channels; None if it has no unit."""
         values: list[float | None] = []
         for unit, size in zip(self.units, self.sizes, strict=True):
             if isinstance(unit, AlphaModule):
@@ -106,7 +106,7 @@ class PackedUnits(nn.Module):
 
 
 class PackedTransformer(Transformer):
-    """The transformers of K models side by side: every tensor has a leading axis K."""
+    """The transformers of K models. Every parameter has a leading axis K."""
 
     def __init__(self, each: Sequence[Transformer], sizes: Sequence[int]) -> None:
         nn.Module.__init__(self)
@@ -125,10 +125,17 @@ class PackedTransformer(Transformer):
 
 
 class PackedGPT2(GPT2):
-    """K GPT-2s as one. `each` are used up; they have one shape, no dropout, and lie ordered by `unit_kind`.
+    """K GPT-2s as one model.
 
-    `hidden` takes tokens (K * B, T), model by model, and returns (K * B, T, C). Raises ValueError for models that
-    cannot be one pack, naming the first parameter that differs, and for a unit that has no packed form.
+    `hidden` takes tokens (K * B, T), model by model, and returns (K * B, T, C).
+
+    Args:
+        each: Models of one shape, without dropout, sorted by `unit_kind`. Their modules are reused, so they are
+            unusable afterwards.
+
+    Raises:
+        ValueError: The models cannot be one pack (the message names the first parameter that differs), or a unit has no
+            packed form.
     """
 
     def __init__(self, each: Sequence[GPT2]) -> None:
@@ -145,16 +152,16 @@ class PackedGPT2(GPT2):
         return Logits((x_KBTC @ self.lm_head.weight.mT[:, None]).flatten(0, 1))
 
     def alphas(self) -> list[list[float]]:
-        """The effective alphas of each model, one a layer; empty for a stock model."""
+        """Return the effective alphas of each model, one per layer; an empty list for a stock model."""
         layers = [module.alphas() for module in self.modules() if isinstance(module, PackedUnits)]
         return [[alpha for alpha in model if alpha is not None] for model in zip(*layers, strict=True)]
 
 
 def unit_kind(model: GPT2) -> tuple[str, ...]:
-    """What two models must share to have their units computed in one call; a key to sort by.
+    """Return a sort key that is equal for two models if and only if their units can be computed in one call.
 
-    A layer at a time: form, gate, base, kind of alpha with its options, without the number that alpha starts at or is
-    fixed to; exactly 0 and 1 are kinds of their own, because there the unit leaves a term out.
+    Per layer it has form, gate, base, and kind and options of alpha, without its start or fixed value. Fixed values 0
+    and 1 are kinds of their own, because the unit then omits a term.
     """
     return tuple(_kind(module) for name, module in model.named_modules() if name.endswith(".mlp.act"))
 
@@ -180,7 +187,7 @@ def _require_one_shape(each: Sequence[GPT2]) -> None:
 
     first = shapes(each[0])
     if each[0].config.dropout:
-        raise ValueError(f"pack: dropout={each[0].config.dropout}; a pack has no dropout: its masks would be others")
+        raise ValueError(f"pack: dropout={each[0].config.dropout}; a pack has no dropout: its masks would differ")
     for model in each[1:]:
         for name, shape in shapes(model).items():
             if first.get(name) != shape:
@@ -198,7 +205,7 @@ PACKED: dict[str, Callable[[Sequence[nn.Module]], nn.Module]] = {
 
 
 def _pack_blocks(each: Sequence[Block], sizes: Sequence[int], owners: list[AlphaModule | None]) -> Block:
-    """One block of all models in the first one's frame; `owners` gets the units that hold an alpha for all layers."""
+    """Pack one block of all models into the first model's block. Add units whose alpha all layers share to `owners`."""
     block, units, multipliers, start = each[0], [], [], 0
     acts = [b.mlp.act for b in each]
     for i, size in enumerate(sizes):

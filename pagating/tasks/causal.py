@@ -1,6 +1,6 @@
-"""The causal task: the model, the batches and the loss of a trial that predicts the next token.
+"""The causal task: GPT-2 predicts the next token.
 
-A batch is a tuple of tensors, rows first, the last of them the targets: `IGNORE` where nothing is to be predicted.
+A batch is a tuple of tensors with rows as first axis. The last tensor holds the targets; `IGNORE` means no target.
 Axes: B rows of a batch, T position, R rows held out.
 """
 
@@ -25,11 +25,9 @@ from pagating.model.size import GPT2Size, stock_flops_per_token
 from pagating.tasks.task import Batch, Hidden, Task
 from pagating.trial import Trial
 
-# --- causal: the next token of GPT-2 ---------------------------------------------------------------------------------
-
 
 def build_gpt2(trial: Trial) -> GPT2:
-    """Return GPT-2 of the trial's size with its unit in every MLP, from its seed, then from pretrained weights."""
+    """Make the trial's GPT-2, initialised from its seed, and load pretrained weights if the trial names them."""
     model = GPT2(GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit)
     initialise_gpt2(model, trial.seed)
     if trial.pretrained:
@@ -38,7 +36,10 @@ def build_gpt2(trial: Trial) -> GPT2:
 
 
 def causal_batches(trial: Trial) -> Callable[[int], Batch]:
-    """Return a function from a step to inputs and targets (B, T): packed windows, or padded lines with `padding`."""
+    """Return a function of the step that gives its inputs and targets (B, T).
+
+    Rows are packed windows, or padded lines if the trial has a `padding`.
+    """
     n_ctx, batch = trial.model["n_ctx"], trial.batch_tokens // trial.model["n_ctx"]
     padding = trial.padding
     if padding is None:
@@ -60,7 +61,7 @@ def causal_batches(trial: Trial) -> Callable[[int], Batch]:
 
 
 def hidden_function(trial: Trial, model: GPT2, inputs_BT: Tensor) -> Hidden:
-    """Return the model's body for the loop: `GPT2.hidden`, or its compiled form if the trial asks for one.
+    """Return `GPT2.hidden`, or its compiled form if the trial asks for one (see `is_compiled`).
 
     The FLOPs of the stock model decide, so that all arms of a study take the same path.
     """
@@ -76,7 +77,12 @@ def hidden_function(trial: Trial, model: GPT2, inputs_BT: Tensor) -> Hidden:
 
 @dataclass(frozen=True)
 class CausalLoss:
-    """The mean negative log-likelihood of the next token, nats; `hidden` is the model's body."""
+    """The mean negative log-likelihood of the next token, in nats.
+
+    Attributes:
+        hidden: `GPT2.hidden` or its compiled form.
+        masked: Skip targets that are IGNORE.
+    """
 
     hidden: Hidden
     masked: bool
@@ -91,17 +97,17 @@ class CausalLoss:
 
 
 def causal_loss(trial: Trial, model: GPT2, batch: Batch) -> CausalLoss:
-    """Return the loss of a trial, with its model compiled for such a batch if that pays off."""
+    """Return the loss of a trial. Its model may be compiled for the shape of `batch`."""
     return CausalLoss(hidden_function(trial, model, batch[0]), trial.padding == "masked")
 
 
 def causal_windows(trial: Trial, split: str) -> Tensor:
-    """Return the windows (R, T + 1) of a split for the loss that decides: the same for packed text and lines."""
+    """Return the packed windows (R, T + 1) of a split for `val_nll` or `test_nll`, for trials on lines too."""
     return eval_windows(open_split(trial.corpus, split), trial.model["n_ctx"], trial.eval_windows)
 
 
 def padded_loss(trial: Trial, model: GPT2) -> Evaluation:
-    """Evaluate `padded_nll` batch by batch on lines of the validation split, as many as evaluation windows."""
+    """Compute `padded_nll` on lines of the validation split, at most as many as evaluation windows, batch by batch."""
     n_ctx = trial.model["n_ctx"]
     batch = trial.batch_tokens // n_ctx
     if trial.padding:

@@ -1,10 +1,11 @@
-"""BERT's masked language model and T5's span corruption, small, as rows of the one loop.
+"""The denoising tasks: BERT's masked language model and T5's span corruption, at small sizes.
 
-The models are transformers' own, their MLP activations replaced by `pagating.patch`; their stock activation (exact GELU
-in BERT, ReLU in T5) is the baseline's. Only trials of these tasks import this file, and with it transformers.
+The models are those of transformers, patched by `pagating.patch`. Their stock activation (exact GELU in BERT, ReLU in
+T5) is the baseline. Only trials of these tasks import this module, and with it transformers.
 
-What is hidden from a model is a function of (seed, step), drawn from a stream of its own: all arms see the same windows
-with the same holes, and a trial goes on to the same bits. Special tokens follow the corpus's own vocabulary of V ids.
+The hidden tokens are a function of (seed, step), drawn from a random stream of their own. All arms get the same windows
+with the same hidden tokens, and a resumed trial gives the same bits. Ids of special tokens follow the V ids of the
+corpus's vocabulary.
 
 Axes: B rows, T position in a window, S position of an encoder's input, U of a decoder's, C d_model, V vocabulary.
 """
@@ -31,28 +32,28 @@ from pagating.gating.patch import patch
 from pagating.tasks.task import Batch, Loss, Task
 from pagating.trial import Trial
 
-SHARE = 0.15  # of the tokens that is hidden: Devlin et al. 2019 (BERT), section 3.1; Raffel et al. 2020 (T5), 3.1.4
+SHARE = 0.15  # share of hidden tokens: Devlin et al. 2019 (BERT), section 3.1; Raffel et al. 2020 (T5), 3.1.4
 SPAN = 3  # mean length of a hidden span: Raffel et al. 2020, section 3.3.4
-MASKED, RANDOM = 0.8, 0.1  # of the hidden tokens: shown as the mask, as any token; the rest as they are (Devlin et al.)
-TRAINING, HELD = 1, 2  # streams of random numbers beside that of the windows
+MASKED, RANDOM = 0.8, 0.1  # shares of hidden tokens shown as mask and as random token; others unchanged (Devlin et al.)
+TRAINING, HELD = 1, 2  # random streams; stream 0 draws the windows
 Pair = tuple[np.ndarray, np.ndarray]
 Corrupt = Callable[[np.random.Generator, np.ndarray, int], Pair]
 
 
 def hidden_count(length: int) -> int:
-    """Tokens of a window that are hidden: `SHARE` of them, one at least."""
+    """Return the number of hidden tokens of a window: `SHARE` of its length, at least 1."""
     return max(1, round(SHARE * length))
 
 
 def span_count(length: int) -> int:
-    """Spans in which the hidden tokens of a window lie."""
+    """Return the number of spans of hidden tokens in a window, at least 1."""
     return max(1, round(hidden_count(length) / SPAN))
 
 
 def mask_tokens(generator: np.random.Generator, tokens_BT: np.ndarray, vocab_size: int) -> Pair:
-    """BERT's corruption: inputs and targets (B, T), the same number of targets in each row, IGNORE elsewhere.
+    """Corrupt windows as BERT does. Return inputs and targets, both (B, T); targets are IGNORE at other positions.
 
-    The mask is id `vocab_size`. Each row has exactly `hidden_count` targets, so that every batch counts the same.
+    The mask has id `vocab_size`. Each row has exactly `hidden_count` targets, so that all batches have equal weight.
     """
     rows, length = tokens_BT.shape
     hidden = np.zeros((rows, length), dtype=bool)
@@ -63,10 +64,10 @@ def mask_tokens(generator: np.random.Generator, tokens_BT: np.ndarray, vocab_siz
 
 
 def cut_spans(generator: np.random.Generator, tokens_BT: np.ndarray, vocab_size: int) -> Pair:
-    """T5's corruption: inputs (B, S) with a sentinel for each hidden span, targets (B, U) with what it hid.
+    """Corrupt windows as T5 does. Return inputs (B, S) with a sentinel per hidden span, and targets (B, U).
 
-    S = T - hidden + spans; U = hidden + spans + 1: sentinel, span, sentinel, span, ..., last sentinel. The start of the
-    decoder is id `vocab_size`, the sentinels those after it. Spans are cut at random and never touch.
+    S = T - hidden + spans. U = hidden + spans + 1: sentinel, span, sentinel, span, ..., last sentinel. The start token
+    of the decoder has id `vocab_size`; the sentinels have the ids after it. Spans are random and never adjacent.
     """
     rows, length = tokens_BT.shape
     hidden, spans = hidden_count(length), span_count(length)
@@ -79,7 +80,10 @@ def cut_spans(generator: np.random.Generator, tokens_BT: np.ndarray, vocab_size:
 
 
 def random_lengths(generator: np.random.Generator, rows: int, items: int, parts: int) -> np.ndarray:
-    """Lengths (rows, parts), each 1 or more, that sum to `items`; every such cut is as likely."""
+    """Draw lengths (rows, parts), each at least 1, that sum to `items` per row. All such lengths are equally likely.
+
+    Raise ValueError if `items` is less than `parts`.
+    """
     if items < parts:
         raise ValueError(f"{items} tokens cannot be cut into {parts} spans: give a larger model.n_ctx")
     cuts = np.sort(generator.random((rows, items - 1)).argsort(1)[:, : parts - 1], 1) + 1
@@ -88,7 +92,7 @@ def random_lengths(generator: np.random.Generator, rows: int, items: int, parts:
 
 
 def collapsed(tokens_BT: np.ndarray, dropped_BT: np.ndarray, sentinel: int) -> np.ndarray:
-    """Rows with each run of dropped tokens made one token: `sentinel`, `sentinel + 1`, ... in the order of the runs."""
+    """Replace each run of dropped tokens by one token: in each row `sentinel`, `sentinel + 1`, ... from the left."""
     first_BT = dropped_BT & ~np.pad(dropped_BT, ((0, 0), (1, 0)))[:, :-1]
     put_BT = np.where(first_BT, sentinel + first_BT.cumsum(1) - 1, tokens_BT)
     return put_BT[~dropped_BT | first_BT].reshape(len(tokens_BT), -1)
@@ -98,7 +102,7 @@ def collapsed(tokens_BT: np.ndarray, dropped_BT: np.ndarray, sentinel: int) -> n
 
 
 def bert(vocab_size: int, size: Mapping[str, Any]) -> BertForMaskedLM:
-    """BERT of a study's sizes over `vocab_size` ids and the mask. d_ff = 4 d_model, exact GELU, tied embeddings."""
+    """Make a BERT over `vocab_size` ids and the mask: d_ff = 4 d_model, exact GELU, tied embeddings."""
     dropout = size.get("dropout", 0.0)
     config = BertConfig(
         vocab_size=vocab_size + 1,
@@ -110,15 +114,15 @@ def bert(vocab_size: int, size: Mapping[str, Any]) -> BertForMaskedLM:
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
         initializer_range=size.get("initializer_range", 0.02),
-        pad_token_id=None,  # there is no padding, and the row of a padding id would not be trained
+        pad_token_id=None,  # there is no padding, and the embedding of a padding id would not be trained
     )
     return BertForMaskedLM(config)
 
 
 def t5(vocab_size: int, size: Mapping[str, Any]) -> T5ForConditionalGeneration:
-    """T5 of a study's sizes, n_layer blocks a side, over `vocab_size` ids, the start and the sentinels.
+    """Make a T5 with n_layer blocks per side over `vocab_size` ids, the start token and the sentinels.
 
-    d_ff = 4 d_model, ReLU, tied embeddings; initialised by T5's own rule, which has no `initializer_range`.
+    d_ff = 4 d_model, ReLU, tied embeddings. It is initialised by T5's own rule, which has no `initializer_range`.
     """
     config = T5Config(
         vocab_size=vocab_size + 2 + span_count(size["n_ctx"]),
@@ -139,14 +143,14 @@ def t5(vocab_size: int, size: Mapping[str, Any]) -> T5ForConditionalGeneration:
 
 
 def bert_logits(model: BertForMaskedLM, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """Logits (N, V) of the N hidden tokens alone: no other position has a target."""
+    """Compute logits (N, V) of the N hidden tokens, the only positions with a target."""
     x_BTC = model.bert(input_ids=inputs_BT).last_hidden_state
     logits: Tensor = model.cls(x_BTC[targets_BT != IGNORE])
     return logits
 
 
 def t5_logits(model: T5ForConditionalGeneration, inputs_BS: Tensor, targets_BU: Tensor) -> Tensor:
-    """Logits (N, V) of all N = B * U targets; the decoder sees those before each."""
+    """Compute logits (N, V) of all N = B * U targets. The decoder gets the targets before each position."""
     before_BU = F.pad(targets_BU[:, :-1], (1, 0), value=model.config.decoder_start_token_id)
     logits: Tensor = model(input_ids=inputs_BS, decoder_input_ids=before_BU).logits
     return logits.flatten(0, 1)
@@ -154,7 +158,7 @@ def t5_logits(model: T5ForConditionalGeneration, inputs_BS: Tensor, targets_BU: 
 
 @dataclass(frozen=True)
 class Kind:
-    """A model, its logits at a batch's targets, and its corruption."""
+    """A denoising task: its model, its logits at a batch's targets, and its corruption."""
 
     model: Callable[[int, Mapping[str, Any]], Any]
     logits: Callable[[Any, Tensor, Tensor], Tensor]
@@ -165,9 +169,9 @@ KINDS = {"masked": Kind(bert, bert_logits, mask_tokens), "span": Kind(t5, t5_log
 
 
 def make_model(task: str, vocab_size: int, size: Mapping[str, Any], unit: Mapping[str, Any] | None) -> Any:
-    """The model of a task with a unit in every MLP, initialised with torch's global generator.
+    """Make the model of a task with a unit in every MLP, initialised with torch's global generator.
 
-    Raises ValueError as `pagating.patch` does.
+    Raise ValueError as `pagating.patch` does.
     """
     model = KINDS[task].model(vocab_size, size)
     if unit is not None:
@@ -177,24 +181,27 @@ def make_model(task: str, vocab_size: int, size: Mapping[str, Any], unit: Mappin
 
 
 def build(trial: Trial) -> nn.Module:
-    """The trial's model. The stock model is drawn first, so that what arms share starts from the same bits."""
+    """Make the trial's model from its seed.
+
+    The stock model is initialised before its patch, so that parameters that arms share start from the same bits.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trial.seed)
         made: nn.Module = make_model(trial.task, read_meta(trial.corpus)["vocab_size"], trial.model, trial.unit)
         return made
 
 
-# --- the loop's questions --------------------------------------------------------------------------------------------
+# --- functions of the task -------------------------------------------------------------------------------------------
 
 
 def corrupted(task: str, generator: np.random.Generator, windows_BT: Tensor, vocab_size: int) -> Batch:
-    """A batch of windows (B, T + 1) as inputs and targets; the token after a window has no part in it."""
+    """Return inputs and targets of a batch of windows (B, T + 1). The last token of each window is not used."""
     pair = KINDS[task].corrupt(generator, windows_BT[:, :-1].numpy(), vocab_size)
     return tuple(torch.from_numpy(np.ascontiguousarray(part, dtype=np.int64)) for part in pair)
 
 
 def batches(trial: Trial) -> Callable[[int], Batch]:
-    """Inputs and targets of a step: the windows of a causal trial of the same seed, corrupted."""
+    """Return a function of the step that gives its inputs and targets: corrupted windows of a causal trial's seed."""
     n_ctx, vocab_size = trial.model["n_ctx"], read_meta(trial.corpus)["vocab_size"]
     train_N, rows = open_split(trial.corpus, "train"), trial.batch_tokens // n_ctx
 
@@ -206,21 +213,24 @@ def batches(trial: Trial) -> Callable[[int], Batch]:
 
 
 def held(trial: Trial, split: str) -> tuple[str, Batch]:
-    """The windows of a split that a causal trial is evaluated on, corrupted once for all trials; and the task."""
+    """Return the task and the evaluation windows of a split, corrupted in the same way for all trials.
+
+    The windows are those of a causal trial.
+    """
     windows = eval_windows(open_split(trial.corpus, split), trial.model["n_ctx"], trial.eval_windows)
     vocab_size = read_meta(trial.corpus)["vocab_size"]
     return trial.task, corrupted(trial.task, step_generator(0, 0, HELD), windows, vocab_size)
 
 
 def nll(task: str, model: Any, batch: Batch, reduction: str) -> Tensor:
-    """Negative log-likelihood of a batch's targets, nats, float32: their mean, or their sum."""
+    """Compute the negative log-likelihood of a batch's targets, nats, float32. `reduction` is `mean` or `sum`."""
     inputs, targets = batch
     logits_NV = KINDS[task].logits(model, inputs, targets)
     return F.cross_entropy(logits_NV.float(), targets[targets != IGNORE], reduction=reduction)
 
 
 def loss(trial: Trial, model: Any, batch: Batch) -> Loss:
-    """The loss of a trial; never compiled."""
+    """Return the loss of a trial. It is never compiled."""
     model.train()
     if trial.precision == "bfloat16":
         warn_of_emulation(batch[0].device)
@@ -229,7 +239,7 @@ def loss(trial: Trial, model: Any, batch: Batch) -> Loss:
 
 @torch.no_grad()
 def evaluate(model: Any, rows: tuple[str, Batch], at_a_time: int, precision: str) -> Evaluation:
-    """Nats a target over all rows, each target weighing the same; batch by batch."""
+    """Compute nats per target, the mean over all targets of all rows, batch by batch."""
     task, batch = rows
     device = next(model.parameters()).device
     was_training = model.training
@@ -246,13 +256,13 @@ def evaluate(model: Any, rows: tuple[str, Batch], at_a_time: int, precision: str
 def training_flops_per_token(
     task: str, vocab_size: int, size: Mapping[str, Any], unit: Mapping[str, Any] | None
 ) -> int:
-    """Forward and backward FLOPs a token of a window: three times the forward of one window, as torch counts it."""
+    """Return forward and backward FLOPs per token: three times the forward of one window, as torch counts it."""
     n_ctx = size["n_ctx"]
     windows = torch.zeros(1, n_ctx + 1, dtype=torch.int64)
     inputs, targets = (part.to("meta") for part in corrupted(task, step_generator(0, 0), windows, vocab_size))
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model = make_model(task, vocab_size, {**size, "dropout": 0.0}, unit)
-        if task == "masked":  # what is chosen by value has no size on `meta`
+        if task == "masked":  # a selection by value has no size on `meta`
             model.cls(model.bert(input_ids=inputs).last_hidden_state[:, : hidden_count(n_ctx)])
         else:
             KINDS[task].logits(model, inputs, targets)
@@ -260,13 +270,13 @@ def training_flops_per_token(
 
 
 def flops(trial: Trial, model: Any) -> int:
-    """Training FLOPs a token of a trial's model."""
+    """Return training FLOPs per token of a trial's model."""
     vocab_size = read_meta(trial.corpus)["vocab_size"]
     return training_flops_per_token(trial.task, vocab_size, trial.model, trial.unit)
 
 
 def check(trial: Trial) -> None:
-    """Raise ValueError for sizes or a unit that no model can have."""
+    """Raise ValueError if no model can have the trial's sizes or unit."""
     with torch.device("meta"):
         make_model(trial.task, 1, trial.model, trial.unit)
 

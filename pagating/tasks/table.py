@@ -10,7 +10,7 @@ from pagating.trial import Trial
 
 
 def task_of(trial: Trial) -> Task:
-    """The row of a trial's task; transformers is imported for those alone that need it."""
+    """Return the task of a trial. transformers is imported only for tasks that need it."""
     if trial.task == "causal":
         return CAUSAL
     task: Task = importlib.import_module("pagating.tasks.denoising").TASKS[trial.task]

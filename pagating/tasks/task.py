@@ -15,28 +15,29 @@ from pagating.evaluate import Evaluation
 from pagating.trial import Trial
 
 Batch = tuple[Tensor, ...]
-
-
 Hidden = Callable[[Any, Tensor], Tensor]
-
-
 Loss = Callable[[Any, Batch], Tensor]
 
 
-def never(loss: Loss) -> bool:
-    """False: whether a loss runs compiled code, of a task that compiles none."""
+def _never_compiled(loss: Loss) -> bool:
+    """Return False, for a task that compiles no loss."""
     return False
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the loop asks of a task.
+    """The functions that the training loop calls for a task.
 
-    build: the model of a trial, from its seed. batches: what a step trains on, by step. loss: a callable (made once,
-    with a batch to compile for) of a model and a batch, the mean over its targets, nats, differentiable. held: rows of
-    a split to evaluate. evaluate: their mean loss, nats, by batches (model, rows, rows at a time, precision). flops: of
-    training, a token. check: raises ValueError for sizes or a unit that no model can have. compiled: whether a loss
-    runs compiled code.
+    Attributes:
+        build: Make the model of a trial from its seed.
+        batches: Return a function of the step that gives its batch.
+        loss: Return a function of model and batch: the mean over the targets, nats, differentiable. It is called once,
+            with a batch to compile for.
+        held: Return the rows of a split to evaluate.
+        evaluate: Compute the mean loss of these rows, nats, by batches (model, rows, rows per batch, precision).
+        flops: Return the FLOPs of training per token.
+        check: Raise ValueError if no model can have the trial's sizes or unit.
+        compiled: Return True if a loss runs compiled code.
     """
 
     build: Callable[[Trial], nn.Module]
@@ -46,14 +47,14 @@ class Task:
     evaluate: Callable[[Any, Any, int, str], Evaluation]
     flops: Callable[[Trial, Any], int]
     check: Callable[[Trial], Any]
-    compiled: Callable[[Loss], bool] = never
+    compiled: Callable[[Loss], bool] = _never_compiled
 
 
 def targets_in(batch: Batch, rows: int) -> list[int]:
-    """How many targets are counted in each part of `rows` rows of a batch."""
+    """Return the number of targets in each part of `rows` rows of a batch."""
     return [int((part != IGNORE).sum()) for part in batch[-1].split(rows)]
 
 
 def in_parts(batch: Batch, device: torch.device, rows: int) -> list[Batch]:
-    """A batch on a device, in parts of `rows` rows."""
+    """Move a batch to a device and split it into parts of `rows` rows."""
     return list(zip(*(to_device(tensor, device).split(rows) for tensor in batch), strict=True))

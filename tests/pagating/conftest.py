@@ -1,4 +1,4 @@
-"""What the tests of this wing share: a small corpus, packed, short trials on it, and their checkpoints."""
+"""Shared fixtures: a small packed corpus, short trials on it, and their checkpoints."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ TIMES = ("tokens_per_second", "seconds", "peak_rss_mb")
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """Folder of 2,000 numbered lines, vocabulary 280, for windows of 16 tokens."""
+    """Pack 2,000 numbered lines, vocabulary 280, for windows of 16 tokens."""
     torch.set_num_threads(1)
     base = tmp_path_factory.mktemp("text")
     (base / "train.txt").write_text("".join(f"{i * 7919 % 1000} {WORDS}" for i in range(2000)))
@@ -25,7 +25,7 @@ def packed(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_trial():
-    """A trial of seven steps on a corpus, evaluated at the third, sixth and last, with what a test changes."""
+    """Return a trial of seven steps on a corpus, evaluated at the third, sixth and last, with given changes."""
 
     def make(packed, **changed):
         size = {"tokens": 64 * 7, "batch_tokens": 64, "eval_every": 3, "eval_windows": 8}
@@ -36,7 +36,7 @@ def make_trial():
 
 @pytest.fixture(scope="session")
 def plain():
-    """The row without what a clock or the memory of the process decides."""
+    """Return the row without values that depend on time or memory."""
 
     def bare(row):
         return {k: bare(v) if isinstance(v, dict) else v for k, v in row.items() if k not in TIMES}
@@ -46,7 +46,7 @@ def plain():
 
 @pytest.fixture(scope="session")
 def interrupt():
-    """Train up to `step`, leave a checkpoint of it, and forget everything else."""
+    """Train up to `step` and save a checkpoint of it."""
 
     def stop(trial, folder, step):
         checkpoints = CheckpointFolder(folder, every_seconds=1e9)
@@ -63,7 +63,7 @@ def interrupt():
 
 @pytest.fixture(scope="session")
 def save_step():
-    """Save a small checkpoint of a step, of the trial of zeros; returns its `CheckpointFolder`."""
+    """Save a small checkpoint of a step for the trial of zeros. Return its `CheckpointFolder`."""
 
     def save(folder, step, **options):
         checkpoints = CheckpointFolder(folder, **options)
@@ -76,7 +76,7 @@ def save_step():
 
 @pytest.fixture(scope="session")
 def resume_folder():
-    """What a trial finds in a folder to go on from, and what was said about it."""
+    """Return the checkpoint that a trial continues from, and the notes about the folder."""
 
     def load(folder, identity="0" * 16):
         checkpoints = CheckpointFolder(folder)

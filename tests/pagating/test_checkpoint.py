@@ -1,4 +1,4 @@
-"""A trial that goes on from its checkpoint ends at the bits of one that was never interrupted."""
+"""Tests that a resumed trial ends at the same bits as an uninterrupted one."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ UNITS = {
 
 @pytest.fixture
 def models(monkeypatch):
-    """Every model that the loop builds."""
+    """Collect every model that the loop builds."""
     made = []
     monkeypatch.setattr(loop, "build_model", lambda trial: made.append(build_model(trial)) or made[-1])
     return made
@@ -40,7 +40,7 @@ def test_interrupted_at_any_step_and_resumed_is_undisturbed_bit_for_bit(
 ):
     trial = make_trial(packed, unit=UNITS[unit], precision=precision, clip=0.3)
     undisturbed = [plain(row) for row in train(trial)]
-    assert any(row["grad_norm"] > 0.3 for row in undisturbed)  # so that clipping took part
+    assert any(row["grad_norm"] > 0.3 for row in undisturbed)  # so that clipping has an effect
     final = bits(models[-1])
     for step in range(2, trial.steps):
         interrupt(trial, tmp_path / "c", step)
@@ -74,14 +74,14 @@ def test_saving_at_every_step_changes_nothing_and_rows_before_it_come_again_as_t
     assert [plain(row) for row in first] == undisturbed
     again = list(train(trial, CheckpointFolder(tmp_path / "c")))
     assert [plain(row) for row in again] == undisturbed
-    assert again[:2] == first[:2]  # those before the last checkpoint with their times
+    assert again[:2] == first[:2]  # rows before the last checkpoint keep their times
     assert again[-1]["final"]["seconds"] > again[0]["tokens"] / again[0]["tokens_per_second"]
 
 
 def test_without_what_it_holds_a_resumed_trial_is_another_one(
     packed, make_trial, interrupt, plain, tmp_path, monkeypatch
 ):
-    """Each part left out must be seen: dropout's generator, the optimiser's moments, the losses since the last row."""
+    """Show that each missing part is noticed: dropout's generator, the moments, the losses since the last row."""
     trial = make_trial(packed)
     undisturbed = [plain(row) for row in train(trial)]
     whole = checkpoint.restore

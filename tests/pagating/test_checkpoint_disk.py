@@ -1,4 +1,4 @@
-"""A disk that is full or a folder that has gone costs a trial its checkpoint, and nothing else."""
+"""Tests of a full disk and a removed folder: a trial loses its checkpoint and nothing else."""
 
 import errno
 import json
@@ -112,7 +112,7 @@ print(json.dumps([last["final"]["val_nll"], checkpoints.notes]))
 
 @pytest.mark.slow
 def test_a_real_file_system_that_is_full(packed, make_trial, tmp_path):
-    """A tmpfs of a few hundred KB in a namespace of its own: not all of a checkpoint fits, or only one does."""
+    """Use a tmpfs of a few hundred KB in a new namespace: part of a checkpoint fits, or exactly one."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces here")
     (tmp_path / "trial.json").write_text(json.dumps(vars(make_trial(packed))))
@@ -129,6 +129,6 @@ def test_a_real_file_system_that_is_full(packed, make_trial, tmp_path):
     (loss, notes), left = map(json.loads, done.stdout.splitlines())
     *_, last = train(make_trial(packed))
     assert loss == last["final"]["val_nll"]
-    assert left == 1  # the first checkpoint, whole
+    assert left == 1  # the first checkpoint, complete
     assert len(notes) == 1
     assert "No space left on device" in notes[0]

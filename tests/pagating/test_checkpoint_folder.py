@@ -1,4 +1,4 @@
-"""Which file of a folder a trial goes on from: damaged, older, another trial's, or someone else's."""
+"""Tests of the choice of a checkpoint in a folder with damaged, older and foreign files."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def test_the_last_two_are_kept_and_the_newest_is_used(save_step, resume_folder, 
 
 
 def damages(raw):
-    """Every kind of byte: the header's length, the header, a tensor, the tail; and a file that is not all there."""
+    """Yield damaged copies: a bit of the header's length, the header, a tensor or the end; truncated files."""
     header = 8 + int.from_bytes(raw[:8], "little")
     for place in (0, 7, 8, header // 2, header - 1, header, (header + len(raw)) // 2, len(raw) - 1):
         for bit in (0, 7):
@@ -70,7 +70,7 @@ def test_a_checkpoint_of_another_trial_is_left_alone(
     interrupt(mine, tmp_path, 3)
     (path,) = tmp_path.iterdir()
     assert [plain(row) for row in train(other, CheckpointFolder(tmp_path))] == [plain(row) for row in train(other)]
-    assert list(tmp_path.iterdir()) == [path]  # and not removed when the other trial is done
+    assert list(tmp_path.iterdir()) == [path]  # the other trial does not remove it when it is done
     renamed = tmp_path / path.name.replace(trial_identity(mine), trial_identity(other))
     path.rename(renamed)
     found, notes = resume_folder(tmp_path, trial_identity(other))
@@ -119,7 +119,7 @@ def test_a_safetensors_file_of_someone_else_is_no_checkpoint(resume_folder, tmp_
     save_file({"a": torch.zeros(1)}, tmp_path / "x")
     name = f"{'0' * 16}-{1:010d}-{checkpoint._checksum(tmp_path / 'x')}.safetensors"
     (tmp_path / "x").rename(tmp_path / name)
-    assert resume_folder(tmp_path) == (None, [f"{tmp_path / name}: is left alone: no checkpoint of this program"])
+    assert resume_folder(tmp_path) == (None, [f"{tmp_path / name}: is left alone: not a checkpoint of this program"])
     (tmp_path / name).write_bytes(b"not at all")
     (tmp_path / name).rename(odd := tmp_path / f"{'0' * 16}-{1:010d}-{'c' * 16}.safetensors")
     odd.rename(tmp_path / f"{'0' * 16}-{1:010d}-{checkpoint._checksum(odd)}.safetensors")
@@ -148,7 +148,7 @@ def test_a_process_that_dies_while_it_writes_leaves_the_one_before(
     found, notes = resume_folder(tmp_path)
     assert found.facts == {"step": 1}
     assert notes == []
-    assert len(list(tmp_path.iterdir())) == 1  # what was half written is gone
+    assert len(list(tmp_path.iterdir())) == 1  # the partly written file is removed
 
 
 def test_nothing_is_unpickled(packed, make_trial, interrupt, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""When a checkpoint is due, and a trial that diverges, is interrupted or is killed."""
+"""Tests of the time of a checkpoint, and of trials that diverge, are interrupted or are killed."""
 
 import json
 import random
@@ -21,7 +21,7 @@ from pagating.trial import Diverged
 def test_a_checkpoint_is_due_by_the_steady_clock_and_costs_a_small_share(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(time, "time", lambda: -now[0])  # a clock that steps back is not looked at
+    monkeypatch.setattr(time, "time", lambda: -now[0])  # a clock that goes back has no effect
     checkpoints = CheckpointFolder(tmp_path, every_seconds=60.0)
     checkpoints.resume("0" * 16)
     now[0] = 1059.0
@@ -77,7 +77,7 @@ def test_an_interrupt_saves_and_the_same_command_goes_on(
 
 
 def kill_and_resume(trial, tmp_path, moments):
-    """Kill -9 a real process some time after its first checkpoint, again and again; then let it end."""
+    """Kill a process by signal 9 after its first checkpoint, several times; then let it end."""
     (tmp_path / "trial.json").write_text(json.dumps(vars(trial)))
     command = [sys.executable, "-m", "pagating.train", str(tmp_path / "trial.json")]
     command += ["--checkpoints", str(tmp_path / "c"), "--every", "0"]

@@ -1,4 +1,4 @@
-"""The loss that decides, the published computation of it beside it."""
+"""Tests of the evaluation loss and of the published computation of it."""
 
 import json
 import math

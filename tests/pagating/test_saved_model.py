@@ -1,4 +1,4 @@
-"""A trained model in a folder: loaded to the same bits, whole or not there, and nothing of it run."""
+"""Tests of saved models: loaded to the same bits, written completely or not at all, none of their code run."""
 
 import json
 import pickle
@@ -39,7 +39,7 @@ def make(packed, **changed):
 
 
 def trained(trial, folder):
-    """Train a trial, leave its model in `folder`; its final metrics."""
+    """Train a trial, save its model in `folder`, and return its final metrics."""
     return list(steps(trial, None, folder))[-1][1]["final"]
 
 
@@ -178,8 +178,8 @@ def test_weights_of_another_model_are_refused(packed, tmp_path, spoil, said):
     ("text", "said"),
     [
         ("no JSON", "cannot be read"),
-        ("[1]", "no description of a model of format 1"),
-        ('{"format": 2}', "no description of a model of format 1"),
+        ("[1]", "not a description of a model of format 1"),
+        ('{"format": 2}', "not a description of a model of format 1"),
     ],
 )
 def test_what_is_no_model_is_refused_in_a_line(tmp_path, text, said):

@@ -15,7 +15,7 @@ from pagating.data import corpus
 from pagating.device import warn_of_emulation
 from pagating.evaluate import bits_per_byte, mean_nll, perplexity
 from pagating.model.initialise import initialise_gpt2, named_generator
-from pagating.train import Diverged, Progress, Trial, build_model, build_optimizer, look, train
+from pagating.train import Diverged, Progress, Trial, build_model, build_optimizer, record_losses, train
 
 MODEL = {"n_layer": 2, "d_model": 16, "n_head": 2, "n_ctx": 16}
 GATED = {"gate": "sigmoid", "alpha": 0.0, "base": "stock"}
@@ -38,7 +38,7 @@ def test_gate_switched_off_is_stock_gpt2_bit_for_bit_over_a_training_run(packed)
 
 
 def test_the_loop_is_plain_adamw_on_the_hugging_face_model(packed):
-    """The same three updates written out with transformers and torch alone."""
+    """Compute the same three updates with transformers and torch only."""
     trial = make(packed, tokens=64 * 3, eval_every=1, weight_decay=0.3, warmup=0.5, schedule="linear", clip=0.05)
     config = GPT2Config(
         vocab_size=corpus.read_meta(packed)["vocab_size"], n_positions=16, n_embd=16, n_layer=2, n_head=2,
@@ -64,7 +64,7 @@ def test_the_loop_is_plain_adamw_on_the_hugging_face_model(packed):
         with torch.no_grad():
             nll = F.cross_entropy(model(windows[:, :-1]).logits.flatten(0, 1), windows[:, 1:].flatten())
         expected.append((nll.item(), loss.item(), norm.item()))
-    assert norm > 0.05  # so that clipping took part
+    assert norm > 0.05  # so that clipping has an effect
     for got, wanted in zip(losses(trial), expected, strict=True):
         assert got == pytest.approx(wanted, rel=2e-6)
 
@@ -200,11 +200,11 @@ def test_bad_trials_are_refused(packed, changed, message):
 
 def test_losses_of_several_steps_are_looked_at_together_and_the_first_bad_one_is_named():
     progress, unseen = Progress(losses=[1.0]), [torch.tensor([2.0, 0.5]), torch.tensor([3.0, 0.25])]
-    assert look(progress, unseen, 7) == 0.25
+    assert record_losses(progress, unseen, 7) == 0.25
     assert (progress.losses, unseen) == ([1.0, 2.0, 3.0], [])
     for bad in ([math.nan, 1.0], [2.0, math.inf]):
         with pytest.raises(Diverged, match=rf"^step 6: loss {bad[0]}, gradient norm {bad[1]}$"):
-            look(progress, [torch.tensor(bad), torch.tensor([math.nan, 1.0])], 7)
+            record_losses(progress, [torch.tensor(bad), torch.tensor([math.nan, 1.0])], 7)
 
 
 def test_emulated_bfloat16_is_said_so_once(packed, capsys, monkeypatch):
@@ -219,7 +219,7 @@ def test_emulated_bfloat16_is_said_so_once(packed, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_bfloat16_and_float32_studies_agree_within_seed_noise(packed):
-    """Six seeds: rounding moves neither a loss nor the difference between two arms by as much as the seed does."""
+    """Show on six seeds that rounding changes losses and differences between arms less than the seed does."""
     arms, seeds = {"stock": None, "floor": {"alpha": 0.0}}, range(6)
 
     def study(precision, lr=3e-3):
@@ -235,7 +235,7 @@ def test_bfloat16_and_float32_studies_agree_within_seed_noise(packed):
     noise = exact["stock"].std(ddof=1)
     for arm in arms:
         assert 0 < abs((rounded[arm] - exact[arm]).mean()) < noise
-        assert abs((slower[arm] - exact[arm]).mean()) > noise  # a tenth of the learning rate is seen
+        assert abs((slower[arm] - exact[arm]).mean()) > noise  # a tenth of the learning rate is noticed
     gaps = [losses["floor"] - losses["stock"] for losses in (exact, rounded)]
     interval = stats.ttest_rel(*gaps).confidence_interval(0.95)
     assert max(abs(interval.low), abs(interval.high)) < noise
@@ -260,11 +260,11 @@ def test_runs_alone_from_a_json_file(packed, tmp_path):
     assert bad.stderr.count("\n") == 1
 
 
-# --- loss and gradient that are no numbers any more -------------------------------------------------------------------
+# --- losses and gradients that are not finite ---------------------------------------------------------------------
 
 
 def with_model(monkeypatch, change):
-    """The loop with a model to which `change` was done."""
+    """Make the loop train a model changed by `change`."""
     whole = loop.build_model
 
     def changed(trial):

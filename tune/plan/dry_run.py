@@ -164,14 +164,14 @@ def _try_arm(trial: Trial, arm: str) -> Tried:
 def main() -> int:
     """Train the trial on standard input; print the result as JSON. Exit code 1 if it cannot be trained."""
     trial = Trial.from_dict(json.load(sys.stdin))
-    from pagating.train import signs
+    from pagating.train import heartbeats
 
     rows, silence, seen = [], 0.0, time.monotonic()
     try:
-        for sign in signs(trial):
+        for step in heartbeats(trial):
             silence, seen = max(silence, time.monotonic() - seen), time.monotonic()
-            if sign and sign[1]:
-                rows.append(sign[1])
+            if step and step[1]:
+                rows.append(step[1])
     except (Diverged, OutOfMemory) as error:
         print(error, file=sys.stderr)
         return 1

@@ -45,7 +45,7 @@ class Gpt2:
 
     @staticmethod
     def train(trial: Trial, checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
-        """Train a trial; see `pagating.train.signs`."""
-        from pagating.train import signs  # loads torch, which the driver does without
+        """Train a trial; see `pagating.train.heartbeats`."""
+        from pagating.train import heartbeats  # loads torch, which the driver does without
 
-        return signs(trial, checkpoints, model)
+        return heartbeats(trial, checkpoints, model)

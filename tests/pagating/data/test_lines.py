@@ -1,4 +1,4 @@
-"""Rows of one line each, padded: what is counted, by hand; and training on them, against cross-entropy written out."""
+"""Tests of padded rows of one line each: counts by hand, and training against cross-entropy written out."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from pagating.train import build_model, train
 from pagating.trial import Trial
 
 torch.set_num_threads(1)
-BYTES = {"vocab_size": 256}  # a token a byte: counts can be made by hand
+BYTES = {"vocab_size": 256}  # one token per byte, so that tokens can be counted by hand
 MODEL = {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 8}
 
 
@@ -65,7 +65,7 @@ def test_rows_are_cut_and_padded_and_the_share_of_padding_is_that_counted_by_han
     ends = byte_tokenizer.encode("\n").ids
     assert rows.tolist() == [[a, a + 1, *ends, 7, 7, 7, 7, 7], [7] * 8, list(range(a, a + 8))]
     assert lengths.tolist() == [3, 0, 8]
-    # of 3 x 7 targets 2, 0 and 7 are text
+    # of 3 x 7 targets, 2, 0 and 7 are text
     assert lines.padded_share(held, 8) == pytest.approx(12 / 21)
     assert lines.targets_of(rows, lengths, "counted").tolist() == rows[:, 1:].tolist()
     x = lines.IGNORE

@@ -1,4 +1,4 @@
-"""Trials on one node hold the packed tokens once: each maps the file, none copies it."""
+"""Tests that trials on one node share one copy of the packed tokens: each maps the file."""
 
 import contextlib
 import json
@@ -22,14 +22,14 @@ def corpus(tmp_path):
     ids = np.random.default_rng(0).integers(0, 300, TOKENS, dtype=np.uint32)
     with (tmp_path / "train.bin").open("wb") as file:
         ids.tofile(file)
-        os.fsync(file.fileno())  # pages that wait to be written would count as dirty
+        os.fsync(file.fileno())  # unwritten pages would count as dirty
     meta = {"dtype": "uint32", "vocab_size": 300, "splits": {"train": {"tokens": TOKENS, "bytes": SIZE}}}
     (tmp_path / "corpus.json").write_text(json.dumps({**meta, "digest": meta_digest(meta)}))
     return tmp_path, int(ids.sum(dtype=np.int64))
 
 
 def mapped(path):
-    """The fields of /proc/self/smaps in bytes, added up over the mappings of a file."""
+    """Return the fields of /proc/self/smaps in bytes, summed over the mappings of a file."""
     found, inside = {}, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
@@ -41,7 +41,7 @@ def mapped(path):
 
 
 def at_once(processes, function):
-    """What `function(wait)` returns in each of some forked processes; `wait` returns once all have called it."""
+    """Return the results of `function(wait)` in forked processes; `wait` returns once all have called it."""
     (go, start), (leave, stay) = os.pipe(), os.pipe()
     children = []
     for _ in range(processes):
@@ -61,7 +61,7 @@ def at_once(processes, function):
     assert [os.read(told, 1) for _, told in children] == [b"r"] * processes
     os.close(start)
     results = [b"".join(iter(lambda told=told: os.read(told, 65536), b"")) for _, told in children]
-    os.close(stay)  # until here all hold what they hold
+    os.close(stay)  # until here all processes keep their memory
     for child, told in children:
         os.waitpid(child, 0)
         os.close(told)
@@ -85,8 +85,8 @@ def test_twenty_processes_hold_the_tokens_once(corpus):
         assert seen == total
         assert memory["Rss"] == SIZE
         assert memory["Anonymous"] == memory["Private_Dirty"] == memory["Shared_Dirty"] == 0
-        assert memory["Shared_Clean"] == SIZE  # the file's own pages, held by the others too
-    # each process's share of the pages that it holds: one copy of the file in all, where copies would be twenty
+        assert memory["Shared_Clean"] == SIZE  # pages of the file, shared with the other processes
+    # the shares of all processes sum to one copy of the file, not to twenty
     assert sum(memory["Pss"] for _, memory in found) == pytest.approx(SIZE, rel=0.01)
 
 

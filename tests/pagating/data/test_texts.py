@@ -1,4 +1,4 @@
-"""Texts as people have them: each is read right, or refused in one line that names it."""
+"""Tests of texts of users: read correctly, or refused in one line with the source."""
 
 import os
 
@@ -24,7 +24,7 @@ def test_a_folder_a_pipe_and_a_device_are_refused_without_waiting(tmp_path):
         refused(rf"{name}: is a folder, pipe or device; give a text file", files_texts, tmp_path, train=name)
     refused(r"^/dev/zero: is a folder, pipe or device", files_texts, train="/dev/zero")
     (tmp_path / "a.txt").write_text("a")
-    assert files_texts(tmp_path, train="*") == {"train": "a"}  # a pattern passes over what is no file
+    assert files_texts(tmp_path, train="*") == {"train": "a"}  # a pattern skips folders and devices
 
 
 def test_links_that_lead_in_a_circle_end(tmp_path):
@@ -34,7 +34,7 @@ def test_links_that_lead_in_a_circle_end(tmp_path):
     refused(r"for 'train': no file matches '\*'", files_texts, tmp_path, train="*")
     deep = tmp_path / "deep" / "er"
     deep.mkdir(parents=True)
-    for name in ("x", "y", "z"):  # three of them: followed, they would be 3^40 paths
+    for name in ("x", "y", "z"):  # three links: followed, they would give 3^40 paths
         (deep / name).symlink_to(tmp_path / "deep")
     (deep / "text.txt").write_text("once\n")
     (tmp_path / "deep" / ".hidden.txt").write_text("never\n")
@@ -87,7 +87,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, 
     looked, real = [], os.fstat
 
     def fstat(descriptor):
-        if len(looked) == 1:  # after the first look
+        if len(looked) == 1:  # after the first call
             text = {"grows": LINES * 11, "shrinks": LINES * 9, "is written over": LINES.upper() * 10}[change]
             path.write_text(text)
         looked.append(descriptor)
@@ -134,7 +134,7 @@ def test_a_line_longer_than_a_chunk_is_packed_as_it_stands(tmp_path, monkeypatch
     pieces = list(chunks(long + "\nend\n"))
     assert "".join(pieces) == long + "\nend\n"
     assert all(100 <= len(piece) <= 200 for piece in pieces[:-1])
-    assert all(piece.startswith(" ") for piece in pieces[1:5])  # before a space, where the tokenizer cuts too
+    assert all(piece.startswith(" ") for piece in pieces[1:5])  # cut before a space, as the tokenizer does
     (tmp_path / "a").write_text(long)
     files = {"files": {"train": "a", "validation": "a", "test": "a"}}
     folder = prepare.prepare(files, {"vocab_size": 280}, 8, tmp_path / "cache", tmp_path)

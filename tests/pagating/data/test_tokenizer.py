@@ -1,4 +1,4 @@
-"""Tokenizers from outside: used as they stand, or refused in one line that names the file; nothing in them runs."""
+"""Tests of pretrained tokenizers: used unchanged, or refused in one line with the file; their code never runs."""
 
 import json
 import os
@@ -20,7 +20,7 @@ EVIL = "open({mark!r}, 'w').close()\nclass Evil:\n    pass\n"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A tokenizer's folder as transformers writes one."""
+    """Write a tokenizer's folder with transformers."""
     from transformers import PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -31,12 +31,12 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def folder(whole, tmp_path):
-    """A copy to be damaged."""
+    """Copy the folder, to damage the copy."""
     return shutil.copytree(whole, tmp_path / "own")
 
 
 def refused(folder):
-    """The one line that a folder is refused with."""
+    """Return the message, one line, for an unusable folder."""
     with pytest.raises(CorpusError) as caught:
         make_tokenizer({"path": str(folder)}, "")
     assert str(caught.value).isprintable()
@@ -161,7 +161,7 @@ VALUE = st.recursive(
 
 
 def places(value, at=()):
-    """Every place in nested mappings and lists, of a list the first."""
+    """Yield every place in nested mappings and lists; of a list only the first."""
     inside = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else ()
     return [at, *(found for key, child in inside for found in places(child, (*at, key)))]
 
@@ -174,7 +174,7 @@ def test_any_value_anywhere_is_a_tokenizer_or_is_refused(whole, tmp_path, data):
     shutil.copytree(whole, folder)
     name = data.draw(st.sampled_from(["tokenizer.json", "tokenizer_config.json"]))
     content = json.loads((folder / name).read_text())
-    if name == "tokenizer.json":  # not each of the vocabulary's words
+    if name == "tokenizer.json":  # without the words of the vocabulary
         content["model"]["vocab"] = dict(list(content["model"]["vocab"].items())[:2])
     *parents, last = data.draw(st.sampled_from(places(content)[1:]))
     section = content

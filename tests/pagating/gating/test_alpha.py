@@ -1,4 +1,4 @@
-"""Alpha: specifications, starts, names, precision, schedules; refusals by message."""
+"""Tests of alpha: specifications, start values, names, precision, schedules, and error messages."""
 
 import copy
 import math
@@ -91,7 +91,7 @@ def test_one_alpha_a_model_is_one_parameter_that_every_layer_reads() -> None:
     assert [name for name, _ in model.named_parameters()] == ["0.alpha_logit"]
     assert list(model.state_dict()) == ["0.alpha_logit"]
     for each in (model, copy.deepcopy(model)):
-        each[0].alpha_logit = nn.Parameter(torch.tensor(logit(0.9)))  # replaced, as from_pretrained does
+        each[0].alpha_logit = nn.Parameter(torch.tensor(logit(0.9)))  # replace the parameter, as from_pretrained does
         assert alpha_values(each) == pytest.approx([0.9] * 3, rel=1e-6)
     x = torch.randn(5, 4)
     model[2](x).sum().backward()

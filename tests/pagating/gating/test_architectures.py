@@ -1,4 +1,4 @@
-"""Every named architecture, random-init and tiny: patched, trained a step, saved and loaded, and put back."""
+"""Tests of tiny models of each named architecture: patched, trained one step, saved, loaded, and restored."""
 
 import copy
 from pathlib import Path

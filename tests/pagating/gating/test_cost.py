@@ -1,4 +1,4 @@
-"""Parameters against numel(), FLOPs against torch's own counter and by hand."""
+"""Tests of parameters against numel(), and of FLOPs against torch's own counter and by hand."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def gpt2() -> GPT2LMHeadModel:
 
 
 def llama() -> LlamaForCausalLM:
-    # heads shared by queries, and a head size that is not d_model / n_head
+    # grouped queries, and a head size that is not d_model / n_head
     config = LlamaConfig(vocab_size=37, **SIZES, num_key_value_heads=2, head_dim=8, pad_token_id=0)
     return LlamaForCausalLM(config).eval()
 
@@ -108,7 +108,7 @@ def test_patched_models_agree_with_torch(unit: dict[str, Any], alphas: int) -> N
 def test_gpt2_small_by_hand() -> None:
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config())
-    # 12 layers of 12 d^2, the output projection, and 2 x n_ctx x d of attention a layer: multiply-adds, so twice that
+    # multiply-adds: 12 layers of 12 d^2, output projection, 2 x n_ctx x d of attention per layer; FLOPs are twice that
     expected = 2 * (12 * 12 * 768**2 + 768 * 50257 + 12 * 2 * 1024 * 768)
     found = cost(model, 1024)
     assert found.parameters == 124_439_808

@@ -1,4 +1,4 @@
-"""Exported graphs against eager, on batches and lengths that were not traced."""
+"""Tests of exported graphs against the eager model, on batch sizes and lengths that were not traced."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The unit at the limits of numbers and under torch's transforms; the fused form against the composed one."""
+"""Tests of the unit at the limits of numbers and under torch's transforms, and of fused against composed form."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -244,7 +244,7 @@ def test_xielu_is_that_of_transformers(dtype: torch.dtype) -> None:
     eps = torch.finfo(dtype).eps
     assert y.dtype == ours.grad.dtype == dtype
     assert ((y.double() - expected).abs() <= 4 * eps * (1 + x.double().square()) + 2e-6).all()
-    away = (x > 0) | (x < -1e-6)  # at the joint the slopes differ, see its docstring
+    away = (x > 0) | (x < -1e-6)  # near 0 the slopes differ, see the docstring of XIELU
     bound = 6 * eps * grad.double().abs() * (1 + x.double().abs())
     assert ((ours.grad.double() - reference.grad).abs() <= bound)[away].all()
     assert ours.grad[4096] == 0.5 * grad[4096]

@@ -1,4 +1,4 @@
-"""Every row of the gate table against its formula, its derivative, its range and its limits."""
+"""Tests of each row of the gate table against its formula, its derivative, its range and its limits."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from pagating.gating.gates import GATES, gate_row
 
-# The naive formulas, written out: what every faster form has to match.
+# naive formulas that every faster form must match
 NAIVE = {
     "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
     "tanh": lambda x: (torch.exp(x) - torch.exp(-x)) / (torch.exp(x) + torch.exp(-x)),
@@ -41,7 +41,7 @@ def test_gate_and_product_match_the_formula_and_its_derivative(name: str) -> Non
         if fast.requires_grad:
             fast.sum().backward()
             torch.testing.assert_close(x.grad, y.grad, rtol=1e-12, atol=1e-12)
-        else:  # a step has no gradient to pass on
+        else:  # a step has no gradient
             assert y.grad.abs().max() == 0
 
 

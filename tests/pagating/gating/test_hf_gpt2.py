@@ -1,4 +1,4 @@
-"""The model class: saving, loading, stock checkpoints, generation, attention, remote code."""
+"""Tests of the model class: saving, loading, stock checkpoints, generation, attention, remote code."""
 
 import json
 import subprocess
@@ -96,7 +96,7 @@ def test_a_stock_checkpoint_at_the_control_setting_gives_stock_bits(
 def test_what_a_stock_checkpoint_lacks_starts_as_stated(
     alpha: dict[str, Any], missing: int, values: list[float], dtype: torch.dtype, stock_folder: Path
 ) -> None:
-    torch.full((1000, 1000), torch.nan)  # so that memory handed out again is not zero by luck
+    torch.full((1000, 1000), torch.nan)  # so that reused memory is not zero by chance
     model, info = PaGPT2LMHeadModel.from_pretrained(stock_folder, alpha=alpha, dtype=dtype, output_loading_info=True)
     assert len(info["missing_keys"]) == missing
     assert all(".act.alpha_" in key for key in info["missing_keys"])

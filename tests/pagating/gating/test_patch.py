@@ -1,4 +1,4 @@
-"""Patching GPT-2: what is replaced, what keeps its bits, what is refused, what is put back."""
+"""Tests of `patch` on GPT-2: replaced modules, unchanged bits, errors, and the restored model."""
 
 import copy
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def tokens(seed: int = 1) -> torch.Tensor:
 
 
 def train(model: nn.Module, steps: int = 6, dtype: torch.dtype = torch.float32) -> tuple[list[float], list]:
-    """Losses of a few AdamW steps with dropout on, and the last gradients."""
+    """Return losses of a few AdamW steps with dropout, and the last gradients."""
     model.train().to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     torch.manual_seed(3)
@@ -93,7 +93,7 @@ def test_report_and_unpatch() -> None:
     assert pagating.unpatch(model) == NAMES
     assert [model.get_submodule(name) for name in NAMES] == before
     assert train(model)[0] == loss
-    pagating.patch(model)  # may be patched again once it is restored
+    pagating.patch(model)  # a restored model may be patched again
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Diagnostics by value: known ranks and shares, hooks that change nothing and come off."""
+"""Tests of the probe: known ranks and shares, and hooks that change nothing and are removed."""
 
 import math
 from typing import Any
@@ -87,7 +87,7 @@ def test_rows_hold_what_the_layers_did(unit: dict[str, Any]) -> None:
     assert 1.0 <= row["output_rank"] <= 16.0
     assert math.isfinite(row["gate_mean"])
     if "form" not in unit and unit.get("unit") != "swiglu":
-        assert 0.9 < row["linear_share"] <= 1.0 + 1e-12  # near zero every unit is nearly a line
+        assert 0.9 < row["linear_share"] <= 1.0 + 1e-12  # near zero every unit is nearly linear
 
 
 @pytest.mark.parametrize("patched", [False, True])

@@ -1,4 +1,4 @@
-"""Schedules against their closed forms and torch's own scheduler."""
+"""Tests of schedules against their closed forms and torch's own scheduler."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The pointwise unit against the naive formula: values, gradients, bits at alpha = 0 and 1."""
+"""Tests of the pointwise unit against the naive formula: values, gradients, bits at alpha = 0 and 1."""
 
 import math
 
@@ -19,7 +19,7 @@ def sample(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def naive(x: Tensor, alpha: float | Tensor, gate: str, base: str) -> Tensor:
-    """The formula as published, from torch's elementary functions."""
+    """Compute the published formula from torch's elementary functions."""
     tanh_gelu = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     left = {"identity": x, "gelu": tanh_gelu}[base]
     g = {
@@ -68,7 +68,7 @@ def test_rounding_stays_within_four_units_of_the_dtype(dtype: torch.dtype, gate:
     for alpha in (0.0, 0.5, 1.5, torch.tensor(0.7, dtype=torch.float32)):
         exact_alpha = alpha.to(dtype).double() if isinstance(alpha, Tensor) else alpha
         exact = naive(x.double(), exact_alpha, gate, base)
-        # relative to the terms that are added: they may cancel
+        # relative to the added terms, which may cancel
         scale = 1 + exact.abs() + x.double().abs() * (1 + x.double().abs())
         error = (pointwise(x, alpha, gate, base).double() - exact).abs() / scale
         assert error.max().item() <= 4 * torch.finfo(dtype).eps

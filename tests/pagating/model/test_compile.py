@@ -1,4 +1,4 @@
-"""A compiled trial against the uncompiled one, and what a trial's process loads."""
+"""Tests of compiled against uncompiled trials, and of the modules that a trial's process imports."""
 
 import json
 import os
@@ -76,7 +76,7 @@ print(json.dumps([result, graphs]))
 
 
 def run_apart(packed, cache, units, choices, expect="works", **environment):
-    """Losses of each unit and choice, and the graphs made so far after each unit, in a process of its own."""
+    """Return losses of each unit and choice, and the number of graphs after each unit, from a new process."""
     spec = {"corpus": packed, "model": MODEL, "lr": 3e-3, "tokens": 64 * 12, "batch_tokens": 64, "seed": 5}
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache), **environment}
     command = [sys.executable, "-c", RUN, json.dumps([spec, units, choices]), expect]
@@ -87,17 +87,17 @@ def run_apart(packed, cache, units, choices, expect="works", **environment):
 
 @pytest.mark.slow
 def test_compiled_trials_agree_with_uncompiled_ones_and_share_graphs(packed, tmp_path):
-    """Tolerance: 1e-5 relative on every loss over 12 steps in float32."""
+    """Compare every loss of 12 float32 steps, tolerance 1e-5 relative."""
     units = [None, {"alpha": 0.0, "base": "stock"}, {"alpha": 0.3}, {"alpha": 0.6}, {"alpha": 1.7}, {"alpha": 0.0}]
     found, graphs, _ = run_apart(packed, tmp_path / "c", units, ["never", "always"])
     for eager, compiled in found:
         for one, other in zip(eager, compiled, strict=True):
             assert other[:3] == pytest.approx(one[:3], rel=1e-5)
             assert other[3] == one[3]
-    assert found[0] == found[1]  # the gate switched off is the stock model, bit for bit, compiled too
+    assert found[0] == found[1]  # a gate at 0 is the stock model, bit for bit, also when compiled
     assert found[2] != found[3]
     assert graphs[2] == graphs[3] == graphs[4]  # one graph for every value of alpha
-    again, _, _ = run_apart(packed, tmp_path / "c", list(reversed(units)), ["always"])  # from the cache, another order
+    again, _, _ = run_apart(packed, tmp_path / "c", list(reversed(units)), ["always"])  # cached, in another order
     assert [row[0] for row in reversed(again)] == [row[1] for row in found]
     fresh, _, _ = run_apart(packed, tmp_path / "d", units[2:3], ["always"])
     assert fresh[0][0] == found[2][1]

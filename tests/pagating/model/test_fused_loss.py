@@ -1,4 +1,4 @@
-"""The output projection and the loss in chunks, against torch's own."""
+"""Tests of output projection and loss in chunks, against torch's own."""
 
 import math
 
@@ -85,7 +85,7 @@ def test_linear_nll_refuses_what_it_cannot_do():
 
 
 class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation returned."""
+    """Record the number of elements of the largest tensor that an operation returned."""
 
     elements = 0
 

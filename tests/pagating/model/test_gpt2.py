@@ -1,4 +1,4 @@
-"""The plain GPT-2 against Hugging Face's model, arm by arm."""
+"""Tests of GPT-2 against Hugging Face's model, for each arm."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ ARMS = [
 
 
 def both(unit, size=SIZE, seed=3):
-    """The plain model and transformers' model with the same unit, from the same seed."""
+    """Make our model and transformers' model with the same unit, from the same seed."""
     plain = GPT2(size, unit)
     config = GPT2Config(
         vocab_size=size.vocab_size, n_positions=size.n_ctx, n_embd=size.d_model, n_layer=size.n_layer,
@@ -71,7 +71,7 @@ def test_the_plain_model_is_transformers_gpt2_with_the_same_patch(unit):
     ids = tokens()
     for model in (plain.double(), reference.double()):
         for parameter in model.parameters():
-            # away from the start, where a wrong bias or a wrong gain would not be seen
+            # not the start values, which would hide a wrong bias or gain
             parameter.data += 0.1 * torch.sin(torch.arange(parameter.numel()).double()).view(parameter.shape)
         F.cross_entropy(model(input_ids=ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
     loose = {"rtol": 1e-5, "atol": 1e-6} if unit == {"unit": "xielu"} else {"rtol": 1e-9, "atol": 1e-12}

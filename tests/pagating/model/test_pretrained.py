@@ -25,7 +25,7 @@ def hf():
     config = GPT2Config(vocab_size=97, n_layer=3, n_embd=24, n_head=3, n_positions=32, activation_function="gelu_new")
     torch.manual_seed(3)
     model = GPT2LMHeadModel(config).eval()
-    with torch.no_grad():  # biases and norms too, so that none that is left out goes unseen
+    with torch.no_grad():  # biases and norms too, so that the test notices a missing one
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model
@@ -133,14 +133,14 @@ def test_an_untied_output_projection_is_refused(folder, tmp_path):
 
 def test_damaged_files_are_one_line(folder, tmp_path):
     (tmp_path / FILE).write_bytes((folder / FILE).read_bytes()[:1000])
-    with pytest.raises(PretrainedError, match="is no whole safetensors file"):
+    with pytest.raises(PretrainedError, match="is not a complete safetensors file"):
         check_weights(model_of(), tmp_path / FILE)
     (tmp_path / FILE).write_bytes(struct.pack("<Q", 2) + b"{}")
     with pytest.raises(PretrainedError, match=r"has no 'transformer.wte.weight'"):
         check_weights(model_of(), tmp_path / FILE)
     (tmp_path / FILE).write_bytes((folder / FILE).read_bytes())
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(PretrainedError, match=r"config.json: is no JSON"):
+    with pytest.raises(PretrainedError, match=r"config.json: is not JSON"):
         check_weights(model_of(), tmp_path / FILE)
 
 

@@ -1,4 +1,4 @@
-"""A pack of trials against the same trials one by one."""
+"""Tests of a pack of trials against the same trials one by one."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def make(text, **changed):
 
 
 def mixed(text, **changed):
-    """A trial an arm, each with its own rate, seed, schedule, decay and limit."""
+    """Return one trial per arm, each with its own rate, seed, schedule, decay and limit."""
     ways = [{"schedule": "linear", "warmup": 0.3}, {"weight_decay": 0.0}, {"clip": 0.05}, {"final_lr": 0.2}]
     return [
         make(text, unit=unit, seed=i, lr=1e-3 * (1 + i), **{**ways[i % len(ways)], **changed})
@@ -67,7 +67,7 @@ TIMES = ("tokens_per_second", "seconds", "peak_rss_mb", "packed")
 
 
 def assert_same(entries, trials, tolerance):
-    """Every row of every trial, `final` included, is that of the trial alone."""
+    """Check that each row of each trial, `final` included, is that of the trial alone."""
     for i, trial in enumerate(trials):
         assert len(entries) == math.ceil(trial.steps / 5)
         for got, wanted in zip([entry[i] for entry in entries], train(trial), strict=True):
@@ -219,7 +219,7 @@ def test_linear_nll_of_several_models():
 
 
 def test_steps_of_a_pack_are_torchs_adamw_and_clipping_trial_by_trial():
-    """Two trials; the second alone has a parameter of its own, with a rate multiplier."""
+    """Compare two trials. Only the second has a parameter of its own, with a rate multiplier."""
     generator = torch.Generator().manual_seed(1)
     matrix = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
     vector, own = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((2, 5), (1, 1, 1)))

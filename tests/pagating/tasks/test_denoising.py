@@ -1,4 +1,4 @@
-"""BERT's masked language model and T5's span corruption through the one loop, against transformers' own losses."""
+"""Tests of BERT's masked language model and T5's span corruption, against transformers' own losses."""
 
 import subprocess
 import sys
@@ -143,7 +143,7 @@ def test_arms_share_the_bits_of_what_they_share(packed, task, form):
     gated = build_model(make(packed, task, unit=unit)).state_dict()
     shared = [name for name in stock if name in gated and stock[name].shape == gated[name].shape]
     assert all(torch.equal(stock[name], gated[name]) for name in shared)
-    replaced = 4 * 2 if form == "glu" else 0  # of each MLP the matrix in and the matrix out
+    replaced = 4 * 2 if form == "glu" else 0  # input and output matrix of each MLP
     assert len(shared) == len(stock) - replaced
 
 
@@ -186,7 +186,7 @@ def test_a_trial_that_was_interrupted_goes_on_to_the_same_bits(packed, task, tmp
 
 def test_flops_of_bert_are_those_of_its_layers_at_the_positions_that_they_see(packed):
     model, vocab_size = build_model(make(packed, "masked")), corpus.read_meta(packed)["vocab_size"]
-    head = 16 * 16 + 16 * (vocab_size + 1)  # of every position in `cost`, of the hidden ones alone in a trial
+    head = 16 * 16 + 16 * (vocab_size + 1)  # at every position in `cost`, only at hidden ones in a trial
     share = hidden_count(32) / 32
     expected = cost(model, 32).training_flops_per_token - 6 * head * (1 - share)
     found = denoising.training_flops_per_token("masked", vocab_size, MODEL, None)
