@@ -2,7 +2,7 @@
 
     python benchmarks/decision_error.py [--studies 2000] [--workers N] [--json FILE] [--write docs/protocol.md]
 
-Each simulated study goes through `tune.decide.stages.Stages` (with Optuna) and `analysis.significance.verdict`; only
+Each simulated study goes through `tune.decide.stages.Stages` (with Optuna) and `analysis.verdict.decide.decide`; only
 the training is replaced, by a bowl over the log learning rate for each arm, noise by seed, divergence, and curves for
 early stopping. Beside it the usual practice in the same world: the best of each arm's own random search, of as many
 trials as our search and calibration take, on 5 fresh seeds an arm, Welch's t test at 0.05 for each arm.
@@ -29,7 +29,9 @@ from simulation.world import CONFIRM, EVALUATIONS, SCENARIOS, STUDY, TEST_GAP, T
 
 from analysis.io.study import assemble
 from analysis.stats.sequential import RULES
-from analysis.verdict.decide import verdict
+from analysis.verdict import decide as verdicts
+from analysis.verdict.kinds import Result
+from analysis.verdict.words import headline
 from tune.decide.stages import Stages
 from tune.study.cell import Cell
 from tune.study.files import parse
@@ -38,7 +40,7 @@ from tune.study.study import Study
 FIRST = 10_000  # seed of the first study: the constants of the fit were chosen on studies with lower ones
 
 
-def decide(study: Study, world: World) -> tuple[dict[str, Any], Stages, int]:
+def decide(study: Study, world: World) -> tuple[Result, Stages, int]:
     """The verdict of one study whose trials `world` gives, its stages, and how many trials it took."""
     stages = Stages(study, lambda event, **fields: None, {})
     rows: list[dict[str, Any]] = []
@@ -46,7 +48,7 @@ def decide(study: Study, world: World) -> tuple[dict[str, Any], Stages, int]:
         rows.append(_run(stages, cell, world))
     settings = {**study.model_dump(), "name": "simulated"}
     table = assemble("simulated", "simulated", pd.DataFrame(rows), pd.DataFrame(), settings)
-    return verdict(table), stages, len(rows)
+    return verdicts.decide(table), stages, len(rows)
 
 
 def _run(stages: Stages, cell: Cell, world: World) -> dict[str, Any]:
@@ -86,16 +88,15 @@ def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
     for seed in seeds:
         world = World(scenario, list(study.arms), seed)
         result, stages, trials = decide(study, world)
-        by_arm = {row["arm"]: row for row in result["comparisons"]}
-        seeds_used = len(result["seeds"]["baseline"])
+        by_arm = {row.arm: row for row in result.comparisons}
+        seeds_used = len(result.seeds["baseline"])
         each = {}
         for arm in TREATMENTS:
             row = by_arm[arm]
             true = 100 * (1 - (world.best(arm) + TEST_GAP) / (world.best("baseline") + TEST_GAP))
-            known = row["improvement_low"] is not None
             each[arm] = {
-                "verdict": str(row["verdict"]).split(" (")[0],
-                "covers": bool(row["improvement_low"] <= true <= row["improvement_high"]) if known else None,
+                "verdict": headline(row, result.margin),
+                "covers": None if row.interval is None else bool(row.interval[0] <= true <= row.interval[1]),
             }
         tuned = (trials - len(study.arms) * seeds_used) // len(study.arms)
         usual = world.usual_practice(list(study.arms), tuned)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tune.cli.common import DONE, UNDECIDED, Config, Output, Slots
+from analysis.io.exits import Exit
+from tune.cli.common import Config, Output, RequireVerdict, Slots
 from tune.cli.ui import ui_command
 
 if TYPE_CHECKING:
+    from analysis.verdict.kinds import Result
     from tune.cli.screen import Screen
     from tune.run.interrupt import Interruption
     from tune.study.study import Study
@@ -28,6 +29,7 @@ def sweep(
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster's address: auto, HOST:PORT or ray://HOST:PORT.")
     ] = None,
+    require_verdict: RequireVerdict = False,
 ) -> None:
     """Run a study, or what is missing of it, and report the verdict.
 
@@ -48,7 +50,7 @@ def sweep(
     screen = Screen("" if uri == "none" else ui_command(uri))
     with Interruption(screen.say, screen.last) as interruption:
         try:
-            code = _run(study, config.parent, output, slots, uri, interruption, address, screen)
+            code = _run(study, config.parent, output, slots, uri, interruption, address, screen, require_verdict)
         except KeyboardInterrupt:  # while nothing was being trained
             code = None
     if code is None:
@@ -67,9 +69,12 @@ def _run(
     interruption: Interruption,
     address: str | None,
     screen: Screen,
+    require_verdict: bool = False,
 ) -> int | None:
-    """Run a study and report it; its exit code, None where it was interrupted."""
+    """Run a study and report it; return its exit code, or None if it was interrupted."""
     from analysis.io.text import one_line, redact
+    from analysis.verdict.exits import end
+    from analysis.verdict.kinds import as_object
     from tune import sweep as runner
     from tune.study.addresses import check_address
     from tune.tracking.tracker import finish
@@ -95,28 +100,23 @@ def _run(
             f"{one_line(redact(reason))}",
             err=True,
         )
-        return UNDECIDED
-    verdict = show_verdict(study, run.folder, "" if uri == "none" else ui_command(uri))
-    if run.tracker and (owed := finish(run.tracker, verdict)):
+        return Exit.COULD_NOT
+    result = show_verdict(study, run.folder, "" if uri == "none" else ui_command(uri))
+    if run.tracker and (owed := finish(run.tracker, as_object(result))):
         typer.echo(owed, err=True)
-    return DONE if _concluded(verdict) else UNDECIDED
+    return end(result, require_verdict)
 
 
-def show_verdict(study: Study, folder: Path, browse: str) -> dict[str, Any]:
-    """Write the report of a study, print its verdict and the next steps; the object of verdict.json."""
+def show_verdict(study: Study, folder: Path, browse: str) -> Result:
+    """Write the report of a study, print its verdict and the next steps, and return the verdict."""
     from rich.console import Console
 
+    from analysis.io.study import load
     from analysis.report import build
     from tune.cli.next_steps import next_steps
 
-    build.build(folder)
-    verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
-    Console().print(build.terminal_table(verdict))
-    for number, step in enumerate(next_steps(verdict, study, str(folder / "report.html"), browse), 1):
+    result = build.write(load(folder), folder)
+    Console().print(build.terminal_table(result))
+    for number, step in enumerate(next_steps(result, study, str(folder / "report.html"), browse), 1):
         typer.echo(f"{number}. {step}")
-    return verdict
-
-
-def _concluded(verdict: dict[str, Any]) -> bool:
-    rows = [row for row in verdict["comparisons"] if row["arm"] != (verdict["sensitivity"] or {}).get("floor")]
-    return not all(row["verdict"].startswith(("not testable", "undecided")) for row in rows)
+    return result
