@@ -2,7 +2,7 @@
 
     python benchmarks/decision_error.py [--studies 2000] [--workers N] [--json FILE] [--write docs/protocol.md]
 
-Each simulated study runs on the backend `Inline`, with Optuna, to `analysis.verdict.decide.verdict`; only the training
+Each simulated study runs on the backend `Inline`, with Optuna, to `analysis.verdict.decide.decide`; only the training
 is replaced, by a bowl over the log learning rate for each arm, noise by seed, divergence, and curves for
 early stopping. Beside it the usual practice in the same world: the best of each arm's own random search, of as many
 trials as our search and calibration take, on 5 fresh seeds an arm, Welch's t test at 0.05 for each arm.
@@ -30,7 +30,9 @@ from simulation.world import CONFIRM, SCENARIOS, STUDY, TEST_GAP, TREATMENTS, Sc
 from analysis.io.study import assemble
 from analysis.io.write import write_whole
 from analysis.stats.sequential import RULES
-from analysis.verdict.decide import verdict
+from analysis.verdict import decide as verdicts
+from analysis.verdict.kinds import Result
+from analysis.verdict.words import headline
 from tune.backend.inline import Inline
 from tune.decide.stages import Stages
 from tune.run.study_run import StudyRun
@@ -42,13 +44,13 @@ from tune.subject.known import Known
 FIRST = 10_000  # seed of the first study: the constants of the fit were chosen on studies with lower ones
 
 
-def decide(study: Study, world: World) -> tuple[dict[str, Any], Stages, int]:
+def decide(study: Study, world: World) -> tuple[Result, Stages, int]:
     """Return the verdict of one study whose trials `world` gives, its stages, and how many trials it took."""
     run = StudyRun(study, None, Known(study, world.loss, world.test))
     Inline().train(run)
     rows, _ = tables(study.name, run.ledger.events)
     table = assemble("simulated", "simulated", rows, pd.DataFrame(), {**study.model_dump(), "name": "simulated"})
-    return verdict(table), run.stages, len(rows)
+    return verdicts.decide(table), run.stages, len(rows)
 
 
 def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
@@ -63,16 +65,15 @@ def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
     for seed in seeds:
         world = World(scenario, list(study.arms), seed)
         result, stages, trials = decide(study, world)
-        by_arm = {row["arm"]: row for row in result["comparisons"]}
-        seeds_used = len(result["seeds"]["baseline"])
+        by_arm = {row.arm: row for row in result.comparisons}
+        seeds_used = len(result.seeds["baseline"])
         each = {}
         for arm in TREATMENTS:
             row = by_arm[arm]
             true = 100 * (1 - (world.best(arm) + TEST_GAP) / (world.best("baseline") + TEST_GAP))
-            known = row["improvement_low"] is not None
             each[arm] = {
-                "verdict": str(row["verdict"]).split(" (")[0],
-                "covers": bool(row["improvement_low"] <= true <= row["improvement_high"]) if known else None,
+                "verdict": headline(row, result.margin),
+                "covers": None if row.interval is None else bool(row.interval[0] <= true <= row.interval[1]),
             }
         tuned = (trials - len(study.arms) * seeds_used) // len(study.arms)
         usual = world.usual_practice(list(study.arms), tuned)

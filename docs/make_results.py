@@ -25,7 +25,8 @@ from analysis.io import formats
 from analysis.io.study import load
 from analysis.published import index
 from analysis.published import page as results_page
-from analysis.verdict.decide import verdict
+from analysis.verdict.decide import decide
+from analysis.verdict.kinds import as_object
 
 RESULTS = Path(__file__).parent / "results"
 OF_A_MACHINE = ("tracking", "address", "storage")  # keys of a study that say where it ran, not what it was
@@ -109,9 +110,9 @@ def _refuse_machine(what: str, text: str) -> None:
 def write_page(folder: Path, draw_figures: bool = True) -> None:
     """Write verdict.json, README.md and figures/ of a published study from its tables."""
     study = load(folder)
-    result = verdict(study)
-    result["versions"] = (study.settings.get("provenance") or {}).get("analysis") or {}
-    (folder / "verdict.json").write_text(formats.to_json(result) + "\n", encoding="utf-8")
+    result = decide(study)
+    result.versions = (study.settings.get("provenance") or {}).get("analysis") or {}
+    (folder / "verdict.json").write_text(formats.to_json(as_object(result)) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(results_page.page(study, result), encoding="utf-8")
     if draw_figures:
         (folder / "figures").mkdir(exist_ok=True)

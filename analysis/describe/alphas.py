@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     study = command.study(options)
     rows = summarise(study)
     if not rows:
-        return command.could_not_conclude("no confirm run of this study learned alpha (no alpha_layer_ columns)")
+        return command.nothing_to_show("no confirm run of this study learned alpha (no alpha_layer_ columns)")
     command.emit_rows(rows, columns(rows), options.format, title=f"Learned alpha at the last step: {study.name}")
     return 0
 

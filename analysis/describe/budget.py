@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     study = command.study(options)
     rows = curves(study)
     if not rows:
-        return command.could_not_conclude("no search trials")
+        return command.nothing_to_show("no search trials")
     command.emit_rows(rows, COLUMNS, options.format, title="Expected best val_nll of n search trials")
     if options.format == "terminal":
         for name, (more, columns) in {

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     study = command.study(options)
     rows = table(study)
     if not rows:
-        return command.could_not_conclude("this study has no curves of confirm runs")
+        return command.nothing_to_show("this study has no curves of confirm runs")
     on_terminal = options.format == "terminal"
     columns = COLUMNS if on_terminal else COLUMNS | LATE_COLUMNS
     command.emit_rows(rows, columns, options.format, title=f"Improvement against tokens: {study.name}")

@@ -13,7 +13,8 @@ from analysis.describe.calibration import at_grid
 from analysis.io import command, formats
 from analysis.io.study import Study, confirm_rows
 from analysis.stats import estimates
-from analysis.verdict.decide import verdict
+from analysis.verdict.decide import decide
+from analysis.verdict.kinds import Comparison, Result, as_object
 
 COLUMNS: formats.Columns = {
     "arm": ("arm", ""),
@@ -31,20 +32,24 @@ COLUMNS: formats.Columns = {
 }
 
 
-def extend(study: Study, result: dict[str, Any]) -> dict[str, Any]:
-    """The verdict object with other units in each comparison, and what stands beside it.
+def extend(study: Study, result: Result) -> dict[str, Any]:
+    """Return the object of verdict.json with other units in each comparison, and with the tables beside it.
 
     `perplexity_reduction_percent` is 100 (1 - exp(arm - baseline)) of the mean losses, `bits_per_byte` the mean paired
     difference of val_bpb, `validation_percent` the improvement on val_nll where the metric is another.
     """
-    for row in result["comparisons"]:
-        b, a = row["baseline_mean"], row["arm_mean"]
-        known = b is not None and max(b, a) < math.log(1e300)
-        row["perplexity_reduction_percent"] = estimates.perplexity_reduction_percent(b, a) if known else None
-        row["bits_per_byte"] = _paired_mean(study, row, "val_bpb")[0]
-        row["validation_percent"] = None if study.metric == "val_nll" else _paired_mean(study, row, "val_nll")[1]
+    found = as_object(result)
+    for row, shown in zip(result.comparisons, found["comparisons"], strict=True):
+        b, a = row.baseline_mean, row.arm_mean
+        shown["perplexity_reduction_percent"] = (
+            None
+            if b is None or a is None or max(b, a) >= math.log(1e300)
+            else estimates.perplexity_reduction_percent(b, a)
+        )
+        shown["bits_per_byte"] = _paired_mean(study, row, "val_bpb")[0]
+        shown["validation_percent"] = None if study.metric == "val_nll" else _paired_mean(study, row, "val_nll")[1]
     training = curves.over_training(study)
-    return result | {
+    return found | {
         "at_equal_learning_rate": at_grid(study),
         "calibration": calibration.optimum_rows(study),
         "over_training": {
@@ -55,15 +60,15 @@ def extend(study: Study, result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _paired_mean(study: Study, row: dict[str, Any], column: str) -> tuple[float | None, float | None]:
+def _paired_mean(study: Study, row: Comparison, column: str) -> tuple[float | None, float | None]:
     # mean paired difference of another column, and the improvement in percent, over the comparison's complete pairs
     if column not in study.trials.columns:
         return None, None
     rows = confirm_rows(study.trials).set_index(["arm", "seed"])[column].astype(float)
-    lost = {*row["diverged_seeds_baseline"], *row["diverged_seeds_arm"]}
-    seeds = [s for s in row["seeds"] if s not in lost]
-    b = np.array([rows[(row["baseline"], s)] for s in seeds])
-    a = np.array([rows[(row["arm"], s)] for s in seeds])
+    lost = {*row.diverged_seeds_baseline, *row.diverged_seeds_arm}
+    seeds = [s for s in row.seeds if s not in lost]
+    b = np.array([rows[(row.baseline, s)] for s in seeds])
+    a = np.array([rows[(row.arm, s)] for s in seeds])
     percent = estimates.improvement_percent(b, a)
     return (None if percent is None else float((b - a).mean())), percent
 
@@ -77,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     """The script; returns the exit code."""
     options = command.parser("analysis.improvement", __doc__).parse_args(argv)
     study = command.study(options)
-    result = extend(study, verdict(study))
+    result = extend(study, decide(study))
     if options.format == "json":
         print(formats.to_json(result))
     else:
@@ -95,5 +100,5 @@ def main(argv: list[str] | None = None) -> int:
                 command.emit_rows(slopes, curves.SLOPE_COLUMNS, "terminal", title="Over training")
     if any(row["improvement_percent"] is not None for row in result["comparisons"]):
         return 0
-    reasons = [f"{r['arm']}: {r['verdict']}" for r in result["comparisons"]]
-    return command.could_not_conclude("; ".join(reasons) or "no treatment runs")
+    reasons = [f"{row['arm']}: {row['verdict']}" for row in result["comparisons"]]
+    return command.nothing_to_show("; ".join(reasons) or "no treatment runs")

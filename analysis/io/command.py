@@ -1,7 +1,4 @@
-"""The plumbing of every analysis script: where the table comes from, how the result is printed, exit codes.
-
-0 done; 1 ran but could not conclude, says why; 2 bad input, one line on stderr.
-"""
+"""The plumbing of every analysis script: where the table comes from, how the result is printed, how it ends."""
 
 import argparse
 import os
@@ -11,6 +8,7 @@ from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from analysis.io import formats
+from analysis.io.exits import Exit
 from analysis.io.mlflow import load_mlflow
 from analysis.io.study import CORRECTIONS, Study, TableError, load
 from analysis.io.text import one_line, redact
@@ -20,7 +18,8 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {one_line(redact(message))}\n")  # one line; argparse would print its usage as well
+        # argparse would print its usage as well
+        self.exit(Exit.BAD_INPUT, f"{self.prog}: {one_line(redact(message))}\n")
 
 
 def parser(prog: str, description: str | None, many: bool = False) -> argparse.ArgumentParser:
@@ -88,32 +87,21 @@ def run(main: Callable[[], int]) -> NoReturn:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to fail
     try:
-        code = main()
+        code: int = main()
         sys.stdout.flush()
     except TableError as error:
         print(one_line(redact(str(error))), file=sys.stderr)
-        code = 2
+        code = Exit.BAD_INPUT
     except BrokenPipeError:  # the reader (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = Exit.DONE
     sys.exit(code)
 
 
-def could_not_conclude(reason: str) -> int:
-    """Say on stderr why no conclusion was reached; the exit code for it."""
-    print(f"could not conclude: {one_line(reason)}", file=sys.stderr)
-    return 1
-
-
-def emit_verdict(result: dict[str, Any], kind: str) -> None:
-    """Print a verdict: json the whole object, the other formats its table."""
-    if kind == "json":
-        print(formats.to_json(result))
-    else:
-        emit_rows(result["comparisons"], formats.VERDICT_COLUMNS, kind, title=result["summary"])
-        if kind == "terminal":
-            formats.print_notes([f"{r['arm']}: {r['why']}" for r in result["comparisons"]])
-            formats.print_notes([f"sensitivity: {result['sensitivity']['why']}"])
+def nothing_to_show(reason: str) -> Exit:
+    """Say on standard error why a table has no rows; return the exit code, which is that of a table with rows."""
+    print(f"nothing to show: {one_line(reason)}", file=sys.stderr)
+    return Exit.DONE
 
 
 def emit_rows(rows: list[dict[str, Any]], columns: dict[str, Any], kind: str, *, title: str = "") -> None:

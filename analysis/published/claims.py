@@ -13,6 +13,8 @@ from analysis.io import command, formats
 from analysis.io.study import Study
 from analysis.published.claims_ours import BYTES, notes, said, text
 from analysis.stats import estimates
+from analysis.verdict.kinds import Refusal
+from analysis.verdict.words import not_testable
 
 COLUMNS: formats.Columns = {
     "id": ("id", ""),
@@ -21,7 +23,7 @@ COLUMNS: formats.Columns = {
     "verdict": ("verdict", ""),
     "page": ("page", ""),
 }
-ONE_SEED = "not testable (n=1)"
+ONE_SEED = not_testable(Refusal.ONE_SEED)
 
 
 @cache

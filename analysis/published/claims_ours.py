@@ -7,7 +7,8 @@ from analysis.describe import curves, growth
 from analysis.io.study import Study, confirm_rows
 from analysis.stats import estimates
 from analysis.stats.pairs import pair
-from analysis.verdict.decide import verdict
+from analysis.verdict.decide import decide
+from analysis.verdict.kinds import Comparison
 
 PLAIN = "what its trials say"  # the heading of words that need no other
 CLAIMED = 0.5  # the alpha of the published claims
@@ -19,19 +20,18 @@ def said(study: Study) -> dict[str, list[dict[str, str]]]:
 
     The published baseline (alpha = 0) is the floor.
     """
-    result = verdict(study)
-    rows = result["comparisons"]
-    arms = [r for r in rows if r["arm"] != study.floor]
-    improvement = {r["arm"]: {f"over {study.baseline}": _words(r)} for r in arms}
+    rows = decide(study).comparisons
+    arms = [r for r in rows if r.arm != study.floor]
+    improvement = {r.arm: {f"over {study.baseline}": _words(r)} for r in arms}
     out: dict[str, list[dict[str, str]]] = {}
     if study.floor is not None:
-        for r in verdict(replace(study, baseline=study.floor, floor=None))["comparisons"]:
-            if r["arm"] != study.baseline:
-                improvement[r["arm"]][f"over {study.floor}, the published baseline"] = _words(r)
-        floor = next(r for r in rows if r["arm"] == study.floor)
+        for r in decide(replace(study, baseline=study.floor, floor=None)).comparisons:
+            if r.arm != study.baseline:
+                improvement[r.arm][f"over {study.floor}, the published baseline"] = _words(r)
+        floor = next(r for r in rows if r.arm == study.floor)
         out["identical"] = [{"arm": study.floor, f"against {study.baseline}": _words(floor)}]
     out["improvement"] = [{"arm": arm} | words for arm, words in improvement.items()]
-    out["significance"] = [{"arm": r["arm"], f"over {study.baseline}": _words(r, with_p=True)} for r in arms]
+    out["significance"] = [{"arm": r.arm, f"over {study.baseline}": _words(r, with_p=True)} for r in arms]
     slopes = [s for s in growth.table(study) if s["arm"] != study.floor and s["scale"] == curves.SCALES["log2"][1]]
     out["growth"] = [{"arm": s["arm"]} | _slope(s) for s in slopes]
     out["parameters"] = _column(study, "parameters", ",.0f")
@@ -94,12 +94,12 @@ def _own_memory(study: Study) -> str:
     return f"{largest * BYTES / 1e6:.1f} MB in {study.name}" if largest > 0 else ""
 
 
-def _words(row: dict[str, Any], with_p: bool = False) -> str:
-    value, low = row["improvement_percent"], row["improvement_low"]
+def _words(row: Comparison, with_p: bool = False) -> str:
+    value = row.improvement_percent
     text = "" if value is None else f"{value:+.2f}% "
-    text += "" if low is None else f"[{low:+.2f}, {row['improvement_high']:+.2f}] "
-    p = f", p = {row['p_adjusted']:.3g}" if with_p and row["p_adjusted"] is not None else ""
-    return f"{text}(n = {row['n']}{p}), {row['verdict']}"
+    text += "" if row.interval is None else "[{:+.2f}, {:+.2f}] ".format(*row.interval)
+    p = f", p = {row.p_adjusted:.3g}" if with_p and row.p_adjusted is not None else ""
+    return f"{text}(n = {row.n}{p}), {row.verdict}"
 
 
 def _slope(row: dict[str, Any]) -> dict[str, str]:

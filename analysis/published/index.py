@@ -16,7 +16,8 @@ from analysis.io.study import Study
 from analysis.io.text import markdown
 from analysis.published import claims, claims_ours, page
 from analysis.report import plots
-from analysis.verdict.decide import verdict
+from analysis.verdict.decide import decide
+from analysis.verdict.kinds import Result
 from analysis.verdict.words import CLAIM_SEEDS
 
 MADE = "<!-- made by python docs/make_results.py: change the tables or the script, not this page -->"
@@ -45,8 +46,8 @@ def front_page(studies: list[Study], results: Path) -> str:
     ]
     for study in first:
         result = _judged(study)
-        lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md).** {markdown(result['summary'])}", ""]
-        lines += [f"Assay sensitivity: {markdown(result['sensitivity']['why'])}.", ""]
+        lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md).** {markdown(result.summary)}", ""]
+        lines += [f"Assay sensitivity: {markdown(result.sensitivity.why)}.", ""]
     if first:
         lines += ["## Side by side", "", formats.to_markdown(*decisions(studies)), ""]
         lines += [
@@ -71,7 +72,7 @@ def front_page(studies: list[Study], results: Path) -> str:
         lines += ["## Taken up again", ""]
         for study in later:
             lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md)**, after {markdown(_follows(study))}. "]
-            lines += [markdown(study.question), "", markdown(_judged(study)["summary"]), ""]
+            lines += [markdown(study.question), "", markdown(_judged(study).summary), ""]
     lines += ["## The published claims", "", *answer(_for_a_claim(studies)), ""]
     lines += [formats.to_markdown(claims.table(), _short(claims.COLUMNS)), ""]
     lines += ["[claims.md](claims.md) has what each study says of each claim.", ""]
@@ -82,8 +83,8 @@ def front_page(studies: list[Study], results: Path) -> str:
 
 
 @lru_cache(maxsize=64)
-def _judged(study: Study) -> dict[str, Any]:
-    return verdict(study)  # several tables of a page ask for it
+def _judged(study: Study) -> Result:
+    return decide(study)  # several tables of a page ask for it
 
 
 def _freeze(studies: list[Study]) -> list[str]:
@@ -111,7 +112,7 @@ def readme_block(studies: list[Study]) -> str:
 
 def _for_a_claim(studies: list[Study]) -> list[Study]:
     """Return the studies of at least `CLAIM_SEEDS` seeds, or all studies if none has as many."""
-    enough = [study for study in studies if min(len(s) for s in _judged(study)["seeds"].values()) >= CLAIM_SEEDS]
+    enough = [study for study in studies if min(len(s) for s in _judged(study).seeds.values()) >= CLAIM_SEEDS]
     return enough or studies
 
 
@@ -151,19 +152,19 @@ def decisions(studies: list[Study]) -> tuple[list[dict[str, Any]], formats.Colum
     columns: formats.Columns = {"arm": ("arm", "")}
     for study in studies:
         columns[f"study {study.name}"] = (study.name, "")
-        for row in _judged(study)["comparisons"]:
-            text = str(row["verdict"])
-            if row["improvement_percent"] is not None:
-                text += f": {row['improvement_percent']:+.2f}%"
-            if row["improvement_low"] is not None:
-                text += f" [{row['improvement_low']:+.2f}, {row['improvement_high']:+.2f}]"
-            rows.setdefault(row["arm"], {"arm": row["arm"]})[f"study {study.name}"] = f"{text}, n = {row['n']}"
+        for row in _judged(study).comparisons:
+            text = row.verdict
+            if row.improvement_percent is not None:
+                text += f": {row.improvement_percent:+.2f}%"
+            if row.interval is not None:
+                text += " [{:+.2f}, {:+.2f}]".format(*row.interval)
+            rows.setdefault(row.arm, {"arm": row.arm})[f"study {study.name}"] = f"{text}, n = {row.n}"
     return list(rows.values()), columns
 
 
 def side_by_side(studies: list[Study]) -> Figure:
     """Draw the paired differences of every study, one panel below the other."""
-    results = [[r for r in _judged(s)["comparisons"] if r["improvement_percent"] is not None] for s in studies]
+    results = [[r for r in _judged(s).comparisons if r.improvement_percent is not None] for s in studies]
     heights = [1.1 + 0.5 * max(1, len(rows)) for rows in results]
     fig = Figure(figsize=(7.2, sum(heights)), layout="constrained")
     axes = fig.subplots(len(studies), 1, squeeze=False, height_ratios=heights)

@@ -18,6 +18,7 @@ from analysis.report import build, frame, plots
 from analysis.report.methods import methods, would_change
 from analysis.report.plots import figure
 from analysis.report.takeaways import takeaways
+from analysis.verdict.kinds import Result, as_rows
 
 FILES = ("study.yaml", "trials.parquet", "curves.parquet", "verdict.json")
 CAPTIONS = {
@@ -43,15 +44,15 @@ OTHER_BITS = (
 )
 
 
-def page(study: Study, result: dict[str, Any]) -> str:
+def page(study: Study, result: Result) -> str:
     """The Markdown of a published study; every number in it is computed here from the study's tables."""
     came = study.settings.get("provenance") or {}
     rows = ledger(study)
-    lines = [f"# {markdown(study.name)}", "", markdown(study.question), "", f"**{markdown(result['summary'])}**", ""]
+    lines = [f"# {markdown(study.name)}", "", markdown(study.question), "", f"**{markdown(result.summary)}**", ""]
     lines += [_size(study, rows, came), ""]
-    lines += ["## The decision", "", formats.to_markdown(result["comparisons"], formats.VERDICT_COLUMNS), ""]
-    lines += [f"- {markdown(row['arm'])}: {markdown(row['why'])}" for row in result["comparisons"]]
-    lines += [f"- assay sensitivity: {markdown(result['sensitivity']['why'])}", ""]
+    lines += ["## The decision", "", formats.to_markdown(as_rows(result.comparisons), formats.VERDICT_COLUMNS), ""]
+    lines += [f"- {markdown(row.arm)}: {markdown(row.why)}" for row in result.comparisons]
+    lines += [f"- assay sensitivity: {markdown(result.sensitivity.why)}", ""]
     captions = _captions(study, result)
     lines += _shown(captions, "differences")
     lines += ["## At equal learning rate", ""]
@@ -103,7 +104,7 @@ def alpha_table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], forma
     return [row | {f"seed {s}": row["values"].get(str(s)) for s in seeds} for row in rows], columns
 
 
-def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
+def figures(study: Study, result: Result) -> dict[str, Callable[[], Figure]]:
     """Name -> function that draws it, of the figures that the page shows."""
     every = build.figures(study, result)
     slopes = growth.table(study)
@@ -119,7 +120,7 @@ def svg(draw: Callable[[], Figure], name: str) -> str:
     return f'{head}>\n<rect width="100%" height="100%" fill="#ffffff"/>{body}'.rstrip() + "\n"
 
 
-def _captions(study: Study, result: dict[str, Any]) -> dict[str, str]:
+def _captions(study: Study, result: Result) -> dict[str, str]:
     # figure -> what it shows in this study, in bold, how to read it, and how much of it lies outside the frame
     said, drawn = takeaways(study, result), figures(study, result)
     out = {}

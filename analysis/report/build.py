@@ -26,8 +26,10 @@ from analysis.io.write import write_whole
 from analysis.report import cell_curves, frame, plots
 from analysis.report.methods import methods, would_change
 from analysis.report.takeaways import takeaways
-from analysis.verdict.decide import verdict
-from analysis.verdict.words import concluded, summary_parts
+from analysis.verdict.decide import decide
+from analysis.verdict.exits import add_require_verdict, end
+from analysis.verdict.kinds import Result, as_object, as_rows
+from analysis.verdict.words import summary_parts
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -38,9 +40,13 @@ def build(folder: str | Path) -> Path:
     Figures are SVG for the page and PDF for a paper, tables CSV and LaTeX (booktabs). The same folder gives the
     same bytes. Raises: analysis.io.study.TableError.
     """
-    study = load(folder)
-    result = verdict(study)
-    out = Path(folder)
+    write(load(folder), Path(folder))
+    return Path(folder) / "report.html"
+
+
+def write(study: Study, out: Path) -> Result:
+    """Write the files of `build` for a study into a folder; return its verdict."""
+    result = decide(study)
     for name in ("figures", "tables"):
         (out / name).mkdir(exist_ok=True)
     drawn = {}
@@ -51,16 +57,16 @@ def build(folder: str | Path) -> Path:
     for name, (rows, columns) in _tables(study, result).items():
         write_whole(out / "tables" / f"{name}.csv", formats.to_csv(rows, columns) + "\n")
         write_whole(out / "tables" / f"{name}.tex", formats.to_latex(rows, columns) + "\n")
-    write_whole(out / "verdict.json", formats.to_json(result) + "\n")
+    write_whole(out / "verdict.json", formats.to_json(as_object(result)) + "\n")
     write_whole(out / "verdict.md", verdict_markdown(result))
     write_whole(out / "report.html", html(study, result, drawn))
-    return out / "report.html"
+    return result
 
 
-def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
+def figures(study: Study, result: Result) -> dict[str, Callable[[], Figure]]:
     """Name -> function that draws it, for the figures that this study's tables allow."""
     columns, curves = set(study.trials.columns), study.curves
-    out: dict[str, Callable[[], Figure]] = {"differences": lambda: plots.differences(study, result["comparisons"])}
+    out: dict[str, Callable[[], Figure]] = {"differences": lambda: plots.differences(study, result.comparisons)}
     if {"lr", "val_nll"} <= columns and (study.trials["stage"] != "confirm").any():
         out["learning_rate"] = lambda: plots.learning_rate(study)
     searched = budget.curves(study) if {"lr", "val_nll"} <= columns else []
@@ -77,8 +83,8 @@ def figures(study: Study, result: dict[str, Any]) -> dict[str, Callable[[], Figu
         out["alphas"] = lambda: plots.learned_alphas(study)
     if alphas_of := hyperparameters.against_alpha(study):
         out["against_alpha"] = lambda: plots.against_alpha(study, alphas_of)
-    if any(row["path"] for row in result["comparisons"]):
-        out["sequential"] = lambda: plots.sequential_path(study, result["comparisons"])
+    if any(row.path for row in result.comparisons):
+        out["sequential"] = lambda: plots.sequential_path(study, result.comparisons)
     return out
 
 
@@ -94,15 +100,15 @@ PATH_COLUMNS: formats.Columns = {
 }
 
 
-def path_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+def path_rows(result: Result) -> list[dict[str, Any]]:
     """A row an arm and look of a sequential rule."""
-    return [{"arm": row["arm"], **look} for row in result["comparisons"] for look in row["path"]]
+    return [{"arm": row.arm, **look} for row in result.comparisons for look in row.path]
 
 
-def _tables(study: Study, result: dict[str, Any]) -> dict[str, tuple[list[dict[str, Any]], formats.Columns]]:
+def _tables(study: Study, result: Result) -> dict[str, tuple[list[dict[str, Any]], formats.Columns]]:
     learned = alphas.summarise(study)
     every: dict[str, tuple[list[dict[str, Any]], formats.Columns]] = {
-        "verdict": (result["comparisons"], formats.VERDICT_COLUMNS),
+        "verdict": (as_rows(result.comparisons), formats.VERDICT_COLUMNS),
         "fairness": (ledger(study), LEDGER_COLUMNS),
         "sequential": (path_rows(result), PATH_COLUMNS),
         "calibration": (calibration.optimum_rows(study), calibration.COLUMNS),
@@ -116,26 +122,26 @@ def _tables(study: Study, result: dict[str, Any]) -> dict[str, tuple[list[dict[s
     return {name: table for name, table in every.items() if table[0]}
 
 
-def verdict_markdown(result: dict[str, Any]) -> str:
+def verdict_markdown(result: Result) -> str:
     """The verdict as Markdown: the sentence, the table, why."""
-    lines = [f"# {markdown(result['study'])}", "", markdown(result["question"]), ""]
-    lines += [f"**{markdown(result['summary'])}**", ""]
-    lines += [formats.to_markdown(result["comparisons"], formats.VERDICT_COLUMNS), ""]
-    lines += [f"- {markdown(row['arm'])}: {markdown(row['why'])}" for row in result["comparisons"]]
-    lines += [f"- assay sensitivity: {markdown(result['sensitivity']['why'])}", ""]
+    lines = [f"# {markdown(result.study)}", "", markdown(result.question), ""]
+    lines += [f"**{markdown(result.summary)}**", ""]
+    lines += [formats.to_markdown(as_rows(result.comparisons), formats.VERDICT_COLUMNS), ""]
+    lines += [f"- {markdown(row.arm)}: {markdown(row.why)}" for row in result.comparisons]
+    lines += [f"- assay sensitivity: {markdown(result.sensitivity.why)}", ""]
     lines.append(
-        f"Metric {markdown(result['metric'])}, level {result['level']:g}, correction {result['correction']}, "
-        f"margin {result['margin']}."
+        f"Metric {markdown(result.metric)}, level {result.level:g}, correction {result.correction}, "
+        f"margin {result.margin}."
     )
     return "\n".join(lines) + "\n"
 
 
-def terminal_table(result: dict[str, Any]) -> Table:
+def terminal_table(result: Result) -> Table:
     """The verdict table for a terminal (rich), as wide as the terminal allows."""
-    return formats.verdict_table(result["comparisons"], result["summary"], Console().width)
+    return formats.verdict_table(as_rows(result.comparisons), result.summary, Console().width)
 
 
-def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
+def html(study: Study, result: Result, drawn: dict[str, bytes]) -> str:
     """The report's text; every name in it is escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
@@ -145,10 +151,11 @@ def html(study: Study, result: dict[str, Any], drawn: dict[str, bytes]) -> str:
     return template.render(
         study=study,
         result=result,
-        summary=summary_parts(result["comparisons"], study),
+        summary=summary_parts(result.comparisons, study),
         takeaways=takeaways(study, result),
         outside={name: frame.note(draw()) for name, draw in figures(study, result).items() if name in frame.CUT},
         figures={name: Markup(plots.inline(svg, name)) for name, svg in drawn.items()},
+        verdict_rows=as_rows(result.comparisons),
         verdict_columns=formats.REPORT_COLUMNS,
         ledger=rows,
         slower=slower(rows),
@@ -173,7 +180,8 @@ def main(argv: list[str] | None = None) -> int:
     """The script; returns the exit code."""
     p = command.Parser(prog="python -m analysis.report", description=__doc__)
     p.add_argument("study", metavar="STUDY", help="a study folder")
-    path = build(p.parse_args(argv).study)
-    print(path)
-    result = verdict(load(path.parent))
-    return 0 if concluded(result) else command.could_not_conclude(result["summary"])
+    add_require_verdict(p)
+    options = p.parse_args(argv)
+    result = write(load(options.study), Path(options.study))
+    print(Path(options.study) / "report.html")
+    return end(result, options.require_verdict)

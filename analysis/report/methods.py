@@ -4,8 +4,9 @@ from typing import Any
 
 from analysis.describe.fairness import unfair
 from analysis.io.study import STAGES, Study
-from analysis.verdict.checks import CANNOT_TELL, STRONG_GAP, edge_hits
-from analysis.verdict.words import CLAIM_SEEDS
+from analysis.verdict.checks import STRONG_GAP, edge_hits
+from analysis.verdict.kinds import Refusal, Result, Verdict
+from analysis.verdict.words import CLAIM_SEEDS, what_it_needs
 
 _TESTS = {
     "holm": "Holm's correction",
@@ -71,25 +72,24 @@ def _seeds(study: Study) -> str:
     return f"fresh seeds added by the rule {study.rule}, with looks at {when} seeds"
 
 
-def would_change(study: Study, result: dict[str, Any], ledger_rows: list[dict[str, Any]]) -> list[str]:
+def would_change(study: Study, result: Result, ledger_rows: list[dict[str, Any]]) -> list[str]:
     """What could turn the conclusion: sensitivity, seeds, grid edges, infeasible shares, unequal budgets."""
     out = []
-    gap = result["sensitivity"]
-    if gap["testable"] is False:
-        out.append(f"Longer trials: {gap['why']}.")
-    elif gap["testable"] and not gap["strong"]:
-        out.append(f"Longer trials: {gap['why']}; below a gap of {STRONG_GAP:g}% the order of arms may still change.")
-    elif gap["floor"] is None:
+    gap = result.sensitivity
+    if gap.testable is False:
+        out.append(f"Longer trials: {gap.why}.")
+    elif gap.testable and not gap.strong:
+        out.append(f"Longer trials: {gap.why}; below a gap of {STRONG_GAP:g}% the order of arms may still change.")
+    elif gap.floor is None:
         out.append("A floor arm: without one, nothing shows that this regime can tell activations apart.")
-    for row in result["comparisons"]:
-        if str(row["verdict"]).startswith("undecided"):
-            needs = row["verdict"].removeprefix("undecided (").removesuffix(")")
-            guide = " (if the effect seen is the true one)" if needs.startswith("needs") else ""
-            out.append(f"{row['arm']}: {needs}{guide}.")
-        if study.rule == "fixed" and row["n"] < CLAIM_SEEDS and row["verdict"] != CANNOT_TELL:
-            out.append(f"{row['arm']}: {row['n']} seeds; a claim asks for {CLAIM_SEEDS}.")
-        if row["p_worst_rank"] is not None:
-            out.append(f"{row['arm']}: diverged runs decide; where no run diverges, the t test applies.")
+    for row in result.comparisons:
+        if row.kind is Verdict.UNDECIDED:
+            guide = "" if study.looks else " (if the effect seen is the true one)"
+            out.append(f"{row.arm}: {what_it_needs(row, study)}{guide}.")
+        if study.rule == "fixed" and row.n < CLAIM_SEEDS and row.refusal is not Refusal.FLOOR_DOES_NOT_LOSE:
+            out.append(f"{row.arm}: {row.n} seeds; a claim asks for {CLAIM_SEEDS}.")
+        if row.p_worst_rank is not None:
+            out.append(f"{row.arm}: diverged runs decide; where no run diverges, the t test applies.")
     hits = edge_hits(study)
     if hits:
         out.append(f"A wider grid: the learning rate of {', '.join(hits)} is an end of the calibration grid.")

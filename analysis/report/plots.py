@@ -20,6 +20,7 @@ from analysis.describe.alphas import alpha_columns, arms_with_alphas
 from analysis.describe.curves import SCALES
 from analysis.io.study import Study, confirm_rows
 from analysis.report.palette import INK, colour_of
+from analysis.verdict.kinds import Comparison
 
 MARKERS = "sD^vP<>Xph*"  # the baseline has the dot; by them arms are told apart in grey
 WIDTH = 5.8  # inches of every figure: its 10 pt can be read on a phone, scaled to its width
@@ -85,46 +86,51 @@ def legend(ax: Axes, entries: Sequence[tuple[Artist, str]]) -> None:
     ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
 
 
-def differences(study: Study, rows: list[dict]) -> Figure:
+def differences(study: Study, rows: Sequence[Comparison]) -> Figure:
     """Paired differences in percent of the baseline's mean, a dot a seed, with mean and interval."""
-    rows = [r for r in rows if r["improvement_percent"] is not None]
+    rows = [row for row in rows if row.improvement_percent is not None]
     fig = Figure(figsize=(WIDTH, 1.1 + 0.55 * max(1, len(rows))))
     draw_differences(fig.subplots(), study, rows)
     return fig
 
 
-def draw_differences(ax: Axes, study: Study, rows: list[dict]) -> None:
-    """`differences` on axes of one's own; every row has an improvement."""
+def draw_differences(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None:
+    """Draw `differences` on axes of one's own; every row has an improvement."""
     ax.axvline(0, color=INK, lw=1)
     if rows:
-        margin = 100 * rows[0]["margin"] / rows[0]["baseline_mean"]
+        margin = _percent(rows[0], rows[0].margin)
         ax.axvspan(-margin, margin, color=INK, alpha=0.08, lw=0)
     for y, row in enumerate(rows):
-        colour, marker = arm_style(study, row["arm"])
-        percent = np.array([d for d in row["differences"] if d is not None][:DRAWN]) / row["baseline_mean"] * 100
+        colour, marker = arm_style(study, row.arm)
+        percent = [_percent(row, d) for d in row.differences if d is not None][:DRAWN]
         ax.plot(percent, np.full(len(percent), y + 0.17), marker, color=colour, ms=4.5, alpha=0.65, mew=0)
-        if row["improvement_low"] is not None:
-            ax.plot([row["improvement_low"], row["improvement_high"]], [y - 0.17] * 2, color=colour, lw=3)
-        ax.plot([row["improvement_percent"]], [y - 0.17], "|", color=INK, ms=13, mew=2)
+        if row.interval:
+            ax.plot(row.interval, [y - 0.17] * 2, color=colour, lw=3)
+        ax.plot([row.improvement_percent or 0.0], [y - 0.17], "|", color=INK, ms=13, mew=2)
     _zoom(ax, study, rows)
-    ax.set_yticks(range(len(rows)), [r["arm"] for r in rows])
+    ax.set_yticks(range(len(rows)), [row.arm for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlabel(f"improvement over {study.baseline}\n(% of its mean {study.metric}; right of 0 = lower loss)")
 
 
-def _zoom(ax: Axes, study: Study, rows: list[dict]) -> None:
+def _percent(row: Comparison, nats: float) -> float:
+    """A number of nats in percent of the baseline's mean loss."""
+    return nats / (row.baseline_mean or np.nan) * 100
+
+
+def _zoom(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None:
     # a floor far behind would squeeze the arms in question: it is named at the edge with its number
-    near = [r for r in rows if r["arm"] != study.floor]
+    near = [row for row in rows if row.arm != study.floor]
     if not near or len(near) == len(rows):
         return
     reach = 1.15 * max(
-        [abs(d) / r["baseline_mean"] * 100 for r in near for d in r["differences"][:DRAWN] if d is not None]
-        + [abs(r[k]) for r in near for k in ("improvement_low", "improvement_high") if r[k] is not None]
-        + [100 * rows[0]["margin"] / rows[0]["baseline_mean"]]
+        [abs(_percent(row, d)) for row in near for d in row.differences[:DRAWN] if d is not None]
+        + [abs(end) for row in near for end in row.interval or ()]
+        + [_percent(rows[0], rows[0].margin)]
     )
     for y, row in enumerate(rows):
-        value = row["improvement_percent"]
-        if row["arm"] == study.floor and abs(value) > reach:
+        value = row.improvement_percent or 0.0
+        if row.arm == study.floor and abs(value) > reach:
             side = "left" if value < 0 else "right"
             arrow = f"\u25c0 {value:+.2f}%" if value < 0 else f"{value:+.2f}% \u25b6"
             ax.text(
@@ -133,7 +139,7 @@ def _zoom(ax: Axes, study: Study, rows: list[dict]) -> None:
                 arrow,
                 ha=side,
                 va="center",
-                color=arm_style(study, row["arm"])[0],
+                color=arm_style(study, row.arm)[0],
             )
             ax.set_xlim(-reach, reach)
 
@@ -263,17 +269,17 @@ def over_training(study: Study, training: dict[str, pd.DataFrame]) -> Figure:
     return fig
 
 
-def sequential_path(study: Study, rows: list[dict]) -> Figure:
+def sequential_path(study: Study, rows: Sequence[Comparison]) -> Figure:
     """The p over all looks against seeds, an arm a line, with the level; an arm stops when its adjusted p is below."""
     fig = Figure(figsize=(WIDTH, 3.4))
     ax = fig.subplots()
     entries = []
     for row in rows:
-        colour, marker = arm_style(study, row["arm"])
-        p = [max(look["p_anytime"], 1e-6) for look in row["path"]]
-        seeds = [look["n"] for look in row["path"]]
+        colour, marker = arm_style(study, row.arm)
+        p = [max(look["p_anytime"], 1e-6) for look in row.path]
+        seeds = [look["n"] for look in row.path]
         (line,) = ax.plot(seeds, p, color=colour, marker=marker, ms=5, drawstyle="steps-post")
-        entries.append((line, row["arm"]))
+        entries.append((line, row.arm))
     ax.axhline(study.level, color=INK, lw=1, ls=":")
     ax.set_yscale("log")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,6 +1,6 @@
 """What each figure of a report shows, in a sentence whose names and numbers are read from the study's tables."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,18 +9,20 @@ from analysis.describe import alphas, budget, calibration, hyperparameters
 from analysis.describe.curves import slopes
 from analysis.io.study import Study, confirm_rows
 from analysis.report import cell_curves
+from analysis.verdict.kinds import Comparison, Result
+from analysis.verdict.words import headline
 
 SAME = 0.005  # alphas of an arm's layers that differ by less are one number
 
 
-def takeaways(study: Study, result: dict[str, Any]) -> dict[str, str]:
+def takeaways(study: Study, result: Result) -> dict[str, str]:
     """Figure's name (as in `analysis.report.figures`) -> its sentence, of those of which the tables say something.
 
-    `result`: `analysis.significance.verdict` of the study. The sentences describe; what is decided stands in `result`.
+    `result`: `analysis.verdict.decide.decide` of the study. The sentences describe; what is decided stands in `result`.
     """
     sentences: dict[str, Callable[[], str]] = {
-        "differences": lambda: differences(result["comparisons"]),
-        "sequential": lambda: sequential(result["comparisons"]),
+        "differences": lambda: differences(result.comparisons, study.margin),
+        "sequential": lambda: sequential(result.comparisons),
         "learning_rate": lambda: learning_rate(calibration.optimum_rows(study)),
         "against_alpha": lambda: against_alpha(hyperparameters.against_alpha(study)),
         "loss_curves": lambda: loss_curves(study),
@@ -38,26 +40,27 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _grouped(rows: list[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> dict[str, list[str]]:
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    # key -> arms, of pairs (key, arm)
     groups: dict[str, list[str]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row["arm"])
+    for key, arm in pairs:
+        groups.setdefault(key, []).append(arm)
     return groups
 
 
-def differences(rows: list[dict[str, Any]]) -> str:
+def differences(rows: Sequence[Comparison], margin: float | str) -> str:
     """The arms by their verdict, without its details in brackets."""
-    groups = _grouped(rows, lambda row: str(row["verdict"]).split(" (")[0])
+    groups = _grouped((headline(row, margin), row.arm) for row in rows)
     return " ".join(f"{word[:1].upper()}{word[1:]}: {_listed(arms)}." for word, arms in groups.items())
 
 
-def sequential(rows: list[dict[str, Any]]) -> str:
+def sequential(rows: Sequence[Comparison]) -> str:
     """How many arms were decided, and after how many seeds."""
-    looked = [row for row in rows if row["path"]]
+    looked = [row for row in rows if row.path]
     if not looked:
         return ""
-    decided = [row for row in looked if not str(row["verdict"]).startswith(("undecided", "not testable"))]
-    return f"{len(decided)} of {len(looked)} arms were decided after {max(row['n'] for row in looked)} seeds."
+    decided = [row for row in looked if row.kind.settled]
+    return f"{len(decided)} of {len(looked)} arms were decided after {max(row.n for row in looked)} seeds."
 
 
 def learning_rate(rows: list[dict[str, Any]]) -> str:
@@ -108,7 +111,7 @@ def lowest_cell(study: Study) -> str:
 def over_training(rows: list[dict[str, Any]]) -> str:
     """The arms by the sign of their slope over training, where its interval leaves out zero."""
     words = {"grows": "rises for", "shrinks": "falls for", "no trend shown": "has no clear trend for"}
-    groups = _grouped(rows, lambda row: str(row["why"]))
+    groups = _grouped((str(row["why"]), row["arm"]) for row in rows)
     said = [f"{word} {_listed(groups[why])}" for why, word in words.items() if why in groups]
     return f"Over training the improvement {'; '.join(said)}." if said else ""
 

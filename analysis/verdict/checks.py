@@ -1,43 +1,42 @@
-"""Assay sensitivity: the linear floor must lose, or the regime cannot tell arms apart and no verdict on them holds."""
+"""Checks of a study before its verdict holds: assay sensitivity, the ends of the grid, cells that are missing."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from analysis.io.study import Study, confirm_rows
+from analysis.stats.pairs import differences
+from analysis.stats.sequential import undecided
+from analysis.verdict.kinds import Comparison, Sensitivity
 
 STRONG_GAP = 3.0  # percent: a regime that means to rank arms separates the linear floor by this much
-CANNOT_TELL = "not testable: this regime cannot tell a linear MLP from GELU"
 
 
-def assay(rows: list[dict[str, Any]], study: Study) -> dict[str, Any]:
-    """The gap of the floor to the baseline in percent with its interval; `testable` where that lies above zero."""
-    keys = ("floor", "baseline", "gap_percent", "gap_low", "gap_high", "n", "p", "testable", "why", "strong")
-    out: dict[str, Any] = dict.fromkeys(keys) | {
-        "floor": study.floor,
-        "baseline": study.baseline,
-        "strong": False,
-    }
-    row = next((r for r in rows if r["arm"] == study.floor), None)
+def assay(rows: Sequence[Comparison], study: Study) -> Sensitivity:
+    """Measure the gap of the floor to the baseline in percent; `testable` if its interval lies above zero.
+
+    The linear floor must lose, or the regime cannot tell arms apart and no verdict on them holds.
+    """
+    out = Sensitivity(study.floor, study.baseline)
+    row = next((row for row in rows if row.arm == study.floor), None)
     if row is None:
-        return out | {"why": "no floor arm is declared, so assay sensitivity is unknown"}
+        return out
     gap, low, high = (
-        None if row[key] is None else -row[key]
-        for key in ("improvement_percent", "improvement_high", "improvement_low")
+        None if value is None else -value
+        for value in (row.improvement_percent, row.improvement_high, row.improvement_low)
     )
-    out |= {"gap_percent": gap, "gap_low": low, "gap_high": high, "n": row["n"], "p": row["p_t"]}
-    out["testable"] = low is not None and low > 0
-    out["strong"] = bool(out["testable"] and gap is not None and gap >= STRONG_GAP)
+    out.gap_percent, out.gap_low, out.gap_high, out.n, out.p = gap, low, high, row.n, row.p_t
+    out.testable = low is not None and low > 0
+    out.strong = bool(out.testable and gap is not None and gap >= STRONG_GAP)
     if gap is None or low is None:
-        why = f"the gap between {study.floor} and {study.baseline} has no interval: {row['why']}"
-    else:
-        span = f"{gap:+.2f}% [{low:+.2f}, {high:+.2f}]"
-        why = f"{study.floor} is {span} worse than {study.baseline} (n = {row['n']})"
-        if not out["testable"]:
-            why += ", not clearly above zero"
-        elif not out["strong"]:
-            why += f", below the {STRONG_GAP:g}% that ranking arms asks for"
-    return out | {"why": why}
+        out.why = f"the gap between {study.floor} and {study.baseline} has no interval: {row.why}"
+        return out
+    out.why = f"{study.floor} is {gap:+.2f}% [{low:+.2f}, {high:+.2f}] worse than {study.baseline} (n = {row.n})"
+    if not out.testable:
+        out.why += ", not clearly above zero"
+    elif not out.strong:
+        out.why += f", below the {STRONG_GAP:g}% that ranking arms asks for"
+    return out
 
 
 def edge_hits(study: Study) -> list[str]:
@@ -53,3 +52,37 @@ def edge_hits(study: Study) -> list[str]:
         if len(points) and any(np.isclose(lr, e, rtol=1e-6) for lr in chosen for e in (points[0], points[-1])):
             hits.append(arm)
     return hits
+
+
+def unfinished(study: Study) -> str:
+    """Name the cells that a study file asks for and the tables lack; empty if none, and for a table without one."""
+    arms, confirm = study.settings.get("arms"), study.settings.get("confirm") or {}
+    if not arms:
+        return ""
+    search = study.trials[study.trials["stage"] == "search"]
+    per_arm = (study.settings.get("search") or {}).get("trials_per_arm")
+    if per_arm and len(search) and (search["outcome"].isin(("infeasible", "failed"))).all():
+        return "no search trial could be trained" if len(search) >= per_arm * len(arms) else "search has not ended"
+    if not study.confirms:
+        counts = search["arm"].value_counts()
+        short = [arm for arm in arms if per_arm and counts.get(arm, 0) < per_arm]
+        return f"search: {short[0]} has {counts.get(short[0], 0)} of {per_arm} trials" if short else ""
+    seeds = confirm_rows(study.trials).groupby("arm")["seed"].nunique()
+    fewest = min(arms, key=lambda arm: seeds.get(arm, 0))
+    n, planned = int(seeds.get(fewest, 0)), study.looks[-1] if study.looks else confirm.get("seeds")
+    if not planned or n >= planned or _stopped(study, n):
+        return ""
+    return f"confirm: {fewest} has {n} of {planned} seeds"
+
+
+def _stopped(study: Study, n: int) -> bool:
+    """Whether a sequential rule stopped at its look of `n` seeds, because every arm was decided."""
+    if n not in study.looks:
+        return False
+    losses = study.losses()
+    pairs = {
+        arm: differences(losses[study.baseline].to_numpy(float), losses[arm].to_numpy(float))
+        for arm in study.arms
+        if arm != study.baseline
+    }
+    return not undecided(pairs, study.rule, study.looks, study.level, study.correction)

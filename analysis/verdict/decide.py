@@ -7,6 +7,7 @@ Primary test: two-sided paired t over seeds. A diverged run turns it into the wo
 
 import hashlib
 import platform
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -15,28 +16,26 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from analysis.io import command
+from analysis.io import command, formats
 from analysis.io.study import Study, margin_in_nats
 from analysis.stats import estimates, multiplicity, power, sequential
 from analysis.stats.pairs import Pairs, pair
-from analysis.verdict.checks import CANNOT_TELL, assay, edge_hits
+from analysis.verdict import words
+from analysis.verdict.checks import assay, edge_hits, unfinished
 from analysis.verdict.comparison import measure
-from analysis.verdict.words import (
-    _arms,
-    _caveats,
-    _margin_text,
-    _more_seeds,
-    _next_look,
-    _why_refused,
-    concluded,
-    summary,
-)
+from analysis.verdict.exits import add_require_verdict, end
+from analysis.verdict.kinds import Comparison, Refusal, Result, Verdict, as_object, as_rows
 
 SCHEMA = 1
 
 
 def verdict(study: Study) -> dict[str, Any]:
-    """The object of verdict.json; its numbers are finite or null."""
+    """Decide a study and return the object of verdict.json; its numbers are finite or null."""
+    return as_object(decide(study))
+
+
+def decide(study: Study) -> Result:
+    """Compare every arm of a study with its baseline and decide."""
     losses = study.losses()
     treatments = [arm for arm in study.arms if arm != study.baseline]
     paired = {arm: pair(losses, study.baseline, arm) for arm in treatments}
@@ -46,42 +45,43 @@ def verdict(study: Study) -> dict[str, Any]:
     rows = [measure(arm, study.baseline, paired[arm], study.level, margin) for arm in treatments]
     hits = edge_hits(study)
     for row in rows if not study.confirms else []:
-        row["verdict"] = "not testable (no confirm stage: one seed a configuration)"
+        row.kind, row.refusal = Verdict.NOT_TESTABLE, Refusal.NO_CONFIRM_STAGE
     for row in rows:
-        _look(row, paired[row["arm"]], losses, study)
-        row["at_edge"] = [arm for arm in (study.baseline, row["arm"]) if arm in hits]
+        _look(row, paired[row.arm], losses, study)
+        row.at_edge = [arm for arm in (study.baseline, row.arm) if arm in hits]
     _adjust(rows, study)
     for row in rows:
         _decide(row, study)
     sensitivity = assay(rows, study)
-    if sensitivity["testable"] is False:
-        for row in rows:
-            if row["arm"] != study.floor:
-                row["why"] = f"{sensitivity['why']}; alone it would read: {row['verdict']}; {row['why']}"
-                row["verdict"] = CANNOT_TELL
+    for row in rows if sensitivity.testable is False else []:
+        if row.arm != study.floor:
+            row.why = f"{sensitivity.why}; alone it would read: {row.verdict}; {row.why}"
+            row.kind, row.refusal = Verdict.NOT_TESTABLE, Refusal.FLOOR_DOES_NOT_LOSE
+            row.verdict = words.sentence(row, study)
     _secondary(rows, paired, study)
-    return {
-        "schema": SCHEMA,
-        "study": study.name,
-        "question": study.question,
-        "metric": study.metric,
-        "level": study.level,
-        "correction": study.correction,
-        "comparisons": rows,
-        "sensitivity": sensitivity,
-        "margin": study.margin,
-        "margin_nats": margin,
-        "baseline": study.baseline,
-        "floor": study.floor,
-        "rule": study.rule,
-        "looks": list(study.looks),
-        "summary": summary(rows, study),
-        "seeds": {arm: [int(s) for s in losses[arm].dropna().index] for arm in study.arms},
-        "losses_sha256": hashlib.sha256(losses.to_csv().encode()).hexdigest(),
-        "data_digest": _find(study.settings, "digest"),
-        "commit": _find(study.settings, "commit"),
-        "versions": dict(_versions()),
-    }
+    return Result(
+        schema=SCHEMA,
+        study=study.name,
+        question=study.question,
+        metric=study.metric,
+        level=study.level,
+        correction=study.correction,
+        comparisons=rows,
+        sensitivity=sensitivity,
+        margin=study.margin,
+        margin_nats=margin,
+        baseline=study.baseline,
+        floor=study.floor,
+        rule=study.rule,
+        looks=list(study.looks),
+        summary=words.summary(rows, study),
+        seeds={arm: [int(s) for s in losses[arm].dropna().index] for arm in study.arms},
+        losses_sha256=hashlib.sha256(losses.to_csv().encode()).hexdigest(),
+        data_digest=_find(study.settings, "digest"),
+        commit=_find(study.settings, "commit"),
+        versions=dict(_versions()),
+        unfinished=unfinished(study),
+    )
 
 
 @cache
@@ -90,30 +90,30 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def _look(row: dict[str, Any], pairs: Pairs, losses: pd.DataFrame, study: Study) -> None:
+def _look(row: Comparison, pairs: Pairs, losses: pd.DataFrame, study: Study) -> None:
     # a sequential rule decides by its own p, and its interval is that of the p at which this look would stop
     if study.rule == "fixed":
         return
     by_seed = dict(zip(pairs.seeds, pairs.differences, strict=True))
     d = [by_seed.get(int(seed), np.nan) for seed in losses.index]
-    row["path"] = sequential.path(d, study.rule, study.looks, study.level)
-    if row["verdict"] is not None:
+    row.path = sequential.path(d, study.rule, study.looks, study.level)
+    if row.refused:
         return
-    row["p_anytime"] = row["p_deciding"] = row["path"][-1]["p_anytime"] if row["path"] else 1.0
-    stops_at = row["path"][-1]["stops_at"] if row["path"] else 0.0
+    row.p_anytime = row.p_deciding = row.path[-1]["p_anytime"] if row.path else 1.0
+    stops_at = row.path[-1]["stops_at"] if row.path else 0.0
     interval = None
-    if stops_at > 0 and row["p_t"] is not None:
+    if stops_at > 0 and row.p_t is not None:
         b, a = pairs.baseline[pairs.complete], pairs.arm[pairs.complete]
         interval = estimates.fieller(b, a, stops_at)
-    row["improvement_low"], row["improvement_high"] = interval or (None, None)
+    row.improvement_low, row.improvement_high = interval or (None, None)
 
 
-def _adjust(rows: list[dict[str, Any]], study: Study) -> None:
+def _adjust(rows: Sequence[Comparison], study: Study) -> None:
     # the family is every arm that the study named: one that cannot be tested enters with p = 1
-    p = [1.0 if row["p_deciding"] is None else row["p_deciding"] for row in rows]
+    p = [1.0 if row.p_deciding is None else row.p_deciding for row in rows]
     order = np.argsort(p, kind="stable")
     for row, value in zip(rows, multiplicity.adjust(p, study.correction), strict=True):
-        row["p_adjusted"] = None if row["p_deciding"] is None else value
+        row.p_adjusted = None if row.p_deciding is None else value
     for rank, i in enumerate(order):
         shares = {
             "holm": len(p) - rank,
@@ -121,77 +121,77 @@ def _adjust(rows: list[dict[str, Any]], study: Study) -> None:
             "benjamini-hochberg": len(p) / (rank + 1),
             "none": 1,
         }
-        rows[i]["level_of_this_step"] = study.level / shares[study.correction]
+        rows[i].level_of_this_step = study.level / shares[study.correction]
 
 
-def _decide(row: dict[str, Any], study: Study) -> None:
+def _decide(row: Comparison, study: Study) -> None:
     notes: list[str] = []
-    p, worst = row["p_adjusted"], row["p_worst_rank"] is not None
+    p, worst = row.p_adjusted, row.p_worst_rank is not None
     # equivalence is tested once, at the rule's last look: a test at each look would err more often than its level
-    last_look = not study.looks or (bool(row["path"]) and row["path"][-1]["n"] == study.looks[-1])
-    equivalent = last_look and row["p_tost"] is not None and row["p_tost"] <= study.level
-    if row["verdict"] is not None:
-        notes.append(_why_refused(row))
+    last_look = not study.looks or (bool(row.path) and row.path[-1]["n"] == study.looks[-1])
+    equivalent = last_look and row.p_tost is not None and row.p_tost <= study.level
+    if row.refused:
+        notes.append(words.why_refused(row))
     elif p is not None and p <= study.level:
-        direction = _direction(row) if worst else row["mean_difference"]
-        row["verdict"] = "better" if direction > 0 else "worse"
-        notes.append(f"adjusted p = {p:.3g} ({study.correction}) <= {study.level:g} over n = {row['n']} seeds")
+        direction = _direction(row) if worst else row.mean_difference or 0.0
+        row.kind = Verdict.BETTER if direction > 0 else Verdict.WORSE
+        notes.append(f"adjusted p = {p:.3g} ({study.correction}) <= {study.level:g} over n = {row.n} seeds")
         if equivalent:
             notes.append(f"yet the difference is smaller than the margin of {study.margin}")
     elif not worst and equivalent:
-        row["verdict"] = f"no difference larger than {_margin_text(study)}"
-        notes.append(f"TOST p = {row['p_tost']:.3g} <= {study.level:g} at that margin over n = {row['n']} seeds")
+        row.kind = Verdict.NO_DIFFERENCE
+        notes.append(f"TOST p = {row.p_tost:.3g} <= {study.level:g} at that margin over n = {row.n} seeds")
     else:
-        row["seeds_needed"] = _total_seeds(row, study)
-        row["verdict"] = f"undecided ({_next_look(row, study) or 'needs ' + _more_seeds(row)})"
+        row.kind, row.seeds_needed = Verdict.UNDECIDED, _total_seeds(row, study)
         notes.append(
             f"adjusted p = {p:.3g} ({study.correction}) > {study.level:g}"
-            + ("" if row["p_tost"] is None or worst else f", TOST p = {row['p_tost']:.3g} > {study.level:g}")
+            + ("" if row.p_tost is None or worst else f", TOST p = {row.p_tost:.3g} > {study.level:g}")
         )
-    row["why"] = "; ".join([*notes, *_caveats(row, study)])
+    row.verdict = words.sentence(row, study)
+    row.why = "; ".join([*notes, *words.caveats(row, study)])
 
 
-def _direction(row: dict[str, Any]) -> float:
+def _direction(row: Comparison) -> float:
     # the sign of the rank sum of `worst_rank`, from what the row itself records
     d = _with_divergence(row)
     d = d[d != 0]
     return float(np.sum(np.sign(d) * rankdata(np.abs(d))))
 
 
-def _with_divergence(row: dict[str, Any]) -> np.ndarray:
-    arm, base = set(row["diverged_seeds_arm"]), set(row["diverged_seeds_baseline"])
+def _with_divergence(row: Comparison) -> np.ndarray:
+    arm, base = set(row.diverged_seeds_arm), set(row.diverged_seeds_baseline)
     values = []
-    for seed, d in zip(row["seeds"], row["differences"], strict=True):
+    for seed, d in zip(row.seeds, row.differences, strict=True):
         both = seed in arm and seed in base
-        values.append(0.0 if both else -np.inf if seed in arm else np.inf if seed in base else float(d))
+        values.append(0.0 if both else -np.inf if seed in arm else np.inf if seed in base else d or 0.0)
     return np.asarray(values)
 
 
-def _total_seeds(row: dict[str, Any], study: Study) -> int | None:
-    step = row["level_of_this_step"]
-    if row["p_worst_rank"] is not None:
+def _total_seeds(row: Comparison, study: Study) -> int | None:
+    step = row.level_of_this_step
+    if row.p_worst_rank is not None:
         return power.seeds_needed_worst_rank(_with_divergence(row), step)
-    return power.seeds_needed(row["d_z"], row["margin"] / row["sd_difference"], step, study.level)
+    if row.d_z is None or row.sd_difference is None:
+        return None
+    return power.seeds_needed(row.d_z, row.margin / row.sd_difference, step, study.level)
 
 
-def _secondary(rows: list[dict[str, Any]], paired: dict[str, Pairs], study: Study) -> None:
+def _secondary(rows: Sequence[Comparison], paired: Mapping[str, Pairs], study: Study) -> None:
     sizes = study.trials[study.trials["stage"] == "confirm"].groupby("arm")
     for column in ("parameters", "flops_per_token"):
         if column in study.trials.columns:
             first = sizes[column].first()
             for row in rows:
-                for prefix, arm in (("", row["arm"]), ("baseline_", row["baseline"])):
-                    value = first.get(arm)
-                    row[prefix + column] = None if value is None or not np.isfinite(value) else float(value)
+                for prefix, arm in (("", row.arm), ("baseline_", row.baseline)):
+                    value = first.get(arm, np.nan)
+                    setattr(row, prefix + column, float(value) if np.isfinite(value) else None)
     names = [arm for arm in paired if len(paired[arm].seeds)]
-    for row in rows:
-        row["p_dunnett"] = None
     balanced = names and len({tuple(paired[arm].seeds) for arm in names}) == 1 and study.rule == "fixed"
-    tested = [row for row in rows if row["p_t"] is not None]
-    if balanced and len(tested) == len(rows) and all(row["p_worst_rank"] is None for row in rows):
+    tested = [row for row in rows if row.p_t is not None]
+    if balanced and len(tested) == len(rows) and all(row.p_worst_rank is None for row in rows):
         result = multiplicity.dunnett_blocked(paired[names[0]].baseline, [paired[arm].arm for arm in names])
         for row, p in zip(rows, result["p_adjusted"], strict=True):
-            row["p_dunnett"] = p
+            row.p_dunnett = p
 
 
 def _find(settings: dict[str, Any], word: str) -> str | None:
@@ -204,16 +204,17 @@ def _find(settings: dict[str, Any], word: str) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script; returns the exit code."""
-    options = command.parser("analysis.significance", __doc__).parse_args(argv)
-    study = command.study(options)
-    result = verdict(study)
-    command.emit_verdict(result, options.format)
-    if concluded(result):
-        return 0
-    reason = (
-        "no treatment runs"
-        if not result["comparisons"]
-        else "; ".join(f"{r['arm']}: {r['verdict']}" for r in _arms(result))
-    )
-    return command.could_not_conclude(reason)
+    """Print the verdict of a table or a study; return the exit code."""
+    parser = command.parser("analysis.significance", __doc__)
+    add_require_verdict(parser)
+    options = parser.parse_args(argv)
+    result = decide(command.study(options))
+    if options.format == "json":
+        print(formats.to_json(as_object(result)))
+    else:
+        rows = as_rows(result.comparisons)
+        command.emit_rows(rows, formats.VERDICT_COLUMNS, options.format, title=result.summary)
+        if options.format == "terminal":
+            notes = [f"{row.arm}: {row.why}" for row in result.comparisons]
+            formats.print_notes([*notes, f"sensitivity: {result.sensitivity.why}"])
+    return end(result, options.require_verdict)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from analysis.io.exits import Exit
 from pagating.hardware import UTILISATION
-from tune.cli.common import DONE, UNDECIDED, Config, Output, Slots
+from tune.cli.common import Config, Output, Slots
 
 
 def plan(
@@ -61,4 +62,4 @@ def try_(
     for tried in dry_run.try_arms(load(config), config.parent, output, steps, arm or (), micro_batches):
         failed |= not isinstance(tried, str) and tried.problem is not None
         typer.echo(dry_run.line(tried))
-    raise typer.Exit(UNDECIDED if failed else DONE)
+    raise typer.Exit(Exit.COULD_NOT if failed else Exit.DONE)

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, the arguments that several take, and finding a study by its name."""
+"""What the commands share: the arguments that several take, and finding a study by its name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-DONE, UNDECIDED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+INTERRUPTED = 130  # 128 + SIGINT
 LOOPBACK = "127.0.0.1"
 
 
@@ -40,6 +40,9 @@ Config = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help="The folder of studies.")]
 Name = Annotated[str, typer.Argument(help="Name of a study, or its folder.", autocompletion=complete_study)]
+RequireVerdict = Annotated[
+    bool, typer.Option("--require-verdict", help="Exit with 3 if an arm but the floor is undecided or not testable.")
+]
 Slots = Annotated[int | None, typer.Option(min=1, help="Trials side by side; as many as cores when not given.")]
 
 

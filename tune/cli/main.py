@@ -10,8 +10,9 @@ from typing import Any
 
 import typer
 
+from analysis.io.exits import Exit
 from tune.cli import ahead, studies, sweep, ui
-from tune.cli.common import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
+from tune.cli.common import INTERRUPTED
 
 app = typer.Typer(
     add_completion=True,
@@ -34,7 +35,7 @@ COMMANDS: list[tuple[str, Any, list[str]]] = [
     ("plan", ahead.plan, ["plan configs/laptop.yaml", "plan my.yaml --hours-from a100 --noise studies/sweep"]),
     ("try", ahead.try_, ["try configs/published/fair.yaml", "try my.yaml --steps 10 --arm gelu"]),
     ("status", studies.status, ["status sweep", "status sweep --output ~/studies"]),
-    ("report", studies.report, ["report sweep"]),
+    ("report", studies.report, ["report sweep", "report sweep --require-verdict"]),
     ("ui", ui.ui, ["ui", "ui --port 5001"]),
     ("trial", studies.trial, ["trial sweep", "trial sweep confirm/gelu/0123456789ab/101 > trial.json"]),
     ("sync", studies.sync, ["sync sweep", "sync sweep --tracking http://127.0.0.1:5000"]),
@@ -59,7 +60,7 @@ def main() -> None:
     except USAGE_ERROR as error:
         if not error.format_message():
             error.show()
-            sys.exit(BAD_INPUT)
+            sys.exit(Exit.BAD_INPUT)
         code = _bad_input(error.format_message())
     except BAD_PATH as error:
         code = _bad_input(f"{error.filename}: {error.strerror}")
@@ -67,15 +68,15 @@ def main() -> None:
         if type(error).__name__ not in ("StudyError", "CorpusError", "LedgerError", "TableError", *MACHINE):
             raise
         code = _bad_input(str(error))
-        code = UNDECIDED if type(error).__name__ in MACHINE else code
+        code = Exit.COULD_NOT if type(error).__name__ in MACHINE else code
     except OSError as error:
         _bad_input(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        code = UNDECIDED
-    sys.exit(code or DONE)
+        code = Exit.COULD_NOT
+    sys.exit(code or Exit.DONE)
 
 
 def _bad_input(message: str) -> int:
     from analysis.io.text import one_line, redact
 
     print(f"pagating: {one_line(redact(message))}", file=sys.stderr)
-    return BAD_INPUT
+    return Exit.BAD_INPUT

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from analysis.verdict.checks import CANNOT_TELL
+from analysis.verdict.kinds import Comparison, Refusal, Result, Verdict
 from analysis.verdict.words import CLAIM_SEEDS
 from tune.study.sections import ConfirmSection
 from tune.study.study import Study
@@ -15,36 +15,43 @@ ANOTHER = "under another name"
 SAME = "then the same command: only the new seeds are trained"
 
 
-def next_steps(verdict: dict[str, Any], study: Study, report: str, browse: str) -> list[str]:
-    """The steps after a verdict (the object of verdict.json), a line each. `browse`: empty where nothing is logged."""
+def next_steps(result: Result, study: Study, report: str, browse: str) -> list[str]:
+    """List the steps after a verdict, a line each.
+
+    Args:
+        result: The verdict.
+        study: The study that it is of.
+        report: Path of the report.
+        browse: The command that shows the trials; empty if nothing is logged.
+    """
     steps = [f"Report:  {report}"]
     steps.append(f"Browse the trials: {browse}" if browse else "The trials were not sent to MLflow.")
-    return [*steps, *to_change(verdict, study)]
+    return [*steps, *to_change(result, study)]
 
 
-def to_change(verdict: dict[str, Any], study: Study) -> list[str]:
+def to_change(result: Result, study: Study) -> list[str]:
     """What to change in the study file, for each reason why the study says less than it might; else where to go on."""
-    rows = [row for row in verdict["comparisons"] if row["arm"] != verdict["floor"]]
+    rows = [row for row in result.comparisons if row.arm != result.floor]
     if not study.runs("confirm"):
         return [f"To decide: stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"]
     tokens = study.fixed.tokens
     longer = f"fixed.tokens: {tokens} -> {LONGER * tokens}, {ANOTHER}"
-    if rows and all(row["verdict"] == CANNOT_TELL for row in rows):
+    if rows and all(row.refusal is Refusal.FLOOR_DOES_NOT_LOSE for row in rows):
         return [f"To make arms differ by more than the noise: {longer}"]
     found = []
-    if edges := list(dict.fromkeys(arm for row in rows for arm in row["at_edge"])):
+    if edges := list(dict.fromkeys(arm for row in rows for arm in row.at_edge)):
         points = study.calibrate.max_points
         found.append(
             f"To find the learning rate of {', '.join(edges)}, which is an end of the grid: "
             f"calibrate.max_points: {points} -> {points + 2}, {ANOTHER}"
         )
-    undecided = [row for row in rows if str(row["verdict"]).startswith("undecided")]
-    within = [row for row in undecided if (row["seeds_needed"] or MOST_SEEDS + 1) <= MOST_SEEDS]
+    undecided = [row for row in rows if row.kind is Verdict.UNDECIDED]
+    within = [row for row in undecided if (row.seeds_needed or MOST_SEEDS + 1) <= MOST_SEEDS]
     if within:
         found.append(f"To decide {_arms(within)}: {_more(within, study)}")
     if beyond := [row for row in undecided if row not in within]:
         found.append(f"{_arms(beyond)}: needs more than {MOST_SEEDS} seeds; {longer}; or a larger confirm.margin")
-    refused = [row for row in rows if str(row["verdict"]).startswith("not testable")]
+    refused = [row for row in rows if row.kind is Verdict.NOT_TESTABLE]
     if refused:
         found.append(f"Not testable, {_arms(refused)}: the report says why, under what would change the conclusion")
     seeds = study.confirm.seeds
@@ -55,9 +62,9 @@ def to_change(verdict: dict[str, Any], study: Study) -> list[str]:
     return found
 
 
-def _more(rows: list[dict[str, Any]], study: Study) -> str:
+def _more(rows: Sequence[Comparison], study: Study) -> str:
     """The number of seeds that decides all rows, if the effects seen are the true ones."""
-    confirm, needed = study.confirm, max(row["seeds_needed"] for row in rows)
+    confirm, needed = study.confirm, max(row.seeds_needed or 0 for row in rows)
     if confirm.rule == "fixed":
         return f"confirm.seeds: {confirm.seeds} -> {max(needed, confirm.seeds + 1)}, {SAME}"
     cap = confirm.looks[-1]
@@ -66,9 +73,9 @@ def _more(rows: list[dict[str, Any]], study: Study) -> str:
     return f"confirm.max_seeds: {cap} -> {more}, {how}"
 
 
-def _arms(rows: list[dict[str, Any]]) -> str:
-    return ", ".join(row["arm"] for row in rows)
+def _arms(rows: Sequence[Comparison]) -> str:
+    return ", ".join(row.arm for row in rows)
 
 
-def _list(names: list[Any]) -> str:
+def _list(names: Sequence[str]) -> str:
     return f"[{', '.join(names)}]"

@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
-from tune.cli.common import Name, Output, study_folder
+from tune.cli.common import Name, Output, RequireVerdict, study_folder
 from tune.cli.sweep import show_verdict
 from tune.cli.ui import ui_command
 
 
-def report(study: Name, output: Output = Path("studies")) -> None:
+def report(study: Name, output: Output = Path("studies"), require_verdict: RequireVerdict = False) -> None:
     """Rebuild tables, verdict and report of a study from its ledger."""
+    from analysis.verdict.exits import end
     from tune.run import ledger, tables
     from tune.study.files import load
     from tune.tracking.runs import default_uri
@@ -24,7 +25,8 @@ def report(study: Name, output: Output = Path("studies")) -> None:
     folder = study_folder(study, output)
     loaded = load(folder / "study.yaml")
     tables.write_tables(loaded.name, ledger.read(folder / "ledger.jsonl"), folder)
-    show_verdict(loaded, folder, ui_command(loaded.tracking or default_uri(folder.parent)))
+    result = show_verdict(loaded, folder, ui_command(loaded.tracking or default_uri(folder.parent)))
+    raise typer.Exit(end(result, require_verdict))
 
 
 def sync(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tune.cli.common import DONE, UNDECIDED, Config, Output, Slots
+from analysis.io.exits import Exit
+from tune.cli.common import Config, Output, RequireVerdict, Slots
 from tune.cli.ui import ui_command
 
 if TYPE_CHECKING:
+    from analysis.verdict.kinds import Result
     from tune.cli.screen import Screen
     from tune.run.interrupt import Interruption
     from tune.study.study import Study
@@ -31,6 +32,7 @@ def sweep(
     inline: Annotated[
         bool, typer.Option("--inline", help="Train in this process, one trial after the other, without Ray.")
     ] = False,
+    require_verdict: RequireVerdict = False,
 ) -> None:
     """Run a study, or what is missing of it, and report the verdict.
 
@@ -51,7 +53,9 @@ def sweep(
     screen = Screen("" if uri == "none" else ui_command(uri))
     with Interruption(screen.say, screen.last) as interruption:
         try:
-            code = _run(study, config.parent, output, slots, uri, interruption, address, screen, inline)
+            code = _run(
+                study, config.parent, output, slots, uri, interruption, address, screen, inline, require_verdict
+            )
         except KeyboardInterrupt:  # while nothing was being trained
             code = None
     if code is None:
@@ -71,9 +75,12 @@ def _run(
     address: str | None,
     screen: Screen,
     inline: bool = False,
+    require_verdict: bool = False,
 ) -> int | None:
-    """Run a study and report it; its exit code, None where it was interrupted."""
+    """Run a study and report it; return its exit code, or None if it was interrupted."""
     from analysis.io.text import one_line, redact
+    from analysis.verdict.exits import end
+    from analysis.verdict.kinds import as_object
     from tune import sweep as runner
     from tune.backend.inline import Inline
     from tune.backend.ray_backend import RayBackend
@@ -100,28 +107,23 @@ def _run(
             f"{one_line(redact(reason))}",
             err=True,
         )
-        return UNDECIDED
-    verdict = show_verdict(study, run.folder, "" if uri == "none" else ui_command(uri))
-    if owed := run.tracker.finish(verdict):
+        return Exit.COULD_NOT
+    result = show_verdict(study, run.folder, "" if uri == "none" else ui_command(uri))
+    if owed := run.tracker.finish(as_object(result)):
         typer.echo(owed, err=True)
-    return DONE if _concluded(verdict) else UNDECIDED
+    return end(result, require_verdict)
 
 
-def show_verdict(study: Study, folder: Path, browse: str) -> dict[str, Any]:
-    """Write the report of a study, print its verdict and the next steps; the object of verdict.json."""
+def show_verdict(study: Study, folder: Path, browse: str) -> Result:
+    """Write the report of a study, print its verdict and the next steps, and return the verdict."""
     from rich.console import Console
 
+    from analysis.io.study import load
     from analysis.report import build
     from tune.cli.next_steps import next_steps
 
-    build.build(folder)
-    verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
-    Console().print(build.terminal_table(verdict))
-    for number, step in enumerate(next_steps(verdict, study, str(folder / "report.html"), browse), 1):
+    result = build.write(load(folder), folder)
+    Console().print(build.terminal_table(result))
+    for number, step in enumerate(next_steps(result, study, str(folder / "report.html"), browse), 1):
         typer.echo(f"{number}. {step}")
-    return verdict
-
-
-def _concluded(verdict: dict[str, Any]) -> bool:
-    rows = [row for row in verdict["comparisons"] if row["arm"] != (verdict["sensitivity"] or {}).get("floor")]
-    return not all(row["verdict"].startswith(("not testable", "undecided")) for row in rows)
+    return result

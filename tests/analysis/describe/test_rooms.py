@@ -16,6 +16,7 @@ from analysis.published import claims
 from analysis.report import build
 from analysis.report.methods import methods
 from analysis.verdict import checks
+from analysis.verdict.decide import decide
 
 
 def test_claims_reproduce_what_the_published_numbers_give():
@@ -74,12 +75,12 @@ def test_alphas_by_layer(demo: Path):
         assert (row["up"], row["down"]) == ((values > 0.5).sum(), (values < 0.5).sum())  # their init
 
 
-def test_alphas_without_any_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_table_without_rows_exits_0_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture):
     file = tmp_path / "x.csv"
     file.write_text("arm,seed,loss\na,1,3.0\nb,1,3.1\n")
-    assert alphas.main([str(file), "--baseline", "a"]) == 1
-    assert "no confirm run of this study learned alpha" in capsys.readouterr().err
-    assert budget.main([str(file), "--baseline", "a"]) == 1
+    for main, why in ((alphas.main, "no confirm run of this study learned alpha"), (budget.main, "no search trials")):
+        assert main([str(file), "--baseline", "a"]) == 0
+        assert capsys.readouterr().err.startswith(f"nothing to show: {why}")
 
 
 def test_budget_curves_end_at_the_best_trial(demo: Path):
@@ -186,9 +187,7 @@ def test_the_ledger_says_rate_path_and_what_a_gpu_did(demo: Path):
 
 def test_improvement_json_holds_what_stands_beside(demo: Path):
     study = load(demo)
-    from analysis.verdict.decide import verdict
-
-    result = improvement.extend(study, verdict(study))
+    result = improvement.extend(study, decide(study))
     row = result["comparisons"][1]
     trials = study.trials.query("stage == 'confirm'").pivot(index="seed", columns="arm", values="val_bpb")
     want = (trials["gelu"] - trials["paglu-searched"]).mean()

@@ -15,7 +15,7 @@ from analysis.published import index
 from analysis.published import page as results_page
 from analysis.report import plots
 from analysis.report.takeaways import takeaways
-from analysis.verdict.decide import verdict
+from analysis.verdict.decide import decide, verdict
 from pagating.data.texts import matching_files
 from tune.study.files import load as load_study
 
@@ -27,7 +27,7 @@ def page_of(folder: Path, **came: object) -> str:
     (folder / "provenance.json").write_text(json.dumps(came))
     (folder / "verdict.json").write_text("{}")  # the page names its size
     study = load(folder)
-    return results_page.page(study, verdict(study))
+    return results_page.page(study, decide(study))
 
 
 def test_speeds_that_are_no_measurements_name_no_slow_arm(demo: Path):
@@ -45,7 +45,7 @@ def test_speeds_that_are_no_measurements_name_no_slow_arm(demo: Path):
 def test_a_caption_says_what_is_shown_before_how_to_read_it(demo: Path):
     page = page_of(demo)
     study = load(demo)
-    said = takeaways(study, verdict(study))
+    said = takeaways(study, decide(study))
     for name in ("differences", "loss_curves", "over_training", "alphas", "learning_rate"):
         caption = page.split(f"](figures/{name}.svg)\n\n")[1].split("\n")[0]
         assert caption.replace("\\", "").startswith(f"**{said[name]}** {results_page.CAPTIONS[name]}")

@@ -230,10 +230,10 @@ def test_growth_corrects_for_the_number_of_arms_and_needs_a_spread(demo: Path):
     assert row["verdict"] == "not testable (n=3, or no spread between seeds)"
 
 
-def test_growth_without_curves_concludes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_growth_without_curves_has_nothing_to_show(tmp_path: Path, capsys: pytest.CaptureFixture):
     file = tmp_path / "x.csv"
     file.write_text("arm,seed,loss\na,1,3.0\nb,1,3.1\n")
-    assert growth.main([str(file), "--baseline", "a"]) == 1
+    assert growth.main([str(file), "--baseline", "a"]) == 0
     assert "no curves of confirm runs" in capsys.readouterr().err
     with pytest.raises(TableError, match="two sources"):
         growth.main([str(file), "--study", str(file)])

@@ -134,7 +134,7 @@ def test_what_would_change_the_conclusion(tmp_path: Path, make_study):
 
 
 def test_the_terminal_table_has_a_row_an_arm(demo: Path):
-    table = build.terminal_table(decide.verdict(load(demo)))
+    table = build.terminal_table(decide.decide(load(demo)))
     assert table.row_count == 3
     assert [str(c.header) for c in table.columns][-1] == "verdict"
 

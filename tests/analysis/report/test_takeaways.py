@@ -8,19 +8,20 @@ import pytest
 
 from analysis.io.study import load
 from analysis.report import build, takeaways
-from analysis.verdict.decide import verdict
+from analysis.verdict.decide import decide
+from analysis.verdict.kinds import Comparison, Refusal, Verdict
 from analysis.verdict.words import summary, summary_parts
 
 
 @pytest.fixture
 def said(demo):
     study = load(demo)
-    return study, takeaways.takeaways(study, verdict(study))
+    return study, takeaways.takeaways(study, decide(study))
 
 
 def test_every_figure_of_a_study_has_its_sentence(demo, said):
     study, sentences = said
-    assert sentences.keys() == build.figures(study, verdict(study)).keys()
+    assert sentences.keys() == build.figures(study, decide(study)).keys()
     text = build.build(demo).read_text()
     for sentence in sentences.values():
         assert f"<strong>{sentence}</strong>" in text
@@ -32,17 +33,20 @@ def test_arms_stand_by_their_verdict(said):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("kinds", "expected"),
     [
-        (["undecided (needs about 3 more seeds)", "undecided (at its cap)"], "Undecided: a and b."),
-        (["better", "better", "better"], "Better: a, b and c."),
-        (["not testable (n = 1)", "identical"], "Not testable: a. Identical: b."),
+        ([Verdict.UNDECIDED, Verdict.UNDECIDED], "Undecided: a and b."),
+        ([Verdict.BETTER, Verdict.BETTER, Verdict.BETTER], "Better: a, b and c."),
+        ([Verdict.NOT_TESTABLE, Verdict.IDENTICAL], "Not testable: a. Identical: b."),
+        ([Verdict.NO_DIFFERENCE], "No difference larger than 0.5%: a."),
         ([], ""),
     ],
 )
-def test_details_of_a_verdict_stay_in_the_table(words, expected):
-    rows = [{"arm": arm, "verdict": word} for arm, word in zip("abc", words, strict=False)]
-    assert takeaways.differences(rows) == expected
+def test_details_of_a_verdict_stay_in_the_table(kinds, expected):
+    rows = [Comparison(arm, "gelu", 1, kind=kind) for arm, kind in zip("abc", kinds, strict=False)]
+    for row in rows:
+        row.refusal = Refusal.ONE_SEED if row.kind is Verdict.NOT_TESTABLE else None
+    assert takeaways.differences(rows, "0.5%") == expected
 
 
 def test_the_ends_of_the_curves_are_those_of_the_table(said):
@@ -110,9 +114,9 @@ def test_the_lowest_point_of_the_fit_over_alpha():
 def test_looks_say_how_many_arms_were_decided():
     path = [{"n": 5}]
     rows = [
-        {"arm": "a", "verdict": "better", "path": path, "n": 5},
-        {"arm": "b", "verdict": "undecided (at its cap)", "path": path, "n": 8},
-        {"arm": "c", "verdict": "worse", "path": [], "n": 8},
+        Comparison("a", "gelu", 5, kind=Verdict.BETTER, path=path),
+        Comparison("b", "gelu", 8, kind=Verdict.UNDECIDED, path=path),
+        Comparison("c", "gelu", 8, kind=Verdict.WORSE),
     ]
     assert takeaways.sequential(rows) == "1 of 2 arms were decided after 8 seeds."
 
@@ -129,7 +133,7 @@ def test_a_study_without_confirm_runs_names_its_lowest_configuration(demo):
 
 def test_the_summary_is_its_parts(demo):
     study = load(demo)
-    rows = verdict(study)["comparisons"]
+    rows = decide(study).comparisons
     head, parts, warning = summary_parts(rows, study)
     assert head == "Against gelu, on test_nll:"
     assert [part.split(":")[0] for part in parts] == ["paglu-searched", "paglu-per-layer"]

@@ -8,7 +8,7 @@ import pytest
 
 from analysis.io.study import assemble
 from analysis.stats import power
-from analysis.verdict.decide import verdict
+from analysis.verdict.decide import decide
 from tune.cli.next_steps import MOST_SEEDS, next_steps, to_change
 from tune.errors import StudyError
 from tune.study.files import parse
@@ -43,7 +43,7 @@ def result(plan, one, two, floor=0.5, seeds=6):
     table = pd.DataFrame(rows, columns=["arm", "seed", "test_nll"]).assign(stage="confirm", outcome="completed")
     settings = plan.model_dump()
     read = assemble("x", "x", table, pd.DataFrame(), settings, baseline="gelu", floor="floor")
-    return verdict(read)
+    return decide(read)
 
 
 UNSURE, CLEAR, TINY = (0.025, 0.04), (0.1, 0.01), (0.019, 0.4)
@@ -52,15 +52,15 @@ UNSURE, CLEAR, TINY = (0.025, 0.04), (0.1, 0.01), (0.019, 0.4)
 def test_an_undecided_study_names_the_seeds_that_its_own_differences_ask_for():
     plan = study()
     found = result(plan, UNSURE, CLEAR)
-    row = next(row for row in found["comparisons"] if row["arm"] == "one")
-    assert row["verdict"].startswith("undecided (needs about ")
-    d_z, level = UNSURE[0] / UNSURE[1], row["level_of_this_step"]
+    row = next(row for row in found.comparisons if row.arm == "one")
+    assert row.verdict.startswith("undecided (needs about ")
+    d_z, level = UNSURE[0] / UNSURE[1], row.level_of_this_step
     enough = next(
         n
         for n in range(2, 1000)
-        if max(power.power(d_z, n, level), power.tost_power(d_z, row["margin"] / UNSURE[1], n, 0.05)) >= 0.8
+        if max(power.power(d_z, n, level), power.tost_power(d_z, row.margin / UNSURE[1], n, 0.05)) >= 0.8
     )
-    assert row["seeds_needed"] == enough > 6
+    assert row.seeds_needed == enough > 6
     assert to_change(found, plan) == [
         f"To decide one: confirm.seeds: 6 -> {enough}, then the same command: only the new seeds are trained"
     ]
@@ -69,7 +69,7 @@ def test_an_undecided_study_names_the_seeds_that_its_own_differences_ask_for():
 def test_the_widest_of_several_undecided_arms_counts():
     plan = study()
     found = result(plan, UNSURE, (0.02, 0.04))
-    needed = [row["seeds_needed"] for row in found["comparisons"] if row["arm"] in ("one", "two")]
+    needed = [row.seeds_needed for row in found.comparisons if row.arm in ("one", "two")]
     assert to_change(found, plan)[0].startswith(f"To decide one, two: confirm.seeds: 6 -> {max(needed)}, then")
 
 
@@ -95,7 +95,7 @@ def test_a_floor_that_does_not_lose_asks_for_longer_trials():
 def test_an_end_of_the_grid_is_said_first():
     plan = study()
     found = result(plan, UNSURE, CLEAR)
-    next(row for row in found["comparisons"] if row["arm"] == "two")["at_edge"] = ["two"]
+    next(row for row in found.comparisons if row.arm == "two").at_edge = ["two"]
     lines = to_change(found, plan)
     points = plan.calibrate.max_points
     assert lines[0].startswith("To find the learning rate of two, which is an end of the grid: ")
@@ -122,17 +122,17 @@ def test_the_cap_of_a_sequential_rule_is_raised_as_the_rule_allows(rule, wanted)
     cap = int(wanted.split()[1])
     plan = study(STUDY.replace("seeds: 6", f"rule: {rule}, max_seeds: {cap}"))
     found = result(plan, UNSURE, CLEAR, seeds=cap)
-    row = next(row for row in found["comparisons"] if row["arm"] == "one")
-    assert "cap" in row["verdict"]
-    row["seeds_needed"] = 2
+    row = next(row for row in found.comparisons if row.arm == "one")
+    assert "cap" in row.verdict
+    row.seeds_needed = 2
     assert to_change(found, plan)[0] == f"To decide one: {wanted}"
-    row["seeds_needed"] = 99
+    row.seeds_needed = 99
     assert f"-> 99, {wanted.partition(', ')[2]}" in to_change(found, plan)[0]
 
 
 def test_a_study_without_confirm_is_told_to_have_one():
     plan = study(STUDY.replace("confirm: {seeds: 6}", "stages: [search, calibrate]"))
-    assert to_change({"comparisons": [], "floor": "floor"}, plan) == [
+    assert to_change(result(plan, UNSURE, CLEAR), plan) == [
         "To decide: stages: [search, calibrate] -> [search, calibrate, confirm], under another name"
     ]
 

@@ -1,0 +1,43 @@
+"""How a command that shows a verdict ends: its exit code, and the line that says why."""
+
+import argparse
+import sys
+
+from analysis.io.exits import Exit
+from analysis.io.text import one_line
+from analysis.verdict.kinds import Result
+
+REQUIRE_VERDICT = "exit with 3 if any arm but the floor is undecided or not testable"
+
+
+def add_require_verdict(parser: argparse.ArgumentParser) -> None:
+    """Add the option --require-verdict to the parser of a script."""
+    parser.add_argument("--require-verdict", action="store_true", help=REQUIRE_VERDICT)
+
+
+def exit_code(result: Result, require_verdict: bool = False) -> Exit:
+    """Decide the exit code of `pagating sweep`, `pagating report`, `analysis.significance` and `analysis.report`.
+
+    An unfinished study is 1. A finished one is 0, or with `require_verdict` 3 if there is no arm to decide on, or if an
+    arm other than the floor is undecided or not testable. Worse, no difference and identical are verdicts too.
+    """
+    if result.unfinished:
+        return Exit.COULD_NOT
+    rows = result.in_question
+    settled = bool(rows) and all(row.kind.settled for row in rows)
+    return Exit.NO_VERDICT if require_verdict and not settled else Exit.DONE
+
+
+def end(result: Result, require_verdict: bool) -> Exit:
+    """Return `exit_code`; say on standard error why it is not 0, and that a table has no arm to compare."""
+    code = exit_code(result, require_verdict)
+    missing = [f"{row.arm}: {row.verdict}" for row in result.in_question if not row.kind.settled]
+    if code is Exit.COULD_NOT:
+        _say(f"unfinished: {result.unfinished}")
+    elif code is Exit.NO_VERDICT or not result.comparisons:
+        _say(f"no verdict: {'; '.join(missing) or 'no treatment runs'}")
+    return code
+
+
+def _say(line: str) -> None:
+    print(one_line(line), file=sys.stderr)

@@ -1,0 +1,173 @@
+"""The verdict as data: what was decided of each arm, the numbers behind it, and their JSON."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Verdict(StrEnum):
+    """What was decided of one arm. `analysis.verdict.words` has the sentences."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NO_DIFFERENCE = "no_difference"
+    UNDECIDED = "undecided"
+    IDENTICAL = "identical"
+    NOT_TESTABLE = "not_testable"
+
+    @property
+    def settled(self) -> bool:
+        """Whether more data are not needed: every verdict but undecided and not testable."""
+        return self not in (Verdict.UNDECIDED, Verdict.NOT_TESTABLE)
+
+
+class Refusal(StrEnum):
+    """Why an arm is not testable."""
+
+    NO_CONFIRM_STAGE = "no_confirm_stage"
+    NO_COMMON_SEED = "no_common_seed"
+    NO_BASELINE_RUNS = "no_baseline_runs"
+    NO_TREATMENT_RUNS = "no_treatment_runs"
+    ONE_SEED = "one_seed"
+    ALL_DIVERGED = "all_diverged"
+    ZERO_VARIANCE = "zero_variance"
+    FLOOR_DOES_NOT_LOSE = "floor_does_not_lose"
+
+
+@dataclass
+class Comparison:
+    """One arm against the baseline. Losses and differences are in nats; None where a number does not exist.
+
+    `verdict` and `why` are the sentences of `kind` and of its reasons. `differences` has the baseline's loss minus the
+    arm's for each of `seeds`. `level_of_this_step` is the level of the arm's own step in the correction. `seeds_needed`
+    is the number of seeds in all that would decide an undecided arm if the effect seen is the true one. `path` has one
+    entry for each look of a sequential rule.
+    """
+
+    arm: str
+    baseline: str
+    n: int
+    improvement_percent: float | None = None
+    improvement_low: float | None = None
+    improvement_high: float | None = None
+    mean_difference: float | None = None
+    t: float | None = None
+    df: int | None = None
+    p_t: float | None = None
+    p_sign_flip: float | None = None
+    p_adjusted: float | None = None
+    d_z: float | None = None
+    mde_percent: float | None = None
+    probability_of_improvement: float | None = None
+    verdict: str = ""
+    why: str = ""
+    kind: Verdict = Verdict.UNDECIDED
+    refusal: Refusal | None = None
+    complete_pairs: int = 0
+    seeds: list[int] = field(default_factory=list)
+    differences: list[float | None] = field(default_factory=list)
+    dropped_seeds_baseline: list[int] = field(default_factory=list)
+    dropped_seeds_arm: list[int] = field(default_factory=list)
+    diverged_seeds_baseline: list[int] = field(default_factory=list)
+    diverged_seeds_arm: list[int] = field(default_factory=list)
+    baseline_mean: float | None = None
+    arm_mean: float | None = None
+    margin: float = 0.0
+    sd_difference: float | None = None
+    pairing_gain: float | None = None
+    p_tost: float | None = None
+    tost_excludes: float | None = None
+    tost_excludes_percent: float | None = None
+    p_deciding: float | None = None
+    p_worst_rank: float | None = None
+    p_sign_test: float | None = None
+    power_at_effect_seen: float | None = None
+    e_value: float | None = None
+    p_anytime: float | None = None
+    at_edge: list[str] = field(default_factory=list)
+    seeds_needed: int | None = None
+    path: list[dict[str, Any]] = field(default_factory=list)
+    p_sign_flip_error: float | None = None
+    level_of_this_step: float = 0.0
+    parameters: float | None = None
+    baseline_parameters: float | None = None
+    flops_per_token: float | None = None
+    baseline_flops_per_token: float | None = None
+    p_dunnett: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval of the improvement in percent; None if it has no bounds."""
+        low, high = self.improvement_low, self.improvement_high
+        return None if low is None or high is None else (low, high)
+
+    @property
+    def refused(self) -> bool:
+        """Whether no test of this arm can be made, or every difference is exactly 0."""
+        return self.kind in (Verdict.IDENTICAL, Verdict.NOT_TESTABLE)
+
+
+@dataclass
+class Sensitivity:
+    """Assay sensitivity: the gap of the floor to the baseline in percent. `testable` is None without a floor."""
+
+    floor: str | None
+    baseline: str
+    gap_percent: float | None = None
+    gap_low: float | None = None
+    gap_high: float | None = None
+    n: int | None = None
+    p: float | None = None
+    testable: bool | None = None
+    why: str = "no floor arm is declared, so assay sensitivity is unknown"
+    strong: bool = False
+
+
+@dataclass
+class Result:
+    """What a study's tables decide. `unfinished` says what the study still lacks; it is empty if nothing."""
+
+    schema: int
+    study: str
+    question: str
+    metric: str
+    level: float
+    correction: str
+    comparisons: list[Comparison]
+    sensitivity: Sensitivity
+    margin: float | str
+    margin_nats: float
+    baseline: str
+    floor: str | None
+    rule: str
+    looks: list[int]
+    summary: str
+    seeds: dict[str, list[int]]
+    losses_sha256: str
+    data_digest: str | None
+    commit: str | None
+    versions: dict[str, str]
+    unfinished: str
+
+    @property
+    def in_question(self) -> list[Comparison]:
+        """The arms that the study asks about: all but the floor, or the floor if there is no other."""
+        return in_question(self.comparisons, self.floor)
+
+
+def in_question(rows: Iterable[Comparison], floor: str | None) -> list[Comparison]:
+    """The comparisons of all arms but the floor, or the floor's if there is no other."""
+    rows = list(rows)
+    return [row for row in rows if row.arm != floor] or rows
+
+
+def as_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
+    """The comparisons as rows of a table, which are also their objects in JSON."""
+    return [dict(vars(row)) for row in comparisons]
+
+
+def as_object(result: Result) -> dict[str, Any]:
+    """The object of verdict.json."""
+    nested = {"comparisons": as_rows(result.comparisons), "sensitivity": dict(vars(result.sensitivity))}
+    return {**vars(result), **nested}

@@ -1,0 +1,155 @@
+"""The exit code of every command that shows a verdict, for every verdict, on studies that were played, not trained."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.io import command
+from analysis.report import build, plots
+from analysis.verdict import decide
+from analysis.verdict.kinds import Verdict
+from tune.cli import main
+from tune.run import ledger
+from tune.run.tables import write_tables
+from tune.study.files import dump, parse
+
+STUDY = """
+question: Is it better?
+tokenizer: {vocab_size: 300}
+model: {n_layer: 1, d_model: 8, n_head: 2, n_ctx: 16}
+fixed: {tokens: 640, batch_tokens: 64, eval_windows: 4}
+nuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
+keep: {models: none}
+arms:
+  gelu: {baseline: true}
+  linear-floor: {gate: sigmoid, alpha: 0.0, floor: true}
+  mine: {gate: tanh, alpha: 0.5}
+search: {trials_per_arm: 2, pruner: none}
+calibrate: {points: 3, seeds: 1, max_points: 3}
+confirm: {seeds: 6}
+"""
+GAINS = {  # of `mine` over the baseline in nats, and how much it differs between seeds
+    Verdict.BETTER: (0.1, 0.01),
+    Verdict.WORSE: (-0.1, 0.01),
+    Verdict.NO_DIFFERENCE: (0.0, 0.001),
+    Verdict.UNDECIDED: (0.03, 0.06),
+    Verdict.IDENTICAL: (0.0, 0.0),
+    Verdict.NOT_TESTABLE: (0.1, 0.01),  # the floor does not lose
+}
+SEARCHED, UNFINISHED = "searched", "unfinished"
+CASES = [*GAINS, SEARCHED, UNFINISHED]
+COMMANDS = ("sweep", "report", "significance", "analysis.report")
+
+
+def loss_of(kind):
+    """A trial's loss: bowls in the search and on the grid, known differences between the arms on the confirm seeds."""
+    gain, noise = GAINS.get(kind, (0.1, 0.01))
+
+    def loss(cell, share):
+        if cell.stage != "confirm":
+            return 3.0 + abs(np.log(cell.config["lr"] / 3e-3)) / 10 - share / 100
+        base = 3.0 + 0.01 * np.sin(cell.seed)
+        if cell.arm == "linear-floor":
+            return base + (0.0 if kind is Verdict.NOT_TESTABLE else 0.5) + 0.01 * np.cos(3 * cell.seed)
+        return base - (cell.arm == "mine") * (gain + noise * np.cos(5 * cell.seed))
+
+    return loss
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory, played):
+    """A folder of studies, one for each verdict, one that only searches, one that is not finished."""
+    place = tmp_path_factory.mktemp("studies")
+    for case in CASES:
+        text = STUDY + ("stages: [search]\n" if case == SEARCHED else "")
+        (place / f"{case}.yaml").write_text(text)
+        study, folder = parse(text, place / f"{case}.yaml"), place / case
+        folder.mkdir()
+        (folder / "study.yaml").write_text(dump(study))
+        played(study, loss_of(case), folder)
+        if case == UNFINISHED:
+            lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+            last = max(i for i, line in enumerate(lines) if json.loads(line)["event"] == "suggested")
+            (folder / "ledger.jsonl").write_text("".join(lines[:last]))
+        write_tables(study.name, ledger.read(folder / "ledger.jsonl"), folder)
+    return place
+
+
+def words(name: str, place: Path, case: str, *more: str) -> list[str]:
+    """What a user types for a command, after the interpreter or the name of the program."""
+    of_pagating = ["--output", str(place)]
+    return {
+        "sweep": ["sweep", str(place / f"{case}.yaml"), *of_pagating, "--tracking", "none", "--slots", "1"],
+        "report": ["report", case, *of_pagating],
+        "significance": [str(place / case)],
+        "analysis.report": [str(place / case)],
+    }[name] + list(more)
+
+
+def called(name, place, case, *more, monkeypatch) -> int:
+    """The exit code of a command's entry point, called in this process without drawing a figure."""
+    monkeypatch.setattr(plots, "render", lambda *args, **kwargs: b"<svg></svg>")
+    typed = words(name, place, case, *more)
+    monkeypatch.setattr(sys, "argv", ["pagating", *typed])
+    script = {"significance": decide, "analysis.report": build}.get(name)
+    with pytest.raises(SystemExit) as ended:
+        command.run(lambda: script.main(typed)) if script else main.main()
+    return int(ended.value.code)
+
+
+@pytest.mark.parametrize("kind", GAINS)
+def test_the_studies_have_the_verdicts_that_they_are_named_after(kind, studies, monkeypatch, capsys):
+    assert called("significance", studies, kind, "--format", "json", monkeypatch=monkeypatch) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["comparisons"][1]["kind"] == kind
+    assert result["unfinished"] == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("kind", GAINS)
+def test_a_result_is_0_and_with_require_verdict_3_if_it_is_none(name, kind, studies, monkeypatch, capsys):
+    assert called(name, studies, kind, monkeypatch=monkeypatch) == 0
+    assert "no verdict" not in capsys.readouterr().err
+    code = called(name, studies, kind, "--require-verdict", monkeypatch=monkeypatch)
+    open_ = kind in (Verdict.UNDECIDED, Verdict.NOT_TESTABLE)
+    assert code == (3 if open_ else 0)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no verdict: mine: ")]
+    assert len(said) == open_
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_study_that_only_searches_did_what_it_was_asked(name, studies, monkeypatch):
+    assert called(name, studies, SEARCHED, monkeypatch=monkeypatch) == 0
+    assert called(name, studies, SEARCHED, "--require-verdict", monkeypatch=monkeypatch) == 3
+
+
+@pytest.mark.parametrize("name", COMMANDS[1:])  # a sweep would finish it
+@pytest.mark.parametrize("more", [[], ["--require-verdict"]])
+def test_an_unfinished_study_is_1(name, more, studies, monkeypatch, capsys):
+    assert called(name, studies, UNFINISHED, *more, monkeypatch=monkeypatch) == 1
+    assert "unfinished: confirm: mine has 5 of 6 seeds\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_bad_input_is_2(name, tmp_path, monkeypatch, capsys):
+    assert called(name, tmp_path, "missing", "--require-verdict", monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_in_a_fresh_process(name, studies):
+    program = {
+        "sweep": "tune.cli",
+        "report": "tune.cli",
+        "significance": "analysis.significance",
+        "analysis.report": "analysis.report",
+    }[name]
+    typed = [sys.executable, "-m", program, *words(name, studies, Verdict.UNDECIDED, "--require-verdict")]
+    done = subprocess.run(typed, capture_output=True, text=True, check=False, env=os.environ, timeout=300)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "no verdict: mine: undecided (needs about " in done.stderr
