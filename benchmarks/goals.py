@@ -1,7 +1,7 @@
-"""What speed was promised, what was measured of it, and whether that is enough: the first table of the page.
+"""Judge the speed goals: the first table of `docs/performance.md`.
 
-The goals are fixed here; every figure comes from `performance.json`, at its median where it has a spread. A goal whose
-figure was not taken, or cannot be judged on the machine that it was taken on, is neither met nor missed.
+The goals are fixed here. Every figure comes from `performance.json`, at its median if it has a spread. A goal is
+neither met nor missed if its figure was not taken, or cannot be judged on the machine where it was taken.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ UNJUDGED, UNMEASURED = "not judged", "not measured"
 
 @dataclass(frozen=True)
 class Goal:
-    """A row: the promise, the part of the figures that it is held against, what was found there, how that is judged.
+    """A row of the table.
 
-    obstacle: what stands in the way where it is missed, and what was tried.
+    Args:
+        goal: the promise.
+        part: the part of `performance.json` that has its figure.
+        measured: the figure, in words.
+        judged: met, missed, not judged or not measured.
+        obstacle: the reason if it is missed, and what was tried.
     """
 
     goal: str
@@ -31,53 +36,52 @@ class Goal:
 
 
 BOUND = (
-    "on a core the products of matrices take most of a step, and both the Trainer and the engine leave them to "
-    "the same library: the last column of the steps' table says how near the engine is to what these reach. "
-    'Tried: the table "What was tried".'
+    "on a core, matrix products take most of a step, and the Trainer and the engine use the same library for them. "
+    "The last column of the table of steps says how near the engine is to the speed of the products alone. Tried: the "
+    'table "What was tried".'
 )
 DEARER = (
-    "an arm whose gate and base each need an exponential or an error function pays for two where GELU pays for "
-    'one. Tried: one pass over the memory for the whole unit ("The units alone"), torch.compile (the rows '
-    "`compiled`). A study's report has the rate of each arm beside the baseline's."
+    "an arm whose gate and base each need an exponential or an error function computes two where GELU computes one. "
+    'Tried: one pass over the memory for the whole unit ("The units alone"), torch.compile (the rows `compiled`). A '
+    "study's report has the speed of each arm beside the baseline's."
 )
 ACTIVATIONS = (
-    "what the backward pass needs of the body for 1,024 tokens, beside a chunk of logits. Tried: logits in "
-    'chunks, the softmax in the place of the logits, smaller chunks ("What was tried").'
+    "the backward pass keeps activations of 1,024 tokens and a chunk of logits. Tried: logits in chunks, the softmax "
+    'in the place of the logits, smaller chunks ("What was tried").'
 )
 HAND_OVER = (
-    "trials of equal length end together, and the driver records them and hands out the next ones in turn, on the"
-    " cores that the simulated slots share. Tried: idle actors kept through the stages, two trials of an arm side"
-    " by side in the search, what Ray did for every past trial at each event taken out."
+    "trials of equal length end together. The driver records them and hands out the next ones one after the other, on "
+    "the cores that the simulated slots share. Tried: idle actors kept through the stages, two trials of an arm side "
+    "by side in the search, and removing what Ray did for every past trial at each event."
 )
 STORE = (
-    "the statements of MLflow's own store, in a thread that no trial waits for. Tried: rows gathered into one "
-    "request a cell, requests only when the thread has caught up."
+    "the time goes into the SQL statements of MLflow's own store, in a thread that no trial waits for. Tried: one "
+    "request per cell for its rows, requests only when the thread has caught up."
 )
 COMING_UP = (
-    "Ray's own processes take about a third of it and the first worker's Python, torch and Ray another; neither "
-    "is waited for twice. Tried: checking the disk, which loads torch, while Ray starts; workers that load what a "
-    "trial needs while the driver loads its own; MLflow after the first report."
+    "Ray's own processes take about a third of it, and Python, torch and Ray of the first worker another. Tried: the "
+    "check of the disk, which loads torch, while Ray starts; workers that load what a trial needs while the driver "
+    "loads its own; MLflow after the first report."
 )
 
 
 def emulates_bfloat16(where: Mapping[str, Any]) -> bool:
-    """Whether the machine of a measurement has no bfloat16 products of its own; from its instruction set where it
-    does not say."""
+    """Return whether a machine has no bfloat16 products; by its instruction set if it does not say."""
     return not where.get("bfloat16", where["instructions"] not in NARROW)
 
 
 def judge(holds: bool) -> str:
-    """The word for a goal that can be judged."""
+    """Return the word for a goal that can be judged."""
     return "met" if holds else "missed"
 
 
 def short(row: Mapping[str, Any]) -> str:
-    """A shape in a few words."""
+    """Return a shape in a few words."""
     return f"d_model {row['d_model']}, T {row['n_ctx']}, V {row['vocab_size']:,}"
 
 
 def by_shape(rows: Iterable[Kept], precision: str) -> dict[str, dict[str, Kept]]:
-    """The rows of the training steps in one precision: by shape, then by variant."""
+    """Return the rows of the training steps in one precision, by shape and variant."""
     found: dict[str, dict[str, Kept]] = {}
     for row in rows:
         if row["precision"] == precision:
@@ -86,7 +90,7 @@ def by_shape(rows: Iterable[Kept], precision: str) -> dict[str, dict[str, Kept]]
 
 
 def best(variants: Mapping[str, Kept], figure: str) -> float:
-    """The figure of the engine, compiled or not, whichever is larger: a trial takes the path that pays."""
+    """Return the larger figure of the engine, compiled or not: a trial takes the faster path."""
     return max(variants[name][figure]["median"] for name in (ENGINE, COMPILED) if name in variants)
 
 
@@ -151,9 +155,12 @@ def _study(kept: Kept) -> Iterator[Goal]:
             goal = f"{row['slots']} slots, trials of {found['trial_seconds']:g} s: occupied at least 0.95"
             yield Goal(goal, "study", f"{row['occupancy']:.3f}", judge(row["occupancy"] >= 0.95), HAND_OVER)
     rows = [found[name] for name in ("tracking_sqlite", "tracking_dead_server")]
-    for key, words in (("calls_ms", "the driver's calls"), ("processor_ms", "the driver's processor, all threads")):
-        worst = max(row[key] for row in rows)
-        yield Goal(f"tracking: at most 1 ms a report, in {words}", "study", f"{worst:.2f} ms", judge(worst <= 1), STORE)
+    for key, words in (
+        ("calls_ms", "the driver's calls"),
+        ("processor_ms", "the driver's processor time, all threads"),
+    ):
+        worst, goal = max(row[key] for row in rows), f"tracking: at most 1 ms per report, in {words}"
+        yield Goal(goal, "study", f"{worst:.2f} ms", judge(worst <= 1), STORE)
     start, helped = found["start_seconds"], found["help_seconds"]
     words = "`pagating sweep` to its first training, warm: at most 15 s"
     yield Goal(words, "study", f"{start:.1f} s, to the end of the first evaluation", judge(start <= 15), COMING_UP)
@@ -163,17 +170,17 @@ def _study(kept: Kept) -> Iterator[Goal]:
 def _packed(kept: Kept) -> Iterator[Goal]:
     rows = kept["packed"]["rows"]
     gpu = [row["ratio"]["median"] for row in rows if row["device"] == "cuda"]
-    goal = "GPU: packed trials at least 4x the same trials in turn"
+    goal = "GPU: packed trials at least 4x as fast as one after the other"
     if gpu:
         yield Goal(goal, "packed", f"{max(gpu):.2f}", judge(max(gpu) >= 4))
     else:
         cpu = max(row["ratio"]["median"] for row in rows)
-        yield Goal(goal, "packed", f"on the CPU {cpu:.2f}", f"{UNMEASURED}: no GPU was at hand")
+        yield Goal(goal, "packed", f"on the CPU {cpu:.2f}", f"{UNMEASURED}: no GPU was available")
 
 
 def _gpu(kept: Kept) -> Iterator[Goal]:
     goal = "GPT-2 small on one H100: at least 45% of its FLOPs (`flops_utilisation` of a trial)"
-    yield Goal(goal, "gpu", "-", f"{UNMEASURED}: no GPU was at hand")
+    yield Goal(goal, "gpu", "-", f"{UNMEASURED}: no GPU was available")
 
 
 SOURCES: tuple[tuple[str | None, Callable[[Kept], Iterator[Goal]]], ...] = (
@@ -188,22 +195,22 @@ SOURCES: tuple[tuple[str | None, Callable[[Kept], Iterator[Goal]]], ...] = (
 
 
 def goals(kept: Kept) -> list[Goal]:
-    """Every goal whose part of the figures is there."""
+    """Return every goal whose part of the figures is there."""
     return [goal for part, found in SOURCES if part is None or part in kept for goal in found(kept)]
 
 
 def section(kept: Kept) -> list[str]:
-    """The lines of the table, with a sentence that counts."""
+    """Return the lines of the table, with a sentence that counts."""
     rows = goals(kept)
     count = {word: sum(row.judged.startswith(word) for row in rows) for word in ("met", "missed")}
     lines = [
         "## Goals",
         "",
         f"Of {len(rows)} goals {count['met']} are met and {count['missed']} missed; {len(rows) - sum(count.values())} "
-        "could not be judged on the machines that were at hand. Judged at the median, the engine by the faster of its "
-        "two paths, compiled or not; a goal for several shapes is missed when one misses it. `load` is the number of "
-        "processes that ran or waited when the measurement began, of the cores: more than the cores, and absolute "
-        "figures are low.",
+        "could not be judged on the machines that were available. A goal is judged at the median, and the engine by "
+        "the faster of its two paths, compiled or not. A goal for several shapes is missed if one shape misses it. "
+        "`load` is the number of processes that ran or waited at the start, of the number of cores. If it exceeds the "
+        "cores, absolute figures are low.",
         "",
         "| goal | measured | load | |",
         "| --- | --- | --- | --- |",
@@ -214,6 +221,6 @@ def section(kept: Kept) -> list[str]:
         lines.append(f"| {row.goal} | {row.measured} | {load} | {row.judged} |")
     missed = [row for row in rows if row.judged.startswith("missed") and row.obstacle]
     if missed:
-        lines += ["", "What stands in the way of those that are missed:", ""]
+        lines += ["", "Why goals are missed, and what was tried:", ""]
         lines += [f"- {row.goal}: {row.obstacle}" for row in missed]
     return lines

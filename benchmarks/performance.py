@@ -1,4 +1,4 @@
-"""`docs/performance.md` from the figures of the benchmarks, each kept in `docs/performance.json` when it was run."""
+"""Write `docs/performance.md` from the figures of the benchmarks, which `docs/performance.json` keeps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import performance_trial
 
 HEAD = """# Performance
 
-Written by `make bench`. A ratio is the median (quartiles) over interleaved rounds of one run; above 1 is faster. What
-is said here holds on the machine that each part names, at the load that it had.
+Written by `make bench`. A ratio is the median (quartiles) over interleaved rounds of one run; above 1 is faster. Each
+part holds for the machine and the load that it names.
 """
 
 
@@ -64,18 +64,18 @@ def packed(found: Mapping[str, Any], by: str) -> list[str]:
         "",
         by,
         "",
-        "Several small trials that share all but arm, learning rate, schedule, decay, clipping and seed can train "
-        "as one batched model: `python -m pagating.packed trials.json`, where the file holds a list of what "
-        "`pagating trial STUDY CELL` prints; it prints a line of final metrics for each. A trial's results are "
-        "those of the trial alone, up to the rounding of batched products: 1e-10 relative over a run in float64, "
-        "1e-4 in float32 (`tests/pagating/packed/test_packed.py`). It is meant for a GPU, which a small model leaves "
-        "idle; a CPU gains nothing, as the table shows, and a study's own trials run one to a slot. On a GPU: "
-        "`python benchmarks/packed_speed.py --device cuda --precision bfloat16 --compile --output docs`, some "
-        "minutes.",
+        "Several small trials can train as one batched model if they differ only in arm, learning rate, schedule, "
+        "decay, clipping and seed: `python -m pagating.packed trials.json`. The file holds a list of what `pagating "
+        "trial STUDY CELL` prints. The command prints one line of final metrics per trial. A trial's results are those "
+        "of the trial alone, up to the rounding of batched products: 1e-10 relative over a run in float64, 1e-4 in "
+        "float32 (`tests/pagating/packed/test_packed.py`). Packing is meant for a GPU, which a small model leaves "
+        "idle. A CPU gains nothing, as the table shows, and no study packs its trials. To measure it on a GPU, some "
+        "minutes: `python benchmarks/packed_speed.py --device cuda --precision bfloat16 --compile --output docs`.",
         "",
-        f"Trials of one shape (d_model 128, T 128, V 4,096), packed against in turn; {performance_trial.order(found)}:",
+        "Trials of one shape (d_model 128, T 128, V 4,096), packed or one after the other; "
+        f"{performance_trial.order(found)}:",
         "",
-        "| trials | device | tokens/s in turn | tokens/s packed | ratio |",
+        "| trials | device | tokens/s one after the other | tokens/s packed | ratio |",
         "| --- | --- | --- | --- | --- |",
         *[line(row) for row in found["rows"]],
     ]
@@ -86,9 +86,9 @@ def study(found: Mapping[str, Any], by: str) -> list[str]:
     lines = [
         "## A study beside its training",
         "",
-        f"{by} The trials are simulated: they sleep {found['trial_seconds']:g} s each.",
+        f"{by} The trials are simulated: each sleeps for {found['trial_seconds']:g} s.",
         "",
-        "| slots | trials | wall seconds, first to last trial | share of slot seconds that trials train |",
+        "| slots | trials | wall seconds, first to last trial | share of the slots' time that trials fill |",
         "| --- | --- | --- | --- |",
     ]
     for name, row in found.items():
@@ -96,16 +96,16 @@ def study(found: Mapping[str, Any], by: str) -> list[str]:
             lines.append(f"| {row['slots']} | {row['trials']} | {row['wall_seconds']:.0f} | {row['occupancy']:.3f} |")
     lines += [
         "",
-        "The processes of the slots are up before their study begins: here simulated slots share the cores that their "
-        "start takes, real ones do not. What a start costs is below.",
+        "The processes of the slots start before their study begins, because simulated slots share cores at their "
+        "start, which real ones do not. The cost of a start is below.",
     ]
     lines += ["", f"- `pagating --help`: {found['help_seconds']:.2f} s"]
     lines += [f"- `pagating sweep` to the first evaluation of a trial, warm: {found['start_seconds']:.1f} s"]
     for name, words in (("tracking_sqlite", "to SQLite"), ("tracking_dead_server", "to a server that is down")):
         row = found[name]
         lines.append(
-            f"- tracking {words}: {row['calls_ms']:.3f} ms a report in the driver's calls, {row['processor_ms']:.2f} "
-            f"ms of the driver's processor, {row['owed']:.0f} cells owed at the end"
+            f"- tracking {words}: {row['calls_ms']:.3f} ms per report in the driver's calls, {row['processor_ms']:.2f} "
+            f"ms of processor time of the driver, {row['owed']:.0f} cells not written at the end"
         )
     return lines
 
@@ -115,10 +115,10 @@ def gates(found: Mapping[str, Any], by: str) -> list[str]:
     lines = [
         "## The units alone",
         "",
-        f"{by} {performance_trial.order(found).capitalize()}. Forward and backward, time over that of torch's fused "
-        "GELU (below 1 is faster), and what is kept for the backward pass.",
+        f"{by} {performance_trial.order(found).capitalize()}. The time is forward and backward, "
+        "relative to torch's fused GELU; below 1 is faster. The bytes are those kept for the backward pass.",
         "",
-        "| shape | dtype | unit | time over GELU's | bytes kept an element |",
+        "| shape | dtype | unit | time over GELU's | bytes kept per element |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in found["rows"]:
@@ -134,8 +134,8 @@ def table(found: Mapping[str, Any], by: str) -> list[str]:
     return [
         "## A large table",
         "",
-        f"{by} A report of {found['trials']:,} trials: {found['seconds']:.1f} s, {found['peak_gigabytes']:.2f} GB at "
-        f"the most, a page of {found['report_megabytes']:.1f} MB.",
+        f"{by} A report of {found['trials']:,} trials: {found['seconds']:.1f} s, a peak of "
+        f"{found['peak_gigabytes']:.2f} GB, a page of {found['report_megabytes']:.1f} MB.",
     ]
 
 

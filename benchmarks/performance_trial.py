@@ -27,7 +27,7 @@ def _shape(row: Mapping[str, Any], precision: str | None = None) -> str:
 def _of_a_worker(environment: Mapping[str, str]) -> str:
     """What the process of the engine had in its environment, where it had one of its own."""
     pairs = ", ".join(f"`{name}={value}`" for name, value in environment.items())
-    return f" The engine runs as in a study's worker, a process of its own with {pairs}." if pairs else ""
+    return f" The engine runs as in a worker of a study: in its own process, with {pairs}." if pairs else ""
 
 
 def step(row: Mapping[str, Any]) -> str:
@@ -48,7 +48,7 @@ def order(found: Mapping[str, Any]) -> str:
 
 def under(where: Mapping[str, Any]) -> str:
     """The load of a part, in a sentence to stand under its heading."""
-    busy = ": other work ran beside it, rates are low and quartiles wide" if where["load"] > where["cores"] else ""
+    busy = ": other work ran, too; rates are low and quartiles wide" if where["load"] > where["cores"] else ""
     return f"Load average at the start {where['load']} on {where['cores']} cores{busy}."
 
 
@@ -92,8 +92,8 @@ def trial(found: Mapping[str, Any], by: str) -> list[str]:
     emulated = (
         [
             "",
-            f"This processor has no bfloat16 units ({where['instructions']}): bfloat16 is emulated here, several times "
-            "slower than float32, products included. The bfloat16 goals cannot be judged on it.",
+            f"This processor has no bfloat16 units ({where['instructions']}). It emulates bfloat16, several times "
+            "slower than float32, in the products too. The bfloat16 goals cannot be judged on it.",
         ]
         if emulates_bfloat16(where)
         else []
@@ -103,14 +103,14 @@ def trial(found: Mapping[str, Any], by: str) -> list[str]:
         "",
         f"{by} One core; {order(found)}.",
         "",
-        "4 layers, 1,024 tokens a step. The ratio is to the first variant of a shape; the last column is the share of "
-        "what square matrix products reach in that precision, measured in the same rounds. The Trainer at its defaults "
-        "computes in float32." + _of_a_worker(found.get("worker", {})),
+        "4 layers, 1,024 tokens per step. The ratio is to the first variant of a shape. The last column is the speed "
+        "relative to square matrix products in that precision, measured in the same rounds. The Trainer at its "
+        "defaults computes in float32." + _of_a_worker(found.get("worker", {})),
         *emulated,
         "",
-        "Compiled and uncompiled agree: every loss and gradient norm of 12 float32 steps within 1e-5 relative for the "
-        "sigmoid gate, within 1e-4 for every arm (`tests/pagating/model/test_compile.py`). Which path ran is "
-        "`compiled` in MLflow and in `trials.parquet`, 1 or 0.",
+        "Compiled and uncompiled runs agree: every loss and gradient norm of 12 float32 steps within 1e-5 relative for "
+        "the sigmoid gate, and within 1e-4 for every arm (`tests/pagating/model/test_compile.py`). `compiled` in "
+        "MLflow and in `trials.parquet` says which path ran: 1 or 0.",
         "",
         "| shape | variant | tokens/s | ratio | of GEMM |",
         "| --- | --- | --- | --- | --- |",
@@ -132,8 +132,8 @@ def trial(found: Mapping[str, Any], by: str) -> list[str]:
         "",
         "## Precisions",
         "",
-        f"Last loss of a tiny model on the built-in text, paired by seed: what bfloat16 changes, as a 95% interval, "
-        f"against what a seed changes. {under(where)}",
+        f"The last loss of a tiny model on the built-in text, paired by seed. The table compares the change by "
+        f"bfloat16 (a 95% interval) with the change by another seed. {under(where)}",
         "",
         "| | float32 | bfloat16 | bfloat16 - float32 | standard deviation over seeds | seeds x steps |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -149,8 +149,8 @@ def trial(found: Mapping[str, Any], by: str) -> list[str]:
             f"- {name}: {', '.join(f'{k} {v:,.0f} MiB' for k, v in row.items())}"
             for name, row in found["memory"].items()
         ],
-        "- tokens: each trial maps the packed file; 20 processes hold it once, not 20 times "
-        "(`tests/pagating/data/test_shared_tokens.py` adds up their shares)",
+        "- tokens: each trial maps the packed file, so 20 processes hold it once and not 20 times "
+        "(`tests/pagating/data/test_shared_tokens.py`)",
         *[f"- torch.compile, {name} cache: {seconds:.1f} s" for name, seconds in found["compile"].items()],
         *[f"- import {name}: {ratio(times)} s" for name, times in found["start"].items()],
     ]

@@ -1,4 +1,4 @@
-"""The page, the plot and the limits of `scale.py`: which resource ends first, read off the measured growth."""
+"""Write the page and the plot of `scale.py`, and compute from the measured growth which resource runs out first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 WEEK = 7 * 24 * 3600
 COLUMNS = {
-    "seconds_a_cell": "driver, s a cell",
+    "seconds_a_cell": "driver, s per cell",
     "growth": "last tenth over first",
     "suggest_ms": "a suggestion at the end, ms",
     "peak_mb": "driver, MB",
@@ -23,7 +23,7 @@ SLOT_COLUMNS = {
     "threads": "their threads",
     "tree_mb": "all of them, MB",
     "most_files": "open files of one, most",
-    "seconds_a_cell": "s a cell",
+    "seconds_a_cell": "s per cell",
 }
 CELL_LIMITS = {
     "peak_mb": ("the driver's memory", "memory_mb", "the driver holds every event of the ledger, and Ray every trial"),
@@ -93,25 +93,25 @@ def _table(columns: dict[str, str], rows: list[dict[str, Any]], heads: dict[str,
 
 
 def page(found: dict[str, Any]) -> str:
-    """The figures as a page."""
+    """Return the page."""
     machine, rows = found["machine"], found["sizes"]
     lines = [
         "# How far one driver goes",
         "",
-        "Written by `python benchmarks/scale.py`. Trials are simulated: they report a known loss "
-        f"{found['reports']} times and train nothing, {found['slots']} side by side;",
-        "all else is real. Machine: "
+        "Written by `python benchmarks/scale.py`. The trials are simulated: they report a known loss "
+        f"{found['reports']} times and train nothing, {found['slots']} side by side.",
+        "Everything else is real. Machine: "
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_mb'] / 1e3:.0f} GB, {machine['date']}.",
         "",
         "## Cells",
         "",
         *_table(COLUMNS, rows, {"cells": "cells", "sampler": "sampler"}),
         "",
-        "![Seconds a cell and memory over the number of cells](img/scale.svg)",
+        "![Seconds per cell and memory over the number of cells](img/scale.svg)",
         "",
-        "`tpe` (a study's default) looks at all earlier trials of its arm for each suggestion, `random` at none: the "
+        "For each suggestion, `tpe` (the default) reads all earlier trials of its arm and `random` reads none. The "
         "difference between their rows",
-        "is Optuna's. To stop a trial and to keep an arm's best model, the driver looks at no earlier cell again.",
+        "is Optuna's. To stop a trial and to keep an arm's best model, the driver reads no earlier cell again.",
         "",
     ]
     grown = by_sampler(rows, found["sampler"])
@@ -120,8 +120,8 @@ def page(found: dict[str, Any]) -> str:
         (first, cells), rest = order[0], order[1:]
         what, _, why = CELL_LIMITS[first]
         lines += [
-            f"Carried on from the two largest sizes (sampler {found['sampler']}) on this machine, {what} ends first, "
-            f"at about {rounded(cells)} cells ({why});",
+            f"Extrapolated from the two largest sizes (sampler {found['sampler']}) on this machine, {what} runs out "
+            f"first, at about {rounded(cells)} cells ({why});",
             "then "
             + ", ".join(f"{CELL_LIMITS[name][0]} at {_at(cells)} ({CELL_LIMITS[name][2]})" for name, cells in rest)
             + ".",
@@ -144,21 +144,20 @@ def _slots(found: dict[str, Any]) -> list[str]:
     return [
         "## Slots",
         "",
-        "All slots on this one machine, many more of them than it has cores; every trial is a process.",
+        "All slots are on this one machine, which has far fewer cores. Every trial is a process.",
         "",
         *_table(SLOT_COLUMNS, rows, {"slots": "slots"}),
         "",
         f"A slot adds {each['tree_mb']:.0f} MB (shared pages counted once), {each['threads']:.3g} threads and "
-        f"{each['most_files']:.2g} open files. So on this machine {SLOT_LIMITS[first][0]} ends first,",
+        f"{each['most_files']:.2g} open files. So on this machine {SLOT_LIMITS[first][0]} runs out first,",
         f"at about {rounded(most)} slots; {most_rows['slots']} were run. 1,000 slots would take "
-        f"{(most_rows['tree_mb'] + each['tree_mb'] * (1000 - most_rows['slots'])) / 1e3:.0f} GB on one machine "
-        f"(this one's memory holds about {rounded(memory)}): on a cluster",
-        "that memory is the nodes', and they have it, as a real trial takes more. More logical nodes on one machine "
-        "(`ray.cluster_utils`) do not",
-        "help: each adds processes of its own and saves none. So 1,000 slots are carried on from these rows, not "
-        "measured.",
+        f"{(most_rows['tree_mb'] + each['tree_mb'] * (1000 - most_rows['slots'])) / 1e3:.0f} GB on one machine; "
+        f"the memory of this one holds about {rounded(memory)}.",
+        "On a cluster the nodes have that memory, because a real trial takes more. More logical nodes on one machine "
+        "(`ray.cluster_utils`) do not help:",
+        "each adds processes of its own and saves none. So the figure for 1,000 slots is extrapolated, not measured.",
         "",
-        "What the driver itself can feed follows from its seconds a cell: with trials of ten minutes, 600 / "
+        "The driver's seconds per cell limit the number of slots that it can serve: with trials of ten minutes, 600 / "
         f"{fast:.2g} = about {rounded(600 / fast)} slots.",
         "",
     ]
@@ -170,7 +169,7 @@ def by_sampler(rows: list[dict[str, Any]], sampler: str) -> list[dict[str, Any]]
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Seconds a cell of the driver, of MLflow and of the report, and the driver's memory, over the number of cells."""
+    """Draw the seconds per cell of driver, MLflow and report, and the driver's memory, over the number of cells."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -189,7 +188,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         if row["sampler"] != found["sampler"]:
             left.loglog(row["cells"], row["seconds_a_cell"], "kx", label=f"driver and Ray ({row['sampler']})")
             right.semilogx(row["cells"], row["peak_mb"], "kx", label=row["sampler"])
-    left.set(xlabel="cells", ylabel="seconds a cell")
+    left.set(xlabel="cells", ylabel="seconds per cell")
     right.set(xlabel="cells", ylabel="memory of the driver, MB", ylim=(0, None))
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8)

@@ -114,7 +114,7 @@ def _sweep(
 
 
 def slope(samples: list[dict[str, float]], name: str, first: float, last: float = math.inf) -> float:
-    """MiB a 1,000 cells, of a least-squares line through the samples of `first` to `last` cells, while workers run."""
+    """Return MiB per 1,000 cells: the least-squares slope over `first` to `last` cells, while workers run."""
     shown = [s for s in samples if first <= s["cells"] <= last and s["worker"] > 0]
     cells = np.array([s["cells"] for s in shown])
     if len(set(cells.tolist())) < 2:
@@ -129,15 +129,15 @@ def stages(events: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
 
 
 def growth(samples: list[dict[str, float]], events: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Rows of the table: MiB a 1,000 cells in the second half, and within each stage of `LEAST` cells or more."""
+    """Rows of the table: MiB per 1,000 cells in the second half, and within each stage of `LEAST` cells or more."""
     found = []
     for name in ("driver", "worker"):
         half = slope(samples, name, samples[-1]["cells"] / 2)
-        found.append((f"{name}: MiB a 1,000 cells, in the second half of the cells", f"{half:.1f}"))
+        found.append((f"{name}: MiB per 1,000 cells, in the second half of the cells", f"{half:.1f}"))
         for stage, (before, end) in stages(events).items():
             if end - before >= LEAST:
                 within = slope(samples, name, before + (end - before) / 10, end - 1)
-                found.append((f"{name}: MiB a 1,000 cells, within {stage} ({end - before} cells)", f"{within:.1f}"))
+                found.append((f"{name}: MiB per 1,000 cells, within {stage} ({end - before} cells)", f"{within:.1f}"))
     return found
 
 

@@ -67,8 +67,8 @@ def limits(rows: list[dict[str, Any]]) -> str:
         return "Not measured."
     seeds, steps = rows[0]["seeds"], rows[0]["steps"]
     return (
-        f"All the evidence is two arms of {TINY['n_layer']} layers of width {TINY['d_model']}, {seeds} seeds and "
-        f"{steps} steps of {BATCH_TOKENS} tokens. It shows that rounding is far below the noise of seeds there. It "
-        "does not show it for a study's own size or length, for the other arms, or for a processor or GPU with "
-        "bfloat16 units, which rounds in another order."
+        f"The evidence is two arms of {TINY['n_layer']} layers of width {TINY['d_model']}, {seeds} seeds and {steps} "
+        f"steps of {BATCH_TOKENS} tokens. Rounding is far below the noise of seeds there. This is not shown for a "
+        "study's own size or length, for other arms, or for a processor or GPU with bfloat16 units, which rounds in "
+        "another order."
     )

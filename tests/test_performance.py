@@ -36,7 +36,7 @@ def test_each_benchmark_keeps_the_figures_of_the_others(tmp_path):
     performance.keep(tmp_path, "packed", PACKED)
     page = (tmp_path / "performance.md").read_text(encoding="utf-8")
     assert "| 4 | cpu | 1,234 | 1,234 | 2.00 (1.50-2.50) |" in page
-    assert "A report of 100,000 trials: 17.0 s, 0.56 GB at the most, a page of 1.3 MB." in page
+    assert "A report of 100,000 trials: 17.0 s, a peak of 0.56 GB, a page of 1.3 MB." in page
     assert page.index("## Packed trials") < page.index("## A large table")
     performance.keep(tmp_path, "table", {**TABLE, "seconds": 20.0})
     assert "20.0 s" in (tmp_path / "performance.md").read_text(encoding="utf-8")
@@ -128,8 +128,12 @@ def test_every_goal_is_met_at_its_limit():
         (("trial", "memory", "200 trials in one process", "after 200 trials"), 404.1, "no growth over 200 trials"),
         (("trial", "precision", 0, "difference_low"), -0.021, "bfloat16 and float32 agree"),
         (("study", "occupancy_2_slots", "occupancy"), 0.949, "2 slots, trials of 15 s"),
-        (("study", "tracking_sqlite", "calls_ms"), 1.01, "tracking: at most 1 ms a report, in the driver's calls"),
-        (("study", "tracking_dead_server", "processor_ms"), 1.01, "tracking: at most 1 ms a report, in the driver's p"),
+        (("study", "tracking_sqlite", "calls_ms"), 1.01, "tracking: at most 1 ms per report, in the driver's calls"),
+        (
+            ("study", "tracking_dead_server", "processor_ms"),
+            1.01,
+            "tracking: at most 1 ms per report, in the driver's p",
+        ),
         (("study", "start_seconds"), 15.1, "`pagating sweep` to its first training"),
         (("study", "help_seconds"), 0.5, "`pagating --help`"),
     ],
@@ -152,11 +156,11 @@ def test_what_cannot_be_judged_is_neither_met_nor_missed():
     assert not goals.emulates_bfloat16({"instructions": "AVX512"})
     assert goals.emulates_bfloat16({"instructions": "AVX512", "bfloat16": False})
     packs = changed({"packed": PACKED}, "packed", "rows", 0, "ratio", value=figure(4.0))
-    assert "not measured: no GPU was at hand" in judged(packs).values()
+    assert "not measured: no GPU was available" in judged(packs).values()
     on_gpu = changed(packs, "packed", "rows", 0, "device", value="cuda")
-    assert judged(on_gpu)["GPU: packed trials at least 4x the same trials in turn"] == "met"
+    assert judged(on_gpu)["GPU: packed trials at least 4x as fast as one after the other"] == "met"
     slow = changed(on_gpu, "packed", "rows", 0, "ratio", value=figure(3.99))
-    assert judged(slow)["GPU: packed trials at least 4x the same trials in turn"] == "missed"
+    assert judged(slow)["GPU: packed trials at least 4x as fast as one after the other"] == "missed"
     page = performance.page({"trial": TRIAL, "study": STUDY})
     assert "Of 13 goals 12 are met and 0 missed; 1 could" in page
     assert "What stands in the way" not in page

@@ -76,12 +76,12 @@ def test_the_page_says_what_the_figures_say():
     text = scale_page.page(found())
     assert "| 10,000 | random |" in text
     assert "| 1,000 | tpe |" in text
-    assert "the driver's memory ends first, at about 160,000 cells" in text
+    assert "the driver's memory runs out first, at about 160,000 cells" in text
     assert "time at 12,000,000" in text
-    assert "memory ends first,\nat about 170 slots; 32 were run. 1,000 slots would take 91 GB" in text
+    assert "memory runs out first,\nat about 170 slots; 32 were run. 1,000 slots would take 91 GB" in text
     assert "600 / 0.05 = about 12,000 slots" in text
     hours = scale_page.page(found([row(1000), row(10_000, wall_seconds=5000.0)]))
-    assert "time ends first, at about 110,000 cells" in hours
+    assert "time runs out first, at about 110,000 cells" in hours
 
 
 def test_the_plot_has_seconds_a_cell_and_memory(tmp_path):

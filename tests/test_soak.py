@@ -15,10 +15,10 @@ def test_growth_is_told_within_each_stage():
     samples.append({"seconds": 310, "cells": 309, "driver": 500.0, "worker": 0.0})  # no worker: the report is written
     rows = dict(soak.growth(samples, events))
     assert {name: float(value) for name, value in rows.items()} == {
-        "driver: MiB a 1,000 cells, in the second half of the cells": 100.0,
-        "driver: MiB a 1,000 cells, within search (200 cells)": 100.0,
-        "driver: MiB a 1,000 cells, within confirm (100 cells)": 100.0,
-        "worker: MiB a 1,000 cells, in the second half of the cells": 180.8,  # the step, as growth
-        "worker: MiB a 1,000 cells, within search (200 cells)": 5.0,
-        "worker: MiB a 1,000 cells, within confirm (100 cells)": 5.0,
+        "driver: MiB per 1,000 cells, in the second half of the cells": 100.0,
+        "driver: MiB per 1,000 cells, within search (200 cells)": 100.0,
+        "driver: MiB per 1,000 cells, within confirm (100 cells)": 100.0,
+        "worker: MiB per 1,000 cells, in the second half of the cells": 180.8,  # the step, as growth
+        "worker: MiB per 1,000 cells, within search (200 cells)": 5.0,
+        "worker: MiB per 1,000 cells, within confirm (100 cells)": 5.0,
     }
