@@ -1,4 +1,4 @@
-"""How large the difference is: percent (ratio of means) with Fieller's interval, nats, perplexity."""
+"""Effect sizes: percent (ratio of means) with Fieller's interval, nats, and perplexity."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from scipy import stats
 
 
 def improvement_percent(baseline: Sequence[float] | np.ndarray, arm: Sequence[float] | np.ndarray) -> float | None:
-    """100 * (1 - mean(arm) / mean(baseline)): percent, positive = the arm's loss is lower.
+    """Return 100 * (1 - mean(arm) / mean(baseline)) in percent; positive means that the arm's loss is lower.
 
-    The ratio of means, not the mean of ratios: a seed with a small loss has no larger say.
-    None where the baseline's mean is not above 0 or a value is not finite.
+    It is the ratio of means, not the mean of ratios, so a seed with a small loss has no larger weight.
+    Returns None if the baseline's mean is not above 0 or a value is not finite.
     """
     b, a = np.asarray(baseline, float), np.asarray(arm, float)
     if not len(b) or not len(a) or not (np.isfinite(b).all() and np.isfinite(a).all()) or b.mean() <= 0:
@@ -22,17 +22,24 @@ def improvement_percent(baseline: Sequence[float] | np.ndarray, arm: Sequence[fl
 def fieller(
     baseline: Sequence[float] | np.ndarray, arm: Sequence[float] | np.ndarray, level: float = 0.05
 ) -> tuple[float, float] | None:
-    """Interval of confidence 1 - level for the improvement in percent, paired by position.
+    """Return Fieller's interval for the improvement in percent, from losses paired by position.
 
-    The set of r for which a paired t test does not reject mean(arm) = (1 - r) * mean(baseline); it leaves out
-    0 exactly when the paired t test rejects. Source: Fieller, J. R. Stat. Soc. B 16 (1954) 175-185. None
-    where it has no bounds: n < 2, zero variance, or a baseline mean that is not itself clearly above zero.
+    It is the set of r for which a paired t test does not reject mean(arm) = (1 - r) * mean(baseline). It excludes 0
+    exactly if the paired t test rejects. Source: Fieller, J. R. Stat. Soc. B 16 (1954) 175-185.
+
+    Args:
+        baseline: Losses of the baseline.
+        arm: Losses of the arm, in the same order.
+        level: 1 - confidence of the interval.
+
+    Returns:
+        The two bounds. None if they do not exist: n < 2, zero variance, or a baseline mean not clearly above zero.
     """
     b, a = np.asarray(baseline, float), np.asarray(arm, float)
     n = len(b)
     if n < 2 or not (np.isfinite(b).all() and np.isfinite(a).all()) or b.mean() <= 0:
         return None
-    d = b - a  # solving for 1 - r through d avoids the cancellation that mean(arm) close to mean(baseline) brings
+    d = b - a  # solving for 1 - r through d avoids cancellation if mean(arm) is close to mean(baseline)
     if no_spread(b, a):
         return None
     q = stats.t.ppf(1 - level / 2, n - 1) ** 2 / n
@@ -47,21 +54,27 @@ def fieller(
 
 
 def no_spread(baseline: np.ndarray, arm: np.ndarray) -> bool:
-    """Whether the differences vary by float rounding only: sd <= 1e-12 * the largest loss."""
+    """Check if the differences vary by float rounding only: sd <= 1e-12 * the largest loss."""
     d = np.asarray(baseline, float) - np.asarray(arm, float)
     largest = float(max(np.abs(baseline).max(), np.abs(arm).max()))
     return len(d) > 1 and float(d.std(ddof=1)) <= 1e-12 * largest
 
 
 def perplexity_reduction_percent(baseline_nll: float, arm_nll: float) -> float:
-    """100 * (1 - ppl(arm) / ppl(baseline)) with ppl = exp(nll in nats per token)."""
+    """Return 100 * (1 - ppl(arm) / ppl(baseline)) with ppl = exp(nll in nats per token)."""
     return 100.0 * -math.expm1(arm_nll - baseline_nll)
 
 
 def log_ratio_interval(
     baseline: Sequence[float] | np.ndarray, arm: Sequence[float] | np.ndarray, level: float = 0.05
 ) -> tuple[float, float]:
-    """t interval of mean(log baseline - log arm) as percent 100 * (1 - exp(-x)); losses above 0, n >= 2."""
+    """Return the t interval of x = mean(log baseline - log arm), as percent 100 * (1 - exp(-x)).
+
+    Args:
+        baseline: At least 2 losses above 0.
+        arm: Losses of the arm, in the same order.
+        level: 1 - confidence of the interval.
+    """
     logs = np.log(np.asarray(baseline, float)) - np.log(np.asarray(arm, float))
     low, high = stats.ttest_1samp(logs, 0.0).confidence_interval(1 - level)
     return 100 * -math.expm1(-low), 100 * -math.expm1(-high)
@@ -70,13 +83,13 @@ def log_ratio_interval(
 def probability_of_improvement(
     baseline: Sequence[float] | np.ndarray, arm: Sequence[float] | np.ndarray
 ) -> float | None:
-    """P(a run of the arm has a lower loss than a run of the baseline), over all cross pairs, ties one half.
+    """Return P(a run of the arm has a lower loss than a run of the baseline) over all cross pairs.
 
-    +inf stands for a diverged run. Source: Agarwal et al. 2021, arXiv 2108.13264.
+    A tie counts one half. +inf stands for a diverged run. Source: Agarwal et al. 2021, arXiv 2108.13264.
     """
     b, a = np.asarray(baseline, float), np.sort(np.asarray(arm, float))
     if not b.size or not a.size:
         return None
-    # sorted counting: all pairs of 25,000 runs would be a table of 5 GB
+    # Counting in sorted order saves memory: a table of all pairs of 25,000 runs would take 5 GB.
     below, up_to = np.searchsorted(a, b, side="left"), np.searchsorted(a, b, side="right")
     return float((below.sum() + 0.5 * (up_to - below).sum()) / (b.size * a.size))

@@ -1,4 +1,4 @@
-"""Several arms against one baseline: adjusted p values, and the seed-blocked Dunnett test."""
+"""Comparisons of several arms with one baseline: adjusted p values, and the seed-blocked Dunnett test."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from analysis.stats.power import sd_ratio_nodes
 
 
 def adjust(p: Sequence[float], correction: str) -> list[float]:
-    """Adjusted p values in the order given: holm, bonferroni, benjamini-hochberg or none."""
+    """Adjust p values for multiple tests, in the given order, by holm, bonferroni, benjamini-hochberg or none."""
     if np.isnan(np.asarray(p, float)).any():
         raise ValueError("a p value is NaN; a comparison without a test enters its family with p = 1")
     if correction == "none" or not len(p):
@@ -31,12 +31,15 @@ def adjust(p: Sequence[float], correction: str) -> list[float]:
 
 
 def dunnett_blocked(baseline: Values, arms: Sequence[Values]) -> dict[str, list[float]]:
-    """Dunnett's two-sided test of k arms against the baseline in the model loss ~ arm + seed.
+    """Test k arms against the baseline with Dunnett's two-sided test in the model loss ~ arm + seed.
 
-    effect = mean(baseline) - mean(arm) in nats, se = sqrt(2 MSE / n) with df = k (n - 1), and p_adjusted from
-    the multivariate t with correlation 1/2. It assumes equal noise in every arm (with one arm 3-5 times
-    noisier the error rate rises to 0.08-0.12), so it stands beside Holm over paired t, never in its place.
+    The test assumes equal noise in every arm. If one arm is 3-5 times noisier, the error rate rises to 0.08-0.12.
+    Therefore it is reported beside Holm over paired t tests and never replaces them.
     Source: Dunnett, J. Am. Stat. Assoc. 50 (1955) 1096-1121.
+
+    Returns:
+        Per arm: effect = mean(baseline) - mean(arm) in nats, se = sqrt(2 MSE / n), t, df = k (n - 1), p, and p_adjusted
+        from the multivariate t with correlation 1/2.
     """
     table = np.column_stack([np.asarray(baseline, float), *(np.asarray(a, float) for a in arms)])
     if not np.isfinite(table).all():

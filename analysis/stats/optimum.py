@@ -1,9 +1,9 @@
-"""The best learning rate of each arm from the shared grid: a local quadratic fit, steadied where the curve is flat.
+"""Estimate of each arm's best learning rate from the shared grid, by a local quadratic fit.
 
-The grid's best point lets one arm beat an equal one: it is the luckier of two near-equal points, or it lies nearer to
-the bottom of that arm's bowl. The confirm seeds then measure a difference in tuning with great precision. The bottom of
-a fitted curve is wrong in second order only, and what noise leaves in it shrinks when the arms' optima are read
-together. `docs/protocol.md` has the error rates.
+The best point of the grid would let one of two equal arms win: its best point is the luckier of two near-equal points,
+or lies nearer to the bottom of its curve. The confirm seeds would then measure this difference in tuning precisely.
+The minimum of a fitted curve is wrong only in second order. Shrinking the arms' optima towards each other reduces
+the remaining noise. `docs/protocol.md` has the error rates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,38 +11,38 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-FADE = 4.0  # standard errors above the best mean over which a point loses its say
-STEADY = 0.5  # standard errors of the curvature that are added to it
-SHARED = 0.5  # standard errors at most by which the other arms' optima move an arm's own
+FADE = 4.0  # standard errors above the best mean over which a point's weight fades
+STEADY = 0.5  # standard errors of the curvature that are added to it, for stability in flat curves
+SHARED = 0.5  # upper bound on the shift towards the other arms' optima, in standard errors
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Learning rates: of the lowest mean (`grid_best`), and of the fit (`own` of the arm alone, `fitted` as decided).
+    """Optimal learning rates of one arm: `grid_best` on the grid, `own` from its fit, and `fitted` after `share`.
 
-    The last two, `error` and `reach` are None where no fit can be made.
+    `own`, `error`, `reach` and `fitted` are None if no fit is possible.
     """
 
     grid_best: float
     fitted: float | None
-    curvature: float | None  # c of the fit, nats per squared unit of log learning rate
-    standard_error: float  # of a point's mean, nats
+    curvature: float | None  # c of the fit, in nats per squared unit of log learning rate
+    standard_error: float  # of a point's mean, in nats
     own: float | None = None
     error: float | None = None  # standard error of log(own)
-    reach: tuple[float, float] | None = None  # the rates between which the fit may lie
+    reach: tuple[float, float] | None = None  # lower and upper bound of the fitted rate
 
     @property
     def rate(self) -> float:
-        """The fitted optimum, or the grid's best where there is no fit."""
+        """The fitted optimum, or the grid's best point if there is no fit."""
         return self.grid_best if self.fitted is None else self.fitted
 
 
 def optima(rates: Sequence[float], losses: Mapping[str, np.ndarray]) -> dict[str, Optimum]:
-    """The optimum of each arm; `losses` holds rates x seeds for each arm, +inf where a run was infeasible.
+    """Estimate the optimum of each arm; `losses` holds an array of rates x seeds per arm, +inf for an infeasible run.
 
-    The noise of a run is the larger of the arm's own and the arms' median: few runs give an arm's own now and then far
-    too low, and one loud arm says nothing of the others. The optima are then read together (`share`). Raises
-    ValueError where an arm has no rate that is finite on every seed.
+    The noise of a run is the larger of the arm's own estimate and the median over arms. Few runs sometimes give an
+    estimate that is far too low, and one noisy arm says nothing about the others. `share` then combines the optima.
+    Raises ValueError if an arm has no rate with a finite loss on every seed.
     """
     variances = {arm: _variance(np.asarray(table, float)) for arm, table in losses.items()}
     known = [v for v in variances.values() if v is not None]
@@ -52,13 +52,13 @@ def optima(rates: Sequence[float], losses: Mapping[str, np.ndarray]) -> dict[str
 
 
 def share(found: Mapping[str, Optimum]) -> dict[str, Optimum]:
-    """Each arm's fitted optimum, moved towards the arms' common one by as much as noise may have drawn it away.
+    """Shrink each arm's fitted optimum towards the arms' common optimum, as far as noise explains the distance.
 
-    With x = log(own), e = error and w = 1 / e^2: the variance of the true optima is tau^2 = max(0, (Q - (k - 1)) /
-    (sum w - sum w^2 / sum w)), Q = sum w (x - sum w x / sum w)^2 over the k arms with a fit and an error above 0. With
-    m the mean weighted by 1 / (e^2 + tau^2), x moves by e^2 / (e^2 + tau^2) * (m - x), at most by half of e, so that
-    an arm whose optimum does lie elsewhere loses little. Sources: DerSimonian and Laird, Control. Clin. Trials 7 (1986)
-    177-188; the limit is that of Efron and Morris, J. Am. Stat. Assoc. 67 (1972) 130-139.
+    With x = log(own), e = error and w = 1 / e^2, the variance of the true optima is tau^2 = max(0, (Q - (k - 1)) / (sum
+    w - sum w^2 / sum w)). Q = sum w (x - sum w x / sum w)^2 over the k arms with a fit and an error above 0. With m the
+    mean weighted by 1 / (e^2 + tau^2), x moves by e^2 / (e^2 + tau^2) * (m - x), at most by e / 2. The bound protects
+    an arm whose true optimum differs. Sources: DerSimonian and Laird, Control. Clin. Trials 7 (1986) 177-188; for the
+    bound, Efron and Morris, J. Am. Stat. Assoc. 67 (1972) 130-139.
     """
     out = dict(found)
     noisy = {arm: (np.log(one.own), one.error) for arm, one in found.items() if one.own and one.error}
@@ -78,7 +78,7 @@ def share(found: Mapping[str, Optimum]) -> dict[str, Optimum]:
 
 
 def _variance(losses: np.ndarray) -> float | None:
-    # of one run: what is left after a mean a point and a mean a seed; None where that leaves nothing
+    # Variance of one run: the residuals after a mean per point and a mean per seed. None if nothing remains.
     losses = losses[np.isfinite(losses).all(1)]
     points, seeds = losses.shape
     if points < 2 or seeds < 2:
@@ -88,15 +88,22 @@ def _variance(losses: np.ndarray) -> float | None:
 
 
 def optimum(rates: Sequence[float], losses: np.ndarray, sd: float) -> Optimum:
-    """The learning rate with the lowest expected loss; `losses` is rates x seeds, `sd` the noise of a run (nats).
+    """Estimate the learning rate with the lowest expected loss by least squares of mean loss = a + b x + c x^2.
 
-    Least squares of mean loss = a + b x + c x^2, x = log(rate) from the weighted centre. The best point and its two
-    neighbours weigh 1, any other exp(-(excess / (4 s))^2 / 2), with its excess over the lowest mean and s = sd /
-    sqrt(seeds). The optimum is at x = -b / (2 (max(c, 0) + se(c) / 2)): the standard error of the curvature draws a
-    bowl that noise alone may have bent towards the centre, which is nearly the same for all arms, and changes nothing
-    where the bowl is clear. It stays among the best point, its neighbours and the points less than 4 s above it:
-    nothing is extrapolated. Its error is by the delta method in b and c. A rate that was infeasible on a seed takes no
-    part. With fewer than three rates there is no fit.
+    x is log(rate) minus its weighted mean. The best point and its two neighbours have weight 1. Any other point has
+    weight exp(-(excess / (4 s))^2 / 2), with its excess over the lowest mean and s = sd / sqrt(seeds). The optimum is
+    at x = -b / (2 (max(c, 0) + se(c) / 2)). If noise alone may have bent the curve, se(c) / 2 moves its optimum towards
+    the centre, which is nearly the same for all arms. It changes nothing if the curvature is clear. Nothing is
+    extrapolated: the optimum stays among the best point, its neighbours and the points less than 4 s above it. Its
+    error follows from the delta method in b and c.
+
+    Args:
+        rates: Learning rates. A rate with an infeasible run is left out; fewer than three remaining rates give no fit.
+        losses: Losses in nats, rates x seeds, +inf for an infeasible run.
+        sd: Noise (standard deviation) of a run, in nats.
+
+    Raises:
+        ValueError: If no rate has a finite loss on every seed.
     """
     x, table = np.log(np.asarray(rates, float)), np.asarray(losses, float)
     order = np.argsort(x)
@@ -115,10 +122,10 @@ def optimum(rates: Sequence[float], losses: np.ndarray, sd: float) -> Optimum:
     z = x - centre
     design = np.stack([np.ones_like(z), z, z * z], 1)
     inverse = np.linalg.inv(design.T @ (weight[:, None] * design))
-    linear = inverse @ (design * weight[:, None]).T  # means -> a, b, c
+    linear = inverse @ (design * weight[:, None]).T  # maps means to a, b, c
     _, b, c = (float(value) for value in linear @ mean)
     steadied = max(c, 0.0) + STEADY * s * float(np.sqrt(inverse[2, 2]))
-    if steadied <= 0:  # one seed, and no bowl
+    if steadied <= 0:  # one seed, and no minimum
         return Optimum(grid_best, None, c, s)
     near = x[(excess < FADE * s) | (np.abs(np.arange(len(x)) - best) <= 1)]
     at = float(np.exp(np.clip(centre - b / (2 * steadied), near.min(), near.max())))

@@ -1,7 +1,8 @@
-"""Tests of paired differences d = baseline - arm (positive = the arm's loss is lower), two-sided unless said.
+"""Tests of paired differences d = baseline - arm; a positive d means that the arm's loss is lower.
 
-Every function refuses what its library would answer with a confident number: scipy gives p = 0.0 for a NaN in
-`permutation_test`, and p = 2e-30 for constant differences.
+The tests are two-sided unless stated otherwise. Each function raises ValueError for an input to which its library
+would give a confident but wrong answer: scipy's `permutation_test` gives p = 0.0 for a NaN, and its t test gives
+p = 2e-30 for constant differences.
 """
 
 import math
@@ -11,9 +12,9 @@ import numpy as np
 from scipy import stats
 
 Values = Sequence[float] | np.ndarray
-EXACT_UP_TO = 20  # 2^20 sign patterns: a second and 8 MB
-DRAWS = 200_000  # sign patterns beyond that,
-SIGNS = 250_000_000  # fewer where they would need more random signs than this, but at least 10,000
+EXACT_UP_TO = 20  # 2^20 sign patterns take one second and 8 MB
+DRAWS = 200_000  # random sign patterns for more differences
+SIGNS = 250_000_000  # upper bound on random signs; reduces the number of patterns, but never below 10,000
 
 
 def _finite(d: Values, at_least: int = 1) -> np.ndarray:
@@ -26,7 +27,14 @@ def _finite(d: Values, at_least: int = 1) -> np.ndarray:
 
 
 def paired_t(d: Values) -> tuple[float, int, float]:
-    """t = mean(d) / (sd(d) / sqrt(n)), its degrees of freedom n - 1, and p. Needs n >= 2 and a spread."""
+    """Test that the mean of d is 0: t = mean(d) / (sd(d) / sqrt(n)) with n - 1 degrees of freedom.
+
+    Returns:
+        t, the degrees of freedom, and p.
+
+    Raises:
+        ValueError: If n < 2, a difference is not finite, or all differences are equal.
+    """
     x = _finite(d, 2)
     if x.std(ddof=1) <= 1e-14 * np.abs(x).max():
         raise ValueError(f"zero variance: all {len(x)} differences equal {x[0]:g}; no t test")
@@ -35,7 +43,13 @@ def paired_t(d: Values) -> tuple[float, int, float]:
 
 
 def one_sample_t(values: Values, target: float, alternative: str = "two-sided") -> float:
-    """p of the t test that the mean of `values` is `target`; alternative "less" = the mean is below it."""
+    """Return p of the t test that the mean of `values` is `target`.
+
+    Args:
+        values: At least 2 finite values that are not all equal.
+        target: Mean under the null hypothesis.
+        alternative: "two-sided", "less" (the true mean is below the target) or "greater".
+    """
     x = _finite(values, 2)
     if x.std(ddof=1) <= 1e-14 * np.abs(x).max():
         raise ValueError(f"zero variance: all {len(x)} values equal {x[0]:g}; no t test")
@@ -43,21 +57,22 @@ def one_sample_t(values: Values, target: float, alternative: str = "two-sided") 
 
 
 def sign_flip(d: Values, seed: int = 0) -> tuple[float, float]:
-    """p of the sign-flip permutation test on the mean, and its standard error (0 where exact).
+    """Return p of the sign-flip permutation test on the mean, and the standard error of p.
 
-    Under the null each difference is as likely to be negative: p is the share of the 2^n sign patterns whose
-    |sum| is at least the one seen. All patterns up to n = 20, beyond it draws with p = (hits + 1) / (draws +
-    1) (Phipson and Smyth 2010, arXiv 1603.05766). The smallest p it can reach is 2 / 2^n.
+    Under the null hypothesis each difference is as likely to be negative as positive. p is the share of the 2^n sign
+    patterns whose |sum| is at least the observed one. Up to n = 20 all patterns are used, and the standard error is 0.
+    Beyond that p = (hits + 1) / (draws + 1) over random patterns. The smallest p that n pairs can reach is 2 / 2^n.
+    Source: Phipson and Smyth 2010, arXiv 1603.05766.
     """
     x = np.abs(_finite(d))
     seen = abs(math.fsum(_finite(d)))
-    seen -= 1e-12 * x.sum()  # equal sums added in another order must count as equal
+    seen -= 1e-12 * x.sum()  # sums that are equal up to rounding must count as equal
     if len(x) <= EXACT_UP_TO:
-        sums = x[:1].copy()  # the first sign is fixed: patterns come in mirrored pairs
+        sums = x[:1].copy()  # the first sign is fixed, because patterns come in mirrored pairs
         for value in x[1:]:
             sums = np.concatenate((sums + value, sums - value))
         return float(np.mean(np.abs(sums) >= seen)), 0.0
-    # eight signs are one random byte: their 256 sums are looked up, which is 20 times faster than a product of signs
+    # One random byte holds eight signs. Looking up its 256 sums is 20 times faster than multiplying by signs.
     eights = np.pad(x, (0, -len(x) % 8)).reshape(-1, 8)
     patterns = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(float)
     table, column = (2 * patterns - 1) @ eights.T, np.arange(len(eights))
@@ -74,11 +89,11 @@ def sign_flip(d: Values, seed: int = 0) -> tuple[float, float]:
 
 
 def worst_rank(d: Values) -> float:
-    """p of the signed-rank test with diverged runs in the worst rank (d = -inf the arm's, +inf the baseline's).
+    """Return p of the signed-rank test that gives diverged runs the worst rank.
 
-    The sign-flip test on the mid-ranks of |d|, zeros left out, so exact with ties; equal to Wilcoxon's exact
-    test without them. A pair in which both runs diverged has d = 0. Source: Lachin, Control. Clin. Trials 20
-    (1999) 408-422.
+    d is -inf if the arm diverged, +inf if the baseline diverged, and 0 if both did. The test is the sign-flip test on
+    the mid-ranks of |d| without zeros, so it is exact with ties. Without ties it equals Wilcoxon's exact test.
+    Source: Lachin, Control. Clin. Trials 20 (1999) 408-422.
     """
     x = np.asarray(d, float)
     if np.isnan(x).any():
@@ -90,7 +105,7 @@ def worst_rank(d: Values) -> float:
 
 
 def sign_test(d: Values) -> float:
-    """p of the sign test (binomial, one half), zeros left out; infinite differences count by their sign."""
+    """Return p of the sign test (binomial, one half) without zeros; infinite differences count by their sign."""
     x = np.asarray(d, float)
     if np.isnan(x).any():
         raise ValueError("a difference is NaN; a diverged run counts as -inf or +inf")
@@ -99,10 +114,12 @@ def sign_test(d: Values) -> float:
 
 
 def tost(d: Values, margin: float) -> tuple[float, float, float]:
-    """Two one-sided t tests: p, p_lower (of mean > -margin), p_upper (of mean < margin); p is the larger.
+    """Test equivalence, |mean difference| < margin, by two one-sided t tests.
 
-    p <= level means |mean difference| < margin at that level. Source: Schuirmann 1987, doi
-    10.1007/BF01068419.
+    p <= level shows equivalence at that level. Source: Schuirmann 1987, doi 10.1007/BF01068419.
+
+    Returns:
+        p (the larger of the two), p_lower (of mean > -margin) and p_upper (of mean < margin).
     """
     x = _finite(d, 2)
     if not margin > 0:
@@ -114,7 +131,7 @@ def tost(d: Values, margin: float) -> tuple[float, float, float]:
 
 
 def tost_excludes(d: Values, level: float) -> float:
-    """The smallest margin at which `tost` would have concluded: |mean| + t(1 - level) * standard error."""
+    """Return the smallest margin at which `tost` concludes: |mean| + t(1 - level) * standard error."""
     x = _finite(d, 2)
     error = float(x.std(ddof=1)) / math.sqrt(len(x))
     return float(abs(x.mean()) + stats.t.ppf(1 - level, len(x) - 1) * error)

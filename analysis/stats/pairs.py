@@ -1,4 +1,4 @@
-"""Pair an arm with the baseline by seed, never by position, and say what was left out."""
+"""Pairing of an arm with the baseline by seed, never by position, with a list of the seeds left out."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Losses of one arm and the baseline on the seeds that both ran, in seed order; +inf = diverged."""
+    """Losses of one arm and the baseline on the seeds that both ran, in seed order; +inf means diverged."""
 
     seeds: list[int]
     baseline: np.ndarray
@@ -33,18 +33,27 @@ class Pairs:
 
     @property
     def differences(self) -> np.ndarray:
-        """baseline - arm: -inf where only the arm diverged, +inf where only the baseline did, 0 where both did."""
+        """baseline - arm: -inf if only the arm diverged, +inf if only the baseline did, 0 if both did."""
         return differences(self.baseline, self.arm)
 
 
 def differences(baseline: np.ndarray, arm: np.ndarray) -> np.ndarray:
-    """baseline - arm by position, +inf = diverged: -inf or +inf where one diverged, 0 where both did, NaN as it is."""
+    """Return baseline - arm by position, with +inf for a diverged run.
+
+    The difference is -inf if only the arm diverged, +inf if only the baseline did, and 0 if both did. NaN stays NaN.
+    """
     both = np.isposinf(baseline) & np.isposinf(arm)
     return np.subtract(baseline, arm, out=np.zeros(len(baseline)), where=~both)
 
 
 def pair(losses: pd.DataFrame, baseline: str, arm: str) -> Pairs:
-    """Pairs on the intersection of seeds; `losses` as `Study.losses` gives it (NaN = no such run)."""
+    """Pair an arm with the baseline on the seeds that both ran.
+
+    Args:
+        losses: Table from `Study.losses`: seeds down, arms across, NaN if there is no such run.
+        baseline: Column of the baseline.
+        arm: Column of the arm.
+    """
     b, a = losses[baseline].dropna(), losses[arm].dropna()
     common = sorted(set(b.index) & set(a.index))
     return Pairs(

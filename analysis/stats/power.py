@@ -1,7 +1,7 @@
-"""Power of the paired t test and of TOST, what n seeds can detect, and how many seeds a question needs.
+"""Power of the paired t test and of TOST, the effect that n seeds can detect, and the seeds that a question needs.
 
-statsmodels' `TTestPower.solve_power` is wrong at n = 3-4, so the integral is done here: given the ratio s of
-the sample sd to the true one, the t statistic is normal.
+statsmodels' `TTestPower.solve_power` is wrong at n = 3-4. Therefore the integral is computed here: given the ratio s
+of the sample sd to the true sd, the t statistic is normal.
 """
 
 import math
@@ -18,7 +18,7 @@ def _legendre() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=512)
 def sd_ratio_nodes(df: int) -> tuple[np.ndarray, np.ndarray]:
-    """Quadrature nodes and weights of s = sample sd / true sd with `df` degrees of freedom (chi / sqrt(df))."""
+    """Return quadrature nodes and weights of s = sample sd / true sd with `df` degrees of freedom (chi / sqrt(df))."""
     if df < 1:
         raise ValueError(f"df = {df}; at least 1 needed")
     low, high = (float(f(1e-13, df)) / math.sqrt(df) for f in (stats.chi.ppf, stats.chi.isf))
@@ -29,7 +29,13 @@ def sd_ratio_nodes(df: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def power(d_z: float, n: int, level: float = 0.05) -> float:
-    """P(p <= level) of the two-sided paired t test, effect size d_z = mean(d) / sd(d), n >= 2 pairs."""
+    """Return P(p <= level) of the two-sided paired t test.
+
+    Args:
+        d_z: Effect size mean(d) / sd(d).
+        n: Number of pairs, at least 2.
+        level: Significance level.
+    """
     s, weight = sd_ratio_nodes(n - 1)
     bound = stats.t.isf(level / 2, n - 1) * s
     shift = abs(d_z) * math.sqrt(n)
@@ -38,12 +44,19 @@ def power(d_z: float, n: int, level: float = 0.05) -> float:
 
 @lru_cache(maxsize=512)
 def detectable_d_z(n: int, level: float = 0.05, target: float = 0.8) -> float:
-    """The d_z that n pairs detect with the power `target`."""
+    """Return the effect size d_z that n pairs detect at this level with the power `target`."""
     return float(optimize.brentq(lambda d: power(d, n, level) - target, 0.0, 1e4 / math.sqrt(n), xtol=1e-10))
 
 
 def tost_power(d_z: float, margin_z: float, n: int, level: float = 0.05) -> float:
-    """P(TOST concludes) where the true mean is d_z and the margin is margin_z, both in units of sd(d)."""
+    """Return P(TOST concludes).
+
+    Args:
+        d_z: True mean, in units of sd(d).
+        margin_z: Equivalence margin, in units of sd(d).
+        n: Number of pairs, at least 2.
+        level: Significance level.
+    """
     s, weight = sd_ratio_nodes(n - 1)
     room = margin_z * math.sqrt(n) - stats.t.isf(level, n - 1) * s
     shift = d_z * math.sqrt(n)
@@ -54,9 +67,17 @@ def tost_power(d_z: float, margin_z: float, n: int, level: float = 0.05) -> floa
 def seeds_needed(
     d_z: float, margin_z: float, level: float, tost_level: float, target: float = 0.8, cap: int = 10_000
 ) -> int | None:
-    """Smallest n at which the t test (`level`) or TOST (`tost_level`) concludes with the power `target`.
+    """Return the smallest n at which the t test or TOST concludes with the power `target`.
 
-    It takes the effect seen for the true one, so it is a guide and no promise. None beyond `cap`.
+    The observed effect is taken as the true one, so the result is a guide and no promise.
+
+    Args:
+        d_z: Effect size mean(d) / sd(d).
+        margin_z: Equivalence margin, in units of sd(d).
+        level: Significance level of the t test.
+        tost_level: Significance level of TOST.
+        target: Power to reach.
+        cap: Largest n that is tried; the result is None if it is not enough.
     """
 
     def enough(n: int) -> bool:
@@ -72,12 +93,19 @@ def seeds_needed(
 
 
 def seeds_needed_worst_rank(d: np.ndarray, level: float, target: float = 0.8) -> int | None:
-    """Noether's n of the signed-rank test, (z_level/2 + z_power)^2 / (3 (q - 1/2)^2), q = P(d + d' > 0).
+    """Return Noether's n for the signed-rank test: (z_level/2 + z_power)^2 / (3 (q - 1/2)^2), q = P(d + d' > 0).
 
-    q is taken from the pairs seen; None where it is 1/2. Source: Noether, J. Am. Stat. Assoc. 82 (1987)
-    645-647.
+    q is estimated from the observed pairs. Source: Noether, J. Am. Stat. Assoc. 82 (1987) 645-647.
+
+    Args:
+        d: Differences, infinite if a run diverged.
+        level: Significance level.
+        target: Power to reach.
+
+    Returns:
+        The number of pairs; None if q is 1/2.
     """
-    x = np.sign(d) * stats.rankdata(np.abs(d))  # ranks keep the order of the Walsh sums' signs when d is infinite
+    x = np.sign(d) * stats.rankdata(np.abs(d))  # ranks keep the order of the Walsh sums' signs if d is infinite
     i, j = np.triu_indices(len(x), k=1)
     sums = x[i] + x[j]
     q = float(np.mean((sums > 0) + 0.5 * (sums == 0))) if len(sums) else 0.5
