@@ -87,9 +87,6 @@ def _denoising_model(task: str, vocab_size: int, sizes: dict[str, Any], unit: di
     )
 
 
-# --- one trial -------------------------------------------------------------------------------------------------------
-
-
 # --- search ----------------------------------------------------------------------------------------------------------
 
 
@@ -111,9 +108,6 @@ def stopped(study: Study) -> Span:
     """Search trials of one arm that are stopped early."""
     chances = [stop_chance(study, index) for index in range(study.search.trials_per_arm)]
     return 0.0, sum(chances), float(sum(chance > 0 for chance in chances))
-
-
-# --- calibrate -------------------------------------------------------------------------------------------------------
 
 
 # --- all stages ------------------------------------------------------------------------------------------------------
