@@ -81,24 +81,6 @@ def pad_rows(rows: Sequence[Sequence[int]], length: int, pad: int) -> torch.Tens
     return torch.tensor([[*row[:length], *[pad] * (length - len(row))] for row in rows], dtype=torch.int64)
 
 
-def padded_nll(
-    model: nn.Module,
-    rows: Sequence[Sequence[int]],
-    n_ctx: int,
-    pad: int,
-    batch: int,
-    precision: str = "float32",
-) -> float:
-    """The loss as the published figures have it: a row a line of text, padded to `n_ctx`, the padding counted.
-
-    Every position of every row but the first weighs the same, a padded one too, and no attention mask is set. On short
-    lines most of the mean is padding, so the figure says more about the lengths of the lines than about the model, and
-    cannot be compared with `val_nll`; a model that never saw padding in training does not predict it either. It is
-    there to show that difference and decides nothing.
-    """
-    return mean_nll(model, pad_rows(rows, n_ctx, pad), batch, precision)
-
-
 def text_rows(folder: str | Path, split: str, count: int) -> tuple[list[list[int]], int]:
     """At most `count` lines of a split of a packed corpus, spread evenly, as token ids; and the padding's id.
 

@@ -100,7 +100,13 @@ def causal_windows(trial: Trial, split: str) -> Tensor:
 
 
 def padded_loss(trial: Trial, model: GPT2) -> Evaluation:
-    """`padded_nll` on lines of the validation split, as many as there are evaluation windows; batch by batch."""
+    """`padded_nll`, the loss as the published figures have it: a row per line of text, padded to `n_ctx`.
+
+    The lines are of the validation split, as many as there are evaluation windows. Every position of every row but the
+    first weighs the same, a padded one too, and no attention mask is set. On short lines most of the mean is padding,
+    so the figure says more about the lengths of the lines than about the model, and cannot be compared with `val_nll`.
+    A model that never saw padding in training does not predict it either. It decides nothing.
+    """
     n_ctx = trial.model["n_ctx"]
     batch = trial.batch_tokens // n_ctx
     if trial.padding:
