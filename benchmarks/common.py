@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import random
@@ -14,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from pagating.data.corpus import meta_digest
 from pagating.device import has_bfloat16
+from tune.plan.plan import stand_in
 
 
 def machine() -> dict[str, Any]:
@@ -104,11 +102,4 @@ def random_corpus(folder: Path, vocab_size: int, tokens: int = 1 << 17) -> str:
     """A packed corpus of uniformly random tokens: what a trial costs does not depend on the text."""
     path = folder / f"random-{vocab_size}"
     path.mkdir(exist_ok=True)
-    generator = np.random.default_rng(0)
-    splits = ("train", "validation", "test")
-    for split in splits:
-        generator.integers(0, vocab_size, tokens, dtype=np.uint32).tofile(path / f"{split}.bin")
-    counts = {split: {"tokens": tokens, "bytes": 4 * tokens} for split in splits}
-    meta = {"dtype": "uint32", "vocab_size": vocab_size, "splits": counts}
-    (path / "corpus.json").write_text(json.dumps({**meta, "digest": meta_digest(meta)}))
-    return str(path)
+    return str(stand_in(path, vocab_size, tokens))

@@ -104,6 +104,11 @@ class Place:
             raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout + done.stderr
 
+    def refused(self) -> str:
+        """Try a sweep that must end with exit code 2; what it said."""
+        study = [str(self.config), "--output", str(self.output)]
+        return self.run("sweep", *study, "--tracking", self.store, allowed=(2,))
+
     def ended(self) -> int:
         """Cells that have ended, by the ledger."""
         return sum(event["event"] == "ended" for event in self._events())
@@ -203,6 +208,13 @@ class Bench:
         self._number += 1
         return Place(self.folder / f"{kind}-{self._number}", **settings)
 
-    def compare(self, place: Place, damage: Damage, store: str | None = None) -> None:
-        """Hold a finished study against the undisturbed one."""
+    def begun(self, place: Place, **settings: Any) -> subprocess.Popen[str]:
+        """Start a sweep; wait until a random number of its cells have ended, so that at least four are to come."""
+        running = place.start(**settings)
+        place.until(running, self.random.randint(1, len(self.expected) - 4))
+        return running
+
+    def compare(self, place: Place, damage: Damage, store: str | None = None, struck: int = 1) -> None:
+        """Count a fault that struck so many times; compare the finished study with the undisturbed one."""
+        damage.times += struck
         place.compare(self.expected, damage, self.seconds, store)

@@ -37,7 +37,6 @@ def _on_small_disk(bench: Bench, times: int, fault: Callable[[Place], None]) -> 
                 return damage
             fault(place)
             place.sweep()
-            damage.times += 1
             bench.compare(place, damage)
     return damage
 
@@ -62,8 +61,7 @@ def disk_full(bench: Bench, times: int) -> Damage:
     """The disk full at a random moment, then room again."""
 
     def fault(place: Place) -> None:
-        running = place.start()
-        place.until(running, bench.random.randint(1, len(bench.expected) - 4))
+        running = bench.begun(place)
         ballast = _fill(place.output)
         _says(place.wait(running, allowed=(1,)), "No space left on device")
         ballast.unlink()
@@ -87,8 +85,7 @@ def read_only(bench: Bench, times: int) -> Damage:
     """The folder of the studies read-only from a random moment, then writable again."""
 
     def fault(place: Place) -> None:
-        running = place.start()
-        place.until(running, bench.random.randint(1, len(bench.expected) - 4))
+        running = bench.begun(place)
         # an open file keeps a file system writable, so it is covered by a read-only view of itself
         subprocess.run(["mount", "--bind", str(place.output), str(place.output)], check=True)
         try:
@@ -105,15 +102,13 @@ def folder_gone(bench: Bench, times: int) -> Damage:
     damage = Damage()
     for _ in range(times):
         place = bench.place("gone")
-        running = place.start()
-        place.until(running, bench.random.randint(1, len(bench.expected) - 4))
+        running = bench.begun(place)
         away = place.folder / "away"
         place.study.rename(away)
         _says(place.wait(running, allowed=(1,)), "was removed or moved while the study ran")
         shutil.rmtree(place.study, ignore_errors=True)  # what was written into its place meanwhile
         away.rename(place.study)
         place.sweep()
-        damage.times += 1
         bench.compare(place, damage)
     return damage
 
@@ -125,8 +120,7 @@ def checkpoints_damaged(bench: Bench, times: int) -> Damage:
     for _ in range(times):
         place = bench.place("checkpoints")
         cache = place.folder / "cache"
-        running = place.start(PAGATING_CACHE=str(cache))
-        place.until(running, bench.random.randint(1, len(bench.expected) - 4))
+        running = bench.begun(place, PAGATING_CACHE=str(cache))
         running.kill()
         place.wait(running, allowed=(-9,))
         files = [*(path for path in place.study.rglob("*.safetensors")), *(p for p in cache.rglob("*.bin"))]
@@ -136,7 +130,6 @@ def checkpoints_damaged(bench: Bench, times: int) -> Damage:
             path.write_bytes(raw)
         flipped += len(files)
         place.sweep(PAGATING_CACHE=str(cache))
-        damage.times += 1
         bench.compare(place, damage)
     if not flipped:
         raise RuntimeError("there was no file to damage")
@@ -155,14 +148,12 @@ def ledger_damaged(bench: Bench, times: int) -> Damage:
         where = bench.random.randrange(raw.rindex(b"\n", 0, -1))
         raw[where] ^= 1 << bench.random.randrange(8)
         path.write_bytes(raw)
-        sweep = ["sweep", str(place.config), "--output", str(place.output), "--tracking", place.store]
-        said = place.run(*sweep, allowed=(2,))
+        said = place.refused()
         if "pagating repair" not in said:
             raise RuntimeError(said)
         place.run("repair", str(place.study))
         place.sweep()
-        damage.times += 1
-    bench.compare(place, damage)
+    bench.compare(place, damage, struck=times)
     damage.seconds = (place.seconds - bench.seconds * (1 + times)) if times else 0.0
     return damage
 
@@ -177,8 +168,7 @@ def ledger_cut(bench: Bench, times: int) -> Damage:
         raw = path.read_bytes()
         path.write_bytes(raw[: -bench.random.randrange(1, 3000)])
         place.sweep()
-        damage.times += 1
-    bench.compare(place, damage)
+    bench.compare(place, damage, struck=times)
     return damage
 
 
@@ -202,8 +192,7 @@ def files_lost(bench: Bench, times: int) -> Damage:
         else:
             place.run("report", str(place.study), allowed=(0, 1))
             place.run("sync", str(place.study), "--tracking", place.store)
-        damage.times += 1
-    bench.compare(place, damage)
+    bench.compare(place, damage, struck=times)
     return damage
 
 
@@ -224,6 +213,5 @@ def no_home(bench: Bench, times: int) -> Damage:
     for number in range(times):
         place = bench.place("home")
         place.sweep(HOME=(None, str(place.folder / "nowhere"), "/proc")[number % 3])
-        damage.times += 1
         bench.compare(place, damage)
     return damage

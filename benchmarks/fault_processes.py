@@ -28,7 +28,7 @@ def worker_killed(bench: Bench, times: int) -> Damage:
         place.wait(running)
         if running.returncode and damage.times:  # a cell was killed three times before it got anywhere
             place.sweep()
-        bench.compare(place, damage)
+        bench.compare(place, damage, struck=0)
     return damage
 
 
@@ -53,7 +53,7 @@ def driver_killed(bench: Bench, times: int) -> Damage:
             else:
                 place.wait(running)
             break
-        bench.compare(place, damage)
+        bench.compare(place, damage, struck=0)
     return damage
 
 
@@ -62,8 +62,7 @@ def _asked(bench: Bench, times: int, kind: str, signals: tuple[int, ...], code: 
     longest = 0.0
     for _ in range(times):
         place = bench.place(kind)
-        running = place.start()
-        place.until(running, bench.random.randint(1, len(bench.expected) - 4))
+        running = bench.begun(place)
         time.sleep(bench.random.uniform(0.0, 1.0))
         began = time.monotonic()
         for number, signum in enumerate(signals):
@@ -71,7 +70,6 @@ def _asked(bench: Bench, times: int, kind: str, signals: tuple[int, ...], code: 
             (os.killpg if group else os.kill)(running.pid, signum)
         place.wait(running, allowed=(code,))
         longest = max(longest, time.monotonic() - began)
-        damage.times += 1
         place.sweep()
         bench.compare(place, damage)
     damage.notes.append(f"ended within {longest:.1f} s")
@@ -110,7 +108,7 @@ def worker_hung(bench: Bench, times: int) -> Damage:
                 found[0].send_signal(signal.SIGSTOP)
                 damage.times += 1
         place.wait(running)
-        bench.compare(place, damage)
+        bench.compare(place, damage, struck=0)
     return damage
 
 
@@ -127,7 +125,6 @@ def node_lost(bench: Bench, times: int) -> Damage:
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
         place.seconds = time.monotonic() - began
-        damage.times += 1
         bench.compare(place, damage)
     return damage
 
@@ -167,15 +164,12 @@ def two_sweeps(bench: Bench, times: int) -> Damage:
         place = bench.place("twice")
         running = place.start()
         place.until(running, 2)
-        said = place.run(
-            "sweep", str(place.config), "--output", str(place.output), "--tracking", place.store, allowed=(2,)
-        )
+        said = place.refused()
         if f"process {running.pid} on" not in said or said.count("\n") > 2:
             raise RuntimeError(said)
         beside = Place(place.folder / "beside", name="beside", store=place.store)
         beside.sweep()
         place.wait(running)
-        damage.times += 1
         bench.compare(place, damage)
         beside.compare(bench.expected, damage, beside.seconds)
     return damage

@@ -27,7 +27,6 @@ def _tracked(bench: Bench, times: int, kind: str, disturb: Callable[[Place, Any,
             said = place.run("sync", str(place.study), "--tracking", proxy.uri)
             if "; 0 were written now" not in said:
                 raise RuntimeError(f"a second sync wrote again: {said}")
-            damage.times += 1
             bench.compare(place, damage, server.store)
         finally:
             server.kill()

@@ -87,35 +87,6 @@ def pad_rows(rows: Sequence[Sequence[int]], length: int, pad: int) -> torch.Tens
     return torch.tensor([[*row[:length], *[pad] * (length - len(row))] for row in rows], dtype=torch.int64)
 
 
-def padded_nll(
-    model: nn.Module,
-    rows: Sequence[Sequence[int]],
-    n_ctx: int,
-    pad: int,
-    batch: int,
-    precision: str = "float32",
-) -> float:
-    """Compute the loss as in the published figures: one row per line of text, padded to `n_ctx`, padding counted.
-
-    The mean is over all positions but the first of all rows, padding included. There is no attention mask. If lines are
-    short, most of the mean is padding, so that it depends more on the lengths of the lines than on the model. It cannot
-    be compared with `val_nll`. A model trained without padding does not predict padding. The metric shows this
-    difference and decides nothing.
-
-    Args:
-        model: The model.
-        rows: Token ids of each line.
-        n_ctx: Tokens per padded row.
-        pad: Id of the padding.
-        batch: Rows evaluated at once.
-        precision: An entry of `PRECISIONS`.
-
-    Returns:
-        Nats per position.
-    """
-    return mean_nll(model, pad_rows(rows, n_ctx, pad), batch, precision)
-
-
 def text_rows(folder: str | Path, split: str, count: int) -> tuple[list[list[int]], int]:
     """Return at most `count` lines of a split of a packed corpus, spread evenly, as token ids, and the padding's id.
 

@@ -41,11 +41,6 @@ def said(study: Study) -> dict[str, list[dict[str, str]]]:
     return {kind: rows for kind, rows in out.items() if rows}
 
 
-def ours(study: Study) -> dict[str, str]:
-    """`said` as one text a kind."""
-    return {kind: text(rows) for kind, rows in said(study).items()}
-
-
 def text(rows: list[dict[str, str]]) -> str:
     """The rows of one kind as one text, heading by heading."""
     headings = dict.fromkeys(heading for row in rows for heading in row if heading != "arm")

@@ -121,10 +121,3 @@ def targets_of(rows_BT: Tensor, lengths_B: Tensor, padding: str) -> Tensor:
     if padding == "counted":
         return targets_BT
     return targets_BT.masked_fill(torch.arange(1, rows_BT.shape[1]) >= lengths_B[:, None], IGNORE)
-
-
-def padded_share(lines: Lines, n_ctx: int) -> float:
-    """Return the share of padding, in [0, 1], among the predicted positions of all rows."""
-    lengths_R = np.minimum(lines.spans_R2[:, 1] - lines.spans_R2[:, 0], n_ctx)
-    real = np.maximum(lengths_R - 1, 0).sum()
-    return 1.0 - float(real) / (len(lengths_R) * (n_ctx - 1))

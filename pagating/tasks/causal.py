@@ -107,7 +107,14 @@ def causal_windows(trial: Trial, split: str) -> Tensor:
 
 
 def padded_loss(trial: Trial, model: GPT2) -> Evaluation:
-    """Compute `padded_nll` on lines of the validation split, at most as many as evaluation windows, batch by batch."""
+    """Compute `padded_nll` batch by batch: the loss as in the published figures, on lines of the validation split.
+
+    Each row is a line of text, padded to `n_ctx`. There are at most as many rows as evaluation windows. The mean is
+    over all positions but the first of all rows, padding included, and there is no attention mask. If lines are short,
+    most of the mean is padding, so that it depends more on the lengths of the lines than on the model. It cannot be
+    compared with `val_nll`. A model trained without padding does not predict padding. The metric shows this difference
+    and decides nothing.
+    """
     n_ctx = trial.model["n_ctx"]
     batch = trial.batch_tokens // n_ctx
     if trial.padding:

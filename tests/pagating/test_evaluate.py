@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pagating.data import prepare
-from pagating.evaluate import mean_nll, pad_rows, padded_nll, text_rows
+from pagating.evaluate import mean_nll, pad_rows, text_rows
 from pagating.train import train
 from pagating.trial import Trial
 
@@ -25,13 +25,14 @@ class Fixed(torch.nn.Module):
         return type("Output", (), {"logits": self.logits_TV[: input_ids.shape[1]].expand(len(input_ids), -1, -1)})
 
 
-def test_padded_nll_counts_the_padding_as_the_published_figures_do():
+def test_the_loss_of_padded_rows_counts_the_padding_as_the_published_figures_do():
     cases = json.loads((Path(__file__).parents[1] / "known_answers.json").read_text())["cases"]
     known = next(case for case in cases if case["id"] == "padding_mask")
     labels, pads = known["inputs"]["labels"], known["inputs"]["pad_positions"]
     model, pad = Fixed(known["inputs"]["logits"]), labels[pads[0]]
     row = [0, *labels[: pads[0]]]  # the first token is given, not predicted
-    assert padded_nll(model, [row], len(labels) + 1, pad, 1) == pytest.approx(known["expected"]["unmasked"], abs=1e-6)
+    padded = pad_rows([row], len(labels) + 1, pad)
+    assert mean_nll(model, padded, 1) == pytest.approx(known["expected"]["unmasked"], abs=1e-6)
     assert model.seen.tolist() == [[0, *labels[:-1]]]
     assert mean_nll(model, torch.tensor([row]), 1) == pytest.approx(known["expected"]["masked"], abs=1e-6)
 

@@ -11,7 +11,6 @@ import math
 import warnings
 from bisect import bisect_left, insort
 from itertools import product
-from typing import Any
 
 import optuna
 
@@ -166,7 +165,3 @@ class ArmSearch:
         else:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         self._told += 1
-
-    def optuna_study(self) -> Any:
-        """The arm's Optuna study, with every trial that was told."""
-        return self._study

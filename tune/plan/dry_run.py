@@ -1,33 +1,24 @@
 """Train a few steps of every arm at its real size: does it fit and train on this machine, and how fast?
 
-    python -m tune.plan.dry_run < trial.json
-
-trains one arm, in a process of its own, so that its peak memory is that of this arm. `try_arms` starts these processes
-one after another. Nothing is written.
+Each arm is trained in a process of its own, so that its peak memory is its own. Nothing is written.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.io.text import readable
-from pagating.trial import Diverged, OutOfMemory, Trial
+from pagating.trial import Trial
 from tune.errors import StudyError
+from tune.plan.child import ChildError, answers, start
 from tune.plan.plan import arm_example, corpus_of, stand_in
 from tune.plan.space import vocabulary
 from tune.study.study import Study
 from tune.study.weights import check_arms
-
-CHILD = "tune.plan.dry_run"
 
 
 @dataclass(frozen=True)
@@ -144,54 +135,8 @@ def line(tried: Tried | str) -> str:
 
 
 def _try_arm(trial: Trial, arm: str) -> Tried:
-    done = subprocess.run(
-        [sys.executable, "-m", CHILD],
-        input=json.dumps(trial.as_dict()),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(trial.threads)},
-        check=False,
-    )
-    if done.returncode == 0:
-        return Tried(arm, **json.loads(done.stdout.splitlines()[-1]))
-    if done.returncode < 0:
-        killed = f"its process was killed by signal {-done.returncode}"
-        return Tried(arm, problem=killed + (", as a machine short of memory does" if done.returncode == -9 else ""))
-    lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-    return Tried(arm, problem=lines[-1])
-
-
-def main() -> int:
-    """Train the trial on standard input; print the result as JSON. Exit code 1 if it cannot be trained."""
-    trial = Trial.from_dict(json.load(sys.stdin))
-    from pagating.train import heartbeats
-
-    rows, silence, seen = [], 0.0, time.monotonic()
     try:
-        for step in heartbeats(trial):
-            silence, seen = max(silence, time.monotonic() - seen), time.monotonic()
-            if step and step[1]:
-                rows.append(step[1])
-    except (Diverged, OutOfMemory) as error:
-        print(error, file=sys.stderr)
-        return 1
-    seconds = [row["tokens"] / row["tokens_per_second"] for row in rows]  # of training so far
-    later = len(seconds) > 1  # the first step warms up
-    final = rows[-1]["final"]
-    print(
-        json.dumps(
-            {
-                "first_nll": rows[0]["train_nll"],
-                "last_nll": rows[-1]["train_nll"],
-                "step_seconds": (seconds[-1] - seconds[0]) / (len(seconds) - 1) if later else seconds[0],
-                "peak_mb": final.get("peak_gpu_mb", final["peak_rss_mb"]),
-                "parameters": final["parameters"],
-                "silence": silence,
-            }
-        )
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        (found,) = answers(start("try", trial.threads, trial=trial.as_dict()))
+        return Tried(arm, **found)
+    except ChildError as error:
+        return Tried(arm, problem=str(error))

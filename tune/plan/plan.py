@@ -19,13 +19,15 @@ from typing import Any
 from analysis.io.text import readable
 from pagating.trial import Trial
 from tune.errors import StudyError
+from tune.plan.child import ChildError
 from tune.plan.power import confirm_power, percentage, study_noise
-from tune.plan.probe import Calibration, ProbeError, Speed, probe
+from tune.plan.probe import Calibration, Speed, probe
 from tune.plan.space import disk_parts, largest, measured, memory_parts, vocabulary
 from tune.plan.time import (
     DEVICES,
+    MEASURE,
     Overheads,
-    check_utilisation,
+    check_device,
     device_speeds,
     scaled_overheads,
     stage_seconds,
@@ -36,7 +38,6 @@ from tune.study.sizes import confirm_seeds, example, side_by_side
 from tune.study.study import Study
 from tune.study.trial_spec import trial_spec
 
-MEASURE = "measure"
 PROBE_SECONDS = 10.0
 SPLITS = ("train", "validation", "test")
 
@@ -97,7 +98,7 @@ def calibrate(
     """Return a calibration on this machine with as many processes as fit, and notes about those that did not.
 
     `base`: folder of the study file, for the user's own gates. Raises StudyError if no trial fits into memory,
-    ProbeError if a process fails.
+    ChildError if a process fails.
     """
     import psutil
 
@@ -214,9 +215,7 @@ def run(
     spread, source = _noise(noise, output)
     cores = usable_cores()
     wanted = slots or max(1, cores // study.resources.cpus)
-    if hours_from != MEASURE and hours_from not in DEVICES:
-        raise StudyError(f"--hours-from {hours_from}: allowed: {MEASURE}, {', '.join(DEVICES)}")
-    check_utilisation(utilisation)
+    check_device(hours_from, utilisation)
     corpus, missing = corpus_of(study, output, config.parent)
     notes = ([missing] if missing else []) + idle_slots(study, wanted)
     from pagating.data.corpus import read_meta
@@ -226,8 +225,8 @@ def run(
     if hours_from == MEASURE:
         try:
             calibration, held = calibrate(study, config.parent, corpus, vocab_size, wanted)
-        except ProbeError as error:
-            raise StudyError(f"{config}: {error}") from error
+        except ChildError as error:
+            raise StudyError(f"{config}: the calibration failed: {error}") from error
         notes += held
         speeds = calibration.speeds
         how = f"{PROBE_SECONDS:.0f} s of training on this machine, {calibration.processes} side by side"

@@ -56,36 +56,30 @@ def arm_model(study: Study, arm: str, vocab_size: int) -> Model:
 def _model(task: str, vocab_size: int, sizes_json: str, unit_json: str) -> Model:
     import torch
 
+    from pagating.gating.alpha import alpha_parameters
+
     sizes, unit = json.loads(sizes_json), json.loads(unit_json)
-    if task != "causal":
-        return _denoising_model(task, vocab_size, sizes, unit)
-    from pagating.gating.alpha import alpha_parameters
-    from pagating.model.gpt2 import GPT2, training_flops_per_token
-    from pagating.model.size import GPT2Size
+    model: torch.nn.Module
+    if task == "causal":
+        from pagating.model import gpt2, size
 
-    size = GPT2Size(vocab_size=vocab_size, **sizes)
-    with torch.device("meta"):
-        model = GPT2(size, unit)
+        with torch.device("meta"):
+            model = plain = gpt2.GPT2(size.GPT2Size(vocab_size=vocab_size, **sizes), unit)
+        flops = gpt2.training_flops_per_token(plain)
+    else:
+        from pagating.tasks import denoising  # loads transformers, which takes seconds
+
+        with torch.device("meta"):
+            model = denoising.make_model(task, vocab_size, sizes, unit)
+        flops = denoising.training_flops_per_token(task, vocab_size, sizes, unit)
     return Model(
         sum(parameter.numel() for parameter in model.parameters()),
         sum(alpha.parameter.numel() for alpha in alpha_parameters(model)),
-        training_flops_per_token(model),
+        flops,
     )
 
 
-def _denoising_model(task: str, vocab_size: int, sizes: dict[str, Any], unit: dict[str, Any] | None) -> Model:
-    import torch
-
-    from pagating.gating.alpha import alpha_parameters
-    from pagating.tasks.denoising import make_model, training_flops_per_token
-
-    with torch.device("meta"):
-        model = make_model(task, vocab_size, sizes, unit)
-    return Model(
-        sum(parameter.numel() for parameter in model.parameters()),
-        sum(alpha.parameter.numel() for alpha in alpha_parameters(model)),
-        training_flops_per_token(task, vocab_size, sizes, unit),
-    )
+# --- search ----------------------------------------------------------------------------------------------------------
 
 
 def stop_chance(study: Study, index: int) -> float:
@@ -106,6 +100,9 @@ def stopped(study: Study) -> Span:
     """Return the search trials of one arm that are stopped early."""
     chances = [stop_chance(study, index) for index in range(study.search.trials_per_arm)]
     return 0.0, sum(chances), float(sum(chance > 0 for chance in chances))
+
+
+# --- all stages ------------------------------------------------------------------------------------------------------
 
 
 def work(study: Study, models: dict[str, Model], seeds: Span, windows: dict[str, int] | None = None) -> list[Work]:

@@ -1,8 +1,12 @@
 """MLflow's web server with a first page that suits a study; `pagating ui` serves it (MLflow's option `--app-name`).
 
-MLflow 3 opens on pages for agents, with an assistant over a third of the window, lists runs without their
-hyperparameters, a hundred of them, and gives groups colours by chance. All but the hundred is kept in the browser's own
-storage, so the page sets it there, once: whoever chooses otherwise keeps what they chose.
+MLflow 3 opens on pages for agents, with an assistant over a third of the window. It lists a hundred runs, without
+their hyperparameters, and gives groups colours by chance. All but the hundred is kept in the browser's own storage, so
+the page sets it there, once: whoever chooses otherwise keeps what they chose.
+
+MLflow 3 has no setting for any of this. A link can name the workflow (`?workflowType=`) and a saved view. No
+environment variable, option or tag sets the columns of a first visit, the colours of groups, the assistant or the
+number of runs. A server app, named by the entry point `mlflow.app`, is MLflow's own way to change its server.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ def test_page_and_claims_name_the_second_half_exploratory(tmp_path: Path, capsys
     assert text.startswith("Exploratory: ")
     assert "decides nothing" in text
     assert f"| bends | {row['late']:+.3f} | {row['late_low']:+.3f} | {row['late_high']:+.3f} |" in text
-    assert f"second half, exploratory: bends: {row['late']:+.3f}% a doubling" in claims_ours.ours(study)["growth"]
+    claim = claims_ours.text(claims_ours.said(study)["growth"])
+    assert f"second half, exploratory: bends: {row['late']:+.3f}% a doubling" in claim
     assert main(["--study", str(tmp_path), "--format", "csv"]) == 0
     head, first, *_ = capsys.readouterr().out.splitlines()
     assert head.split(",")[-4:] == ["late", "late_low", "late_high", "late_p"]

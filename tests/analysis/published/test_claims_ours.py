@@ -73,7 +73,7 @@ def test_a_claim_has_a_row_an_arm(demo: Path):
         arm, over = row.split(" | ")[1:3]
         assert over.startswith(f"{of[arm]['improvement_percent']:+.2f}% [{of[arm]['improvement_low']:+.2f}, ")
     assert not re.search(r"\(n = \d+\).*\(n = \d+\).*\(n = \d+\)", part)  # no cell of many results
-    said = claims_ours.ours(study)["significance"]
+    said = claims_ours.text(claims_ours.said(study)["significance"])
     assert said.startswith("over gelu: paglu-searched: ")
     assert said.count("p = ") == 2
 

@@ -65,8 +65,6 @@ def test_rows_are_cut_and_padded_and_the_share_of_padding_is_that_counted_by_han
     ends = byte_tokenizer.encode("\n").ids
     assert rows.tolist() == [[a, a + 1, *ends, 7, 7, 7, 7, 7], [7] * 8, list(range(a, a + 8))]
     assert lengths.tolist() == [3, 0, 8]
-    # of 3 x 7 targets, 2, 0 and 7 are text
-    assert lines.padded_share(held, 8) == pytest.approx(12 / 21)
     assert lines.targets_of(rows, lengths, "counted").tolist() == rows[:, 1:].tolist()
     x = lines.IGNORE
     wanted = [[a + 1, *ends, x, x, x, x, x], [x] * 7, list(range(a + 1, a + 8))]

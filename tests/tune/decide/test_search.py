@@ -74,10 +74,11 @@ def test_outcomes_reach_optuna_as_what_they_are():
         search.suggest()
         search.finish(i, outcome, loss, 5)
     search.suggest()
-    states = [trial.state.name for trial in search.optuna_study().trials]
+    told = search._study
+    states = [trial.state.name for trial in told.trials]
     assert states == ["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
-    assert search.optuna_study().best_value == 2.0
-    assert search.optuna_study().trials[1].intermediate_values == {5: 3.0}
+    assert told.best_value == 2.0
+    assert told.trials[1].intermediate_values == {5: 3.0}
 
 
 def test_best_is_a_trial_trained_to_its_end():

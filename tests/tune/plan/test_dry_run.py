@@ -1,15 +1,12 @@
 """`pagating try` says where a healthy trial would be taken for a hung one."""
 
-import io
-import json
-import sys
 from dataclasses import replace
 
 import pytest
 
 from pagating.tasks import causal
 from pagating.trial import Trial
-from tune.plan import dry_run
+from tune.plan import child, dry_run
 from tune.plan.dry_run import Tried
 
 
@@ -44,7 +41,7 @@ def test_the_warning_follows_its_arm(study_of, monkeypatch, tmp_path):
     ]  # fmt: skip
 
 
-def test_silence_is_measured_between_micro_batches(spec_of_try, monkeypatch, capsys):
+def test_silence_is_measured_between_micro_batches(spec_of_try, monkeypatch):
     """Four micro-batches of 100 s each on a clock of ours: an update of 400 s, a silence of 100 s."""
     now = [0.0]
 
@@ -54,10 +51,8 @@ def test_silence_is_measured_between_micro_batches(spec_of_try, monkeypatch, cap
 
     whole = causal.linear_nll
     monkeypatch.setattr(causal, "linear_nll", slowly)
-    monkeypatch.setattr(dry_run.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(spec_of_try)))
-    assert dry_run.main() == 0
-    assert json.loads(capsys.readouterr().out)["silence"] == 100.0
+    monkeypatch.setattr(child.time, "monotonic", lambda: now[0])
+    assert child.try_out(spec_of_try)["silence"] == 100.0
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_an_extended_grid_and_a_stopped_trial_change_the_range(study_of):
 def test_overheads_scale_with_the_machine():
     found = {"loop_seconds": 0.2, "start_seconds": 4.0, "slot_seconds": 9.0, "cell_seconds": 0.5, "end_seconds": 6.0}
     assert time.scaled_overheads(found, None) == time.Overheads(4.0, 9.0, 0.5, 6.0)
-    here = Calibration({}, 3.0, 2.0, 400.0, 500.0, 0.1, loop_seconds=0.1, spread=0.0, processes=2)
+    here = Calibration({}, 3.0, 2.0, 400.0, 0.1, loop_seconds=0.1, spread=0.0, processes=2)
     assert time.scaled_overheads(found, here) == time.Overheads(2.0, 5.0, 0.25, 3.0)
 
 
@@ -72,6 +72,6 @@ def test_a_devices_speed_is_peak_times_utilisation_over_flops(study_of, models_o
         989e12 / models["gelu"].flops_per_token
     )
     with pytest.raises(StudyError, match=r"--hours-from gt200: allowed: measure, t4, "):
-        time.device_speeds("gt200", study, models, 0.5)
+        time.check_device("gt200", 0.5)
     with pytest.raises(StudyError, match=r"--utilisation 1.5: it must lie in \(0, 1\]"):
-        time.device_speeds("a100", study, models, 1.5)
+        time.check_device(time.MEASURE, 1.5)

@@ -13,7 +13,7 @@ from analysis.report import build
 from analysis.verdict.decide import verdict
 from tune import sweep
 from tune.errors import StudyError
-from tune.plan import dry_run, plan, probe, space, time, work
+from tune.plan import child, dry_run, plan, space, time, work
 from tune.study import sizes
 from tune.study.files import dump, parse
 from tune.study.trial_spec import trial_spec
@@ -133,7 +133,7 @@ def test_the_calibration_of_a_plan_and_a_dry_run_take_them(text, tmp_path):
     study = parse(text, HERE)
     folder = plan.stand_in(tmp_path, 280, 4096, study.corpus.rows == "lines")
     spec = plan.arm_example(study, "learned", tmp_path, folder)
-    found = probe.first_steps(spec, work.arm_model(study, "learned", 280).flops_per_token, 0.05)
+    found = child.first_steps(spec, work.arm_model(study, "learned", 280).flops_per_token, 0.05)
     assert found["tokens_per_second"] > 0
     assert dry_run.shortened(study, "stock", tmp_path, folder, 3).tokens == 3 * 256
 
