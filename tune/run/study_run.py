@@ -13,7 +13,7 @@ from typing import Any
 from tune.decide.stages import Stages
 from tune.errors import LedgerError, StudyError, StudyStopped
 from tune.run import ledger as ledgers
-from tune.run.heartbeat import Heart
+from tune.run.heartbeat import HeartbeatWriter
 from tune.run.interrupt import Interruption
 from tune.run.ledger import Ledger, MemoryLedger
 from tune.run.models import BestModels
@@ -83,7 +83,7 @@ class StudyRun:
         self._listen, self._warn, self._check_space = listen, warn, check_space
         self._said: set[str] = set()
         self._short_of_space, self._looked_at_space = False, -math.inf
-        self.heart = Heart(folder) if folder else None
+        self._heartbeats = HeartbeatWriter(folder) if folder else None
         self.slots = 0  # at the start; 0 before a backend has begun
         self.room = 0  # slots now: nodes of a cluster come and go
         self.on_pulse: Callable[[], None] | None = None  # called some times per second while trials run
@@ -168,8 +168,8 @@ class StudyRun:
     def pulse(self, room: int) -> None:
         """Take the number of slots that there are now, and show that the run goes on."""
         self.room = room
-        if self.heart:
-            self.heart.beat(room, self._running)
+        if self._heartbeats:
+            self._heartbeats.write(room, self._running)
         if self.on_pulse:
             self.on_pulse()
 
@@ -319,8 +319,8 @@ class StudyRun:
 
     def close(self) -> None:
         """Release the ledger and take the heartbeat away."""
-        if self.heart:
-            self.heart.stop()
+        if self._heartbeats:
+            self._heartbeats.stop()
         self.ledger.close()
 
 
