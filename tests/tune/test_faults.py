@@ -286,7 +286,7 @@ def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alo
     assert it.records[cell.key].outcome == "failed"
     assert it.stopping  # no stage chooses without it
     assert str(it.fatal) == (
-        f"{cell.key} failed again and again, the last time: worker died; the same command tries it anew"
+        f"{cell.key} failed again and again, the last time: worker died; the same command tries it again"
     )
     it.ledger.close()
     again = run_of(study("faults"), tmp_path / "faults", corpus)

@@ -152,9 +152,7 @@ def started(
     if line := opening():
         warn(line)
     try:
-        with ThreadPoolExecutor(
-            1
-        ) as thread:  # for `beside`: Ray's processes would end with the thread that starts them
+        with ThreadPoolExecutor(1) as thread:  # for `beside`: Ray's processes end with the thread that starts them
             done = thread.submit(beside)
             _start(slots, study, load)
             done.result()

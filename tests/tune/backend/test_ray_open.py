@@ -76,9 +76,7 @@ def test_a_cluster_without_a_token_is_named(no_ray, monkeypatch, address, mode, 
         assert [call["address"] for call in no_ray] == [address]
     assert len(said) == warned
     for line in said:
-        assert line.startswith(
-            f"the cluster at '{address}' is reached without a token: anyone else who reaches its ports"
-        )
+        assert line.startswith(f"the cluster at '{address}' is reached without a token: anyone else who reaches its")
         assert "RAY_AUTH_MODE=token" in line
 
 
