@@ -1,25 +1,25 @@
-"""The errors of a study, each one line that a user can act on."""
+"""Errors of a study. The message of each is one line that a user can act on."""
 
 from __future__ import annotations
 
 
 class StudyError(ValueError):
-    """Bad input of a study: one line that names the file, the key, the value and what is allowed."""
+    """Bad input of a study. The message names the file, the key, the value and what is allowed."""
 
 
 class LedgerError(ValueError):
-    """A ledger that cannot be used: one line that names the file, the line and the condition."""
+    """A ledger that cannot be used. The message names the file, the line and the condition."""
 
 
 class TrackingError(ValueError):
-    """An MLflow store that cannot be written: one line that names it and says why."""
+    """An MLflow store that cannot be written. The message names the store and the cause."""
 
 
-NODE_LOST = "its node was lost"  # begins the reason of a cell that ended with the node it ran on
+NODE_LOST = "its node was lost"  # start of the reason of a cell that failed because its node died
 
 
-SHORT_OF_MEMORY = "running low on memory"  # what Ray says when it ends a worker to keep the node alive
+SHORT_OF_MEMORY = "running low on memory"  # Ray's text when it kills a worker to keep the node running
 
 
 class StudyStopped(ValueError):
-    """A study that cannot go on, such as on a full disk: one line. All that has ended is kept."""
+    """A study that cannot continue, for example on a full disk. The cells that have ended are kept."""

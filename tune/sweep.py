@@ -1,4 +1,4 @@
-"""Run a study, from its file to its tables: the one place that puts inputs, ledger, backend and tracker together."""
+"""Run a study, from its file to its tables. Only this module combines inputs, ledger, backend and tracker."""
 
 from __future__ import annotations
 
@@ -36,40 +36,40 @@ def sweep(
     warn: Callable[[str], None] | None = None,
     watch: Callable[[StudyRun], AbstractContextManager[None]] | None = None,
 ) -> StudyRun:
-    """Run a study, or what is missing of it, and write its tables.
+    """Train the missing cells of a study and write its tables.
 
     Args:
         study: The study.
-        base: Folder of the study file, at which its relative paths start.
+        base: Folder of the study file. Relative paths in the file start there.
         output: Folder of studies.
-        backend: Runs the cells; Ray if None, on the cluster that the study names or else on this machine.
-        tracking_uri: MLflow tracking URI; None logs nothing.
+        backend: Backend that runs the cells. None means Ray, on the study's cluster or else on this machine.
+        tracking_uri: MLflow tracking URI. None logs nothing.
         listen: Called with each cell that ended.
-        interruption: Takes signals.
-        warn: Called with each line for the user.
-        watch: Shows the run; entered if cells are to be trained.
+        interruption: Handler of signals.
+        warn: Called with each warning for the user, one line each.
+        watch: Context manager that displays the run. It is entered only if cells are missing.
 
     Returns:
-        The run, closed. Its `tracker` can still `finish`.
+        The closed run. `tracker.finish` can still be called on it.
 
     Raises:
-        StudyError, CorpusError, LedgerError: The study cannot be begun or continued. Nothing of a new study is written.
-        StudyStopped, OSError: The study cannot go on. All that has ended is kept.
+        StudyError, CorpusError, LedgerError: The study cannot start or continue. Nothing of a new study is written.
+        StudyStopped, OSError: The study stopped early. The cells that have ended are kept.
     """
     folder = output / study.name
     there = next(path for path in (output.resolve(), *output.resolve().parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):
-        raise StudyError(f"{there}: cannot be written (read-only, or not yours); give another --output")
+        raise StudyError(f"{there}: cannot be written (read-only, or owned by another user); give another --output")
     check_folder(study, folder)
     backend = backend or RayBackend(address=study.address, warn=warn)
     try:
         with drafted(study, base, folder, output) as draft:
             space = _space(study, folder, backend.slots, draft.vocab_size)
-            if not (folder / "ledger.jsonl").exists():  # of a study that was begun, nothing may be left to train
+            if not (folder / "ledger.jsonl").exists():  # with a ledger, it is not known yet if any cell is missing
                 backend.start(study, lambda: space(None))
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / "study.yaml").exists():
-                write_whole(folder / "study.yaml", dump(study))  # first: a folder without it is not taken for a study
+                write_whole(folder / "study.yaml", dump(study))  # first: it marks the folder as a study
             inputs = draft.write()
         run = StudyRun(
             study,
@@ -92,7 +92,7 @@ def sweep(
 
 
 def _space(study: Study, folder: Path, slots: int, vocab_size: int) -> Callable[[int | None], None]:
-    """Return a check that raises StudyError if the disk has less room than so many cells (None: all) may take."""
+    """Return a function that raises StudyError if the disk is too small for a number of cells (None: all cells)."""
 
     def check(cells: int | None) -> None:
         from tune.plan.space import check_space, disk_needed  # counting parameters loads torch
@@ -105,7 +105,7 @@ def _space(study: Study, folder: Path, slots: int, vocab_size: int) -> Callable[
 def _train(
     run: StudyRun, backend: Backend, inputs: Inputs, tracking_uri: str | None, check_space: Callable[[], None]
 ) -> None:
-    """Train what is missing, tell the tracker, and leave the ledger closed, however it ends."""
+    """Train the missing cells, update the tracker, and always close the ledger."""
     try:
         write_whole(run.folder / "study.yaml", dump(run.study))
         run.tracker = _tracker(run, inputs, tracking_uri)
@@ -128,7 +128,7 @@ def _train(
 
 
 def _tracker(run: StudyRun, inputs: Inputs, uri: str | None) -> Tracker:
-    """Return who shows the cells: nobody if the study is finished and the store is known to have all of it."""
+    """Return the tracker. It is a `NoTracker` if the study is finished and the MLflow store already has all of it."""
     from tune.tracking.tracker import MlflowTracker, is_marked
 
     if uri is None or not (run.missing or not is_marked(run.folder, uri)):

@@ -141,7 +141,7 @@ def test_killed_and_hung_workers_cost_no_cell_and_change_no_result(place, undist
     assert finals(tmp_path / "faults") == undisturbed
     failed = [end["reason"] for end in ends(tmp_path / "faults") if end["outcome"] == "failed"]
     assert len(failed) == 3
-    assert failed.count("no sign of life for 4 s (resources.stall_timeout)") == 2  # one of them between two trials
+    assert failed.count("no heartbeat for 4 s (resources.stall_timeout)") == 2  # one of them between two trials
 
 
 def test_one_slot_and_an_interruption_change_no_result(place, undisturbed, tmp_path):
@@ -286,7 +286,7 @@ def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alo
     assert it.records[cell.key].outcome == "failed"
     assert it.stopping  # no stage chooses without it
     assert str(it.fatal) == (
-        f"{cell.key} failed again and again, the last time: worker died; the same command tries it anew"
+        f"{cell.key} failed again and again, the last time: worker died; the same command tries it again"
     )
     it.ledger.close()
     again = run_of(study("faults"), tmp_path / "faults", corpus)
@@ -340,7 +340,7 @@ def test_an_update_that_outlasts_the_timeout_is_no_hung_one(place, tmp_path):
     done = sweep.sweep(given, tmp_path, tmp_path, RayBackend(1, trainable=Slow))
     assert not list(place.iterdir())
     found = [(end["outcome"], end["reason"]) for end in ends(tmp_path / "faults")]
-    silent = ("failed", "no sign of life for 10 s (resources.stall_timeout)")
+    silent = ("failed", "no heartbeat for 10 s (resources.stall_timeout)")
     assert sorted(found, key=str) == [("completed", None), ("completed", None), silent]
     assert max(record.final["seconds"] for record in done.records.values()) > 2 * (12 + 12)  # micro-batches, evaluation
 

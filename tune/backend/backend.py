@@ -1,4 +1,4 @@
-"""The interface of a backend: who runs the cells of a study."""
+"""Interface of a backend, which runs the cells of a study."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from tune.study.study import Study
 
 
 class Backend(Protocol):
-    """Runs the cells of a study. One object serves one sweep."""
+    """Runner of the cells of a study. One object serves one sweep."""
 
     @property
     def slots(self) -> int:
-        """Trials side by side, as far as that is known before the start."""
+        """Number of trials that run in parallel, as far as it is known before the start."""
         ...
 
     def start(self, study: Study, beside: Callable[[], None]) -> None:
-        """Start what trials need, once; a second call does nothing.
+        """Start the processes that trials need. A second call does nothing.
 
         Args:
             study: The study.
-            beside: Called while the start waits for others. If it raises, nothing stays started.
+            beside: Called while those processes start. If it raises, they are stopped again.
 
         Raises:
-            StudyStopped: It did not start.
+            StudyStopped: The processes did not start.
         """
         ...
 
     def train(self, run: StudyRun) -> None:
-        """Train every missing cell; return if none is left, or if the run is to stop.
+        """Train every missing cell. Return if none is left or if the run has to stop.
 
         Raises:
-            StudyStopped: The study cannot go on.
+            StudyStopped: The study cannot continue.
         """
         ...
 
     def stop(self) -> None:
-        """End what `start` started; do nothing if that is nothing."""
+        """Stop the processes that `start` started. Do nothing if there are none."""
         ...

@@ -1,7 +1,7 @@
-"""A study on a Ray cluster that is there already: reaching it, what it holds, and what it is asked for.
+"""Connection to a running Ray cluster: join it, check its nodes, count its slots and request more.
 
-The driver keeps the ledger, Optuna and MLflow; nodes train cells. Nodes may come and go: slots are counted anew while
-the study runs, and a cell whose node is lost runs again on another.
+The driver has the ledger, Optuna and MLflow. The nodes train cells. Nodes may join and leave while the study runs, so
+slots are counted again and again. A cell whose node is lost runs again on another node.
 """
 
 from __future__ import annotations
@@ -25,18 +25,23 @@ from tune.study.study import Study
 
 ROOT = Path(__file__).parents[2]
 WINGS = ("pagating", "tune", "analysis")
-SAME = ("torch", "ray", "numpy", "tokenizers")  # versions that a trial's bits, or its reaching a node, depend on
-ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # of workers: huge pages, where there are any
-LOOK_SECONDS = 1.0
-REACH_SECONDS = 15.0
+SAME = ("torch", "ray", "numpy", "tokenizers")  # another version may change a result or make a node unusable
+ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # workers use huge pages if the machine has them
+COUNT_SECONDS = 1.0  # shortest time between two counts of the slots
+REACH_SECONDS = 15.0  # longest wait for the cluster's port
 
 
 @contextmanager
 def connected(address: str, study: Study, warn: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """This process as the driver of a job on the cluster; the job ends with it, the cluster does not.
+    """Make this process the driver of a job on the cluster. At exit the job ends and the cluster stays.
 
-    `warn` is told, in a line, where it is reached without a token. Raises StudyError where nothing answers, or a node's
-    Python or its packages are not the driver's.
+    Args:
+        address: Address of the cluster.
+        study: The study.
+        warn: Called with one line if the cluster is reached without a token.
+
+    Raises:
+        StudyError: Nothing answers at the address, or a node's Python or packages differ from the driver's.
     """
     import ray
 
@@ -60,10 +65,10 @@ def connected(address: str, study: Study, warn: Callable[[str], None] = lambda l
         hint = '; ray:// needs grpcio: pip install "ray[client]"' if match and match["client"] else ""
         raise StudyError(f"address '{address}': no study can run there: {_first_line(error)}{hint}") from error
     try:
-        # for `auto` Ray sets it itself, where this user has a token
+        # for the address `auto`, Ray sets this variable itself if the user has a token
         if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
             warn(
-                f"the cluster at '{address}' is reached without a token: whoever else reaches its ports can run any "
+                f"the cluster at '{address}' is reached without a token: anyone else who reaches its ports can run any "
                 "code on all of its nodes; start them with RAY_AUTH_MODE=token, and set it here (docs/cluster.md)"
             )
         check_nodes()
@@ -74,11 +79,12 @@ def connected(address: str, study: Study, warn: Callable[[str], None] = lambda l
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or the name of its type if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _reach(address: str, host: str, port: int) -> None:
-    """Ray itself waits a minute for a host that is not there."""
+    """Raise StudyError if the port does not answer within `REACH_SECONDS`. Ray would wait a minute."""
     try:
         socket.create_connection((host, port), REACH_SECONDS).close()
     except OSError as error:
@@ -86,7 +92,7 @@ def _reach(address: str, host: str, port: int) -> None:
 
 
 def driver_node() -> str:
-    """Ray's id of the node that the driver runs on; empty for a driver outside the cluster (ray://)."""
+    """Return Ray's id of the driver's node. It is empty for a driver outside the cluster (ray://)."""
     import ray
 
     return "" if is_outside_the_cluster() else ray.get_runtime_context().get_node_id()
@@ -96,12 +102,12 @@ def driver_node() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that must be the same on all nodes."""
+    """Return the versions of Python and of the packages that must be the same on all nodes, by name."""
     return {"python": platform.python_version(), **{name: version(name) for name in SAME}}
 
 
 def check_nodes() -> None:
-    """Raise StudyError for the first live node whose Python or packages are not the driver's."""
+    """Raise StudyError if the Python or the packages of a live node differ from the driver's."""
     import ray
 
     mine = versions()
@@ -113,11 +119,11 @@ def check_nodes() -> None:
         try:
             theirs = ray.get(answer, timeout=300)
         except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
-            continue  # it went while it was asked
+            continue  # the node left during the check
         except ray.exceptions.RayError as error:
             last = str(error).strip().splitlines()[-1]
             raise StudyError(
-                f"{where} cannot run the study: {last}; every node needs the packages that it needs"
+                f"{where} cannot run the study: {last}; every node needs the packages of the study"
             ) from error
         if other := [f"{name} {theirs[name]}" for name in mine if theirs[name] != mine[name]]:
             here = ", ".join(f"{name} {mine[name]}" for name in mine)
@@ -125,14 +131,22 @@ def check_nodes() -> None:
 
 
 def _on(node_id: str) -> Any:
+    """Return Ray's scheduling strategy that runs a task on one node only."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
 def slots_of(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int:
-    """Trials of `cpus` cores and `gpus` GPUs that live nodes hold side by side; a trial is on one node, and a share of
-    a GPU on one GPU."""
+    """Count the trials that the live nodes can run in parallel.
+
+    A trial runs on one node. A fraction of a GPU is on one GPU.
+
+    Args:
+        nodes: Nodes, as returned by `ray.nodes()`.
+        cpus: Cores per trial.
+        gpus: GPUs per trial, 0 or more, also a fraction.
+    """
     total = 0
     for node in nodes:
         has = node["Resources"] if node["Alive"] else {}
@@ -146,7 +160,15 @@ def slots_of(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int:
 
 
 class Capacity:
-    """How many trials may run side by side now: the user's number, or the slots of the nodes that are alive."""
+    """Current number of slots: the user's number, or else the number that fits on the live nodes.
+
+    Args:
+        slots: The user's number. None counts the nodes' slots, at most once per `COUNT_SECONDS`.
+        cpus: Cores per trial.
+        gpus: GPUs per trial.
+        nodes: Function that returns the nodes, such as `ray.nodes`.
+        clock: Function that returns a time in seconds.
+    """
 
     def __init__(
         self,
@@ -157,21 +179,21 @@ class Capacity:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._slots, self._cpus, self._gpus, self._nodes, self._clock = slots, cpus, gpus, nodes, clock
-        self._seen, self._looked = 0, -math.inf
+        self._counted, self._counted_at = 0, -math.inf
 
     def __call__(self) -> int:
         if self._slots:
             return self._slots
-        if self._clock() - self._looked >= LOOK_SECONDS:
-            self._seen, self._looked = slots_of(self._nodes(), self._cpus, self._gpus), self._clock()
-        return self._seen
+        if self._clock() - self._counted_at >= COUNT_SECONDS:
+            self._counted, self._counted_at = slots_of(self._nodes(), self._cpus, self._gpus), self._clock()
+        return self._counted
 
 
 def ask_for(study: Study, trials: int) -> None:
-    """Tell the cluster's autoscaler, where it has one, to hold so many trials side by side; 0 takes the wish back."""
+    """Request slots for a number of trials from the cluster's autoscaler, if it has one. 0 withdraws the request."""
     from ray.autoscaler.sdk import request_resources
 
-    if not is_outside_the_cluster():  # a driver outside cannot
+    if not is_outside_the_cluster():  # Ray allows the request only from inside
         bundle: dict[str, float] = {"CPU": study.resources.cpus}
         if study.resources.gpus:
             bundle["GPU"] = study.resources.gpus
@@ -179,7 +201,7 @@ def ask_for(study: Study, trials: int) -> None:
 
 
 def kill_at(address: str, pid: int) -> None:
-    """End a process on the node of that address, one that does not answer Ray."""
+    """Kill a process that does not answer Ray, on the node with that address."""
     import ray
 
     for node in ray.nodes():

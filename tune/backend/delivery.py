@@ -1,8 +1,8 @@
-"""Bring the files of a trial to nodes that have neither the repository nor the corpus.
+"""Delivery of corpus, user gates and weights to nodes that have neither the repository nor the corpus.
 
-The driver cuts the packed corpus into objects of Ray's store. The first trial of a node writes them to the node's own
-cache, once, under a file lock, and checks every byte against the digest. All trials of the node map that one copy. If
-the corpus is in a folder that all nodes see (`storage`), nothing is sent.
+The driver splits the packed corpus into objects of Ray's store. The first trial on a node writes them to the node's
+cache, once, under a file lock, and checks every byte against the digest. All trials on the node map that one copy.
+If all nodes see the folder of the corpus (`storage`), nothing is sent.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ PART_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Parcel:
-    """The files of a study: where they are, and the objects of Ray's store that hold them.
+    """Input files of a study, as paths or as objects of Ray's store.
 
     Attributes:
-        corpus: folder of the packed corpus on the driver's machine, or in the storage.
-        digest: of the corpus.
-        study: folder of the study on the driver's machine.
-        driver: Ray's id of the driver's node; empty if there is none.
-        shared: whether all nodes see the corpus.
-        parts: the corpus's files as objects of Ray's store, in order; empty if it is shared.
-        gates: content of the own gates, by file.
-        weights: the file of pretrained weights, in parts.
-        weights_digest: its SHA-256; None if there are no weights.
+        corpus: Folder of the packed corpus, on the driver's machine or in the storage.
+        digest: Digest of the corpus.
+        study: Folder of the study on the driver's machine.
+        driver: Ray's id of the driver's node. It is empty for a driver outside the cluster.
+        shared: All nodes see the folder of the corpus.
+        parts: Objects that hold the parts of each file of the corpus, in order. It is empty if `shared`.
+        gates: Source of each file of the user's gates.
+        weights: Objects that hold the parts of the file of pretrained weights. It is empty if `shared`.
+        weights_digest: SHA-256 of that file. None means that there are no pretrained weights.
     """
 
     corpus: str
@@ -55,6 +55,7 @@ class Parcel:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
+    """Yield a file in pieces of at most `PART_BYTES`."""
     with open(path, "rb") as file:
         while piece := file.read(PART_BYTES):
             yield piece
@@ -66,7 +67,7 @@ def pack(inputs: Inputs, storage: Path | None, driver: str) -> Parcel:
     Args:
         inputs: The inputs of the study.
         storage: Folder that all nodes see, or None.
-        driver: Ray's id of the driver's node; empty for a driver outside the cluster.
+        driver: Ray's id of the driver's node. It is empty for a driver outside the cluster.
 
     Raises:
         CorpusError: The storage holds another or a damaged corpus and cannot be written.
@@ -90,18 +91,19 @@ def pack(inputs: Inputs, storage: Path | None, driver: str) -> Parcel:
 
 
 def node_cache() -> Path:
-    """Return the cache folder of this node: `PAGATING_CACHE`, else pagating in `XDG_CACHE_HOME` (~/.cache).
+    """Return this node's cache: `PAGATING_CACHE`, else the folder `pagating` in `XDG_CACHE_HOME` (~/.cache).
 
-    The variables are those of the node: the driver's environment is not sent.
+    The variables are those of the node. The driver's environment is not sent.
     """
     own = os.environ.get("PAGATING_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pagating"
 
 
 def unpack(parcel: Parcel, job: Job) -> Job:
-    """Return a job with the paths of this node; fetch what the node lacks.
+    """Fetch the files that this node lacks; return the job with the paths of this node.
 
-    Raises CorpusError or OSError if something cannot be had: the node's fault, not the trial's.
+    Raises:
+        CorpusError, OSError: A file cannot be fetched. The node is at fault, not the trial.
     """
     if parcel.driver and ray.get_runtime_context().get_node_id() == parcel.driver:
         return job
@@ -110,7 +112,7 @@ def unpack(parcel: Parcel, job: Job) -> Job:
     corpus = Path(parcel.corpus) if parcel.shared else cache / Path(parcel.corpus).name
     if not parcel.shared:
         receive(corpus, parcel.digest, lambda: {name: map(_fetched, refs) for name, refs in parcel.parts.items()})
-        if checkpoints:  # of this node alone
+        if checkpoints:  # other nodes cannot read them
             study = hashlib.sha256(parcel.study.encode()).hexdigest()[:16]
             checkpoints = str(cache / f"checkpoints-{study}" / Path(checkpoints).name)
     placed = replace(_with_gate(parcel, trial, cache), corpus=str(corpus))
@@ -122,24 +124,28 @@ def unpack(parcel: Parcel, job: Job) -> Job:
 
 
 def _receive_weights(cache: Path, digest: str, pieces: Callable[[], Iterable[bytes]]) -> Path:
-    """Return the file of pretrained weights in `cache`, written once. Raises OSError if its SHA-256 is another."""
+    """Write the file of pretrained weights to `cache` unless it is there; return its path.
+
+    Raises:
+        OSError: The SHA-256 of the pieces is not `digest`.
+    """
     path = cache / f"weights-{digest[:16]}.safetensors"
     with FileLock(cache / ".weights.lock"):
-        if str(path) in _looked_at and path.is_file():
+        if str(path) in _verified and path.is_file():
             return path
         if not path.is_file() or _sha256(path) != digest:
-            for left in cache.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
+            for left in cache.glob(f".{path.name}.*"):  # unfinished files of a process that was killed
                 left.unlink()
             with replacing(path) as scratch:
                 with open(scratch, "wb") as file:
                     file.writelines(pieces())
                 if (found := _sha256(scratch)) != digest:
                     raise OSError(f"{path}: the weights that came are {found[:16]}, not {digest[:16]}")
-    _looked_at.add(str(path))
+    _verified.add(str(path))
     return path
 
 
-_looked_at: set[str] = set()  # files whose every byte this process has seen
+_verified: set[str] = set()  # files whose SHA-256 this process has checked
 
 
 def _sha256(path: Path) -> str:
@@ -151,7 +157,7 @@ def _fetched(ref: Any) -> bytes:
     try:
         return ray.get(ref)
     except ray.exceptions.RayError as error:
-        raise OSError(f"the study's data cannot be had from the driver: {type(error).__name__}") from error
+        raise OSError(f"the study's data cannot be fetched from the driver: {type(error).__name__}") from error
 
 
 def _with_gate(parcel: Parcel, trial: Trial, cache: Path) -> Trial:

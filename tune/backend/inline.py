@@ -1,4 +1,4 @@
-"""The backend without Ray: one cell after the other in this process, for tests, notebooks and simulations."""
+"""Backend without Ray, for tests, notebooks and simulations. It trains one cell after the other in this process."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from tune.subject.training import Training
 
 
 class Inline:
-    """Trains cells one after the other, in the order in which the stages give them.
+    """Backend that trains cells one after the other, in the order of the stages.
 
-    The ledger is that of Ray with one slot. Nothing ends a trial that hangs: it runs in this process.
+    Its ledger equals that of Ray with one slot. A trial that hangs is not stopped, because it runs in this process.
     """
 
     slots = 1
 
     def start(self, study: Study, beside: Callable[[], None] = lambda: None) -> None:
-        """Call `beside`: nothing else has to start."""
+        """Call `beside`. Nothing else has to start."""
         beside()
 
     def train(self, run: StudyRun) -> None:
-        """Train every missing cell. Raises StudyStopped if the study cannot go on."""
+        """Train every missing cell.
+
+        Raises:
+            StudyStopped: The study cannot continue.
+        """
         run.begin(slots=1, sees_models=True)
         with run.interruption.orderly() if run.interruption else nullcontext():
             try:
@@ -43,7 +47,7 @@ class Inline:
 
 
 def _train(run: StudyRun, cell: Cell) -> None:
-    """Train one cell, unless the run is to stop: then the cell is not recorded, and runs again."""
+    """Train one cell. If the run has to stop, the cell is not recorded and runs again later."""
     training, began = Training(run.start(cell)), time.monotonic()
     while training.outcome is None:
         run.pulse(room=1)
@@ -66,9 +70,9 @@ def _train(run: StudyRun, cell: Cell) -> None:
 
 
 def _advance(training: Training) -> dict[str, Any]:
-    """Advance a trial; an error of its code becomes an outcome by the same rule as under Ray."""
+    """Advance a trial. Turn an error of its code into an outcome by the same rule as with Ray."""
     try:
         return training.advance()
-    except Exception as error:  # noqa: BLE001 (the trial's code may raise anything, and only this cell is at fault)
+    except Exception as error:  # noqa: BLE001 (a trial's code may raise any error, and only its cell fails)
         outcome, final, reason = failure("".join(traceback.format_exception(error)))
         return {"row": None, "fraction": 1.0, "outcome": outcome, "final": final, "reason": reason}

@@ -1,4 +1,7 @@
-"""Ray Tune's views of one run: search algorithm, scheduler, callback and stopper. Imports Ray, which takes seconds."""
+"""Adapters between Ray Tune and one run: search algorithm, scheduler, callback and stopper.
+
+Importing this module imports Ray, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,22 @@ from tune.study.cell import Cell
 
 @dataclass
 class Session:
-    """What the four adapters share.
+    """State that the four adapters share.
 
     Attributes:
         run: The run.
-        room: Returns how many trials may be side by side now.
-        wish: Told each stage that begins; None if nobody asks.
-        idle: Actors that are kept while they have nothing to do, such as at the end of a stage.
-        cells: By Ray's trial id, the cells of trials that have not ended.
-        live: By Ray's trial id, Ray's trials that have not ended.
+        slots: Function that returns the current number of slots.
+        request_slots: Called with each stage that starts, to request its slots from a cluster. None requests nothing.
+        idle: Number of idle actors to keep, for example at the end of a stage.
+        cells: Cells of the trials that have not ended, by Ray's trial id.
+        live: Ray's trials that have not ended, by Ray's trial id.
         stopped: Ids of trials that were stopped early.
-        hung: Ids of trials that were ended because they fell silent.
+        hung: Ids of trials that were killed because their heartbeat stopped.
     """
 
     run: StudyRun
-    room: Callable[[], int]
-    wish: Callable[[str], None] | None = None
+    slots: Callable[[], int]
+    request_slots: Callable[[str], None] | None = None
     idle: int = 0
     cells: dict[str, Cell] = field(default_factory=dict)
     live: dict[str, Any] = field(default_factory=dict)
@@ -43,11 +46,11 @@ class Session:
     hung: set[str] = field(default_factory=set)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles its search algorithm, and never uses the copy."""
+        """Return an empty state. Ray pickles its search algorithm but never uses the copy."""
         return {}
 
     def guarded(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `method` with a fatal error (a full disk, a removed folder) kept in the run: Ray would swallow it."""
+        """Wrap a method so that a fatal error (full disk, removed folder) ends the run. Ray would swallow it."""
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -62,19 +65,19 @@ class Session:
 
 
 class Cells(Searcher):
-    """Hands out cells as the stages allow."""
+    """Search algorithm that returns the cells of the stages."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(metric="fraction", mode="max")
         self._session = session
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the config of the next trial, None to be asked again, or FINISHED."""
+        """Return the config of the next trial, FINISHED if none will follow, or None if Ray has to ask again."""
         session = self._session
         run = session.run
         if run.stopping:
             return Searcher.FINISHED
-        if len(session.cells) >= session.room():
+        if len(session.cells) >= session.slots():
             return None
         given = session.guarded(self._next)(trial_id)
         return Searcher.FINISHED if given is None and (run.stages.finished or run.stopping) else given
@@ -87,44 +90,44 @@ class Cells(Searcher):
         return {"job": self._session.run.start(cell)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Do nothing: the callback takes the ends, and sees the trial's error too."""
+        """Do nothing. The callback records ended trials, because it also receives the trial's error."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the ledger is restored, never Ray's state."""
+        """Do nothing. A study continues from its ledger, never from Ray's state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Raise RuntimeError: a study is continued from its ledger."""
-        raise RuntimeError("a study is continued from its ledger, never from Ray's state")
+        """Raise RuntimeError. A study continues from its ledger, never from Ray's state."""
+        raise RuntimeError("a study continues from its ledger, never from Ray's state")
 
 
 class StopWithinArm(FIFOScheduler):
-    """Asks the stages whether a trial goes on."""
+    """Scheduler that stops a trial if the stages say so."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
         self._session, self._kept = session, 0
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Take a new trial."""
+        """Register a new trial; tell Ray at the first one how many idle actors to keep."""
         self._session.live[trial.trial_id] = trial
         if self._kept < self._session.idle:
             keep_idle_actors(tune_controller, trial, self._session.idle - self._kept)
             self._kept = self._session.idle
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Return the trial that waits longest, if possible one for which no actor is being started.
+        """Return the trial that waits longest. Prefer a trial for which no actor is starting.
 
-        Ray's own choice looks at all that ever ran, at every event. And an actor that ends a trial would take one whose
-        own actor is being started, which is then ended: again and again if a start takes longer than a trial.
+        Ray's own method scans all trials of the study at every event. It would also give a free actor a trial whose own
+        actor is still starting, and then stop that actor. If a start takes longer than a trial, this never ends.
         """
         waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING"]
         free = (trial for trial in waiting if not waits_for_its_actor(tune_controller, trial))
         return next(free, next(iter(waiting), None))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Stop a trial if its arm's earlier trials were better."""
+        """Stop a trial if earlier trials of its arm were better."""
         cell = self._session.cells[trial.trial_id]
-        loss = result.get("row/val_nll")  # Ray flattens a result; a sign of life has none
+        loss = result.get("row/val_nll")  # Ray flattens a result; a heartbeat has no loss
         if loss is not None and self._session.run.should_stop(cell, result["fraction"], loss):
             self._session.stopped.add(trial.trial_id)
             return str(TrialScheduler.STOP)
@@ -132,22 +135,22 @@ class StopWithinArm(FIFOScheduler):
 
 
 class WhenAsked(ray_tune.Stopper):
-    """Ends the experiment if the study is interrupted or cannot go on."""
+    """Stopper that ends Ray's experiment if the study is interrupted or cannot continue."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Return False: no single trial is stopped here."""
+        """Return False, because no single trial is stopped here."""
         return False
 
     def stop_all(self) -> bool:
-        """Return whether the run is to stop."""
+        """Return True if the run has to stop."""
         return self._session.run.stopping
 
 
 class Records(ray_tune.Callback):
-    """Records what trials report and how they end. A trial that was cut off is not recorded: it runs again."""
+    """Callback that records evaluations and outcomes. It does not record an interrupted trial, which runs again."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -155,14 +158,14 @@ class Records(ray_tune.Callback):
         self._stage: str | None = None
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Show that the run goes on, and end the processes of trials that have fallen silent."""
+        """Write the run's heartbeat; kill the processes of trials whose own heartbeat stopped."""
         session = self._session
-        session.run.pulse(session.room())
-        if session.wish and session.run.stages.stage != self._stage:
+        session.run.pulse(session.slots())
+        if session.request_slots and session.run.stages.stage != self._stage:
             self._stage = session.run.stages.stage
-            session.wish(self._stage)
+            session.request_slots(self._stage)
         for trial_id, trial in session.live.items():
-            # an actor that is used again may hang before its trial starts
+            # a reused actor may hang before its next trial starts
             if trial_id not in self._pulse and actor_of(trial):
                 self._pulse.beat(trial_id)
         for trial_id in self._pulse.silent():
@@ -170,14 +173,14 @@ class Records(ray_tune.Callback):
             self._processes.kill(session.live[trial_id])
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Begin to watch a trial."""
+        """Start to watch the heartbeat of a trial."""
         self._pulse.beat(trial.trial_id)
         self._processes.ask(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Record an evaluation or a sign of life."""
+        """Record an evaluation or a heartbeat."""
         self._pulse.beat(trial.trial_id)
         self._session.guarded(self._take)(self._session.cells[trial.trial_id], result)
 
@@ -187,7 +190,7 @@ class Records(ray_tune.Callback):
             self._session.run.report(cell, result["row"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record how a trial ended."""
+        """Record the outcome of a trial."""
         if cell := self._session.cells.pop(trial.trial_id, None):
             self._session.guarded(self._end)(cell, trial)
         self._forget(trial)
@@ -206,7 +209,7 @@ class Records(ray_tune.Callback):
         forget_results(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record that a trial failed, unless it was cut off while the study stops."""
+        """Record that a trial failed, unless the study is stopping."""
         self._forget(trial)
         cell = self._session.cells.pop(trial.trial_id, None)
         if cell and not self._session.run.stopping:
@@ -216,5 +219,5 @@ class Records(ray_tune.Callback):
         outcome, final, reason = failure(Path(trial.error_file).read_text(encoding="utf-8"))
         if trial.trial_id in self._session.hung:
             timeout = self._session.run.study.resources.stall_timeout
-            reason = f"no sign of life for {timeout:g} s (resources.stall_timeout)"
+            reason = f"no heartbeat for {timeout:g} s (resources.stall_timeout)"
         self._session.run.end(cell, outcome, final, reason)

@@ -1,8 +1,8 @@
-"""The backend of Ray Tune, on this machine or on a cluster.
+"""Backend that uses Ray Tune, on this machine or on a cluster.
 
-One `Tuner` run serves all stages, so that actors are started once: its search algorithm hands out cells as the stages
-allow, its scheduler asks the stages what to stop. What Ray knows is never needed again: the ledger is the source of
-truth.
+One experiment of Ray Tune serves all stages, so that actors start only once. Its search algorithm returns the cells of
+the stages. Its scheduler asks the stages which trials to stop. Ray's own state is never read again, because the ledger
+is the source of truth.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from tune.subject.gpt2 import Gpt2
 
 
 class RayBackend:
-    """Trains cells as trials of Ray Tune.
+    """Backend that trains cells as trials of Ray Tune.
 
     Args:
-        slots: Trials side by side; as many as the cores hold if None.
-        address: Address of a Ray cluster that is there already, see `tune.backend.cluster`; None starts a Ray of its
-            own.
-        trainable: Tune trainable that trains a cell; `tune.backend.ray_trial.CellTrainable` if None. A simulated one
-            measures everything else.
-        warn: Called with each line for the user.
+        slots: Number of trials that run in parallel. None means as many as fit on the cores.
+        address: Address of a running Ray cluster, see `tune.backend.cluster`. None starts Ray on this machine.
+        trainable: Tune trainable that trains a cell. None means `tune.backend.ray_trial.CellTrainable`. A simulated
+            one serves to measure the cost of everything else.
+        warn: Called with each warning for the user, one line each.
     """
 
     def __init__(
@@ -52,13 +51,19 @@ class RayBackend:
 
     @property
     def slots(self) -> int:
-        """Trials side by side, as far as that is known before the start."""
+        """Number of trials that run in parallel, as far as it is known before the start."""
         return self._slots or os.cpu_count() or 1
 
     def start(self, study: Study, beside: Callable[[], None] = lambda: None) -> None:
-        """Start Ray or join the cluster, once; call `beside` meanwhile: it counts parameters, seconds as well.
+        """Start Ray or join the cluster, and call `beside` meanwhile. A second call does nothing.
 
-        Raises StudyStopped if Ray does not start, StudyError if the cluster cannot be used, and what `beside` raises.
+        Args:
+            study: The study.
+            beside: Function that takes seconds too, such as counting parameters. Its errors are raised here.
+
+        Raises:
+            StudyStopped: Ray did not start.
+            StudyError: The cluster cannot be used.
         """
         if not self._started:
             self._started = True
@@ -67,11 +72,15 @@ class RayBackend:
             self._until.enter_context(ray)
 
     def stop(self) -> None:
-        """End the Ray that was started, or leave the cluster."""
+        """Stop the Ray that was started, or leave the cluster."""
         self._until.close()
 
     def train(self, run: StudyRun) -> None:
-        """Train every missing cell; return if none is left, or if interrupted. Raises StudyStopped."""
+        """Train every missing cell. Return if none is left or if interrupted.
+
+        Raises:
+            StudyStopped: The study cannot continue.
+        """
         import ray
         from ray import tune as ray_tune
         from ray.tune.error import TuneError
@@ -87,14 +96,14 @@ class RayBackend:
         with tempfile.TemporaryDirectory(prefix="pagating-ray-") as scratch:
             if address and not driver_node():
                 stage_files_in(scratch)
-            room = Capacity(self._slots, resources.cpus, resources.gpus, ray.nodes)
+            slots = Capacity(self._slots, resources.cpus, resources.gpus, ray.nodes)
             own = self._trainable is None
-            run.begin(room(), sees_models=own and (not address or bool(run.study.storage)))
+            run.begin(slots(), sees_models=own and (not address or bool(run.study.storage)))
             session = Session(
                 run,
-                room,
-                functools.partial(_wish, run.study, self._slots) if address else None,
-                idle=0 if address else run.slots,  # nodes of a cluster may leave when they are idle
+                slots,
+                functools.partial(_request_slots, run.study, self._slots) if address else None,
+                idle=0 if address else run.slots,  # an idle node of a cluster may be released
             )
             trainable = self._trainable or CellTrainable
             needs = {"cpu": resources.cpus, **({"gpu": resources.gpus} if resources.gpus else {})}
@@ -109,7 +118,7 @@ class RayBackend:
                         num_samples=-1,
                         reuse_actors=True,
                         trial_dirname_creator=lambda trial: trial.trial_id,
-                        storage_path=scratch,  # nothing of Ray's own state is ever read
+                        storage_path=scratch,  # Ray's own state is never read
                         verbose=0,
                         callbacks=[Records(session)],
                         stop=WhenAsked(session),
@@ -121,7 +130,7 @@ class RayBackend:
                 except TuneError as error:
                     if run.fatal is None:
                         said = str(error).strip().splitlines()[-1]
-                        raise StudyStopped(f"Ray Tune gave up: {said}; see {logs}") from error
+                        raise StudyStopped(f"Ray Tune stopped with an error: {said}; see {logs}") from error
         run.raise_if_fatal()
 
 
@@ -132,14 +141,14 @@ def _log_to(path: Path, library: str) -> None:
     logger.propagate = False
 
 
-def _wish(study: Study, slots: int | None, stage: str) -> None:
-    """Ask the cluster for as many slots as the stage can use."""
+def _request_slots(study: Study, slots: int | None, stage: str) -> None:
+    """Request as many slots as the stage can use from the cluster, at most `slots`."""
     most = side_by_side(study, stage)
     ask_for(study, min(slots, most) if slots else most)
 
 
 def _delivered(trainable: Any, run: StudyRun) -> Any:
-    """Return the trainable with what its nodes lack, if it takes a parcel: a simulated one needs nothing."""
+    """Return the trainable with a parcel of the study's inputs. One that takes no parcel is returned unchanged."""
     from ray import tune as ray_tune
 
     from tune.backend.delivery import pack

@@ -1,4 +1,4 @@
-"""How a trial fails under Ray: its process falls silent, dies or is lost with its node, or an error ends it."""
+"""Failures of a trial with Ray: its process hangs or dies, its node is lost, or an error ends it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from tune.backend.cluster import kill_at
 from tune.backend.ray_private import actor_of
 from tune.errors import NODE_LOST, SHORT_OF_MEMORY
 
-NODE_SIGNS = (  # in Ray's text; the last: a connection broke before Ray knew why, and of a process it would know
+# Parts of Ray's text that mean a lost node. The last one means a broken connection whose cause Ray did not know yet; of
+# a process that died it would know.
+NODE_SIGNS = (
     "node has died",
     "node was terminated",
     "NodeDiedError",
@@ -31,62 +33,66 @@ MACHINE_ERRORS = (
 
 
 class Pulse:
-    """When each running trial last said that it is alive; `silent` gives those that have not for `timeout` seconds.
+    """Times of the last heartbeat of each running trial.
 
-    Time is monotonic, and time in which nobody looked (a driver that was stopped itself) is not counted.
+    Time in which `silent` was not called does not count, beyond 5 s, because the driver itself was stopped then.
+
+    Args:
+        timeout: Seconds without a heartbeat after which a trial counts as hung.
+        clock: Function that returns a monotonic time in seconds.
     """
 
     def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._timeout, self._clock = timeout, clock
-        self._seen: dict[str, float] = {}
-        self._looked = clock()
+        self._last: dict[str, float] = {}
+        self._checked = clock()
 
     def beat(self, trial_id: str) -> None:
-        """The trial is alive."""
-        self._seen[trial_id] = self._clock()
+        """Record a heartbeat of a trial."""
+        self._last[trial_id] = self._clock()
 
     def __contains__(self, trial_id: str) -> bool:
-        """Whether the trial is watched."""
-        return trial_id in self._seen
+        """Return True if the trial is watched."""
+        return trial_id in self._last
 
     def forget(self, trial_id: str) -> None:
-        """The trial has ended."""
-        self._seen.pop(trial_id, None)
+        """Stop watching a trial, because it has ended."""
+        self._last.pop(trial_id, None)
 
     def silent(self) -> list[str]:
-        """Trials to be given up; each is told once."""
+        """Return the trials without a heartbeat for longer than the timeout, each only once."""
         now = self._clock()
-        absent, self._looked = max(0.0, now - self._looked - 5.0), now
-        self._seen = {trial_id: seen + absent for trial_id, seen in self._seen.items()}
-        late = [trial_id for trial_id, seen in self._seen.items() if now - seen > self._timeout]
+        absent, self._checked = max(0.0, now - self._checked - 5.0), now
+        self._last = {trial_id: last + absent for trial_id, last in self._last.items()}
+        late = [trial_id for trial_id, last in self._last.items() if now - last > self._timeout]
         for trial_id in late:
             self.forget(trial_id)
         return late
 
 
 class Processes:
-    """Where the actors of trials run: each is asked once, when it starts, for one that hangs cannot be asked."""
+    """Hosts and process ids of the actors of trials. Each actor is asked once at its start, while it still answers."""
 
     def __init__(self) -> None:
-        self._asked: dict[str, Any] = {}  # by actor, the answer that is to come
+        self._asked: dict[str, Any] = {}  # by actor, the reference to its answer
 
     def ask(self, trial: Any) -> None:
-        """Ask the actor of a trial, unless it was asked for an earlier one."""
+        """Ask the actor of a trial for its host and process id, unless it was asked before."""
         actor = actor_of(trial)
         if str(actor) not in self._asked:
             self._asked[str(actor)] = actor.get_current_ip_pid.remote()
 
     def kill(self, trial: Any) -> None:
-        """End the process of a trial that does not answer."""
+        """Kill the process of a trial that hangs."""
         import ray
 
         actor = actor_of(trial)
         answer = self._asked.get(str(actor))
         if answer is not None and ray.wait([answer], timeout=0)[0]:
-            with contextlib.suppress(ProcessLookupError, ray.exceptions.RayActorError):  # it has died meanwhile
+            with contextlib.suppress(ProcessLookupError, ray.exceptions.RayActorError):  # it has already died
                 host, pid = ray.get(answer)
                 if host == ray.util.get_node_ip_address():
-                    os.kill(pid, signal.SIGKILL)  # a stopped process does not hear Ray
+                    os.kill(pid, signal.SIGKILL)  # a stopped process does not react to Ray
                 else:
                     kill_at(host, pid)
         if actor is not None:
@@ -94,14 +100,18 @@ class Processes:
 
 
 def failure(text: str) -> tuple[str, dict[str, Any], str]:
-    """Outcome, empty final and reason from Ray's text of an error.
+    """Derive the outcome of a failed trial from Ray's text of its error.
 
-    An error that the trial raised comes with its traceback: infeasible, unless it speaks of the machine's files. An
-    actor or node that died comes without: failed.
+    A text with a traceback means that the trial raised an error. The outcome is then infeasible, or failed for an error
+    of the machine's files or packages (`MACHINE_ERRORS`). A text without a traceback means that the actor or its node
+    died. The outcome is then failed.
+
+    Returns:
+        The outcome, an empty dict (no final result) and the reason.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if SHORT_OF_MEMORY in text:
-        return "failed", {}, f"its worker was ended by Ray: the node was {SHORT_OF_MEMORY}"
+        return "failed", {}, f"Ray killed its worker: the node was {SHORT_OF_MEMORY}"
     if "Traceback" in text or 'File "' in text:
         kind = lines[-1].partition(":")[0].rpartition(".")[2]
         return "failed" if kind in MACHINE_ERRORS else "infeasible", {}, lines[-1]

@@ -1,4 +1,4 @@
-"""Starting a Ray of one's own, or joining a cluster: quiet, on loopback only, and patient with a busy machine."""
+"""Start Ray on this machine, or join a cluster. A local Ray is quiet, listens on loopback only and is retried."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tune.errors import StudyStopped
 from tune.study.sizes import side_by_side
 from tune.study.study import Study
 
-OPEN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's name for: listen on loopback only (0), or to other machines too (1)
+OPEN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: listen on loopback only; 1: accept other machines too
 GIVES_UP = (ConnectionError, RuntimeError, TimeoutError)
-TRIES = 3  # a Ray whose processes do not answer within its own 30 s gives up, however busy the machine is
+TRIES = 3  # Ray fails if its processes do not answer within 30 s, also on a machine that is only busy
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     OPEN: "0",
@@ -28,7 +28,7 @@ QUIET = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000",
     "TUNE_RESULT_BUFFER_LENGTH": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # start the actors of all slots at once; the stages say how many there are
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # no limit of Tune's: the stages limit the number of trials
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "6",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -40,24 +40,24 @@ QUIET = {
 
 
 def _private_token() -> None:
-    """Give Ray a token of this process where it cannot keep its own under HOME: it would not start."""
+    """Give Ray a token of this process if it cannot write its own under HOME. Without a token it does not start."""
     if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
         return
     try:
         kept = Path.home() / ".ray"
         kept.mkdir(exist_ok=True)
         writable = os.access(kept, os.W_OK)
-    except (RuntimeError, OSError):  # a user without a home, or with one that is not there or not writable
+    except (RuntimeError, OSError):  # the user has no home, or it does not exist or is not writable
         writable = False
     if not writable:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _loaded(slots: int | None, study: Study) -> dict[str, str]:
-    """What Ray is told of workers before any is asked for: that they load what a trial needs, or that there are none.
+def _prestart_settings(slots: int | None, study: Study) -> dict[str, str]:
+    """Return Ray's settings for early workers: import a trial's modules early, or start no worker early.
 
-    One is started for each core, and takes memory: none where a stage would leave one without a trial. On a GPU a
-    worker is told its card before anything is loaded.
+    Ray starts one early worker per core, and each takes memory. So none is started if a stage has fewer trials than
+    slots. With GPUs none is started either, because a worker must know its GPU before it imports torch.
     """
     used = min(side_by_side(study, stage) for stage in STAGES)
     alike = study.resources.cpus == 1 and not study.resources.gpus
@@ -68,14 +68,14 @@ def _start(slots: int | None, study: Study, load: bool) -> None:
     _private_token()
     for name, value in ALLOCATOR.items():
         os.environ.setdefault(name, value)
-    told = _loaded(slots, study) if load else {PRESTART: "0"}
-    told = {name: value for name, value in told.items() if name not in os.environ}
-    os.environ.update(told)
+    settings = _prestart_settings(slots, study) if load else {PRESTART: "0"}
+    settings = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(settings)
     try:
         _init(slots * study.resources.cpus if slots else None)
     finally:
-        for name in told:
-            del os.environ[name]  # the next Ray of this process may be told another thing
+        for name in settings:
+            del os.environ[name]  # the next Ray of this process may need other settings
 
 
 def _init(cpus: int | None) -> None:
@@ -94,7 +94,7 @@ def _init(cpus: int | None) -> None:
             return
         except Exception as error:
             ray.shutdown()
-            # Ray raises a bare Exception where its processes do not answer; anything more specific is passed on
+            # Ray raises a bare Exception if its processes do not answer; any other type is passed on
             if type(error) is not Exception and not isinstance(error, GIVES_UP):
                 raise
             if attempt == TRIES:
@@ -103,13 +103,13 @@ def _init(cpus: int | None) -> None:
 
 
 def opening() -> str | None:
-    """What it means that the Ray of this machine listens to others, where it does: one line."""
+    """Return a line that warns that the Ray of this machine listens to other machines, or None if it does not."""
     if os.environ.get(OPEN, "0").lower() not in ("1", "true"):
         return None
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
-        who = "whoever reaches its ports and has Ray's token (~/.ray/auth_token, RAY_AUTH_TOKEN)"
+        who = "anyone who reaches its ports and has Ray's token (~/.ray/auth_token, RAY_AUTH_TOKEN)"
     else:
-        who = "whoever reaches its ports, without any token (RAY_AUTH_MODE),"
+        who = "anyone who reaches its ports, without any token (RAY_AUTH_MODE),"
     return f"{OPEN}={os.environ[OPEN]} lets Ray listen to other machines: {who} can run any code here as you; unset it"
 
 
@@ -122,11 +122,20 @@ def started(
     beside: Callable[[], None] = lambda: None,
     load: bool = False,
 ) -> Iterator[None]:
-    """A Ray on this machine, ended with all its processes; or the cluster of that address; or one that is joined.
+    """Start Ray on this machine or join the cluster at `address`; at exit stop Ray or leave the cluster.
 
-    `warn` is told, in a line, where that lets others in. `beside` is called while Ray starts, which for seconds is
-    waiting; what it raises is raised here, and ends that Ray. `load`: whether workers load what a trial needs before
-    there is one. Raises StudyStopped where Ray does not start.
+    If this process has already joined a Ray, that one is used and stays.
+
+    Args:
+        slots: Number of trials that run in parallel. None means as many as fit on the cores.
+        study: The study.
+        address: Address of the cluster. None starts Ray on this machine.
+        warn: Called with one line if other users can reach this Ray.
+        beside: Called while Ray starts, which is seconds of waiting. An error that it raises stops that Ray.
+        load: Let workers import a trial's modules before the first trial.
+
+    Raises:
+        StudyStopped: Ray did not start.
     """
     left_out = {OPEN} if address else set()
     os.environ.update({name: value for name, value in QUIET.items() if name not in {*os.environ, *left_out}})
@@ -144,7 +153,7 @@ def started(
     if line := opening():
         warn(line)
     try:
-        with ThreadPoolExecutor(1) as thread:  # Ray itself in this one: its processes end with the thread they are of
+        with ThreadPoolExecutor(1) as thread:  # for `beside`: Ray's processes end with the thread that starts them
             done = thread.submit(beside)
             _start(slots, study, load)
             done.result()

@@ -1,4 +1,4 @@
-"""The Ray adapter of a trial: a Tune trainable whose actor is used again for the next trial."""
+"""Ray adapter of a trial: a Tune trainable whose actor is reused for the next trial."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tune.subject.training import Training
 
 
 class CellTrainable(ray_tune.Trainable):
-    """Trains the `job` (`tune.subject.subject.Job`) of its config.
+    """Trainable that trains the `job` (`tune.subject.subject.Job`) of its config.
 
-    A step is an evaluation interval, or less if that takes longer than a sign of life may. Results are those of
-    `tune.subject.training.Training.advance`. A `parcel` brings a node what it lacks.
+    A step ends at the next evaluation or heartbeat. Its result is that of `tune.subject.training.Training.advance`.
+    A `parcel` holds the files that a node may lack.
     """
 
     def setup(self, config: dict[str, Any], parcel: Parcel | None = None) -> None:

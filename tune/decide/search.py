@@ -1,8 +1,8 @@
-"""Search of one arm: Optuna proposes from the arm's own space, and trials are stopped within the arm only.
+"""Search of one arm. Optuna samples from the arm's own space, and a trial is compared only with trials of its arm.
 
-What an arm's trial sees depends on the trial's number alone, never on which trial happened to end first: with
-`parallel = k`, the suggestion and the stopping of trial i see the arm's trials 0 .. i - k. So the same study gives the
-same configurations however many trials run side by side, and after any resume.
+The suggestion and the stopping of trial i use the results of the arm's trials 0 .. i - k, with `parallel = k`. They do
+not depend on which trial ended first. So a study has the same configurations for any number of slots and after any
+resume.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def distribution(where: Distribution) -> optuna.distributions.BaseDistribution:
-    """Optuna's form of a search range."""
+    """Convert a search range to a distribution of Optuna."""
     if where.choice is not None:
         return optuna.distributions.CategoricalDistribution(where.choice)
     low, high = where.loguniform or where.uniform or [0.0, 0.0]
@@ -29,30 +29,34 @@ def distribution(where: Distribution) -> optuna.distributions.BaseDistribution:
 
 
 def grid(space: dict[str, Distribution]) -> list[dict[str, float]]:
-    """Every combination of the choices of a space, the last hyperparameter changing fastest.
+    """Return every combination of the choices of a space. The last hyperparameter changes fastest.
 
-    Optuna's GridSampler draws them in a random order, and forgets which it had after a resume.
+    Optuna's GridSampler is not used, because its order is random and it forgets used combinations after a resume.
     """
     return [dict(zip(space, point, strict=True)) for point in product(*(where.values for where in space.values()))]
 
 
 def make_sampler(kind: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
-    """`tpe` (Bergstra et al. 2011; random for the first third, at least 3), `random`, or `qmc` (scrambled Sobol).
+    """Create a sampler of Optuna.
 
-    For `grid`, whose trials are all given, any of them.
+    Args:
+        kind: `tpe` (Bergstra et al. 2011; random for the first third of the trials, 3 to 10), `random`, `qmc`
+            (scrambled Sobol), or `grid`, whose trials are all given, so that its sampler is never used.
+        seed: Seed of the sampler; `qmc` ignores it.
+        trials: Number of trials of the arm.
     """
     if kind in ("random", "grid"):
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if kind == "qmc":
-            return optuna.samplers.QMCSampler(seed=0, scramble=True)  # one sequence: its points are numbered
+            return optuna.samplers.QMCSampler(seed=0, scramble=True)  # always the same sequence: trial i is its point i
         start = min(10, max(3, trials // 3))
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=start)
 
 
 class ArmSearch:
-    """The search of one arm: `suggest` until `trials_per_arm`, `finish` each in any order."""
+    """Search of one arm. Call `suggest` until `trials_per_arm`, and `finish` for each trial in any order."""
 
     def __init__(self, arm: str, space: dict[str, Distribution], settings: SearchSection) -> None:
         self.arm, self.settings = arm, settings
@@ -62,22 +66,26 @@ class ArmSearch:
         self._asked: list[optuna.Trial] = []
         self._results: dict[int, tuple[str, float, int]] = {}
         self._halfway: dict[int, float] = {}
-        self._ranked: list[float] = []  # the losses at the rung of the first `_ranked_to` trials, ascending
+        self._ranked: list[float] = []  # losses at the rung of the first `_ranked_to` trials, ascending
         self._ranked_to = 0
         self._told = 0
 
     def may_suggest(self) -> bool:
-        """Whether the next trial may start: some are left, and those that it must see have ended."""
+        """Return True if a trial is left and all trials that its suggestion depends on have ended."""
         asked = len(self._asked)
         return asked < self.settings.trials_per_arm and self._ended_up_to() >= asked - self.settings.parallel + 1
 
     def suggest(self, recorded: dict[str, float] | None = None) -> tuple[int, dict[str, float]]:
-        """Number and configuration of the next trial; a `recorded` one (from the ledger) is taken as it stands."""
+        """Return the number and the configuration of the next trial.
+
+        Args:
+            recorded: Configuration of this trial in the ledger, to be used unchanged. None asks the sampler.
+        """
         index = len(self._asked)
         visible = max(0, index - self.settings.parallel + 1)
         while self._told < visible:
             self._tell(self._told)
-        # a seed for each number, shared by all arms: a suggestion does not depend on how often the sampler was called
+        # one seed per number, the same in all arms: a suggestion does not depend on earlier calls of the sampler
         seed = int(digest(["search", index]), 16) % (1 << 32)
         self._study.sampler = make_sampler(self.settings.sampler, seed, self.settings.trials_per_arm)
         if recorded is None and self._grid:
@@ -89,15 +97,28 @@ class ArmSearch:
         return index, dict(trial.params)
 
     def finish(self, index: int, outcome: str, loss: float, step: int) -> None:
-        """Record how trial `index` ended: outcome, last validation loss (nats), and the step it reached."""
+        """Record the result of a trial.
+
+        Args:
+            index: Number of the trial.
+            outcome: Its outcome.
+            loss: Its last validation loss in nats per token.
+            step: Its last step.
+        """
         self._results[index] = (outcome, loss, step)
 
     def should_stop(self, index: int, fraction: float, loss: float) -> bool:
-        """Whether trial `index`, at `fraction` of its budget with validation loss `loss`, is stopped.
+        """Return True if a trial has to stop early.
 
-        Asynchronous successive halving (ASHA, Li et al. 2020, arXiv 1810.05934) with one rung, after `spare` of the
-        budget: a trial goes on when its loss is among the best `keep` of the arm's visible trials at that rung, itself
-        included; a trial that never got there counts as the worst. The first two trials always go on.
+        The rule is asynchronous successive halving (ASHA, Li et al. 2020, arXiv 1810.05934) with one rung, after the
+        fraction `spare` of the budget. A trial continues if its loss is in the best fraction `keep` of the arm's
+        visible trials at that rung, itself included. A trial that never reached the rung counts as the worst. The first
+        two trials always continue.
+
+        Args:
+            index: Number of the trial.
+            fraction: Fraction of its budget that it has reached.
+            loss: Its validation loss there, in nats per token.
         """
         if self.settings.pruner == "none" or index in self._halfway or fraction < self.settings.spare or fraction >= 1:
             return False
@@ -108,13 +129,13 @@ class ArmSearch:
         return self._better(loss, visible) >= max(1.0, self.settings.keep * (visible + 1))
 
     def _better(self, loss: float, visible: int) -> int:
-        """How many of the first `visible` trials, all ended, had a lower loss at the rung.
+        """Count those of the first `visible` trials, all ended, whose loss at the rung was lower.
 
-        Each is ranked once. A trial that is asked about late sees fewer than one before it did: the difference, fewer
-        than `parallel`, is taken off.
+        Each trial is ranked once. A trial may be compared after a later one that saw more trials. The trials that it
+        must not see, fewer than `parallel`, are then subtracted.
         """
         while self._ranked_to < visible:
-            if (other := self._halfway.get(self._ranked_to, math.inf)) < math.inf:  # never a NaN: it has no rank
+            if (other := self._halfway.get(self._ranked_to, math.inf)) < math.inf:  # False for NaN, which has no rank
                 insort(self._ranked, other)
             self._ranked_to += 1
         unseen = sum(self._halfway.get(i, math.inf) < loss for i in range(visible, self._ranked_to))
@@ -122,39 +143,41 @@ class ArmSearch:
 
     @property
     def asked(self) -> int:
-        """Trials suggested so far."""
+        """Number of trials suggested so far."""
         return len(self._asked)
 
     @property
     def ended(self) -> int:
-        """Trials that have ended."""
+        """Number of trials that have ended."""
         return len(self._results)
 
     @property
     def done(self) -> bool:
-        """Whether every trial of the arm has ended."""
+        """True if every trial of the arm has ended."""
         return self.ended == self.settings.trials_per_arm
 
     @property
     def feasible(self) -> bool:
-        """Whether any trial of the arm gave a loss."""
+        """True if any trial of the arm gave a loss."""
         return any(outcome in ("completed", "stopped_early") for outcome, _, _ in self._results.values())
 
     def best(self) -> dict[str, float]:
-        """The configuration with the lowest validation loss among the trials trained to their end.
+        """Return the configuration with the lowest validation loss among the completed trials.
 
-        Where none got there, the first suggestion: the calibration still tries it at every learning rate.
+        If none is completed, return the first suggestion. The calibrate stage still tries it at every learning rate.
         """
         completed = [(loss, i) for i, (outcome, loss, _) in self._results.items() if outcome == "completed"]
         return dict(self._asked[min(completed)[1] if completed else 0].params)
 
     def _ended_up_to(self) -> int:
+        """Return the largest number n such that the trials 0 .. n - 1 have all ended."""
         ended = self._told
         while ended in self._results:
             ended += 1
         return ended
 
     def _tell(self, index: int) -> None:
+        """Report the result of a trial to Optuna."""
         outcome, loss, step = self._results[index]
         trial = self._asked[index]
         if outcome == "completed":

@@ -1,7 +1,7 @@
-"""The stages of a study: search, calibrate, confirm (what to train next, and what was decided).
+"""Stages of a study (search, calibrate, confirm): the next cell to train and the decisions between stages.
 
-Nothing here trains or waits. `next_cell` gives a cell that may start now, `complete` takes its result, and both depend
-on the study and the results alone, so that replaying a ledger leads to the same cells.
+Nothing here trains or waits. `next_cell` returns a cell that may start now. `complete` receives its result. Both depend
+only on the study and the results, so replaying a ledger leads to the same cells.
 """
 
 from __future__ import annotations
@@ -24,30 +24,35 @@ FIRST_SELECTION_SEED = 11  # calibrate: 11, 12, ...
 
 
 class Stages:
-    """The study's state. `decided` is called with each decision between stages (for the ledger)."""
+    """State of a study.
+
+    Args:
+        study: The study.
+        decided: Called with each decision between stages, for the ledger.
+        suggested: Configurations that an earlier run of the study recorded, by arm and number.
+    """
 
     def __init__(
         self, study: Study, decided: Callable[..., Any], suggested: dict[tuple[str, int], dict[str, float]]
     ) -> None:
-        """`suggested`: configurations that an earlier run of the study recorded, by (arm, number)."""
         self.study, self._decided, self._suggested = study, decided, suggested
         self.stage = "search"
         self.search = {arm: ArmSearch(arm, study.space(arm), study.search) for arm in study.arms}
         self.grid: list[float] = []
         self.chosen: dict[str, dict[str, float]] = {}
         self.grid_capped = False
-        self.hopeless = False  # no search trial of any arm could be trained: there is nothing to compare
+        self.hopeless = False  # True if no search trial of any arm gave a loss: then there is nothing to compare
         self._pending: deque[Cell] = deque()
         self._open: set[str] = set()
         self._losses: dict[tuple[str, float, int], float] = {}
         self._best: dict[str, dict[str, float]] = {}
-        self._confirmed: dict[tuple[str, int], float] = {}  # by arm and seed; NaN where a machine failed
-        self._planned = 0  # confirm seeds handed out or waiting
+        self._confirmed: dict[tuple[str, int], float] = {}  # by arm and seed; NaN if the machine failed
+        self._planned = 0  # confirm seeds per arm that are planned so far
 
     # --- what to train next ---
 
     def next_cell(self) -> Cell | None:
-        """A cell that may start now; None while the next one depends on cells that still run (or none is left)."""
+        """Return a cell that may start now. Return None if it depends on cells that still run, or if none is left."""
         cell = self._next_search() if self.stage == "search" else self._pending.popleft() if self._pending else None
         if cell:
             self._open.add(cell.key)
@@ -55,11 +60,11 @@ class Stages:
 
     @property
     def finished(self) -> bool:
-        """Whether every cell of the study has ended."""
+        """True if every cell of the study has ended."""
         return self.stage == "done"
 
     def remaining(self) -> int:
-        """Cells not ended yet in this stage and the ones that may follow; a sequential rule may stop before its cap."""
+        """Return the number of cells that are left or may follow. A sequential rule may stop before all of them."""
         arms, confirm = len(self.study.arms), self.study.confirm.looks[-1] if self.study.runs("confirm") else 0
         if self.stage == "search":
             ended = sum(search.ended for search in self.search.values())
@@ -81,16 +86,27 @@ class Stages:
     def _cell(stage: str, arm: str, index: int, seed: int, config: dict[str, float]) -> Cell:
         return Cell(stage, arm, index, seed, config, digest(config))
 
-    # --- what came of it ---
+    # --- results ---
 
     def should_stop(self, cell: Cell, fraction: float, loss: float) -> bool:
-        """Whether a search trial is stopped early; calibrate and confirm trials never are."""
+        """Return True if a search trial has to stop early. Calibrate and confirm trials never do.
+
+        Args:
+            cell: The cell.
+            fraction: Fraction of its budget that it has reached.
+            loss: Its validation loss there, in nats per token.
+        """
         return cell.stage == "search" and self.search[cell.arm].should_stop(cell.index, fraction, loss)
 
     def complete(self, cell: Cell, outcome: str, loss: float, step: int) -> None:
-        """Take a cell's result: its outcome, loss (nats; infinite where infeasible) and last step.
+        """Record a cell's result and go on to the next stage if this one has ended.
 
-        The loss is the last validation loss, of a confirm trial the test loss, which the verdict is computed on.
+        Args:
+            cell: The cell.
+            outcome: Its outcome.
+            loss: Its last loss in nats per token, infinite if infeasible. In the confirm stage it is the test loss,
+                from which the verdict is computed. In the other stages it is the validation loss.
+            step: Its last step.
         """
         self._open.discard(cell.key)
         if cell.stage == "search":
@@ -136,15 +152,15 @@ class Stages:
                     self._pending.append(self._cell("calibrate", arm, self.grid.index(rate), seed, config))
 
     def grid_mean(self, arm: str, rate: float) -> float:
-        """Mean validation loss of an arm at one learning rate of the grid; infinite where a seed was infeasible."""
+        """Return an arm's mean validation loss at a learning rate of the grid, infinite if a seed was infeasible."""
         losses = [loss for (a, r, _), loss in self._losses.items() if a == arm and r == rate]
-        return math.fsum(losses) / len(losses) if losses else math.inf  # whatever the order in which they ended
+        return math.fsum(losses) / len(losses) if losses else math.inf  # fsum: independent of the order
 
     def _best_point(self, arm: str) -> int:
         return min(range(len(self.grid)), key=lambda point: self.grid_mean(arm, self.grid[point]))
 
     def _after_grid(self) -> None:
-        """Extend the grid for all arms at each end where an arm's optimum lies, or go on to confirm."""
+        """Extend the grid, for all arms, at each end that is an arm's optimum. Without any, go on to confirm."""
         points = {self._best_point(arm) for arm in self.study.arms}
         spacing, room = self.study.calibrate.spacing, self.study.calibrate.max_points - len(self.grid)
         new = [self.grid[0] / spacing] if 0 in points else []
@@ -161,7 +177,7 @@ class Stages:
     # --- confirm ---
 
     def _optima(self) -> dict[str, Optimum]:
-        """The optimum of every arm that could be trained on all selection seeds somewhere on the grid."""
+        """Return the optimum of every arm that has a finite loss for all selection seeds at a learning rate or more."""
         seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self.study.calibrate.seeds)
         tables = {arm: [[self._losses[arm, rate, seed] for seed in seeds] for rate in self.grid] for arm in self._best}
         return optima(
@@ -170,7 +186,7 @@ class Stages:
         )
 
     def _choose(self) -> None:
-        """Give each arm its configuration and go on to the confirm stage, where the study has one."""
+        """Choose the configuration of each arm and go on to the confirm stage, if the study has one."""
         self.stage = "confirm" if self.study.runs("confirm") else "done"
         found = self._optima() if self.grid else {}
         for arm, best in self._best.items():
@@ -195,15 +211,15 @@ class Stages:
             self._plan_confirm(self.study.confirm.looks[0])
 
     def _plan_confirm(self, seeds: int) -> None:
-        """Bring the confirm seeds of every arm up to `seeds`."""
-        first = self.study.confirm.first_seed  # never used before
+        """Plan further confirm seeds, so that every arm has `seeds` in total."""
+        first = self.study.confirm.first_seed  # this seed and the following ones are not used in earlier stages
         for seed in range(first + self._planned, first + seeds):
             for arm, config in self.chosen.items():
                 self._pending.append(self._cell("confirm", arm, 0, seed, config))
         self._planned = seeds
 
     def _after_look(self) -> None:
-        """Stop when every arm is decided or the cap is reached, or go on to the next look."""
+        """Finish the study if every arm is decided or the cap is reached. Otherwise plan the next look."""
         confirm = self.study.confirm
         later = [n for n in confirm.looks if n > self._planned]
         if not later or not self._undecided():
@@ -212,6 +228,7 @@ class Stages:
             self._plan_confirm(later[0])
 
     def _undecided(self) -> list[str]:
+        """Return the arms that the sequential rule has not decided yet."""
         from analysis.stats.sequential import undecided  # its libraries take seconds to load
 
         confirm, baseline = self.study.confirm, self.study.baseline
@@ -222,10 +239,16 @@ class Stages:
 
 
 def geometric_grid(centre: float, points: int, spacing: float) -> list[float]:
-    """`points` learning rates around `centre`, neighbours a factor `spacing` apart, ascending."""
+    """Return an ascending geometric grid of learning rates.
+
+    Args:
+        centre: Geometric mean of the grid.
+        points: Number of learning rates.
+        spacing: Ratio of neighbouring learning rates.
+    """
     return [centre * spacing ** (i - (points - 1) / 2) for i in range(points)]
 
 
 def geometric_mean(values: list[float]) -> float:
-    """exp(mean(log(values)))."""
+    """Return exp(mean(log(values)))."""
     return math.exp(sum(map(math.log, values)) / len(values))

@@ -11,18 +11,16 @@ from tune.study.files import parse
 from tune.study.study import Study
 
 EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "search.trials_per_arm")
-
-
-# what may change: no result depends on it
+# keys that may change freely, because no result depends on them
 ANY = ("tracking", "resources.stall_timeout", "address", "storage", "keep.models", "keep.checkpoints")
 
 
 def check_folder(study: Study, folder: Path) -> None:
-    """Refuse a folder that belongs to another configuration; more seeds or trials than before may extend a study."""
+    """Raise StudyError if the folder belongs to another configuration. More seeds or trials than before are allowed."""
     recorded = folder / "study.yaml"
     if not recorded.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise StudyError(f"{folder}: is not empty and holds no study; choose another name or --output")
+            raise StudyError(f"{folder}: is not empty and contains no study; choose another name or --output")
         return
     before = parse(recorded.read_text(encoding="utf-8"), recorded)
     if before.digest(*ANY, *EXTENDABLE) != study.digest(*ANY, *EXTENDABLE):
@@ -33,38 +31,39 @@ def check_folder(study: Study, folder: Path) -> None:
 
 
 def _not_an_extension(before: Study, now: Study, folder: Path) -> str | None:
-    """Why the numbers of seeds and trials that a study was begun with cannot be changed to these; None where they can.
+    """Return the reason why a study cannot change its numbers of seeds and trials, or None if it can.
 
-    Seeds may be added after the fixed rule, and to an e-process, which is valid at any number of them. The looks of an
-    O'Brien-Fleming rule and its bounds belong together, so its cap stays. Search trials may be added until the grid
-    of learning rates is centred on the best of them.
+    The fixed rule allows more seeds. An e-process does too, because it is valid at any number of seeds. The bounds of
+    an O'Brien-Fleming rule belong to its looks, so its cap cannot change. Search trials may be added until the grid of
+    learning rates is centred on the best of them.
     """
     cap = (before.confirm.looks[-1], now.confirm.looks[-1])
     if now.confirm.seeds < before.confirm.seeds:
         return (
             f"confirm.seeds was {before.confirm.seeds} and is now {now.confirm.seeds}; seeds can be added to a study, "
-            "not taken away"
+            "not removed"
         )
     if cap[1] < cap[0]:
-        return f"confirm.max_seeds was {cap[0]} and is now {cap[1]}; seeds can be added to a study, not taken away"
+        return f"confirm.max_seeds was {cap[0]} and is now {cap[1]}; seeds can be added to a study, not removed"
     if cap[1] > cap[0] and now.confirm.rule == "obrien-fleming":
         return (
-            f"confirm.max_seeds was {cap[0]} and is now {cap[1]}; the bounds of obrien-fleming hold for the looks "
-            "named before the first one: give the study another name"
+            f"confirm.max_seeds was {cap[0]} and is now {cap[1]}; the bounds of obrien-fleming hold only for the looks "
+            "that were set before the first one: give the study another name"
         )
     trials = (before.search.trials_per_arm, now.search.trials_per_arm)
     if trials[1] < trials[0]:
-        return f"search.trials_per_arm was {trials[0]} and is now {trials[1]}; trials can be added, not taken away"
+        return f"search.trials_per_arm was {trials[0]} and is now {trials[1]}; trials can be added, not removed"
     path = folder / "ledger.jsonl"
     if trials[1] > trials[0] and path.exists() and any(event["event"] == "grid" for event in ledger.read(path)):
         return (
             f"search.trials_per_arm was {trials[0]} and is now {trials[1]}; the learning rates were already chosen "
-            "around the best of the search, and more of it would change that choice: give the study another name"
+            "around the best trials, and more trials would change that choice: give the study another name"
         )
     return None
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """Return a line for each value that differs between two nested dicts, except those under `ANY`."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
         return [

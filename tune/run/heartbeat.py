@@ -1,4 +1,4 @@
-"""The driver's sign of life: a small file in the study's folder, for `pagating status` in another terminal."""
+"""Heartbeat of the driver: a small file in the study's folder that `pagating status` reads in another terminal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from pathlib import Path
 from analysis.io.write import write_whole
 
 NAME = "heartbeat.json"
-SECONDS = 5.0  # between two beats
+SECONDS = 5.0  # shortest time between two heartbeats
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a driver said last: when (seconds since 1970), who it is, its slots, and the cells that run."""
+    """Last heartbeat of a driver.
+
+    Attributes:
+        time: Time of the heartbeat, seconds since 1970.
+        driver: Process id and host of the driver.
+        slots: Current number of slots.
+        running: Keys of the running cells.
+    """
 
     time: float
     driver: str
@@ -27,32 +34,33 @@ class Heartbeat:
     running: tuple[str, ...]
 
 
-class Heart:
-    """Writes the heartbeats of this process, at most one in `SECONDS`."""
+class HeartbeatWriter:
+    """Writer of this process's heartbeats, at most one per `SECONDS`."""
 
     def __init__(self, folder: Path) -> None:
-        self._path, self._beaten = folder / NAME, -SECONDS
+        self._path, self._written = folder / NAME, -SECONDS
         self._driver = f"process {os.getpid()} on {socket.gethostname()}"
 
-    def beat(self, slots: int, running: Iterable[str]) -> None:
-        """Say that the driver lives, if it has not just been said."""
-        if time.monotonic() - self._beaten < SECONDS:
+    def write(self, slots: int, running: Iterable[str]) -> None:
+        """Write a heartbeat, unless the last one is younger than `SECONDS`."""
+        if time.monotonic() - self._written < SECONDS:
             return
-        self._beaten = time.monotonic()
-        said = {"time": round(time.time(), 3), "driver": self._driver, "slots": slots, "running": sorted(running)}
-        with contextlib.suppress(OSError):  # on a full disk it is the ledger that says so; no result needs a heartbeat
-            write_whole(self._path, json.dumps(said), sync=False)
+        self._written = time.monotonic()
+        facts = {"time": round(time.time(), 3), "driver": self._driver, "slots": slots, "running": sorted(running)}
+        with contextlib.suppress(OSError):  # the ledger reports a full disk; no result needs a heartbeat
+            write_whole(self._path, json.dumps(facts), sync=False)
 
     def stop(self) -> None:
-        """Take the last sign of life away: the driver ends in good order."""
+        """Remove the heartbeat, because the driver ends normally."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> Heartbeat | None:
-    """The last heartbeat of a study's driver; None where there is none, or none that can be read."""
+    """Read the last heartbeat of a study's driver. Return None if there is none or if it is damaged."""
     try:
-        said = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        return Heartbeat(float(said["time"]), str(said["driver"]), int(said["slots"]), tuple(map(str, said["running"])))
+        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        running = tuple(map(str, found["running"]))
+        return Heartbeat(float(found["time"]), str(found["driver"]), int(found["slots"]), running)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

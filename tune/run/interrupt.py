@@ -1,4 +1,4 @@
-"""Signals: asked once, a study stops in good order; asked twice, at once. Either way the same command continues it."""
+"""Handling of signals. The first stops a study cleanly, the second at once. The same command then continues it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE = 8.5  # seconds for an orderly stop: whoever asks twice, or has Ray's processes killed too, waits no longer
+PATIENCE = 8.5  # seconds that a clean stop may take, then the process ends at once
 
 
 class Interruption:
-    """Takes SIGINT (Ctrl-C), SIGTERM and SIGHUP while it is entered; a signal that was ignored before stays ignored.
+    """Handler of SIGINT (Ctrl-C), SIGTERM and SIGHUP, used as a context manager.
 
-    Inside `orderly` the first signal is only noted in `caught`, for whoever looks; elsewhere it raises
-    KeyboardInterrupt. A second signal, or an orderly stop that takes longer than `PATIENCE`, ends the process without
-    any cleaning up, which the ledger withstands; Ray's processes end with it.
+    A signal that was ignored before stays ignored. Inside `orderly` the first signal is only stored in `caught`.
+    Outside it raises KeyboardInterrupt. A second signal ends the process without cleanup, and so does a stop that takes
+    longer than `PATIENCE`. The ledger stays valid, and Ray's processes end too.
+
+    Args:
+        say: Called with a line for the user.
+        last: Called with the last line before the process ends. None means `say`.
     """
 
     def __init__(self, say: Callable[[str], None], last: Callable[[str], None] | None = None) -> None:
-        """`say` shows a line to the user, `last` the one after which nothing is shown any more (`say` when None)."""
         self.caught: int | None = None
         self._say, self._last, self._orderly = say, last or say, False
         self._before: dict[int, Any] = {}
@@ -32,7 +35,7 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+        """Exit code of an interrupted command, 128 + the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + (self.caught or signal.SIGINT)
 
     def __enter__(self) -> Interruption:
@@ -49,7 +52,7 @@ class Interruption:
 
     @contextmanager
     def orderly(self) -> Iterator[None]:
-        """While it lasts, the first signal is a wish that the caller looks after."""
+        """Store the first signal in `caught` instead of raising. The caller has to check it and stop."""
         for signum in self._before:
             signal.signal(signum, self._take)  # Ray sets its own handlers when it starts
         self._orderly = True
@@ -67,10 +70,10 @@ class Interruption:
         self._timer = threading.Timer(PATIENCE, self._leave, [signum])
         self._timer.daemon = True
         self._timer.start()
-        self._say("Stopping: running trials save a checkpoint, a matter of seconds. A second signal stops at once.")
+        self._say("Stopping: running trials save a checkpoint, which takes seconds. A second signal stops at once.")
 
     def _leave(self, signum: int) -> None:
-        """End without cleaning up: the ledger is whole after every line, and Ray's processes end with this one."""
+        """End the process without cleanup. The ledger is valid after every line, and Ray's processes end too."""
         self._last("Stopped at once. What has ended is kept; the same command continues from there.")
         sys.stdout.flush()
         os._exit(128 + signum)

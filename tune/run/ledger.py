@@ -1,7 +1,8 @@
-"""The ledger of cells: the source of truth of a study.
+"""Ledger of cells, the source of truth of a study.
 
-One JSON object a line, appended and on disk before anything depends on it: what the study is, each suggestion, start,
-report and end of a cell, and each decision between stages. MLflow, Optuna and the tables are filled from it.
+The ledger has one JSON object per line: the study's identity, each suggestion, start, report and end of a cell, and
+each decision between stages. An event is on disk before anything depends on it. MLflow, Optuna and the tables are
+filled from the ledger.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ SCHEMA = 1
 
 
 def sealed(event: dict[str, Any]) -> bytes:
-    """The event as a line, its last key the CRC-32 of what stands before it."""
+    """Encode an event as a line. Its last key is the CRC-32 of the text before that key."""
     body = json.dumps(event, separators=(",", ":"), allow_nan=False)
     return f'{body[:-1]},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'.encode()
 
 
 def opened(line: bytes) -> dict[str, Any] | None:
-    """The event of a line; None where the line is cut off or damaged."""
+    """Decode the event of a line. Return None if the line is incomplete or damaged."""
     head, mark, tail = line.rpartition(b',"crc":"')
     if not mark or tail[8:] != b'"}' or f"{zlib.crc32(head + b'}'):08x}".encode() != tail[:8]:
         return None
@@ -36,17 +37,19 @@ def opened(line: bytes) -> dict[str, Any] | None:
 
 
 class Ledger:
-    """An append-only file of events, locked by the process that writes it (the lock ends with the process).
+    """Append-only file of events, locked by the process that writes it. The lock ends with the process.
 
-    Who holds the lock stands in `ledger.lock` beside it, for the message to the one who is refused; that file locks
-    nothing by itself.
+    The file `ledger.lock` next to it names that process for the error message of a second one. It locks nothing itself.
+
+    Args:
+        path: File to open or create. An incomplete last line is removed.
+        strict: Read the events. False only locks the file.
+
+    Raises:
+        LedgerError: Another sweep has the ledger, or, with `strict`, a line in the middle is damaged.
     """
 
     def __init__(self, path: Path, *, strict: bool = True) -> None:
-        """Open or create `path` for writing; drop a cut-off last line. Raises LedgerError when another sweep has it.
-
-        With `strict` a damaged line in the middle raises LedgerError too; without, the file is only locked.
-        """
         self.path = path
         self._file = _locked(path)
         try:
@@ -59,9 +62,15 @@ class Ledger:
             raise
 
     def append(self, event: str, *, sync: bool = True, **fields: Any) -> dict[str, Any]:
-        """Add an event; with `sync` it is on disk when this returns.
+        """Append an event; return it with its time.
 
-        Raises LedgerError where the disk is full or the file was removed or moved; what it held before stands.
+        Args:
+            event: Kind of the event.
+            sync: Wait until the event is on disk.
+            fields: The other keys of the event.
+
+        Raises:
+            LedgerError: The disk is full, or the file was removed or moved. The earlier events are kept.
         """
         record = {"event": event, "time": round(time.time(), 3), **fields}
         line = sealed(record)
@@ -74,9 +83,9 @@ class Ledger:
             if sync:
                 os.fsync(self._file)
         except OSError as error:
-            os.ftruncate(self._file, self._size)  # a half line in the middle would be damage
+            os.ftruncate(self._file, self._size)  # the next event would turn an incomplete line into a damaged one
             raise LedgerError(
-                f"{self.path}: cannot be written ({error.strerror}); what it held is kept, and the same command "
+                f"{self.path}: cannot be written ({error.strerror}); the events in it are kept, and the same command "
                 "continues from there"
             ) from error
         self._size += len(line)
@@ -84,7 +93,7 @@ class Ledger:
         return record
 
     def _in_place(self) -> bool:
-        """Whether the open file is the one at the path: the folder may be removed or moved while the study runs."""
+        """Return True if the open file is still the one at the path, that is, was not removed or moved."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self._file))
         except (FileNotFoundError, NotADirectoryError):
@@ -103,13 +112,13 @@ class Ledger:
 
 
 class MemoryLedger:
-    """A ledger that lives in memory, for simulated studies: the same events, and nothing on disk."""
+    """Ledger in memory, for simulated studies. It has the same events as a `Ledger` and writes nothing to disk."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
     def append(self, event: str, *, sync: bool = True, **fields: Any) -> dict[str, Any]:
-        """Add an event; `sync` has no effect."""
+        """Append an event; return it with its time. `sync` has no effect."""
         record = {"event": event, "time": round(time.time(), 3), **fields}
         self.events.append(record)
         return record
@@ -119,7 +128,7 @@ class MemoryLedger:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process has the ledger locked now. It is asked by a shared lock, given back at once."""
+    """Return True if a process has the ledger locked. The test takes a shared lock and releases it at once."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -131,8 +140,12 @@ def is_held(path: Path) -> bool:
 
 
 def _locked(path: Path) -> int:
-    """A descriptor of the ledger, open for appending and locked; raises LedgerError where another process has it."""
-    patience = time.monotonic() + 0.2  # a look of `is_held` is over in far less
+    """Open the ledger for appending and lock it; return its descriptor.
+
+    Raises:
+        LedgerError: Another process has it locked.
+    """
+    patience = time.monotonic() + 0.2  # the shared lock of `is_held` is released much earlier
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
@@ -148,24 +161,28 @@ def _locked(path: Path) -> int:
             raise
         if os.fstat(descriptor).st_nlink > 0:
             return descriptor
-        os.close(descriptor)  # a repair put another file in its place before it was locked
+        os.close(descriptor)  # a repair replaced the file before it was locked
 
 
 def holder(path: Path) -> str:
-    """The process that has the ledger locked, or had it last, as it said itself."""
+    """Return a text that names the process that has the ledger locked, or had it last."""
     try:
         return path.with_name("ledger.lock").read_text(encoding="utf-8").strip()
-    except FileNotFoundError:  # the other one has only just begun
-        return "it has not said yet which"
+    except FileNotFoundError:  # the other process has only just locked the ledger
+        return "process not yet known"
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Events of a ledger file and the length of its undamaged part, bytes."""
+    """Return the events of a ledger file and the length of its complete lines in bytes.
+
+    Raises:
+        LedgerError: A line other than the last one is damaged.
+    """
     raw = path.read_bytes()
     events, whole = [], 0
     lines = raw.split(b"\n")
     for number, line in enumerate(lines, 1):
-        if number == len(lines):  # what follows the last line end was never finished
+        if number == len(lines):  # the text after the last line end is incomplete
             break
         event = opened(line)
         if event is None:
@@ -173,7 +190,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
                 break
             raise LedgerError(
                 f"{path}: line {number} is damaged (its checksum does not match); `pagating repair {path.parent}` "
-                "keeps the undamaged lines, and what the damaged ones held is trained again"
+                "keeps the undamaged lines, and the cells of the damaged lines are trained again"
             )
         events.append(event)
         whole += len(line) + 1
@@ -181,17 +198,17 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Events of a ledger without locking it, for reports and `status`."""
+    """Read the events of a ledger without locking it, for reports and `status`."""
     return _read(path)[0]
 
 
 def cell_of(event: dict[str, Any]) -> Cell:
-    """The cell that a `suggested` event describes."""
+    """Return the cell of a `suggested` event."""
     return Cell(event["stage"], event["arm"], event["index"], event["seed"], event["config"], event["config_key"])
 
 
 def records(events: list[dict[str, Any]]) -> dict[str, Record]:
-    """The state of every cell, by key, in the order of suggestion. A cell that started again loses its old curve."""
+    """Return the record of every cell by key, in the order of suggestion. A new start of a cell clears its curve."""
     found: dict[str, Record] = {}
     for event in events:
         kind = event["event"]

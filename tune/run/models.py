@@ -1,8 +1,8 @@
-"""The best trained model of each arm: in `models/ARM/` of the study's folder, and in MLflow with the run it comes from.
+"""Best trained model of each arm, kept in `models/ARM/` of the study's folder and in MLflow at its run.
 
-The best is the completed trial of the study's last stage with the lowest validation loss. The ledger says which that
-is, so that the order in which trials end, an interruption or a second look changes nothing. `pagating.load_model` loads
-one.
+The best is the completed trial of the study's last stage with the lowest validation loss. It follows from the ledger
+alone, so it does not depend on the order in which trials end, on an interruption or on a later look.
+`pagating.load_model` loads one.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from analysis.io.write import write_whole
 from tune.study.cell import Cell, Record
 from tune.study.study import Study
 
-FACTS = "model.json"  # as `pagating.saved_model`, whose libraries take seconds to load, has it
+FACTS = "model.json"  # the same as in `pagating.saved_model`, whose libraries take seconds to load
 LATER = "pagating trial {study} {cell} > trial.json; python -m pagating.train trial.json --model FOLDER"
 
 
 def models_folder(study: Study, folder: Path) -> Path:
-    """Where a study keeps its models: in its own folder; with a storage there, where other machines leave them."""
+    """Return the folder of a study's models: in its storage, if it has one, else in its own folder."""
     return (Path(study.storage) / study.name if study.storage else folder) / "models"
 
 
 def keeps_model(study: Study, cell: Cell) -> bool:
-    """Whether the trained model of a cell may be kept."""
+    """Return True if the trained model of a cell may be kept."""
     return study.keep.models == "best" and study.tests(cell.stage)
 
 
 def best_cells(study: Study, records: Iterable[Record]) -> dict[str, Record]:
-    """By arm, the completed cell of the last stage with the lowest `val_nll`, the lower seed where two are equal."""
+    """Return each arm's completed cell of the last stage with the lowest `val_nll`. The lower seed wins a tie."""
     best: dict[str, Record] = {}
     for record in records:
         take_best(study, best, record)
@@ -41,30 +41,35 @@ def best_cells(study: Study, records: Iterable[Record]) -> dict[str, Record]:
 
 
 def take_best(study: Study, best: dict[str, Record], record: Record) -> None:
-    """Take one more record into what `best_cells` found, in place."""
+    """Update the result of `best_cells` with one more record, in place."""
     arm = record.cell.arm
     if record.outcome == "completed" and keeps_model(study, record.cell):
         best[arm] = min(best.get(arm, record), record, key=_rank)
 
 
 class BestModels:
-    """The best trained model of each arm, kept up to date while cells end.
+    """Best trained model of each arm, updated when a cell ends.
 
     Attributes:
-        visible: Whether trials leave their models where this process can read them.
+        visible: Trials write their models to a place that this process can read.
     """
 
     def __init__(self, study: Study, folder: Path | None, records: Iterable[Record]) -> None:
         self._study, self._folder = study, folder
-        self._best = best_cells(study, records)  # by arm, of all cells that have ended
+        self._best = best_cells(study, records)
         self.visible = False
 
     def wanted(self, cell: Cell) -> bool:
-        """Return whether a cell is to leave its trained model in the folder of its checkpoints."""
+        """Return True if a cell has to save its trained model in the folder of its checkpoints."""
         return self.visible and keeps_model(self._study, cell)
 
     def take(self, record: Record, trained: Path) -> str | None:
-        """Keep the model that a cell left in `trained` if it is its arm's best so far; return a problem or None."""
+        """Keep a cell's trained model if it is the best of its arm so far; return a problem or None.
+
+        Args:
+            record: Record of the cell.
+            trained: Folder of its trained model.
+        """
         take_best(self._study, self._best, record)
         if self._folder and self._best.get(record.cell.arm) is record and read_facts(trained):
             try:
@@ -74,7 +79,7 @@ class BestModels:
         return None
 
     def missing(self, records: Iterable[Record]) -> list[str]:
-        """Return a line for each arm whose best model could not be kept."""
+        """Return one line for each arm whose best model is not kept."""
         return missing_models(self._study, self._folder, records) if self.visible and self._folder else []
 
 
@@ -83,9 +88,17 @@ def _rank(record: Record) -> tuple[float, int, str]:
 
 
 def place(models: Path, record: Record, trained: Path) -> None:
-    """Put the model that a cell left in `trained` into `models/ARM/`, for the one there. Raises OSError.
+    """Replace the model in `models/ARM/` by a cell's trained model.
 
-    Cut off at any point, it can be done again: `trained` goes last, in one step.
+    An interrupted call can be repeated, because `trained` is moved last, in one step.
+
+    Args:
+        models: Folder of the study's models.
+        record: Record of the cell.
+        trained: Folder of its trained model.
+
+    Raises:
+        OSError: A file cannot be written.
     """
     cell = record.cell
     facts = {**read_facts(trained), "arm": cell.arm, "cell": cell.key}
@@ -96,7 +109,7 @@ def place(models: Path, record: Record, trained: Path) -> None:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `model.json` of a folder says; empty where there is none or it is damaged."""
+    """Read `model.json` of a folder. The result is empty if the file is missing or damaged."""
     try:
         found = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -105,7 +118,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def kept_models(models: Path, best: dict[str, Record]) -> dict[str, dict[str, Any]]:
-    """By arm, what `model.json` says of those of the `best` cells whose model is there."""
+    """Return the content of `model.json` by arm, for each arm whose kept model is that of its best cell."""
     found = {}
     for arm, record in best.items():
         facts = read_facts(models / arm)
@@ -115,7 +128,7 @@ def kept_models(models: Path, best: dict[str, Record]) -> dict[str, dict[str, An
 
 
 def missing_models(study: Study, folder: Path, records: Iterable[Record]) -> list[str]:
-    """A line for each arm whose best model is not there, with the commands that train it again, to the same bits."""
+    """Return one line for each arm whose best model is missing, with the commands that train the same bits again."""
     best = best_cells(study, records)
     there = kept_models(models_folder(study, folder), best)
     return [

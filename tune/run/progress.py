@@ -1,6 +1,6 @@
-"""Where a study stands: its ledger's events added up, by the run itself as by `pagating status`.
+"""Progress of a study, computed from its ledger's events, for the run itself and for `pagating status`.
 
-Every event costs the same however long the study is; nothing here reads a file.
+The cost of an event does not depend on the length of the study. Nothing here reads a file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STATES = ("running", "waiting", *OUTCOMES)
 
 @dataclass(frozen=True)
 class Best:
-    """An arm's best in a stage: mean validation loss (nats) over `n` seeds, and its learning rate."""
+    """Best result of an arm in a stage: mean validation loss (nats per token) over `n` seeds, and the learning rate."""
 
     loss: float
     lr: float
@@ -30,7 +30,7 @@ class Best:
 
 
 class Standing:
-    """The counts, bests and speeds of a study after the events that it was given."""
+    """Counts, best losses and speeds of a study after a sequence of events."""
 
     def __init__(self, study: Study, events: Iterable[dict[str, Any]] = ()) -> None:
         self.study = study
@@ -39,19 +39,19 @@ class Standing:
         self._states: dict[str, str] = {}
         self._counts: Counter[tuple[str, str, str]] = Counter()  # by stage, arm and state
         self._losses: dict[tuple[str, str], dict[float, list[float]]] = {}  # by stage and arm, then learning rate
-        self._started: dict[str, float] = {}  # of cells that run
-        self._took: dict[tuple[str, str], tuple[float, int]] = {}  # seconds of ended cells and their number, by stage
-        self._whole: dict[str, tuple[float, int]] = {}  # the same of cells trained to their end, by arm
-        self._speeds: dict[str, float] = {}  # tokens a second, of cells that run
-        self._arm_speeds: dict[str, float] = {}  # the last one seen
+        self._started: dict[str, float] = {}  # start times of the running cells
+        self._took: dict[tuple[str, str], tuple[float, int]] = {}  # (seconds, number) of ended cells, by stage and arm
+        self._whole: dict[str, tuple[float, int]] = {}  # the same for completed cells, by arm
+        self._speeds: dict[str, float] = {}  # tokens per second of the running cells
+        self._arm_speeds: dict[str, float] = {}  # last reported speed of each arm
         self._grid = 0
         self._chosen = False
-        self._warm = False  # whether a worker has reported: the first cells wait for their workers' imports
-        self._cold: set[str] = set()  # cells that began before
+        self._warm = False  # True after the first report: cells that start earlier wait for imports of their workers
+        self._cold: set[str] = set()  # the cells that started earlier
         for event in events:
             self.take(event)
 
-    # --- what happened ---
+    # --- events ---
 
     def take(self, event: dict[str, Any]) -> None:
         """Add an event of the ledger."""
@@ -100,40 +100,40 @@ class Standing:
         self._counts[cell.stage, cell.arm, state] += 1
 
     def only(self, running: Collection[str]) -> None:
-        """No other cells than these run: the ones that an earlier run of the study left were cut off."""
+        """Set the running cells. Cells that an earlier run left unfinished wait again."""
         self._warm = bool(running)
         for key in [key for key in self._started if key not in running]:
             self._started.pop(key)
             self._speeds.pop(key, None)
             self._move(self._cells[key], "waiting")
 
-    # --- what is there ---
+    # --- counts and best losses ---
 
     def count(self, stage: str, *states: str, arm: str | None = None) -> int:
-        """Cells of a stage that are in one of these states."""
+        """Return the number of cells of a stage in one of these states; of one arm only if `arm` is given."""
         arms = self.study.arms if arm is None else (arm,)
         return sum(self._counts[stage, name, state] for name in arms for state in states)
 
     @property
     def running(self) -> int:
-        """Cells that run now."""
+        """Number of cells that run now."""
         return len(self._started)
 
     @property
     def ended(self) -> int:
-        """Cells of all stages that have ended, whatever came of them."""
+        """Number of cells of all stages that have ended, with any outcome."""
         return sum(self.count(stage, *OUTCOMES) for stage in STAGES)
 
     @property
     def stage(self) -> str:
-        """The stage of the last cells that were asked for."""
+        """Latest stage that has cells."""
         return next((stage for stage in reversed(STAGES) if self.count(stage, *STATES)), STAGES[0])
 
     def best(self, stage: str, arm: str) -> Best | None:
-        """An arm's best in a stage, None before any of its cells is trained to its end.
+        """Return the best result of an arm in a stage, or None before one of its cells is completed.
 
-        Of search the lowest loss, of calibrate the lowest mean among the learning rates with the most seeds, of confirm
-        the mean over the seeds.
+        It is the lowest loss in the search stage and the mean over the seeds in the confirm stage. In the calibrate
+        stage it is the lowest mean among the learning rates with the most seeds.
         """
         rates = self._losses.get((stage, arm))
         if not rates:
@@ -147,15 +147,15 @@ class Standing:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of all running cells together, each at the last speed it reported, or its arm's before it has."""
+        """Sum of the last reported speeds of all running cells. A cell without a report counts with its arm's speed."""
         speeds = [self._speeds.get(key) or self._arm_speeds.get(self._cells[key].arm) for key in self._started]
         known = [speed for speed in speeds if speed]
         return sum(known) * len(speeds) / len(known) if known else None
 
-    # --- what is left ---
+    # --- cells and time left ---
 
     def planned(self, stage: str) -> Span:
-        """Cells of a stage: least, expected, most. What is decided already is no longer a range."""
+        """Return the least, expected and largest number of cells of a stage. They are equal once it is decided."""
         study, arms = self.study, len(self.study.arms)
         if not study.runs(stage) or (self._hopeless and stage != "search"):
             return 0.0, 0.0, 0.0
@@ -173,15 +173,20 @@ class Standing:
 
     @property
     def _hopeless(self) -> bool:
-        """Whether every search trial was lost, so that nothing follows."""
+        """True if no search trial gave a loss, so that nothing follows."""
         trials = len(self.study.arms) * self.study.search.trials_per_arm
         return self.count("search", "infeasible", "failed") == trials
 
     def seconds_left(self, slots: int, now: float) -> tuple[float, float] | None:
-        """Seconds until the study has ended with `slots` cells side by side, expected and at most; None if unknown.
+        """Return the expected and the largest number of seconds until the study ends, or None if unknown.
 
-        Cells to come take as long as those of their arm and stage took, or else those of their arm that were trained to
-        their end, or else all; before any has ended, as long as their tokens take at the speed that is reported.
+        The time of a cell is the mean over the ended cells of its arm and stage. Without any, it is the mean over the
+        completed cells of its arm, then of all arms, then over all ended cells. Before any cell has ended, it follows
+        from the cell's tokens and the reported speed.
+
+        Args:
+            slots: Number of cells that run in parallel.
+            now: Current time, seconds since 1970.
         """
         seconds = {(stage, arm): self._mean_seconds(stage, arm) for stage in STAGES for arm in self.study.arms}
         if not slots or None in seconds.values():
@@ -216,7 +221,7 @@ class Standing:
 
     @property
     def finished(self) -> bool:
-        """Whether every cell that the study can still ask for has ended; a sequential rule may have stopped before."""
+        """True if the largest number of cells has ended. A sequential rule may finish a study earlier."""
         return all(self.count(stage, *OUTCOMES) >= self.planned(stage)[2] for stage in STAGES)
 
 

@@ -1,4 +1,4 @@
-"""Where a study's numbers come from: code, data, machine."""
+"""Provenance of a study's numbers: code, data and machine."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from analysis.io.write import write_whole
 
 
 def git_commit() -> str | None:
-    """Commit of the code that runs, where it runs from a git checkout."""
+    """Return the commit of the running code, or None if it is not in a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None  # installed without git: the version says what ran
+        return None  # installed without git; the version of the package identifies the code
 
 
 def write_provenance(folder: Path, events: list[dict[str, Any]], slots: int) -> None:
-    """`provenance.json`: what a reader needs to repeat the study: data digest, commit, versions, machine, seconds."""
+    """Write `provenance.json`, which helps to repeat a study: corpus digest, commit, versions, machine, seconds."""
     found = {
         "corpus_digest": next(event["corpus"] for event in events if event["event"] == "study"),
         "git_commit": git_commit(),

@@ -1,4 +1,4 @@
-"""A damaged ledger made whole again: what its undamaged lines say for sure is kept, the rest is trained again."""
+"""Repair a damaged ledger. Cells that its undamaged lines fully describe are kept; the others are trained again."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from tune.study.study import Study
 
 
 def repair(study: Study, folder: Path) -> str:
-    """Replace the folder's `ledger.jsonl` by its undamaged lines, the old one kept beside it; what was done, in a line.
+    """Replace `ledger.jsonl` by its undamaged lines and keep a copy of the old file; return a line on the changes.
 
-    A cell stays ended only if every evaluation up to its end is there; of the others only the suggestion stays, so that
-    the next sweep trains them again, to the same bits. Raises LedgerError while a sweep runs.
+    A cell stays ended only if all its evaluations are there. Of any other cell that ended, only the suggestion stays,
+    so the next sweep trains it again, to the same bits.
+
+    Raises:
+        LedgerError: A sweep of this study is running.
     """
     path = folder / "ledger.jsonl"
     ledger = Ledger(path, strict=False)
@@ -38,13 +41,17 @@ def repair(study: Study, folder: Path) -> str:
     known = any(event["event"] == "study" for event in kept)
     which = f"line {', '.join(map(str, lost[:5]))}{', ...' if lost[5:] else ''}"
     return (
-        f"{path}: {len(lost)} damaged lines left out ({which}), {len(again)} cells are to be trained again"
-        f"{'' if known else '; the next sweep takes the corpus as it is now'}; the damaged file is kept as {copy.name}"
+        f"{path}: {len(lost)} damaged lines removed ({which}), {len(again)} cells will be trained again"
+        f"{'' if known else '; the next sweep uses the corpus as it is now'}; the damaged file is kept as {copy.name}"
     )
 
 
 def unsure(study: Study, events: list[dict[str, Any]]) -> dict[str, bool]:
-    """Cells that ended, or may have, without all of their lines: whether their suggestion is there, by cell."""
+    """Return the cells that have ended, or may have, but whose lines are incomplete.
+
+    Returns:
+        By key of such a cell, True if its suggestion is there.
+    """
     steps = study.fixed.tokens // study.fixed.batch_tokens
     interval = study.fixed.eval_every or max(1, math.ceil(steps / 10))
     mine: dict[str, list[dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""One run of a study in this process: ledger, stages, tracker and kept models, told by a backend what cells do."""
+"""One run of a study in this process. A backend reports to it; it updates ledger, stages, tracker and kept models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from tune.decide.stages import Stages
 from tune.errors import LedgerError, StudyError, StudyStopped
 from tune.run import ledger as ledgers
-from tune.run.heartbeat import Heart
+from tune.run.heartbeat import HeartbeatWriter
 from tune.run.interrupt import Interruption
 from tune.run.ledger import Ledger, MemoryLedger
 from tune.run.models import BestModels
@@ -25,13 +25,22 @@ from tune.study.sizes import steps
 from tune.study.study import Study, digest
 from tune.subject.subject import TRAINED, Job, Subject
 
-SPACE_SECONDS = 10.0  # between two looks at the disk: counting a model's parameters takes longer than a short cell
-FATAL = (OSError, LedgerError, StudyError)  # a study that cannot record what its trials do has to end
+SPACE_SECONDS = 10.0  # between two checks of the disk; a check counts parameters, which is slower than a short cell
+FATAL = (OSError, LedgerError, StudyError)  # errors that end a study, because it can no longer record its trials
 
 
 @dataclass
 class Progress:
-    """A cell that ended, for a listener: how many cells did, of how many known ones, and the seconds left."""
+    """A cell that ended, reported to a listener.
+
+    Attributes:
+        cell: The cell.
+        outcome: Its outcome.
+        loss: Its validation loss in nats per token, or infinity.
+        ended: Number of cells that have ended.
+        total: Number of cells that have ended or may follow.
+        seconds_left: Expected seconds until the study ends. None means unknown.
+    """
 
     cell: Cell
     outcome: str
@@ -44,22 +53,23 @@ class Progress:
 class StudyRun:
     """One run of a study in this process.
 
-    A backend asks `next_cell`, tells `start`, `alive`, `report` and `end`, and stops when `stopping` is true.
+    A backend calls `next_cell`, `start`, `alive`, `report` and `end`. It stops if `stopping` is true.
 
     Args:
         study: The study.
-        folder: The study's folder. None keeps nothing on disk, with a `MemoryLedger`.
-        subject: What the arms train.
-        ledger: The ledger; `ledger.jsonl` of the folder if None.
-        tracker: Where cells are shown.
+        folder: The study's folder. None keeps nothing on disk and uses a `MemoryLedger`.
+        subject: The subject that the arms train.
+        ledger: The ledger. None means `ledger.jsonl` of the folder.
+        tracker: Tracker that shows the cells. None shows nothing.
         listen: Called with each cell that ended.
-        warn: Called with each line for the user.
-        interruption: Takes signals; the run stops when one was caught.
-        check_space: Called now and then with the number of cells left; raises StudyError if the disk is too small.
+        warn: Called with each warning for the user, one line each.
+        interruption: Handler of signals. The run stops if it caught one.
+        check_space: Called from time to time with the number of cells left. It raises StudyError if the disk is too
+            small.
 
     Raises:
         LedgerError: The ledger is damaged, or another process has it.
-        StudyError: The study was begun on other inputs.
+        StudyError: The study was started with other inputs.
     """
 
     def __init__(
@@ -81,9 +91,9 @@ class StudyRun:
         self.tracker: Tracker = tracker or NoTracker()
         self._folder = folder
         self._listen, self._warn, self._check_space = listen, warn, check_space
-        self._said: set[str] = set()
-        self._short_of_space, self._looked_at_space = False, -math.inf
-        self.heart = Heart(folder) if folder else None
+        self._warned: set[str] = set()
+        self._short_of_space, self._space_checked = False, -math.inf
+        self._heartbeats = HeartbeatWriter(folder) if folder else None
         self.slots = 0  # at the start; 0 before a backend has begun
         self.room = 0  # slots now: nodes of a cluster come and go
         self.on_pulse: Callable[[], None] | None = None  # called some times per second while trials run
@@ -92,7 +102,7 @@ class StudyRun:
         self._begin()
 
     def _begin(self) -> None:
-        """Take up the study where the ledger has it."""
+        """Restore the state of the study from the ledger."""
         known = next((event for event in self.ledger.events if event["event"] == "study"), None)
         if known:
             self.subject.check_begun(known)
@@ -107,30 +117,30 @@ class StudyRun:
         self.stages = Stages(self.study, self._decided, suggested)
         self.ended = 0
         self._standing, self._taken = Standing(self.study, self.ledger.events), len(self.ledger.events)
-        self._standing.only(())  # the cells that an earlier run had started were cut off with it
+        self._standing.only(())  # cells that an earlier run left unfinished do not run now
         self._first = self._next_missing()
 
     def _decided(self, event: str, **fields: Any) -> None:
-        """Write a decision between stages, once: a replay leads to the same ones."""
+        """Record a decision between stages, unless it is recorded already: a replay repeats decisions."""
         if _decision({"event": event, **fields}) not in self._decisions:
             self._decisions.add(_decision(self.ledger.append(event, **fields)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray pickles what it drives, and never uses the copy."""
+        """Return an empty state. Ray pickles this object but never uses the copy."""
         return {}
 
-    # --- what there is ---
+    # --- state ---
 
     @property
     def folder(self) -> Path:
-        """The study's folder. Raises StudyError if the run keeps nothing on disk."""
+        """The study's folder. Reading it raises StudyError if the run keeps nothing on disk."""
         if self._folder is None:
-            raise StudyError(f"{self.study.name}: this run keeps nothing on disk, so it has no folder")
+            raise StudyError(f"{self.study.name}: this run writes nothing to disk, so it has no folder")
         return self._folder
 
     @property
     def standing(self) -> Standing:
-        """Where the study stands, after every event of the ledger."""
+        """Progress of the study after all events of the ledger."""
         for event in self.ledger.events[self._taken :]:
             self._standing.take(event)
         self._taken = len(self.ledger.events)
@@ -138,43 +148,43 @@ class StudyRun:
 
     @property
     def stopping(self) -> bool:
-        """Whether no more cells are handed out and the running ones are cut off."""
+        """True if no more cells may start and the running ones have to stop."""
         return self.fatal is not None or (self.interruption is not None and self.interruption.caught is not None)
 
     @property
     def missing(self) -> bool:
-        """Whether any cell is left to train."""
+        """True if a cell is left to train."""
         return self._first is not None or not self.stages.finished
 
     @property
     def all_checkpoints(self) -> Path:
-        """Folder of the folders of all cells' checkpoints, absolute: in the study's storage, if it has one."""
+        """Absolute folder of all cells' checkpoints. It is in the study's storage, if it has one."""
         storage = self.study.storage
         return (Path(storage) / self.study.name if storage else self.folder.resolve()) / "checkpoints"
 
     def checkpoints(self, cell: Cell) -> Path:
-        """Folder of a cell's checkpoints, absolute."""
+        """Return the absolute folder of a cell's checkpoints."""
         from pagating.checkpoint import folder_name
 
         return self.all_checkpoints / folder_name(cell.key)
 
-    # --- what a backend tells ---
+    # --- called by a backend ---
 
     def begin(self, slots: int, sees_models: bool) -> None:
-        """Take the number of slots, and whether trials leave their models where this process can read them."""
+        """Start the run with a number of slots. `sees_models`: this process can read the models that trials write."""
         self.slots = self.room = slots
         self.models.visible = sees_models
 
     def pulse(self, room: int) -> None:
-        """Take the number of slots that there are now, and show that the run goes on."""
+        """Write a heartbeat of the run with its current number of slots."""
         self.room = room
-        if self.heart:
-            self.heart.beat(room, self._running)
+        if self._heartbeats:
+            self._heartbeats.write(room, self._running)
         if self.on_pulse:
             self.on_pulse()
 
     def next_cell(self) -> Cell | None:
-        """Return the next cell to train; None if it depends on cells that still run, or if none is left."""
+        """Return the next cell to train. Return None if it depends on cells that still run, or if none is left."""
         if self._retries.blocks(self._running):
             return None
         if again := self._retries.take():
@@ -185,7 +195,7 @@ class StudyRun:
         return self._next_missing()
 
     def _next_missing(self) -> Cell | None:
-        """Pass the cells that have ended through the stages again; return the first that has not, or None."""
+        """Replay the cells that have ended in the stages; return the first cell that has not ended, or None."""
         whole = steps(self.study)
         while (cell := self.stages.next_cell()) is not None:
             record = self.records.get(cell.key)
@@ -210,7 +220,7 @@ class StudyRun:
         return None
 
     def start(self, cell: Cell) -> Job:
-        """Record that a cell starts; return what a worker needs to train it."""
+        """Record that a cell starts; return its job for a worker."""
         event = self.ledger.append("started", cell=cell.key)
         record = self.records[cell.key]
         record.started, record.curve, record.times = event["time"], [], []
@@ -227,17 +237,23 @@ class StudyRun:
         )
 
     def alive(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
-        """Take a sign of life: a running cell is at `fraction` of its budget, perhaps with a line for the user."""
+        """Record a heartbeat of a running cell.
+
+        Args:
+            cell: The cell.
+            fraction: Fraction of its budget that it has reached.
+            warning: A line for the user, or None.
+        """
         self._retries.reached(cell, fraction)
-        self._watch_space()  # trials may take days
+        self._watch_space()  # here too, because a trial may take days
         if warning:
             self.warn(f"{cell.key}: {warning}")
 
     def warn(self, line: str) -> None:
-        """Say a line to the user, once."""
-        if line not in self._said and self._warn:
+        """Show a warning to the user, each only once."""
+        if line not in self._warned and self._warn:
             self._warn(line)
-        self._said.add(line)
+        self._warned.add(line)
 
     def report(self, cell: Cell, row: dict[str, Any]) -> None:
         """Record an evaluation of a running cell."""
@@ -248,19 +264,26 @@ class StudyRun:
         self.tracker.reported(record, row)
 
     def should_stop(self, cell: Cell, fraction: float, loss: float) -> bool:
-        """Return whether a running cell is stopped early; `loss` is that of the evaluation at `fraction`."""
+        """Return True if a running cell has to stop early. `loss` is that of the evaluation at `fraction`."""
         return self.stages.should_stop(cell, fraction, loss)
 
     def end_early(self, cell: Cell, seconds: float) -> None:
-        """Record that a cell was stopped early after its last evaluation."""
+        """Record that a cell was stopped early after its last evaluation. `seconds` is its training time."""
         row = self.records[cell.key].curve[-1]
         kept = {name: row[name] for name in ("val_nll", "train_nll", "tokens", "tokens_per_second")}
         self.end(cell, "stopped_early", {**kept, "steps": row["step"], "seconds": seconds})
 
     def end(self, cell: Cell, outcome: str, final: dict[str, Any], reason: str | None = None) -> None:
-        """Record how a cell ended, then let the stages go on.
+        """Record the outcome of a cell and pass it to the stages, or retry the cell if its machine failed.
 
-        A cell of the search or the grid whose machine failed for good ends the run: the stages never choose without it.
+        If retries of a cell of the search or calibrate stage are used up, the run stops, because the stages must not
+        choose without that cell.
+
+        Args:
+            cell: The cell.
+            outcome: Its outcome.
+            final: Its final losses and costs.
+            reason: Cause of an infeasible or failed outcome.
         """
         record = self.records[cell.key]
         event = self.ledger.append("ended", cell=cell.key, outcome=outcome, final=final, reason=reason)
@@ -270,13 +293,13 @@ class StudyRun:
         if outcome == "failed":
             if self._retries.failed(cell, reason or ""):
                 return
-            if cell.stage != "confirm":  # what is chosen next would depend on which machine failed
-                said = f"{cell.key} failed again and again, the last time: {reason}"
-                self.fatal = StudyStopped(f"{said}; the same command tries it anew")
+            if cell.stage != "confirm":  # otherwise the choice would depend on which machine failed
+                failures = f"{cell.key} failed again and again, the last time: {reason}"
+                self.fatal = StudyStopped(f"{failures}; the same command tries it again")
                 return
         self._complete(cell, outcome, final)
         if self._folder:
-            kept = self.study.keep.checkpoints  # then only the model goes, if it is not its arm's best
+            kept = self.study.keep.checkpoints  # then remove only the model, which is left if it is not the best
             shutil.rmtree(self.checkpoints(cell) / TRAINED if kept else self.checkpoints(cell), ignore_errors=True)
         self._watch_space()
         if self._listen:
@@ -295,10 +318,10 @@ class StudyRun:
         self.stages.complete(cell, outcome, loss, int(final.get("steps", 0)))
 
     def _watch_space(self) -> None:
-        """Warn, while there is time, if the disk has less room than the cells that are left may take."""
-        if self._check_space is None or time.monotonic() - self._looked_at_space < SPACE_SECONDS:
+        """Warn early if the disk is too small for the cells that are left."""
+        if self._check_space is None or time.monotonic() - self._space_checked < SPACE_SECONDS:
             return
-        self._looked_at_space = time.monotonic()
+        self._space_checked = time.monotonic()
         try:
             self._check_space(self.stages.remaining())
         except StudyError as error:
@@ -307,22 +330,23 @@ class StudyRun:
             self._short_of_space = True
 
     def give_up(self, error: Exception) -> None:
-        """End the run: it cannot record what its trials do."""
+        """End the run because of an error in recording its trials."""
         self.fatal = error
 
     def raise_if_fatal(self) -> None:
-        """Raise StudyStopped if the run cannot go on."""
+        """Raise StudyStopped if the run cannot continue."""
         if (fatal := self.fatal) is not None:
             named = isinstance(fatal, OSError) and fatal.filename
-            said = f"{fatal.filename}: {fatal.strerror}" if named else str(fatal)  # type: ignore[attr-defined]
-            raise StudyStopped(f"the study stopped: {said}") from fatal
+            cause = f"{fatal.filename}: {fatal.strerror}" if named else str(fatal)  # type: ignore[attr-defined]
+            raise StudyStopped(f"the study stopped: {cause}") from fatal
 
     def close(self) -> None:
-        """Release the ledger and take the heartbeat away."""
-        if self.heart:
-            self.heart.stop()
+        """Close the ledger and remove the heartbeat."""
+        if self._heartbeats:
+            self._heartbeats.stop()
         self.ledger.close()
 
 
 def _decision(event: dict[str, Any]) -> str:
+    """Return a digest of a decision without its time and checksum."""
     return digest({name: value for name, value in event.items() if name not in ("time", "crc")})

@@ -1,4 +1,4 @@
-"""The two tidy tables of a study, from its ledger."""
+"""Two tidy tables of a study, made from its ledger."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _layers(alphas: list[float]) -> dict[str, float]:
 
 
 def _searched_layers(config: dict[str, float]) -> list[float]:
-    """The alphas of an arm that searches one a layer, in the order of the layers."""
+    """Return the alphas of an arm that searches one alpha per layer, in the order of the layers."""
     return [config[name] for name in map("alpha_{}".format, range(len(config))) if name in config]
 
 
@@ -49,7 +49,11 @@ def _trial_rows(study: str, cells: dict[str, Record], chosen: dict[str, str]) ->
 
 
 def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The two tidy tables of a study: `trials` (a row a cell that ended) and `curves` (a row a cell and evaluation)."""
+    """Return the two tidy tables of a study.
+
+    Returns:
+        `trials`, with one row per cell that has ended, and `curves`, with one row per evaluation of such a cell.
+    """
     cells = records(events)
     chosen = {event["arm"]: event["config_key"] for event in events if event["event"] == "chosen"}
     curves = [

@@ -1,4 +1,4 @@
-"""The interface of a tracker: where a run shows its cells while it goes on."""
+"""Interface of a tracker, which shows the cells of a run elsewhere, for example in MLflow."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from tune.study.cell import Record
 
 
 class Tracker(Protocol):
-    """Shows cells elsewhere. No method waits or raises: a dead tracking server must cost the trials nothing."""
+    """Display of cells outside this program.
+
+    No method except `close` and `finish` waits, and none raises, so that a dead tracking server costs the trials
+    nothing.
+    """
 
     def started(self, record: Record) -> None:
-        """Show that a cell starts, perhaps again."""
+        """Show that a cell starts or restarts."""
         ...
 
     def reported(self, record: Record, row: dict[str, Any]) -> None:
@@ -20,27 +24,27 @@ class Tracker(Protocol):
         ...
 
     def ended(self, record: Record) -> None:
-        """Show how a cell ended."""
+        """Show the outcome of a cell."""
         ...
 
     def close(self, records: Iterable[Record], *, finished: bool, patience: float, warn: Callable[[str], None]) -> None:
-        """Write what is left.
+        """Write everything that is not written yet.
 
         Args:
-            records: All cells of the study, those of earlier runs too.
-            finished: Whether the study is finished: then a store that lags behind is waited for while it gets on.
-            patience: Seconds to wait for a store that does not.
-            warn: Called with a line if the store is waited for.
+            records: All cells of the study, including those of earlier runs.
+            finished: The study is finished. Then wait for a slow store as long as it makes progress.
+            patience: Seconds to wait for a store that makes no progress.
+            warn: Called with one line if this method waits for the store.
         """
         ...
 
     def finish(self, verdict: dict[str, Any]) -> str | None:
-        """Write the verdict of a finished study; return a line on what could not be written, or None."""
+        """Write the verdict of a finished study; return a line on everything that could not be written, or None."""
         ...
 
 
 class NoTracker:
-    """Shows nothing."""
+    """Tracker that shows nothing."""
 
     def started(self, record: Record) -> None:
         """Do nothing."""
@@ -55,5 +59,5 @@ class NoTracker:
         """Do nothing."""
 
     def finish(self, verdict: dict[str, Any]) -> str | None:
-        """Return None: nothing is owed to anyone."""
+        """Return None, because nothing has to be written."""
         return None

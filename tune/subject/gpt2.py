@@ -1,4 +1,4 @@
-"""The built-in subject: GPT-2, BERT or T5 with a gate in every MLP, trained by `pagating.train`."""
+"""Built-in subject: GPT-2, BERT or T5 with a gate in every MLP, trained by `pagating.train`."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 class Gpt2:
-    """Trains the arms' models on the study's corpus."""
+    """Subject that trains the arms' models on the study's corpus."""
 
     def __init__(self, study: Study, inputs: Inputs) -> None:
         self.study, self.inputs = study, inputs
 
     @classmethod
     def at(cls, study: Study, folder: Path, corpus: Path) -> Gpt2:
-        """Return the subject of a study whose folder and packed corpus exist."""
+        """Create the subject of a study whose folder and packed corpus exist."""
         return cls(study, opened(study, folder, corpus))
 
     def identity(self) -> dict[str, Any]:
-        """Return the digests of corpus, own gates and pretrained weights."""
+        """Return the digests of the corpus, the user's gates and the pretrained weights."""
         return self.inputs.identity()
 
     def check_begun(self, begun: Mapping[str, Any]) -> None:
-        """Raise StudyError if the study was begun on another corpus or other gates."""
+        """Raise StudyError if the study was started with another corpus or other gates."""
         self.inputs.check_begun(begun)
 
     def trial(self, cell: Cell) -> Trial:

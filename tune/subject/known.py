@@ -1,4 +1,4 @@
-"""A subject whose losses are known: studies in milliseconds, for simulations and tests of everything else."""
+"""Subject with known losses. A study of it takes milliseconds, for simulations and for tests of the other parts."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ from tune.subject.subject import Step
 if TYPE_CHECKING:
     from pagating.checkpoint import CheckpointFolder
 
-Loss = Callable[[Cell, float], float]  # loss in nats per token of a cell at a share of its budget
+Loss = Callable[[Cell, float], float]  # (cell, fraction of its budget) -> loss in nats per token
 
 
 class Known:
-    """Gives each cell the losses of a function instead of training it. A loss that is not finite is a divergence.
+    """Subject that takes the losses of a cell from a function instead of training it.
+
+    A loss that is not finite counts as a divergence.
 
     Args:
         study: The study.
-        loss: Validation loss in nats per token of a cell at a share (0, 1] of its budget.
-        test: Test loss of a cell at its end; the last validation loss if None.
+        loss: Function that returns the validation loss, in nats per token, of a cell at a fraction in (0, 1] of its
+            budget.
+        test: Function that returns the test loss of a cell, in nats per token. None means the last validation loss.
     """
 
     def __init__(self, study: Study, loss: Loss, test: Callable[[Cell], float] | None = None) -> None:
         self._study, self._loss, self._test = study, loss, test
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields of the ledger's first event; there is no corpus to name."""
+        """Return the fields of the ledger's first event. No corpus exists, so its name is `known`."""
         return {"corpus": "known"}
 
     def check_begun(self, begun: Mapping[str, Any]) -> None:
-        """Accept every ledger: whoever knows the losses knows the study."""
+        """Accept every ledger, because no input can differ."""
 
     def trial(self, cell: Cell) -> Cell:
         """Return the cell itself."""
         return cell
 
     def train(self, trial: Cell, checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
-        """Yield the evaluations of a cell at the study's interval, the last one with its result."""
+        """Yield the evaluations of a cell at the study's interval. The last one holds the result."""
         whole, every = steps(self._study), interval(self._study)
         done = 0
         while done < whole:

@@ -1,4 +1,4 @@
-"""Train one job step by step: the one place that turns an error of a trial into an outcome."""
+"""Train one job step by step. Only this module turns an error of a trial into an outcome."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pagating.data.texts import CorpusError
 from pagating.trial import Diverged, OutOfMemory
 from tune.subject.subject import TRAINED, Job, Step
 
-BEAT_SECONDS = 2.0  # longest time without a result while a trial makes steps
-WITHIN_SECONDS = 2.0  # the same within a long step, between its micro-batches and batches of an evaluation
+BEAT_SECONDS = 2.0  # after this time, the end of an update is reported as a heartbeat
+WITHIN_SECONDS = 2.0  # the same within a long update or evaluation, after any of its batches
 ENDS = {Diverged: "infeasible", OutOfMemory: "infeasible", CorpusError: "failed", OSError: "failed"}
 
 
 class Training:
-    """The training of one job.
+    """Training of one job.
 
     Args:
         job: The job.
-        refused: An error that keeps the job from starting, such as a corpus that could not be fetched.
+        refused: Error that prevents the start of the job, for example a corpus that could not be fetched.
     """
 
     def __init__(self, job: Job, refused: Exception | None = None) -> None:
@@ -36,11 +36,11 @@ class Training:
         self.outcome: str | None = None
 
     def advance(self) -> dict[str, Any]:
-        """Train until the next evaluation or sign of life.
+        """Train until the next evaluation or heartbeat.
 
         Returns:
-            `row` (the evaluation, or None), `fraction` of the budget, `step` (updates made); with the last one
-            `outcome`, `final` and `reason`; `warning` if there is something to say.
+            A dict with `row` (the evaluation, or None), `fraction` (of the budget) and `step` (updates made). The
+            last one also has `outcome`, `final` and `reason`. `warning` is present if the checkpoints had a problem.
         """
         result = self._advance()
         self.outcome = result.get("outcome")
@@ -51,7 +51,7 @@ class Training:
 
     def _advance(self) -> dict[str, Any]:
         try:
-            self._made, row = self._until_a_sign()
+            self._made, row = self._until_report()
         except tuple(ENDS) as error:
             outcome = next(outcome for kind, outcome in ENDS.items() if isinstance(error, kind))
             return {"outcome": outcome, "reason": str(error), "row": None, "final": {}, "fraction": 1.0}
@@ -59,7 +59,7 @@ class Training:
         result = {"row": row, "fraction": self._made / self._job.steps, "step": self._made}
         return {**result, "outcome": "completed", "reason": None, "final": final} if final else result
 
-    def _until_a_sign(self) -> Step:
+    def _until_report(self) -> Step:
         began, made = time.monotonic(), self._made
         for found in self._steps:
             spent = time.monotonic() - began
@@ -73,16 +73,19 @@ class Training:
         return made, None
 
     def cut_off(self) -> None:
-        """Stop for good. A trial that was cut off leaves a checkpoint; one that failed leaves those that it has."""
+        """Stop for good.
+
+        An unfinished trial writes a checkpoint. A failed trial keeps its checkpoints. Any other trial removes them.
+        """
         if self.outcome not in (None, "failed"):
             self.forget()
         elif self._checkpoints and self.outcome is None:
             self._checkpoints.request()
-            with contextlib.suppress(*ENDS):  # the error comes again at the next attempt, and is recorded then
-                next(filter(None, self._steps), None)  # to the end of an update
+            with contextlib.suppress(*ENDS):  # the next attempt raises the same error and records it
+                next(filter(None, self._steps), None)  # train to the end of an update
 
     def replaced(self) -> None:
-        """Make room for the next job: this one was recorded, or stopped early, so its checkpoints have served."""
+        """Remove the checkpoints of this job before the next job starts, unless this job failed."""
         if self.outcome != "failed":
             self.forget()
 
@@ -93,6 +96,6 @@ class Training:
 
 
 def _raising(error: Exception) -> Iterator[Any]:
-    """Yield nothing and raise: the steps of a trial that cannot begin."""
+    """Raise `error` at the first step. This generator stands for a trial that cannot start."""
     raise error
     yield

@@ -182,7 +182,7 @@ def test_a_driver_outside_the_cluster_asks_for_nothing(asked):
 def test_each_stage_wishes_for_what_it_can_use_and_no_more_than_the_users_slots(asked, packed, tmp_path, slots, wishes):
     it = run_of(study(), tmp_path, packed)
     for stage in ("search", "calibrate", "confirm", "done"):
-        ray_backend._wish(it.study, slots, stage)
+        ray_backend._request_slots(it.study, slots, stage)
     it.ledger.close()
     assert [len(bundles) for bundles in asked[0]] == wishes
     assert all(bundle == {"CPU": 1} for bundles in asked[0] for bundle in bundles)
@@ -422,7 +422,7 @@ def test_a_node_that_cannot_have_the_corpus_fails_the_cell_for_another_try(packe
     trainable.setup({"job": job_of(spec)}, parcel=parcel)
     result = trainable.step()
     assert (result["outcome"], result["done"]) == ("failed", True)
-    with pytest.raises(ValueError, match="the study's data cannot be had from the driver: ObjectLostError"):
+    with pytest.raises(ValueError, match="the study's data cannot be fetched from the driver: ObjectLostError"):
         raise ValueError(result["reason"])
 
 

@@ -240,7 +240,7 @@ def test_known_losses_need_no_disk():
     run = StudyRun(given, None, Known(given, bowl), ledger=MemoryLedger())
     Inline().train(run)
     assert run.stages.finished
-    with pytest.raises(StudyError, match="keeps nothing on disk"):
+    with pytest.raises(StudyError, match="writes nothing to disk"):
         _ = run.folder
 
 

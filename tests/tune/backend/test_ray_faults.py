@@ -92,7 +92,7 @@ SHORT = "Task was killed due to the node running low on memory.\nMemory on the n
     ("text", "outcome", "reason"),
     [
         (DIED, "failed", "its worker died: Worker unexpectedly exits with a connection error code 2"),
-        (SHORT, "failed", "its worker was ended by Ray: the node was running low on memory"),
+        (SHORT, "failed", "Ray killed its worker: the node was running low on memory"),
         ('  File "a.py", line 1\nZeroDivisionError: by zero', "infeasible", "ZeroDivisionError: by zero"),
         ('Traceback:\n  File "a.py"\nModuleNotFoundError: no x', "failed", "ModuleNotFoundError: no x"),
     ],

@@ -48,9 +48,9 @@ def test_a_ray_that_listens_on_loopback_says_nothing(no_ray, monkeypatch, value)
 @pytest.mark.parametrize(
     ("mode", "who"),
     [
-        (None, "whoever reaches its ports and has Ray's token (~/.ray/auth_token, RAY_AUTH_TOKEN)"),
-        ("token", "whoever reaches its ports and has Ray's token (~/.ray/auth_token, RAY_AUTH_TOKEN)"),
-        ("disabled", "whoever reaches its ports, without any token (RAY_AUTH_MODE),"),
+        (None, "anyone who reaches its ports and has Ray's token (~/.ray/auth_token, RAY_AUTH_TOKEN)"),
+        ("token", "anyone who reaches its ports and has Ray's token (~/.ray/auth_token, RAY_AUTH_TOKEN)"),
+        ("disabled", "anyone who reaches its ports, without any token (RAY_AUTH_MODE),"),
     ],
 )
 @pytest.mark.parametrize("value", ["1", "true", "True"])
@@ -76,7 +76,7 @@ def test_a_cluster_without_a_token_is_named(no_ray, monkeypatch, address, mode, 
         assert [call["address"] for call in no_ray] == [address]
     assert len(said) == warned
     for line in said:
-        assert line.startswith(f"the cluster at '{address}' is reached without a token: whoever else reaches its ports")
+        assert line.startswith(f"the cluster at '{address}' is reached without a token: anyone else who reaches its")
         assert "RAY_AUTH_MODE=token" in line
 
 

@@ -334,7 +334,7 @@ def test_ctrl_c_says_what_happens_next_and_status_how_to_go_on(tmp_path):
     text, code = on_terminal([*words, "--tracking", "none"], act=interrupt, folder=tmp_path)
     lines = [line for line in lines_of(text) if line]
     assert code == 130
-    assert "Stopping: running trials save a checkpoint, a matter of seconds. A second signal" in text
+    assert "Stopping: running trials save a checkpoint, which takes seconds. A second signal" in text
     assert lines[-1] == "Interrupted. What has ended is kept; the same command continues from there."
     status = [*PAGATING, "status", "smoke"]
     shown = subprocess.run(status, capture_output=True, text=True, cwd=tmp_path, check=True).stdout

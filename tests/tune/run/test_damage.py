@@ -122,7 +122,7 @@ def test_any_damaged_line_is_named_and_repaired_to_the_same_study(whole, corpus,
         with pytest.raises(LedgerError, match=rf"line {number} is damaged .*`pagating repair {folder}` keeps"):
             finish(folder, corpus)
         said = repair.repair(study(), folder)
-        assert f"1 damaged lines left out (line {number})" in said, kind
+        assert f"1 damaged lines removed (line {number})" in said, kind
         assert (folder / "ledger.damaged-1.jsonl").read_bytes() == b"".join(
             [*lines[: number - 1], damaged, *lines[number:]]
         )
@@ -146,7 +146,7 @@ def test_a_lost_start_of_a_second_attempt_does_not_mix_two_curves(whole, corpus,
     assert json.loads(lines[starts[1]])["cell"] == cell.key
     lines[starts[1]] = lines[starts[1]].replace(b"started", b"Started")
     (folder / "ledger.jsonl").write_bytes(b"".join(lines))
-    assert "1 cells are to be trained again" in repair.repair(study(), folder)
+    assert "1 cells will be trained again" in repair.repair(study(), folder)
     assert finish(folder, corpus) == [cell.key]
     assert finals(folder) == finals(whole)
 
@@ -336,7 +336,7 @@ def test_an_e_process_may_get_a_higher_cap(tmp_path):
 def test_the_cap_of_obrien_fleming_stays(tmp_path):
     rule = {"seeds": 10, "rule": "obrien-fleming", "max_seeds": 5}
     (tmp_path / "study.yaml").write_text(dump(study(confirm=rule)))
-    with pytest.raises(StudyError, match=r"max_seeds was 5 and is now 10; the bounds of obrien-fleming hold for"):
+    with pytest.raises(StudyError, match=r"max_seeds was 5 and is now 10; the bounds of obrien-fleming hold only for"):
         extend.check_folder(study(confirm={**rule, "max_seeds": 10}), tmp_path)
 
 
@@ -349,7 +349,7 @@ def test_search_trials_can_be_added_until_the_grid_is_chosen(whole, corpus, tmp_
     assert sum(key.startswith("search/") for key in finals(tmp_path)) == 8
     with pytest.raises(StudyError, match=r"trials_per_arm was 2 and is now 4; the learning rates were already chosen"):
         extend.check_folder(more, whole)
-    with pytest.raises(StudyError, match=r"trials_per_arm was 2 and is now 1; trials can be added, not taken away"):
+    with pytest.raises(StudyError, match=r"trials_per_arm was 2 and is now 1; trials can be added, not removed"):
         extend.check_folder(study(search={"trials_per_arm": 1}), whole)
 
 
