@@ -2,7 +2,7 @@
 
     python docs/make_api.py [FOLDER]        # build/api when not given
 
-A public name that does not resolve is an error. What pdoc cannot say of a type that a library defines is left out.
+A public name that does not resolve is an error. Types of other libraries that pdoc cannot describe are left out.
 """
 
 import sys

@@ -2,8 +2,7 @@
 
     python docs/make_configuration.py [FILE]
 
-Every key comes with its type, range, default and description as `tune.study.sections` and `tune.study.study` state
-them.
+Each key has the type, range, default and description that `tune.study.sections` and `tune.study.study` state.
 """
 
 import sys
@@ -23,22 +22,22 @@ from tune.study.study import Study
 PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false"}
 HEAD = """# The study file
 
-Written by `python docs/make_configuration.py` from the fields that the program itself checks; `make docs` runs it.
+`python docs/make_configuration.py` writes this page from the fields that the program checks; `make docs` runs it.
 
-A study is one YAML file. Only what differs from the defaults stands in it; an unknown key is an error that names the
-nearest known one. Paths start at the study file. Numbers are numbers: `1e-3` is text to YAML, so write `1.0e-3`.
-The shipped studies are in `configs/`; what runs is written to `studies/NAME/study.yaml` with every default filled in.
+A study is one YAML file with the values that differ from the defaults. An unknown key is an error that names the
+nearest known one. Paths are relative to the study file. YAML reads `1e-3` as text, so write `1.0e-3`. The shipped
+studies are in `configs/`. A sweep writes all values, with the defaults, to `studies/NAME/study.yaml`.
 """
-ABOUT = {"Distribution": "The values of a hyperparameter that is searched: exactly one of the three."}
+ABOUT = {"Distribution": "The values of a hyperparameter that is searched: exactly one of these keys."}
 
 
 def anchor(model: type[BaseModel]) -> str:
-    """Name of a section's heading, which is its anchor too."""
+    """Return the name of a section's heading, which is also its anchor."""
     return model.__name__.removesuffix("Section").lower()
 
 
 def kind(annotation: Any) -> str:
-    """What a key may hold, in words; a section is a link."""
+    """Return what a key may hold, in words; a section is a link."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"[{anchor(annotation)}](#{anchor(annotation)})"
     origin, inside = get_origin(annotation), get_args(annotation)
@@ -62,7 +61,7 @@ def names(metadata: Iterable[Any]) -> str:
 
 
 def allowed(field: FieldInfo) -> str:
-    """The range that the field's limits leave, empty where it has none."""
+    """Return the range of a field, empty if it has no limits."""
     low, high = "", ""
     for limit in field.metadata:
         if isinstance(limit, limits.Ge):
@@ -83,7 +82,7 @@ def _number(value: Any) -> str:
 
 
 def default(field: FieldInfo) -> str:
-    """The default as it would stand in the file; `-` where the key is optional and has none."""
+    """Return the default as it is written in a study file; `-` if the key is optional and has none."""
     if field.is_required():
         return "the file's name" if field is Study.model_fields["name"] else "required"
     value = field.default
@@ -97,7 +96,7 @@ def default(field: FieldInfo) -> str:
 
 
 def rows(model: type[BaseModel]) -> list[str]:
-    """A table of a section's keys."""
+    """Return the table of a section's keys."""
     lines = ["| key | what | default | meaning |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
         if not field.description:
@@ -108,7 +107,7 @@ def rows(model: type[BaseModel]) -> list[str]:
 
 
 def sections(model: type[BaseModel], found: dict[str, type[BaseModel]]) -> dict[str, type[BaseModel]]:
-    """Every section below a model, depth first, in the order of the file; each once."""
+    """Return every section below a model once, depth first, in the order of the file."""
     for field in model.model_fields.values():
         waiting = [field.annotation]
         while waiting:
@@ -123,7 +122,7 @@ def sections(model: type[BaseModel], found: dict[str, type[BaseModel]]) -> dict[
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [HEAD, "## The whole file", "", *rows(Study)]
     for name, model in {**sections(Study, {}), "Distribution": Distribution}.items():
         about = ABOUT.get(name, " ".join((model.__doc__ or "").split()))

@@ -1,4 +1,4 @@
-"""Write the table of docs/plan.md: the noise that each published study had, for a plan of a study like it.
+"""Write the table of docs/plan.md: the noise of each published study, for plans of similar studies.
 
 python docs/make_plan.py [FILE]
 """
@@ -11,11 +11,11 @@ from tune.plan.power import study_noise
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!--table: python docs/make_plan.py -->\n", "<!--end of table-->\n"
-COLUMNS = ("study", "corpus", "model", "tokens a trial", "seeds", "noise", "least arm", "most")
+COLUMNS = ("study", "corpus", "model", "tokens per trial", "seeds", "noise", "least noise", "most noise")
 
 
 def row(folder: Path) -> list[str]:
-    """A published study's cells of the table."""
+    """Return a published study's row of the table."""
     study = load(folder)
     model, fixed, seeds = (study.settings[name] for name in ("model", "fixed", "confirm"))
     noise, each = study_noise(folder)
@@ -37,7 +37,7 @@ def row(folder: Path) -> list[str]:
 
 
 def table(results: Path = RESULTS) -> str:
-    """The table over all published studies, those of the most tokens first."""
+    """Return the table of all published studies, those with the most tokens first."""
     folders = sorted(file.parent for file in results.glob("*/trials.parquet"))
     folders.sort(key=lambda folder: -load(folder).settings["fixed"]["tokens"])
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- | --- |" + " ---: |" * (len(COLUMNS) - 3)]
@@ -45,7 +45,7 @@ def table(results: Path = RESULTS) -> str:
 
 
 def page(text: str, results: Path = RESULTS) -> str:
-    """docs/plan.md with its table of noise made anew."""
+    """Return docs/plan.md with its table of noise made again."""
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}"
 

@@ -1,7 +1,7 @@
-"""Write the tables of docs/published.md: what each study of configs/published/ takes, and what was tried of it.
+"""Write the tables of docs/published.md: what each study of configs/published/ costs, and its dry runs.
 
 python docs/make_published.py [FILE]
-python docs/make_published.py --try STUDY ...    # a dry run of its baseline and its largest arm, into published.json
+python docs/make_published.py --try STUDY ...    # dry runs of its baseline and its largest arm, into published.json
 """
 
 import json
@@ -22,13 +22,13 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!--table: python docs/make_published.py -->\n", "<!--end of table-->\n"
 TRIED_BEGIN, TRIED_END = "<!--table of dry runs-->\n", "<!--end of dry runs-->\n"
 TRIED = Path(__file__).with_name("published.json")
-COLUMNS = ("study", "arms", "cells", "tokens a cell", "parameters", "FLOPs in all", "memory a cell")
-TRIED_COLUMNS = ("study", "arm", "parameters", "tokens a step", "planned", "peak", "peak / planned")
+COLUMNS = ("study", "arms", "cells", "tokens per cell", "parameters", "FLOPs of the study", "memory per cell")
+TRIED_COLUMNS = ("study", "arm", "parameters", "tokens per step", "planned", "peak", "peak / planned")
 STEPS, MICRO_BATCHES, LIBRARIES_MB = 3, 2, 400.0  # of a dry run, and of each of its steps; a process without a model
 
 
 def row(path: Path) -> list[str]:
-    """A study's cells of the table; `parameters` from the smallest arm's to the largest's."""
+    """Return a study's row of the table; `parameters` spans the smallest and the largest arm."""
     study = load(path)
     models = {arm: arm_model(study, arm, vocabulary(study)) for arm in study.arms}
     rows = work(study, models, confirm_seeds(study))
@@ -48,19 +48,19 @@ def row(path: Path) -> list[str]:
 
 
 def table() -> str:
-    """The whole table."""
+    """Return the whole table."""
     rows = [row(path) for path in sorted((ROOT / "configs" / "published").glob("*.yaml"))]
     lines = [list(COLUMNS), ["---", *["---:"] * (len(COLUMNS) - 1)], *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def planned(study: Study, model: Model) -> float:
-    """Bytes that the plan gives a process that trains this arm."""
+    """Return the planned bytes of a process that trains this arm."""
     return sum(memory_parts(study, model, vocabulary(study), LIBRARIES_MB).values())
 
 
 def try_study(path: Path) -> list[dict[str, Any]]:
-    """The dry run of a study's baseline and of its largest arm; one that does not fit is named with its plan alone."""
+    """Return the dry runs of a study's baseline and its largest arm; one that does not fit has its plan alone."""
     import psutil
 
     from tune.plan.dry_run import try_arms
@@ -83,7 +83,7 @@ def try_study(path: Path) -> list[dict[str, Any]]:
 
 
 def tried_row(name: str, row: dict[str, Any]) -> list[str]:
-    """A dry run's cells of its table, beside what is planned of it now."""
+    """Return a dry run's row of its table, beside the current plan."""
     study = load(ROOT / "configs" / "published" / f"{name}.yaml")
     needs = planned(study, arm_model(study, row["arm"], vocabulary(study)))
     figures = [f"{row['parameters'] / 1e6:.0f}M", f"{row['batch_tokens']:,}", readable(needs)]
@@ -96,7 +96,7 @@ def tried_row(name: str, row: dict[str, Any]) -> list[str]:
 
 
 def tried_table() -> str:
-    """What `published.json` holds."""
+    """Return the table of `published.json`."""
     held = json.loads(TRIED.read_text(encoding="utf-8"))
     rows = [tried_row(name, row) for name, tried in sorted(held.items()) for row in tried]
     lines = [list(TRIED_COLUMNS), ["---", "---", *["---:"] * (len(TRIED_COLUMNS) - 2)], *rows]
@@ -104,13 +104,13 @@ def tried_table() -> str:
 
 
 def replaced(text: str, begin: str, end: str, new: str) -> str:
-    """The text with what stands between two marks written anew."""
+    """Return the text with the part between two marks replaced."""
     before, rest = text.split(begin)
     return before + begin + "\n" + new + "\n" + end + rest.split(end)[1]
 
 
 def page(text: str) -> str:
-    """The page with its tables written anew."""
+    """Return the page with its tables made again."""
     return replaced(replaced(text, BEGIN, END, table()), TRIED_BEGIN, TRIED_END, tried_table())
 
 

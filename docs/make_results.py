@@ -1,9 +1,9 @@
 """Publish a finished study under docs/results/, and write every published page from its tables.
 
     python docs/make_results.py studies/NAME --name NAME --source "the corpus, and where to get it"
-    python docs/make_results.py                  # no study: the pages of all that is published, anew
+    python docs/make_results.py                  # without a study: write all published pages again
 
-A published study is small and speaks of no machine: paths, hosts and user names are left out or refused.
+A published study is small and names no machine: paths, hosts and user names are left out or refused.
 """
 
 import argparse
@@ -37,14 +37,18 @@ ABSOLUTE = re.compile(r"(?<![\w.:/~])(?:/(?:[\w.+-]+/)+[\w.+-]*|[A-Za-z]:\\[\w\\
 
 
 class PublishError(ValueError):
-    """What would not be fit to publish: one line that names the file and the value."""
+    """A study that cannot be published; the message names the file and the value in one line."""
 
 
 def publish(study: Path, target: Path, **said: str | None) -> None:
-    """Copy what a reader needs of a finished study into `target`: study.yaml, two tables, where they come from.
+    """Copy study.yaml, provenance.json and the two tables of a finished study into `target`.
 
-    `said` has `source`, `command`, `note`, `follows`: what no file of the study can say.
-    Raises: PublishError where the study is unfinished or something in it speaks of this machine.
+    Args:
+        study: the folder of the study.
+        target: the folder of the published study.
+        said: `source`, `command`, `note` and `follows`, which no file of the study has.
+
+    Raises: PublishError if the study is unfinished or a value in it names this machine.
     """
     if not (study / "verdict.json").is_file():
         raise PublishError(f"{study}: has no verdict.json; allowed: a finished study")
@@ -77,7 +81,7 @@ def _events(study: Path) -> list[dict[str, Any]]:
 
 
 def _portable(settings: dict[str, Any]) -> dict[str, str]:
-    """Take the machine out of a study's settings, in place; the SHA-256 of each file of its corpus, by its new name."""
+    """Remove the machine from a study's settings, in place; return the SHA-256 of each corpus file by its new name."""
     for key in OF_A_MACHINE:
         settings.pop(key, None)
     digests = {}
@@ -121,7 +125,7 @@ def write_page(folder: Path, draw_figures: bool = True) -> None:
 
 
 def published(results: Path) -> list[Path]:
-    """The folders of the published studies."""
+    """Return the folders of the published studies."""
     return sorted(file.parent for file in results.glob("*/trials.parquet"))
 
 
@@ -139,7 +143,7 @@ def _between(page: Path, marks: tuple[str, str], text: str) -> None:
 
 
 def write_all(results: Path) -> None:
-    """Write every page and what stands over all of them."""
+    """Write every page, the pages over all studies and the README's table."""
     write_pilots(results)
     folders = published(results)
     for folder in folders:
@@ -153,14 +157,14 @@ def write_all(results: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     p.add_argument("study", nargs="?", type=Path, help="the folder of a finished study")
     p.add_argument("--name", help="its name under docs/results/ (default: the study's folder)")
     p.add_argument("--source", help="what the corpus is and where to get it")
     p.add_argument("--command", help="the command that ran the study")
     p.add_argument("--note", help="a sentence for the reader, such as what else the machine did")
-    p.add_argument("--follows", metavar="NAME", help="the published study whose result this one takes up")
+    p.add_argument("--follows", metavar="NAME", help="the published study that this one follows up")
     p.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
     options = p.parse_args()
     if options.study is not None:

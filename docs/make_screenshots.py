@@ -1,8 +1,8 @@
-"""Write the pictures of docs/img/ from a finished study: MLflow's UI as `pagating ui` shows it, and the report's head.
+"""Take the pictures of docs/img/ of a finished study: MLflow's UI as `pagating ui` shows it, and the report's head.
 
     python docs/make_screenshots.py studies/NAME [--output docs/img]
 
-The study's MLflow store is expected beside the folder of studies. Needs Chromium and the extra `browser`.
+The study's MLflow store must be beside the folder of studies. This needs Chromium and the extra `browser`.
 """
 
 import argparse

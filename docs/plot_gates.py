@@ -22,7 +22,7 @@ X = torch.linspace(-4.0, 4.0, 161, dtype=torch.float64)
 
 
 def curve(gate: str, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The unit with the identity base, and its derivative, at the points `X`."""
+    """Return the unit with the identity base, and its derivative, at the points `X`."""
     x = X.clone().requires_grad_()
     y = pointwise(x, alpha, gate)
     (slope,) = torch.autograd.grad(y.sum(), x)
@@ -30,7 +30,7 @@ def curve(gate: str, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def draw(path: Path) -> None:
-    """One row a gate: the unit over the identity on the left, its derivative on the right."""
+    """Draw one row per gate: the unit over the identity on the left, its derivative on the right."""
     plt.rcParams.update(
         {"svg.hashsalt": "gates", "svg.fonttype": "none", "font.size": 8, "path.simplify_threshold": 0.05}
     )

@@ -1,4 +1,4 @@
-"""The page of one published study, from its study.yaml, provenance.json and Parquet files alone."""
+"""Write the page of one published study from its study.yaml, provenance.json and Parquet files alone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,30 +22,30 @@ from analysis.verdict.kinds import Result, as_rows
 
 FILES = ("study.yaml", "trials.parquet", "curves.parquet", "verdict.json")
 CAPTIONS = {
-    "differences": "One dot a seed: the baseline's loss minus the arm's, in percent. The bar is the interval of the "
-    "mean, the band the margin.",
+    "differences": "One dot is one seed: the baseline's loss minus the arm's, in percent. The bar is the interval of "
+    "the mean, the band the margin.",
     "learning_rate": "Validation loss against learning rate: search trials as dots, the shared grid as lines.",
     "loss_curves": "Validation loss of the confirm runs: mean over seeds, band from the lowest to the highest.",
     "over_training": "The improvement at each evaluation of the confirm runs, with its interval at that step alone.",
-    "growth": "The slope of the improvement on log2(tokens): one dot a seed, the bar is the interval of the mean.",
-    "alphas": "Learned alpha at the last step by layer: a thin line a seed, the thick one their mean.",
+    "growth": "The slope of the improvement on log2(tokens): one dot per seed, the bar is the interval of the mean.",
+    "alphas": "Learned alpha at the last step by layer: a thin line per seed, a thick line for their mean.",
     "against_alpha": "Search trials of the arm that searched alpha, with a quadratic through them and its band.",
 }
 NOT_MEASURED = "no measurements"  # in the note of a study whose seconds and speeds say nothing
 STANDING_LIMITS = (
-    "It answers for this size, this many tokens and this text. Ranks change between short and long trials.",
-    "The seeds sample initialisation and data order, not texts: the interval covers new seeds on this corpus.",
-    "Equally tuned means the learning rate, on one shared grid; nothing else was tuned.",
+    "It answers for this model size, number of tokens and text. Ranks change between short and long trials.",
+    "The seeds sample initialisation and data order, not texts. The interval covers new seeds on this corpus.",
+    "Equally tuned means: the learning rate on one shared grid. Nothing else was tuned.",
     "A searched alpha is the best of few search trials; another value may be better.",
 )
 OTHER_BITS = (
-    "The text behind the link of the corpus gives the same question, not the same bits: the files trained on are known "
-    "by the SHA-256 below."
+    "The text behind the link of the corpus gives the same question, not the same bits. The SHA-256 below identifies "
+    "the files of this study."
 )
 
 
 def page(study: Study, result: Result) -> str:
-    """The Markdown of a published study; every number in it is computed here from the study's tables."""
+    """Return the Markdown of a published study; every number in it is computed from the study's tables."""
     came = study.settings.get("provenance") or {}
     rows = ledger(study)
     lines = [f"# {markdown(study.name)}", "", markdown(study.question), "", f"**{markdown(result.summary)}**", ""]
@@ -88,7 +88,7 @@ def page(study: Study, result: Result) -> str:
 
 
 def second_half(slopes: list[dict[str, Any]]) -> list[str]:
-    """What `growth.table` has on the second half of training, as Markdown lines: a slope a doubling of tokens."""
+    """Return the slopes of `growth.table` in the second half of training, per doubling of tokens, as Markdown lines."""
     rows = [row for row in slopes if row["scale"] == curves.SCALES["log2"][1]]
     columns = {key: column for key, column in growth.LATE_COLUMNS.items() if key != "scale"}
     named = {"study": ("study", "")} if all("study" in row for row in rows) else {}
@@ -98,14 +98,14 @@ def second_half(slopes: list[dict[str, Any]]) -> list[str]:
 
 
 def alpha_table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], formats.Columns]:
-    """`alphas.summarise`'s rows with the alpha of each seed as a column of its own."""
+    """Return the rows of `alphas.summarise` with one more column per seed, its alpha."""
     seeds = sorted({int(seed) for row in rows for seed in row["values"]})
     columns = alphas.columns(rows) | {f"seed {seed}": (f"seed {seed}", ".3f") for seed in seeds}
     return [row | {f"seed {s}": row["values"].get(str(s)) for s in seeds} for row in rows], columns
 
 
 def figures(study: Study, result: Result) -> dict[str, Callable[[], Figure]]:
-    """Name -> function that draws it, of the figures that the page shows."""
+    """Return name -> function that draws it, for the figures that the page shows."""
     every = build.figures(study, result)
     slopes = growth.table(study)
     if slopes:
@@ -114,7 +114,7 @@ def figures(study: Study, result: Result) -> dict[str, Callable[[], Figure]]:
 
 
 def svg(draw: Callable[[], Figure], name: str) -> str:
-    """A figure as SVG on white, which a dark page needs, without the program's own notes."""
+    """Return a figure as SVG on a white ground, for dark pages, without the notes of the program that wrote it."""
     text = plots.inline(plots.render(draw, salt=name), name).replace("currentColor", plots.INK)
     head, body = text.split(">", 1)
     return f'{head}>\n<rect width="100%" height="100%" fill="#ffffff"/>{body}'.rstrip() + "\n"
@@ -178,15 +178,15 @@ def _origin(study: Study, came: dict[str, Any]) -> list[str]:
     ]
     lines += ["", "Files: " + ", ".join(_file(study.folder, name) for name in FILES) + ".", ""] if study.folder else []
     lines += [
-        "`python docs/make_results.py` writes this page anew from the files beside it, and a test compares the two. "
-        "The same decision on the terminal: `python -m analysis.significance FOLDER`.",
+        "`python docs/make_results.py` writes this page from the files beside it, and a test compares the two. The "
+        "same decision on the terminal: `python -m analysis.significance FOLDER`.",
         "",
     ]
     return lines
 
 
 def _files(study: Study) -> list[str]:
-    """The text files that a study names, relative to its study file."""
+    """Return the text files that a study names, relative to its study file."""
     given = ((study.settings.get("corpus") or {}).get("files") or {}).values()
     return [str(name) for names in given if names for name in ([names] if isinstance(names, str) else names)]
 

@@ -2,8 +2,8 @@
 
     python docs/examples/own_activation.py
 
-runs the study `own_activation.yaml` beside this file, whose arm `hard-swish` takes the function below as its gate. It
-is a short study, which shows the way and decides little. Use `pagating sweep` for your own: it does the same.
+This runs the study `own_activation.yaml` beside this file. Its arm `hard-swish` uses the function below as its gate.
+The study is too short to decide much. For your own study, use `pagating sweep`, which does the same.
 """
 
 import json
@@ -19,7 +19,7 @@ def hard(x: torch.Tensor) -> torch.Tensor:
 
 
 def main(config: Path, output: Path) -> None:
-    """Run the study, then read its verdict."""
+    """Run the study and print its verdict."""
     from analysis.report import build
     from tune import sweep
     from tune.study.files import load
