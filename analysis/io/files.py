@@ -10,6 +10,7 @@ from pyarrow.lib import ArrowException
 from pyarrow.parquet import ParquetFile
 
 from analysis.io import plain_yaml
+from analysis.io.exits import Exit
 from analysis.io.text import one_line
 
 MOST_ROWS = 20_000_000
@@ -18,6 +19,8 @@ _SECTIONS = ("corpus", "tokenizer", "model", "fixed", "nuisance", "search", "cal
 
 class TableError(ValueError):
     """The input cannot be analysed; the message is one line: file, column, value and what is allowed."""
+
+    exit_code = Exit.BAD_INPUT
 
 
 def shown(value: object) -> str:
