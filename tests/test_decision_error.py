@@ -13,6 +13,7 @@ import decision_error  # noqa: E402
 from simulation import expected, page, world  # noqa: E402
 
 from analysis.stats.multiplicity import adjust  # noqa: E402
+from analysis.verdict.kinds import Verdict  # noqa: E402
 
 TREATMENTS = world.TREATMENTS
 
@@ -79,8 +80,8 @@ def test_the_drawn_confirm_stages_decide_as_the_verdict_does():
     seen = set()
     for seed in range(6):
         result, _, _ = decision_error.decide(study, world.World(scenario, list(study.arms), seed))
-        words = [row["verdict"] in ("better", "worse") for row in result["comparisons"]]
-        differences = np.array([row["differences"] for row in result["comparisons"]])
+        words = [row.kind in (Verdict.BETTER, Verdict.WORSE) for row in result.comparisons]
+        differences = np.array([row.differences for row in result.comparisons])
         assert expected.rejects(differences[None], 0.05)[0].tolist() == words
         seen |= set(words)
     assert seen == {True, False}

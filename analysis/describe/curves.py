@@ -16,6 +16,7 @@ SCALES: dict[
     "log2": (np.log2, "% a doubling of tokens", "slope_percent_per_doubling"),
     "linear": (lambda tokens: tokens / 1e6, "% a million tokens", "slope_percent_per_million"),
 }
+GROWS, SHRINKS, NO_TREND = "grows", "shrinks", "no trend shown"  # what a slope that was tested says
 Pair = tuple[np.ndarray, ...]  # the curves of an arm and the baseline's, of the seeds and steps that both have
 SLOPE_COLUMNS = {
     "arm": ("arm", ""),
@@ -28,15 +29,15 @@ SLOPE_COLUMNS = {
 }
 
 
-def over_training(study: Study) -> dict[str, pd.DataFrame]:
+def over_training(study: Study, pairs: Mapping[str, Pair] | None = None) -> dict[str, pd.DataFrame]:
     """For each arm: improvement on val_nll at every evaluation of the confirm runs, with Fieller's interval.
 
     Columns: step, tokens, n, improvement_percent, low, high. Pairs are those seeds whose runs are finite at
     that step. The points of one run depend on each other: the band holds at each step alone and no test is
-    made along it.
+    made along it. `pairs`: the study's `paired_curves`, if they are at hand.
     """
     out = {}
-    for arm, (_, steps, tokens, b, a) in paired_curves(study).items():
+    for arm, (_, steps, tokens, b, a) in (paired_curves(study) if pairs is None else pairs).items():
         rows = []
         for j, step in enumerate(steps):
             keep = np.isfinite(b[:, j]) & np.isfinite(a[:, j])
@@ -80,7 +81,7 @@ def slopes(
         test = stats.ttest_1samp(per_seed, 0.0)
         low, high = test.confidence_interval(1 - study.level)
         row |= {"low": float(low), "high": float(high), "p": float(test.pvalue)}
-        row["why"] = "grows" if low > 0 else "shrinks" if high < 0 else "no trend shown"
+        row["why"] = GROWS if low > 0 else SHRINKS if high < 0 else NO_TREND
     return rows
 
 

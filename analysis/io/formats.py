@@ -61,6 +61,11 @@ def cell(value: Any, spec: str) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def with_values(rows: list[dict[str, Any]], columns: Columns) -> Columns:
+    """The columns in which at least one row has a value."""
+    return {key: column for key, column in columns.items() if any(row[key] is not None for row in rows)}
+
+
 def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
     """The verdict for a terminal of `width` characters: every column, or what decides where that does not fit."""
     if width >= 140:

@@ -97,4 +97,4 @@ def write(results: list[dict[str, Any]], page: Path) -> None:
     page.write_text(before + start + "\n" + markdown(results) + "\n" + end + rest.split(end)[1], encoding="utf-8")
     figure = page.parent / "img" / "decision_error.svg"
     figure.parent.mkdir(exist_ok=True)
-    figure.write_bytes(plots.render(lambda: draw(results), salt="decision_error"))
+    figure.write_bytes(plots.render(plots.styled(draw, results), salt="decision_error"))

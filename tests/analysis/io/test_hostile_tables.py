@@ -27,7 +27,8 @@ GOOD = "arm,seed,val_nll\n" + "".join(f"{arm},{seed},{loss}\n" for arm, seed, lo
 
 def call(script, *words, capsys=None):
     """Exit code, output and error of a script, called as its command is; fails on anything but a clean end."""
-    main = importlib.import_module("analysis.report.build" if script == "report" else f"analysis.{script}").main
+    module = "report.build" if script == "report" else script
+    main = importlib.import_module(f"analysis.{module}").main
     with pytest.raises(SystemExit) as ended:
         command.run(lambda: main(list(words)))
     out, err = capsys.readouterr() if capsys else ("", "")
