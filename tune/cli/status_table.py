@@ -1,4 +1,4 @@
-"""Where a study stands, as a person sees it: the live table of a sweep and the one of `pagating status`."""
+"""Table of a study's progress, used by a running sweep and by `pagating status`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tune.run.progress import Standing
 from tune.study.sizes import STAGES
 from tune.study.study import Study
 
-HEADINGS = {  # of a state of cells: in a wide terminal, in a narrow one
+HEADINGS = {  # state of cells: (heading in a wide terminal, in a narrow one)
     "completed": ("done", "done"),
     "running": ("running", "run"),
     "stopped_early": ("stopped early", "stop"),
@@ -25,17 +25,22 @@ HEADINGS = {  # of a state of cells: in a wide terminal, in a narrow one
     "failed": ("failed", "fail"),
 }
 MEANING = {"search": "best of search", "calibrate": "best of calibrate", "confirm": "mean of confirm"}
-NARROW = 64  # in fewer, headings are short
-LEAST_ARMS = 3  # are shown however low the terminal is
+NARROW = 64  # headings are short in a terminal of fewer characters
+LEAST_ARMS = 3  # number of arms that are shown even if the terminal has too few lines
 
 
 @dataclass
 class View:
-    """A standing and what stands around it; rendered anew at each size, so that it fits the terminal.
+    """Progress of a study with the lines around it. It is rendered for the current size of the terminal.
 
-    `now`: seconds since 1970. `slots`: cells side by side, 0 where nothing runs. `lines` stand below the tables, `note`
-    below all, the study's question above where there is a `title`. With `fit` only the arms that the terminal has lines
-    for.
+    Attributes:
+        standing: Progress of the study.
+        now: Current time, seconds since 1970.
+        slots: Number of cells that run in parallel, 0 if nothing runs.
+        lines: Lines below the tables.
+        note: Last line.
+        title: Show the study's name and question above the tables.
+        fit: Show only as many arms as the terminal has lines for.
     """
 
     standing: Standing
@@ -53,17 +58,23 @@ class View:
         room = None
         if self.fit:
             wrapped = sum(len(text.wrap(console, width)) for text in [*above, *texts])
-            heads = 2 + 2 + 1  # of both tables with their rules, and the blank line between them
+            heads = 2 + 2 + 1  # lines of the two headings with their rules, and the blank line between the tables
             room = console.size.height - 1 - wrapped - heads - cells.row_count
         yield Group(*above, cells, "", *arms(self.standing, width, room), *texts)
 
 
 def look(study: Study, folder: Path, now: float | None = None) -> View:
-    """A study as its folder shows it, while it runs or at any other time; nothing is locked or written."""
+    """Read the progress of a study from its folder, running or not. Nothing is locked or written.
+
+    Args:
+        study: The study.
+        folder: The study's folder.
+        now: Time in seconds since 1970. None means the current time.
+    """
     path = folder / "ledger.jsonl"
     beat, held, driver = heartbeat.read(folder), ledger.is_held(path), ledger.holder(path)
     if held and beat and beat.driver != driver:
-        beat = None  # of a driver that was killed; the one that runs now has not said anything yet
+        beat = None  # written by a driver that was killed; the current one has not written yet
     standing = Standing(study, ledger.read(path))
     now = time.time() if now is None else now
     standing.only(beat.running if beat and held else ())
@@ -72,16 +83,16 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
     age = duration(max(0.0, now - last))
     over = standing.finished or _concluded_after(folder, standing.last)
     if held:
-        view.note = f"It runs: {one_line(driver)}; last sign of life {age} ago."
+        view.note = f"It runs: {one_line(driver)}; last update {age} ago."
     elif over:
         view.note = f"It has ended, {age} ago. The report: {folder / 'report.html'}"
     else:
-        view.note = f"Nothing runs it; last sign of life {age} ago. `pagating sweep` with its study file continues it."
+        view.note = f"It is not running; last update {age} ago. `pagating sweep` with its study file continues it."
     return view
 
 
 def _concluded_after(folder: Path, last: float | None) -> bool:
-    """Whether the verdict was written after the last event: a sequential rule has stopped before its cap."""
+    """Return True if the verdict is newer than the last event, that is, if a sequential rule stopped before its cap."""
     verdict = folder / "verdict.json"
     return last is not None and verdict.is_file() and verdict.stat().st_mtime >= last
 
@@ -91,7 +102,7 @@ def _title(standing: Standing) -> Text:
 
 
 def stages(standing: Standing, width: int) -> Table:
-    """The cells of every stage of the study: how many ended how, of how many."""
+    """Return a table with the number of cells of every stage in each state, and their planned number."""
     shown = [stage for stage in STAGES if standing.study.runs(stage)]
     states = [s for s in HEADINGS if s != "failed" or any(standing.count(stage, s) for stage in shown)]
     out = _table("stage", *(HEADINGS[state][width < NARROW] for state in states), "of")
@@ -105,10 +116,12 @@ def stages(standing: Standing, width: int) -> Table:
 
 
 def arms(standing: Standing, width: int, room: int | None = None) -> list[RenderableType]:
-    """Each arm's best in every stage, in nats a token of the validation split, and its learning rate.
+    """Return a table with each arm's best validation loss (nats per token) and learning rate in every stage.
 
-    Where `width` characters do not hold all stages, empty ones are left out, then the first. `room`: lines for the
-    arms, as many as they need when None; more arms than fit are counted.
+    Args:
+        standing: Progress of the study.
+        width: Width in characters. If it is too small, empty stages are left out, then the first ones.
+        room: Number of lines for the arms. None means enough for all. A last line counts the arms that do not fit.
     """
     names = list(standing.study.arms)
     shown = [stage for stage in STAGES if standing.study.runs(stage)]
@@ -129,7 +142,7 @@ def _width(cells: list[str], stage: str) -> int:
 
 
 def best(standing: Standing, stage: str, arm: str) -> str:
-    """An arm's best in a stage: loss, learning rate, and how many seeds a mean is of."""
+    """Return a text with an arm's best loss in a stage, its learning rate and, for a mean, the number of seeds."""
     found = standing.best(stage, arm)
     if found is None:
         lost = standing.count(stage, "infeasible", arm=arm)
@@ -139,7 +152,7 @@ def best(standing: Standing, stage: str, arm: str) -> str:
 
 
 def pace(view: View) -> str:
-    """Speed and time left, while cells run."""
+    """Return a text with speed and time left. It is empty if no cells run."""
     standing, parts = view.standing, []
     if not standing.running or standing.finished:
         return ""
@@ -153,7 +166,7 @@ def pace(view: View) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would use: 40 s, 23 min, 3.4 h, 2.5 days."""
+    """Format seconds in a suitable unit: 40 s, 23 min, 3.4 h, 2.5 days."""
     for size, unit, digits, until in ((1.0, "s", 0, 99.5), (60.0, "min", 0, 99.5 * 60), (3600.0, "h", 1, 48 * 3600.0)):
         if seconds < until:
             return f"{seconds / size:.{digits}f} {unit}"

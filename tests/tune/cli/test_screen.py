@@ -155,7 +155,7 @@ def test_a_terminal_shows_one_table_that_is_redrawn(driver, tmp_path, width):
     assert max(map(len, lines)) <= width
     assert text.count(END) >= 2  # the cursor is there while the table is
     assert "Ctrl-C" not in "".join(lines)
-    assert "Ctrl-C stops in good order; the same command continues." in text
+    assert "Ctrl-C stops cleanly; the same command continues." in text
 
 
 def test_the_size_is_that_of_the_terminal_also_without_its_keyboard(driver):
@@ -306,7 +306,7 @@ def test_a_real_study_on_a_terminal_prints_nothing_but_its_own(tmp_path):
     text, code = on_terminal(words, act=look, folder=tmp_path)
     lines = [line for line in lines_of(text) if line]
     assert code in (0, 1)
-    assert re.search(r"It runs: process \d+ on \S+; last sign of life \d+ s ago\.", seen[0])
+    assert re.search(r"It runs: process \d+ on \S+; last update \d+ s ago\.", seen[0])
     assert lines[0] == "smoke: Does the whole path work, from text to verdict?"
     assert lines[1].startswith("stage ")
     own = r"smoke: |stage |─+|search |calibrate |confirm |val nll|gelu|linear-floor|paglu-|Log: |Browse: |Against"
@@ -338,5 +338,5 @@ def test_ctrl_c_says_what_happens_next_and_status_how_to_go_on(tmp_path):
     assert lines[-1] == "Interrupted. What has ended is kept; the same command continues from there."
     status = [*PAGATING, "status", "smoke"]
     shown = subprocess.run(status, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
-    assert "Nothing runs it; last sign of life" in shown
+    assert "It is not running; last update" in shown
     assert json.loads((tmp_path / "studies" / "smoke" / "ledger.jsonl").read_text().splitlines()[0])["event"] == "study"

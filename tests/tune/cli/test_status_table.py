@@ -115,12 +115,12 @@ def test_status_tells_a_study_that_runs_from_one_that_was_left(tmp_path, plan, w
     beat = '{"time": %r, "driver": "process 7 on there", "slots": 3, "running": ["search/floor/2/1"]}'
     (folder / "heartbeat.json").write_text(beat % (ledger.events[-1]["time"] + 60))
     view = look(plan, folder, now=ledger.events[-1]["time"] + 63)
-    assert view.note == "It runs: process 7 on there; last sign of life 3 s ago."
+    assert view.note == "It runs: process 7 on there; last update 3 s ago."
     assert (view.standing.running, view.slots) == (1, 3)
     ledger.close()
     assert not is_held(folder / "ledger.jsonl")
     left = look(plan, folder, now=ledger.events[-1]["time"] + 60 + 7200)
-    assert left.note.startswith("Nothing runs it; last sign of life 2.0 h ago. `pagating sweep`")
+    assert left.note.startswith("It is not running; last update 2.0 h ago. `pagating sweep`")
     assert left.standing.running == 0
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_heartbeat_is_none(tmp_path, beat, plan, written):
     ledger = written(tmp_path / "x")
     (tmp_path / "x" / "heartbeat.json").write_text(beat)
     view = look(plan, tmp_path / "x", now=ledger.events[-1]["time"])
-    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last sign of life 0 s ago."
+    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last update 0 s ago."
     ledger.close()
 
 
@@ -141,7 +141,7 @@ def test_the_heartbeat_of_a_killed_driver_is_not_that_of_the_next(tmp_path, plan
     beat = '{"time": 1.0, "driver": "process 7 on there", "slots": 3, "running": ["search/floor/2/1"]}'
     (tmp_path / "x" / "heartbeat.json").write_text(beat)
     view = look(plan, tmp_path / "x", now=ledger.events[-1]["time"] + 4)
-    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last sign of life 4 s ago."
+    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last update 4 s ago."
     assert (view.standing.running, view.slots) == (0, 0)
     ledger.close()
 
