@@ -1,4 +1,4 @@
-"""How actors fail, without Ray: a worker is silent, is ended, says why."""
+"""Test failures of actors without Ray: a worker hangs, is killed, or gives a reason."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tune.backend.ray_faults import Processes, Pulse, failure
 
 
 class Actor:
-    """Stands for an actor that was asked where it runs and answers `place`; None: it has not answered."""
+    """Fake actor that answers `place` when asked for its host and process id. None means no answer yet."""
 
     def __init__(self, place):
         self.place, self.get_current_ip_pid = place, self
@@ -111,7 +111,7 @@ def test_the_pulse_counts_silence_only_while_somebody_looks():
     pulse.beat("b")
     now[0] = 12.0
     assert pulse.silent() == ["a"]
-    assert pulse.silent() == []  # told once
+    assert pulse.silent() == []  # each trial is returned only once
     now[0] = 1000.0  # the driver itself was stopped
     assert pulse.silent() == []
     now[0] = 1002.0

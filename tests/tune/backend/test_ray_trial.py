@@ -1,4 +1,4 @@
-"""The Ray adapter without Ray's processes: what a driver is told of a cell, and what a cell leaves on disk."""
+"""Test the Ray adapter of a trial without Ray's processes: its reports to the driver and its files."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def spec(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch):
-    """No sign of life that depends on how busy the machine is."""
+    """Switch off heartbeats that depend on the load of the machine."""
     monkeypatch.setattr(training, "BEAT_SECONDS", float("inf"))
     monkeypatch.setattr(training, "WITHIN_SECONDS", float("inf"))
 
@@ -119,7 +119,7 @@ def test_a_long_update_shows_life_between_its_parts_and_changes_no_bit(spec, mon
     ids=["slow", "as it was: no sign within an update", "hung"],
 )
 def test_a_trial_whose_update_outlasts_the_timeout_lives_while_its_parts_do(spec, monkeypatch, minutes, within, ended):
-    """An update of four micro-batches, an evaluation of three batches: so many minutes each, on a clock of ours."""
+    """Use an update of four micro-batches and an evaluation of three batches, each minutes long on a fake clock."""
     now, silent = [0.0], []
     pulse = Pulse(600.0, lambda: now[0])
 
@@ -266,10 +266,10 @@ def test_an_error_of_the_program_is_not_swallowed(spec, monkeypatch):
 
 
 class KilledOnce(CellTrainable):
-    """The real trial; the first one to find the file FAULTS/kill is killed by signal 9 after its sixth update."""
+    """Real trial. The first one that finds the file FAULTS/kill is killed by signal 9 after its sixth update."""
 
     def step(self):
-        training.BEAT_SECONDS, training.WITHIN_SECONDS = 0.0, 3600.0  # a result an update, however long it takes
+        training.BEAT_SECONDS, training.WITHIN_SECONDS = 0.0, 3600.0  # one result per update, however long it takes
         place = Path(os.environ["FAULTS"])
         self._training._checkpoints.request()
         result = super().step()

@@ -1,4 +1,4 @@
-"""Where a study stands, from a ledger made by hand: counts, bests, plans, time left and speed."""
+"""Test the progress of a study from a handmade ledger: counts, bests, plans, time left and speed."""
 
 from pathlib import Path
 
@@ -126,7 +126,7 @@ def test_before_a_cell_has_ended_the_speed_that_is_reported_counts(plan, told):
 
 
 def test_the_imports_of_the_workers_are_not_taken_for_training(plan, told):
-    """The first cell of each slot waits 20 s for its worker; what it trained for counts, and all of any later cell."""
+    """Let the first cell of each slot wait 20 s for its worker. Only its training counts; later cells count in full."""
     keys = [told.start("search", arm) for arm in ("gelu", "floor")]
     told.now += 21.0
     told.report(keys[0], 4096.0)
