@@ -17,7 +17,7 @@ from rich.text import Text
 
 from analysis.io.text import one_line, redact
 from tune.cli.status_table import View, pace
-from tune.run.study_run import Progress, StudyRun
+from tune.run.study_run import CellEnded, StudyRun
 
 REFRESH_SECONDS = 0.5  # shortest time between two drawings of the table after an event
 CLOCK_SECONDS = 5.0  # the same without an event, to update the time left
@@ -25,16 +25,16 @@ SILENT_SECONDS = 600.0  # without a table, a line on the progress follows after 
 CONTINUES = "Ctrl-C stops cleanly; the same command continues."
 
 
-def plain(progress: Progress) -> str:
+def plain(event: CellEnded) -> str:
     """Return one line on a cell that ended."""
-    cell = progress.cell
+    cell = event.cell
     alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
-    left = progress.seconds_left or 0.0
+    left = event.seconds_left or 0.0
     left_text = f", about {left / 60:.0f} min left" if left > 60 else ""
-    loss = f"val_nll {progress.loss:.4f}" if progress.loss < float("inf") else "no loss"
-    outcome = "" if progress.outcome == "completed" else f", {progress.outcome.replace('_', ' ')}"
+    loss = f"val_nll {event.loss:.4f}" if event.loss < float("inf") else "no loss"
+    outcome = "" if event.outcome == "completed" else f", {event.outcome.replace('_', ' ')}"
     what = f"{cell.stage} {cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
-    return f"[{progress.ended}/{progress.total}] {what}: {loss}{outcome}{left_text}"
+    return f"[{event.ended}/{event.total}] {what}: {loss}{outcome}{left_text}"
 
 
 class Screen:
@@ -52,10 +52,10 @@ class Screen:
 
     # --- lines ---
 
-    def ended(self, progress: Progress) -> None:
+    def ended(self, event: CellEnded) -> None:
         """Print a line on a cell that ended, unless a table is shown."""
         if not self._live:
-            self._line(plain(progress))
+            self._line(plain(event))
 
     def _line(self, line: str) -> None:
         self._last_line = time.monotonic()
@@ -84,8 +84,8 @@ class Screen:
 
     def _report_progress(self, run: StudyRun) -> None:
         if time.monotonic() - self._last_line >= SILENT_SECONDS:
-            view = View(run.standing, time.time(), run.room)
-            self._line(f"{view.standing.ended} cells have ended; {pace(view)}")
+            view = View(run.progress, time.time(), run.room)
+            self._line(f"{view.progress.ended} cells have ended; {pace(view)}")
 
     # --- the table ---
 
@@ -110,7 +110,7 @@ class Screen:
     def _table(self, run: StudyRun, logs: Path) -> Iterator[None]:
         lines = [f"Log:     {logs}"] + ([f"Browse:  {self._browse}"] if self._browse else [])
         note = f"Starting. {CONTINUES}"
-        self._view = View(run.standing, time.time(), lines=lines, note=note, title=False, fit=True)
+        self._view = View(run.progress, time.time(), lines=lines, note=note, title=False, fit=True)
         console = Console(file=self._out, highlight=False)
         with Live(
             self._view, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
@@ -136,7 +136,7 @@ class Screen:
     def _update(self, run: StudyRun) -> None:
         if self._view:
             self._events = len(run.ledger.events)
-            self._view.standing, self._view.now, self._view.slots = run.standing, time.time(), run.room
+            self._view.progress, self._view.now, self._view.slots = run.progress, time.time(), run.room
             self._draw()
 
     def _draw(self) -> None:

@@ -17,7 +17,7 @@ from tune.run.heartbeat import HeartbeatWriter
 from tune.run.interrupt import Interruption
 from tune.run.ledger import Ledger, MemoryLedger
 from tune.run.models import BestModels
-from tune.run.progress import Standing
+from tune.run.progress import Progress
 from tune.run.retries import Retries
 from tune.run.tracker import NoTracker, Tracker
 from tune.study.cell import Cell, Record
@@ -30,7 +30,7 @@ FATAL = (OSError, LedgerError, StudyError)  # errors that end a study, because i
 
 
 @dataclass
-class Progress:
+class CellEnded:
     """A cell that ended, reported to a listener.
 
     Attributes:
@@ -80,7 +80,7 @@ class StudyRun:
         *,
         ledger: Ledger | MemoryLedger | None = None,
         tracker: Tracker | None = None,
-        listen: Callable[[Progress], None] | None = None,
+        listen: Callable[[CellEnded], None] | None = None,
         warn: Callable[[str], None] | None = None,
         interruption: Interruption | None = None,
         check_space: Callable[[int], None] | None = None,
@@ -116,8 +116,8 @@ class StudyRun:
         }
         self.stages = Stages(self.study, self._decided, suggested)
         self.ended = 0
-        self._standing, self._taken = Standing(self.study, self.ledger.events), len(self.ledger.events)
-        self._standing.only(())  # cells that an earlier run left unfinished do not run now
+        self._progress, self._taken = Progress(self.study, self.ledger.events), len(self.ledger.events)
+        self._progress.set_running(())  # cells that an earlier run left unfinished do not run now
         self._first = self._next_missing()
 
     def _decided(self, event: str, **fields: Any) -> None:
@@ -139,12 +139,12 @@ class StudyRun:
         return self._folder
 
     @property
-    def standing(self) -> Standing:
+    def progress(self) -> Progress:
         """Progress of the study after all events of the ledger."""
         for event in self.ledger.events[self._taken :]:
-            self._standing.take(event)
+            self._progress.take(event)
         self._taken = len(self.ledger.events)
-        return self._standing
+        return self._progress
 
     @property
     def stopping(self) -> bool:
@@ -304,9 +304,9 @@ class StudyRun:
         self._watch_space()
         if self._listen:
             left = self.stages.remaining()
-            seconds = self.standing.seconds_left(self.room or self.slots, time.time())
+            seconds = self.progress.seconds_left(self.room or self.slots, time.time())
             loss = final.get("val_nll", math.inf)
-            self._listen(Progress(cell, outcome, loss, self.ended, self.ended + left, seconds[0] if seconds else None))
+            self._listen(CellEnded(cell, outcome, loss, self.ended, self.ended + left, seconds[0] if seconds else None))
 
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
         if self._folder and (problem := self.models.take(self.records[cell.key], self.checkpoints(cell) / TRAINED)):

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from tune.cli import screen
 from tune.run.ledger import Ledger
-from tune.run.progress import Standing
+from tune.run.progress import Progress
 from tune.study.files import load
 
 screen.REFRESH_SECONDS = 0.0
@@ -39,7 +39,7 @@ folder.mkdir()
 book = Ledger(folder / "ledger.jsonl")
 
 class Run(SimpleNamespace):
-    standing = property(lambda self: Standing(study, book.events))
+    progress = property(lambda self: Progress(study, book.events))
 
 run = Run(study=study, folder=folder, ledger=book, room=2, on_pulse=None)
 shown = screen.Screen("make ui")
