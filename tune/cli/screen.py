@@ -84,7 +84,7 @@ class Screen:
 
     def _report_progress(self, run: StudyRun) -> None:
         if time.monotonic() - self._last_line >= SILENT_SECONDS:
-            view = View(run.progress, time.time(), run.room)
+            view = View(run.progress, time.time(), run.slots_now)
             self._line(f"{view.progress.ended} cells have ended; {pace(view)}")
 
     # --- the table ---
@@ -100,10 +100,10 @@ class Screen:
                     with self._table(run, logs):
                         yield
                 else:
-                    self._last_line, run.on_pulse = time.monotonic(), lambda: self._report_progress(run)
+                    self._last_line, run.on_heartbeat = time.monotonic(), lambda: self._report_progress(run)
                     yield
             finally:
-                run.on_pulse = None
+                run.on_heartbeat = None
                 self._out, self._err = sys.stdout, sys.stderr
 
     @contextmanager
@@ -116,7 +116,7 @@ class Screen:
             self._view, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         ) as live:
             console.show_cursor(True)  # so that the cursor is visible however this process ends
-            self._live, run.on_pulse = live, lambda: self._tick(run)
+            self._live, run.on_heartbeat = live, lambda: self._tick(run)
             try:
                 yield
             finally:
@@ -136,7 +136,7 @@ class Screen:
     def _update(self, run: StudyRun) -> None:
         if self._view:
             self._events = len(run.ledger.events)
-            self._view.progress, self._view.now, self._view.slots = run.progress, time.time(), run.room
+            self._view.progress, self._view.now, self._view.slots = run.progress, time.time(), run.slots_now
             self._draw()
 
     def _draw(self) -> None:

@@ -53,7 +53,7 @@ class CellEnded:
 class StudyRun:
     """One run of a study in this process.
 
-    A backend calls `next_cell`, `start`, `alive`, `report` and `end`. It stops if `stopping` is true.
+    A backend calls `next_cell`, `start`, `cell_heartbeat`, `report` and `end`. It stops if `stopping` is true.
 
     Args:
         study: The study.
@@ -95,8 +95,8 @@ class StudyRun:
         self._short_of_space, self._space_checked = False, -math.inf
         self._heartbeats = HeartbeatWriter(folder) if folder else None
         self.slots = 0  # at the start; 0 before a backend has begun
-        self.room = 0  # slots now: nodes of a cluster come and go
-        self.on_pulse: Callable[[], None] | None = None  # called some times per second while trials run
+        self.slots_now = 0  # nodes of a cluster join and leave
+        self.on_heartbeat: Callable[[], None] | None = None  # called several times per second while trials run
         self.fatal: Exception | None = None
         self._retries, self._running = Retries(), set[str]()
         self._begin()
@@ -172,16 +172,16 @@ class StudyRun:
 
     def begin(self, slots: int, sees_models: bool) -> None:
         """Start the run with a number of slots. `sees_models`: this process can read the models that trials write."""
-        self.slots = self.room = slots
+        self.slots = self.slots_now = slots
         self.models.visible = sees_models
 
-    def pulse(self, room: int) -> None:
+    def heartbeat(self, slots: int) -> None:
         """Write a heartbeat of the run with its current number of slots."""
-        self.room = room
+        self.slots_now = slots
         if self._heartbeats:
-            self._heartbeats.write(room, self._running)
-        if self.on_pulse:
-            self.on_pulse()
+            self._heartbeats.write(slots, self._running)
+        if self.on_heartbeat:
+            self.on_heartbeat()
 
     def next_cell(self) -> Cell | None:
         """Return the next cell to train. Return None if it depends on cells that still run, or if none is left."""
@@ -236,7 +236,7 @@ class StudyRun:
             self.models.wanted(cell),
         )
 
-    def alive(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
+    def cell_heartbeat(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
         """Record a heartbeat of a running cell.
 
         Args:
@@ -304,7 +304,7 @@ class StudyRun:
         self._watch_space()
         if self._listen:
             left = self.stages.remaining()
-            seconds = self.progress.seconds_left(self.room or self.slots, time.time())
+            seconds = self.progress.seconds_left(self.slots_now or self.slots, time.time())
             loss = final.get("val_nll", math.inf)
             self._listen(CellEnded(cell, outcome, loss, self.ended, self.ended + left, seconds[0] if seconds else None))
 

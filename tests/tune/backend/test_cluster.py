@@ -268,7 +268,7 @@ def test_a_lost_node_counts_against_no_attempt_of_the_cell(packed, tmp_path):
     it.end(cell, "failed", {}, "its worker died: once")  # this does not count as an attempt
     assert it.next_cell() == cell
     it.start(cell)
-    it.alive(cell, 0.5)
+    it.cell_heartbeat(cell, 0.5)
     it.end(cell, "failed", {}, f"{NODE_LOST}: again")  # more progress than before resets both counts
     assert it.next_cell() == cell
     for _ in range(NODES_LOST - 1):

@@ -16,7 +16,7 @@ from pagating.train import Trial, train
 from tests.tune.helpers import job_of
 from tune import sweep
 from tune.backend.ray_backend import RayBackend
-from tune.backend.ray_faults import Pulse
+from tune.backend.ray_faults import Heartbeats
 from tune.backend.ray_trial import CellTrainable
 from tune.study.files import parse
 from tune.subject import training
@@ -121,14 +121,14 @@ def test_a_long_update_shows_life_between_its_parts_and_changes_no_bit(spec, mon
 def test_a_trial_whose_update_outlasts_the_timeout_lives_while_its_parts_do(spec, monkeypatch, minutes, within, ended):
     """Use an update of four micro-batches and an evaluation of three batches, each minutes long on a fake clock."""
     now, silent = [0.0], []
-    pulse = Pulse(600.0, lambda: now[0])
+    heartbeats = Heartbeats(600.0, lambda: now[0])
 
     def slowly(function):
         def call(*arguments):
             end = now[0] + 60 * minutes
             while now[0] < end:  # the driver looks all the while
                 now[0] += 4.0
-                silent.extend(pulse.silent())
+                silent.extend(heartbeats.silent())
             return function(*arguments)
 
         return call
@@ -138,11 +138,11 @@ def test_a_trial_whose_update_outlasts_the_timeout_lives_while_its_parts_do(spec
     monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(training, "BEAT_SECONDS", 2.0)
     monkeypatch.setattr(training, "WITHIN_SECONDS", within)
-    pulse.beat("a")
+    heartbeats.beat("a")
     given = {**spec, "micro_batch_tokens": 16, "eval_windows": 12, "tokens": 64, "eval_every": 1}
     cell = CellTrainable({"job": job_of(given)})
     while not cell.train().get("done"):
-        pulse.beat("a")
+        heartbeats.beat("a")
     assert silent[:1] == ended
 
 

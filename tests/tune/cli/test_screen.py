@@ -21,7 +21,7 @@ PAGATING = [sys.executable, "-m", "tune.cli"]
 SMOKE = ROOT / "configs" / "smoke.yaml"
 BEGIN, END = "\x1b[?25l", "\x1b[?25h"  # the cursor goes and comes back
 
-# a run in little: a ledger, a pulse, and libraries that talk by every way there is
+# a small run: a ledger, a heartbeat, and libraries that write to the terminal in every way
 DRIVER = """
 import os, subprocess, sys, time, warnings
 from pathlib import Path
@@ -41,7 +41,7 @@ book = Ledger(folder / "ledger.jsonl")
 class Run(SimpleNamespace):
     progress = property(lambda self: Progress(study, book.events))
 
-run = Run(study=study, folder=folder, ledger=book, room=2, on_pulse=None)
+run = Run(study=study, folder=folder, ledger=book, slots_now=2, on_heartbeat=None)
 shown = screen.Screen("make ui")
 
 def cell(arm, index, loss, outcome="completed"):
@@ -49,13 +49,13 @@ def cell(arm, index, loss, outcome="completed"):
     config = {"lr": 0.002}
     book.append("suggested", cell=key, stage="search", arm=arm, index=index, seed=1, config=config, config_key="k")
     book.append("started", cell=key)
-    if run.on_pulse: run.on_pulse()
+    if run.on_heartbeat: run.on_heartbeat()
     if outcome:
         book.append("ended", cell=key, outcome=outcome, final={"val_nll": loss} if loss else {}, reason=None)
         progress = SimpleNamespace(cell=SimpleNamespace(config=config, stage="search", arm=arm, seed=1),
             outcome=outcome, loss=loss or float("inf"), ended=index + 1, total=45, seconds_left=125.0)
         shown.ended(progress)
-    if run.on_pulse: run.on_pulse()
+    if run.on_heartbeat: run.on_heartbeat()
 
 print("before")
 with shown.watch(run):

@@ -223,13 +223,13 @@ def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(corpus, 
     run = run_of(study(), tmp_path, corpus, warn=said.append, check_space=sweep._space(study(), tmp_path, 1, 300))
     cell = run.next_cell()
     run.start(cell)
-    run.alive(cell, 0.1)
+    run.cell_heartbeat(cell, 0.1)
     free[0] = 1000
-    run.alive(cell, 0.2)
+    run.cell_heartbeat(cell, 0.2)
     assert said == []  # it was checked just before
     monkeypatch.setattr(study_run, "SPACE_SECONDS", 0.0)
     for fraction in (0.3, 0.4):
-        run.alive(cell, fraction)
+        run.cell_heartbeat(cell, fraction)
     run.ledger.close()
     (line,) = said
     assert re.fullmatch(rf"{tmp_path}: the study may need .* and 1000 B are free there; free some space or .*", line)
