@@ -97,8 +97,8 @@ def _init(cpus: int | None) -> None:
             if type(error) is not Exception and not isinstance(error, GIVES_UP):
                 raise
             if attempt == TRIES:
-                said = " ".join(str(error).split())
-                raise StudyStopped(f"Ray did not start ({TRIES} attempts; a busy machine?): {said}") from error
+                cause = " ".join(str(error).split())
+                raise StudyStopped(f"Ray did not start ({TRIES} attempts; a busy machine?): {cause}") from error
 
 
 def opening() -> str | None:

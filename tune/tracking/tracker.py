@@ -163,7 +163,7 @@ class MlflowTracker:
                 wait = 1.0 if stopping else min(30.0, max(1.0, 2 * wait))
 
     def _drain(self, stopping: bool, wait: float) -> bool:
-        """Move queued records to `_dirty` for `wait` seconds, or until the first if there are none.
+        """Move queued records to `_dirty` during `wait` seconds. If there are none, wait longer for the first one.
 
         Args:
             stopping: Do not wait.
