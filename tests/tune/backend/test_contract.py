@@ -1,4 +1,4 @@
-"""What every backend, subject and tracker has to do, run over all of them."""
+"""Contract tests that run over every backend, subject and tracker."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def without_clock(value):
 
 
 def trained(backend: Backend, subject, folder, given, **options):
-    """Train a study with a backend; the run, closed."""
+    """Train a study with a backend; return the closed run."""
     folder.mkdir()
     run = StudyRun(given, folder, subject(given, folder), **options)
     backend.start(given, lambda: None)
@@ -95,7 +95,7 @@ def bowl(cell, share):
 
 
 def test_both_backends_write_the_same_ledger(one_ray, corpus, tmp_path):
-    """To the order of the events and the bits of every loss; only clocks differ."""
+    """Check the order of the events and the bits of every loss. Only times may differ."""
     found = {}
     for name, make in BACKENDS.items():
         subject = lambda given, folder: Gpt2.at(given, folder, corpus)  # noqa: E731
@@ -138,7 +138,7 @@ def test_a_start_that_is_refused_leaves_nothing_started(name, monkeypatch):
 
 
 class Broken(Known):
-    """Fails in every way that a trial can, by the arm."""
+    """Subject whose trials fail, in another way for each arm."""
 
     def train(self, trial, checkpoints, model):
         if trial.arm == "gelu":
@@ -171,7 +171,7 @@ def test_a_ledger_that_is_removed_ends_the_study_with_its_reason(one_ray, name, 
 
 
 class Caught:
-    """An interruption after so many cells."""
+    """Interruption that is caught after a number of cells."""
 
     def __init__(self, after):
         self.after, self.caught = after, None

@@ -1,4 +1,4 @@
-"""Disks that are full or gone, damaged ledgers, and what a study may be extended by: without Ray."""
+"""Test full or removed disks, damaged ledgers, and allowed extensions of a study, without Ray."""
 
 import errno
 import json
@@ -55,7 +55,7 @@ def corpus(tmp_path_factory):
 
 
 def train(run, cell):
-    """What Ray would do with a cell, in no time: ten reports and an end that follow from the cell alone."""
+    """Record ten reports and an end of a cell that depend only on the cell, in place of training it."""
     run.start(cell)
     loss = 3.0 + abs(cell.config["lr"] - 3e-3) + 0.1 * (cell.arm == "linear-floor") + cell.seed / 1000
     for step in range(4, 41, 4):
@@ -64,7 +64,7 @@ def train(run, cell):
 
 
 def finish(folder, corpus, made=None, stop_after=None):
-    """Train what is missing of the study in `folder`; the cells that were trained."""
+    """Train the missing cells of the study in `folder`; return them."""
     run = run_of(made or study(), folder, corpus)
     trained = []
     try:
@@ -91,7 +91,7 @@ def whole(corpus, tmp_path_factory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own with 128 KiB."""
+    """Mount a file system of 128 KiB."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)]
@@ -223,13 +223,13 @@ def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(corpus, 
     run = run_of(study(), tmp_path, corpus, warn=said.append, check_space=sweep._space(study(), tmp_path, 1, 300))
     cell = run.next_cell()
     run.start(cell)
-    run.alive(cell, 0.1)
+    run.cell_heartbeat(cell, 0.1)
     free[0] = 1000
-    run.alive(cell, 0.2)
-    assert said == []  # it has just been looked at
+    run.cell_heartbeat(cell, 0.2)
+    assert said == []  # it was checked just before
     monkeypatch.setattr(study_run, "SPACE_SECONDS", 0.0)
     for fraction in (0.3, 0.4):
-        run.alive(cell, fraction)
+        run.cell_heartbeat(cell, fraction)
     run.ledger.close()
     (line,) = said
     assert re.fullmatch(rf"{tmp_path}: the study may need .* and 1000 B are free there; free some space or .*", line)

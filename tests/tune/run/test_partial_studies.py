@@ -1,4 +1,4 @@
-"""Studies without all stages, and the grid of choices: what runs, what is planned, what is reported."""
+"""Test cells, plan and report of studies without all stages and of a grid search."""
 
 import json
 from collections import Counter
@@ -34,7 +34,7 @@ MINE = "  mine: {gate: sigmoid, alpha: 0.5}\n"
 
 
 def play(study, folder=None, until=None):
-    """A study's cells in order, `lr + warmup` their loss; with `folder` the ledger and tables are written there."""
+    """Run a study with the losses `lr + warmup`; return its cells in order. `folder` gets the ledger and tables."""
     book = Ledger(folder / "ledger.jsonl") if folder else None
     events = []
     stages = Stages(study, lambda event, **fields: events.append((event, fields)), {})

@@ -1,4 +1,4 @@
-"""What MLflow is told of a study: its question and its reasons as text, whatever stands in them."""
+"""Test that MLflow gets a study's question and reasons as plain text, whatever they contain."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ tracking: http://me:s3cret@host?token=t0ken
 
 
 class Page(list):
-    """An empty page of runs."""
+    """Empty page of runs."""
 
     token = None
 
