@@ -1,4 +1,4 @@
-"""Tables in: a study folder or a CSV becomes a checked `Study`; what would spoil a test is refused here."""
+"""Study tables from a folder or a CSV, checked: input that would invalidate a test is refused here."""
 
 import os
 from dataclasses import dataclass, replace
@@ -14,24 +14,24 @@ from analysis.stats.sequential import RULES, plan
 STAGES = ("search", "calibrate", "confirm")
 OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
 CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
-METRICS = ("test_nll", "val_nll")  # the default is the first that the table has
-DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # of a table that no study file describes
+METRICS = ("test_nll", "val_nll")  # the default is the first one that the table has
+DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # for a table without a study file
 NUMERIC = (
     *("test_nll", "val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll", "lr", "alpha", "step", "tokens"),
     *("steps", "seconds", "tokens_per_second", "peak_rss_mb", "parameters", "flops_per_token", "grad_norm"),
     *("compiled", "peak_gpu_mb", "flops_utilisation"),
 )
-MOST_LOSS = 1e100  # squares of larger ones overflow
+MOST_LOSS = 1e100  # squares of larger losses overflow
 MOST_NAME = 200
 _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome", "reason", "chosen")
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """One study's tables and the decision rule that was named before it ran.
+    """Tables of one study, and the decision rule that was fixed before it ran.
 
-    `trials` has a row a cell (stage, arm, configuration, seed), `curves` a row a cell and evaluation step;
-    losses are in nats per token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss.
+    `trials` has one row per cell (stage, arm, configuration, seed). `curves` has one row per cell and evaluation step.
+    Losses are in nats per token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss.
     """
 
     name: str
@@ -50,25 +50,24 @@ class Study:
 
     @property
     def rule(self) -> str:
-        """When seeds stop being added: fixed, obrien-fleming or e-process."""
+        """Rule for adding seeds: fixed, obrien-fleming or e-process."""
         return str((self.settings.get("confirm") or {}).get("rule") or "fixed")
 
     @property
     def confirms(self) -> bool:
-        """Whether the study has a confirm stage, the only one whose runs a test may use."""
+        """True if the study has a confirm stage, the only one whose runs a test may use."""
         return "confirm" in (self.settings.get("stages") or STAGES)
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """Numbers of seeds at which a sequential rule looks; none with the fixed rule."""
+        """Numbers of seeds at the looks of a sequential rule; empty for the fixed rule."""
         cap = (self.settings.get("confirm") or {}).get("max_seeds")
         return () if self.rule == "fixed" else plan(self.rule, cap)
 
     def losses(self, metric: str | None = None) -> pd.DataFrame:
-        """Confirm losses, seeds down and arms across: +inf = infeasible (diverged), NaN = no such run.
+        """Return the confirm losses, seeds down and arms across: +inf = infeasible (diverged), NaN = no such run.
 
-        A `failed` trial (its machine broke, the arm did not) counts as no run; one that diverged keeps its
-        place.
+        A `failed` trial counts as no run, because the machine failed and not the arm. A diverged run keeps its place.
         """
         rows = confirm_rows(self.trials)
         rows = rows[rows["outcome"] != "failed"]
@@ -79,7 +78,7 @@ class Study:
 
 
 def confirm_rows(trials: pd.DataFrame) -> pd.DataFrame:
-    """The rows a test may use: confirm stage, and `chosen` where the table says which were."""
+    """Return the rows that a test may use: the confirm stage, and only `chosen` rows if the table has that column."""
     rows = trials[trials["stage"] == "confirm"]
     if "chosen" in rows.columns:
         rows = rows[rows["chosen"].isna() | (rows["chosen"] == True)]  # noqa: E712 (the column holds null too)
@@ -98,14 +97,23 @@ def load(
 ) -> Study:
     """Read a study folder, or a CSV or Parquet table of (arm, seed, loss), and check it.
 
-    A study folder names its own baseline, floor, level, margin and correction, and the last three cannot be
-    changed here: they were fixed before the study ran. A table that has a `step` column is reduced to each
-    run's last step.
+    A study folder names its own baseline, floor, level, margin and correction. The last three were fixed before the
+    study ran and cannot be changed here. A table with a `step` column is reduced to the last step of each run.
 
-    Raises: TableError.
+    Args:
+        path: Study folder, or a .csv or .parquet file.
+        baseline: Arm to use as baseline instead of the marked one.
+        floor: Arm to use as floor instead of the marked one.
+        metric: Column to use as metric instead of the default.
+        level: Significance level.
+        margin: Margin in nats, or a text such as "0.5%" of the baseline's mean loss.
+        correction: Correction of p for several arms, one of `CORRECTIONS`.
+
+    Raises:
+        TableError: If the input cannot be read or would invalidate a test.
     """
     source = Path(path)
-    if os.path.isdir(source):  # False also for a name that no folder could have
+    if os.path.isdir(source):  # False also for a name that is not possible for a folder
         for name, value in (("level", level), ("margin", margin), ("correction", correction)):
             if value is not None:
                 raise TableError(f"--{name} {value}: {source}/study.yaml fixed it before the study ran")
@@ -139,7 +147,20 @@ def assemble(
     metric: str | None = None,
     folder: Path | None = None,
 ) -> Study:
-    """Check two tables and a study's settings and make a `Study` of them; `source` names them in an error."""
+    """Check two tables and a study's settings, and make a `Study` of them.
+
+    Args:
+        source: Name of the input in error messages.
+        name: Name of the study if the settings give none.
+        trials: One row per cell.
+        curves: One row per cell and evaluation step; may be empty.
+        settings: Content of the study file; may be empty.
+        baseline, floor, metric: As for `load`.
+        folder: Folder of the study, if it has one.
+
+    Raises:
+        TableError: If the input would invalidate a test.
+    """
     trials = _normalise(source, trials)
     declared = settings.get("arms") or {}
     arms = list(declared) if declared else list(dict.fromkeys(trials["arm"]))
@@ -171,7 +192,16 @@ def assemble(
 
 
 def margin_in_nats(margin: float | str, baseline_mean: float, source: str = "study") -> float:
-    """The margin in nats: a number as it is, a text "m%" as m percent of the baseline's mean loss."""
+    """Return the margin in nats.
+
+    Args:
+        margin: A number in nats, or a text "m%" for m percent of the baseline's mean loss.
+        baseline_mean: Mean loss of the baseline in nats.
+        source: Name of the input in error messages.
+
+    Raises:
+        TableError: If the margin is not above 0, or is a percentage of a mean that is not above 0.
+    """
     text = str(margin).strip()
     try:
         value = float(text.removesuffix("%"))
@@ -293,7 +323,7 @@ def _metric(source: str, trials: pd.DataFrame, metric: str | None) -> str:
 
 
 def _last_step(source: str, trials: pd.DataFrame, metric: str) -> pd.DataFrame:
-    # checkpoints of one run are never samples: the unit of analysis is the run, at its last step
+    # Checkpoints of one run are never samples: the unit of analysis is the run, at its last step.
     if "step" not in trials.columns:
         return trials
     trials = trials.assign(step=_numbers(source, trials, "step"))
@@ -305,7 +335,7 @@ def _last_step(source: str, trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     if (twice := trials.duplicated([*run, "step"], keep=False)).any():
         row = trials[twice].iloc[0]
         raise TableError(
-            f"{source}: arm {row['arm']!r} seed {row['seed']} has step {row['step']:g} twice; allowed: one row a step"
+            f"{source}: arm {row['arm']!r} seed {row['seed']} has step {row['step']:g} twice; allowed: one row per step"
         )
     last = trials.sort_values("step", kind="stable").drop_duplicates(run, keep="last").sort_index()
     confirm = confirm_rows(last)
@@ -314,7 +344,7 @@ def _last_step(source: str, trials: pd.DataFrame, metric: str) -> pd.DataFrame:
         row = cut.iloc[0]
         raise TableError(
             f"{source}: arm {row['arm']!r} seed {row['seed']} ends at step {row['step']:g}, others at "
-            f"{confirm['step'].max():g}; allowed: runs of equal length (a run stopped early is no evidence)"
+            f"{confirm['step'].max():g}; allowed: runs of equal length (a run stopped early is not evidence)"
         )
     return last
 
@@ -331,7 +361,7 @@ def _check_confirm(source: str, study: Study) -> None:
     if (twice := rows.duplicated(["arm", "seed"], keep=False)).any():
         cells = ", ".join(f"{a} seed {s}" for a, s in rows.loc[twice, ["arm", "seed"]].drop_duplicates().head(5).values)
         raise TableError(
-            f"{source}: duplicated confirm rows ({cells}); allowed: one row an arm and seed "
+            f"{source}: duplicated confirm rows ({cells}); allowed: one row per arm and seed "
             "(checkpoints of one run need a step column; they are not samples)"
         )
     selection = set(study.trials.loc[study.trials["stage"] != "confirm", "seed"])
