@@ -37,7 +37,7 @@ def _tracked(bench: Bench, times: int, kind: str, disturb: Callable[[Place, Any,
 
 def _owes(said: str) -> None:
     if "pagating sync" not in said:
-        raise RuntimeError(f"the sweep does not say what is owed: {said[-1000:]}")
+        raise RuntimeError(f"the output does not mention 'pagating sync': {said[-1000:]}")
 
 
 def mlflow_down_at_start(bench: Bench, times: int) -> Damage:
@@ -50,7 +50,7 @@ def mlflow_down_at_start(bench: Bench, times: int) -> Damage:
 
 
 def _killed(after: int, back: int | None) -> Callable[[Place, Any, Server, Proxy], None]:
-    """The server killed after so many cells, and started again after so many, or not at all."""
+    """Make a fault: kill the server after `after` cells, and start it again after `back` cells, or never if None."""
 
     def disturb(place: Place, start: Any, server: Server, proxy: Proxy) -> None:
         server.start()
@@ -88,7 +88,7 @@ def _in_mode(mode: str) -> Callable[[Place, Any, Server, Proxy], None]:
 
 
 def mlflow_slow(bench: Bench, times: int) -> Damage:
-    """The MLflow server slow: a second an answer."""
+    """The MLflow server slow: one second per answer."""
     return _tracked(bench, times, "mlflow-slow", _in_mode("slow"))
 
 
@@ -98,5 +98,5 @@ def mlflow_500(bench: Bench, times: int) -> Damage:
 
 
 def mlflow_lost(bench: Bench, times: int) -> Damage:
-    """The MLflow server doing as told, its answers lost (504)."""
+    """The MLflow server carrying out each request but losing its answer (504)."""
     return _tracked(bench, times, "mlflow-lost", _in_mode("lost"))

@@ -1,7 +1,7 @@
-"""What speed was promised, what was measured of it, and whether that is enough: the first table of the page.
+"""Goals of speed, their measured values, and the verdict on each: the first table of the page.
 
-The goals are fixed here; every figure comes from `performance.json`, at its median where it has a spread. A goal whose
-figure was not taken, or cannot be judged on the machine that it was taken on, is neither met nor missed.
+The goals are fixed here. Every value comes from `performance.json`, as the median if it has a spread. A goal is
+neither met nor missed if its value was not measured, or cannot be judged on the machine that measured it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ UNJUDGED, UNMEASURED = "not judged", "not measured"
 
 @dataclass(frozen=True)
 class Goal:
-    """A row: the promise, the part of the figures that it is held against, what was found there, how that is judged.
+    """One row: the goal, the part of `performance.json` with its value, the measured value, and the verdict.
 
-    obstacle: what stands in the way where it is missed, and what was tried.
+    `obstacle` names the reason why a goal is missed, and what was tried.
     """
 
     goal: str
@@ -61,23 +61,22 @@ COMING_UP = (
 
 
 def emulates_bfloat16(where: Mapping[str, Any]) -> bool:
-    """Whether the machine of a measurement has no bfloat16 products of its own; from its instruction set where it
-    does not say."""
+    """Check if the machine of a measurement lacks bfloat16 products; if it does not say, use its instruction set."""
     return not where.get("bfloat16", where["instructions"] not in NARROW)
 
 
 def judge(holds: bool) -> str:
-    """The word for a goal that can be judged."""
+    """Return the word for a goal that can be judged."""
     return "met" if holds else "missed"
 
 
 def short(row: Mapping[str, Any]) -> str:
-    """A shape in a few words."""
+    """Describe a shape in a few words."""
     return f"d_model {row['d_model']}, T {row['n_ctx']}, V {row['vocab_size']:,}"
 
 
 def by_shape(rows: Iterable[Kept], precision: str) -> dict[str, dict[str, Kept]]:
-    """The rows of the training steps in one precision: by shape, then by variant."""
+    """Group the rows of the training steps in one precision by shape, then by variant."""
     found: dict[str, dict[str, Kept]] = {}
     for row in rows:
         if row["precision"] == precision:
@@ -86,7 +85,7 @@ def by_shape(rows: Iterable[Kept], precision: str) -> dict[str, dict[str, Kept]]
 
 
 def best(variants: Mapping[str, Kept], figure: str) -> float:
-    """The figure of the engine, compiled or not, whichever is larger: a trial takes the path that pays."""
+    """Return the larger value of the compiled and the plain engine, because a trial takes the faster path."""
     return max(variants[name][figure]["median"] for name in (ENGINE, COMPILED) if name in variants)
 
 
@@ -98,7 +97,7 @@ def _step(kept: Kept) -> Iterator[Goal]:
         ("float32", "ratio", 1.5, "tokens/s at least 1.5x the HF Trainer's at its defaults"),
     ):
         shapes = by_shape(rows, precision)
-        if figure == "ratio":  # without the Trainer the table's reference is the plain loop
+        if figure == "ratio":  # without the Trainer, the table's reference is the plain loop
             shapes = {name: variants for name, variants in shapes.items() if TRAINER in variants}
         found = {name: best(variants, figure) for name, variants in shapes.items()}
         measured = "; ".join(f"{value:.2f} ({name})" for name, value in found.items()) or "-"
@@ -188,12 +187,12 @@ SOURCES: tuple[tuple[str | None, Callable[[Kept], Iterator[Goal]]], ...] = (
 
 
 def goals(kept: Kept) -> list[Goal]:
-    """Every goal whose part of the figures is there."""
+    """Return every goal whose part of the measurements exists."""
     return [goal for part, found in SOURCES if part is None or part in kept for goal in found(kept)]
 
 
 def section(kept: Kept) -> list[str]:
-    """The lines of the table, with a sentence that counts."""
+    """Return the lines of the table, with a sentence that counts the goals."""
     rows = goals(kept)
     count = {word: sum(row.judged.startswith(word) for row in rows) for word in ("met", "missed")}
     lines = [
