@@ -53,7 +53,7 @@ def _fill(folder: Path) -> Path:
             return ballast  # the disk is full
 
 
-def _says(said: str, word: str) -> None:
+def _check_contains(said: str, word: str) -> None:
     if word not in said:
         raise RuntimeError(f"the output does not contain '{word}': {said[-1000:]}")
 
@@ -65,7 +65,7 @@ def disk_full(bench: Bench, times: int) -> Damage:
         running = place.start()
         place.until(running, bench.random.randint(1, len(bench.expected) - 4))
         ballast = _fill(place.output)
-        _says(place.wait(running, allowed=(1,)), "No space left on device")
+        _check_contains(place.wait(running, allowed=(1,)), "No space left on device")
         ballast.unlink()
 
     return _on_small_disk(bench, times, fault)
@@ -77,7 +77,7 @@ def cache_full(bench: Bench, times: int) -> Damage:
     def fault(place: Place) -> None:
         ballast = _fill(place.output)
         said = place.wait(place.start(PAGATING_CACHE=str(place.output / ".cache")), allowed=(1, 2))
-        _says(said, "and 0 B are free there; free some space")
+        _check_contains(said, "and 0 B are free there; free some space")
         ballast.unlink()
 
     return _on_small_disk(bench, times, fault)
@@ -93,7 +93,7 @@ def read_only(bench: Bench, times: int) -> Damage:
         subprocess.run(["mount", "--bind", str(place.output), str(place.output)], check=True)
         try:
             subprocess.run(["mount", "-o", "remount,bind,ro", str(place.output)], check=True)
-            _says(place.wait(running, allowed=(1,)), "Read-only file system")
+            _check_contains(place.wait(running, allowed=(1,)), "Read-only file system")
         finally:
             subprocess.run(["umount", "-l", str(place.output)], check=True)
 
@@ -109,7 +109,7 @@ def folder_gone(bench: Bench, times: int) -> Damage:
         place.until(running, bench.random.randint(1, len(bench.expected) - 4))
         away = place.folder / "away"
         place.study.rename(away)
-        _says(place.wait(running, allowed=(1,)), "was removed or moved while the study ran")
+        _check_contains(place.wait(running, allowed=(1,)), "was removed or moved while the study ran")
         shutil.rmtree(place.study, ignore_errors=True)  # remove the files that were written in the meantime
         away.rename(place.study)
         place.sweep()

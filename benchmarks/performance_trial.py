@@ -24,7 +24,7 @@ def _shape(row: Mapping[str, Any], precision: str | None = None) -> str:
     return f"d_model {row['d_model']}, T {row['n_ctx']}, V {row['vocab_size']:,}, {precision or row['precision']}"
 
 
-def _of_a_worker(environment: Mapping[str, str]) -> str:
+def _environment_note(environment: Mapping[str, str]) -> str:
     """Name the environment variables of the engine's process, if it had its own."""
     pairs = ", ".join(f"`{name}={value}`" for name, value in environment.items())
     return f" The engine runs as in a study's worker, a process of its own with {pairs}." if pairs else ""
@@ -109,7 +109,7 @@ def trial(found: Mapping[str, Any], by: str) -> list[str]:
         "",
         "4 layers, 1,024 tokens a step. The ratio is to the first variant of a shape; the last column is the share of "
         "what square matrix products reach in that precision, measured in the same rounds. The Trainer at its defaults "
-        "computes in float32." + _of_a_worker(found.get("worker", {})),
+        "computes in float32." + _environment_note(found.get("worker", {})),
         *emulated,
         "",
         "Compiled and uncompiled agree: every loss and gradient norm of 12 float32 steps within 1e-5 relative for the "

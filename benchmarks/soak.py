@@ -80,13 +80,13 @@ def soak(place: Place, pause: float, seed: int, kept: Path) -> tuple[list[dict[s
         Samples, number of kills, and number of sweeps.
     """
     generator, began, samples, kills, sweeps = random.Random(seed), time.monotonic(), [], 0, 0
-    while _lacks(place):
+    while _unfinished(place):
         found, more = _sweep(place, pause, generator, began, kept)
         samples, kills, sweeps = [*samples, *found], kills + more, sweeps + 1
     return samples, kills, sweeps
 
 
-def _lacks(place: Place) -> bool:
+def _unfinished(place: Place) -> bool:
     """Check if the study has not reached its end, or a cell of its confirm stage was given up."""
     if not (place.study / "trials.parquet").exists():
         return True

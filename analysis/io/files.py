@@ -65,7 +65,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def checked_settings(source: str, settings: Any) -> dict[str, Any]:
-    """Return a study file's content with its arms as mappings. Raises TableError if a section is not a mapping."""
+    """Return a study file's content, each arm as a mapping. Raises TableError if arms or sections are not mappings."""
     if not isinstance(settings, dict) or not isinstance(settings.get("arms"), dict) or not settings["arms"]:
         raise TableError(f"{source}: key arms is missing or empty; allowed: a mapping of arm names")
     arms = {str(name): options or {} for name, options in settings["arms"].items()}

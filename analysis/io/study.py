@@ -1,4 +1,4 @@
-"""Study tables from a folder or a CSV, checked: input that would invalidate a test is refused here."""
+"""Checked study tables from a folder or a CSV; input that would invalidate a test is refused here."""
 
 import os
 from dataclasses import dataclass, replace
@@ -171,21 +171,21 @@ def assemble(
         name=str(settings.get("name") or name),
         question=str(settings.get("question") or ""),
         baseline=_one_arm(source, "baseline", baseline, declared, arms),
-        floor=_one_arm(source, "floor", floor, declared, arms) if floor or _marked(declared, "floor") else None,
+        floor=_one_arm(source, "floor", floor, declared, arms) if floor or _marked_arms(declared, "floor") else None,
         arms=arms,
         level=_level(source, confirm["level"]),
-        correction=_one_of(source, "correction", confirm["correction"], CORRECTIONS),
+        correction=_choice(source, "correction", confirm["correction"], CORRECTIONS),
         margin=confirm["margin"],
         metric=_metric(source, trials, metric),
         trials=trials,
-        curves=_numeric(f"{source} (curves)", curves),
+        curves=_numeric_columns(f"{source} (curves)", curves),
         folder=folder,
         settings=settings,
     )
     if study.floor == study.baseline:
         raise TableError(f"{source}: {study.floor!r} is both baseline and floor; allowed: two different arms")
     margin_in_nats(study.margin, 1.0, source)
-    _one_of(source, "rule", study.rule, RULES)
+    _choice(source, "rule", study.rule, RULES)
     study = replace(study, trials=_last_step(source, study.trials, study.metric))
     _check_confirm(source, study)
     return study
@@ -237,7 +237,7 @@ def _normalise(source: str, trials: pd.DataFrame) -> pd.DataFrame:
         if trials[column].isna().any():
             row = int(np.flatnonzero(trials[column].isna())[0]) + 1
             raise TableError(f"{source}: column {column} is empty in row {row}; allowed: a value in every row")
-    seed = _numbers(source, trials, "seed")
+    seed = _to_numbers(source, trials, "seed")
     whole = (seed == np.floor(seed)) & (seed.abs() < 2**53)
     if not whole.all():
         raise TableError(f"{source}: column seed has {seed[~whole].iloc[0]}; allowed: whole numbers below 2^53")
@@ -260,15 +260,15 @@ def _normalise(source: str, trials: pd.DataFrame) -> pd.DataFrame:
         if not (known := trials[column].isin(allowed)).all():
             value = shown(trials.loc[~known, column].iloc[0])
             raise TableError(f"{source}: column {column} has {value}; allowed: {', '.join(allowed)}")
-    return _numeric(source, trials)
+    return _numeric_columns(source, trials)
 
 
-def _numeric(source: str, table: pd.DataFrame) -> pd.DataFrame:
+def _numeric_columns(source: str, table: pd.DataFrame) -> pd.DataFrame:
     names = [c for c in table.columns if c in NUMERIC or str(c).startswith("alpha_layer_")]
-    return table.assign(**{c: _numbers(source, table, c) for c in names})
+    return table.assign(**{c: _to_numbers(source, table, c) for c in names})
 
 
-def _numbers(source: str, table: pd.DataFrame, column: str) -> pd.Series:
+def _to_numbers(source: str, table: pd.DataFrame, column: str) -> pd.Series:
     if pd.api.types.is_numeric_dtype(table[column]):
         return table[column].astype(float)
     numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
@@ -279,12 +279,12 @@ def _numbers(source: str, table: pd.DataFrame, column: str) -> pd.Series:
     return numbers
 
 
-def _marked(declared: dict[str, Any], key: str) -> list[str]:
+def _marked_arms(declared: dict[str, Any], key: str) -> list[str]:
     return [arm for arm, options in declared.items() if isinstance(options, dict) and options.get(key) is True]
 
 
 def _one_arm(source: str, key: str, given: str | None, declared: dict[str, Any], arms: list[str]) -> str:
-    names = [given] if given is not None else _marked(declared, key)
+    names = [given] if given is not None else _marked_arms(declared, key)
     if len(names) != 1:
         found = f"{len(names)} arms are marked {key}: {', '.join(names)}" if names else f"no arm is marked {key}"
         raise TableError(f"{source}: {found}; allowed: exactly one (--{key} NAME) of {', '.join(arms)}")
@@ -293,7 +293,7 @@ def _one_arm(source: str, key: str, given: str | None, declared: dict[str, Any],
     return names[0]
 
 
-def _one_of(source: str, key: str, value: object, allowed: tuple[str, ...]) -> str:
+def _choice(source: str, key: str, value: object, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise TableError(f"{source}: {key} {value!r}; allowed: {', '.join(allowed)}")
     return str(value)
@@ -314,7 +314,7 @@ def _metric(source: str, trials: pd.DataFrame, metric: str | None) -> str:
     found = found or [m for m in METRICS if m in candidates] or candidates
     if not found or (len(found) > 1 and found[0] not in METRICS):
         raise TableError(f"{source}: which column is the metric? Name it with --metric: {', '.join(map(str, found))}")
-    values = _numbers(source, trials, found[0])
+    values = _to_numbers(source, trials, found[0])
     if np.isneginf(values).any():
         raise TableError(f"{source}: column {found[0]} has -inf; allowed: a loss, or NaN or inf for a diverged run")
     if (large := np.isfinite(values) & (values.abs() > MOST_LOSS)).any():
@@ -326,7 +326,7 @@ def _last_step(source: str, trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     # Checkpoints of one run are never samples: the unit of analysis is the run, at its last step.
     if "step" not in trials.columns:
         return trials
-    trials = trials.assign(step=_numbers(source, trials, "step"))
+    trials = trials.assign(step=_to_numbers(source, trials, "step"))
     if not (finite := np.isfinite(trials["step"])).all():
         raise TableError(
             f"{source}: column step has {trials.loc[~finite, 'step'].iloc[0]}; allowed: a number in each row"

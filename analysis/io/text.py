@@ -25,10 +25,10 @@ def redact(text: str) -> str:
     Everything before the last @ of a URI counts as credentials, because a database URI may have a / in its password.
     A URI without a host, such as sqlite:///folder@work/mlflow.db, has no credentials.
     """
-    return _VALUE.sub(r"\1***", _URI.sub(_bare, text))
+    return _VALUE.sub(r"\1***", _URI.sub(_without_credentials, text))
 
 
-def _bare(found: re.Match[str]) -> str:
+def _without_credentials(found: re.Match[str]) -> str:
     scheme, slashes, rest = re.split(r"(:/{1,2})", found[0], maxsplit=1)
     return found[0] if rest.startswith("/") or "@" not in rest else f"{scheme}{slashes}***@{rest.rpartition('@')[2]}"
 
