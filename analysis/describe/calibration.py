@@ -91,7 +91,7 @@ GRID_COLUMNS = {
 def at_grid(study: Study) -> list[dict[str, Any]]:
     """Compute the improvement on val_nll at every learning rate that arm and baseline share, on the selection seeds.
 
-    The table is descriptive and no test: these seeds chose the learning rates.
+    The table describes and tests nothing, because these seeds chose the learning rates.
     """
     if not {"lr", "val_nll"} <= set(study.trials.columns):
         return []

@@ -63,7 +63,7 @@ def slopes(
         pairs: The study's `paired_curves`, if they are already computed.
 
     Returns:
-        One row per arm; `values` has the slope of each seed, and `why` the reason if there is no test.
+        One row per arm; `values` has the slope of each seed, `why` the trend, or the reason if there is no test.
     """
     axis, _, key = SCALES[scale]
     columns = [key if name == SCALES["log2"][2] else name for name in SLOPE_COLUMNS]

@@ -99,8 +99,8 @@ def against_alpha(study: Study, points: int = 21) -> list[dict[str, Any]]:
 
     The fit is least squares of the completed search trials on alpha, alpha^2, log(lr) and log(lr)^2. The curve is at
     the learning rate with the lowest fitted loss within the trials, so its interval includes the learning rate's
-    uncertainty (t, level of the study). An arm needs 8 trials. The curve is descriptive: these trials chose the
-    configuration.
+    uncertainty (t, level of the study). An arm needs 8 trials. The curve describes and tests nothing,
+    because these trials chose the configuration.
     """
     rows = []
     for arm in study.arms:
