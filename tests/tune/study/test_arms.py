@@ -11,7 +11,7 @@ from pagating.gating.units import PaGLU, ProjectedGLU, SplitGLU
 from pagating.model.gpt2 import GPT2, GPT2Size
 from tune.decide.stages import Stages
 from tune.errors import StudyError
-from tune.plan import probe, space, work
+from tune.plan import child, space, work
 from tune.run import tables
 from tune.study import sizes
 from tune.study.files import dump, parse
@@ -258,8 +258,8 @@ def test_a_calibration_keeps_the_micro_batch_or_is_smaller_than_one(packed_300):
     study = study_of("{}", head=head_of("{steps: 4, batch_tokens: 256, micro_batch_tokens: 32}"))
     spec = trial_spec(study, "gelu", {"lr": 1e-3}, 1, packed_300, test=False)
     flops = work.arm_model(study, "gelu", 300).flops_per_token
-    for seconds, batch, micro in ((1.0, 256, 32), (90 * flops / probe.ROUGH_FLOPS, 64, 32), (1e-9, 16, None)):
-        changed, _ = probe.short(spec, flops, seconds)
+    for seconds, batch, micro in ((1.0, 256, 32), (90 * flops / child.ROUGH_FLOPS, 64, 32), (1e-9, 16, None)):
+        changed, _ = child.short(spec, flops, seconds)
         assert (changed.batch_tokens, changed.micro_batch_tokens) == (batch, micro)
 
 
