@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, interleaved rounds, the GEMM ceiling, a corpus of random tokens."""
+"""Shared parts of the benchmarks: description of the machine, interleaved rounds, the GEMM ceiling, a random corpus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tune.plan.plan import stand_in
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, instruction set, versions and date of a measurement."""
+    """Describe the machine of a measurement: processor, cores, instruction set, versions and date."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -41,7 +41,7 @@ def machine() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of a sample of `n`."""
+    """Median and quartiles of a sample of `n` values."""
 
     low: float
     median: float
@@ -53,17 +53,21 @@ class Spread:
 
 
 def spread(values: list[float]) -> Spread:
-    """Median and quartiles; at least two values."""
+    """Return median and quartiles of at least two values."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(low, middle, high, len(values))
 
 
 def interleave(variants: Mapping[str, Callable[[], float]], seconds: float, least: int = 3) -> dict[str, list[float]]:
-    """Call every variant once a round, so that a busy machine slows them alike; the first round is left out.
+    """Call every variant once per round, so that other load on the machine slows them alike; drop the first round.
 
-    A variant returns the seconds it measured. Each round has an order of its own, drawn by a fixed seed: what a variant
-    leaves behind (caches, memory, heat) falls on another one each time, and none is always first. As many rounds as
-    `seconds` hold, `least` of them at least.
+    Each round has its own order, drawn with a fixed seed. So no variant is always first, and the caches, memory and
+    heat that a variant leaves behind affect a different one each time.
+
+    Args:
+        variants: Functions by name; each returns the seconds that it measured.
+        seconds: Time for all rounds, in seconds.
+        least: Number of rounds to run even if that takes longer.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     order, generator = list(variants), random.Random(0)
@@ -78,14 +82,14 @@ def interleave(variants: Mapping[str, Callable[[], float]], seconds: float, leas
 
 
 def ratios(times: Mapping[str, list[float]], reference: str) -> dict[str, Spread]:
-    """Speed of each variant over that of the reference, taken round by round."""
+    """Return the speed of each variant relative to the reference, round by round."""
     return {
         name: spread([r / own for r, own in zip(times[reference], mine, strict=True)]) for name, mine in times.items()
     }
 
 
 def gemm(dtype: torch.dtype, size: int = 768) -> Callable[[], float]:
-    """A variant that returns the seconds of one FLOP (so that its speed is the GEMM ceiling) in square products."""
+    """Make a variant that returns the seconds per FLOP in square products; its speed is the GEMM ceiling."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
 
     def run() -> float:
@@ -99,7 +103,7 @@ def gemm(dtype: torch.dtype, size: int = 768) -> Callable[[], float]:
 
 
 def random_corpus(folder: Path, vocab_size: int, tokens: int = 1 << 17) -> str:
-    """A packed corpus of uniformly random tokens: what a trial costs does not depend on the text."""
+    """Write a packed corpus of uniformly random tokens; the cost of a trial does not depend on the text."""
     path = folder / f"random-{vocab_size}"
     path.mkdir(exist_ok=True)
     return str(stand_in(path, vocab_size, tokens))

@@ -31,8 +31,7 @@ from analysis.io.study import assemble
 from analysis.io.write import write_whole
 from analysis.stats.sequential import RULES
 from analysis.verdict import decide as verdicts
-from analysis.verdict.kinds import Result
-from analysis.verdict.words import headline
+from analysis.verdict.kinds import Result, Verdict
 from tune.backend.inline import Inline
 from tune.decide.stages import Stages
 from tune.run.study_run import StudyRun
@@ -72,7 +71,7 @@ def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
             row = by_arm[arm]
             true = 100 * (1 - (world.best(arm) + TEST_GAP) / (world.best("baseline") + TEST_GAP))
             each[arm] = {
-                "verdict": headline(row, result.margin),
+                "verdict": row.kind,
                 "covers": None if row.interval is None else bool(row.interval[0] <= true <= row.interval[1]),
             }
         tuned = (trials - len(study.arms) * seeds_used) // len(study.arms)
@@ -164,7 +163,7 @@ def summarise(scenario: Scenario, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "wrong_direction": _share(wrong, len(rows) * len(scenario.gaps)) if scenario.gaps else None,
         "coverage": _share(sum(c is True for c in covers), sum(c is not None for c in covers)),
         "equivalent": _share(sum(w.startswith("no difference") for s in words for w in s), 3 * len(rows)),
-        "not_testable": _share(sum(all(w.startswith("not testable") for w in s) for s in words), len(rows)),
+        "not_testable": _share(sum(all(w == Verdict.NOT_TESTABLE for w in s) for s in words), len(rows)),
         "grid_capped": _share(sum(row["capped"] for row in rows), len(rows)),
         "mean_seeds": float(np.mean([row["seeds"] for row in rows])),
         "mean_tuning_trials": float(np.mean([row["tuned"] for row in rows])),

@@ -1,4 +1,4 @@
-"""A real study in a process of its own, to be disturbed, and its comparison with an undisturbed one."""
+"""Real study in its own process that faults can disturb, and its comparison with an undisturbed one."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ STUDY: dict[str, Any] = {
     "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
     "confirm": {"seeds": 2},
 }
-MEASURED = ("seconds", "tokens_per_second", "peak_rss_mb")  # of a trial: not the same twice
+MEASURED = ("seconds", "tokens_per_second", "peak_rss_mb")  # differ between repetitions of a trial
 
 
 @dataclass
 class Damage:
-    """What a fault did, summed over studies: how often it struck, cells lost, doubled and different, seconds lost.
+    """Damage of a fault, summed over studies: occurrences, cells lost, doubled and different, and seconds lost.
 
-    `seconds` is None where a fault gives no measure of time; `after` are those of them that passed when the last cell
-    had ended, None where they were not looked at.
+    `seconds` is None if the fault gives no measure of time. `after` is the part of them after the end of the last cell,
+    or None if it was not measured.
     """
 
     times: int = 0
@@ -56,10 +56,10 @@ class Damage:
 
 
 class Place:
-    """A folder with a study file, an output folder and a store of its own."""
+    """Folder with its own study file, output folder and store."""
 
     def __init__(self, folder: Path, name: str = "faults", store: str | None = None, **changes: Any) -> None:
-        """`changes`: sections of the study file; `store`: tracking URI (default: a sqlite file in the folder)."""
+        """Make a place; `changes` are sections of the study file, `store` a tracking URI (default: a local sqlite)."""
         self.folder, self.name = folder, name
         folder.mkdir(parents=True, exist_ok=True)
         self.output = folder / "studies"
@@ -68,10 +68,10 @@ class Place:
         self.config.write_text(yaml.safe_dump({**STUDY, **changes, "name": name}), encoding="utf-8")
         self.study = self.output / name
         self.seconds = 0.0  # of all sweeps so far
-        self.after = 0.0  # of the last one, when its last cell had ended
+        self.after = 0.0  # of the last sweep, from the end of its last cell
 
     def start(self, tracking: str | None = None, **env: str | None) -> subprocess.Popen[str]:
-        """Start `pagating sweep`, in a session of its own, its output in one pipe; a variable that is None is unset."""
+        """Start `pagating sweep` in its own session with its output in one pipe; a variable that is None is unset."""
         command = [sys.executable, "-m", "tune.cli", "sweep", str(self.config), "--output", str(self.output)]
         command += ["--slots", "2", "--tracking", tracking or self.store]
         given = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **env}
@@ -83,7 +83,7 @@ class Place:
         )  # fmt: skip
 
     def wait(self, running: subprocess.Popen[str], allowed: tuple[int, ...] = (0, 1)) -> str:
-        """Wait for a sweep; what it said. Raises RuntimeError at any other exit code or a traceback."""
+        """Wait for a sweep and return its output. Raises RuntimeError at another exit code or a traceback."""
         said = running.communicate()[0]
         self.seconds += time.monotonic() - self._began
         ends = [event["time"] for event in self._events() if event["event"] == "ended"]
@@ -97,7 +97,7 @@ class Place:
         return self.wait(self.start(**settings))
 
     def run(self, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
-        """Another command of `pagating` on this study."""
+        """Run another command of `pagating` on this study."""
         command = [sys.executable, "-m", "tune.cli", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode not in allowed:
@@ -110,7 +110,7 @@ class Place:
         return self.run("sweep", *study, "--tracking", self.store, allowed=(2,))
 
     def ended(self) -> int:
-        """Cells that have ended, by the ledger."""
+        """Return the number of cells that have ended, from the ledger."""
         return sum(event["event"] == "ended" for event in self._events())
 
     def _events(self) -> list[dict[str, Any]]:
@@ -118,17 +118,17 @@ class Place:
         return ledger.read(path) if path.exists() else []
 
     def until(self, running: subprocess.Popen[str], cells: int) -> bool:
-        """Wait until so many cells have ended; False when the sweep ended before."""
+        """Wait until this number of cells has ended; return False if the sweep ended before."""
         while self.ended() < cells:
             if running.poll() is not None:
                 return False
             time.sleep(0.05)
         return True
 
-    # --- what is there ---
+    # --- content of a study ---
 
     def cells(self) -> dict[str, Any]:
-        """By cell: outcome, final metrics and curve, without what is measured in seconds and bytes."""
+        """Return outcome, final metrics and curve of each cell, without seconds and bytes."""
         found = ledger.records(ledger.read(self.study / "ledger.jsonl"))
         return {
             key: (
@@ -140,7 +140,7 @@ class Place:
         }
 
     def compare(self, expected: dict[str, Any], damage: Damage, undisturbed: float, store: str | None = None) -> None:
-        """Add to `damage` what ledger, tables and MLflow lack, have twice, or have different from `expected`."""
+        """Add to `damage` each cell that ledger, tables or MLflow lack, have twice, or have not as `expected`."""
         found = self.cells()
         damage.lost += sum(key not in found or found[key][0] is None for key in expected)
         damage.different += sum(key in found and found[key] != value for key, value in expected.items())
@@ -178,7 +178,7 @@ class Place:
 
 
 def workers(driver: int) -> list[psutil.Process]:
-    """Processes in which a driver's trials run."""
+    """Return the processes in which a driver's trials run."""
     found = []
     try:
         for process in psutil.Process(driver).children(recursive=True):
@@ -193,7 +193,7 @@ def workers(driver: int) -> list[psutil.Process]:
 
 
 class Bench:
-    """The undisturbed run that all others are compared with, and the generator of random moments."""
+    """Undisturbed run for comparison with all others, and the generator of random moments."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
@@ -204,7 +204,7 @@ class Bench:
         print(f"undisturbed: {len(self.expected)} cells in {self.seconds:.1f} s", flush=True)
 
     def place(self, kind: str, **settings: Any) -> Place:
-        """A fresh place for a study."""
+        """Make a new place for a study."""
         self._number += 1
         return Place(self.folder / f"{kind}-{self._number}", **settings)
 

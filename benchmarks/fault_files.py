@@ -1,4 +1,4 @@
-"""Faults of disks and files: full, read-only, gone, damaged, cut off, lost; and no HOME."""
+"""Faults of disks and files: full, read-only, missing, damaged, truncated, lost; and no HOME."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from disturbed import Bench, Damage, Place
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[str | None]:
-    """A file system of 64 MiB on `folder` for as long as the block runs; gives why not, where none can be mounted."""
+    """Mount a file system of 64 MiB on `folder` during the block; yield the reason if that is not possible."""
     folder.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
@@ -27,7 +27,7 @@ def small_disk(folder: Path) -> Iterator[str | None]:
 
 
 def _on_small_disk(bench: Bench, times: int, fault: Callable[[Place], None]) -> Damage:
-    """Studies on a disk of their own, which `fault` disturbs, and which it leaves as it was."""
+    """Disturb studies on their own disk by `fault`, which undoes its change."""
     damage = Damage()
     for _ in range(times):
         place = bench.place("disk")
@@ -42,19 +42,19 @@ def _on_small_disk(bench: Bench, times: int, fault: Callable[[Place], None]) -> 
 
 
 def _fill(folder: Path) -> Path:
-    """A file that takes all the room there is."""
+    """Write a file that takes all free space."""
     ballast = folder / "ballast"
     with open(ballast, "wb", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(1 << 12))
         except OSError:
-            return ballast  # full
+            return ballast  # the disk is full
 
 
-def _says(said: str, word: str) -> None:
+def _check_contains(said: str, word: str) -> None:
     if word not in said:
-        raise RuntimeError(f"not a word of '{word}': {said[-1000:]}")
+        raise RuntimeError(f"the output does not contain '{word}': {said[-1000:]}")
 
 
 def disk_full(bench: Bench, times: int) -> Damage:
@@ -63,7 +63,7 @@ def disk_full(bench: Bench, times: int) -> Damage:
     def fault(place: Place) -> None:
         running = bench.begun(place)
         ballast = _fill(place.output)
-        _says(place.wait(running, allowed=(1,)), "No space left on device")
+        _check_contains(place.wait(running, allowed=(1,)), "No space left on device")
         ballast.unlink()
 
     return _on_small_disk(bench, times, fault)
@@ -75,7 +75,7 @@ def cache_full(bench: Bench, times: int) -> Damage:
     def fault(place: Place) -> None:
         ballast = _fill(place.output)
         said = place.wait(place.start(PAGATING_CACHE=str(place.output / ".cache")), allowed=(1, 2))
-        _says(said, "and 0 B are free there; free some space")
+        _check_contains(said, "and 0 B are free there; free some space")
         ballast.unlink()
 
     return _on_small_disk(bench, times, fault)
@@ -90,7 +90,7 @@ def read_only(bench: Bench, times: int) -> Damage:
         subprocess.run(["mount", "--bind", str(place.output), str(place.output)], check=True)
         try:
             subprocess.run(["mount", "-o", "remount,bind,ro", str(place.output)], check=True)
-            _says(place.wait(running, allowed=(1,)), "Read-only file system")
+            _check_contains(place.wait(running, allowed=(1,)), "Read-only file system")
         finally:
             subprocess.run(["umount", "-l", str(place.output)], check=True)
 
@@ -105,8 +105,8 @@ def folder_gone(bench: Bench, times: int) -> Damage:
         running = bench.begun(place)
         away = place.folder / "away"
         place.study.rename(away)
-        _says(place.wait(running, allowed=(1,)), "was removed or moved while the study ran")
-        shutil.rmtree(place.study, ignore_errors=True)  # what was written into its place meanwhile
+        _check_contains(place.wait(running, allowed=(1,)), "was removed or moved while the study ran")
+        shutil.rmtree(place.study, ignore_errors=True)  # remove the files that were written in the meantime
         away.rename(place.study)
         place.sweep()
         bench.compare(place, damage)
@@ -160,7 +160,7 @@ def ledger_damaged(bench: Bench, times: int) -> Damage:
 
 def ledger_cut(bench: Bench, times: int) -> Damage:
     """The ledger of a study cut off at a random byte of its last lines."""
-    damage = Damage(seconds=None)  # sweeps of a study that was finished before: no measure of time
+    damage = Damage(seconds=None)  # sweeps of a study that was already finished: no measure of time
     place = bench.place("cut")
     place.sweep()
     path = place.study / "ledger.jsonl"
@@ -174,7 +174,7 @@ def ledger_cut(bench: Bench, times: int) -> Damage:
 
 def files_lost(bench: Bench, times: int) -> Damage:
     """MLflow's file removed, with a flipped bit, cut off; tables and report removed or overwritten: all made anew."""
-    damage = Damage(seconds=None)  # sweeps of a study that was finished before: no measure of time
+    damage = Damage(seconds=None)  # sweeps of a study that was already finished: no measure of time
     place = bench.place("files")
     place.sweep()
     store = Path(place.store.removeprefix("sqlite:///"))
@@ -197,7 +197,7 @@ def files_lost(bench: Bench, times: int) -> Damage:
 
 
 def _damage(store: Path, how: str, generator: random.Random) -> None:
-    """Remove a file, flip a bit of the 16 bytes that name its format, or cut it off somewhere in its first half."""
+    """Remove a file, flip a bit of the 16 bytes that name its format, or truncate it within its first half."""
     raw = bytearray(store.read_bytes())
     if how == "removed":
         return store.unlink()

@@ -26,7 +26,7 @@ def worker_killed(bench: Bench, times: int) -> Damage:
                 bench.random.choice(found).kill()
                 damage.times += 1
         place.wait(running)
-        if running.returncode and damage.times:  # a cell was killed three times before it got anywhere
+        if running.returncode and damage.times:  # a cell was killed three times before it made progress
             place.sweep()
         bench.compare(place, damage, struck=0)
     return damage
@@ -130,7 +130,7 @@ def node_lost(bench: Bench, times: int) -> Damage:
 
 
 def sweep_on_two_nodes(folder: Path, seed: int) -> None:
-    """Inside a process of its own: the study on a cluster of two nodes, one of which loses its raylet."""
+    """Run the study in its own process on a cluster of two nodes, one of which loses its raylet."""
     import ray
     from ray.cluster_utils import Cluster
 

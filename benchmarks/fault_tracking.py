@@ -34,22 +34,22 @@ def _tracked(bench: Bench, times: int, kind: str, disturb: Callable[[Place, Any,
     return damage
 
 
-def _owes(said: str) -> None:
+def _check_names_sync(said: str) -> None:
     if "pagating sync" not in said:
-        raise RuntimeError(f"the sweep does not say what is owed: {said[-1000:]}")
+        raise RuntimeError(f"the output does not mention 'pagating sync': {said[-1000:]}")
 
 
 def mlflow_down_at_start(bench: Bench, times: int) -> Damage:
     """The MLflow server down from the start to the end."""
 
     def disturb(place: Place, start: Any, server: Server, proxy: Proxy) -> None:
-        _owes(place.wait(start(proxy.uri)))
+        _check_names_sync(place.wait(start(proxy.uri)))
 
     return _tracked(bench, times, "mlflow-start", disturb)
 
 
-def _killed(after: int, back: int | None) -> Callable[[Place, Any, Server, Proxy], None]:
-    """The server killed after so many cells, and started again after so many, or not at all."""
+def _kill_and_restart(after: int, back: int | None) -> Callable[[Place, Any, Server, Proxy], None]:
+    """Make a fault: kill the server after `after` cells, and start it again after `back` cells, or never if None."""
 
     def disturb(place: Place, start: Any, server: Server, proxy: Proxy) -> None:
         server.start()
@@ -57,7 +57,7 @@ def _killed(after: int, back: int | None) -> Callable[[Place, Any, Server, Proxy
         place.until(running, after)
         server.kill()
         if back is None:
-            return _owes(place.wait(running))
+            return _check_names_sync(place.wait(running))
         place.until(running, back)
         server.start()
         place.wait(running)
@@ -67,12 +67,12 @@ def _killed(after: int, back: int | None) -> Callable[[Place, Any, Server, Proxy
 
 def mlflow_down_between(bench: Bench, times: int) -> Damage:
     """The MLflow server killed in the middle, and back before the end."""
-    return _tracked(bench, times, "mlflow-middle", _killed(4, 10))
+    return _tracked(bench, times, "mlflow-middle", _kill_and_restart(4, 10))
 
 
 def mlflow_down_at_end(bench: Bench, times: int) -> Damage:
     """The MLflow server killed in the middle, for good."""
-    return _tracked(bench, times, "mlflow-end", _killed(8, None))
+    return _tracked(bench, times, "mlflow-end", _kill_and_restart(8, None))
 
 
 def _in_mode(mode: str) -> Callable[[Place, Any, Server, Proxy], None]:
@@ -87,7 +87,7 @@ def _in_mode(mode: str) -> Callable[[Place, Any, Server, Proxy], None]:
 
 
 def mlflow_slow(bench: Bench, times: int) -> Damage:
-    """The MLflow server slow: a second an answer."""
+    """The MLflow server slow: one second per answer."""
     return _tracked(bench, times, "mlflow-slow", _in_mode("slow"))
 
 
@@ -97,5 +97,5 @@ def mlflow_500(bench: Bench, times: int) -> Damage:
 
 
 def mlflow_lost(bench: Bench, times: int) -> Damage:
-    """The MLflow server doing as told, its answers lost (504)."""
+    """The MLflow server carrying out each request but losing its answer (504)."""
     return _tracked(bench, times, "mlflow-lost", _in_mode("lost"))

@@ -1,4 +1,4 @@
-"""Faults within a trial: out of memory, NaN, infinity, an error of its own gate; and the clock stepping back."""
+"""Faults within a trial: out of memory, NaN, infinity, an error of a user's gate, and the clock stepping back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from disturbed import STUDY, Bench, Damage, Place
 
 from tune.run import ledger
 
-# The gate does as the file FLAG says, once: the trial that takes the flag removes it
+# The gate fails once, as the file FLAG says: the trial that reads the flag removes it.
 GATE = '''"""A sigmoid gate that fails when it is asked to."""
 
 from pathlib import Path
@@ -31,7 +31,7 @@ def gate(x):
         raise ZeroDivisionError("asked to")
     return torch.sigmoid(x) * {{"nan": float("nan"), "infinite": float("inf")}}.get(mode, 1.0)
 '''
-MODES = {"memory": "memory", "nan": "nan", "infinite": "step", "raise": "ZeroDivisionError"}  # what the reason names
+MODES = {"memory": "memory", "nan": "nan", "infinite": "step", "raise": "ZeroDivisionError"}  # word in the reason
 CLOCK = '''"""The clock of every process steps back by an hour at a moment of the steady clock, which they share."""
 
 import time
@@ -42,7 +42,7 @@ time.time = lambda: _real() - 3600.0 * (time.monotonic() > {moment})
 
 
 def infeasible(bench: Bench, times: int) -> Damage:
-    """A trial of the confirm stage out of memory, with a NaN, with an infinite loss, with an error of its own gate."""
+    """A trial of the confirm stage out of memory, with a NaN, with an infinite loss, with an error of a user's gate."""
     damage = Damage()
     folder = bench.folder / "own-gate"
     folder.mkdir()
@@ -61,7 +61,7 @@ def infeasible(bench: Bench, times: int) -> Damage:
         place.wait(running)
         if flag.exists():
             raise RuntimeError(f"{mode}: no trial took the flag")
-        place.sweep()  # nothing is tried again
+        place.sweep()  # nothing is retried
         struck = [
             r for r in ledger.records(ledger.read(place.study / "ledger.jsonl")).values() if r.outcome != "completed"
         ]
@@ -79,7 +79,7 @@ def clock_back(bench: Bench, times: int) -> Damage:
     damage = Damage()
     for _ in range(times):
         place: Place = bench.place("clock")
-        after = bench.random.uniform(0.4, 0.8) * bench.seconds  # not before Ray runs: then the ledger has no line yet
+        after = bench.random.uniform(0.4, 0.8) * bench.seconds  # not before Ray runs: the ledger has no line yet
         moment = time.monotonic() + after
         (place.folder / "sitecustomize.py").write_text(CLOCK.format(moment=moment), encoding="utf-8")
         place.sweep(PYTHONPATH=f"{place.folder}:{Path(__file__).parents[1]}")

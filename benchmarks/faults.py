@@ -1,10 +1,10 @@
-"""Every fault against a real small study: what is lost, doubled or different afterwards, and what it costs in time.
+"""Test of each fault on a real small study: cells lost, doubled or different afterwards, and the time it costs.
 
 python benchmarks/faults.py [--only FAULT ...] [--times N] [--quick] [--write docs/reliability.md]
 
-Real Ray, a real MLflow server, real processes ended at random moments (seeded). Each fault is followed by the same
-command again until the study is finished, then ledger, tables and MLflow are compared with an undisturbed run. Results
-are kept after each fault, in docs/reliability.json, and `--write` puts the table between the markers of the page.
+It uses real Ray, a real MLflow server, and real processes that end at random moments (seeded). After each fault the
+same command is repeated until the study is finished. Then ledger, tables and MLflow are compared with an undisturbed
+run. Results are saved after each fault in docs/reliability.json. `--write` puts the table between the page's markers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ FAULTS: dict[str, tuple[Callable[[Bench, int], Damage], int, int]] = {  # name: 
 
 
 def page(kept: dict[str, Any]) -> str:
-    """The table of what was found, in Markdown."""
+    """Return the table of results in Markdown."""
     lines = [
         "| fault | times | cells lost | cells doubled | cells different | seconds lost, each | of them after the last "
         "cell | |",
@@ -87,7 +87,7 @@ def page(kept: dict[str, Any]) -> str:
 
 
 def _each(seconds: float | None, times: int) -> str:
-    """Seconds a time; a dash where they were not measured."""
+    """Return the seconds per time; a dash if they were not measured."""
     return f"{seconds / times:.1f}" if times and seconds is not None else "-"
 
 
@@ -98,13 +98,13 @@ def write(target: Path, kept: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Run the faults asked for; exit code 1 when anything is lost, doubled or different."""
+    """Run the selected faults; return exit code 1 if anything is lost, doubled or different."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
-    parser.add_argument("--times", type=int, help="how often each fault strikes")
-    parser.add_argument("--quick", action="store_true", help="each fault once or twice")
+    parser.add_argument("--times", type=int, help="number of times each fault occurs")
+    parser.add_argument("--quick", action="store_true", help="run each fault once or twice")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", type=Path, help="page with the markers; the table is kept up after each fault")
+    parser.add_argument("--write", type=Path, help="page with the markers; its table is updated after each fault")
     parser.add_argument("--node", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.node:
@@ -123,8 +123,8 @@ def main() -> int:
         began = time.monotonic()
         try:
             damage = fault(bench, options.times or (rarely if options.quick else often))
-        except RuntimeError as error:  # said, counted, and no reason to leave the others out
-            print(f"{name}: NOT AS IT SHOULD BE: {error}", flush=True)
+        except RuntimeError as error:  # printed and counted; the other faults still run
+            print(f"{name}: NOT AS EXPECTED: {error}", flush=True)
             bad += 1
             continue
         what = (fault.__doc__ or name).strip().rstrip(".")

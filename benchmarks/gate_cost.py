@@ -1,10 +1,10 @@
-"""What a gate costs: time and kept bytes of the pointwise unit against GELU, forward and backward.
+"""Cost of a gate: time and saved bytes of the pointwise unit against GELU, forward and backward.
 
     python benchmarks/gate_cost.py [--output DIR] [--compile] [--device cpu] [--threads 1]
 
-One run, all variants interleaved, so that a busy machine slows them alike; medians over rounds, with the quartiles
-as spread, and as a ratio to `torch.nn.functional.gelu(approximate="tanh")` in the same round. Kept bytes are those of
-the distinct tensors that autograd holds for the backward pass, per element of the input.
+All variants run interleaved in one run, so that other load on the machine slows them alike. The table has medians and
+quartiles over rounds, and the ratio to `torch.nn.functional.gelu(approximate="tanh")` in the same round. Saved bytes
+are those of the distinct tensors that autograd saves for the backward pass, per element of the input.
 """
 
 import argparse
@@ -32,17 +32,17 @@ Function = Callable[[Tensor], Tensor]
 
 
 def gelu_new(x: Tensor) -> Tensor:
-    """transformers' composed GELU."""
+    """Compute GELU as transformers composes it."""
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
 def naive(x: Tensor, alpha: Tensor | float) -> Tensor:
-    """The published formula as it is written."""
+    """Compute the published formula, written literally."""
     return alpha * x * torch.sigmoid(x) + (1 - alpha) * x
 
 
 def variants(device: str, compiled: bool) -> dict[str, tuple[Function, list[Tensor]]]:
-    """Name -> function of x, and the parameters that it also differentiates."""
+    """Return name -> function of x, and the parameters that it also differentiates."""
     alpha = torch.nn.Parameter(torch.tensor(0.5, device=device))
     rows: dict[str, tuple[Function, list[Tensor]]] = {
         REFERENCE: (lambda x: F.gelu(x, approximate="tanh"), []),
@@ -66,7 +66,7 @@ def _unit(function: Callable[..., Tensor], alpha: Any, base: str) -> Function:
 
 
 def kept_bytes(function: Function, x: Tensor) -> int:
-    """Bytes of the distinct storages that autograd keeps for the backward pass."""
+    """Return the bytes of the distinct storages that autograd saves for the backward pass."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -74,13 +74,13 @@ def kept_bytes(function: Function, x: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = function(x)  # held until the count is done, or its tensors would be freed
+        result = function(x)  # keep it until the count is done, or its tensors would be freed
     assert result.requires_grad
     return sum(storages.values())
 
 
 def seconds(function: Function, x: Tensor, grad: Tensor, parameters: list[Tensor]) -> float:
-    """One forward and backward pass."""
+    """Return the seconds of one forward and backward pass."""
     for tensor in (x, *parameters):
         tensor.grad = None
     _wait(x)
@@ -96,14 +96,14 @@ def _wait(x: Tensor) -> None:
 
 
 def measure(shape: tuple[int, ...], dtype: torch.dtype, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a variant, for one shape and dtype."""
-    torch.compiler.reset()  # shapes and dtypes are specialised anew, not generalised from the last one
+    """Measure one shape and dtype; return one row per variant."""
+    torch.compiler.reset()  # compile for each shape and dtype anew, not one general version
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(options.device, dtype).requires_grad_()
     grad = torch.randn(shape, generator=generator).to(options.device, dtype)
     rows = variants(options.device, options.compile)
     times: dict[str, list[float]] = {name: [] for name in rows}
-    # as many rounds as the time allowed a shape holds, the first of them a warm-up
+    # as many rounds as fit in the time of a shape; the first one is a warm-up
     rounds, begun = 0, time.perf_counter()
     order, drawn = list(rows), random.Random(0)  # each round in another order, as in `common.interleave`
     while rounds < 4 or (time.perf_counter() - begun < options.seconds and rounds < 101):
@@ -136,7 +136,7 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, options: argparse.Namesp
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text, one block a shape and dtype."""
+    """Return the rows as text, one block per shape and dtype."""
     lines, block = [], None
     for row in rows:
         if block != (row["shape"], row["dtype"]):
@@ -152,13 +152,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure every shape and dtype, print the table, and write the rows as JSON where asked."""
+    """Measure every shape and dtype, print the table, and write the rows as JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="folder of performance.md and .json, to be kept there")
-    parser.add_argument("--compile", action="store_true", help="also the unit under torch.compile (a C++ compiler)")
+    parser.add_argument("--output", type=Path, help="folder in which performance.md and .json are updated")
+    parser.add_argument("--compile", action="store_true", help="also use torch.compile (needs a C++ compiler)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=8.0, help="time for each shape and dtype")
+    parser.add_argument("--seconds", type=float, default=8.0, help="seconds per shape and dtype")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     where = machine()

@@ -102,7 +102,7 @@ def _step(kept: Kept) -> Iterator[Goal]:
         ("float32", "ratio", 1.5, "tokens/s at least 1.5x the HF Trainer's at its defaults"),
     ):
         shapes = by_shape(rows, precision)
-        if figure == "ratio":  # without the Trainer the table's reference is the plain loop
+        if figure == "ratio":  # without the Trainer, the table's reference is the plain loop
             shapes = {name: variants for name, variants in shapes.items() if TRAINER in variants}
         found = {name: best(variants, figure) for name, variants in shapes.items()}
         measured = "; ".join(f"{value:.2f} ({name})" for name, value in found.items()) or "-"

@@ -1,4 +1,4 @@
-"""How long a large table takes: a study of 100,000 trials loaded, tested and reported, in a process of its own.
+"""Time for a large table: a study of 100,000 trials is loaded, tested and reported in its own process.
 
 python benchmarks/large_table.py [--trials 100000] [--output DIR]
 """
@@ -26,12 +26,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "learnable": {"gate": "sigmoid", "alpha": {"learnable": {"init": 0.5}}},
 }
 GAPS = {"gelu": 0.0, "linear-floor": 0.15, "searched": -0.01, "learnable": 0.002}
-STEPS = 10  # evaluations a confirm run
+STEPS = 10  # evaluations per confirm run
 RATES = 9  # points of the learning-rate grid
 
 
 def write_study(folder: Path, trials: int) -> int:
-    """A study folder of about that many trials, nine in ten of them confirm runs; how many it has."""
+    """Write a study folder of about `trials` trials, nine in ten of them confirm runs; return the exact number."""
     rng, per_arm = np.random.default_rng(0), trials // len(ARMS)
     stages = {"search": per_arm // 20, "calibrate": per_arm // 20}
     stages["confirm"] = per_arm - sum(stages.values())
@@ -63,10 +63,10 @@ def write_study(folder: Path, trials: int) -> int:
 
 
 def main() -> None:
-    """Measure and print; `--output` keeps the figures."""
+    """Measure and print; `--output` saves the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100_000)
-    parser.add_argument("--output", type=Path, help="folder of performance.md and .json, to be kept there")
+    parser.add_argument("--output", type=Path, help="folder in which performance.md and .json are updated")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found: dict[str, Any] = {"machine": machine(), "trials": write_study(Path(scratch), options.trials)}

@@ -1,10 +1,10 @@
-"""What a pack of trials gains over the same trials in turn, by device and number of trials.
+"""Speed of a pack of trials against the same trials one after the other, by device and number of trials.
 
     python benchmarks/packed_speed.py [--quick] [--device auto|cpu|cuda] [--precision float32] [--output DIR]
 
-GPT-2 of 4 layers x 128, windows of 128 tokens, vocabulary 4,096, 1,024 tokens a step and trial; paGLU, each trial with
-another alpha. Packed and in turn run interleaved; the ratio is taken round by round: tokens a second of all trials of a
-pack over those of one trial at a time. `--compile` compiles both.
+The model is GPT-2 of 4 layers x 128, with windows of 128 tokens, vocabulary 4,096, and 1,024 tokens per step and trial;
+paGLU, each trial with another alpha. Packed and sequential runs are interleaved. The ratio is computed round by round:
+tokens per second of all trials of a pack over those of one trial at a time. `--compile` compiles both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHAPE = {"d_model": 128, "n_ctx": 128, "vocab_size": 4096}
 
 
 def together(trials: list[Trial], steps: int) -> Variant:
-    """The packed loop: seconds a token of the next steps of all trials."""
+    """Make the variant of the packed loop: seconds per token of the next steps of all trials."""
     pack, done = Pack(trials), 0
 
     def run() -> float:
@@ -45,9 +45,9 @@ def together(trials: list[Trial], steps: int) -> Variant:
 
 
 def measure(folder: Path, counts: list[int], seconds: float, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each number of trials: tokens a second packed and in turn, and their ratio."""
+    """Measure each number of trials: tokens per second packed and sequentially, and their ratio."""
     device = resolve_device(options.device).type
-    steps = 2 if device == "cpu" else 50  # of a round: enough for a GPU to be waited for rarely
+    steps = 2 if device == "cpu" else 50  # steps per round, enough that waiting for a GPU is rare
     shared = {"device": device, "compile": "always" if options.compile else "never", "eval_every": steps}
     shape, rows = {**SHAPE, "precision": options.precision}, []
     for count in counts:
@@ -61,7 +61,7 @@ def measure(folder: Path, counts: list[int], seconds: float, options: argparse.N
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     alone, packed = (f"{row[name].median:,.0f}" for name in ("in turn", "packed"))
     return f"| {row['trials']} | {row['device']} | {alone} | {packed} | {row['ratio']} |"
 
@@ -69,11 +69,11 @@ def line(row: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure each number of trials, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="packs of 2 alone, some seconds")
+    parser.add_argument("--quick", action="store_true", help="only packs of 2, in some seconds")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--output", type=Path, help="folder of performance.md and .json, to be kept there")
+    parser.add_argument("--output", type=Path, help="folder in which performance.md and .json are updated")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     counts = [2] if options.quick else [2, 4, 8, 16, 32] if resolve_device(options.device).type == "cuda" else [2, 4, 8]

@@ -19,7 +19,7 @@ part holds for the machine and the load that it names.
 
 
 def keep(folder: Path, part: str, found: Mapping[str, Any]) -> None:
-    """Put the figures of one benchmark into `performance.json` of the folder, and write the page again."""
+    """Save the results of one benchmark in `performance.json` of the folder, and write the page again."""
     if part not in PARTS:
         raise KeyError(f"{part} is none of {', '.join(PARTS)}")
     path = folder / "performance.json"
@@ -30,12 +30,12 @@ def keep(folder: Path, part: str, found: Mapping[str, Any]) -> None:
 
 
 def plain(found: Any) -> Any:
-    """The figures as JSON gives them back."""
+    """Return the results as JSON reads them back."""
     return json.loads(json.dumps(found, default=dataclasses.asdict))
 
 
 def page(kept: Mapping[str, Any]) -> str:
-    """The page: the goals, then the parts that have been measured, in the order of `PARTS`."""
+    """Return the page: the goals, then the measured parts in the order of `PARTS`."""
     blocks = [HEAD.rstrip(), "\n".join(goals.section(kept))]
     for part, (script, lines) in PARTS.items():
         if part in kept:
@@ -44,7 +44,7 @@ def page(kept: Mapping[str, Any]) -> str:
 
 
 def measured_by(script: str, where: Mapping[str, Any]) -> str:
-    """The command, the machine and the day, in a sentence."""
+    """Name the command, the machine and the date in one sentence."""
     return (
         f"`python benchmarks/{script}` on {where['date']}: {where['processor']}, {where['cores']} cores, "
         f"{where['instructions']}, torch {where['torch']}, Python {where['python']}; load average at the start "
@@ -53,7 +53,7 @@ def measured_by(script: str, where: Mapping[str, Any]) -> str:
 
 
 def packed(found: Mapping[str, Any], by: str) -> list[str]:
-    """What a pack of trials gains."""
+    """Return the section on the speed of a pack of trials."""
 
     def line(row: Mapping[str, Any]) -> str:
         alone, together = (f"{row[name]['median']:,.0f}" for name in ("in turn", "packed"))
@@ -82,7 +82,7 @@ def packed(found: Mapping[str, Any], by: str) -> list[str]:
 
 
 def study(found: Mapping[str, Any], by: str) -> list[str]:
-    """What a study costs beside its training."""
+    """Return the section on the cost of a study besides its training."""
     lines = [
         "## A study beside its training",
         "",
@@ -111,7 +111,7 @@ def study(found: Mapping[str, Any], by: str) -> list[str]:
 
 
 def gates(found: Mapping[str, Any], by: str) -> list[str]:
-    """What the units alone cost."""
+    """Return the section on the cost of the units alone."""
     lines = [
         "## The units alone",
         "",
@@ -130,7 +130,7 @@ def gates(found: Mapping[str, Any], by: str) -> list[str]:
 
 
 def table(found: Mapping[str, Any], by: str) -> list[str]:
-    """What a report of very many trials costs."""
+    """Return the section on the cost of a report of very many trials."""
     return [
         "## A large table",
         "",

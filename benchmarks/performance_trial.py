@@ -1,4 +1,4 @@
-"""The sections of `docs/performance.md` on a trial: steps, arms, what was tried, precisions, memory, start."""
+"""Sections of `docs/performance.md` on a trial: steps, arms, ideas tried, precisions, memory, start."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from goals import TRAINER, emulates_bfloat16
 from trial_ideas import ALLOCATORS
 
 PATHS = {"never": "uncompiled", "always": "compiled"}
-MORE_WORK = ("dropout 0.1", "GELU composed of single operations")  # the engine's step and something besides
+MORE_WORK = ("dropout 0.1", "GELU composed of single operations")  # the engine's step and additional work
 FIXED = "each round in one fixed order, the first row first"
 SHUFFLED = "each round in another order, drawn by a seed"
 
 
 def ratio(spread: Mapping[str, float]) -> str:
-    """Median (quartiles)."""
+    """Return "median (quartiles)"."""
     return f"{spread['median']:.2f} ({spread['low']:.2f}-{spread['high']:.2f})"
 
 
@@ -24,15 +24,17 @@ def _shape(row: Mapping[str, Any], precision: str | None = None) -> str:
     return f"d_model {row['d_model']}, T {row['n_ctx']}, V {row['vocab_size']:,}, {precision or row['precision']}"
 
 
-def _of_a_worker(environment: Mapping[str, str]) -> str:
-    """What the process of the engine had in its environment, where it had one of its own."""
+def _environment_note(environment: Mapping[str, str]) -> str:
+    """Name the environment variables of the engine's process, if it had its own."""
     pairs = ", ".join(f"`{name}={value}`" for name, value in environment.items())
     return f" The engine runs as in a worker of a study: in its own process, with {pairs}." if pairs else ""
 
 
 def step(row: Mapping[str, Any]) -> str:
-    """A row of the table of training steps. The Trainer at its defaults computes in float32, whatever it is held
-    against; its share of another precision's ceiling would say nothing."""
+    """Return a row of the table of training steps.
+
+    The Trainer at its defaults always computes in float32, so its share of another precision's ceiling is left out.
+    """
     rate = f"{row['tokens_per_second']['median']:,.0f}"
     trainer = row["variant"] == TRAINER
     shape, of_gemm = _shape(row, "float32" if trainer else None), ratio(row["of_gemm"])
@@ -42,7 +44,7 @@ def step(row: Mapping[str, Any]) -> str:
 
 
 def order(found: Mapping[str, Any]) -> str:
-    """How the variants of a part followed each other, in words."""
+    """Describe the order in which the variants of a part ran."""
     return SHUFFLED if found.get("order") else FIXED
 
 
@@ -53,8 +55,10 @@ def under(where: Mapping[str, Any]) -> str:
 
 
 def order_effects(rows: list[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """By shape, the rows that do more work than the engine and yet were faster on three rounds of four: what they
-    show is the order of the rows, or a drift of the machine, and no other row of the shape is to be trusted either."""
+    """Return, by shape, the rows that do more work than the engine and yet were faster in three of four rounds.
+
+    Such a row shows the order of the rows or a drift of the machine, so no other row of that shape can be trusted.
+    """
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["idea"] in MORE_WORK and row["ratio"]["low"] > 1:
@@ -87,7 +91,7 @@ def _tried(rows: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def trial(found: Mapping[str, Any], by: str) -> list[str]:
-    """What a trial costs."""
+    """Return the section on the cost of a trial."""
     where = found["machine"]
     emulated = (
         [
@@ -105,7 +109,7 @@ def trial(found: Mapping[str, Any], by: str) -> list[str]:
         "",
         "4 layers, 1,024 tokens per step. The ratio is to the first variant of a shape. The last column is the speed "
         "relative to square matrix products in that precision, measured in the same rounds. The Trainer at its "
-        "defaults computes in float32." + _of_a_worker(found.get("worker", {})),
+        "defaults computes in float32." + _environment_note(found.get("worker", {})),
         *emulated,
         "",
         "Compiled and uncompiled runs agree: every loss and gradient norm of 12 float32 steps within 1e-5 relative for "

@@ -1,9 +1,9 @@
-"""A plan against what came of it: `pagating plan`, then the study itself into a temporary folder.
+"""Comparison of `pagating plan` with the study itself, which runs in a temporary folder.
 
 python benchmarks/plan_accuracy.py CONFIG [--slots N] [--write docs/plan.md] [--record]
 
-`--write` puts the table between the markers of a page; `--record` writes `tune/plan/measured.json`, the figures of the
-parts that no formula gives, from this study and this machine. Nothing else should run meanwhile.
+`--write` puts the table between the markers of a page. `--record` writes `tune/plan/measured.json`: measured values of
+the parts without a formula, from this study and this machine. Nothing else should run at the same time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ START, END = "<!-- plan_accuracy: start -->", "<!-- plan_accuracy: end -->"
 
 
 def pagating(*arguments: str) -> str:
-    """Output of a `pagating` command. Raises RuntimeError when it neither concludes nor ends undecided."""
+    """Return the output of a `pagating` command. Raises RuntimeError if it neither concludes nor ends undecided."""
     done = subprocess.run(
         [sys.executable, "-m", "tune.cli", *arguments], capture_output=True, text=True, cwd=ROOT, check=False
     )
@@ -45,13 +45,13 @@ def pagating(*arguments: str) -> str:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of the files in a folder; 0 where there is none."""
+    """Return the bytes of a file, or of the files in a folder; 0 if it does not exist."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def actual(folder: Path, records: list[Record], wall: float) -> dict[str, Any]:
-    """What the study took: cells, tokens, FLOPs of training, seconds, bytes by part, the largest peak of a worker."""
+    """Measure what the study took: cells, tokens, training FLOPs, seconds, bytes by part, a worker's largest peak."""
     ended = [record for record in records if record.ended]
     finals = [record.final for record in ended]
     rate = {r.cell.arm: r.final["flops_per_token"] for r in ended if "flops_per_token" in r.final}
@@ -77,7 +77,7 @@ def actual(folder: Path, records: list[Record], wall: float) -> dict[str, Any]:
 
 
 def table(plan: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Lines of a Markdown table: what was planned, what it was, the ratio of the expected to it."""
+    """Return lines of a Markdown table: planned value, actual value, and ratio of the expected to the actual one."""
     memory = sum(plan["memory"].values())
     rows: list[tuple[str, list[float], float, Any]] = [
         ("cells", plan["total"]["cells"], found["cells"], lambda value: f"{value:.0f}"),
@@ -92,11 +92,11 @@ def table(plan: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return lines
 
 
-# --- what no formula gives -------------------------------------------------------------------------------------------
+# --- parts without a formula ------------------------------------------------------------------------------------------
 
 
 def seconds_beside(records: list[Record], slots: int, began: float, ended: float) -> dict[str, float]:
-    """Seconds before the first cell, of a worker's start, between two cells of a slot, and after the last cell."""
+    """Return the seconds before the first cell, of a worker's start, between a slot's cells, after the last cell."""
     cells = sorted((record for record in records if record.ended), key=lambda record: record.started or 0.0)
     first, later = cells[:slots], cells[slots:]
     trained = [record.final["seconds"] for record in later]
@@ -123,7 +123,7 @@ def _took(record: Record) -> float:
 
 
 def bytes_beside(folder: Path, arms: int, cells: int, disk: dict[str, int]) -> dict[str, float]:
-    """Bytes of the report an arm, of Ray's logs a cell, of MLflow's empty store, a metric and a run."""
+    """Return the bytes of the report per arm, Ray's logs per cell, and MLflow's empty store, per metric and per run."""
     with tempfile.TemporaryDirectory() as scratch:
         empty = Path(scratch) / "mlflow.db"
         MlflowClient(tracking_uri=f"sqlite:///{empty}").search_experiments(max_results=1)

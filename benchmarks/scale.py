@@ -1,11 +1,11 @@
-"""What a study costs its driver as it grows, in cells and in slots: simulated trials, everything else is real.
+"""Cost of a study for its driver as cells and slots grow: trials are simulated, everything else is real.
 
 python benchmarks/scale.py [--cells 100 1000 10000] [--slots 2] [--side-by-side 2 8 32] [--profile] [--output DIR]
 
-A simulated trial reports a known loss `--reports` times and trains nothing, so that all the time is the driver's and
-Ray's: ledger, stages, Optuna, Ray Tune, MLflow (SQLite), tables and report. Each row runs in a process of its own: each
-size with `--sampler`, `--tpe` cells with Optuna's TPE, and `--side-by-side` slots with trials that wait until all slots
-are taken. Writes scale.json, scale.md and img/scale.svg into DIR; the page under docs/ takes 100, 1,000 and 10,000.
+A simulated trial reports a known loss `--reports` times and trains nothing. So all the time belongs to the driver and
+Ray: ledger, stages, Optuna, Ray Tune, MLflow (SQLite), tables and report. Each row runs in its own process: each size
+with `--sampler`, `--tpe` cells with Optuna's TPE, and `--side-by-side` slots with trials that wait until all slots are
+taken. Writes scale.json, scale.md and img/scale.svg to DIR; the page in docs/ uses 100, 1,000 and 10,000 cells.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ ARMS = {
     "searched": {"gate": "sigmoid", "alpha": {"search": {"uniform": [0.0, 2.0]}}},
 }
 HARM = {"gelu": 0.0, "linear-floor": 0.2, "half": 0.05, "searched": 0.0}
-SLOT_CELLS = 5  # cells of a row of slots, for each slot
-FILES = 65536.0  # open files of a process: Ray raises its limit so far where it may
-BEHIND = 0.02  # seconds between two looks at whether all slots are taken
+SLOT_CELLS = 5  # cells per slot in a row of slots
+FILES = 65536.0  # open files per process: Ray raises its limit to this number if allowed
+BEHIND = 0.02  # seconds between two checks if all slots are taken
 
 
 def make_study(cells: int, sampler: str) -> Study:
-    """A study of `cells` cells: as many confirm seeds as a study may have, then the grid, the rest search."""
+    """Make a study of `cells` cells: the largest allowed number of confirm seeds, then the grid, the rest search."""
     arms = len(ARMS)
     seeds = min(100, max(2, cells // (2 * arms)))
     points, selection = 3, max(1, min(10, cells // (8 * arms)))
@@ -84,16 +84,19 @@ def make_study(cells: int, sampler: str) -> Study:
 
 
 def true_loss(arm: str, lr: float, seed: int) -> float:
-    """A bowl over the learning rate, the arm's own harm, and noise that follows from the seed, nats."""
+    """Return the loss in nats: a parabola over the learning rate, the arm's own offset, and noise from the seed."""
     noise = math.sin(1e3 * seed) * 0.02 + math.sin(77.0 * seed * (1 + len(arm))) * 0.005
     return 3.0 + 0.1 * math.log(lr / 3e-3) ** 2 + HARM[arm] + noise
 
 
 def simulated(reports_a_trial: int, gate: Path | None = None, slots: int = 0) -> type:
-    """A trainable with the interface of `tune.backend.ray_trial.CellTrainable` that knows its loss.
+    """Make a trainable with the interface of `tune.backend.ray_trial.CellTrainable` that knows its loss.
 
-    With `gate`, a folder, the trials of the confirm stage, where all slots are taken, wait until `slots` processes have
-    come there.
+    Args:
+        reports_a_trial: Number of reports per trial.
+        gate: Folder in which the trials of the confirm stage, which take all slots, wait for each other; None: no
+            waiting.
+        slots: Number of processes to wait for.
     """
 
     class Simulated(ray_tune.Trainable):
@@ -125,7 +128,7 @@ def simulated(reports_a_trial: int, gate: Path | None = None, slots: int = 0) ->
 
 
 class Timed:
-    """Seconds of every call of a method of a class, while it stands in the method's place."""
+    """Seconds of every call of a class's method while it replaces that method."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.seconds: list[float] = []
@@ -149,7 +152,7 @@ class Timed:
 
 
 class Tree:
-    """The most that this process and all below it held at a time, looked at while `gate` is full and a while after."""
+    """Peak resources of this process and its children, sampled while `gate` is full and shortly after."""
 
     def __init__(self, gate: Path, slots: int) -> None:
         self.most = {"workers": 0, "processes": 0, "threads": 0, "tree_mb": 0.0, "most_files": 0}
@@ -171,7 +174,7 @@ class Tree:
             now = {**dict.fromkeys(self.most, 0), "workers": len(os.listdir(self._gate))}
             me = psutil.Process()
             for process in [me, *me.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it ended while it was looked at
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
                     now["tree_mb"] += process.memory_full_info().pss / 1e6
                     now["processes"] += 1
                     now["threads"] += process.num_threads()
@@ -180,7 +183,7 @@ class Tree:
 
 
 def measure(cells: int, slots: int, reports_a_trial: int, sampler: str, profile: bool, wait: bool) -> dict[str, Any]:
-    """One study of `cells` cells in this process; seconds, MB. With `wait`, trials begin when all slots are taken."""
+    """Run one study of `cells` cells in this process; return seconds and MB. With `wait`, trials wait for all slots."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="pagating-scale-") as scratch, contextlib.ExitStack() as stack:
         os.environ["PAGATING_CACHE"] = scratch
@@ -214,7 +217,7 @@ def measure(cells: int, slots: int, reports_a_trial: int, sampler: str, profile:
         size = (run.folder / "ledger.jsonl").stat().st_size
     gaps = [after - before for before, after in itertools.pairwise(ends)]
     tenth = max(1, len(gaps) // 10)
-    steady = gaps[-(len(gaps) // 4) :] if wait else gaps  # until all slots are taken, trials wait
+    steady = gaps[-(len(gaps) // 4) :] if wait else gaps  # trials wait until all slots are taken
     return {
         "cells": len(ends),
         "sampler": sampler,
@@ -234,7 +237,7 @@ def measure(cells: int, slots: int, reports_a_trial: int, sampler: str, profile:
 
 
 def limits(output: Path) -> dict[str, float]:
-    """What this machine has: memory and free disk, MB; threads; open files of a process, as Ray raises them."""
+    """Return this machine's limits: memory and free disk in MB, threads, open files per process as Ray raises them."""
     threads, files = (resource.getrlimit(which)[1] for which in (resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE))
     found = [float(threads)] if threads != resource.RLIM_INFINITY else []
     kernel = [Path("/proc/sys/kernel/pid_max"), Path("/proc/sys/kernel/threads-max")]
@@ -248,17 +251,17 @@ def limits(output: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure each row in a process of its own; print all, and write the page."""
+    """Measure each row in its own process; print all, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs="+", default=list(PUBLISHED))
-    parser.add_argument("--slots", type=int, default=2, help="of the rows of cells")
+    parser.add_argument("--slots", type=int, default=2, help="slots of the rows of cells")
     parser.add_argument("--side-by-side", type=int, nargs="*", default=[2, 8, 32], help="slots of the rows of slots")
-    parser.add_argument("--tpe", type=int, nargs="*", default=[1000], help="cells of further rows, with TPE")
+    parser.add_argument("--tpe", type=int, nargs="*", default=[1000], help="numbers of cells of further rows, with TPE")
     parser.add_argument("--reports", type=int, default=10)
     parser.add_argument("--sampler", choices=("tpe", "random", "qmc"), default="random")
-    parser.add_argument("--profile", action="store_true", help="print what the driver spends its time on")
+    parser.add_argument("--profile", action="store_true", help="print a profile of the driver")
     docs = Path(__file__).parents[1] / "docs"
-    parser.add_argument("--output", type=Path, help="default: docs, where --cells are the published ones")
+    parser.add_argument("--output", type=Path, help="folder (default: docs, if --cells are the published ones)")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -38,10 +38,10 @@ SLOT_LIMITS = {
 
 
 def reach(cells: list[float], values: list[float], limit: float) -> float:
-    """The number of cells at which a quantity meets `limit`; infinite where it does not grow.
+    """Return the number of cells at which a quantity reaches `limit`; infinite if it does not grow.
 
-    It is carried on from the last two points by a straight line and by a power law, and the one that meets the limit
-    first counts: a line leaves out faster growth, a power law what is there without any cell.
+    The last two points are extrapolated by a straight line and by a power law. The smaller of the two results counts,
+    because a line ignores faster growth, and a power law ignores the part that exists without any cell.
     """
     (n0, n1), (v0, v1) = cells[-2:], values[-2:]
     if not (v1 > v0 > 0 and n1 > n0 > 0):
@@ -52,7 +52,7 @@ def reach(cells: list[float], values: list[float], limit: float) -> float:
 
 
 def breaks_first(rows: list[dict[str, float]], machine: dict[str, float]) -> list[tuple[str, float]]:
-    """(quantity of `CELL_LIMITS`, cells at which the machine's limit is met), the first one first."""
+    """Return (quantity of `CELL_LIMITS`, cells at which the machine's limit is reached), the first one first."""
     limits = {**machine, "week_seconds": WEEK}
     cells = [row["cells"] for row in rows]
     found = [(name, reach(cells, [row[name] for row in rows], limits[CELL_LIMITS[name][1]])) for name in CELL_LIMITS]
@@ -60,9 +60,9 @@ def breaks_first(rows: list[dict[str, float]], machine: dict[str, float]) -> lis
 
 
 def slots_end(rows: list[dict[str, float]], machine: dict[str, float]) -> list[tuple[str, float, float]]:
-    """(quantity of `SLOT_LIMITS`, what a slot adds, slots at which the limit is met), the first one first.
+    """Return (quantity of `SLOT_LIMITS`, growth per slot, slots at which the limit is reached), the first one first.
 
-    A straight line through the first and the last row: every trial is a process of its own.
+    The growth is a straight line through the first and the last row, because each trial is its own process.
     """
     first, last = rows[0], rows[-1]
     found = []
@@ -74,12 +74,12 @@ def slots_end(rows: list[dict[str, float]], machine: dict[str, float]) -> list[t
 
 
 def rounded(number: float) -> str:
-    """A whole number to two significant digits, with separators."""
+    """Format a whole number to two significant digits, with separators."""
     return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def number(value: float) -> str:
-    """Three significant digits, whole numbers from 1,000 on."""
+    """Format to three significant digits, and as whole numbers from 1,000 on."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
@@ -164,7 +164,7 @@ def _slots(found: dict[str, Any]) -> list[str]:
 
 
 def by_sampler(rows: list[dict[str, Any]], sampler: str) -> list[dict[str, Any]]:
-    """The rows of one sampler, ascending by cells."""
+    """Return the rows of one sampler, ascending by cells."""
     return sorted((row for row in rows if row["sampler"] == sampler), key=lambda row: row["cells"])
 
 

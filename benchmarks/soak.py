@@ -1,11 +1,11 @@
-"""A study of many tiny real trials whose workers are killed at random moments: memory over time.
+"""Memory over time in a study of many tiny real trials whose workers are killed at random moments.
 
 python benchmarks/soak.py [--cells 1000] [--seconds-between-kills 60] [--write docs/reliability.md]
 
-Samples the resident memory of the driver and of its largest worker every second. Its growth is the slope of a line
-through the samples, over the cells that ended meanwhile: of the second half of all, and, as the stages' cells differ,
-within each stage but for its first tenth. Where one cell was killed three times in a row the
-same command is given again. Writes docs/img/soak.svg and the table.
+It samples the resident memory of the driver and of its largest worker every second. Growth is the slope of a line
+through the samples, over the cells that ended in that time. It is measured in the second half of all cells, and within
+each stage without its first tenth, because the stages' cells differ. If one cell was killed three times in a row, the
+same command is repeated. Writes docs/img/soak.svg and the table.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from tune.run import ledger
 
 START, END = "<!-- soak: start -->", "<!-- soak: end -->"
 ARMS = 3  # of the study in disturbed.py
-LEAST = 30  # cells of a stage within which growth can be told
+LEAST = 30  # fewest cells of a stage for a measure of growth
 
 
 def tiny(folder: Path, cells: int) -> Place:
-    """A study of about `cells` cells of 8 steps each: most of them confirm seeds and search trials."""
+    """Make a study of about `cells` cells of 8 steps each, mostly confirm seeds and search trials."""
     trials = max(2, (cells // ARMS - 3 - 60) if cells > 300 else cells // ARMS - 3 - 4)
     seeds = max(2, cells // ARMS - 3 - trials)
     return Place(
@@ -51,7 +51,7 @@ def tiny(folder: Path, cells: int) -> Place:
 
 
 def sample(driver: psutil.Process, place: Place, began: float) -> dict[str, float]:
-    """Seconds, cells that have ended, MiB of the driver and of the largest worker."""
+    """Sample seconds, cells that have ended, and MiB of the driver and of the largest worker."""
     sizes = []
     for worker in workers(driver.pid):
         try:
@@ -68,16 +68,26 @@ def sample(driver: psutil.Process, place: Place, began: float) -> dict[str, floa
 
 
 def soak(place: Place, pause: float, seed: int, kept: Path) -> tuple[list[dict[str, float]], int, int]:
-    """Run the study to its end, kill workers, sample memory: samples, kept line by line too, kills, and sweeps."""
+    """Run the study to its end, kill workers and sample memory.
+
+    Args:
+        place: Folder of the study.
+        pause: Mean seconds between two kills.
+        seed: Seed of the random moments.
+        kept: File that also gets the samples, line by line.
+
+    Returns:
+        Samples, number of kills, and number of sweeps.
+    """
     generator, began, samples, kills, sweeps = random.Random(seed), time.monotonic(), [], 0, 0
-    while _lacks(place):
+    while _unfinished(place):
         found, more = _sweep(place, pause, generator, began, kept)
         samples, kills, sweeps = [*samples, *found], kills + more, sweeps + 1
     return samples, kills, sweeps
 
 
-def _lacks(place: Place) -> bool:
-    """Whether the study has not come to its end, or a cell of its confirm stage was given up."""
+def _unfinished(place: Place) -> bool:
+    """Check if the study has not reached its end, or a cell of its confirm stage was given up."""
     if not (place.study / "trials.parquet").exists():
         return True
     records = ledger.records(ledger.read(place.study / "ledger.jsonl")).values()
@@ -90,7 +100,7 @@ def _sweep(
     kills, running = 0, place.start()
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(running.stdout or []), daemon=True)
-    reader.start()  # or the pipe fills
+    reader.start()  # otherwise the pipe fills up
     driver, samples = psutil.Process(running.pid), []
     due = time.monotonic() - began + generator.expovariate(1 / pause)
     with open(kept, "a", encoding="utf-8") as file:
@@ -123,7 +133,7 @@ def slope(samples: list[dict[str, float]], name: str, first: float, last: float 
 
 
 def stages(events: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
-    """By stage, how many cells of all had ended before its first one and with its last one, from a ledger."""
+    """Return, by stage, the number of cells that ended before its first one and with its last one, from a ledger."""
     ended = [event["cell"].partition("/")[0] for event in events if event["event"] == "ended"]
     return {stage: (ended.index(stage), ended.index(stage) + ended.count(stage)) for stage in dict.fromkeys(ended)}
 
@@ -142,7 +152,7 @@ def growth(samples: list[dict[str, float]], events: list[dict[str, Any]]) -> lis
 
 
 def draw(samples: list[dict[str, float]], target: Path) -> None:
-    """Memory over cells."""
+    """Draw memory over cells."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     for name, label in (("driver", "driver"), ("worker", "largest worker")):
@@ -154,10 +164,10 @@ def draw(samples: list[dict[str, float]], target: Path) -> None:
 
 
 def main() -> int:
-    """Run, draw, tell; exit code 1 when a cell was lost or doubled."""
+    """Run, draw and print; return exit code 1 if a cell was lost or doubled."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=1000)
-    parser.add_argument("--seconds-between-kills", type=float, default=60.0, help="mean of random intervals")
+    parser.add_argument("--seconds-between-kills", type=float, default=60.0, help="mean of the random intervals")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path, help="page with the markers")
     options = parser.parse_args()
@@ -192,7 +202,7 @@ def main() -> int:
         text = "\n".join([START, *lines, "", "![Memory of driver and workers](img/soak.svg)", END])
         options.write.write_text(before + text + rest.split(END)[1], encoding="utf-8")
     if damage.lost + damage.doubled + damage.different:
-        print(f"the study is kept, to be looked at: {folder}")
+        print(f"the study is kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -1,4 +1,4 @@
-"""What a study costs beside its training: slots left idle, tracking, start. Every trial is simulated by sleeping.
+"""Cost of a study besides its training: idle slots, tracking and start. Every trial is simulated by sleeping.
 
 python benchmarks/study_overhead.py [--quick] [--output DIR]
 """
@@ -80,19 +80,20 @@ def sleeping(seconds: float) -> type:
 
 
 def make_study(name: str, parallel: int = 1) -> Study:
-    """The study that is run; `parallel`: trials of one arm side by side in its search."""
+    """Make the study; `parallel` is the number of concurrent trials of one arm in its search."""
     search = {**STUDY["search"], "parallel": parallel}
     return parse(yaml.safe_dump({**STUDY, "name": name, "search": search}), Path(f"{name}.yaml"))
 
 
 def occupancy(slots: int, seconds: float, folder: Path) -> dict[str, float]:
-    """`occupied` of a study of sleeping trials on so many slots.
+    """Measure `occupied` in a study of sleeping trials on this number of slots.
 
-    Their processes are up before it begins: simulated slots share the cores that their start takes, real ones do not.
+    Their processes start before the measurement: simulated slots share the cores that the start needs, real ones do
+    not.
     """
     study = make_study(f"slots-{slots}", math.ceil(slots / len(STUDY["arms"])))  # as `pagating plan` advises
     uri = f"sqlite:///{folder / f'{slots}.db'}"
-    at_once = {"RAY_worker_maximum_startup_concurrency": str(slots)}  # Ray's own: as many as there are cores
+    at_once = {"RAY_worker_maximum_startup_concurrency": str(slots)}  # Ray's default is the number of cores
     with mock.patch.dict(os.environ, at_once), started(slots, study, None, load=True):
         time.sleep(5 * slots)
         run = sweep.sweep(study, folder, folder, RayBackend(slots, trainable=sleeping(seconds)), tracking_uri=uri)
@@ -101,9 +102,9 @@ def occupancy(slots: int, seconds: float, folder: Path) -> dict[str, float]:
 
 
 def occupied(records: list[Record], slots: int, seconds: float) -> dict[str, float]:
-    """Share of the slots' seconds in which trials train, from the begin of the first to the end of the last.
+    """Return the share of the slots' seconds in which trials train, from the start of the first to the end of the last.
 
-    The first begins when it trains: what came before is the start of its process, measured apart.
+    The first starts when it trains: the start of its process is measured separately.
     """
     spans = sorted((record.started or 0.0, record.ended or 0.0, len(record.curve) * seconds / 10) for record in records)
     wall = max(ended for _, ended, _ in spans) - min(ended - trained for _, ended, trained in spans[:slots])
@@ -112,7 +113,7 @@ def occupied(records: list[Record], slots: int, seconds: float) -> dict[str, flo
 
 
 def tracking(uri: str, folder: Path, trials: int, reports: int) -> dict[str, float]:
-    """Milliseconds a report: of the calls that the driver makes, and of the processor in the driver's process."""
+    """Measure milliseconds per report: of the driver's calls, and of processor time in the driver's process."""
     study = make_study("tracking")
     corpus = packed_corpus(study, folder, folder)
     (folder / "tracking").mkdir(exist_ok=True)
@@ -120,7 +121,7 @@ def tracking(uri: str, folder: Path, trials: int, reports: int) -> dict[str, flo
     (folder / "tracking" / "ledger.jsonl").write_bytes(b"")
     with mock.patch("tune.tracking.tracker.HOLD_BACK", 0.0):
         tracker = MlflowTracker(uri, study, folder / "tracking", read_meta(corpus))
-        time.sleep(15)  # the connection, schema included, is made while a study starts its actors
+        time.sleep(15)  # a study makes the connection and the schema while it starts its actors
     calls, began = 0.0, time.process_time()
     for number in range(trials):
         record = Record(Cell("confirm", "gelu", 0, number, {"lr": 1e-3}, "key"), started=time.time())
@@ -148,7 +149,7 @@ def _timed(call: Any, *arguments: Any) -> float:
 
 
 def start(folder: Path) -> float:
-    """Seconds from `pagating sweep` to the end of the first evaluation interval of a real trial, warm."""
+    """Measure the seconds from `pagating sweep` to the first evaluation of a real trial, warm."""
     config = folder / "start.yaml"
     config.write_text(yaml.safe_dump(STUDY))
     command = [
@@ -172,22 +173,22 @@ def start(folder: Path) -> float:
             running.kill()
             running.wait()
             shutil.rmtree(folder / "start" / "start")
-            time.sleep(5)  # Ray's processes end a moment after their driver
+            time.sleep(5)  # Ray's processes end shortly after their driver
             return found["time"] - began if found else math.nan
         time.sleep(0.05)
 
 
 def help_seconds() -> list[float]:
-    """Seconds of `pagating --help`, five times."""
+    """Measure the seconds of `pagating --help`, five times."""
     command = [sys.executable, "-m", "tune.cli", "--help"]
     return [_timed(lambda: subprocess.run(command, capture_output=True, check=True, cwd=ROOT)) for _ in range(5)]
 
 
 def main() -> None:
-    """Measure and print; `--output` keeps the figures."""
+    """Measure and print; `--output` saves the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="trials of 3 seconds, not 15")
-    parser.add_argument("--output", type=Path, help="folder of performance.md and .json, to be kept there")
+    parser.add_argument("--quick", action="store_true", help="use trials of 3 seconds instead of 15")
+    parser.add_argument("--output", type=Path, help="folder in which performance.md and .json are updated")
     options = parser.parse_args()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     seconds = 3.0 if options.quick else 15.0

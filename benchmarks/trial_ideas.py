@@ -1,4 +1,4 @@
-"""Levers on a training step, each against the engine as it is: what was tried, the failures too."""
+"""Ideas for a faster training step, each compared with the engine, including the ones that failed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from variants import engine, make_trial
 
 from pagating.model import fused_loss
 
-ROUNDS = 9  # of an idea at least: with fewer, a shuffled order is not yet a balanced one
+ROUNDS = 9  # fewest rounds per idea: with fewer, a shuffled order is not balanced
 ALLOCATORS = {
     "glibc keeps what it freed": {
         "MALLOC_TRIM_THRESHOLD_": "1073741824",
@@ -34,7 +34,7 @@ ALLOCATORS["both"] = {name: value for settings in list(ALLOCATORS.values()) for 
 
 
 def whole(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
-    """The loss with all logits at once."""
+    """Return the loss from all logits at once."""
     return F.cross_entropy(F.linear(x_NC, weight_VC).float(), targets_N)
 
 
@@ -50,7 +50,7 @@ class _Foreach(torch.optim.AdamW):
 
 
 def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str, Any]]:
-    """Speed of the engine with one thing changed over that of the engine as it is: above 1 would be worth taking."""
+    """Measure the speed of the engine with one change relative to the engine itself; above 1 is an improvement."""
 
     def chunk(size: int) -> Callable[[], AbstractContextManager[Any]]:
         return lambda: mock.patch.object(fused_loss, "CHUNK", size)
@@ -82,7 +82,7 @@ def ideas(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str,
 
 
 def allocators(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same for what only a new process can have: environment variables of the C library's allocator."""
+    """Measure the same for settings of a new process: environment variables of the C library's allocator."""
 
     def fresh(environment: dict[str, str]) -> Callable[[], float]:
         arguments = [sys.executable, __file__, str(folder), json.dumps(shape)]
@@ -101,7 +101,7 @@ def allocators(folder: Path, seconds: float, shape: dict[str, Any]) -> list[dict
 
 
 def retaken(old: list[dict[str, Any]], new: list[dict[str, Any]], where: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows `old` with those of `new` in the place of their like; these carry the day and the load they had."""
+    """Replace rows of `old` by the `new` ones of the same kind, which carry their own date and load."""
     taken = {name: where[name] for name in ("date", "load")}
     fresh = {_name(row): {**row, **taken} for row in new}
     kept = [fresh.pop(_name(row), row) for row in old]
@@ -121,7 +121,7 @@ class _Flushed:
 
 
 def main() -> None:
-    """Print the seconds a token of some steps: a process of `allocators`."""
+    """Print the seconds per token of some steps, in a process of `allocators`."""
     torch.set_num_threads(1)
     run = engine(make_trial(Path(sys.argv[1]), json.loads(sys.argv[2])))
     run()

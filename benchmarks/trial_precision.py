@@ -1,4 +1,4 @@
-"""What bfloat16 changes in a study's losses, against what a seed changes."""
+"""Effect of bfloat16 on a study's losses, compared with the effect of a seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH_TOKENS = 512
 
 
 def agreement(folder: Path, seeds: int, steps: int, arms: Mapping[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
-    """Last losses of two arms on the built-in text in both precisions: means, paired difference, spread over seeds."""
+    """Compare last losses of two arms on the built-in text in both precisions: means, paired difference, spread."""
     text = str(prepare({"source": "builtin"}, {"vocab_size": 512}, 64, folder / "cache"))
     settings = {
         "corpus": text,
@@ -55,14 +55,14 @@ def agreement(folder: Path, seeds: int, steps: int, arms: Mapping[str, dict[str,
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     change = f"[{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]"
     means = f"{row['float32']:.4f} | {row['bfloat16']:.4f}"
     return f"| {row['what']} | {means} | {change} | {row['seed_sd']:.4f} | {row['seeds']} x {row['steps']} |"
 
 
 def limits(rows: list[dict[str, Any]]) -> str:
-    """What the table does not show, in a sentence."""
+    """Name the limits of the table in one sentence."""
     if not rows:
         return "Not measured."
     seeds, steps = rows[0]["seeds"], rows[0]["steps"]

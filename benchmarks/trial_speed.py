@@ -1,12 +1,12 @@
-"""What a trial costs: tokens a second against Hugging Face's Trainer, arm by arm, idea by idea; memory and start.
+"""Cost of a trial: tokens per second against Hugging Face's Trainer, by arm and by idea; memory and start.
 
     python benchmarks/trial_speed.py [--quick] [--output DIR] [--json FILE]
-    python benchmarks/trial_speed.py --only ideas|speed --shape VOCABULARY   # one table again, at one vocabulary
+    python benchmarks/trial_speed.py --only ideas|speed --shape VOCABULARY   # measure one table again
     python benchmarks/trial_speed.py --only memory
 
-One core. The variants of a table run interleaved, so that a busy machine slows them alike; a ratio is taken round by
-round, and shown as median (quartiles). The Trainer needs `accelerate` (the extra `bench`); without it the tables
-start from the plain loop. Without --quick, the figures go to `performance.md` and `performance.json` of DIR (docs).
+It uses one core. The variants of a table run interleaved, so that other load on the machine slows them alike. A ratio
+is computed round by round, and shown as median (quartiles). The Trainer needs `accelerate` (the extra `bench`); without
+it the reference is the plain loop. Without --quick, the results go to `performance.md` and `performance.json` of DIR.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SHAPES = [
 ]
 TRIED = (BASE, SHAPES[2], SHAPES[4])  # the smallest gains were at a width of 256 and a large vocabulary
 MEMORY_PROCESSES = 7
-IDEA_SECONDS = 25  # of each shape, or as long as `trial_ideas.ROUNDS` take: four minutes at the large vocabulary
+IDEA_SECONDS = 25  # per shape, or the time of `trial_ideas.ROUNDS`: four minutes at the large vocabulary
 COMPILED_ARMS = ("gelu", "linear floor", "paGLU, fixed", "paGLU, learnable", "paGLU, base gelu", "paGTU")
 LEARN = {"learnable": {"init": 0.5}}
 ARMS: dict[str, dict[str, Any] | None] = {
@@ -70,7 +70,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
 
 
 def speed(folder: Path, seconds: float, shapes: list[dict[str, Any]], compiled: bool) -> list[dict[str, Any]]:
-    """Tokens a second by shape and engine, with the ratio to the Trainer (or the plain loop) and the GEMM ceiling."""
+    """Measure tokens per second by shape and engine, the ratio to the Trainer (or plain loop), the GEMM ceiling."""
     result = []
     for shape in shapes:
         trial = make_trial(folder, shape)
@@ -95,7 +95,7 @@ def speed(folder: Path, seconds: float, shapes: list[dict[str, Any]], compiled: 
 
 
 def flops_per_token(trial: Trial) -> int:
-    """Training FLOPs a token, by the package's own account."""
+    """Return the training FLOPs per token as the package computes them."""
     from pagating.model.gpt2 import training_flops_per_token
     from pagating.train import build_model
 
@@ -103,7 +103,7 @@ def flops_per_token(trial: Trial) -> int:
 
 
 def arms(folder: Path, seconds: float, names: list[str], compile: str) -> list[dict[str, Any]]:
-    """Speed of each arm over that of GELU."""
+    """Measure the speed of each arm relative to GELU."""
     variants = {name: engine(make_trial(folder, BASE, unit=ARMS[name], compile=compile)) for name in names}
     found = ratios(interleave(variants, seconds), "gelu")
     return [{"arm": name, "path": compile, "ratio": found[name]} for name in names]
@@ -113,13 +113,13 @@ def arms(folder: Path, seconds: float, names: list[str], compile: str) -> list[d
 
 
 def resident_mb() -> float:
-    """Resident memory of this process now, MiB (Linux)."""
+    """Return the resident memory of this process in MiB (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / (1 << 20)
 
 
 def memory_probe(folder: Path, kind: str) -> dict[str, float]:
-    """Measured in a process of its own: `trials`: many trials; else the peak of a step at a vocabulary of 50,257."""
+    """Measure in its own process: many trials (`trials`), else the peak of a step at a vocabulary of 50,257."""
     if kind == "trials":
         trial = make_trial(folder, {**BASE, "vocab_size": 512}, tokens=1024 * 4, model={"n_layer": 2, "d_model": 64})
         marks = {}
@@ -129,7 +129,7 @@ def memory_probe(folder: Path, kind: str) -> dict[str, float]:
             if done in (20, 100, 200):
                 marks[f"after {done} trials"] = resident_mb()
         return marks
-    list(train(make_trial(folder, {**BASE, "vocab_size": 512}, tokens=1024 * 2)))  # what torch itself loads and keeps
+    list(train(make_trial(folder, {**BASE, "vocab_size": 512}, tokens=1024 * 2)))  # what torch itself keeps
     trial = make_trial(folder, {**BASE, "vocab_size": 50257}, tokens=1024 * 2)
     before = resident_mb()
     with mock.patch("pagating.tasks.causal.linear_nll", trial_ideas.whole) if kind == "whole" else nullcontext():
@@ -139,7 +139,7 @@ def memory_probe(folder: Path, kind: str) -> dict[str, float]:
 
 
 def memory() -> dict[str, dict[str, float]]:
-    """What processes of their own report: medians, as the allocator moves each by some MiB."""
+    """Return the memory of new processes, as medians because the allocator varies by some MiB."""
     kinds = {
         "200 trials in one process": ("trials", 3),
         "V 50,257, logits in chunks": ("chunks", MEMORY_PROCESSES),
@@ -150,7 +150,7 @@ def memory() -> dict[str, dict[str, float]]:
 
 
 def compile_seconds(folder: Path) -> float:
-    """Seconds until the first row of a trial, compiled, less those of a second one in the same process."""
+    """Return the seconds to the first row of a compiled trial, minus those of a second one in the same process."""
     taken = []
     for seed in (0, 1):
         start = time.perf_counter()
@@ -160,19 +160,19 @@ def compile_seconds(folder: Path) -> float:
 
 
 def cold_and_warm(folder: Path) -> dict[str, float]:
-    """What a machine pays for a model's shape once, and each further process: two processes, one cache."""
+    """Return the seconds to compile a shape without and with a filled cache, each in a new process."""
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
     return {name: in_process("--probe", "compile", **cache)["seconds"] for name in ("cold", "warm")}
 
 
 def in_process(*arguments: str, **environment: str) -> dict[str, float]:
-    """What a fresh process of this file reports."""
+    """Return the output of a new process of this file."""
     command, env = [sys.executable, __file__, *arguments], {**os.environ, **environment}
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
 
 
 def start_seconds(module: str, rounds: int = 3) -> list[float]:
-    """Seconds from a new process to an imported module, that of an empty process left out."""
+    """Return the seconds from a new process to an imported module, minus those of an empty process."""
     result = []
     for _ in range(rounds):
         taken = []
@@ -185,7 +185,7 @@ def start_seconds(module: str, rounds: int = 3) -> list[float]:
 
 
 def measure(folder: Path, quick: bool) -> dict[str, Any]:
-    """Every table; quick: the first shape, two arms, nothing compiled."""
+    """Measure every table; quick: the first shape, two arms, nothing compiled."""
     found: dict[str, Any] = {"machine": machine(), "order": "shuffled", "worker": ALLOCATOR}
     found["speed"] = speed(folder, 5 if quick else 10, SHAPES[:1] if quick else SHAPES, compiled=not quick)
     found["arms"] = arms(folder, 5, ["gelu", "paGLU, learnable"], "never") if quick else []
@@ -205,7 +205,7 @@ def measure(folder: Path, quick: bool) -> dict[str, Any]:
 
 
 def ideas_again(folder: Path, output: Path, vocab_size: int) -> None:
-    """Take the rows of one vocabulary of "What was tried" again, and write the page with them in the place of the old.
+    """Measure the rows of one vocabulary of "What was tried" again, replace the old ones, and write the page.
 
     Raises ValueError for a vocabulary that the table does not have.
     """
@@ -220,7 +220,7 @@ def ideas_again(folder: Path, output: Path, vocab_size: int) -> None:
 
 
 def taken_again(folder: Path, output: Path, part: str, vocab_size: int) -> None:
-    """Take the memory, or the steps of one vocabulary, again, and write the page with the rest as it was."""
+    """Measure the memory, or the steps of one vocabulary, again, and write the page with the rest unchanged."""
     kept = json.loads((output / "performance.json").read_text(encoding="utf-8"))["trial"]
     if part == "memory":
         kept["memory"] = memory()
@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="about a minute; nothing is written")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of performance.md and .json")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--only", choices=("ideas", "memory", "speed"), help="take one part again")
+    parser.add_argument("--only", choices=("ideas", "memory", "speed"), help="measure one part again")
     parser.add_argument("--shape", type=int, default=50257, help="with --only ideas or speed: the vocabulary")
     parser.add_argument("--probe", choices=("trials", "chunks", "whole", "compile"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

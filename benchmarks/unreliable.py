@@ -1,4 +1,4 @@
-"""A real MLflow server on loopback, behind a proxy that can be slow, answer 500, or lose answers."""
+"""Real MLflow server on loopback, behind a proxy that can be slow, answer 500, or lose answers."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from typing import Any
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
+    """Return a free port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 class Server:
-    """`mlflow server` on a sqlite store: started, killed and started again as often as one likes."""
+    """`mlflow server` on a sqlite store, which can be started and killed repeatedly."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` takes the store and the artifacts."""
+        """Prepare a server whose store and artifacts are in `folder`."""
         self.folder, self.port = folder, free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def store(self) -> str:
-        """Tracking URI of what the server writes to, for looking at it without the server."""
+        """Tracking URI of the server's store, for reading it without the server."""
         return f"sqlite:///{self.folder / 'server.db'}"
 
     def start(self) -> None:
-        """Start, and return when it answers."""
+        """Start the server, and return when it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.store, "--workers", "1"]
         command += [
             "--host",
@@ -52,7 +52,7 @@ class Server:
         log.close()
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            try:  # the port is open seconds before a worker stands behind it
+            try:  # the port is open seconds before a worker answers
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=30).close()
                 return
             except OSError:
@@ -62,17 +62,17 @@ class Server:
         raise RuntimeError(f"mlflow server did not start: see {self.folder / 'server.log'}")
 
     def kill(self) -> None:
-        """End it at once, with its workers."""
+        """Kill the server at once, with its workers."""
         if self._process and self._process.poll() is None:
             os.killpg(self._process.pid, 9)
             self._process.wait()
 
 
 class Proxy:
-    """Passes requests on to a port of this machine; `mode` says how: ok, slow, error (500) or lost (504, after all)."""
+    """Proxy to a port of this machine; `mode` is ok, slow, error (500) or lost (504 after the request was done)."""
 
     def __init__(self, target: int, delay: float = 1.0) -> None:
-        """`delay`: seconds before each answer while `mode` is slow."""
+        """Start the proxy; `delay` is in seconds before each answer while `mode` is slow."""
         self.mode, self.requests = "ok", 0
         proxy = self
 
@@ -109,7 +109,7 @@ class Proxy:
                 self.wfile.write(content)
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -121,6 +121,6 @@ class Proxy:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the port."""
         self._server.shutdown()
         self._server.server_close()

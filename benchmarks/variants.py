@@ -1,6 +1,6 @@
-"""The training steps that are compared: this engine, a plain loop on Hugging Face's model, and Hugging Face's Trainer.
+"""Training steps to compare: this engine, a plain loop on Hugging Face's model, and Hugging Face's Trainer.
 
-Each is a variant: a function that trains a little further and returns its seconds a token.
+Each variant is a function that continues the training and returns its seconds per token.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Variant = Callable[[], float]
 
 
 def make_trial(folder: Path, shape: dict[str, Any], **changed: Any) -> Trial:
-    """A trial of a shape, long enough to be taken from round after round: 4 layers, 1,024 tokens a step."""
+    """Make a trial of a shape that lasts for all rounds: 4 layers, 1,024 tokens per step."""
     d_model, n_ctx = shape["d_model"], shape["n_ctx"]
     model = {"n_layer": 4, "d_model": d_model, "n_head": max(2, d_model // 32), "n_ctx": n_ctx}
     settings: dict[str, Any] = {
@@ -49,7 +49,7 @@ def make_trial(folder: Path, shape: dict[str, Any], **changed: Any) -> Trial:
 
 
 def engine(trial: Trial, within: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Variant:
-    """The study's own loop: seconds a token of the next `eval_every` steps, evaluation left out."""
+    """Make the variant of the study's loop: seconds per token of the next `eval_every` steps, without evaluation."""
     rows: Iterator[dict[str, Any]] = train(trial)
     last = (0, 0.0)
 
@@ -66,7 +66,7 @@ def engine(trial: Trial, within: Callable[[], AbstractContextManager[Any]] = nul
 
 
 def worker(trial: Trial) -> Variant:
-    """The same in a process of its own with the environment that a study gives its workers; it waits between calls."""
+    """Make the variant of `engine` in its own process, with a study worker's environment; it waits between calls."""
     child = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
@@ -87,7 +87,7 @@ def worker(trial: Trial) -> Variant:
 
 
 def hf_model(trial: Trial, **changed: Any) -> Any:
-    """Hugging Face's model of a trial's size, at its own defaults where `changed` does not say otherwise."""
+    """Make Hugging Face's model of a trial's size; `changed` overrides its defaults."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     size, vocab_size = trial.model, corpus.read_meta(trial.corpus)["vocab_size"]
@@ -96,7 +96,7 @@ def hf_model(trial: Trial, **changed: Any) -> Any:
 
 
 def plain_loop(trial: Trial, **changed: Any) -> Variant:
-    """A plain loop on Hugging Face's model, dropout 0: AdamW, clipping, the precision of the trial."""
+    """Make the variant of a plain loop on Hugging Face's model: dropout 0, AdamW, clipping, the trial's precision."""
     model = hf_model(trial, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **changed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=trial.lr)
     tokens_N = corpus.open_split(trial.corpus, "train")
@@ -120,7 +120,7 @@ def plain_loop(trial: Trial, **changed: Any) -> Variant:
 
 
 def hf_trainer(trial: Trial, folder: Path) -> Variant:
-    """Hugging Face's Trainer and GPT-2 at their default settings, float32; its start and end are left out."""
+    """Make the variant of Hugging Face's Trainer and GPT-2 at their defaults, float32, without start and end."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     model, n_ctx = hf_model(trial), trial.model["n_ctx"]
@@ -144,7 +144,7 @@ def hf_trainer(trial: Trial, folder: Path) -> Variant:
         )
         marks.clear()
         dataset = [{"input_ids": row, "labels": row} for row in rows]
-        with mock.patch("builtins.print"):  # the summary that the Trainer prints
+        with mock.patch("builtins.print"):  # the Trainer prints a summary
             Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=[Clock()]).train()
         return (marks[-1] - marks[0]) / ((len(marks) - 1) * trial.batch_tokens)
 

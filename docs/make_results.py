@@ -25,7 +25,8 @@ from analysis.io import formats
 from analysis.io.study import load
 from analysis.published import index
 from analysis.published import page as results_page
-from analysis.verdict.decide import decide
+from analysis.report.figures import drawn
+from analysis.report.findings import Findings
 from analysis.verdict.kinds import as_object
 
 RESULTS = Path(__file__).parent / "results"
@@ -113,15 +114,15 @@ def _refuse_machine(what: str, text: str) -> None:
 
 def write_page(folder: Path, draw_figures: bool = True) -> None:
     """Write verdict.json, README.md and figures/ of a published study from its tables."""
-    study = load(folder)
-    result = decide(study)
-    result.versions = (study.settings.get("provenance") or {}).get("analysis") or {}
+    found = Findings(load(folder))
+    result, shown = found.result, drawn(found, published=True)
+    result.versions = (found.study.settings.get("provenance") or {}).get("analysis") or {}
     (folder / "verdict.json").write_text(formats.to_json(as_object(result)) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(results_page.page(study, result), encoding="utf-8")
+    (folder / "README.md").write_text(results_page.page(found, shown), encoding="utf-8")
     if draw_figures:
         (folder / "figures").mkdir(exist_ok=True)
-        for name, draw in results_page.figures(study, result).items():
-            (folder / "figures" / f"{name}.svg").write_text(results_page.svg(draw, name), encoding="utf-8")
+        for name, figure in shown.items():
+            (folder / "figures" / f"{name}.svg").write_text(results_page.svg(figure.plot, name), encoding="utf-8")
 
 
 def published(results: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The simulated studies behind docs/protocol.md, in short: the whole decision on trials whose true losses are known."""
+"""Small version of the simulated studies in docs/protocol.md: the whole decision on trials with known true losses."""
 
 import math
 from pathlib import Path
@@ -13,14 +13,15 @@ import decision_error  # noqa: E402
 from simulation import expected, page, world  # noqa: E402
 
 from analysis.stats.multiplicity import adjust  # noqa: E402
+from analysis.verdict.kinds import Verdict  # noqa: E402
 
 TREATMENTS = world.TREATMENTS
 
 
 @pytest.fixture(scope="module")
 def nulls():
-    """40 studies in which no treatment differs from the baseline."""
-    scenario = world.NULLS[3]  # optima apart: where the grid's best point fails
+    """Simulate 40 studies in which no treatment differs from the baseline."""
+    scenario = world.NULLS[3]  # optima apart: the grid's best point fails here
     rows = decision_error.simulate(scenario, range(40))
     return rows, decision_error.summarise(scenario, rows)
 
@@ -79,8 +80,8 @@ def test_the_drawn_confirm_stages_decide_as_the_verdict_does():
     seen = set()
     for seed in range(6):
         result, _, _ = decision_error.decide(study, world.World(scenario, list(study.arms), seed))
-        words = [row["verdict"] in ("better", "worse") for row in result["comparisons"]]
-        differences = np.array([row["differences"] for row in result["comparisons"]])
+        words = [row.kind in (Verdict.BETTER, Verdict.WORSE) for row in result.comparisons]
+        differences = np.array([row.differences for row in result.comparisons])
         assert expected.rejects(differences[None], 0.05)[0].tolist() == words
         seen |= set(words)
     assert seen == {True, False}
@@ -102,7 +103,7 @@ def test_the_chance_of_an_error_is_that_of_a_noncentral_t():
     z = 0.4  # the arm is tuned off its optimum
     chosen = at | {"first": at["first"] * math.exp(z)}
     excess = 0.06 * z * z * (1 + 0.2 * math.tanh(z))
-    away = excess / (0.006 * math.sqrt(2 * 1.04 / 8))  # a test loss has a fifth of the noise on top
+    away = excess / (0.006 * math.sqrt(2 * 1.04 / 8))  # a test loss adds a fifth of the noise
     limit = stats.t.ppf(0.975, 7)
     power = stats.nct.sf(limit, 7, away) + stats.nct.cdf(-limit, 7, away)
     assert expected.error(one, chosen, 8, 0.05, 1, draws=20_000) == pytest.approx(power, abs=0.012)

@@ -1,4 +1,4 @@
-"""docs/performance.md says what docs/performance.json holds: the goals, the figures, and what spoils them."""
+"""docs/performance.md against docs/performance.json: goals, figures, and effects that invalidate them."""
 
 import copy
 import json
@@ -174,7 +174,7 @@ def test_what_stands_in_the_way_is_said_of_what_is_missed_alone():
     assert page.count("Tried: ") == 1
 
 
-# --- what spoils a figure ---
+# --- effects that invalidate a figure ---
 
 
 def test_the_trainer_at_its_defaults_is_shown_in_float32():
@@ -196,7 +196,7 @@ def test_a_shape_where_more_work_was_faster_selects_nothing():
     rows = [
         idea("dropout 0.1", 1.01, 1.11),
         idea("twice the tokens a step", 1.1, 1.14),
-        idea("both", 1.1, 1.2),  # of the allocators, measured by itself
+        idea("both", 1.1, 1.2),  # of the allocators, which are measured separately
         idea("dropout 0.1", 0.99, 1.05, 4096),
         idea("twice the tokens a step", 1.1, 1.3, 4096),
     ]
@@ -233,7 +233,7 @@ def test_each_round_has_another_order_and_none_is_always_first():
     firsts = Counter(order[0] for order in rounds[1:])
     assert set(firsts) == set(names)
     assert max(firsts.values()) < 20
-    for name in names:  # each round's seconds stand with the round
+    for name in names:  # each round's seconds belong to that round
         assert times[name] == [4 * i + rounds[i].index(name) + 1.0 for i in range(1, 41)]
     again, seen = seen, []
     random.seed(5)

@@ -1,4 +1,4 @@
-"""benchmarks/scale.py: what its page derives from the figures, and a study of each size is of that size."""
+"""The page of benchmarks/scale.py against its figures, and the sizes of its studies."""
 
 import json
 import math
@@ -15,7 +15,7 @@ MACHINE = {"processor": "P", "cores": 2, "date": "D", "memory_mb": 16e3, "disk_m
 
 
 def row(cells, sampler="random", **changed):
-    """A size whose memory grows by 0.1 MB a cell on 400 MB, and whose time grows as the cells."""
+    """Make the row of a size whose memory grows by 0.1 MB per cell on 400 MB, and whose time grows with the cells."""
     of = {"cells": cells, "sampler": sampler, "slots": 2, "seconds_a_cell": 0.05, "growth": 1.0, "suggest_ms": 1.0}
     of |= {"peak_mb": 400 + 0.1 * cells, "wall_seconds": 0.05 * cells, "mlflow_seconds": 0.01 * cells}
     return of | {"report_seconds": 3.0, "again_seconds": 2.0, "ledger_mb": 0.002 * cells} | changed
@@ -45,7 +45,7 @@ def test_what_grows_straight_is_carried_on_by_a_line_and_what_grows_faster_by_a_
     assert scale_page.reach(cells, [10 + 0.1 * n for n in cells], 1010.0) == pytest.approx(10_000)
     assert scale_page.reach(cells, [1e-3 * n**2 for n in cells], 1e5) == pytest.approx(10_000)
     assert scale_page.reach(cells, [5.0, 5.0], 100.0) == math.inf  # it does not grow
-    assert scale_page.reach(cells, [50.0, 500.0], 100.0) == 1000  # met within what was measured
+    assert scale_page.reach(cells, [50.0, 500.0], 100.0) == 1000  # reached within the measured range
 
 
 def test_what_breaks_first_follows_from_the_growth_and_the_machine():
@@ -57,7 +57,7 @@ def test_what_breaks_first_follows_from_the_growth_and_the_machine():
     assert order["ledger_mb"] == pytest.approx(1e6 / 0.002)
     roomy = {**MACHINE, "memory_mb": 4e6}
     assert next(iter(dict(scale_page.breaks_first(sizes, roomy)))) == "wall_seconds"
-    slow = [row(1000), row(10_000, wall_seconds=5000.0)]  # a step that looks at all earlier cells
+    slow = [row(1000), row(10_000, wall_seconds=5000.0)]  # a step that reads all earlier cells
     first, cells = scale_page.breaks_first(slow, MACHINE)[0]
     assert first == "wall_seconds"
     assert cells == pytest.approx(10_000 * math.sqrt(scale_page.WEEK / 5000), rel=1e-9)

@@ -1,4 +1,4 @@
-"""What the code must never do, whoever asks: run what it reads, show a password, listen to others, show HTML."""
+"""Things that the code must never do: run what it reads, show a password, listen to others, show HTML."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for wing in ("pagating", "tune", "analysis") for path in (ROOT / wing).rglob("*.py"))
-# a gate of the user's own is Python that the study names: the one place where code from outside runs
+# a user's own gate is Python that the study names: the only place where code from outside runs
 OWN_CODE = {"own_gate.py", "own_gates.py"}
 LOADERS = {
     "eval", "exec", "compile", "pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "dill.loads",
@@ -29,14 +29,14 @@ LOADERS = {
     "shelve.open", "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "os.system", "os.popen",
 }  # fmt: skip
 MUST = {"torch.load": ("weights_only", True)}
-# of a transformers class by its method: left out, it asks on the terminal whether to run what was downloaded
+# methods of a transformers class; without the argument, it asks on the terminal to run downloaded code
 MUST_METHOD = {"from_pretrained": ("trust_remote_code", False), "from_config": ("trust_remote_code", False)}
 OURS = {"PaGPT2Config", "PaGPT2LMHeadModel"}  # classes of this package, which name no code
 NEVER = {"trust_remote_code": True, "allow_pickle": True, "shell": True, "verify": False}
 
 
 def problems(source):
-    """Calls in Python text that run or unpickle what they are given."""
+    """Find calls in Python text that run or unpickle what they are given."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -85,7 +85,7 @@ EVIL = {
 
 
 class Page(HTMLParser):
-    """The tags of a page with their attributes."""
+    """Tags of a page with their attributes."""
 
     def __init__(self):
         super().__init__()
@@ -215,24 +215,24 @@ def test_any_command_line_ends_in_one_line_and_writes_nothing(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-# --- study files that are well, on text and tokenizers that are not ---------------------------------------------------
+# --- valid study files, on damaged texts and tokenizers ---------------------------------------------------------------
 
 STUDY = (ROOT / "configs" / "smoke.yaml").read_text().replace("\ntokenizer: {vocab_size: 300}\n", "\n")
 TEXT = "the quick brown fox jumps over the lazy dog, and runs away from all of them\n" * 400
-HEAD = "s: Does the whole path work, from text to verdict?\n"  # what a sweep says before it looks at the text
+HEAD = "s: Does the whole path work, from text to verdict?\n"  # a sweep prints this before it reads the text
 EVIL_CODE = "open({mark!r}, 'w').close()\nclass Evil:\n    pass\n"
 
 
 @pytest.fixture(scope="module")
 def good_tokenizer():
-    """tokenizer.json of a tokenizer that is well."""
+    """Return tokenizer.json of a valid tokenizer."""
     from pagating.data.tokenizer import make_tokenizer
 
     return make_tokenizer({"vocab_size": 280}, TEXT).to_str()
 
 
 def put(folder, files):
-    """Write the files of a study, its text and its tokenizer; what stands there afterwards."""
+    """Write the files of a study, its text and its tokenizer; return the files that are then there."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,12 +241,12 @@ def put(folder, files):
 
 
 def snapshot(folder):
-    """Every path below a folder, with its bytes."""
+    """Return every path below a folder, with its bytes."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def refused(folder, before, words, monkeypatch, capsys):
-    """The one line of a command that ended with exit code 2 and wrote nothing."""
+    """Run a command that must end with exit code 2 and write nothing; return its one line."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("PAGATING_CACHE", raising=False)
     code, out, err = in_process(words, monkeypatch, capsys)
@@ -371,7 +371,7 @@ def test_opening_the_ui_to_others_warns_and_loopback_does_not(tmp_path, monkeypa
 
 
 def listening(process):
-    """Addresses that a process and its children listen on."""
+    """Return the addresses on which a process and its children listen."""
     found = set()
     for one in [process, *process.children(recursive=True)]:
         try:
@@ -429,7 +429,7 @@ def test_a_study_shows_no_password_listens_to_nobody_and_writes_by_the_umask(tmp
     assert len(seen) >= 3  # Ray's own processes
     assert all(is_loopback(address) for address in seen), seen
     said.chmod(0o666 & ~umask)
-    config.unlink()  # the one place where they may stand
+    config.unlink()  # the only file that may contain them
     for path in tmp_path.rglob("*"):
         mode = stat.S_IMODE(path.lstat().st_mode)
         if path.is_symlink():

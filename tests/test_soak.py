@@ -1,4 +1,4 @@
-"""The soak's table: growth within a stage is told apart from the step between two stages."""
+"""The soak's table separates growth within a stage from the step between two stages."""
 
 import soak
 
@@ -9,7 +9,7 @@ def test_growth_is_told_within_each_stage():
     events.insert(0, {"event": "started", "cell": "search/gelu/0"})
     assert soak.stages(events) == {"search": (0, 200), "calibrate": (200, 209), "confirm": (209, 309)}
     samples = []
-    for cells in range(310):  # workers: 30 MiB at once at the start, 20 more in the confirm stage, else 5 a 1,000 cells
+    for cells in range(310):  # worker: 30 MiB at the start, 20 more in the confirm stage, else 5 per 1,000 cells
         worker = 400 + 30 * (cells >= 5) + 20 * (cells >= 209) + 0.005 * cells
         samples.append({"seconds": cells, "cells": cells, "driver": 900 + 0.1 * cells, "worker": worker})
     samples.append({"seconds": 310, "cells": 309, "driver": 500.0, "worker": 0.0})  # no worker: the report is written

@@ -16,7 +16,7 @@ from tune.run import tables
 from tune.run.extend import check_folder
 from tune.run.interrupt import Interruption
 from tune.run.provenance import write_provenance
-from tune.run.study_run import Progress, StudyRun
+from tune.run.study_run import CellEnded, StudyRun
 from tune.run.tracker import NoTracker, Tracker
 from tune.study.files import dump
 from tune.study.inputs import Inputs, drafted
@@ -31,7 +31,7 @@ def sweep(
     backend: Backend | None = None,
     *,
     tracking_uri: str | None = None,
-    listen: Callable[[Progress], None] | None = None,
+    listen: Callable[[CellEnded], None] | None = None,
     interruption: Interruption | None = None,
     warn: Callable[[str], None] | None = None,
     watch: Callable[[StudyRun], AbstractContextManager[None]] | None = None,

@@ -1,4 +1,4 @@
-"""What the shared learning-rate grid says of each arm, and the arms at equal learning rate as one table."""
+"""Tables of the shared learning-rate grid: each arm's optimum, and all arms at equal learning rate."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def optimum_rows(study: Study) -> list[dict[str, Any]]:
         arm: grid[grid["arm"] == arm].pivot_table(index="lr", columns="seed", values="_loss", aggfunc="mean")
         for arm in study.arms
     }
-    tables = {arm: table.dropna() for arm, table in tables.items()}  # a rate that lacks a seed takes no part
+    tables = {arm: table.dropna() for arm, table in tables.items()}  # leave out a rate that lacks a seed
     confirmed, hits = confirm_rows(study.trials), edge_hits(study)
     rows = []
     for arm, table in tables.items():
@@ -65,7 +65,7 @@ def optimum_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def pivot(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Columns]:
-    """`beside.at_grid`'s rows with an arm a row and a learning rate a column: improvement in percent [interval]."""
+    """Reshape rows of `at_grid`: one row per arm, one column per learning rate, improvement in percent [interval]."""
     rates = sorted({row["lr"] for row in rows})
     columns: Columns = {"arm": ("arm", "")} | {f"{lr:.9g}": (f"{lr:.3g}", "s") for lr in rates}
     out: dict[str, dict[str, Any]] = {}
@@ -89,9 +89,9 @@ GRID_COLUMNS = {
 
 
 def at_grid(study: Study) -> list[dict[str, Any]]:
-    """Improvement on val_nll at every learning rate that arm and baseline share, on the selection seeds.
+    """Compute the improvement on val_nll at every learning rate that arm and baseline share, on the selection seeds.
 
-    It describes; it tests nothing: these seeds chose the learning rates.
+    The table describes and tests nothing, because these seeds chose the learning rates.
     """
     if not {"lr", "val_nll"} <= set(study.trials.columns):
         return []

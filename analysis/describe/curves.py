@@ -1,4 +1,4 @@
-"""What stands beside the estimand: improvement at every shared learning rate, and over training."""
+"""Improvement over training, and the trend of that improvement in the number of tokens."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +12,11 @@ from analysis.stats import estimates
 
 SCALES: dict[
     str, tuple[Callable[[np.ndarray], np.ndarray], str, str]
-] = {  # what a slope is taken against: (a number of tokens -> the axis, the unit of the slope, its key)
+] = {  # axis of a slope: (function of the number of tokens, unit of the slope, key of the slope)
     "log2": (np.log2, "% a doubling of tokens", "slope_percent_per_doubling"),
     "linear": (lambda tokens: tokens / 1e6, "% a million tokens", "slope_percent_per_million"),
 }
+GROWS, SHRINKS, NO_TREND = "grows", "shrinks", "no trend shown"  # what a slope that was tested says
 Pair = tuple[np.ndarray, ...]  # the curves of an arm and the baseline's, of the seeds and steps that both have
 SLOPE_COLUMNS = {
     "arm": ("arm", ""),
@@ -28,15 +29,15 @@ SLOPE_COLUMNS = {
 }
 
 
-def over_training(study: Study) -> dict[str, pd.DataFrame]:
+def over_training(study: Study, pairs: Mapping[str, Pair] | None = None) -> dict[str, pd.DataFrame]:
     """For each arm: improvement on val_nll at every evaluation of the confirm runs, with Fieller's interval.
 
     Columns: step, tokens, n, improvement_percent, low, high. Pairs are those seeds whose runs are finite at
     that step. The points of one run depend on each other: the band holds at each step alone and no test is
-    made along it.
+    made along it. `pairs`: the study's `paired_curves`, if they are at hand.
     """
     out = {}
-    for arm, (_, steps, tokens, b, a) in paired_curves(study).items():
+    for arm, (_, steps, tokens, b, a) in (paired_curves(study) if pairs is None else pairs).items():
         rows = []
         for j, step in enumerate(steps):
             keep = np.isfinite(b[:, j]) & np.isfinite(a[:, j])
@@ -51,12 +52,19 @@ def over_training(study: Study) -> dict[str, pd.DataFrame]:
 def slopes(
     study: Study, after: float = 0.1, scale: str = "log2", pairs: Mapping[str, Pair] | None = None
 ) -> list[dict[str, Any]]:
-    """Does the benefit grow with training? One slope a seed, then a t test over seeds.
+    """Fit one slope of the improvement per seed, and test with a t test over seeds if the benefit grows with training.
 
-    The slope is the least-squares line of 100 * (baseline - arm) / baseline against log2(tokens), or with the scale
-    `linear` against millions of tokens, over the evaluations after the fraction `after` of training (the first are
-    warm-up). A run is one sample, its evaluations are not. Within a run the learning rate decays: its early points
-    are no shorter runs. `values` has each seed's slope. `pairs`: the study's `paired_curves`, where they are at hand.
+    The slope is the least-squares line of 100 * (baseline - arm) / baseline. One run is one sample; its evaluations are
+    not. Within a run the learning rate decays, so its early points do not stand for shorter runs.
+
+    Args:
+        study: The study.
+        after: Fraction of training to leave out at the start (warm-up).
+        scale: Axis of the slope: "log2" for log2(tokens), "linear" for millions of tokens.
+        pairs: The study's `paired_curves`, if they are already computed.
+
+    Returns:
+        One row per arm; `values` has the slope of each seed, `why` the trend, or the reason if there is no test.
     """
     axis, _, key = SCALES[scale]
     columns = [key if name == SCALES["log2"][2] else name for name in SLOPE_COLUMNS]
@@ -80,12 +88,12 @@ def slopes(
         test = stats.ttest_1samp(per_seed, 0.0)
         low, high = test.confidence_interval(1 - study.level)
         row |= {"low": float(low), "high": float(high), "p": float(test.pvalue)}
-        row["why"] = "grows" if low > 0 else "shrinks" if high < 0 else "no trend shown"
+        row["why"] = GROWS if low > 0 else SHRINKS if high < 0 else NO_TREND
     return rows
 
 
 def paired_curves(study: Study) -> dict[str, Pair]:
-    """Arm -> (seeds, steps, tokens, baseline's losses, arm's losses), seeds down and common steps across."""
+    """Return arm -> (seeds, steps, tokens, baseline's losses, arm's losses), seeds down and common steps across."""
     if not len(study.curves):
         return {}
     keys = [k for k in ("arm", "seed", "config_key") if k in study.curves.columns and k in study.trials.columns]

@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.io.names import OUTCOMES, STAGES
 from analysis.io.study import Study, confirm_rows
 
-SLOWER = 0.98  # below this share of the baseline's speed an arm is called slower
+SLOWER = 0.98  # an arm counts as slower below this share of the baseline's speed
 COLUMNS = {
     "arm": ("arm", ""),
     "search": ("search trials", "d"),
@@ -28,16 +28,17 @@ COLUMNS = {
     "peak_rss_mb": ("peak memory (MB)", ".0f"),
     "peak_gpu_mb": ("peak GPU memory (MB)", ".0f"),
 }
-PUBLISHED = {k: v for k, v in COLUMNS.items() if k != "tokens_per_second"}  # a rate is of the machine; a ratio remains
+PUBLISHED = {k: v for k, v in COLUMNS.items() if k != "tokens_per_second"}  # the speed depends on the machine
 
 
 def ledger(study: Study) -> list[dict[str, Any]]:
-    """A row an arm. `flops` sums tokens * flops_per_token over all trials; None where not recorded.
+    """Tabulate the trials, tokens, compute and speed of each arm, one row per arm.
 
-    `speed` is the median over seeds of the confirm runs' tokens a second over that of the baseline's run of the same
-    seed: paired, because neighbours and machines differ over time. `tokens_per_second` and `flops_utilisation` (of a
-    GPU's bfloat16 peak) are medians over the completed trials of all stages, `compiled` is the share of them that
-    torch.compile compiled, memory the largest peak of any trial.
+    `flops` sums tokens * flops_per_token over all trials, and is None if they are not recorded. `speed` compares
+    confirm runs: the median over seeds of the arm's tokens per second divided by those of the baseline's run of the
+    same seed. It is paired because the load and the machines change over time. `tokens_per_second` and
+    `flops_utilisation` (of a GPU's bfloat16 peak) are medians over the completed trials of all stages. `compiled` is
+    the share of those trials that torch.compile compiled. Memory is the largest peak of any trial.
     """
     rows = []
     speeds = _speeds(study)
@@ -79,13 +80,13 @@ def _speeds(study: Study) -> dict[str, float]:
 
 
 def slower(rows: list[dict[str, Any]]) -> str:
-    """The arms that train more than 2% slower than the baseline, in a sentence; empty where none does."""
+    """Name the arms that train more than 2% slower than the baseline in one sentence; empty if there is none."""
     named = [f"{r['arm']} ({r['speed']:.2f})" for r in rows if r["speed"] is not None and r["speed"] < SLOWER]
     return f"Slower than the baseline, at equal tokens: {', '.join(named)} of its speed." if named else ""
 
 
 def unfair(rows: list[dict[str, Any]]) -> list[str]:
-    """What was not equal between the arms, in words."""
+    """Name each difference between the arms' numbers of trials, one line per stage."""
     notes = []
     for key, name in (("search", "search trials"), ("calibrate", "calibration trials")):
         counts = {r["arm"]: r[key] for r in rows}

@@ -6,6 +6,8 @@ and p are those of a one-sample t test over seeds, p adjusted over the arms as t
 the studies ran. The same slope over the second half of training alone was not: it is exploratory and decides nothing.
 """
 
+from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 from analysis.describe import curves
@@ -13,6 +15,16 @@ from analysis.io import command, formats
 from analysis.io.study import Study
 from analysis.stats import multiplicity
 
+
+class Trend(StrEnum):
+    """How an improvement changes over training, if that can be tested."""
+
+    RISES = "rises"
+    FALLS = "falls"
+    NONE = "no trend shown"
+
+
+_WORDS = {Trend.RISES: "rises with tokens", Trend.FALLS: "falls with tokens", Trend.NONE: "no trend shown"}
 COLUMNS: formats.Columns = {
     "arm": ("arm", ""),
     "scale": ("slope in", ""),
@@ -45,33 +57,34 @@ LIMIT = (
 )
 
 
-def table(study: Study) -> list[dict[str, Any]]:
+def table(study: Study, pairs: Mapping[str, curves.Pair] | None = None) -> list[dict[str, Any]]:
     """A row an arm and scale; `up` counts the seeds with a slope above zero, `values` has every seed's slope.
 
     `late`, `late_low`, `late_high` and `late_p` are of the second half of training alone, exploratory: p as it is.
+    `pairs`: the study's `paired_curves`, if they are at hand.
     """
     out = []
-    pairs = curves.paired_curves(study)
+    pairs = curves.paired_curves(study) if pairs is None else pairs
     for scale, (_, unit, key) in curves.SCALES.items():
         rows = curves.slopes(study, scale=scale, pairs=pairs)
         late = curves.slopes(study, LATE, scale, pairs)
         # an arm that cannot be tested enters the family with p = 1
         adjusted = multiplicity.adjust([1.0 if row["p"] is None else row["p"] for row in rows], study.correction)
         for row, half, p in zip(rows, late, adjusted, strict=True):
-            tested = row["p"] is not None
+            trend = None if row["p"] is None else _trend(row[key], p, study.level)
             out.append(
                 {name: row.get(name) for name in ("arm", "n", "low", "high", "p", "values")}
-                | {"scale": unit, "slope": row[key], "p_adjusted": p if tested else None}
+                | {"scale": unit, "slope": row[key], "p_adjusted": p if trend else None}
                 | {"up": sum(value > 0 for value in row["values"].values())}
                 | {"late": half[key]}
                 | {f"late_{name}": half[name] for name in ("low", "high", "p")}
-                | {"verdict": _words(row[key], p, study.level) if tested else row["why"]}
+                | {"trend": trend, "verdict": _WORDS[trend] if trend else row["why"]}
             )
     return out
 
 
-def _words(slope: float, p: float, level: float) -> str:
-    return "no trend shown" if p > level else "rises with tokens" if slope > 0 else "falls with tokens"
+def _trend(slope: float, p: float, level: float) -> Trend:
+    return Trend.NONE if p > level else Trend.RISES if slope > 0 else Trend.FALLS
 
 
 def turned(rows: list[dict[str, Any]]) -> str:
@@ -82,10 +95,9 @@ def turned(rows: list[dict[str, Any]]) -> str:
         if row["scale"] != curves.SCALES["log2"][1] or row["p"] is None or not (falls or rises):
             continue
         if (row["slope"] > 0) == falls:
-            over_all = row["verdict"].split(" with ")[0]
             span = f"{row['late']:+.3f} [{row['late_low']:+.3f}, {row['late_high']:+.3f}]{row['scale']}"
             named = f"{row['arm']} in {row['study']}" if "study" in row else row["arm"]
-            said.append(f"{named} ({span}, p = {row['late_p']:.3g}; over all of training: {over_all})")
+            said.append(f"{named} ({span}, p = {row['late_p']:.3g}; over all of training: {row['trend']})")
     return f"In the second half of training the other way: {', '.join(said)}." if said else ""
 
 

@@ -1,4 +1,4 @@
-"""What the search trials say of the hyperparameters: which mattered, and the loss against alpha."""
+"""Importance of the hyperparameters in the search trials, and the loss against alpha."""
 
 import re
 import warnings
@@ -25,11 +25,11 @@ ALPHA_COLUMNS: Columns = {
     "high": ("high", ".4f"),
     "trials": ("trials", "d"),
 }
-FEWEST = 8  # trials trained to their end: below it neither an importance nor a curve says anything
+FEWEST = 8  # fewest fully trained trials for an importance or a curve
 
 
 def searched(study: Study, arm: str) -> dict[str, dict[str, Any]]:
-    """Hyperparameter -> its range in the study file, for what an arm's search tuned."""
+    """Return hyperparameter -> its range in the study file, for those that the arm's search tuned."""
     found = dict(study.settings.get("nuisance") or {})
     alpha = (study.settings.get("arms") or {}).get(arm) or {}
     alpha = alpha.get("alpha") if isinstance(alpha, dict) else None
@@ -44,7 +44,7 @@ def searched(study: Study, arm: str) -> dict[str, dict[str, Any]]:
 
 
 def completed(study: Study, arm: str) -> pd.DataFrame:
-    """The arm's search trials that were trained to their end: losses of other budgets are not comparable."""
+    """Return the arm's search trials that were trained to their end; losses after other budgets are not comparable."""
     trials = study.trials
     if "val_nll" not in trials.columns:
         return trials.iloc[:0]
@@ -53,10 +53,10 @@ def completed(study: Study, arm: str) -> pd.DataFrame:
 
 
 def importance(study: Study) -> list[dict[str, Any]]:
-    """Share of the variance among an arm's better trials by hyperparameter (sums to 1), by Optuna's PED-ANOVA.
+    """Compute each hyperparameter's share of the variance among an arm's better trials, by Optuna's PED-ANOVA.
 
-    Only arms that tune two or more, with 8 or more completed search trials. Source: Watanabe, Bansal and Hutter 2023,
-    arXiv 2304.10255.
+    The shares of an arm sum to 1. Only arms with two or more tuned hyperparameters and 8 or more completed search
+    trials are included. Source: Watanabe, Bansal and Hutter 2023, arXiv 2304.10255.
     """
     rows = []
     for arm in study.arms:
@@ -69,7 +69,7 @@ def importance(study: Study) -> list[dict[str, Any]]:
 
 
 def _ped_anova(space: dict[str, dict[str, Any]], trials: pd.DataFrame) -> dict[str, float]:
-    import optuna  # a second that only this table needs
+    import optuna  # the import takes a second that only this table needs
 
     ranges: dict[str, optuna.distributions.BaseDistribution] = {}
     for name, where in space.items():
@@ -95,11 +95,12 @@ def _ped_anova(space: dict[str, dict[str, Any]], trials: pd.DataFrame) -> dict[s
 
 
 def against_alpha(study: Study, points: int = 21) -> list[dict[str, Any]]:
-    """Expected val_nll at alphas across the trials of an arm that searched alpha, with the interval of the curve.
+    """Fit the expected val_nll against alpha for each arm that searched alpha, with the interval of the curve.
 
-    Least squares of the completed search trials on alpha, alpha^2, log(lr), log(lr)^2; the curve is at the learning
-    rate that the fit likes best within the trials, so the learning rate's uncertainty is in the interval (t, level of
-    the study). Needs 8 trials. It describes: the trials chose the configuration.
+    The fit is least squares of the completed search trials on alpha, alpha^2, log(lr) and log(lr)^2. The curve is at
+    the learning rate with the lowest fitted loss within the trials, so its interval includes the learning rate's
+    uncertainty (t, level of the study). An arm needs 8 trials. The curve describes and tests nothing,
+    because these trials chose the configuration.
     """
     rows = []
     for arm in study.arms:

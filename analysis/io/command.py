@@ -91,7 +91,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
     except TableError as error:
         print(one_line(redact(str(error))), file=sys.stderr)
-        code = Exit.BAD_INPUT
+        code = error.exit_code
     except BrokenPipeError:  # the reader (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = Exit.DONE

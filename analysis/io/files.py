@@ -1,4 +1,4 @@
-"""Files in: tables, settings and JSON of unknown origin are read within bounds, or refused in one line."""
+"""Bounded reading of tables, settings and JSON of unknown origin; bad input is refused in one line."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from pyarrow.lib import ArrowException
 from pyarrow.parquet import ParquetFile
 
 from analysis.io import plain_yaml
+from analysis.io.exits import Exit
 from analysis.io.text import one_line
 
 MOST_ROWS = 20_000_000
@@ -17,16 +18,18 @@ _SECTIONS = ("corpus", "tokenizer", "model", "fixed", "nuisance", "search", "cal
 
 
 class TableError(ValueError):
-    """The input cannot be analysed; the message is one line: file, column, value and what is allowed."""
+    """Input that cannot be analysed; the message is one line with the file, column, value and what is allowed."""
+
+    exit_code = Exit.BAD_INPUT
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it; numpy's own repr would name its type."""
+    """Return a value as an error shows it, without the type that numpy's own repr would name."""
     return one_line(repr(value.item() if isinstance(value, np.generic) else value), 100)
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """The rows of a CSV or Parquet file. Raises: TableError."""
+    """Return the rows of a CSV or Parquet file. Raises TableError if it cannot be read, is empty or is too long."""
     try:
         table = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
     except (ValueError, OSError, ArrowException) as error:  # pandas' parser errors are ValueErrors
@@ -39,10 +42,10 @@ def read_table(file: Path) -> pd.DataFrame:
 
 
 def _read_parquet(file: Path) -> pd.DataFrame:
-    # without what pandas noted beside the columns: the columns say it all, and damaged notes raise errors of any kind
+    # Drop the metadata of pandas: the columns are complete without it, and damaged metadata raises errors of any kind.
     with ParquetFile(file) as opened:
         table = opened.read().replace_schema_metadata(None)
-    table.validate(full=True)  # text that is not UTF-8 would show where it is first looked at
+    table.validate(full=True)  # otherwise text that is not UTF-8 would fail later, at its first use
     return table.to_pandas()
 
 
@@ -50,14 +53,14 @@ def _read_csv(file: Path) -> pd.DataFrame:
     how: dict[str, Any] = {"skipinitialspace": True, "encoding": "utf-8-sig"}
     names = list(pd.read_csv(file, header=None, nrows=1, dtype=str, **how).iloc[0])
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"column {twice[0]!r} stands in it twice")  # pandas would rename the second
+        raise ValueError(f"column {twice[0]!r} appears twice")  # pandas would rename the second
     if len(names) == 1 and (found := [sign for sign in (";", "\t") if sign in str(names[0])]):
         raise ValueError(f"columns are separated by {found[0]!r}; allowed: commas")
     return pd.read_csv(file, dtype={"arm": str}, nrows=MOST_ROWS + 1, **how)
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The content of a study folder's study.yaml. Raises: TableError."""
+    """Return the content of a study folder's study.yaml. Raises TableError if it is not a valid study file."""
     try:
         return checked_settings(str(file), plain_yaml.read(file))
     except (plain_yaml.PlainYamlError, OSError) as error:
@@ -65,7 +68,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def checked_settings(source: str, settings: Any) -> dict[str, Any]:
-    """A study file's content where its sections are mappings, with arms that are mappings too. Raises: TableError."""
+    """Return a study file's content, each arm as a mapping. Raises TableError if arms or sections are not mappings."""
     if not isinstance(settings, dict) or not isinstance(settings.get("arms"), dict) or not settings["arms"]:
         raise TableError(f"{source}: key arms is missing or empty; allowed: a mapping of arm names")
     arms = {str(name): options or {} for name, options in settings["arms"].items()}
@@ -77,7 +80,7 @@ def checked_settings(source: str, settings: Any) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file. Raises: TableError."""
+    """Return the object in a JSON file, empty if there is no file. Raises TableError if it is not an object."""
     if not file.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Rows to text: terminal, CSV, JSON, Markdown and LaTeX (booktabs), one number format for all of them."""
+"""Rows as text for the terminal, CSV, JSON, Markdown and LaTeX (booktabs), all with the same number format."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ VERDICT_COLUMNS: Columns = {
     "probability_of_improvement": ("P(better)", ".2f"),
     "verdict": ("verdict", ""),
 }
-# a page scrolls sideways on a phone: the verdict comes first there
+# A phone shows only the left part of a wide table, so the verdict is near the start.
 REPORT_COLUMNS: Columns = {
     key: VERDICT_COLUMNS[key]
     for key in [
@@ -53,7 +53,7 @@ REPORT_COLUMNS: Columns = {
 
 
 def cell(value: Any, spec: str) -> str:
-    """One value as text; null is a dash."""
+    """Return one value as text; null is a dash."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
     if spec and not isinstance(value, str):
@@ -61,8 +61,19 @@ def cell(value: Any, spec: str) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def with_values(rows: list[dict[str, Any]], columns: Columns) -> Columns:
+    """The columns in which at least one row has a value."""
+    return {key: column for key, column in columns.items() if any(row[key] is not None for row in rows)}
+
+
 def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
-    """The verdict for a terminal of `width` characters: every column, or what decides where that does not fit."""
+    """Return the verdict table for a terminal; below 140 characters it has only the columns that decide.
+
+    Args:
+        rows: Rows of the verdict.
+        title: Title above the table.
+        width: Width of the terminal in characters.
+    """
     if width >= 140:
         return table(rows, VERDICT_COLUMNS, title=title)
     ends = [("improvement_percent", "{}"), ("improvement_low", " [{}"), ("improvement_high", ", {}]")]
@@ -76,7 +87,7 @@ def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
 
 
 def table(rows: list[dict[str, Any]], columns: Columns, title: str = "") -> Table:
-    """A rich table; names are plain text (no markup is read from them)."""
+    """Return a rich table; names are plain text, so no markup is read from them."""
     out = Table(title=Text(title, justify="left") if title else None, title_justify="left")
     for heading, spec in columns.values():
         out.add_column(Text(heading), justify="right" if spec else "left", overflow="fold")
@@ -86,7 +97,7 @@ def table(rows: list[dict[str, Any]], columns: Columns, title: str = "") -> Tabl
 
 
 def print_table(out: Table) -> None:
-    """Print a table, wide enough for all columns where the output is no terminal."""
+    """Print a table; if the output is not a terminal, make it wide enough for all columns."""
     Console(width=None if sys.stdout.isatty() else 200).print(out)
 
 
@@ -98,12 +109,12 @@ def print_notes(notes: list[str]) -> None:
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON: a number that is not finite raises ValueError here and never reaches a file."""
+    """Return strict JSON; a number that is not finite raises ValueError and never reaches a file."""
     return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def to_csv(rows: list[dict[str, Any]], columns: Columns) -> str:
-    """Comma-separated, full precision, keys as the header; null is an empty cell."""
+    """Return comma-separated rows in full precision with the keys as header; null is an empty cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
@@ -113,7 +124,7 @@ def to_csv(rows: list[dict[str, Any]], columns: Columns) -> str:
 
 
 def to_markdown(rows: list[dict[str, Any]], columns: Columns) -> str:
-    """A pipe table."""
+    """Return a Markdown pipe table."""
     lines = ["| " + " | ".join(h for h, _ in columns.values()) + " |"]
     lines.append("| " + " | ".join("---:" if spec else "---" for _, spec in columns.values()) + " |")
     for row in rows:
@@ -135,7 +146,7 @@ _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def to_latex(rows: list[dict[str, Any]], columns: Columns) -> str:
-    """A booktabs tabular."""
+    """Return a LaTeX booktabs tabular."""
 
     def escape(text: str) -> str:
         return "".join(_TEX.get(c, c) for c in text)

@@ -1,7 +1,7 @@
-"""A study read from MLflow: the runs under a parent run become the same two tables that a study folder holds.
+"""Reader of a study from MLflow: the runs under a parent run become the two tables that a study folder holds.
 
-A run carries the tags study, stage, arm, seed, config_key and outcome, the params lr and alpha, the metrics final/NAME,
-and the step metrics val/nll, train/nll, lr, grad_norm and alpha/layer_I; the parent carries study.yaml as an artifact.
+Each run has the tags study, stage, arm, seed, config_key and outcome, the params lr and alpha, the metrics final/NAME,
+and the step metrics val/nll, train/nll, lr, grad_norm and alpha/layer_I. The parent has study.yaml as an artifact.
 """
 
 import math
@@ -21,7 +21,7 @@ from analysis.io.text import one_line, redact
 
 _STEP_METRICS = {"val/nll": "val_nll", "train/nll": "train_nll"}
 _PAGE = 1000
-_CLIENT = {  # a server that does not answer is given up on after half a minute
+_CLIENT = {  # give up after half a minute if a server does not answer
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -33,16 +33,26 @@ _CLIENT = {  # a server that does not answer is given up on after half a minute
 def load_mlflow(
     uri: str, name: str, *, baseline: str | None = None, floor: str | None = None, metric: str | None = None
 ) -> Study:
-    """Read the study whose parent run has this id, or the tag or experiment this name. Raises: TableError.
+    """Read a study from MLflow and check it.
 
-    Step metrics are read for the confirm runs only: one request a run and metric.
+    Step metrics are read only for the confirm runs, because each run and metric takes one request.
+
+    Args:
+        uri: Tracking URI.
+        name: Run id of the parent, or its tag `study`, or the name of its experiment.
+        baseline: Arm to use as baseline instead of the marked one.
+        floor: Arm to use as floor instead of the marked one.
+        metric: Metric to use instead of the default.
+
+    Raises:
+        TableError: If the study cannot be read or is not valid.
     """
     source = f"{redact(uri)} study {name!r}"
     if uri.startswith("sqlite:///"):
         _check_sqlite(source, Path(uri.removeprefix("sqlite:///")))
     for setting, value in _CLIENT.items():
         os.environ.setdefault(setting, value)
-    import mlflow  # a second that a study folder never needs
+    import mlflow  # the import takes a second, which a study folder does not need
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -64,16 +74,16 @@ def load_mlflow(
 
 
 def _check_sqlite(source: str, path: Path) -> None:
-    # MLflow would make the file, and its tables in whatever database it is given
+    # MLflow would create a missing file, and its tables in any existing database.
     if not os.path.isfile(path):
         raise TableError(f"{source}: no such database file; allowed: an existing one")
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as store:
             known = store.execute("select 1 from sqlite_master where name = 'experiments'").fetchone()
     except sqlite3.Error as error:
-        raise TableError(f"{source}: {error}; allowed: a database of MLflow") from None
+        raise TableError(f"{source}: {error}; allowed: an MLflow database") from None
     if not known:
-        raise TableError(f"{source}: has no table experiments; allowed: a database of MLflow")
+        raise TableError(f"{source}: has no table experiments; allowed: an MLflow database")
 
 
 def _parent(client: Any, source: str, name: str) -> Any:
@@ -112,7 +122,7 @@ def _settings(mlflow: Any, uri: str, source: str, parent: Any) -> dict[str, Any]
 
 
 def _artifact(mlflow: Any, uri: str, parent: Any, artifact: str) -> str:
-    # an artifact's own location needs no global tracking URI, which would leak into the caller's process
+    # The artifact's own location needs no global tracking URI, which would change the caller's process.
     root = str(parent.info.artifact_uri)
     if root.startswith("mlflow-artifacts:"):
         mlflow.set_tracking_uri(uri)

@@ -1,4 +1,4 @@
-"""YAML as plain data, from anybody: mappings, lists, text, numbers; within bounds, and never anything that runs."""
+"""Bounded reader of YAML from unknown origin as plain data: mappings, lists, text and numbers, never code."""
 
 import re
 from collections.abc import Hashable
@@ -20,11 +20,11 @@ _DROPPED = {f"tag:yaml.org,2002:{name}" for name in ("merge", "timestamp", "valu
 
 
 class PlainYamlError(ValueError):
-    """Not plain YAML; one line that says where and why."""
+    """Text that is not plain YAML; the message is one line with the position and the reason."""
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, without tags, dates and merge keys; a key given twice is refused, plain YAML would drop it."""
+    """Safe loader without tags, dates and merge keys; it refuses a key given twice, of which PyYAML would drop one."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own table of the class)
         first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in rows if tag not in _DROPPED]
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
-        self._sizes: dict[int, int] = {}  # id of a node -> nodes in it, aliases written out
+        self._sizes: dict[int, int] = {}  # id of a node -> number of nodes in it, aliases written out
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._sizes:
-                _refuse(f"alias *{event.anchor} stands inside what it names", event.start_mark)
+                _refuse(f"alias *{event.anchor} is inside the value that it names", event.start_mark)
             return node
         inside = [] if isinstance(node, yaml.ScalarNode) else node.value
         children = [child for pair in inside for child in (pair if isinstance(pair, tuple) else (pair,))]
@@ -83,7 +83,7 @@ def _refuse(problem: str, mark: Any) -> None:
 
 
 def parse(text: str) -> Any:
-    """The value that YAML text stands for. Raises PlainYamlError."""
+    """Return the value of a YAML text. Raises PlainYamlError if it is not plain YAML."""
     loader = None
     try:
         loader = _Loader(text)
@@ -99,7 +99,7 @@ def parse(text: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """The value in a YAML file of at most a megabyte. Raises PlainYamlError, OSError."""
+    """Return the value in a YAML file of at most 1 MB. Raises PlainYamlError if it is not plain YAML, or OSError."""
     with path.open("rb") as file:
         raw = file.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:

@@ -1,4 +1,4 @@
-"""Tables in: a study folder or a CSV becomes a checked `Study`; what would spoil a test is refused here."""
+"""Checked study tables from a folder or a CSV; input that would invalidate a test is refused here."""
 
 import os
 from dataclasses import dataclass, replace
@@ -13,24 +13,24 @@ from analysis.io.names import OUTCOMES, STAGES
 from analysis.stats.sequential import RULES, plan
 
 CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
-METRICS = ("test_nll", "val_nll")  # the default is the first that the table has
-DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # of a table that no study file describes
+METRICS = ("test_nll", "val_nll")  # the default is the first one that the table has
+DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # for a table without a study file
 NUMERIC = (
     *("test_nll", "val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll", "lr", "alpha", "step", "tokens"),
     *("steps", "seconds", "tokens_per_second", "peak_rss_mb", "parameters", "flops_per_token", "grad_norm"),
     *("compiled", "peak_gpu_mb", "flops_utilisation"),
 )
-MOST_LOSS = 1e100  # squares of larger ones overflow
+MOST_LOSS = 1e100  # squares of larger losses overflow
 MOST_NAME = 200
 _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome", "reason", "chosen")
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """One study's tables and the decision rule that was named before it ran.
+    """Tables of one study, and the decision rule that was fixed before it ran.
 
-    `trials` has a row a cell (stage, arm, configuration, seed), `curves` a row a cell and evaluation step;
-    losses are in nats per token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss.
+    `trials` has one row per cell (stage, arm, configuration, seed). `curves` has one row per cell and evaluation step.
+    Losses are in nats per token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss.
     """
 
     name: str
@@ -49,25 +49,24 @@ class Study:
 
     @property
     def rule(self) -> str:
-        """When seeds stop being added: fixed, obrien-fleming or e-process."""
+        """Rule for adding seeds: fixed, obrien-fleming or e-process."""
         return str((self.settings.get("confirm") or {}).get("rule") or "fixed")
 
     @property
     def confirms(self) -> bool:
-        """Whether the study has a confirm stage, the only one whose runs a test may use."""
+        """True if the study has a confirm stage, the only one whose runs a test may use."""
         return "confirm" in (self.settings.get("stages") or STAGES)
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """Numbers of seeds at which a sequential rule looks; none with the fixed rule."""
+        """Numbers of seeds at the looks of a sequential rule; empty for the fixed rule."""
         cap = (self.settings.get("confirm") or {}).get("max_seeds")
         return () if self.rule == "fixed" else plan(self.rule, cap)
 
     def losses(self, metric: str | None = None) -> pd.DataFrame:
-        """Confirm losses, seeds down and arms across: +inf = infeasible (diverged), NaN = no such run.
+        """Return the confirm losses, seeds down and arms across: +inf = infeasible (diverged), NaN = no such run.
 
-        A `failed` trial (its machine broke, the arm did not) counts as no run; one that diverged keeps its
-        place.
+        A `failed` trial counts as no run, because the machine failed and not the arm. A diverged run keeps its place.
         """
         rows = confirm_rows(self.trials)
         rows = rows[rows["outcome"] != "failed"]
@@ -78,7 +77,7 @@ class Study:
 
 
 def confirm_rows(trials: pd.DataFrame) -> pd.DataFrame:
-    """The rows a test may use: confirm stage, and `chosen` where the table says which were."""
+    """Return the rows that a test may use: the confirm stage, and only `chosen` rows if the table has that column."""
     rows = trials[trials["stage"] == "confirm"]
     if "chosen" in rows.columns:
         rows = rows[rows["chosen"].isna() | (rows["chosen"] == True)]  # noqa: E712 (the column holds null too)
@@ -97,14 +96,23 @@ def load(
 ) -> Study:
     """Read a study folder, or a CSV or Parquet table of (arm, seed, loss), and check it.
 
-    A study folder names its own baseline, floor, level, margin and correction, and the last three cannot be
-    changed here: they were fixed before the study ran. A table that has a `step` column is reduced to each
-    run's last step.
+    A study folder names its own baseline, floor, level, margin and correction. The last three were fixed before the
+    study ran and cannot be changed here. A table with a `step` column is reduced to the last step of each run.
 
-    Raises: TableError.
+    Args:
+        path: Study folder, or a .csv or .parquet file.
+        baseline: Arm to use as baseline instead of the marked one.
+        floor: Arm to use as floor instead of the marked one.
+        metric: Column to use as metric instead of the default.
+        level: Significance level.
+        margin: Margin in nats, or a text such as "0.5%" of the baseline's mean loss.
+        correction: Correction of p for several arms, one of `CORRECTIONS`.
+
+    Raises:
+        TableError: If the input cannot be read or would invalidate a test.
     """
     source = Path(path)
-    if os.path.isdir(source):  # False also for a name that no folder could have
+    if os.path.isdir(source):  # False also for a name that is not possible for a folder
         for name, value in (("level", level), ("margin", margin), ("correction", correction)):
             if value is not None:
                 raise TableError(f"--{name} {value}: {source}/study.yaml fixed it before the study ran")
@@ -138,7 +146,20 @@ def assemble(
     metric: str | None = None,
     folder: Path | None = None,
 ) -> Study:
-    """Check two tables and a study's settings and make a `Study` of them; `source` names them in an error."""
+    """Check two tables and a study's settings, and make a `Study` of them.
+
+    Args:
+        source: Name of the input in error messages.
+        name: Name of the study if the settings give none.
+        trials: One row per cell.
+        curves: One row per cell and evaluation step; may be empty.
+        settings: Content of the study file; may be empty.
+        baseline, floor, metric: As for `load`.
+        folder: Folder of the study, if it has one.
+
+    Raises:
+        TableError: If the input would invalidate a test.
+    """
     trials = _normalise(source, trials)
     declared = settings.get("arms") or {}
     arms = list(declared) if declared else list(dict.fromkeys(trials["arm"]))
@@ -149,28 +170,37 @@ def assemble(
         name=str(settings.get("name") or name),
         question=str(settings.get("question") or ""),
         baseline=_one_arm(source, "baseline", baseline, declared, arms),
-        floor=_one_arm(source, "floor", floor, declared, arms) if floor or _marked(declared, "floor") else None,
+        floor=_one_arm(source, "floor", floor, declared, arms) if floor or _marked_arms(declared, "floor") else None,
         arms=arms,
         level=_level(source, confirm["level"]),
-        correction=_one_of(source, "correction", confirm["correction"], CORRECTIONS),
+        correction=_choice(source, "correction", confirm["correction"], CORRECTIONS),
         margin=confirm["margin"],
         metric=_metric(source, trials, metric),
         trials=trials,
-        curves=_numeric(f"{source} (curves)", curves),
+        curves=_numeric_columns(f"{source} (curves)", curves),
         folder=folder,
         settings=settings,
     )
     if study.floor == study.baseline:
         raise TableError(f"{source}: {study.floor!r} is both baseline and floor; allowed: two different arms")
     margin_in_nats(study.margin, 1.0, source)
-    _one_of(source, "rule", study.rule, RULES)
+    _choice(source, "rule", study.rule, RULES)
     study = replace(study, trials=_last_step(source, study.trials, study.metric))
     _check_confirm(source, study)
     return study
 
 
 def margin_in_nats(margin: float | str, baseline_mean: float, source: str = "study") -> float:
-    """The margin in nats: a number as it is, a text "m%" as m percent of the baseline's mean loss."""
+    """Return the margin in nats.
+
+    Args:
+        margin: A number in nats, or a text "m%" for m percent of the baseline's mean loss.
+        baseline_mean: Mean loss of the baseline in nats.
+        source: Name of the input in error messages.
+
+    Raises:
+        TableError: If the margin is not above 0, or is a percentage of a mean that is not above 0.
+    """
     text = str(margin).strip()
     try:
         value = float(text.removesuffix("%"))
@@ -206,7 +236,7 @@ def _normalise(source: str, trials: pd.DataFrame) -> pd.DataFrame:
         if trials[column].isna().any():
             row = int(np.flatnonzero(trials[column].isna())[0]) + 1
             raise TableError(f"{source}: column {column} is empty in row {row}; allowed: a value in every row")
-    seed = _numbers(source, trials, "seed")
+    seed = _to_numbers(source, trials, "seed")
     whole = (seed == np.floor(seed)) & (seed.abs() < 2**53)
     if not whole.all():
         raise TableError(f"{source}: column seed has {seed[~whole].iloc[0]}; allowed: whole numbers below 2^53")
@@ -229,15 +259,15 @@ def _normalise(source: str, trials: pd.DataFrame) -> pd.DataFrame:
         if not (known := trials[column].isin(allowed)).all():
             value = shown(trials.loc[~known, column].iloc[0])
             raise TableError(f"{source}: column {column} has {value}; allowed: {', '.join(allowed)}")
-    return _numeric(source, trials)
+    return _numeric_columns(source, trials)
 
 
-def _numeric(source: str, table: pd.DataFrame) -> pd.DataFrame:
+def _numeric_columns(source: str, table: pd.DataFrame) -> pd.DataFrame:
     names = [c for c in table.columns if c in NUMERIC or str(c).startswith("alpha_layer_")]
-    return table.assign(**{c: _numbers(source, table, c) for c in names})
+    return table.assign(**{c: _to_numbers(source, table, c) for c in names})
 
 
-def _numbers(source: str, table: pd.DataFrame, column: str) -> pd.Series:
+def _to_numbers(source: str, table: pd.DataFrame, column: str) -> pd.Series:
     if pd.api.types.is_numeric_dtype(table[column]):
         return table[column].astype(float)
     numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
@@ -248,12 +278,12 @@ def _numbers(source: str, table: pd.DataFrame, column: str) -> pd.Series:
     return numbers
 
 
-def _marked(declared: dict[str, Any], key: str) -> list[str]:
+def _marked_arms(declared: dict[str, Any], key: str) -> list[str]:
     return [arm for arm, options in declared.items() if isinstance(options, dict) and options.get(key) is True]
 
 
 def _one_arm(source: str, key: str, given: str | None, declared: dict[str, Any], arms: list[str]) -> str:
-    names = [given] if given is not None else _marked(declared, key)
+    names = [given] if given is not None else _marked_arms(declared, key)
     if len(names) != 1:
         found = f"{len(names)} arms are marked {key}: {', '.join(names)}" if names else f"no arm is marked {key}"
         raise TableError(f"{source}: {found}; allowed: exactly one (--{key} NAME) of {', '.join(arms)}")
@@ -262,7 +292,7 @@ def _one_arm(source: str, key: str, given: str | None, declared: dict[str, Any],
     return names[0]
 
 
-def _one_of(source: str, key: str, value: object, allowed: tuple[str, ...]) -> str:
+def _choice(source: str, key: str, value: object, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise TableError(f"{source}: {key} {value!r}; allowed: {', '.join(allowed)}")
     return str(value)
@@ -283,7 +313,7 @@ def _metric(source: str, trials: pd.DataFrame, metric: str | None) -> str:
     found = found or [m for m in METRICS if m in candidates] or candidates
     if not found or (len(found) > 1 and found[0] not in METRICS):
         raise TableError(f"{source}: which column is the metric? Name it with --metric: {', '.join(map(str, found))}")
-    values = _numbers(source, trials, found[0])
+    values = _to_numbers(source, trials, found[0])
     if np.isneginf(values).any():
         raise TableError(f"{source}: column {found[0]} has -inf; allowed: a loss, or NaN or inf for a diverged run")
     if (large := np.isfinite(values) & (values.abs() > MOST_LOSS)).any():
@@ -292,10 +322,10 @@ def _metric(source: str, trials: pd.DataFrame, metric: str | None) -> str:
 
 
 def _last_step(source: str, trials: pd.DataFrame, metric: str) -> pd.DataFrame:
-    # checkpoints of one run are never samples: the unit of analysis is the run, at its last step
+    # Checkpoints of one run are never samples: the unit of analysis is the run, at its last step.
     if "step" not in trials.columns:
         return trials
-    trials = trials.assign(step=_numbers(source, trials, "step"))
+    trials = trials.assign(step=_to_numbers(source, trials, "step"))
     if not (finite := np.isfinite(trials["step"])).all():
         raise TableError(
             f"{source}: column step has {trials.loc[~finite, 'step'].iloc[0]}; allowed: a number in each row"
@@ -304,7 +334,7 @@ def _last_step(source: str, trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     if (twice := trials.duplicated([*run, "step"], keep=False)).any():
         row = trials[twice].iloc[0]
         raise TableError(
-            f"{source}: arm {row['arm']!r} seed {row['seed']} has step {row['step']:g} twice; allowed: one row a step"
+            f"{source}: arm {row['arm']!r} seed {row['seed']} has step {row['step']:g} twice; allowed: one row per step"
         )
     last = trials.sort_values("step", kind="stable").drop_duplicates(run, keep="last").sort_index()
     confirm = confirm_rows(last)
@@ -313,7 +343,7 @@ def _last_step(source: str, trials: pd.DataFrame, metric: str) -> pd.DataFrame:
         row = cut.iloc[0]
         raise TableError(
             f"{source}: arm {row['arm']!r} seed {row['seed']} ends at step {row['step']:g}, others at "
-            f"{confirm['step'].max():g}; allowed: runs of equal length (a run stopped early is no evidence)"
+            f"{confirm['step'].max():g}; allowed: runs of equal length (a run stopped early is not evidence)"
         )
     return last
 
@@ -330,7 +360,7 @@ def _check_confirm(source: str, study: Study) -> None:
     if (twice := rows.duplicated(["arm", "seed"], keep=False)).any():
         cells = ", ".join(f"{a} seed {s}" for a, s in rows.loc[twice, ["arm", "seed"]].drop_duplicates().head(5).values)
         raise TableError(
-            f"{source}: duplicated confirm rows ({cells}); allowed: one row an arm and seed "
+            f"{source}: duplicated confirm rows ({cells}); allowed: one row per arm and seed "
             "(checkpoints of one run need a step column; they are not samples)"
         )
     selection = set(study.trials.loc[study.trials["stage"] != "confirm", "seed"])

@@ -1,9 +1,9 @@
-"""Does a learned pattern of alphas do as well from scratch? `python -m analysis.freeze STUDY --arm ARM > new.yaml`.
+"""Write the study file that tests learned alphas from scratch: `python -m analysis.freeze STUDY --arm ARM > new.yaml`.
 
-Writes the study file of that question: the baseline, the floor, the arm that learned its alphas, and a new arm whose
-alpha is fixed to the learned ones' mean over the confirm seeds, one a layer. All four are tuned again on one grid
-around the rates that the first study confirmed, because the frozen arm has no rate of its own yet; the confirm seeds
-begin beyond those that taught the pattern.
+The new study has the baseline, the floor, the arm that learned its alphas, and an arm whose alpha is fixed to the
+learned ones: their mean over the confirm seeds, one per layer. All four are tuned again on one grid around the rates
+that the first study confirmed, because the frozen arm has no rate of its own yet. The new confirm seeds begin after
+those on which the alphas were learned.
 """
 
 import argparse
@@ -16,18 +16,18 @@ from analysis.describe import alphas
 from analysis.io import command
 from analysis.io.study import Study, TableError, confirm_rows
 
-RANGE = (-10.0, 10.0)  # what a study takes as the fixed alpha of a layer
+RANGE = (-10.0, 10.0)  # allowed values of a layer's fixed alpha in a study
 SPREAD = 1.5  # the search draws its rates within this factor of the confirmed ones
 KEPT = ("corpus", "tokenizer", "model", "fixed")
 
 
 def pattern(study: Study, arm: str) -> list[float]:
-    """The learned alphas of an arm at the last step, one a layer, mean over the confirm seeds, to four digits.
+    """Return the learned alphas of an arm at the last step, one per layer: the mean over confirm seeds, to four digits.
 
-    Raises: TableError where the arm learned none, and where one lies outside [-10, 10].
+    Raises TableError if the arm learned no alpha, or one lies outside [-10, 10].
     """
     if arm not in study.arms:
-        raise TableError(f"--arm {arm}: is no arm of {study.name}; allowed: {', '.join(study.arms)}")
+        raise TableError(f"--arm {arm}: is not an arm of {study.name}; allowed: {', '.join(study.arms)}")
     rows = [row for row in alphas.by_layer(study) if row["arm"] == arm]
     if not rows:
         learn = dict.fromkeys(row["arm"] for row in alphas.by_layer(study))
@@ -39,7 +39,16 @@ def pattern(study: Study, arm: str) -> list[float]:
 
 
 def follow_up(study: Study, arm: str, seeds: int | None = None) -> dict[str, Any]:
-    """The settings of the study that compares the frozen pattern with the baseline. Raises: TableError."""
+    """Return the settings of the study that compares the frozen alphas with the baseline.
+
+    Args:
+        study: The study in which the arm learned its alphas.
+        arm: The arm.
+        seeds: Number of confirm seeds; None keeps that of the study.
+
+    Raises:
+        TableError: If the arm has no gate, or `pattern` refuses its alphas.
+    """
     frozen, options = pattern(study, arm), study.settings["arms"][arm]
     if options.get("gate") is None:
         raise TableError(
@@ -69,7 +78,7 @@ def _round(rate: float) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The script's options."""
+    """Make the parser of the script's options."""
     p = command.parser("analysis.freeze", __doc__)
     p.add_argument("--arm", required=True, help="the arm whose learned alphas are frozen")
     p.add_argument("--seeds", type=int, help="confirm seeds of the new study (default: as many as before)")
@@ -77,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script; returns the exit code."""
+    """Run the script; return the exit code."""
     options = parser().parse_args(argv)
     study = command.study(options)
     settings = follow_up(study, options.arm, options.seeds)

@@ -30,7 +30,7 @@ def texts(studies: list[Study], results: Path) -> dict[str, str]:
 
 def pages(studies: list[Study], results: Path) -> dict[str, str]:
     """Return `texts` and the figure of every decision."""
-    drawn = {"verdicts.svg": page.svg(lambda: side_by_side(studies), "verdicts")} if studies else {}
+    drawn = {"verdicts.svg": page.svg(plots.styled(side_by_side, studies), "verdicts")} if studies else {}
     return texts(studies, results) | drawn
 
 

@@ -1,36 +1,25 @@
 """Write the page of one published study from its study.yaml, provenance.json and Parquet files alone."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from analysis.describe import alphas, calibration, curves, growth
-from analysis.describe.calibration import at_grid
 from analysis.describe.fairness import PUBLISHED as LEDGER_COLUMNS
-from analysis.describe.fairness import ledger, slower
+from analysis.describe.fairness import slower
 from analysis.io import formats
 from analysis.io.names import STAGES
 from analysis.io.study import Study
 from analysis.io.text import markdown, readable
-from analysis.report import build, frame, plots
+from analysis.report import plots
+from analysis.report.build import decision
+from analysis.report.figures import Drawn
+from analysis.report.findings import Findings
 from analysis.report.methods import methods, would_change
-from analysis.report.plots import figure
-from analysis.report.takeaways import takeaways
-from analysis.verdict.kinds import Result, as_rows
 
 FILES = ("study.yaml", "trials.parquet", "curves.parquet", "verdict.json")
-CAPTIONS = {
-    "differences": "One dot is one seed: the baseline's loss minus the arm's, in percent. The bar is the interval of "
-    "the mean, the band the margin.",
-    "learning_rate": "Validation loss against learning rate: search trials as dots, the shared grid as lines.",
-    "loss_curves": "Validation loss of the confirm runs: mean over seeds, band from the lowest to the highest.",
-    "over_training": "The improvement at each evaluation of the confirm runs, with its interval at that step alone.",
-    "growth": "The slope of the improvement on log2(tokens): one dot per seed, the bar is the interval of the mean.",
-    "alphas": "Learned alpha at the last step by layer: a thin line per seed, a thick line for their mean.",
-    "against_alpha": "Search trials of the arm that searched alpha, with a quadratic through them and its band.",
-}
 NOT_MEASURED = "no measurements"  # in the note of a study whose seconds and speeds say nothing
 STANDING_LIMITS = (
     "It answers for this model size, number of tokens and text. Ranks change between short and long trials.",
@@ -44,39 +33,33 @@ OTHER_BITS = (
 )
 
 
-def page(study: Study, result: Result) -> str:
+def page(found: Findings, drawn: Mapping[str, Drawn]) -> str:
     """Return the Markdown of a published study; every number in it is computed from the study's tables."""
+    study, result, rows = found.study, found.result, found.fairness
     came = study.settings.get("provenance") or {}
-    rows = ledger(study)
     lines = [f"# {markdown(study.name)}", "", markdown(study.question), "", f"**{markdown(result.summary)}**", ""]
     lines += [_size(study, rows, came), ""]
-    lines += ["## The decision", "", formats.to_markdown(as_rows(result.comparisons), formats.VERDICT_COLUMNS), ""]
-    lines += [f"- {markdown(row.arm)}: {markdown(row.why)}" for row in result.comparisons]
-    lines += [f"- assay sensitivity: {markdown(result.sensitivity.why)}", ""]
-    captions = _captions(study, result)
-    lines += _shown(captions, "differences")
+    lines += ["## The decision", "", *decision(result), *_shown(drawn, "differences")]
     lines += ["## At equal learning rate", ""]
-    optimum = calibration.optimum_rows(study)
+    optimum = found.calibration
     lines += [formats.to_markdown(optimum, calibration.COLUMNS), ""] if optimum else []
-    grid, grid_columns = calibration.pivot(at_grid(study))
+    grid, grid_columns = calibration.pivot(found.equal_learning_rate)
     if grid:
         lines += ["Improvement on `val_nll` at each rate of the grid, on the selection seeds (it tests nothing):", ""]
         lines += [formats.to_markdown(grid, grid_columns), ""]
-    lines += _shown(captions, "learning_rate", "against_alpha")
-    slopes = growth.table(study)
-    if slopes:
-        lines += ["## Over training", "", formats.to_markdown(slopes, growth.COLUMNS), "", growth.LIMIT, ""]
-        lines += _shown(captions, "over_training", "growth")
-        lines += [*second_half(slopes), *_shown(captions, "loss_curves")]
-    learned = alphas.summarise(study)
-    if learned:
-        lines += ["## Learned alpha", "", formats.to_markdown(*alpha_table(learned)), "", *_shown(captions, "alphas")]
-    shown = {key: column for key, column in LEDGER_COLUMNS.items() if any(row[key] is not None for row in rows)}
+    lines += _shown(drawn, "learning_rate", "against_alpha")
+    if found.growth:
+        lines += ["## Over training", "", formats.to_markdown(found.growth, growth.COLUMNS), "", growth.LIMIT, ""]
+        lines += _shown(drawn, "over_training", "growth")
+        lines += [*second_half(found.growth), *_shown(drawn, "loss_curves")]
+    if learned := found.alphas:
+        lines += ["## Learned alpha", "", formats.to_markdown(*alpha_table(learned)), "", *_shown(drawn, "alphas")]
+    shown = formats.with_values(rows, LEDGER_COLUMNS)
     lines += ["## What each arm was given", "", formats.to_markdown(rows, shown), ""]
     note = came.get("note") or ""
     costs = [slower(rows) if NOT_MEASURED not in note else "", note]
     lines += [line for cost in costs if cost for line in (markdown(cost), "")]
-    change = would_change(study, result, rows)
+    change = would_change(found)
     lines += (
         ["## What would change the conclusion", "", *(f"- {markdown(line)}" for line in change), ""] if change else []
     )
@@ -104,40 +87,21 @@ def alpha_table(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], forma
     return [row | {f"seed {s}": row["values"].get(str(s)) for s in seeds} for row in rows], columns
 
 
-def figures(study: Study, result: Result) -> dict[str, Callable[[], Figure]]:
-    """Return name -> function that draws it, for the figures that the page shows."""
-    every = build.figures(study, result)
-    slopes = growth.table(study)
-    if slopes:
-        every["growth"] = lambda: figure(study, slopes)
-    return {name: every[name] for name in CAPTIONS if name in every}
-
-
-def svg(draw: Callable[[], Figure], name: str) -> str:
+def svg(plot: Figure, name: str) -> str:
     """Return a figure as SVG on a white ground, for dark pages, without the notes of the program that wrote it."""
-    text = plots.inline(plots.render(draw, salt=name), name).replace("currentColor", plots.INK)
+    text = plots.inline(plots.render(plot, salt=name), name).replace("currentColor", plots.INK)
     head, body = text.split(">", 1)
     return f'{head}>\n<rect width="100%" height="100%" fill="#ffffff"/>{body}'.rstrip() + "\n"
 
 
-def _captions(study: Study, result: Result) -> dict[str, str]:
-    # figure -> what it shows in this study, in bold, how to read it, and how much of it lies outside the frame
-    said, drawn = takeaways(study, result), figures(study, result)
-    out = {}
-    for name, draw in drawn.items():
-        outside = frame.note(draw()) if name in frame.CUT else ""
-        shown = f"**{markdown(said[name])}**" if name in said else ""
-        out[name] = " ".join(part for part in (shown, CAPTIONS[name], outside) if part)
-    return out
-
-
-def _shown(captions: dict[str, str], *names: str) -> list[str]:
-    return [
-        text
-        for name in names
-        if name in captions
-        for text in (f"![{name.replace('_', ' ')}](figures/{name}.svg)", "", captions[name], "")
-    ]
+def _shown(drawn: Mapping[str, Drawn], *names: str) -> list[str]:
+    # each figure with what it shows in this study, in bold, how to read it, and how much lies outside the frame
+    lines = []
+    for figure in (drawn[name] for name in names if name in drawn):
+        name, said = figure.row.name, f"**{markdown(figure.takeaway)}**" if figure.takeaway else ""
+        caption = " ".join(part for part in (said, figure.row.short, figure.outside) if part)
+        lines += [f"![{name.replace('_', ' ')}](figures/{name}.svg)", "", caption, ""]
+    return lines
 
 
 def _size(study: Study, rows: list[dict[str, Any]], came: dict[str, Any]) -> str:

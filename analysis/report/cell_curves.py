@@ -1,5 +1,7 @@
 """Loss curves of a study without a confirm stage: a line a configuration, as there are no seeds to average over."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -8,11 +10,12 @@ from matplotlib.ticker import FuncFormatter
 from analysis.io.study import Study
 from analysis.report.plots import WIDTH, arm_style, legend, tokens_text
 
+Line = tuple[str, int, str, pd.DataFrame]  # arm, rank of the configuration in its arm, label, (tokens, val_nll)
 MOST = 4  # configurations of an arm that are drawn, the best of them
 LINES = ("-", "--", ":", "-.")
 
 
-def lines(study: Study) -> list[tuple[str, int, str, pd.DataFrame]]:
+def lines(study: Study) -> list[Line]:
     """Arm, rank of the configuration in its arm from 0, label, and rows (tokens, val_nll) of each line.
 
     The configurations with the lowest last validation loss, `MOST` an arm; a diverged one has no last loss and none.
@@ -31,12 +34,12 @@ def lines(study: Study) -> list[tuple[str, int, str, pd.DataFrame]]:
     return found
 
 
-def cell_curves(study: Study) -> Figure:
+def cell_curves(study: Study, found: Sequence[Line]) -> Figure:
     """Validation loss of the best configurations of every arm against tokens."""
     fig = Figure(figsize=(WIDTH, 3.7))
     ax = fig.subplots()
     entries = []
-    for arm, rank, label, rows in lines(study):
+    for arm, rank, label, rows in found:
         colour, marker = arm_style(study, arm)
         (line,) = ax.plot(rows["tokens"], rows["val_nll"], LINES[rank], color=colour, marker=marker, lw=1.4, ms=3.5)
         entries.append((line, label))

@@ -3,8 +3,6 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-CUT = ("learning_rate", "against_alpha", "loss_curves")  # the figures whose frame is chosen, so that the rest is read
-
 
 def above(fig: Figure) -> int:
     """The number of marked points that lie above the frame of their axes; not of those placed by the frame itself."""

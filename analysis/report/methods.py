@@ -4,8 +4,9 @@ from typing import Any
 
 from analysis.describe.fairness import unfair
 from analysis.io.study import STAGES, Study
+from analysis.report.findings import Findings
 from analysis.verdict.checks import STRONG_GAP, edge_hits
-from analysis.verdict.kinds import Refusal, Result, Verdict
+from analysis.verdict.kinds import Refusal, Verdict
 from analysis.verdict.words import CLAIM_SEEDS, what_it_needs
 
 _TESTS = {
@@ -72,8 +73,9 @@ def _seeds(study: Study) -> str:
     return f"fresh seeds added by the rule {study.rule}, with looks at {when} seeds"
 
 
-def would_change(study: Study, result: Result, ledger_rows: list[dict[str, Any]]) -> list[str]:
+def would_change(found: Findings) -> list[str]:
     """What could turn the conclusion: sensitivity, seeds, grid edges, infeasible shares, unequal budgets."""
+    study, result, ledger_rows = found.study, found.result, found.fairness
     out = []
     gap = result.sensitivity
     if gap.testable is False:

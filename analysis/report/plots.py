@@ -6,7 +6,7 @@ Text and axes are drawn in one ink, which `inline` turns into the page's own tex
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -22,6 +22,7 @@ from analysis.io.study import Study, confirm_rows
 from analysis.report.palette import INK, colour_of
 from analysis.verdict.kinds import Comparison
 
+Source = TypeVar("Source")
 MARKERS = "sD^vP<>Xph*"  # the baseline has the dot; by them arms are told apart in grey
 WIDTH = 5.8  # inches of every figure: its 10 pt can be read on a phone, scaled to its width
 DRAWN = 100  # seeds drawn one by one; means and intervals are of all
@@ -53,12 +54,18 @@ def arm_style(study: Study, arm: str) -> tuple[str, str]:
     return colour_of(i), MARKERS[i % len(MARKERS)]
 
 
-def render(draw: Callable[[], Figure], kind: str = "svg", salt: str = "figure") -> bytes:
-    """Draw a figure and give its file's bytes (svg or pdf), without a date, equal for equal input."""
+def styled(draw: Callable[[Source], Figure], source: Source) -> Figure:
+    """Draw a figure of `source` in the style of all figures."""
+    with matplotlib.rc_context(_STYLE):
+        return draw(source)
+
+
+def render(fig: Figure, kind: str = "svg", salt: str = "figure") -> bytes:
+    """Give the bytes of a figure's file (svg or pdf), without a date, equal for equal input."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt, "savefig.transparent": kind == "svg"}):
         out = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"CreationDate": None, "ModDate": None}
-        draw().savefig(out, format=kind, metadata=metadata, bbox_inches="tight")
+        fig.savefig(out, format=kind, metadata=metadata, bbox_inches="tight")
         return out.getvalue()
 
 

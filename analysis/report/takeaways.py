@@ -1,37 +1,18 @@
 """What each figure of a report shows, in a sentence whose names and numbers are read from the study's tables."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from analysis.describe import alphas, budget, calibration, hyperparameters
-from analysis.describe.curves import slopes
+from analysis.describe.alphas import ALL_LAYERS
+from analysis.describe.curves import GROWS, NO_TREND, SHRINKS
 from analysis.io.study import Study, confirm_rows
-from analysis.report import cell_curves
-from analysis.verdict.kinds import Comparison, Result
+from analysis.report.cell_curves import Line
+from analysis.verdict.kinds import Comparison
 from analysis.verdict.words import headline
 
 SAME = 0.005  # alphas of an arm's layers that differ by less are one number
-
-
-def takeaways(study: Study, result: Result) -> dict[str, str]:
-    """Figure's name (as in `analysis.report.figures`) -> its sentence, of those of which the tables say something.
-
-    `result`: `analysis.verdict.decide.decide` of the study. The sentences describe; what is decided stands in `result`.
-    """
-    sentences: dict[str, Callable[[], str]] = {
-        "differences": lambda: differences(result.comparisons, study.margin),
-        "sequential": lambda: sequential(result.comparisons),
-        "learning_rate": lambda: learning_rate(calibration.optimum_rows(study)),
-        "against_alpha": lambda: against_alpha(hyperparameters.against_alpha(study)),
-        "loss_curves": lambda: loss_curves(study),
-        "cell_curves": lambda: "" if study.confirms else lowest_cell(study),
-        "over_training": lambda: over_training(slopes(study)),
-        "alphas": lambda: by_layer(alphas.summarise(study)),
-        "search_budget": lambda: search_budget(budget.curves(study)),
-    }
-    return {name: text for name, sentence in sentences.items() if (text := sentence())}
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -102,15 +83,15 @@ def loss_curves(study: Study) -> str:
     )
 
 
-def lowest_cell(study: Study) -> str:
+def lowest_cell(lines: Sequence[Line]) -> str:
     """The configuration of the lowest last loss."""
-    found = [(float(rows["val_nll"].iloc[-1]), label) for _, _, label, rows in cell_curves.lines(study)]
+    found = [(float(rows["val_nll"].iloc[-1]), label) for _, _, label, rows in lines]
     return "Lowest at the end: {1}, {0:.3f} nats per token.".format(*min(found)) if found else ""
 
 
 def over_training(rows: list[dict[str, Any]]) -> str:
     """The arms by the sign of their slope over training, where its interval leaves out zero."""
-    words = {"grows": "rises for", "shrinks": "falls for", "no trend shown": "has no clear trend for"}
+    words = {GROWS: "rises for", SHRINKS: "falls for", NO_TREND: "has no clear trend for"}
     groups = _grouped((str(row["why"]), row["arm"]) for row in rows)
     said = [f"{word} {_listed(groups[why])}" for why, word in words.items() if why in groups]
     return f"Over training the improvement {'; '.join(said)}." if said else ""
@@ -122,7 +103,7 @@ def by_layer(rows: list[dict[str, Any]]) -> str:
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]
         low, high = min(mine, key=lambda r: r["mean"]), max(mine, key=lambda r: r["mean"])
-        if low["layer"] == alphas.ALL_LAYERS or high["mean"] - low["mean"] < SAME:
+        if low["layer"] == ALL_LAYERS or high["mean"] - low["mean"] < SAME:
             said.append(f"{arm} at {low['mean']:.2f} in every layer")
         else:
             said.append(f"{arm} from {low['mean']:.2f} (layer {low['layer']}) to {high['mean']:.2f} ({high['layer']})")

@@ -1,8 +1,8 @@
-"""How often the confirm stage errs, given the learning rates that a study chose.
+"""Error rate of the confirm stage, given the learning rates that a study chose.
 
-A study's verdict is one draw: 2,000 of them tell the error rate to one percentage point. What differs between studies
-is what search and calibration chose; the chance of an error given that choice is found from many confirm stages drawn
-from the known losses. Its mean over the studies is the same error rate, known ten times as closely.
+A study's verdict is one draw, so 2,000 verdicts give the error rate to one percentage point. Studies differ only in the
+choices of search and calibration. The chance of an error given that choice is estimated from many confirm stages drawn
+from the known losses. Its mean over studies is the same error rate, with a tenth of the uncertainty.
 """
 
 import math
@@ -11,11 +11,14 @@ import numpy as np
 from scipy import special
 from simulation.world import TEST_NOISE, TREATMENTS, World, noise
 
-DRAWS = 400  # confirm stages a study
+DRAWS = 400  # confirm stages per study
 
 
 def rejects(differences: np.ndarray, level: float) -> np.ndarray:
-    """Which arms a paired t test with Holm's correction calls different: stages x arms from stages x arms x seeds."""
+    """Return the arms that a paired t test with Holm's correction calls different.
+
+    `differences` has the axes stages x arms x seeds, and the result stages x arms.
+    """
     n = differences.shape[-1]
     t = differences.mean(-1) / differences.std(-1, ddof=1) * math.sqrt(n)
     p = 2 * special.stdtr(n - 1, -np.abs(t))
@@ -28,7 +31,10 @@ def rejects(differences: np.ndarray, level: float) -> np.ndarray:
 
 
 def error(world: World, rates: dict[str, float], seeds: int, level: float, seed: int, draws: int = DRAWS) -> float:
-    """Share of drawn confirm stages in which an equal treatment is called different; `rates` has the chosen ones."""
+    """Return the share of drawn confirm stages in which an equal treatment is called different.
+
+    `rates` has the chosen learning rates.
+    """
     rng, s = np.random.default_rng([seed, 11]), world.scenario
     arms = ["baseline", *(arm for arm in rates if arm != "baseline")]
     own = noise(s.noise, rng, (draws, len(arms), seeds)) + TEST_NOISE * noise(s.noise, rng, (draws, len(arms), seeds))

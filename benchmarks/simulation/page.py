@@ -1,4 +1,4 @@
-"""The results of the simulated studies as Markdown tables and a figure."""
+"""Results of the simulated studies as Markdown tables and a figure."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def percent(share: dict[str, Any] | None, digits: int = 1) -> str:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The tables of the results."""
+    """Return the tables of the results."""
     lines = [
         "| no true difference | studies | says better or worse | chance of it, given the rates chosen "
         "| usual practice does | interval covers | mean seeds |",
@@ -56,7 +56,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[dict[str, Any]]) -> Figure:
-    """Family-wise error of each null scenario with its interval: this protocol's and the usual practice's."""
+    """Draw the family-wise error of each null scenario with its interval, for this protocol and for usual practice."""
     nulls = [r for r in results if r["scenario"]["null"] and r["scenario"]["floor_gap"] > 0]
     fig = Figure(figsize=(7.2, 1.4 + 0.42 * len(nulls)))
     ax = fig.subplots()
@@ -97,4 +97,4 @@ def write(results: list[dict[str, Any]], page: Path) -> None:
     page.write_text(before + start + "\n" + markdown(results) + "\n" + end + rest.split(end)[1], encoding="utf-8")
     figure = page.parent / "img" / "decision_error.svg"
     figure.parent.mkdir(exist_ok=True)
-    figure.write_bytes(plots.render(lambda: draw(results), salt="decision_error"))
+    figure.write_bytes(plots.render(plots.styled(draw, results), salt="decision_error"))

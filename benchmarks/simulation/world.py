@@ -1,4 +1,4 @@
-"""The trials of simulated studies: what is true of them, and what training would have given."""
+"""Trials of simulated studies with known true losses."""
 
 import math
 from dataclasses import dataclass, field
@@ -28,36 +28,36 @@ CONFIRM = {rule: f"{{rule: {rule}}}" for rule in ("obrien-fleming", "e-process")
 TREATMENTS = ("first", "second", "searched")
 LOSS = 3.3  # nats, of the baseline at its optimum
 TEST_GAP = 0.02  # nats from validation to test loss
-TEST_NOISE = 0.2  # of what a run does not share
+TEST_NOISE = 0.2  # as a share of the noise that is a run's own
 USUAL_SEEDS = 5
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is true of the simulated trials. Losses in nats, learning rates as their natural logarithm."""
+    """True properties of the simulated trials, with losses in nats and learning rates as natural logarithms."""
 
     name: str
     gaps: dict[str, float] = field(default_factory=dict)  # of an arm's best loss to the baseline's
     curvature: float = 0.06  # loss = best + curvature * (log rate - optimum)^2, steeper above than below
     optima_apart: float = 0.0  # each arm's optimum is uniform within this distance of the common one
     noise: str = "normal"  # or heavy: Student's t with 3 degrees of freedom, scaled to the same sd
-    sd: float = 0.006  # of a run, on top of what its seed shares
+    sd: float = 0.006  # of a run's own noise, on top of the part its seed shares
     noisier: dict[str, float] = field(default_factory=dict)  # factor of sd by arm
-    shared_sd: float = 0.012  # of what all runs of one seed share
+    shared_sd: float = 0.012  # of the noise that all runs of one seed share
     floor_gap: float = 0.15
     choice: str = "fit"
     rule: str = "fixed"
-    studies: float = 1.0  # share of the studies asked for
+    studies: float = 1.0  # share of the requested number of studies
 
     @property
     def null(self) -> bool:
-        """Whether no treatment differs from the baseline."""
+        """True if no treatment differs from the baseline."""
         return not any(self.gaps.values())
 
 
 EFFECT = {"first": -0.010, "second": -0.020, "searched": 0.020}
 APART = math.log(1.5)
-FLAT = 0.008  # a curvature at which two points of the grid differ by about the noise: the hardest for a choice
+FLAT = 0.008  # a curvature at which two grid points differ by about the noise: the hardest case for a choice
 NULLS = [
     Scenario("normal noise"),
     Scenario("heavy-tailed noise (t, 3 df)", noise="heavy"),
@@ -86,12 +86,12 @@ SCENARIOS = [*NULLS, *SEQUENTIAL, *GRID, *BLIND, *EFFECTS]
 
 
 def noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:
-    """Draws of mean 0 and standard deviation 1: normal, or Student's t with 3 degrees of freedom."""
+    """Draw noise of mean 0 and standard deviation 1: normal, or Student's t with 3 degrees of freedom."""
     return rng.standard_normal(shape) if kind == "normal" else rng.standard_t(3, shape) / math.sqrt(3)
 
 
 class World:
-    """Trials of one simulated study: `trial` is what training would have given."""
+    """Trials of one simulated study."""
 
     def __init__(self, scenario: Scenario, arms: list[str], seed: int) -> None:
         self.scenario, self._rng = scenario, np.random.default_rng([seed, 7])
@@ -100,15 +100,15 @@ class World:
         self.optimum = {arm: centre + self._rng.uniform(-apart, apart) for arm in arms}
         self.slowness = {arm: self._rng.uniform(3, 6) for arm in arms}  # how fast a curve falls: slow starters
         self._shared: dict[int, float] = {}
-        self._ends: dict[str, float] = {}  # by cell, its last validation loss
+        self._ends: dict[str, float] = {}  # last validation loss by cell
 
     def best(self, arm: str) -> float:
-        """The arm's loss at its optimum, without noise."""
+        """Return the arm's loss at its optimum, without noise."""
         gap = self.scenario.floor_gap if arm == "floor" else self.scenario.gaps.get(arm, 0.0)
         return LOSS + gap
 
     def trial(self, arm: str, lr: float, seed: int) -> float:
-        """The last validation loss of a run; infinite where it diverged."""
+        """Return the last validation loss of a run; infinite if it diverged."""
         z = math.log(lr) - self.optimum[arm]
         if z > 2.0 + 0.2 * self._rng.standard_normal():
             return math.inf
@@ -116,25 +116,25 @@ class World:
         return self.best(arm) + self.excess(arm, lr) + shared + self.own_noise(arm)
 
     def excess(self, arm: str, lr: float) -> float:
-        """What a learning rate costs against the arm's optimum, without noise (nats)."""
+        """Return the excess of a learning rate's loss over the arm's optimum, without noise, in nats."""
         z = math.log(lr) - self.optimum[arm]
         return self.scenario.curvature * z * z * (1 + 0.2 * math.tanh(z))
 
     def own_noise(self, arm: str) -> float:
-        """What a run does not share with the other runs of its seed."""
+        """Draw the noise that a run does not share with the other runs of its seed."""
         s = self.scenario
         return s.sd * s.noisier.get(arm, 1.0) * float(noise(s.noise, self._rng))
 
     def test_loss(self, arm: str, loss: float) -> float:
-        """The test loss of a run that ends with validation loss `loss`."""
+        """Return the test loss of a run that ends with validation loss `loss`."""
         return loss + TEST_GAP + TEST_NOISE * self.own_noise(arm)
 
     def curve(self, arm: str, loss: float, fraction: float) -> float:
-        """The validation loss at a fraction of the budget, of a run that ends with `loss`."""
+        """Return the validation loss at a fraction of the budget, for a run that ends with `loss`."""
         return loss + 2.0 * math.exp(-self.slowness[arm] * fraction) + 0.01 * float(self._rng.standard_normal())
 
     def loss(self, cell: Cell, share: float) -> float:
-        """The validation loss of a cell at a share of its budget, as `tune.subject.known.Known` asks for it."""
+        """Return the validation loss of a cell at a share of its budget, as `tune.subject.known.Known` calls it."""
         if cell.key not in self._ends:
             self._ends[cell.key] = self.trial(cell.arm, cell.config["lr"], cell.seed)
         end = self._ends[cell.key]
@@ -142,11 +142,14 @@ class World:
         return self.curve(cell.arm, end, share) if curved else end
 
     def test(self, cell: Cell) -> float:
-        """The test loss of a cell that was trained to its end."""
+        """Return the test loss of a cell that was trained to its end."""
         return self.test_loss(cell.arm, self._ends[cell.key])
 
     def usual_practice(self, arms: list[str], trials: int) -> dict[str, float]:
-        """Welch's p of each treatment: the best of its own random search against the baseline's, 5 seeds each."""
+        """Return Welch's p of each treatment under usual practice.
+
+        The best trial of its own random search is compared with the baseline's best, on 5 seeds each.
+        """
         runs: dict[str, list[float]] = {}
         for i, arm in enumerate(arms):
             rates = np.exp(self._rng.uniform(math.log(1e-4), math.log(1e-2), trials))

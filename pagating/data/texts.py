@@ -20,6 +20,8 @@ CUT = {"validation": 0.05, "test": 0.05}  # share of the training text for a spl
 class CorpusError(ValueError):
     """An unusable corpus. The message is one line with source, condition and value."""
 
+    exit_code = 2  # of a command that it ends
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, preceded by its type unless it is an OSError or ValueError."""

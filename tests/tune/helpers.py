@@ -16,7 +16,7 @@ from tune.backend.inline import Inline
 from tune.cli import main
 from tune.plan import work
 from tune.run.ledger import Ledger, records
-from tune.run.study_run import Progress, StudyRun
+from tune.run.study_run import CellEnded, StudyRun
 from tune.study import sizes
 from tune.study.cell import COST, FINAL, Cell, Record
 from tune.study.study import Study
@@ -107,7 +107,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
 
 
 class Caught:
-    """An interruption that is caught after so many cells, for a run whose listener is `ended`."""
+    """Interruption that is caught after a number of cells. The listener of the run is `ended`."""
 
     def __init__(self, after: float) -> None:
         self.after = after
@@ -117,7 +117,7 @@ class Caught:
         """Return a context that does nothing."""
         return nullcontext()
 
-    def ended(self, progress: Progress) -> None:
+    def ended(self, ended: CellEnded) -> None:
         """Count a cell that ended."""
         self.after -= 1
         self.caught = 2 if self.after <= 0 else None

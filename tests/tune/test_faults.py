@@ -238,11 +238,11 @@ def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alo
     cell, other = it.next_cell(), it.next_cell()
     it.start(cell)
     it.start(other)
-    it.alive(cell, 0.1)
+    it.cell_heartbeat(cell, 0.1)
     it.end(cell, "failed", {}, "worker died")
     assert it.next_cell() == cell
     it.start(cell)
-    it.alive(cell, 0.2)  # further than before: the count starts anew
+    it.cell_heartbeat(cell, 0.2)  # further than before: the count starts anew
     it.end(cell, "failed", {}, "worker died")
     assert it.next_cell() == cell
     it.start(cell)

@@ -111,9 +111,9 @@ def check_nodes() -> None:
     import ray
 
     mine = versions()
-    look = ray.remote(num_cpus=0)(versions)
+    ask = ray.remote(num_cpus=0)(versions)
     alive = [node for node in ray.nodes() if node["Alive"]]
-    asked = [look.options(scheduling_strategy=_on(node["NodeID"])).remote() for node in alive]
+    asked = [ask.options(scheduling_strategy=_on(node["NodeID"])).remote() for node in alive]
     for node, answer in zip(alive, asked, strict=True):
         where = f"node {node['NodeManagerAddress']}"
         try:

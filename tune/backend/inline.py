@@ -50,12 +50,12 @@ def _train(run: StudyRun, cell: Cell) -> None:
     """Train one cell. If the run has to stop, the cell is not recorded and runs again later."""
     training, began = Training(run.start(cell)), time.monotonic()
     while training.outcome is None:
-        run.pulse(room=1)
+        run.heartbeat(slots=1)
         if run.stopping:
             training.cut_off()
             return
         result = _advance(training)
-        run.alive(cell, result["fraction"], result.get("warning"))
+        run.cell_heartbeat(cell, result["fraction"], result.get("warning"))
         row = result["row"]
         if row:
             run.report(cell, row)

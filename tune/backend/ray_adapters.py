@@ -15,7 +15,7 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tune.backend.ray_faults import Processes, Pulse, failure
+from tune.backend.ray_faults import Heartbeats, Processes, failure
 from tune.backend.ray_private import actor_of, forget_results, keep_idle_actors, waits_for_its_actor
 from tune.run.study_run import FATAL, StudyRun
 from tune.study.cell import Cell
@@ -154,38 +154,38 @@ class Records(ray_tune.Callback):
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._pulse, self._processes = Pulse(session.run.study.resources.stall_timeout), Processes()
+        self._heartbeats, self._processes = Heartbeats(session.run.study.resources.stall_timeout), Processes()
         self._stage: str | None = None
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Write the run's heartbeat; kill the processes of trials whose own heartbeat stopped."""
         session = self._session
-        session.run.pulse(session.slots())
+        session.run.heartbeat(session.slots())
         if session.request_slots and session.run.stages.stage != self._stage:
             self._stage = session.run.stages.stage
             session.request_slots(self._stage)
         for trial_id, trial in session.live.items():
             # a reused actor may hang before its next trial starts
-            if trial_id not in self._pulse and actor_of(trial):
-                self._pulse.beat(trial_id)
-        for trial_id in self._pulse.silent():
+            if trial_id not in self._heartbeats and actor_of(trial):
+                self._heartbeats.beat(trial_id)
+        for trial_id in self._heartbeats.silent():
             session.hung.add(trial_id)
             self._processes.kill(session.live[trial_id])
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Start to watch the heartbeat of a trial."""
-        self._pulse.beat(trial.trial_id)
+        self._heartbeats.beat(trial.trial_id)
         self._processes.ask(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Record an evaluation or a heartbeat."""
-        self._pulse.beat(trial.trial_id)
+        self._heartbeats.beat(trial.trial_id)
         self._session.guarded(self._take)(self._session.cells[trial.trial_id], result)
 
     def _take(self, cell: Cell, result: dict[str, Any]) -> None:
-        self._session.run.alive(cell, result["fraction"], result.get("warning"))
+        self._session.run.cell_heartbeat(cell, result["fraction"], result.get("warning"))
         if result.get("row"):
             self._session.run.report(cell, result["row"])
 
@@ -203,7 +203,7 @@ class Records(ray_tune.Callback):
             self._session.run.end(cell, result["outcome"], result["final"], result["reason"])
 
     def _forget(self, trial: Any) -> None:
-        self._pulse.forget(trial.trial_id)
+        self._heartbeats.forget(trial.trial_id)
         self._session.live.pop(trial.trial_id, None)
         self._session.stopped.discard(trial.trial_id)
         forget_results(trial)

@@ -129,8 +129,8 @@ class RayBackend:
                     )
                 except TuneError as error:
                     if run.fatal is None:
-                        said = str(error).strip().splitlines()[-1]
-                        raise StudyStopped(f"Ray Tune stopped with an error: {said}; see {logs}") from error
+                        cause = str(error).strip().splitlines()[-1]
+                        raise StudyStopped(f"Ray Tune stopped with an error: {cause}; see {logs}") from error
         run.raise_if_fatal()
 
 

@@ -32,7 +32,7 @@ MACHINE_ERRORS = (
 )
 
 
-class Pulse:
+class Heartbeats:
     """Times of the last heartbeat of each running trial.
 
     Time in which `silent` was not called does not count, beyond 5 s, because the driver itself was stopped then.

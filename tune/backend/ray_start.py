@@ -98,11 +98,11 @@ def _init(cpus: int | None) -> None:
             if type(error) is not Exception and not isinstance(error, GIVES_UP):
                 raise
             if attempt == TRIES:
-                said = " ".join(str(error).split())
-                raise StudyStopped(f"Ray did not start ({TRIES} attempts; a busy machine?): {said}") from error
+                cause = " ".join(str(error).split())
+                raise StudyStopped(f"Ray did not start ({TRIES} attempts; a busy machine?): {cause}") from error
 
 
-def opening() -> str | None:
+def open_warning() -> str | None:
     """Return a line that warns that the Ray of this machine listens to other machines, or None if it does not."""
     if os.environ.get(OPEN, "0").lower() not in ("1", "true"):
         return None
@@ -150,7 +150,7 @@ def started(
         with connected(address, study, warn):
             yield
         return
-    if line := opening():
+    if line := open_warning():
         warn(line)
     try:
         with ThreadPoolExecutor(1) as thread:  # for `beside`: Ray's processes end with the thread that starts them

@@ -23,7 +23,6 @@ app = typer.Typer(
 USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy that typer carries
 BAD_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 HELP_WIDTH = 80
-MACHINE = ("StudyStopped", "TrackingError")  # the study's files are well, the machine is not
 
 # in the order of --help: name, function, what a user might type
 COMMANDS: list[tuple[str, Any, list[str]]] = [
@@ -65,10 +64,10 @@ def main() -> None:
     except BAD_PATH as error:
         code = _bad_input(f"{error.filename}: {error.strerror}")
     except ValueError as error:
-        if type(error).__name__ not in ("StudyError", "CorpusError", "LedgerError", "TableError", *MACHINE):
+        if not hasattr(error, "exit_code"):
             raise
-        code = _bad_input(str(error))
-        code = Exit.COULD_NOT if type(error).__name__ in MACHINE else code
+        _bad_input(str(error))
+        code = error.exit_code
     except OSError as error:
         _bad_input(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         code = Exit.COULD_NOT

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: one live table on a terminal, plain lines elsewhere, and no library's talk."""
+"""Display of a running study: a live table on a terminal, plain lines elsewhere. Output of libraries goes to a log."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from rich.text import Text
 
 from analysis.io.text import duration, one_line, redact
 from tune.cli.status_table import View, pace
-from tune.run.study_run import Progress, StudyRun
+from tune.run.study_run import CellEnded, StudyRun
 
-REFRESH_SECONDS = 0.5  # between two looks of the table, when something has happened
-CLOCK_SECONDS = 5.0  # the same when nothing has: the time left goes on
-SILENT_SECONDS = 600.0  # without a line of its own, where there is no table, and it says that it goes on
-CONTINUES = "Ctrl-C stops in good order; the same command continues."
+REFRESH_SECONDS = 0.5  # shortest time between two drawings of the table after an event
+CLOCK_SECONDS = 5.0  # the same without an event, to update the time left
+SILENT_SECONDS = 600.0  # without a table, a line on the progress follows after this time without any line
+CONTINUES = "Ctrl-C stops cleanly; the same command continues."
 
 
-def plain(progress: Progress) -> str:
-    """One line on a cell that ended."""
-    cell = progress.cell
+def plain(event: CellEnded) -> str:
+    """Return one line on a cell that ended."""
+    cell = event.cell
     alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
-    left = progress.seconds_left or 0.0
+    left = event.seconds_left or 0.0
     left_text = f", about {duration(left)} left" if left > 60 else ""
-    loss = f"val_nll {progress.loss:.4f}" if progress.loss < float("inf") else "no loss"
-    outcome = "" if progress.outcome == "completed" else f", {progress.outcome.replace('_', ' ')}"
+    loss = f"val_nll {event.loss:.4f}" if event.loss < float("inf") else "no loss"
+    outcome = "" if event.outcome == "completed" else f", {event.outcome.replace('_', ' ')}"
     what = f"{cell.stage} {cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
-    return f"[{progress.ended}/{progress.total}] {what}: {loss}{outcome}{left_text}"
+    return f"[{event.ended}/{event.total}] {what}: {loss}{outcome}{left_text}"
 
 
 class Screen:
-    """Shows a run of a study. `browse`: what a user types to see the trials, empty where they are not logged."""
+    """Display of a run of a study. `browse` is the command that shows the trials, empty if they are not logged."""
 
     def __init__(self, browse: str = "") -> None:
         self._browse = browse
@@ -47,22 +47,22 @@ class Screen:
         self._view: View | None = None
         self._drawing = self._again = False
         self._drawn = -math.inf
-        self._said = -math.inf  # when the last plain line was
-        self._events = 0  # of the ledger, when the table was drawn last
+        self._last_line = -math.inf  # time of the last plain line
+        self._events = 0  # number of events in the ledger at the last drawing
 
-    # --- what is said ---
+    # --- lines ---
 
-    def ended(self, progress: Progress) -> None:
-        """A cell has ended: a line of its own where there is no table."""
+    def ended(self, event: CellEnded) -> None:
+        """Print a line on a cell that ended, unless a table is shown."""
         if not self._live:
-            self._line(plain(progress))
+            self._line(plain(event))
 
     def _line(self, line: str) -> None:
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         print(line, file=self._out, flush=True)
 
     def warn(self, line: str) -> None:
-        """Something that the user should know; it stays above the table."""
+        """Print a warning. It stays above the table."""
         line = one_line(redact(line))
         if self._live and self._err.isatty():
             self._live.console.print(Text(f"Warning: {line}"), soft_wrap=True)
@@ -70,28 +70,28 @@ class Screen:
             print(f"Warning: {line}", file=self._err, flush=True)
 
     def say(self, line: str) -> None:
-        """What happens next, under the table: also from a signal's handler, in the midst of a drawing."""
+        """Print a line on what happens next, below the table. A signal handler may call this during a drawing."""
         if self._view and self._live:
             self._view.note = line
             self._draw()
         else:
-            with suppress(OSError):  # the terminal may be what is gone, and the study has to stop in good order
+            with suppress(OSError):  # the terminal may be closed, and the study still has to stop cleanly
                 print(line, file=self._err, flush=True)
 
     def last(self, line: str) -> None:
-        """The last line before the process ends without any cleaning up."""
+        """Print the last line before the process ends without cleanup."""
         os.write(self._err.fileno(), f"{os.linesep if self._live else ''}{line}{os.linesep}".encode())
 
-    def _goes_on(self, run: StudyRun) -> None:
-        if time.monotonic() - self._said >= SILENT_SECONDS:
-            view = View(run.standing, time.time(), run.room)
-            self._line(f"{view.standing.ended} cells have ended; {pace(view)}")
+    def _report_progress(self, run: StudyRun) -> None:
+        if time.monotonic() - self._last_line >= SILENT_SECONDS:
+            view = View(run.progress, time.time(), run.slots_now)
+            self._line(f"{view.progress.ended} cells have ended; {pace(view)}")
 
     # --- the table ---
 
     @contextmanager
     def watch(self, run: StudyRun) -> Iterator[None]:
-        """While it lasts the run is shown, and what libraries write goes to `logs/libraries.log` of the study."""
+        """Show a run inside the `with` block. Redirect output of libraries to the study's `logs/libraries.log`."""
         logs = run.folder / "logs"
         logs.mkdir(exist_ok=True)
         with libraries_to(logs / "libraries.log") as (self._out, self._err):
@@ -100,28 +100,28 @@ class Screen:
                     with self._table(run, logs):
                         yield
                 else:
-                    self._said, run.on_pulse = time.monotonic(), lambda: self._goes_on(run)
+                    self._last_line, run.on_heartbeat = time.monotonic(), lambda: self._report_progress(run)
                     yield
             finally:
-                run.on_pulse = None
+                run.on_heartbeat = None
                 self._out, self._err = sys.stdout, sys.stderr
 
     @contextmanager
     def _table(self, run: StudyRun, logs: Path) -> Iterator[None]:
         lines = [f"Log:     {logs}"] + ([f"Browse:  {self._browse}"] if self._browse else [])
         note = f"Starting. {CONTINUES}"
-        self._view = View(run.standing, time.time(), lines=lines, note=note, title=False, fit=True)
+        self._view = View(run.progress, time.time(), lines=lines, note=note, title=False, fit=True)
         console = Console(file=self._out, highlight=False)
         with Live(
             self._view, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         ) as live:
-            console.show_cursor(True)  # whatever ends this process leaves a terminal that can be typed in
-            self._live, run.on_pulse = live, lambda: self._tick(run)
+            console.show_cursor(True)  # so that the cursor is visible however this process ends
+            self._live, run.on_heartbeat = live, lambda: self._tick(run)
             try:
                 yield
             finally:
                 self._view.note = ""
-                self._look(run)
+                self._update(run)
                 self._live = None
 
     def _tick(self, run: StudyRun) -> None:
@@ -131,16 +131,16 @@ class Screen:
             return
         if self._view.note.startswith("Starting"):
             self._view.note = CONTINUES
-        self._look(run)
+        self._update(run)
 
-    def _look(self, run: StudyRun) -> None:
+    def _update(self, run: StudyRun) -> None:
         if self._view:
             self._events = len(run.ledger.events)
-            self._view.standing, self._view.now, self._view.slots = run.standing, time.time(), run.room
+            self._view.progress, self._view.now, self._view.slots = run.progress, time.time(), run.slots_now
             self._draw()
 
     def _draw(self) -> None:
-        """Draw the table; asked for by a signal in the midst of it, once more after it."""
+        """Draw the table. A call during a drawing, from a signal handler, draws it once more afterwards."""
         self._again = True
         if self._drawing or self._live is None:
             return
@@ -151,29 +151,29 @@ class Screen:
                 self._drawn = time.monotonic()
                 self._fit(self._live.console)
                 self._live.refresh()
-        except OSError:  # the terminal is gone; the study goes on without it
+        except OSError:  # the terminal is closed; the study continues without it
             self._live.console.file, self._live = open(os.devnull, "w"), None  # noqa: SIM115 (until the process ends)
         finally:
             self._drawing = False
 
     @staticmethod
     def _fit(console: Console) -> None:
-        """Take the terminal's size anew: rich asks the standard streams, and those are the log now."""
+        """Set the terminal's current size. rich would ask the standard streams, which are redirected to the log."""
         columns, lines = os.get_terminal_size(console.file.fileno())
         if columns and lines and not {"COLUMNS", "LINES"} & set(os.environ):
             console.size = ConsoleDimensions(columns, lines)
 
 
 def is_live_stream(stream: IO[str]) -> bool:
-    """Whether a stream is a terminal that can redraw what it shows."""
+    """Return True if a stream is a terminal that can redraw its text."""
     return stream.isatty() and not Console(file=stream).is_dumb_terminal
 
 
 @contextmanager
 def libraries_to(log: Path) -> Iterator[tuple[Any, Any]]:
-    """Copies of standard output and error; whoever else writes to either, a child process too, writes to `log`.
+    """Redirect file descriptors 1 and 2, including those of child processes, to `log`; yield copies of the originals.
 
-    An empty log is removed in the end.
+    An empty log is removed at exit.
     """
     standard = [stream for stream in (sys.stdout, sys.stderr) if stream]
     for stream in standard:
@@ -191,7 +191,7 @@ def libraries_to(log: Path) -> Iterator[tuple[Any, Any]]:
         yield own[0], own[1]
     finally:
         for stream in (*standard, *own):
-            with suppress(OSError):  # a terminal that is gone takes nothing more
+            with suppress(OSError):  # a closed terminal
                 stream.flush()
         for number, copy in zip((1, 2), copies, strict=True):
             os.dup2(copy, number)
@@ -204,7 +204,7 @@ def libraries_to(log: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _copy(descriptor: int) -> int:
-    """A copy of a descriptor that children do not inherit; of the null device where it is closed."""
+    """Copy a descriptor, so that children do not inherit it. If it is closed, open the null device instead."""
     try:
         return os.dup(descriptor)
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a study stands, as a person sees it: the live table of a sweep and the one of `pagating status`."""
+"""Table of a study's progress, used by a running sweep and by `pagating status`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rich.text import Text
 from analysis.io.names import STAGES
 from analysis.io.text import duration, one_line
 from tune.run import heartbeat, ledger
-from tune.run.progress import Standing
+from tune.run.progress import Progress
 from tune.study.study import Study
 
-HEADINGS = {  # of a state of cells: in a wide terminal, in a narrow one
+HEADINGS = {  # state of cells: (heading in a wide terminal, in a narrow one)
     "completed": ("done", "done"),
     "running": ("running", "run"),
     "stopped_early": ("stopped early", "stop"),
@@ -25,20 +25,25 @@ HEADINGS = {  # of a state of cells: in a wide terminal, in a narrow one
     "failed": ("failed", "fail"),
 }
 MEANING = {"search": "best of search", "calibrate": "best of calibrate", "confirm": "mean of confirm"}
-NARROW = 64  # in fewer, headings are short
-LEAST_ARMS = 3  # are shown however low the terminal is
+NARROW = 64  # headings are short in a terminal of fewer characters
+LEAST_ARMS = 3  # number of arms that are shown even if the terminal has too few lines
 
 
 @dataclass
 class View:
-    """A standing and what stands around it; rendered anew at each size, so that it fits the terminal.
+    """Progress of a study with the lines around it. It is rendered for the current size of the terminal.
 
-    `now`: seconds since 1970. `slots`: cells side by side, 0 where nothing runs. `lines` stand below the tables, `note`
-    below all, the study's question above where there is a `title`. With `fit` only the arms that the terminal has lines
-    for.
+    Attributes:
+        progress: Progress of the study.
+        now: Current time, seconds since 1970.
+        slots: Number of cells that run in parallel, 0 if nothing runs.
+        lines: Lines below the tables.
+        note: Last line.
+        title: Show the study's name and question above the tables.
+        fit: Show only as many arms as the terminal has lines for.
     """
 
-    standing: Standing
+    progress: Progress
     now: float
     slots: int = 0
     lines: list[str] = field(default_factory=list)
@@ -49,70 +54,78 @@ class View:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         texts = [Text(line) for line in [pace(self), *self.lines, self.note] if line]
-        above, cells = [_title(self.standing)] if self.title else [], stages(self.standing, width)
+        above, cells = [_title(self.progress)] if self.title else [], stages(self.progress, width)
         room = None
         if self.fit:
             wrapped = sum(len(text.wrap(console, width)) for text in [*above, *texts])
-            heads = 2 + 2 + 1  # of both tables with their rules, and the blank line between them
+            heads = 2 + 2 + 1  # lines of the two headings with their rules, and the blank line between the tables
             room = console.size.height - 1 - wrapped - heads - cells.row_count
-        yield Group(*above, cells, "", *arms(self.standing, width, room), *texts)
+        yield Group(*above, cells, "", *arms(self.progress, width, room), *texts)
 
 
 def look(study: Study, folder: Path, now: float | None = None) -> View:
-    """A study as its folder shows it, while it runs or at any other time; nothing is locked or written."""
+    """Read the progress of a study from its folder, running or not. Nothing is locked or written.
+
+    Args:
+        study: The study.
+        folder: The study's folder.
+        now: Time in seconds since 1970. None means the current time.
+    """
     path = folder / "ledger.jsonl"
     beat, held, driver = heartbeat.read(folder), ledger.is_held(path), ledger.holder(path)
     if held and beat and beat.driver != driver:
-        beat = None  # of a driver that was killed; the one that runs now has not said anything yet
-    standing = Standing(study, ledger.read(path))
+        beat = None  # written by a driver that was killed; the current one has not written yet
+    progress = Progress(study, ledger.read(path))
     now = time.time() if now is None else now
-    standing.only(beat.running if beat and held else ())
-    view = View(standing, now, beat.slots if beat and held else 0, [f"Log:     {folder / 'logs'}"])
-    last = max((moment for moment in (standing.last, beat.time if beat else None) if moment), default=now)
+    progress.set_running(beat.running if beat and held else ())
+    view = View(progress, now, beat.slots if beat and held else 0, [f"Log:     {folder / 'logs'}"])
+    last = max((moment for moment in (progress.last, beat.time if beat else None) if moment), default=now)
     age = duration(max(0.0, now - last))
-    over = standing.finished or _concluded_after(folder, standing.last)
+    over = progress.finished or _concluded_after(folder, progress.last)
     if held:
-        view.note = f"It runs: {one_line(driver)}; last sign of life {age} ago."
+        view.note = f"It runs: {one_line(driver)}; last update {age} ago."
     elif over:
         view.note = f"It has ended, {age} ago. The report: {folder / 'report.html'}"
     else:
-        view.note = f"Nothing runs it; last sign of life {age} ago. `pagating sweep` with its study file continues it."
+        view.note = f"It is not running; last update {age} ago. `pagating sweep` with its study file continues it."
     return view
 
 
 def _concluded_after(folder: Path, last: float | None) -> bool:
-    """Whether the verdict was written after the last event: a sequential rule has stopped before its cap."""
+    """Return True if the verdict is newer than the last event, that is, if a sequential rule stopped before its cap."""
     verdict = folder / "verdict.json"
     return last is not None and verdict.is_file() and verdict.stat().st_mtime >= last
 
 
-def _title(standing: Standing) -> Text:
-    return Text.assemble((standing.study.name, "bold"), ": ", one_line(standing.study.question))
+def _title(progress: Progress) -> Text:
+    return Text.assemble((progress.study.name, "bold"), ": ", one_line(progress.study.question))
 
 
-def stages(standing: Standing, width: int) -> Table:
-    """The cells of every stage of the study: how many ended how, of how many."""
-    shown = [stage for stage in STAGES if standing.study.runs(stage)]
-    states = [s for s in HEADINGS if s != "failed" or any(standing.count(stage, s) for stage in shown)]
+def stages(progress: Progress, width: int) -> Table:
+    """Return a table with the number of cells of every stage in each state, and their planned number."""
+    shown = [stage for stage in STAGES if progress.study.runs(stage)]
+    states = [s for s in HEADINGS if s != "failed" or any(progress.count(stage, s) for stage in shown)]
     out = _table("stage", *(HEADINGS[state][width < NARROW] for state in states), "of")
     for stage in shown:
-        least, _, most = standing.planned(stage)
-        now = stage == standing.stage and not standing.finished
-        counts = [str(standing.count(stage, state)) for state in states]
+        least, _, most = progress.planned(stage)
+        now = stage == progress.stage and not progress.finished
+        counts = [str(progress.count(stage, state)) for state in states]
         of = f"{least:.0f}" if least == most else f"{least:.0f}{'-' if width < NARROW else ' to '}{most:.0f}"
         out.add_row(Text(stage), *counts, of, style="bold" if now else None)
     return out
 
 
-def arms(standing: Standing, width: int, room: int | None = None) -> list[RenderableType]:
-    """Each arm's best in every stage, in nats a token of the validation split, and its learning rate.
+def arms(progress: Progress, width: int, room: int | None = None) -> list[RenderableType]:
+    """Return a table with each arm's best validation loss (nats per token) and learning rate in every stage.
 
-    Where `width` characters do not hold all stages, empty ones are left out, then the first. `room`: lines for the
-    arms, as many as they need when None; more arms than fit are counted.
+    Args:
+        progress: Progress of the study.
+        width: Width in characters. If it is too small, empty stages are left out, then the first ones.
+        room: Number of lines for the arms. None means enough for all. A last line counts the arms that do not fit.
     """
-    names = list(standing.study.arms)
-    shown = [stage for stage in STAGES if standing.study.runs(stage)]
-    cells = {stage: [best(standing, stage, arm) for arm in names] for stage in shown}
+    names = list(progress.study.arms)
+    shown = [stage for stage in STAGES if progress.study.runs(stage)]
+    cells = {stage: [best(progress, stage, arm) for arm in names] for stage in shown}
     while len(shown) > 1 and max(map(len, names)) + sum(2 + _width(cells[stage], stage) for stage in shown) > width:
         empty = [stage for stage in shown if not any(cells[stage])]
         shown.remove(empty[-1] if empty else shown[0])
@@ -128,27 +141,27 @@ def _width(cells: list[str], stage: str) -> int:
     return max(len(text) for text in [*cells, MEANING[stage]])
 
 
-def best(standing: Standing, stage: str, arm: str) -> str:
-    """An arm's best in a stage: loss, learning rate, and how many seeds a mean is of."""
-    found = standing.best(stage, arm)
+def best(progress: Progress, stage: str, arm: str) -> str:
+    """Return a text with an arm's best loss in a stage, its learning rate and, for a mean, the number of seeds."""
+    found = progress.best(stage, arm)
     if found is None:
-        lost = standing.count(stage, "infeasible", arm=arm)
-        return "none: infeasible" if lost and not standing.count(stage, "running", "waiting", arm=arm) else ""
+        lost = progress.count(stage, "infeasible", arm=arm)
+        return "none: infeasible" if lost and not progress.count(stage, "running", "waiting", arm=arm) else ""
     seeds = f" n={found.n}" if stage == "confirm" else ""
     return f"{found.loss:.4f} lr={found.lr:.1e}{seeds}"
 
 
 def pace(view: View) -> str:
-    """Speed and time left, while cells run."""
-    standing, parts = view.standing, []
-    if not standing.running or standing.finished:
+    """Return a text with speed and time left. It is empty if no cells run."""
+    progress, parts = view.progress, []
+    if not progress.running or progress.finished:
         return ""
-    if speed := standing.tokens_per_second:
+    if speed := progress.tokens_per_second:
         parts.append(f"{speed:,.0f} tokens/s")
-    if left := standing.seconds_left(view.slots, view.now):
+    if left := progress.seconds_left(view.slots, view.now):
         likely, most = (duration(seconds) for seconds in left)
         parts.append(f"about {likely} left" + (f", at most {most}" if most != likely else ""))
-    parts.append(f"{standing.running} running in {view.slots} slot{'s' if view.slots != 1 else ''}")
+    parts.append(f"{progress.running} running in {view.slots} slot{'s' if view.slots != 1 else ''}")
     return "; ".join(parts)
 
 

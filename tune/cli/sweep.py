@@ -120,10 +120,12 @@ def show_verdict(study: Study, folder: Path, browse: str) -> Result:
 
     from analysis.io.study import load
     from analysis.report import build
+    from analysis.report.findings import Findings
     from tune.cli.next_steps import next_steps
 
-    result = build.write(load(folder), folder)
-    Console().print(build.terminal_table(result))
-    for number, step in enumerate(next_steps(result, study, str(folder / "report.html"), browse), 1):
+    found = Findings(load(folder))
+    page = build.write(found, folder)
+    Console().print(build.terminal_table(found.result))
+    for number, step in enumerate(next_steps(found.result, study, str(page), browse), 1):
         typer.echo(f"{number}. {step}")
-    return result
+    return found.result

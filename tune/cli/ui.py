@@ -1,4 +1,4 @@
-"""`pagating ui`: the MLflow UI on what a study logged."""
+"""Command `pagating ui`: the MLflow UI of the logged studies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def ui(
     output: Output = Path("studies"),
     tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
-    host: Annotated[str, typer.Option(help="Address to listen on; another than loopback lets others in.")] = LOOPBACK,
+    host: Annotated[str, typer.Option(help="Address to listen on. Any other than loopback lets others in.")] = LOOPBACK,
 ) -> None:
-    """Open the MLflow UI on what was logged, on this machine's loopback address only."""
+    """Open the MLflow UI of the logged studies, by default on this machine's loopback address only."""
     from ipaddress import ip_address
 
     from tune.errors import StudyError
@@ -27,28 +27,28 @@ def ui(
 
     uri = check_tracking(tracking or default_uri(output), "tracking")
     if uri == "none":
-        raise StudyError("tracking 'none': nothing is logged there; allowed: the tracking URI of a sweep")
+        raise StudyError("tracking 'none': nothing is logged; allowed: the tracking URI of a sweep")
     try:
         open_to_others = host != "localhost" and not ip_address(host).is_loopback
     except ValueError:
         raise StudyError(f"--host '{host}': allowed: localhost or an IP address of this machine") from None
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise StudyError(f"{uri}: nothing was logged here yet; run a sweep first")
-    # no jobs, no calls home, and none of its libraries' warnings to each other
+    # no jobs, no telemetry and no warnings of MLflow's libraries
     quiet = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONWARNINGS": "ignore",
     }
-    # the store is not an argument: a list of processes would show its password
+    # the URI is not passed as an argument, because a list of processes would show its password
     environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     shown = f"[{host}]" if ":" in host else host
     page = f"http://{shown}:{port}/"
     typer.echo(f"MLflow UI: {page} (Ctrl-C ends it)")
     if open_to_others:
         typer.echo(
-            f"Warning: with --host {host} whoever reaches port {port} of this machine can read, change and delete all "
-            "that was logged, without a password. To look from another machine, keep the default and use: "
+            f"Warning: with --host {host} anyone who reaches port {port} of this machine can read, change and delete "
+            "everything that was logged, without a password. To use it from another machine, keep the default and run: "
             f"ssh -L {port}:{LOOPBACK}:{port} THIS_MACHINE",
             err=True,
         )
@@ -57,7 +57,7 @@ def ui(
 
 
 def ui_command(uri: str) -> str:
-    """What a user types to browse the trials of a store."""
+    """Return the command that opens the UI of a tracking URI. A password in the URI is removed."""
     from analysis.io.text import redact
 
     own = f"sqlite:///{Path('mlflow.db').resolve()}"

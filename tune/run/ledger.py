@@ -22,13 +22,13 @@ from tune.study.cell import Cell, Record
 SCHEMA = 1
 
 
-def sealed(event: dict[str, Any]) -> bytes:
+def encode_event(event: dict[str, Any]) -> bytes:
     """Encode an event as a line. Its last key is the CRC-32 of the text before that key."""
     body = json.dumps(event, separators=(",", ":"), allow_nan=False)
     return f'{body[:-1]},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'.encode()
 
 
-def opened(line: bytes) -> dict[str, Any] | None:
+def decode_event(line: bytes) -> dict[str, Any] | None:
     """Decode the event of a line. Return None if the line is incomplete or damaged."""
     head, mark, tail = line.rpartition(b',"crc":"')
     if not mark or tail[8:] != b'"}' or f"{zlib.crc32(head + b'}'):08x}".encode() != tail[:8]:
@@ -73,7 +73,7 @@ class Ledger:
             LedgerError: The disk is full, or the file was removed or moved. The earlier events are kept.
         """
         record = {"event": event, "time": round(time.time(), 3), **fields}
-        line = sealed(record)
+        line = encode_event(record)
         try:
             if not self._in_place():
                 raise LedgerError(
@@ -184,7 +184,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     for number, line in enumerate(lines, 1):
         if number == len(lines):  # the text after the last line end is incomplete
             break
-        event = opened(line)
+        event = decode_event(line)
         if event is None:
             if number == len(lines) - 1:
                 break

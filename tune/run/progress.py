@@ -29,7 +29,7 @@ class Best:
     n: int
 
 
-class Standing:
+class Progress:
     """Counts, best losses and speeds of a study after a sequence of events."""
 
     def __init__(self, study: Study, events: Iterable[dict[str, Any]] = ()) -> None:
@@ -99,7 +99,7 @@ class Standing:
         self._states[cell.key] = state
         self._counts[cell.stage, cell.arm, state] += 1
 
-    def only(self, running: Collection[str]) -> None:
+    def set_running(self, running: Collection[str]) -> None:
         """Set the running cells. Cells that an earlier run left unfinished wait again."""
         self._warm = bool(running)
         for key in [key for key in self._started if key not in running]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.io.write import write_whole
-from tune.run.ledger import Ledger, opened, sealed
+from tune.run.ledger import Ledger, decode_event, encode_event
 from tune.study.study import Study
 
 
@@ -25,7 +25,7 @@ def repair(study: Study, folder: Path) -> str:
     ledger = Ledger(path, strict=False)
     try:
         lines = path.read_bytes().split(b"\n")
-        found = [opened(line) for line in lines]
+        found = [decode_event(line) for line in lines]
         lost = [number for number, (line, event) in enumerate(zip(lines, found, strict=True), 1) if line and not event]
         if not lost:
             return f"{path}: no line is damaged; nothing was changed"
@@ -34,7 +34,7 @@ def repair(study: Study, folder: Path) -> str:
         kept = [e for e in events if e.get("cell") not in again or (e["event"] == "suggested" and again[e["cell"]])]
         copy = next(name for name in _copies(folder) if not name.exists())
         copy.write_bytes(b"\n".join(lines))
-        whole = (sealed({name: value for name, value in event.items() if name != "crc"}) for event in kept)
+        whole = (encode_event({name: value for name, value in event.items() if name != "crc"}) for event in kept)
         write_whole(path, b"".join(whole))
     finally:
         ledger.close()

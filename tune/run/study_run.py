@@ -17,7 +17,7 @@ from tune.run.heartbeat import HeartbeatWriter
 from tune.run.interrupt import Interruption
 from tune.run.ledger import Ledger, MemoryLedger
 from tune.run.models import BestModels
-from tune.run.progress import Standing
+from tune.run.progress import Progress
 from tune.run.retries import Retries
 from tune.run.tracker import NoTracker, Tracker
 from tune.study.cell import Cell, Record
@@ -30,7 +30,7 @@ FATAL = (OSError, LedgerError, StudyError)  # errors that end a study, because i
 
 
 @dataclass
-class Progress:
+class CellEnded:
     """A cell that ended, reported to a listener.
 
     Attributes:
@@ -53,7 +53,7 @@ class Progress:
 class StudyRun:
     """One run of a study in this process.
 
-    A backend calls `next_cell`, `start`, `alive`, `report` and `end`. It stops if `stopping` is true.
+    A backend calls `next_cell`, `start`, `cell_heartbeat`, `report` and `end`. It stops if `stopping` is true.
 
     Args:
         study: The study.
@@ -80,7 +80,7 @@ class StudyRun:
         *,
         ledger: Ledger | MemoryLedger | None = None,
         tracker: Tracker | None = None,
-        listen: Callable[[Progress], None] | None = None,
+        listen: Callable[[CellEnded], None] | None = None,
         warn: Callable[[str], None] | None = None,
         interruption: Interruption | None = None,
         check_space: Callable[[int], None] | None = None,
@@ -95,8 +95,8 @@ class StudyRun:
         self._short_of_space, self._space_checked = False, -math.inf
         self._heartbeats = HeartbeatWriter(folder) if folder else None
         self.slots = 0  # at the start; 0 before a backend has begun
-        self.room = 0  # slots now: nodes of a cluster come and go
-        self.on_pulse: Callable[[], None] | None = None  # called some times per second while trials run
+        self.slots_now = 0  # nodes of a cluster join and leave
+        self.on_heartbeat: Callable[[], None] | None = None  # called several times per second while trials run
         self.fatal: Exception | None = None
         self._retries, self._running = Retries(), set[str]()
         self._begin()
@@ -116,8 +116,8 @@ class StudyRun:
         }
         self.stages = Stages(self.study, self._decided, suggested)
         self.ended = 0
-        self._standing, self._taken = Standing(self.study, self.ledger.events), len(self.ledger.events)
-        self._standing.only(())  # cells that an earlier run left unfinished do not run now
+        self._progress, self._taken = Progress(self.study, self.ledger.events), len(self.ledger.events)
+        self._progress.set_running(())  # cells that an earlier run left unfinished do not run now
         self._first = self._next_missing()
 
     def _decided(self, event: str, **fields: Any) -> None:
@@ -139,12 +139,12 @@ class StudyRun:
         return self._folder
 
     @property
-    def standing(self) -> Standing:
+    def progress(self) -> Progress:
         """Progress of the study after all events of the ledger."""
         for event in self.ledger.events[self._taken :]:
-            self._standing.take(event)
+            self._progress.take(event)
         self._taken = len(self.ledger.events)
-        return self._standing
+        return self._progress
 
     @property
     def stopping(self) -> bool:
@@ -172,16 +172,16 @@ class StudyRun:
 
     def begin(self, slots: int, sees_models: bool) -> None:
         """Start the run with a number of slots. `sees_models`: this process can read the models that trials write."""
-        self.slots = self.room = slots
+        self.slots = self.slots_now = slots
         self.models.visible = sees_models
 
-    def pulse(self, room: int) -> None:
+    def heartbeat(self, slots: int) -> None:
         """Write a heartbeat of the run with its current number of slots."""
-        self.room = room
+        self.slots_now = slots
         if self._heartbeats:
-            self._heartbeats.write(room, self._running)
-        if self.on_pulse:
-            self.on_pulse()
+            self._heartbeats.write(slots, self._running)
+        if self.on_heartbeat:
+            self.on_heartbeat()
 
     def next_cell(self) -> Cell | None:
         """Return the next cell to train. Return None if it depends on cells that still run, or if none is left."""
@@ -236,7 +236,7 @@ class StudyRun:
             self.models.wanted(cell),
         )
 
-    def alive(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
+    def cell_heartbeat(self, cell: Cell, fraction: float, warning: str | None = None) -> None:
         """Record a heartbeat of a running cell.
 
         Args:
@@ -304,9 +304,9 @@ class StudyRun:
         self._watch_space()
         if self._listen:
             left = self.stages.remaining()
-            seconds = self.standing.seconds_left(self.room or self.slots, time.time())
+            seconds = self.progress.seconds_left(self.slots_now or self.slots, time.time())
             loss = final.get("val_nll", math.inf)
-            self._listen(Progress(cell, outcome, loss, self.ended, self.ended + left, seconds[0] if seconds else None))
+            self._listen(CellEnded(cell, outcome, loss, self.ended, self.ended + left, seconds[0] if seconds else None))
 
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
         if self._folder and (problem := self.models.take(self.records[cell.key], self.checkpoints(cell) / TRAINED)):

@@ -1,8 +1,8 @@
-"""MLflow's web server with a first page that suits a study; `pagating ui` serves it (MLflow's option `--app-name`).
+"""MLflow's web server with settings that suit a study. `pagating ui` serves it (MLflow's option `--app-name`).
 
-MLflow 3 opens on pages for agents, with an assistant over a third of the window. It lists a hundred runs, without
-their hyperparameters, and gives groups colours by chance. All but the hundred is kept in the browser's own storage, so
-the page sets it there, once: whoever chooses otherwise keeps what they chose.
+MLflow 3 opens pages for agents, with an assistant over a third of the window. It lists only a hundred runs, without
+their hyperparameters, and assigns random colours to groups. Except for the hundred, these settings are in the browser's
+storage. The page sets them there once, so a user's own choices are kept.
 
 MLflow 3 has no setting for any of this. A link can name the workflow (`?workflowType=`) and a saved view. No
 environment variable, option or tag sets the columns of a first visit, the colours of groups, the assistant or the
@@ -25,8 +25,8 @@ from mlflow.server.fastapi_app import app
 
 from tune.tracking.views import ARM_COLOURS, PAGE, VIEW
 
-LISTED = 200  # experiments whose columns are set, the latest
-AT_ONCE = 1000  # runs; a mean over an arm's first runs alone would not be the arm's
+LISTED = 200  # number of latest experiments whose columns are set
+AT_ONCE = 1000  # number of runs to load, so that an arm's mean is taken over all of its runs
 GROUP_COLOURS = "experimentRunColors"
 SETTINGS: dict[str, Any] = {
     "mlflow.workflowType_v1": "machine_learning",
@@ -43,7 +43,7 @@ if (location.hash === "" || location.hash === "#/") location.replace("#/experime
 
 
 def settings(client: MlflowClient) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a browser that has never been here is given: values by the name of their entry, colours by group."""
+    """Return the settings for a browser without any: values by name of their storage entry, and colours by group."""
     found, colours = dict(SETTINGS), dict[str, str]()
     studies = client.search_experiments(max_results=LISTED, order_by=["last_update_time DESC"])
     for experiment in studies:
@@ -56,24 +56,33 @@ def settings(client: MlflowClient) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def with_settings(page: str, found: dict[str, Any], colours: dict[str, str]) -> str:
-    """MLflow's page with a script, before its own ones, that gives the browser `settings`. Raises ValueError."""
+    """Insert a script that stores the settings, before the other scripts of MLflow's page.
+
+    Args:
+        page: HTML of the page.
+        found: Values by name of their storage entry.
+        colours: Colours by group.
+
+    Raises:
+        ValueError: The page has no `<head>`.
+    """
     if "<head>" not in page:
-        raise ValueError("MLflow's page has no <head>: `mlflow ui` serves it as it is")
-    safe = json.dumps([found, colours, GROUP_COLOURS]).replace("<", "\\u003c")  # no text of a study may end the script
+        raise ValueError("MLflow's page has no <head>: `mlflow ui` serves it unchanged")
+    safe = json.dumps([found, colours, GROUP_COLOURS]).replace("<", "\\u003c")  # a study's text cannot end the script
     return page.replace("<head>", f"<head>{SCRIPT % safe}", 1)
 
 
 def first_page() -> HTMLResponse:
-    """The page that all of the UI runs in."""
+    """Return the page that contains the whole UI."""
     page = (Path(str(flask_app.static_folder)) / "index.html").read_text(encoding="utf-8")
     client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_BACKEND_STORE_URI"))
     return HTMLResponse(with_settings(page, *settings(client)), headers={"Cache-Control": "no-cache"})
 
 
 def all_at_once() -> None:
-    """Let the runs page, which asks for `PAGE` runs, have `AT_ONCE`."""
+    """Return `AT_ONCE` runs to the runs page, which requests only `PAGE`."""
     if request.path.startswith("/ajax-api/") and request.path.endswith("/mlflow/runs/search"):
-        asked = request.get_json(silent=True)  # kept by the request: its handler reads the same object
+        asked = request.get_json(silent=True)  # cached in the request: the handler reads the same object
         if isinstance(asked, dict) and asked.get("max_results") == PAGE:
             asked["max_results"] = AT_ONCE
 

@@ -15,10 +15,20 @@ from tune.tracking.views import COLOUR, arm_colour
 
 
 def log_models(uri: str, study: Study, parent_id: str, folder: Path, records: Iterable[Record]) -> int:
-    """Log the kept models, each as a model of the run that it comes from, under `parent_id`; how many were logged now.
+    """Log the kept models of a study, each at its run.
 
-    One that is there whole is left, one of another cell or cut off while it was written is replaced. Raises what MLflow
-    raises.
+    A complete model in MLflow stays. A model of another cell and an incomplete one are replaced. Errors of MLflow are
+    passed on.
+
+    Args:
+        uri: MLflow tracking URI.
+        study: The study.
+        parent_id: Id of the study's parent run.
+        folder: The study's folder.
+        records: All cells of the study.
+
+    Returns:
+        The number of models that were logged by this call.
     """
     best = best_cells(study, records)
     models = models_folder(study, folder)
@@ -50,7 +60,7 @@ def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any
     arm, run_id, final = facts["arm"], run.info.run_id, facts["final"]
     tags |= {"arm": arm, "cell": facts["cell"], COLOUR: arm_colour(study, arm)}
     shown = {key: run.data.params[key] for key in ("arm", "lr", "alpha") if key in run.data.params}
-    name = arm.replace(".", "_")  # MLflow allows no dot there
+    name = arm.replace(".", "_")  # MLflow allows no dot in a model's name
     made = client.create_logged_model(run.info.experiment_id, name, run_id, tags, shown)
     client.log_model_artifacts(made.model_id, str(folder))
     where = {"timestamp": run.info.end_time, "step": final["steps"], "model_id": made.model_id}
@@ -64,9 +74,12 @@ def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any
 
 
 def how_to_load(model_id: str, uri: str, facts: dict[str, Any]) -> str:
-    """Return Markdown with the lines that load a model from MLflow's store, without a password in its address.
+    """Return Markdown with the Python lines that load a model from MLflow.
 
-    `facts`: content of `model.json`. For an own gate the lines name its file in the study's folder.
+    Args:
+        model_id: MLflow's id of the model.
+        uri: MLflow tracking URI. A password in it is removed.
+        facts: Content of `model.json`. For a user's gate the lines name its file in the study's folder.
     """
     gate = own_gate(facts.get("unit"))
     own = f", gate={f'STUDY/gates/{gate[0]}'!r}" if gate else ""

@@ -1,6 +1,6 @@
-"""A study's runs in MLflow, written from the ledger: one run a cell under the study's parent run.
+"""Runs of a study in MLflow, written from the ledger: one run per cell, below the study's parent run.
 
-Every write is an upsert keyed by the cell and the start of its attempt, with times that follow from the ledger, so that
+Every write is an upsert. Its key is the cell and the start of the attempt, and its times follow from the ledger. So
 writing twice, or again after a lost answer, changes nothing.
 """
 
@@ -23,23 +23,23 @@ from tune.study.study import Study
 from tune.tracking.views import COLOUR, NOTE, arm_colour, note, show, view_tags
 
 STATUS = {"completed": "FINISHED", "stopped_early": "KILLED", "infeasible": "FAILED", "failed": "FAILED"}
-UNSAID = {"stopped_early": "at its last step its loss was among the worse of its arm's trials"}
+REASONS = {"stopped_early": "at its last step its loss was among the worse of its arm's trials"}  # if a record has none
 METRICS = {"val_nll": "val/nll", "train_nll": "train/nll", "lr": "lr", "grad_norm": "grad_norm"}
-METRICS |= {"padded_nll": "val/padded_nll"}  # of those rows that have it
-ROOM = 900  # metrics of one request; the server takes at most 1,000
-HTTP = {  # the library's own patience, 4 minutes a call, would hide that a server is away
+METRICS |= {"padded_nll": "val/padded_nll"}  # only some rows have it
+ROOM = 900  # metrics per request; the server accepts at most 1,000
+HTTP = {  # MLflow's default of 4 minutes per call would hide that a server is unreachable
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
 
 
 def default_uri(output: Path) -> str:
-    """`MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` beside the folder of studies, as an absolute path."""
+    """Return `MLFLOW_TRACKING_URI` if it is set, else the URI of `mlflow.db` next to the folder of studies."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve().parent / 'mlflow.db'}"
 
 
 def prepare_store(uri: str) -> None:
-    """Create the schema of a new sqlite store in a temporary file, then move it into place: whole, or not there."""
+    """Create a new sqlite store in one step, from a temporary file. Do nothing for another kind or if it exists."""
     if not uri.startswith("sqlite:///"):
         return
     path = Path(uri.removeprefix("sqlite:///"))
@@ -54,7 +54,7 @@ def prepare_store(uri: str) -> None:
         made = Path(scratch) / "mlflow.db"
         MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
         try:
-            os.link(made, path)  # in one step, and only where no other study has made it meanwhile
+            os.link(made, path)  # in one step, and only if no other study has created it meanwhile
         except FileExistsError:
             return
         except OSError:  # a file system without hard links
@@ -62,14 +62,15 @@ def prepare_store(uri: str) -> None:
 
 
 def numeric_alpha(study: Study, arm: str, config: dict[str, float]) -> float:
-    """One number for the gate strength of any arm, so that charts over alpha draw all of them.
+    """Return one number for the gate strength of an arm, so that charts over alpha show all arms.
 
-    Fixed or searched: the value; per layer: the mean; learned or moved: the start; no alpha: 0, the gate switched off.
+    It is the value of a fixed or searched alpha, the mean of alphas per layer, the start of a learned or scheduled
+    alpha, and 0 (no gate) without an alpha.
     """
     alpha = study.arms[arm].alpha
     if "alpha" in config:
         return config["alpha"]
-    if isinstance(alpha, AlphaSection) and alpha.search:  # one a layer
+    if isinstance(alpha, AlphaSection) and alpha.search:  # one alpha per layer
         alpha = alpha.spec(config)
     if isinstance(alpha, list):
         return sum(alpha) / len(alpha)
@@ -80,20 +81,35 @@ def numeric_alpha(study: Study, arm: str, config: dict[str, float]) -> float:
 
 @dataclass
 class Known:
-    """What is known of a cell's run: its id, the attempt that it shows (start, ms), its outcome once it is whole."""
+    """State of a cell's run in MLflow.
+
+    Attributes:
+        run_id: Id of the run.
+        start: Start of the attempt that the run shows, milliseconds since 1970.
+        outcome: Outcome of the cell. None means that the run is not completely written.
+        rows: Number of rows of its curve that were written since the runs were listed.
+        described: The run has its parameters.
+    """
 
     run_id: str
     start: int
     outcome: str | None = None
-    rows: int = 0  # of its curve, written since the runs were listed
-    described: bool = True  # whether it has its parameters
+    rows: int = 0
+    described: bool = True
 
 
 class Runs:
-    """The runs of one study in one MLflow store. Each method raises one of `errors()` when the store cannot be used."""
+    """Runs of one study in one MLflow store. Each method raises one of `errors()` if the store cannot be used.
+
+    Args:
+        uri: MLflow tracking URI.
+        study: The study.
+        folder: The study's folder.
+        digest: Digest of the corpus.
+        tokens: Number of tokens of each split of the corpus, if known.
+    """
 
     def __init__(self, uri: str, study: Study, folder: Path, digest: str, tokens: dict[str, int] | None = None) -> None:
-        """`uri`: tracking URI; `folder`: of the study; `digest`: of the corpus; `tokens`: of its splits, if known."""
         self.uri, self.study, self.folder, self.digest, self.tokens = uri, study, folder, digest, tokens
         self.known: dict[str, Known] = {}
         self.parent_id: str | None = None
@@ -103,7 +119,7 @@ class Runs:
 
     @staticmethod
     def errors() -> tuple[type[Exception], ...]:
-        """What a store that is away, slow, full or damaged raises."""
+        """Return the types of the errors of a store that is unreachable, slow, full or damaged."""
         from mlflow.exceptions import MlflowException
         from requests.exceptions import RequestException
         from sqlalchemy.exc import SQLAlchemyError
@@ -111,9 +127,11 @@ class Runs:
         return MlflowException, RequestException, SQLAlchemyError, OSError, json.JSONDecodeError
 
     def connect(self, again: bool = False) -> None:
-        """Find or make the experiment and the parent run, and list what is there; doubled runs are removed.
+        """Find or create the experiment and the parent run, list the runs and delete duplicates.
 
-        Unless it is done `again` after an error, runs that an earlier sweep left unfinished are removed too.
+        Args:
+            again: This sweep connects again after an error. False deletes the runs that an earlier sweep left
+                unfinished.
         """
         for name, value in HTTP.items():
             os.environ.setdefault(name, value)
@@ -134,8 +152,8 @@ class Runs:
         else:
             self._experiment = experiment.experiment_id
         self.parent_id = self._parent(client)
-        said = note(self.study, self._experiment, self.parent_id, None)
-        show(client, self._experiment, {**view_tags(self.study), NOTE: said})
+        description = note(self.study, self._experiment, self.parent_id, None)
+        show(client, self._experiment, {**view_tags(self.study), NOTE: description})
         self.known = {}
         children = self._search(client, f"tags.`mlflow.parentRunId` = '{self.parent_id}'")
         for run in sorted(children, key=lambda run: run.info.status == "RUNNING"):
@@ -149,6 +167,7 @@ class Runs:
         self._client = client
 
     def _parent(self, client: Any) -> str:
+        """Find or create the parent run of the study; return its id."""
         from mlflow.entities import Param
 
         identity = str(self.folder.resolve())
@@ -175,6 +194,7 @@ class Runs:
         return parent
 
     def _search(self, client: Any, condition: str) -> list[Any]:
+        """Return all runs of the experiment that satisfy a condition of MLflow's search."""
         runs: list[Any] = []
         token = None
         while True:
@@ -185,19 +205,19 @@ class Runs:
                 return runs
 
     def has(self, record: Record) -> bool:
-        """Whether the store has a cell as the ledger has it, ended."""
+        """Return True if the cell has ended and the store has its final state."""
         known = self.known.get(record.cell.key)
         return known is not None and record.outcome is not None and _same(known, record)
 
     def write(self, record: Record) -> None:
-        """Bring the run of a cell up to what the ledger says of it."""
+        """Update the run of a cell to its state in the ledger."""
         from mlflow.entities import Metric, RunTag
 
         key, stamps = record.cell.key, _stamps(record)
         if self.has(record):
             return
         known = self.known.get(key)
-        if known and (known.start != stamps[0] or known.outcome is not None):  # the cell began again
+        if known and (known.start != stamps[0] or known.outcome is not None):  # the cell started again
             self._client.delete_run(known.run_id)
             del self.known[key]
         if key not in self.known:
@@ -218,11 +238,11 @@ class Runs:
             last = record.curve[-1]["step"] if record.curve else 0
             metrics += [Metric(f"final/{name}", float(value), stamps[-1], last) for name, value in record.final.items()]
             tags = [RunTag("outcome", record.outcome)]
-            if said := one_line(record.reason or UNSAID.get(record.outcome, "")):
-                tags += [RunTag("reason", said), RunTag(NOTE, f"**{record.outcome}**: {markdown(said)}")]
+            if reason := one_line(record.reason or REASONS.get(record.outcome, "")):
+                tags += [RunTag("reason", reason), RunTag(NOTE, f"**{record.outcome}**: {markdown(reason)}")]
         params = [] if known.described else self._params(record.cell)
         starts = range(0, max(1, len(metrics)), ROOM)
-        for start in starts:  # a store takes what is in a request in this order: an outcome stands when all does
+        for start in starts:  # the outcome is in the last request, so it is written only if all metrics are
             self._client.log_batch(
                 known.run_id,
                 metrics=metrics[start : start + ROOM],
@@ -235,7 +255,7 @@ class Runs:
             known.outcome = record.outcome
 
     def pause(self) -> None:
-        """The study stops here for now: its parent run is no longer RUNNING."""
+        """Mark the parent run as KILLED, because the study stops before its end."""
         self._client.set_terminated(self.parent_id, "KILLED")
 
     def _create(self, record: Record, start: int) -> str:
@@ -278,7 +298,7 @@ class Runs:
 
 
 def run_name(cell: Cell) -> str:
-    """What tells a cell from the others at a glance."""
+    """Return a short name of a cell's run: arm, learning rate, alpha and seed."""
     alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
     return f"{cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
 
@@ -289,10 +309,10 @@ def _sizes(study: Study) -> dict[str, int]:
 
 
 def _stamps(record: Record) -> list[int]:
-    """Milliseconds of a cell's start, of each row of its curve and of its end, never descending: a clock may step back.
+    """Return the times of a cell's start, of each row of its curve and of its end, in milliseconds since 1970.
 
-    They follow from the ledger alone, so that a metric written twice is one metric. A row without a time of its own
-    takes the one before.
+    They follow from the ledger alone, so that a metric that is written twice stays one metric. They never decrease,
+    even if the clock was set back. A row without a time of its own has the time of the row before.
     """
     times = [record.started or 0.0, *record.times[: len(record.curve)]]
     times += [times[-1]] * (1 + len(record.curve) - len(times))
@@ -311,7 +331,7 @@ def _source_tags() -> dict[str, str]:
     commit = git_commit()
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a user without a name, as in some containers
+    except (KeyError, OSError):  # the user has no name, for example in a container
         user = "unknown"
     tags = {"mlflow.user": user, "mlflow.source.name": "pagating sweep"}
     return {**tags, "mlflow.source.type": "LOCAL", **({"mlflow.source.git.commit": commit} if commit else {})}

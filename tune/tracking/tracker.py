@@ -1,6 +1,6 @@
-"""MLflow, filled from the ledger in the background: a slow or dead tracking server costs the trials nothing.
+"""Tracker that fills MLflow in the background. A slow or dead tracking server costs the trials nothing.
 
-What it missed is written when it is back, by the same sweep, by the next one, or by `pagating sync`.
+The same sweep, the next one or `pagating sync` writes what the server missed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from tune.tracking.models import log_models
 from tune.tracking.runs import Runs
 from tune.tracking.views import log_verdict
 
-HOLD_BACK = 30.0  # seconds at most, from the start of a sweep, in which MLflow is not loaded
-LAST_TRIES = 3  # of a store that answers with an error while the study waits for nothing else
+HOLD_BACK = 30.0  # longest time in seconds that the import of MLflow waits for the first trial
+LAST_TRIES = 3  # attempts at a store that answers with errors, once the study waits for it
 
 
 class MlflowTracker:
-    """Writes cells to MLflow from a thread of its own, so that `started`, `reported` and `ended` return at once.
+    """Tracker that writes cells to MLflow from its own thread, so that `started`, `reported` and `ended` never wait.
 
     Args:
         uri: MLflow tracking URI.
         study: The study.
         folder: The study's folder.
-        meta: Content of the packed corpus's `corpus.json`, for its digest and sizes.
+        meta: Content of `corpus.json` of the packed corpus, for the corpus's digest and sizes.
     """
 
     def __init__(self, uri: str, study: Study, folder: Path, meta: Mapping[str, Any]) -> None:
@@ -48,34 +48,34 @@ class MlflowTracker:
         self._connected = False
         self._finished = True
         self.problem: str | None = None
-        self._trained = threading.Event()  # a trial has got somewhere, or none will
+        self._trained = threading.Event()  # set at the first report or end of a trial, or at `close`
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
     @property
     def parent_id(self) -> str | None:
-        """Run id of the study's parent run, once MLflow has answered."""
+        """Id of the study's parent run. It is None until MLflow has answered."""
         return self.runs.parent_id
 
-    # --- called by the study, never wait ---
+    # --- called by the study, none of them waits ---
 
     def started(self, record: Record) -> None:
-        """A cell starts (again): its run appears as RUNNING."""
-        self._queue.put(_as_it_stands(record))
+        """Show that a cell starts or restarts, as a run that is RUNNING."""
+        self._queue.put(_snapshot(record))
 
     def reported(self, record: Record, row: dict[str, Any]) -> None:
-        """A cell has a new evaluation."""
-        self._queue.put(_as_it_stands(record))
+        """Show a new evaluation of a cell."""
+        self._queue.put(_snapshot(record))
         self._trained.set()
 
     def ended(self, record: Record) -> None:
-        """A cell has ended."""
-        self._queue.put(_as_it_stands(record))
+        """Show the outcome of a cell."""
+        self._queue.put(_snapshot(record))
         self._trained.set()
 
     @property
     def owed(self) -> int:
-        """Cells that MLflow does not have yet as the ledger has them."""
+        """Number of cells whose state in the ledger is not in MLflow yet."""
         with self._queue.mutex:
             waiting = [record for record in self._queue.queue if record is not None and not self.runs.has(record)]
         return len({*list(self._dirty), *(record.cell.key for record in waiting)})
@@ -88,33 +88,35 @@ class MlflowTracker:
         patience: float = 60.0,
         warn: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Write what is left; `owed` is then the number of cells that could not be written.
+        """Write everything that is not written yet. Then `owed` is the number of cells that could not be written.
 
         Args:
-            records: All cells of the study, those of earlier sweeps too.
-            finished: Whether the study is finished. A store that lags behind is then waited for as long as it gets on.
-            patience: Seconds to wait for one cell if the study is finished, else for all of them.
-            warn: Called with a line if the store is waited for.
+            records: All cells of the study, including those of earlier sweeps.
+            finished: The study is finished. Then wait for a slow store as long as it makes progress.
+            patience: Seconds to wait for one cell if the study is finished, else for all cells.
+            warn: Called with one line if this method waits for the store.
         """
         self._finished = finished
         for record in records:
             if record.outcome is not None:
-                self._queue.put(_as_it_stands(record))
+                self._queue.put(_snapshot(record))
         self._queue.put(None)
         self._trained.set()
         left = math.inf
         while self._thread.is_alive() and self.owed < left:
             if left < math.inf:
-                warn(
-                    f"MLflow lags behind by {self.owed} cells and is waited for; Ctrl-C leaves them to `pagating sync`"
-                )
+                warn(f"waiting for MLflow, which lacks {self.owed} cells; Ctrl-C leaves them to `pagating sync`")
             left = self.owed if finished else 0
             self._thread.join(patience)
         if self.owed and self._thread.is_alive():
-            self.problem = self.problem or f"it was given {patience:g} s more"
+            self.problem = self.problem or f"not written within {patience:g} s"
 
     def finish(self, verdict: dict[str, Any]) -> str | None:
-        """Write the verdict of a finished study whose cells MLflow has; return a line on what is owed, or None."""
+        """Write the verdict and the models of a finished study if MLflow has all cells.
+
+        Returns:
+            A line on what MLflow still lacks, or None.
+        """
         runs, where = self.runs, redact(self.runs.uri)
         owed, problem, lacking = self.owed, self.problem, "the verdict"
         if not owed and runs.parent_id:
@@ -123,7 +125,7 @@ class MlflowTracker:
                 lacking = "the trained models"
                 _log_models(runs.uri, runs.study, runs.parent_id, runs.folder)
             except Runs.errors() as error:
-                problem = _said(error)
+                problem = _message(error)
             else:
                 mark(runs.folder, runs.uri)
                 return None
@@ -136,7 +138,7 @@ class MlflowTracker:
     # --- the thread ---
 
     def _work(self) -> None:
-        self._trained.wait(HOLD_BACK)  # MLflow takes seconds of a processor to load, which the first trials need
+        self._trained.wait(HOLD_BACK)  # importing MLflow takes processor seconds that the first trials need
         errors = Runs.errors()
         stopping, again, wait, tries = False, False, 0.0, LAST_TRIES
         while not stopping or self._dirty:
@@ -154,14 +156,22 @@ class MlflowTracker:
                     self.runs.pause()
                 self.problem, wait = None, 1.0
             except errors as error:
-                self.problem, self._connected = _said(error), False
+                self.problem, self._connected = _message(error), False
                 tries -= stopping
                 if not tries:
                     return
                 wait = 1.0 if stopping else min(30.0, max(1.0, 2 * wait))
 
     def _drain(self, stopping: bool, wait: float) -> bool:
-        """Move queued records to the dirty ones, waiting up to `wait` seconds (at least for one); True at the end."""
+        """Move queued records to `_dirty` during `wait` seconds. If there are none, wait longer for the first one.
+
+        Args:
+            stopping: Do not wait.
+            wait: Time in seconds.
+
+        Returns:
+            True if the end of the queue was reached.
+        """
         end = time.monotonic() + wait
         while True:
             left = end - time.monotonic()
@@ -178,10 +188,19 @@ class MlflowTracker:
 
 
 def sync(uri: str, study: Study, folder: Path) -> tuple[int, int]:
-    """Fill MLflow from a study's ledger; cells that the ledger has, and runs that were written now.
+    """Fill MLflow from a study's ledger.
 
-    Raises LedgerError while a sweep of the study runs (which writes to MLflow itself), TrackingError where MLflow
-    cannot be written.
+    Args:
+        uri: MLflow tracking URI.
+        study: The study.
+        folder: The study's folder.
+
+    Returns:
+        The number of ended cells in the ledger, and the number of runs that were created.
+
+    Raises:
+        LedgerError: A sweep of the study is running. It writes to MLflow itself.
+        TrackingError: MLflow cannot be written.
     """
     ledger = ledgers.Ledger(folder / "ledger.jsonl")
     try:
@@ -201,8 +220,8 @@ def sync(uri: str, study: Study, folder: Path) -> tuple[int, int]:
                 runs.pause()
         except Runs.errors() as error:
             raise TrackingError(
-                f"MLflow at {redact(uri)} cannot be written: {_said(error)}; the ledger has everything, so a damaged "
-                "mlflow.db may be moved away and synced anew"
+                f"MLflow at {redact(uri)} cannot be written: {_message(error)}; the ledger has everything, so a "
+                "damaged mlflow.db may be moved away and synced again"
             ) from error
     finally:
         ledger.close()
@@ -214,13 +233,13 @@ def _log_models(uri: str, study: Study, parent_id: str, folder: Path) -> None:
 
 
 def mark(folder: Path, uri: str) -> None:
-    """Note that the store has all that the ledger holds, so that the next sweep of a finished study need not ask it."""
+    """Record that the store has the whole ledger, so that the next sweep of a finished study need not connect to it."""
     (folder / "logs").mkdir(exist_ok=True)
     write_whole(folder / "logs" / "tracked.json", json.dumps(_mark(folder, uri)) + "\n")
 
 
 def is_marked(folder: Path, uri: str) -> bool:
-    """Whether the store had all that the ledger holds when it was last asked; a store that is a file must be there."""
+    """Return True if `mark` was called for this store and the ledger has not changed since. A file must still exist."""
     note = folder / "logs" / "tracked.json"
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return False
@@ -232,10 +251,11 @@ def _mark(folder: Path, uri: str) -> dict[str, Any]:
     return {"store": store, "ledger_bytes": (folder / "ledger.jsonl").stat().st_size}
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
+    """Return an error's text on one line, without passwords."""
     return one_line(redact(str(error))) or type(error).__name__
 
 
-def _as_it_stands(record: Record) -> Record:
-    """A copy for the tracking thread: the study goes on changing its own, an end could be seen half written."""
+def _snapshot(record: Record) -> Record:
+    """Copy a record for the tracking thread, because the study goes on changing the original."""
     return replace(record, curve=list(record.curve), times=list(record.times))

@@ -1,7 +1,7 @@
-"""What MLflow's UI shows of a study: saved views (columns, groups, charts), the arms' colours, the description.
+"""Display of a study in MLflow's UI: saved views (columns, groups, charts), the arms' colours and the description.
 
-A saved view is an experiment tag of the UI's own making: the menu Views lists it, and a link may name it. Its state is
-what the runs page keeps of itself.
+A saved view is an experiment tag in a format of the UI. The menu Views lists it, and a link can open it. It contains
+the state of the runs page.
 """
 
 from __future__ import annotations
@@ -18,36 +18,40 @@ from tune.study.study import Study
 
 VIEW = "mlflow.sharedViewState."
 COLOUR = "mlflow.runColor"
-NOTE = "mlflow.note.content"  # the description of a run, or of an experiment
-VIEWS = {  # id: the name in the menu Views, which cuts it after 32 letters, and how a link opens it
+NOTE = "mlflow.note.content"  # description of a run or of an experiment
+VIEWS = {  # id: (name in the menu Views, which shows 32 letters; mode of the page that a link opens)
     "arms": ("Confirm runs: mean of each arm", "TABLE"),
     "curves": ("Confirm runs: loss curve by arm", "CHART"),
     "trials": ("All trials, lowest loss first", "TABLE"),
     "search": ("All trials: alpha, arm, lr, loss", "CHART"),
 }
-SINCE = 1_700_000_000_000  # ms; the menu lists the latest first, and the same study gives the same tags
+SINCE = 1_700_000_000_000  # ms; fixed, so that a study always has the same tags; the menu lists the latest first
 NAME = "attributes.`Run Name`"
-PAGE = 100  # runs that the runs page loads at first
-ARM_COLOURS = "pagating.armColours"  # what the first page of `pagating ui` gives the browser
-LONGEST = 5000  # characters of an experiment's tag in MLflow's sqlite store
+PAGE = 100  # number of runs that the runs page loads at first
+ARM_COLOURS = "pagating.armColours"  # tag with the colours that `pagating ui` stores in the browser
+LONGEST = 5000  # maximal number of characters of an experiment's tag in MLflow's sqlite store
 Range = tuple[float, float]
 
 
 def arm_colour(study: Study, arm: str) -> str:
-    """The colour of an arm in the report and in the UI."""
+    """Return the colour of an arm in the report and in the UI."""
     others = [name for name in study.arms if not study.arms[name].baseline]
     return INK if arm not in others else colour_of(others.index(arm))
 
 
 def group_colours(study: Study) -> dict[str, str]:
-    """The colour of each arm by the name that the runs page gives its group."""
+    """Return the colour of each arm by the name of its group on the runs page."""
     return {f"tag.arm.{arm}": arm_colour(study, arm) for arm in study.arms}
 
 
 def end_of_curves(ends: Sequence[dict[str, Any]]) -> tuple[Range, Range] | None:
-    """Steps and losses (nats) between which the ends of the loss curves lie: what tells arms apart; None without any.
+    """Return the ranges of steps and of losses (nats per token) that show the ends of the loss curves.
 
-    `ends`: the last row of the curve (`step`, `val_nll`) of each confirm trial.
+    Args:
+        ends: Last row of the curve (`step`, `val_nll`) of each confirm trial.
+
+    Returns:
+        The two ranges, or None if there are no curves.
     """
     if not ends:
         return None
@@ -57,37 +61,43 @@ def end_of_curves(ends: Sequence[dict[str, Any]]) -> tuple[Range, Range] | None:
 
 
 def view_tags(study: Study, ends: Sequence[dict[str, Any]] = ()) -> dict[str, str]:
-    """The experiment tags that hold the saved views and the arms' colours of a study; `ends` as in `end_of_curves`."""
+    """Return the experiment tags with a study's saved views and its arms' colours. For `ends` see `end_of_curves`."""
     tags = {f"{VIEW}{view}": _envelope(view, state(study, view, ends)) for view in VIEWS}
     tags[ARM_COLOURS] = json.dumps(group_colours(study))
     return {name: value for name, value in tags.items() if len(value) < LONGEST}
 
 
 def is_ours(tag: str, value: str) -> bool:
-    """Whether an experiment's tag is as we wrote it: not a view that a user saved over ours, nor a tag of others."""
+    """Return True if this project wrote an experiment's tag, and no user has saved another view over it."""
     view = tag.removeprefix(VIEW)
     return tag == ARM_COLOURS or (view in VIEWS and json.loads(value).get("updatedAt") == _made(view))
 
 
 def _made(view: str) -> int:
+    """Return the creation time of a view in milliseconds since 1970."""
     return SINCE - 1000 * list(VIEWS).index(view)
 
 
 def _envelope(view: str, content: dict[str, Any]) -> str:
     made = _made(view)
     whole = {"name": VIEWS[view][0], "createdAt": made, "updatedAt": made, "state": json.dumps(content)}
-    if len(json.dumps(whole)) >= LONGEST:  # many arms: their groups open unfolded
+    if len(json.dumps(whole)) >= LONGEST:  # too many arms: do not store that their groups are folded
         whole["state"] = json.dumps({**content, "groupsExpanded": {}})
     return json.dumps(whole)
 
 
 def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """What the runs page keeps of itself, for one of `VIEWS`; `ends` as in `end_of_curves`.
+    """Return the state of MLflow's runs page for one of `VIEWS`.
 
-    None is ordered by the start: the page would fold the trials away below their study's run, and draw none of them.
+    No view is ordered by the start time, because the page would then hide the trials below their study's run.
+
+    Args:
+        study: The study.
+        view: Key of `VIEWS`.
+        ends: See `end_of_curves`.
     """
     of_arms, confirms = view in ("arms", "curves"), "confirm" in study.stages
-    shown = ["metrics.`final/test_nll`"] if of_arms and confirms else []  # no single trial is to be chosen by it
+    shown = ["metrics.`final/test_nll`"] if of_arms and confirms else []  # never chosen by: not in lists of trials
     shown += ["metrics.`final/val_nll`", "params.`lr`", "params.`alpha`"]
     shown += ["metrics.`final/seconds`"] if of_arms else ["tags.`stage`", "tags.`outcome`"]
     sections = _arm_sections(study, ends) if of_arms else _trial_sections()
@@ -101,7 +111,7 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
         "modelVersionFilter": "All Runs",
         "selectedColumns": shown,
         "columnOrder": [NAME],
-        "columnWidths": {NAME: 330},  # of a run, whole
+        "columnWidths": {NAME: 330},  # fits the whole name of a run
         "runsHiddenMode": "SHOW_ALL",
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}
         if of_arms
@@ -121,7 +131,10 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
 
 
 def _order(study: Study) -> str:
-    """Arms by their loss; more runs than the page loads by seed: it then averages every arm over the same seeds."""
+    """Return the sort key of the arms' views: their loss, or the seed if there are more runs than the page loads.
+
+    Sorted by seed, the page averages every arm over the same seeds.
+    """
     confirms = "confirm" in study.stages
     runs = len(study.arms) * (study.confirm.looks[-1] if confirms else study.search.trials_per_arm)
     if runs > PAGE:
@@ -149,7 +162,7 @@ def _line(*metrics: str, **fields: Any) -> dict[str, Any]:
 
 
 def _arm_sections(study: Study, ends: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    # a card has no title of its own for a metric, and a linear axis starts at 0, where no arm can be told from another
+    # A card has no title for a metric. A linear axis starts at 0, so that all arms look the same.
     sections = {"Validation loss by step, nats per token": [_line("val/nll", scaleType="log")]}
     if end := end_of_curves(ends):
         (x0, x1), (y0, y1) = end
@@ -163,7 +176,7 @@ def _arm_sections(study: Study, ends: Sequence[dict[str, Any]]) -> dict[str, lis
 
 def _trial_sections() -> dict[str, list[dict[str, Any]]]:
     lr, loss = {"key": "lr", "type": "PARAM"}, {"key": "final/val_nll", "type": "METRIC"}
-    # the arm's axis is not the first, at whose left long names would be cut
+    # the arm's axis is not the first one, where long names would be cut
     wanted = {"selectedParams": ["alpha", "arm", "lr"], "selectedMetrics": ["final/val_nll"], "showAllRuns": False}
     return {
         "Every trial: alpha, arm, learning rate, loss": [_card("PARALLEL", **wanted)],
@@ -177,28 +190,33 @@ def _learns(study: Study) -> bool:
 
 
 def view_link(experiment: str, view: str) -> str:
-    """The link to a saved view, within the UI."""
+    """Return the link to a saved view, relative to the UI."""
     mode = f"&compareRunsMode={VIEWS[view][1]}"
     return f"#/experiments/{experiment}/runs?viewStateShareKey={view}{mode}&workflowType=machine_learning"
 
 
-def note(study: Study, experiment: str, parent: str | None, said: str | None) -> str:
-    """Markdown above a study's runs and in its own run: the question, the verdict, and where to look.
+def note(study: Study, experiment: str, parent: str | None, verdict: str | None) -> str:
+    """Return the description of a study in Markdown: its question, its verdict and links.
 
-    `parent`: the study's own run, to link to; `said`: the verdict's Markdown, None while there is none. The page shows
-    the first line until it is unfolded.
+    The page shows only the first line until the user opens the rest.
+
+    Args:
+        study: The study.
+        experiment: Id of the experiment.
+        parent: Id of the study's parent run for links, or None.
+        verdict: Verdict in Markdown. None means that there is none yet.
     """
     first = [f"**{markdown(one_line(study.question, 500))}**"]
     if parent:
         own = f"#/experiments/{experiment}/runs/{parent}"
-        first += [f"[Report]({own}/artifacts/report.html)"] if said else []
+        first += [f"[Report]({own}/artifacts/report.html)"] if verdict else []
         first += [f"[Run of the whole study]({own})"]
     links = [f"- [{name}]({view_link(experiment, view)})" for view, (name, _) in VIEWS.items()]
-    return "\n".join([" · ".join(first), "", said or "The study is running: no verdict yet.", "", *links])
+    return "\n".join([" · ".join(first), "", verdict or "The study is running: no verdict yet.", "", *links])
 
 
 def show(client: Any, experiment: str, tags: dict[str, str]) -> None:
-    """Set an experiment's views and description; who saved a view over ours, or described the study, keeps theirs."""
+    """Set the views and the description of an experiment. A view or description of a user is kept."""
     there = client.get_experiment(experiment).tags
     for name, value in tags.items():
         if there.get(name) != value and (name not in there or is_ours(name, there[name])):
@@ -206,12 +224,12 @@ def show(client: Any, experiment: str, tags: dict[str, str]) -> None:
 
 
 def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: dict[str, Any]) -> None:
-    """Put the verdict into the parent run: description, a metric for each arm, and the report as artifacts."""
+    """Write the verdict to the parent run: a description, one metric per arm, and the report as an artifact."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
     client = MlflowClient(tracking_uri=uri)
-    table = (folder / "verdict.md").read_text(encoding="utf-8").split("\n", 4)[4]  # below the name and the question
+    table = (folder / "verdict.md").read_text(encoding="utf-8").split("\n", 4)[4]  # after the name and the question
     events = ledger.read(folder / "ledger.jsonl")
     now = round(1000 * max(event["time"] for event in events))
     metrics = [

@@ -1,4 +1,4 @@
-"""Where learned alphas started, by the study's configuration, and where they went."""
+"""Start of the learned alphas, from the study's configuration, and their end."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,13 @@ from analysis.published import freeze
 from analysis.report import takeaways
 from pagating.gating.catalog import COMPETITORS
 
-FINAL = {0: (0.45, 0.40, 0.55), 1: (1.55, 1.60, 1.77)}  # of layer 0 and 1, a seed each
-FIRST = {0: (0.60, 0.35, 0.52), 1: (1.64, 1.62, 1.60)}  # at the first evaluation: training has moved them
+FINAL = {0: (0.45, 0.40, 0.55), 1: (1.55, 1.60, 1.77)}  # of layers 0 and 1, one value per seed
+FIRST = {0: (0.60, 0.35, 0.52), 1: (1.64, 1.62, 1.60)}  # at the first evaluation, after some training
 
 
 @pytest.fixture
 def learned(tmp_path: Path) -> Path:
-    """A study of a gate with a free alpha a layer, and of xSiLU, whose finals and first evaluations are those above."""
+    """Write a study of a gate with one free alpha per layer, and of xSiLU, with the alphas above."""
     arms = {
         "gelu": {"baseline": True},
         "free": {"gate": "sigmoid", "alpha": {"learnable": {"init": 0.5, "per": "layer", "range": "free"}}},
@@ -48,7 +48,7 @@ def test_the_start_is_the_configured_one_and_not_the_first_evaluation(learned: P
     assert list(rows) == [("free", 0), ("free", 1), ("xsilu", 0), ("xsilu", 1)]
     assert [row["start"] for row in rows.values()] == [0.5, 0.5, 0.0, 0.0]
     assert [row["first"] for row in rows.values()] == pytest.approx([0.49, 1.62, 0.49, 1.62])
-    # against 0.5: of 0.45, 0.40, 0.55 one is above; all of 1.55, 1.60, 1.77, of which one is above its own first value
+    # against 0.5: one of 0.45, 0.40, 0.55 is above; all of 1.55, 1.60, 1.77 are, one of them above its own first value
     assert [(row["up"], row["down"]) for row in rows.values()] == [(1, 2), (3, 0), (3, 0), (3, 0)]
     assert rows["free", 1]["mean"] == pytest.approx(1.64)
     shown = alphas.columns(list(rows.values()))

@@ -25,7 +25,7 @@ def test_each_arm_has_its_optimum_by_both_rules(demo: Path):
         grid = trials[(trials["stage"] == "calibrate") & (trials["arm"] == row["arm"])]
         means = grid.groupby("lr")["val_nll"].mean()
         assert row["grid_best"] == means.idxmin()
-        c, b, _ = np.polyfit(np.log(means.index), means, 2)  # three points: all weigh 1
+        c, b, _ = np.polyfit(np.log(means.index), means, 2)  # three points, all of weight 1
         # se(c) of three equally spaced points is s sqrt(3 / 2) / h^2
         steadied = c + row["standard_error"] * math.sqrt(1.5) / math.log(2) ** 2 / 2
         centre = np.log(means.index).to_numpy().mean()

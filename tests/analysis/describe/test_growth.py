@@ -1,4 +1,4 @@
-"""The slope of the difference over training: all of it, which decides, and its second half, which is exploratory."""
+"""Slope of the difference over training: over all of it, which decides, and over the second half (exploratory)."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from analysis.published import claims_ours, page
 
 TOKENS = np.arange(1, 11) * 60_000
 RISE_THEN_FALL = np.array([0.0, 0.6, 1.2, 1.8, 2.0, 1.9, 1.8, 1.7, 1.6, 1.5])  # in percent, falls after the middle
-NOISE = {100: 0.02, 101: -0.03, 102: 0.05, 103: 0.01}  # a seed's own slope, in percent a doubling
+NOISE = {100: 0.02, 101: -0.03, 102: 0.05, 103: 0.01}  # slope of each seed, in percent per doubling
 
 
 def write(folder: Path, percent: dict[str, np.ndarray], noise: dict[int, float] = NOISE) -> Path:
-    """A study whose improvements over training are `percent` by arm, each seed with a slope of its own added."""
+    """Write a study whose improvements over training are `percent` by arm, plus a slope of its own for each seed."""
     trials, curves = [], []
     for seed, own in noise.items():
         for arm in ("gelu", *percent):
@@ -44,7 +44,7 @@ def of(rows: list[dict], arm: str) -> dict:
 def test_a_rise_that_ends_in_a_fall_is_seen_in_the_second_half(tmp_path: Path):
     rows = growth.table(load(write(tmp_path, {"bends": RISE_THEN_FALL, "rises": 0.5 * np.log2(TOKENS)})))
     bends, rises = of(rows, "bends"), of(rows, "rises")
-    assert bends["verdict"] == rises["verdict"] == "rises with tokens"  # the test that was named before
+    assert bends["verdict"] == rises["verdict"] == "rises with tokens"  # the test that was fixed in advance
     late = np.polyfit(np.log2(TOKENS[4:]), RISE_THEN_FALL[4:], 1)[0]  # from half of 600,000 tokens on
     per_seed = late + np.array(list(NOISE.values()))
     test = stats.ttest_1samp(per_seed, 0.0)

@@ -1,4 +1,4 @@
-"""Importance and the loss against alpha, on search trials whose loss is known."""
+"""Importance and the loss against alpha, on search trials with known losses."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ ARM = "paglu-searched"
 
 @pytest.fixture
 def searched(demo: Path) -> Path:
-    """The demo with 24 search trials of one arm: a bowl in alpha around 1.2, little of the learning rate."""
+    """Give the demo 24 search trials of one arm: a parabola in alpha around 1.2, little effect of the rate."""
     trials = pd.read_parquet(demo / "trials.parquet")
     rng = np.random.default_rng(4)
     row = trials[(trials["stage"] == "confirm") & (trials["arm"] == ARM)].iloc[0]

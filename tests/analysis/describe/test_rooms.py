@@ -1,4 +1,4 @@
-"""Claims, alphas, budget, the curves over training and the ledger, on simulated studies whose truth is known."""
+"""Claims, alphas, budget, curves over training and the ledger, on simulated studies with known truth."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def test_alphas_by_layer(demo: Path):
         values = trials[f"alpha_layer_{row['layer']}"]
         assert (row["n"], row["mean"], row["sd"]) == pytest.approx((8, values.mean(), values.std(ddof=1)))
         assert row["low"] < 0.3 + 0.3 * row["layer"] < row["high"] or row["layer"] == 3
-        assert (row["up"], row["down"]) == ((values > 0.5).sum(), (values < 0.5).sum())  # their init
+        assert (row["up"], row["down"]) == ((values > 0.5).sum(), (values < 0.5).sum())  # their initial value
 
 
 def test_a_table_without_rows_exits_0_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -162,7 +162,7 @@ def test_the_ledger_says_rate_path_and_what_a_gpu_did(demo: Path):
     trials = pd.read_parquet(demo / "trials.parquet")
     plain = build.build(demo).read_text(encoding="utf-8")
     assert "tokens/s" in plain
-    assert "FLOPs utilisation" not in plain  # the table of before, without the columns, still reads
+    assert "FLOPs utilisation" not in plain  # an older table, without these columns, can still be read
     assert "share compiled" not in plain
     done = trials["outcome"] == "completed"
     for arm, rate, share in (("gelu", 30_000.0, 0.4), ("linear-floor", 50_000.0, 0.2)):
@@ -171,7 +171,7 @@ def test_the_ledger_says_rate_path_and_what_a_gpu_did(demo: Path):
         trials.loc[own, "flops_utilisation"] = share
         trials.loc[own, "peak_gpu_mb"] = np.arange(own.sum(), dtype=float)
         trials.loc[own, "compiled"] = np.where(trials.loc[own, "stage"] == "confirm", 1.0, 0.0)
-    trials.loc[~done, "tokens_per_second"] = 1.0  # one that was stopped early is no measurement
+    trials.loc[~done, "tokens_per_second"] = 1.0  # a trial that was stopped early is not a measurement
     trials.to_parquet(demo / "trials.parquet")
     rows = {row["arm"]: row for row in fairness.ledger(load(demo))}
     n = int((done & (trials["arm"] == "gelu")).sum())
@@ -210,7 +210,7 @@ def test_methods_name_roles_and_never_give_the_stock_model_a_base():
 def test_an_arm_that_trains_slower_than_the_baseline_is_named(demo: Path):
     trials = pd.read_parquet(demo / "trials.parquet")
     confirm = trials["stage"] == "confirm"
-    # pairs by seed: the machine was half as fast for the odd seeds, which is no arm's doing
+    # pairs by seed: the machine was half as fast for the odd seeds, in all arms
     trials.loc[confirm, "tokens_per_second"] = np.where(trials.loc[confirm, "seed"] % 2, 10_000.0, 20_000.0)
     trials.loc[confirm & (trials["arm"] == "paglu-searched"), "tokens_per_second"] *= 0.9
     trials.loc[confirm & (trials["arm"] == "linear-floor"), "tokens_per_second"] *= 0.99

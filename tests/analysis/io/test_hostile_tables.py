@@ -1,4 +1,4 @@
-"""Tables and command lines from anybody: a result, or one line that says what is wrong; never a traceback."""
+"""Tables and command lines from unknown sources give a result, or one line that names the error, never a traceback."""
 
 import importlib
 import json
@@ -27,7 +27,8 @@ GOOD = "arm,seed,val_nll\n" + "".join(f"{arm},{seed},{loss}\n" for arm, seed, lo
 
 def call(script, *words, capsys=None):
     """Exit code, output and error of a script, called as its command is; fails on anything but a clean end."""
-    main = importlib.import_module("analysis.report.build" if script == "report" else f"analysis.{script}").main
+    module = "report.build" if script == "report" else script
+    main = importlib.import_module(f"analysis.{module}").main
     with pytest.raises(SystemExit) as ended:
         command.run(lambda: main(list(words)))
     out, err = capsys.readouterr() if capsys else ("", "")
@@ -56,7 +57,7 @@ REFUSED = {
     "text": (GOOD.replace("3.02", "abc"), "column val_nll has 'abc'; allowed: numbers"),
     "truth": (GOOD.replace("3.02", "True"), "column val_nll has 'True'; allowed: numbers"),
     "a row twice": (GOOD + "x,1,3.1\n", r"duplicated confirm rows \(x seed 1\)"),
-    "a column twice": ("arm,seed,val_nll,val_nll\ngelu,1,3,3\n", "column 'val_nll' stands in it twice"),
+    "a column twice": ("arm,seed,val_nll,val_nll\ngelu,1,3,3\n", "column 'val_nll' appears twice"),
     "too many cells": (GOOD + "x,9,3,4,5\n", "Expected 3 fields in line 10, saw 5"),
     "an open quote": (GOOD + '"x,9,3\n', "EOF inside string"),
     "an infinite seed": (GOOD.replace("x,3", "x,inf"), "column seed has inf; allowed: whole numbers below 2"),
@@ -277,7 +278,7 @@ def test_ten_million_rows_in_four_gigabytes(tmp_path):
     import resource
     import subprocess
 
-    steps, seeds = 50_000, 100  # checkpoints of 200 runs: each is reduced to its last
+    steps, seeds = 50_000, 100  # checkpoints of 200 runs, each reduced to its last
     file = tmp_path / "runs.csv"
     with file.open("w") as out:
         out.write("arm,seed,step,val_nll\n")

@@ -1,4 +1,4 @@
-"""A study written to MLflow gives the verdict that its folder gives."""
+"""Studies in MLflow give the same verdict as their folders."""
 
 import math
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_mlflow_gives_the_verdict_of_the_folder(tmp_path: Path, monkeypatch: pyt
             for key in ("arm", "n", "improvement_percent", "p_t", "p_adjusted", "verdict", "seeds"):
                 assert mine[key] == row[key]
     for mine, row in zip(slopes(study), slopes(load(folder)), strict=True):
-        assert mine.pop("values") == pytest.approx(row.pop("values"))  # a slope a seed
+        assert mine.pop("values") == pytest.approx(row.pop("values"))  # one slope per seed
         assert mine == pytest.approx(row)
     with pytest.raises(TableError, match=r"0 parent runs; allowed: one"):
         load_mlflow(uri, "other")

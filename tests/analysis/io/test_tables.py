@@ -1,4 +1,4 @@
-"""What `load` refuses, each with its sentence, and what it makes of a table."""
+"""Tables that `load` refuses, each with its message, and the studies that it makes of valid ones."""
 
 from collections.abc import Callable
 from pathlib import Path

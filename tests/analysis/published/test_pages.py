@@ -14,8 +14,9 @@ from analysis.io.study import load
 from analysis.published import index
 from analysis.published import page as results_page
 from analysis.report import plots
-from analysis.report.takeaways import takeaways
-from analysis.verdict.decide import decide, verdict
+from analysis.report.figures import FIGURES, drawn
+from analysis.report.findings import Findings
+from analysis.verdict.decide import verdict
 from pagating.data.texts import matching_files
 from tune.study.files import load as load_study
 
@@ -26,8 +27,8 @@ def page_of(folder: Path, **came: object) -> str:
     """The page of a study with this provenance."""
     (folder / "provenance.json").write_text(json.dumps(came))
     (folder / "verdict.json").write_text("{}")  # the page names its size
-    study = load(folder)
-    return results_page.page(study, decide(study))
+    found = Findings(load(folder))
+    return results_page.page(found, drawn(found, published=True))
 
 
 def test_speeds_that_are_no_measurements_name_no_slow_arm(demo: Path):
@@ -44,11 +45,11 @@ def test_speeds_that_are_no_measurements_name_no_slow_arm(demo: Path):
 
 def test_a_caption_says_what_is_shown_before_how_to_read_it(demo: Path):
     page = page_of(demo)
-    study = load(demo)
-    said = takeaways(study, decide(study))
+    said = {name: figure.takeaway for name, figure in drawn(Findings(load(demo))).items()}
+    short = {row.name: row.short for row in FIGURES}
     for name in ("differences", "loss_curves", "over_training", "alphas", "learning_rate"):
         caption = page.split(f"](figures/{name}.svg)\n\n")[1].split("\n")[0]
-        assert caption.replace("\\", "").startswith(f"**{said[name]}** {results_page.CAPTIONS[name]}")
+        assert caption.replace("\\", "").startswith(f"**{said[name]}** {short[name]}")
     assert re.search(r"to the highest\. \d+ points lie above the frame\.", page)
 
 
@@ -91,7 +92,7 @@ def test_a_colour_is_of_one_arm_in_all_panels(demo: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         plots,
         "draw_differences",
-        lambda ax, study, rows: drawn.append({row["arm"]: plots.arm_style(study, row["arm"]) for row in rows}),
+        lambda ax, study, rows: drawn.append({row.arm: plots.arm_style(study, row.arm) for row in rows}),
     )
     index.side_by_side([one, two])
     first, second = drawn

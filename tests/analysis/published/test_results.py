@@ -264,7 +264,7 @@ def test_a_pattern_that_cannot_be_frozen_is_refused(demo: Path):
     study = load(demo)
     with pytest.raises(TableError, match=r"--arm paglu-searched: learned no alpha; allowed: paglu-per-layer"):
         freeze.follow_up(study, "paglu-searched")
-    with pytest.raises(TableError, match=r"--arm nobody: is no arm of demo"):
+    with pytest.raises(TableError, match=r"--arm nobody: is not an arm of demo"):
         freeze.follow_up(study, "nobody")
     study.trials["alpha_layer_3"] += 9.2
     with pytest.raises(TableError, match=r"alpha of layer 3 is 10\.\d+; allowed: in \[-10, 10\]"):

@@ -149,7 +149,7 @@ def test_a_table_of_100_000_trials_stays_below_2_gb(demo: Path):
     big = one.iloc[np.resize(np.arange(4) * 8, len(seeds))].assign(seed=seeds)
     big = big.assign(test_nll=big["test_nll"].to_numpy() + noise, config_key="k")
     big.to_parquet(demo / "trials.parquet")
-    code = f"import resource; from analysis import report; report.build({str(demo)!r}); "
+    code = f"import resource; from analysis.report import build; build.build({str(demo)!r}); "
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 2_000_000  # KiB

@@ -1,4 +1,4 @@
-"""The known-answer cases, each computed by an independent library that the case names."""
+"""Known-answer cases, each computed by an independent library that the case names."""
 
 import json
 import math
@@ -16,7 +16,7 @@ CASES = {
 
 
 def case(name: str) -> tuple[dict, dict, float]:
-    """Inputs, expected outputs and tolerance."""
+    """Return inputs, expected outputs and tolerance of a case."""
     found = CASES[name]
     return found["inputs"], found["expected"], found["abs_tol"]
 
@@ -117,7 +117,7 @@ def test_dunnett_blocked_by_seed():
     inputs, expected, tol = case("dunnett_blocked_k3")
     table = np.array(inputs["columns_control_then_arms"])
     got = multiplicity.dunnett_blocked(table[:, 0], list(table[:, 1:].T))
-    assert got["effect"] == pytest.approx([-x for x in expected["effect"]], abs=1e-6)  # ours: baseline - arm
+    assert got["effect"] == pytest.approx([-x for x in expected["effect"]], abs=1e-6)  # our sign: baseline - arm
     assert got["se"] == pytest.approx(expected["se"], abs=1e-6)
     assert got["t"] == pytest.approx([-x for x in expected["t"]], abs=1e-6)
     assert got["df"] == [expected["df"]] * 3

@@ -1,4 +1,4 @@
-"""The fitted learning rate: exact on a parabola, the same answer from numpy's fit, and no reward for luck."""
+"""Fit of the learning rate: exact on a parabola, equal to numpy's fit, and no reward for luck."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_with_much_noise_all_points_weigh_the_same_and_the_curvature_is_steadied
     error = sd / math.sqrt(2) * math.sqrt(covariance[0, 0])
     expected = math.exp(-b / (2 * (c + error / 2)) + np.log(RATES).mean())
     assert optimum(RATES, losses, sd).fitted == pytest.approx(expected)
-    assert optimum(RATES, losses, sd).fitted == pytest.approx(1e-3, rel=1e-3)  # noise alone: the centre
+    assert optimum(RATES, losses, sd).fitted == pytest.approx(1e-3, rel=1e-3)  # noise alone gives the centre
 
 
 def test_the_order_of_rates_does_not_matter_and_nothing_is_extrapolated():
@@ -54,10 +54,10 @@ def test_the_order_of_rates_does_not_matter_and_nothing_is_extrapolated():
 def test_an_infeasible_seed_takes_its_rate_out():
     losses = bowl(RATES, 1.2e-3)
     losses[3, 1] = math.inf
-    assert optimum(RATES, losses, 0.0).fitted == pytest.approx(1.2e-3)  # three others lie on the same parabola
+    assert optimum(RATES, losses, 0.0).fitted == pytest.approx(1.2e-3)  # the three others lie on the same parabola
     assert optimum(RATES, losses, 0.0).rate <= RATES[2] * 2
     losses[:2] = math.inf
-    assert optimum(RATES, losses, 0.0).fitted is None  # two rates left
+    assert optimum(RATES, losses, 0.0).fitted is None  # only two rates remain
     assert optimum(RATES, losses, 0.0).rate == RATES[2]
     with pytest.raises(ValueError, match="none of 5 learning rates has a finite loss on every seed"):
         optimum(RATES, np.full((5, 2), math.inf), 0.0)
@@ -68,13 +68,13 @@ def test_the_noise_is_the_larger_of_own_and_the_median():
     noise = {"quiet": 0.001, "middle": 0.01, "loud": 0.1}
     losses = {arm: bowl(RATES, 1e-3, noise=sd, rng=rng) for arm, sd in noise.items()}
     own = {}
-    for arm, x in losses.items():  # what a mean a rate and a mean a seed leave
+    for arm, x in losses.items():  # residuals after a mean per rate and a mean per seed
         left = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
         own[arm] = math.sqrt(float((left**2).sum() / 4))
     assert own["quiet"] < own["middle"] < own["loud"]
     found = optima(RATES, losses)
     assert found["loud"].standard_error == pytest.approx(own["loud"] / math.sqrt(2))
-    for arm in ("quiet", "middle"):  # one loud arm says nothing of the others
+    for arm in ("quiet", "middle"):  # one noisy arm says nothing about the others
         assert found[arm].standard_error == pytest.approx(own["middle"] / math.sqrt(2))
 
 
@@ -97,9 +97,9 @@ def arms_at(logs, errors, reach=(1e-6, 1.0)):
 
 @pytest.mark.parametrize("spread", [0.5, 4.0])
 def test_optima_read_together_are_those_of_a_random_effects_model(spread):
-    """Against statsmodels: the variance of the optima and their mean are DerSimonian and Laird's."""
+    """Compare with statsmodels: variance and mean of the optima are those of DerSimonian and Laird."""
     x, e = spread * np.array([-0.05, 0.02, 0.09, -0.01, 0.04]) - 7, np.array([0.05, 0.06, 0.04, 0.07, 0.05])
-    with np.errstate(invalid="ignore"):  # it takes the root of a negative variance
+    with np.errstate(invalid="ignore"):  # statsmodels takes the root of a negative variance
         model = combine_effects(x, e**2, method_re="chi2")
     tau2 = max(0.0, model.tau2)
     assert (tau2 > 0) == (spread > 1)

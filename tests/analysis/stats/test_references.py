@@ -1,4 +1,4 @@
-"""Own cases against scipy and statsmodels, limits, and simulated null data that must keep the promised error rate."""
+"""Cases against scipy and statsmodels, limits, and simulated null data that must keep the promised error rate."""
 
 import math
 from fractions import Fraction
@@ -32,7 +32,7 @@ def test_sign_flip_beyond_twenty_has_an_error_that_covers_the_t_approximation(rn
     assert error == pytest.approx(np.sqrt(p * (1 - p) / paired_tests.DRAWS))
     assert error > 0
     assert p == pytest.approx(paired_tests.paired_t(d)[2], abs=6 * error + 0.002)
-    assert paired_tests.sign_flip(d) == (p, error)  # the same draws every time
+    assert paired_tests.sign_flip(d) == (p, error)  # the same draws each time
 
 
 def test_worst_rank_equals_scipy_wilcoxon(rng: np.random.Generator):
@@ -92,7 +92,7 @@ def test_seeds_needed_is_the_smallest_number_that_is_enough():
 
 
 def test_dunnett_with_many_blocks_approaches_scipy(rng: np.random.Generator):
-    # scipy.stats.dunnett has no blocks: without block effects and with many rows the two agree
+    # scipy.stats.dunnett has no blocks: without block effects and with many rows, both agree
     table = rng.normal(0, 1, (400, 4)) + np.array([0, 0.1, 0.17, -0.05])
     got = multiplicity.dunnett_blocked(table[:, 0], list(table[:, 1:].T))["p_adjusted"]
     want = stats.dunnett(*table[:, 1:].T, control=table[:, 0], rng=np.random.default_rng(0)).pvalue
@@ -139,7 +139,7 @@ def test_e_process_rejects_a_true_null_at_most_at_the_level(rng: np.random.Gener
     rejected = 0
     for _ in range(2000):
         rejected += max(sequential.e_process(rng.normal(0, 1, sequential.CAP))) >= 20
-    assert rejected / 2000 <= 0.05  # Ville's inequality, looking after every seed
+    assert rejected / 2000 <= 0.05  # Ville's inequality, with a look after every seed
     assert sequential.e_value(5000.0, 25_000) == pytest.approx(np.exp(690))  # capped where a float overflows
     assert sequential.e_process([0.1, 0.1, 0.1]) == [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="complete pairs"):

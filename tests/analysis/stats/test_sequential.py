@@ -1,4 +1,4 @@
-"""Rules that add seeds: the same decision as their boundaries, error rates by simulation, the verdict's words."""
+"""Rules that add seeds: decisions equal to their boundaries, error rates by simulation, and the verdict's wording."""
 
 import math
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_the_looks_of_each_rule():
 
 
 def of_p(n: int, p: float) -> np.ndarray:
-    """Differences of n pairs whose paired t test has this p."""
+    """Return differences of n pairs whose paired t test has this p."""
     x = np.random.default_rng(n).standard_normal(n)
     x = (x - x.mean()) / x.std(ddof=1)
     return x + stats.t.isf(p / 2, n - 1) / math.sqrt(n)
@@ -52,7 +52,7 @@ def test_the_e_process_stops_where_e_reaches_one_over_the_level():
     rows, e = path(d, "e-process", E, 0.05), e_process(d)
     for row in rows:
         assert row["e"] == pytest.approx(e[row["n"] - 1])
-        assert (row["p"] <= row["stops_at"]) == (row["e"] >= 20)  # the same decision in words of p
+        assert (row["p"] <= row["stops_at"]) == (row["e"] >= 20)  # the same decision, stated by p
     assert rows[-1]["p_anytime"] == pytest.approx(1 / max(e[2:]))
     assert nominal("e-process", E, 3, 1e-3) == 0.0  # three seeds can never reach e = 1000
 
@@ -71,9 +71,9 @@ def test_three_equal_arms_are_called_different_in_no_more_than_the_level(rule):
     for _ in range(studies):
         baseline = rng.standard_normal(looks[-1])
         p = [path(baseline - rng.standard_normal(looks[-1]), rule, looks, 0.05)[-1]["p_anytime"] for _ in range(3)]
-        wrong += min(p) <= 0.05 / 3  # where Holm's first step rejects
+        wrong += min(p) <= 0.05 / 3  # Holm's first step rejects
     assert stats.binomtest(wrong, studies, 0.05, alternative="greater").pvalue > 0.01
-    naive = rng.standard_normal((4000, 10))  # a t test at 0.05 at each look errs far more often
+    naive = rng.standard_normal((4000, 10))  # a t test at 0.05 at each look has a far higher error rate
     hits = np.any([stats.ttest_1samp(naive[:, :n], 0, axis=1).pvalue <= 0.05 for n in OBF], axis=0)
     assert hits.mean() > 0.1
 
@@ -121,10 +121,10 @@ def test_the_verdict_decides_by_the_rule_and_says_so():
     assert (result["rule"], result["looks"]) == ("obrien-fleming", [3, 5, 8, 10])
     assert a["verdict"] == "better"
     assert "obrien-fleming: look 2 of 4, at 5 seeds, stops this arm alone at p <= 0.0054, seen " in a["why"]
-    assert a["p_deciding"] == a["p_anytime"] > a["p_t"]  # looks cost something
+    assert a["p_deciding"] == a["p_anytime"] > a["p_t"]  # looks cost power
     assert floor["verdict"] == "worse"
     fixed = verdict(study("fixed", 5, -0.03))["comparisons"][1]
-    assert a["improvement_low"] < fixed["improvement_low"]  # so does the interval
+    assert a["improvement_low"] < fixed["improvement_low"]  # and widen the interval
     assert fixed["path"] == []
 
 

@@ -1,4 +1,4 @@
-"""What a study on a cluster counts, asks for and sends, without a cluster; test_nodes.py has a real one."""
+"""Test how a study counts slots, requests them and sends data, without a cluster. test_nodes.py has a real one."""
 
 import hashlib
 import re
@@ -148,12 +148,12 @@ def test_what_a_stage_can_use_at_a_time():
     assert [side_by_side(study(), stage) for stage in ("search", "calibrate", "confirm", "done")] == [6, 20, 14, 0]
 
 
-# --- what the autoscaler is asked for --------------------------------------------------------------------------------
+# --- requests to the autoscaler --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What Ray's autoscaler is asked for, and whether the driver is outside the cluster (ray://)."""
+    """Return a list of requests to Ray's autoscaler, and a list that puts the driver outside (ray://) if not empty."""
     found, outside = [], []
     monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: found.append(bundles))
     monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: bool(outside))
@@ -190,7 +190,7 @@ def test_each_stage_wishes_for_what_it_can_use_and_no_more_than_the_users_slots(
 
 @pytest.fixture
 def answers(monkeypatch):
-    """By node, what it answers when its versions are asked for; an exception is raised."""
+    """Return a dict of each node's answer to a request for its versions. An exception in it is raised."""
     given = {}
 
     class Asks:
@@ -264,11 +264,11 @@ def test_a_lost_node_counts_against_no_attempt_of_the_cell(packed, tmp_path):
         it.end(cell, "failed", {}, f"{NODE_LOST}: as spot machines are")
         assert it.next_cell() == cell
     it.start(cell)
-    it.end(cell, "failed", {}, "its worker died: once")  # has its three attempts still
+    it.end(cell, "failed", {}, "its worker died: once")  # this does not count as an attempt
     assert it.next_cell() == cell
     it.start(cell)
-    it.alive(cell, 0.5)
-    it.end(cell, "failed", {}, f"{NODE_LOST}: again")  # further than before: both counts start anew
+    it.cell_heartbeat(cell, 0.5)
+    it.end(cell, "failed", {}, f"{NODE_LOST}: again")  # more progress than before resets both counts
     assert it.next_cell() == cell
     for _ in range(NODES_LOST - 1):
         it.start(cell)
@@ -278,7 +278,7 @@ def test_a_lost_node_counts_against_no_attempt_of_the_cell(packed, tmp_path):
     assert it.records[cell.key].outcome == "failed"
 
 
-# --- what travels ----------------------------------------------------------------------------------------------------
+# --- delivery --------------------------------------------------------------------------------------------------------
 
 
 def pieces(folder):
@@ -326,7 +326,7 @@ def plain_trial(corpus):
 
 @pytest.fixture
 def objects(monkeypatch):
-    """Ray's object store, in a list."""
+    """Replace Ray's object store by a list."""
     kept = []
     monkeypatch.setattr(delivery.ray, "put", lambda piece: kept.append(piece) or len(kept) - 1)
     monkeypatch.setattr(delivery.ray, "get", lambda ref: kept[ref])

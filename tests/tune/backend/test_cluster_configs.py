@@ -1,4 +1,4 @@
-"""configs/cluster, as far as it can be checked without a cloud: Ray's own schema, Kubernetes' rules, the shell."""
+"""Test configs/cluster without a cloud, against Ray's schema, Kubernetes' rules and a shell."""
 
 import copy
 import os
@@ -20,7 +20,7 @@ TOKEN = "a" * 64
 
 @pytest.fixture(scope="module")
 def aws():
-    """The launcher's file as Ray fills it in."""
+    """Return the launcher's file with Ray's defaults."""
     from ray.autoscaler._private.util import prepare_config
 
     return prepare_config(yaml.safe_load((FOLDER / "aws.yaml").read_text()))
@@ -113,7 +113,7 @@ def test_kubernetes_own_schemas_take_the_claim_and_the_pods(manifests):
 
 
 def exactly(required=(), **properties):
-    """An object with these keys and no others."""
+    """Return the JSON schema of an object with exactly these keys."""
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
 
 
@@ -158,7 +158,7 @@ RAYJOB = exactly(
 
 
 def renamed(found, old, new):
-    """The manifest with one key, wherever it is, under another name."""
+    """Return the manifest with one key renamed everywhere."""
     if isinstance(found, dict):
         return {new if key == old else key: renamed(value, old, new) for key, value in found.items()}
     return [renamed(value, old, new) for value in found] if isinstance(found, list) else found
@@ -257,7 +257,7 @@ def test_the_slurm_script_passes_shellcheck():
 
 @pytest.fixture
 def slurm(tmp_path):
-    """A folder with stand-ins for Slurm's commands, which write down how they were called, and the job's variables."""
+    """Create a folder with fakes of Slurm's commands, which record their calls; set the job's variables."""
     (tmp_path / "bin").mkdir()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     scripts = {"bin/srun": SRUN, "bin/scontrol": "#!/bin/bash\nprintf 'n1\\nn2\\nn3\\n'\n"}
@@ -289,7 +289,7 @@ def begin(slurm, *arguments):
 
 
 def end(running, slurm):
-    """Wait for the script, then end what it left behind, as Slurm does; its exit code."""
+    """Wait for the script, kill its remaining processes as Slurm does, and return its exit code."""
     code = running.wait(30)
     subprocess.run(["kill", "--", f"-{running.pid}"], stderr=subprocess.DEVNULL)
     return code

@@ -1,4 +1,4 @@
-"""What every backend, subject and tracker has to do, run over all of them."""
+"""Contract tests that run over every backend, subject and tracker."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def without_clock(value):
 
 
 def trained(backend: Backend, subject, folder, given, **options):
-    """Train a study with a backend; the run, closed."""
+    """Train a study with a backend; return the closed run."""
     folder.mkdir()
     run = StudyRun(given, folder, subject(given, folder), **options)
     backend.start(given, lambda: None)
@@ -82,7 +82,7 @@ def bowl(cell, share):
 
 
 def test_both_backends_write_the_same_ledger(one_ray, corpus, tmp_path):
-    """To the order of the events and the bits of every loss; only clocks differ."""
+    """Check the order of the events and the bits of every loss. Only times may differ."""
     found, given = {}, study(arms={"linear-floor": None})
     for name, make in BACKENDS.items():
         subject = lambda study, folder: Gpt2.at(study, folder, corpus)  # noqa: E731
@@ -125,7 +125,7 @@ def test_a_start_that_is_refused_leaves_nothing_started(name, monkeypatch):
 
 
 class Broken(Known):
-    """Fails in every way that a trial can, by the arm."""
+    """Subject whose trials fail, in another way for each arm."""
 
     def train(self, trial, checkpoints, model):
         if trial.arm == "gelu":

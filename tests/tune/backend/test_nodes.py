@@ -1,7 +1,7 @@
-"""Real Ray nodes on one machine, each in namespaces of its own: address, processes, temporary folder, hostname, cache.
+"""Tests on real Ray nodes on one machine. Each has its own address, processes, temporary folder, hostname and cache.
 
-The nodes but the head see neither the repository's packages nor the corpus. A link is cut by taking its end down, a
-node is killed with all its processes at once. Needs root, `ip`, `unshare` and `nsenter`.
+Only the head node sees the repository's packages and the corpus. A link is cut by taking its end down. A node is killed
+with all its processes at once. The tests need root, `ip`, `unshare` and `nsenter`.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ cd "$HERE"; exec "$@"
 
 
 def needed():
-    """Why there can be no nodes here; None where there can."""
+    """Return the reason why this machine cannot have such nodes, or None if it can."""
     for tool in ("ip", "unshare", "nsenter", "pgrep"):
         if shutil.which(tool) is None:
             return f"needs {tool} (iproute2, util-linux)"
@@ -65,7 +65,7 @@ def needed():
 
 
 class Nodes:
-    """Nodes 1 (the head), 2, ... on one bridge, at 10.77.0.1, 10.77.0.2, ..."""
+    """Nodes 1 (the head), 2, ... on one bridge, with the addresses 10.77.0.1, 10.77.0.2, ..."""
 
     def __init__(self, folder):
         self.folder, self.name, self.running = folder, f"pg{os.getpid()}", {}
@@ -109,7 +109,7 @@ class Nodes:
         assert self.running[number].poll() is None, log.read_text()
 
     def command(self, number, *command):
-        """A command on a node."""
+        """Run a command on a node."""
         (first,) = (
             Path(f"/proc/{self.running[number].pid}/task/{self.running[number].pid}/children").read_text().split()
         )
@@ -117,13 +117,13 @@ class Nodes:
         return ["nsenter", "-t", first, "-n", "-m", "-u", "-p", "env", cache, *map(str, command)]
 
     def hold(self, number, seconds):
-        """Stop a trial there in the middle of its training, so that what befalls the node befalls a cell in hand."""
+        """Pause a trial on a node in the middle of its training, so that a failure of the node hits a running cell."""
         deadline = time.monotonic() + seconds
         while True:
             training = self._training(number)
             if training:
                 subprocess.run(self.command(number, "kill", "-STOP", *training), check=True)
-                if self._training(number) == training:  # it did not end just before
+                if self._training(number) == training:  # it has not ended just before
                     return
                 subprocess.run(self.command(number, "kill", "-CONT", *training), check=True)
             assert time.monotonic() < deadline, f"no trial trains on node {number}"
@@ -137,7 +137,7 @@ class Nodes:
         self._ip("-n", f"{self.name}h", "link", "set", f"p{number}", "down")
 
     def kill(self, number):
-        """End all processes of a node at once."""
+        """Kill all processes of a node at once."""
         self.running.pop(number).send_signal(signal.SIGKILL)
 
     def close(self):
@@ -243,7 +243,7 @@ def test_a_study_across_nodes_that_come_and_go_ends_as_on_one_node(nodes, tmp_pa
 
 @pytest.mark.slow
 def test_a_driver_that_is_no_node_of_the_cluster_reaches_it_by_rays_client(nodes, tmp_path):
-    """The driver shares the head's network and nothing else; the head has neither the repository nor the corpus."""
+    """Check a driver that shares only the head's network. The head has neither the repository nor the corpus."""
     pytest.importorskip("grpc", reason='needs grpcio: pip install "ray[client]"')
     config = write(tmp_path, fixed={"tokens": 10_240, "batch_tokens": 512}, confirm={"seeds": 2})
     sweep = [BIN / "python", "-m", "tune.cli", "sweep", config, "--tracking", "none", "--output"]

@@ -1,4 +1,4 @@
-"""How actors fail, without Ray: a worker is silent, is ended, says why."""
+"""Test failures of actors without Ray: a worker hangs, is killed, or gives a reason."""
 
 import os
 import signal
@@ -9,11 +9,11 @@ import ray
 
 from tune.backend import ray_faults
 from tune.backend.cluster import kill_at
-from tune.backend.ray_faults import Processes, Pulse, failure
+from tune.backend.ray_faults import Heartbeats, Processes, failure
 
 
 class Actor:
-    """Stands for an actor that was asked where it runs and answers `place`; None: it has not answered."""
+    """Fake actor that answers `place` when asked for its host and process id. None means no answer yet."""
 
     def __init__(self, place):
         self.place, self.get_current_ip_pid = place, self
@@ -104,21 +104,21 @@ def test_what_ray_says_of_a_failure_is_read_as_the_trials_or_the_machines_fault(
 
 def test_the_pulse_counts_silence_only_while_somebody_looks():
     now = [0.0]
-    pulse = Pulse(10.0, lambda: now[0])
-    pulse.beat("a")
+    heartbeats = Heartbeats(10.0, lambda: now[0])
+    heartbeats.beat("a")
     for now[0] in (3.0, 6.0, 9.0):
-        assert pulse.silent() == []
-    pulse.beat("b")
+        assert heartbeats.silent() == []
+    heartbeats.beat("b")
     now[0] = 12.0
-    assert pulse.silent() == ["a"]
-    assert pulse.silent() == []  # told once
+    assert heartbeats.silent() == ["a"]
+    assert heartbeats.silent() == []  # each trial is returned only once
     now[0] = 1000.0  # the driver itself was stopped
-    assert pulse.silent() == []
+    assert heartbeats.silent() == []
     now[0] = 1002.0
-    assert pulse.silent() == []
+    assert heartbeats.silent() == []
     now[0] = 1003.0
-    assert pulse.silent() == ["b"]
-    pulse.beat("c")
-    pulse.forget("c")
+    assert heartbeats.silent() == ["b"]
+    heartbeats.beat("c")
+    heartbeats.forget("c")
     now[0] = 1014.0
-    assert pulse.silent() == []
+    assert heartbeats.silent() == []

@@ -1,4 +1,4 @@
-"""Who else can reach Ray: on this machine nobody; where it is opened, a line says what that means."""
+"""Test that only this machine reaches its Ray, and that a warning says what it means to open it."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ SMOKE = load(Path(__file__).parents[3] / "configs" / "smoke.yaml")
 
 @pytest.fixture
 def no_ray(monkeypatch):
-    """Ray starts nothing and is joined by nobody; what it is asked for."""
+    """Replace the start of Ray by a fake; return the list of its calls."""
     calls = []
     monkeypatch.setattr(ray, "init", lambda **settings: calls.append(settings))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
@@ -26,7 +26,7 @@ def no_ray(monkeypatch):
     monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: None)
     monkeypatch.setattr(ray_start, "_private_token", lambda: None)
     for name in (OPEN, "RAY_AUTH_MODE", "GLIBC_TUNABLES"):
-        monkeypatch.setenv(name, "")  # so that what is set meanwhile is taken back
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it after the test
         monkeypatch.delenv(name)
     return calls
 
@@ -70,7 +70,7 @@ def test_a_ray_that_is_opened_says_what_that_means_before_it_starts(no_ray, monk
 def test_a_cluster_without_a_token_is_named(no_ray, monkeypatch, address, mode, warned):
     if mode:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    monkeypatch.setenv(OPEN, "1")  # of a Ray of one's own: nothing to a cluster
+    monkeypatch.setenv(OPEN, "1")  # it concerns only a local Ray, not a cluster
     said = []
     with started(1, SMOKE, address, said.append):
         assert [call["address"] for call in no_ray] == [address]

@@ -1,4 +1,4 @@
-"""The names of Ray that it does not promise: with another version they have to be looked at again."""
+"""Test the private names of Ray that this project uses. Check them again with another version of Ray."""
 
 import inspect
 
@@ -13,7 +13,7 @@ from ray.util import client
 
 from tune.backend import ray_private
 
-LOOKED_AT = "2.60"  # raise it together with pins.txt, after a look at tune/backend/ray_private.py
+LOOKED_AT = "2.60"  # after checking tune/backend/ray_private.py, raise it together with pins.txt
 
 
 def test_the_version_is_the_one_that_was_looked_at():

@@ -1,4 +1,4 @@
-"""How Ray and its workers are started: again where it does not come up, with a token, with what a trial needs."""
+"""Test the start of Ray and its workers: retries, the token, and early imports of a trial's modules."""
 
 import os
 import pwd
@@ -38,7 +38,7 @@ def test_a_ray_that_does_not_come_up_is_tried_again_then_said_in_a_line(monkeypa
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
 
     def init(**settings):
-        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"  # Ray hands it on to its workers
+        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"  # Ray passes it on to its workers
         calls.append(settings["num_cpus"])
         if len(calls) <= times:
             raise problem
@@ -53,7 +53,7 @@ def test_a_ray_that_does_not_come_up_is_tried_again_then_said_in_a_line(monkeypa
 
 @pytest.fixture
 def fake_ray(monkeypatch):
-    """What is asked of Ray, in order; `init` and `shutdown` do nothing else."""
+    """Replace Ray's `init` and `shutdown` by fakes; return the list of their calls."""
     asked = []
     monkeypatch.setattr(ray, "init", lambda **settings: asked.append("init"))
     monkeypatch.setattr(ray, "shutdown", lambda: asked.append("shutdown"))
@@ -107,7 +107,7 @@ def test_a_ray_that_is_asked_for_nonsense_is_not_tried_again(monkeypatch):
     ids=["read-only", "not there", "writable", "unset", "unset, not there", "unset, of no known user"],
 )
 def test_ray_gets_a_token_where_home_cannot_keep_one(tmp_path, monkeypatch, home, entry, given):
-    """`home`: HOME, None for none; `entry`: what the machine's list of users has, None for no entry; "": writable."""
+    """Set HOME to `home`, and the home in the machine's list of users to `entry`. None: no value, "": writable."""
 
     def user(uid):
         if entry is None:
@@ -139,7 +139,7 @@ def test_workers_load_what_a_trial_needs_where_each_will_have_one(fake_ray, monk
     monkeypatch.setattr(ray, "init", lambda **settings: fake_ray.append({n: os.environ.get(n) for n in names}))
     with started(slots, study_of(SMALL, resources=resources), None, load=load):
         assert fake_ray == [{name: told.get(name) for name in names}]
-    assert not names & set(os.environ)  # another Ray of this process may be told another thing
+    assert not names & set(os.environ)  # another Ray of this process may need other settings
 
 
 def test_what_the_user_says_of_workers_stays(fake_ray, monkeypatch):
@@ -154,7 +154,7 @@ def test_what_the_user_says_of_workers_stays(fake_ray, monkeypatch):
 
 @dataclass(frozen=True)
 class Waiting:
-    """Of a trial of Tune what is looked at."""
+    """Fake trial of Tune."""
 
     trial_id: str
     status: str
@@ -182,7 +182,7 @@ def test_a_free_worker_takes_no_trial_whose_own_worker_starts_while_another_wait
 
 
 class Probe:
-    """An actor that says when its process began, and whether that has loaded what a trial needs."""
+    """Actor that returns when its process started, and if that process has imported a trial's modules."""
 
     def process(self) -> tuple[float, bool]:
         return psutil.Process().create_time(), {"tune.backend.ray_trial", "torch._dynamo"} <= set(sys.modules)

@@ -1,4 +1,4 @@
-"""The Ray adapter without Ray's processes: what a driver is told of a cell, and what a cell leaves on disk."""
+"""Test the Ray adapter of a trial without Ray's processes: its reports to the driver and its files."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from tests.studies import STEADY, study_of
 from tests.tune.helpers import job_of
 from tune import sweep
 from tune.backend.ray_backend import RayBackend
-from tune.backend.ray_faults import Pulse
+from tune.backend.ray_faults import Heartbeats
 from tune.backend.ray_trial import CellTrainable
 from tune.subject import training
 
@@ -38,7 +38,7 @@ def spec(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch):
-    """No sign of life that depends on how busy the machine is."""
+    """Switch off heartbeats that depend on the load of the machine."""
     monkeypatch.setattr(training, "BEAT_SECONDS", float("inf"))
     monkeypatch.setattr(training, "WITHIN_SECONDS", float("inf"))
 
@@ -107,16 +107,16 @@ def test_a_long_update_shows_life_between_its_parts_and_changes_no_bit(spec, mon
     ids=["slow", "as it was: no sign within an update", "hung"],
 )
 def test_a_trial_whose_update_outlasts_the_timeout_lives_while_its_parts_do(spec, monkeypatch, minutes, within, ended):
-    """An update of four micro-batches, an evaluation of three batches: so many minutes each, on a clock of ours."""
+    """Use an update of four micro-batches and an evaluation of three batches, each minutes long on a fake clock."""
     now, silent = [0.0], []
-    pulse = Pulse(600.0, lambda: now[0])
+    heartbeats = Heartbeats(600.0, lambda: now[0])
 
     def slowly(function):
         def call(*arguments):
             end = now[0] + 60 * minutes
             while now[0] < end:  # the driver looks all the while
                 now[0] += 4.0
-                silent.extend(pulse.silent())
+                silent.extend(heartbeats.silent())
             return function(*arguments)
 
         return call
@@ -126,11 +126,11 @@ def test_a_trial_whose_update_outlasts_the_timeout_lives_while_its_parts_do(spec
     monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(training, "BEAT_SECONDS", 2.0)
     monkeypatch.setattr(training, "WITHIN_SECONDS", within)
-    pulse.beat("a")
+    heartbeats.beat("a")
     given = replace(spec, micro_batch_tokens=16, eval_windows=12, tokens=64, eval_every=1)
     cell = CellTrainable({"job": job_of(given)})
     while not cell.train().get("done"):
-        pulse.beat("a")
+        heartbeats.beat("a")
     assert silent[:1] == ended
 
 
@@ -254,10 +254,10 @@ def test_an_error_of_the_program_is_not_swallowed(spec, monkeypatch):
 
 
 class KilledOnce(CellTrainable):
-    """The real trial; the first one to find the file FAULTS/kill is killed by signal 9 after its sixth update."""
+    """Real trial. The first one that finds the file FAULTS/kill is killed by signal 9 after its sixth update."""
 
     def step(self):
-        training.BEAT_SECONDS, training.WITHIN_SECONDS = 0.0, 3600.0  # a result an update, however long it takes
+        training.BEAT_SECONDS, training.WITHIN_SECONDS = 0.0, 3600.0  # one result per update, however long it takes
         place = Path(os.environ["FAULTS"])
         self._training._checkpoints.request()
         result = super().step()

@@ -21,14 +21,14 @@ PAGATING = [sys.executable, "-m", "tune.cli"]
 SMOKE = ROOT / "configs" / "smoke.yaml"
 BEGIN, END = "\x1b[?25l", "\x1b[?25h"  # the cursor goes and comes back
 
-# a run in little: a ledger, a pulse, and libraries that talk by every way there is
+# a small run: a ledger, a heartbeat, and libraries that write to the terminal in every way
 DRIVER = """
 import os, subprocess, sys, time, warnings
 from pathlib import Path
 from types import SimpleNamespace
 from tune.cli import screen
 from tune.run.ledger import Ledger
-from tune.run.progress import Standing
+from tune.run.progress import Progress
 from tune.study.files import load
 
 screen.REFRESH_SECONDS = 0.0
@@ -39,9 +39,9 @@ folder.mkdir()
 book = Ledger(folder / "ledger.jsonl")
 
 class Run(SimpleNamespace):
-    standing = property(lambda self: Standing(study, book.events))
+    progress = property(lambda self: Progress(study, book.events))
 
-run = Run(study=study, folder=folder, ledger=book, room=2, on_pulse=None)
+run = Run(study=study, folder=folder, ledger=book, slots_now=2, on_heartbeat=None)
 shown = screen.Screen("make ui")
 
 def cell(arm, index, loss, outcome="completed"):
@@ -49,13 +49,13 @@ def cell(arm, index, loss, outcome="completed"):
     config = {"lr": 0.002}
     book.append("suggested", cell=key, stage="search", arm=arm, index=index, seed=1, config=config, config_key="k")
     book.append("started", cell=key)
-    if run.on_pulse: run.on_pulse()
+    if run.on_heartbeat: run.on_heartbeat()
     if outcome:
         book.append("ended", cell=key, outcome=outcome, final={"val_nll": loss} if loss else {}, reason=None)
         progress = SimpleNamespace(cell=SimpleNamespace(config=config, stage="search", arm=arm, seed=1),
             outcome=outcome, loss=loss or float("inf"), ended=index + 1, total=45, seconds_left=125.0)
         shown.ended(progress)
-    if run.on_pulse: run.on_pulse()
+    if run.on_heartbeat: run.on_heartbeat()
 
 print("before")
 with shown.watch(run):
@@ -155,7 +155,7 @@ def test_a_terminal_shows_one_table_that_is_redrawn(tmp_path, width):
     assert max(map(len, lines)) <= width
     assert text.count(END) >= 2  # the cursor is there while the table is
     assert "Ctrl-C" not in "".join(lines)
-    assert "Ctrl-C stops in good order; the same command continues." in text
+    assert "Ctrl-C stops cleanly; the same command continues." in text
 
 
 def test_the_size_is_that_of_the_terminal_also_without_its_keyboard(tmp_path):
@@ -308,7 +308,7 @@ def test_a_real_study_on_a_terminal_prints_nothing_but_its_own(tmp_path):
     text, code = on_terminal(words, act=look, folder=tmp_path)
     lines = [line for line in lines_of(text) if line]
     assert code in (0, 1)
-    assert re.search(r"It runs: process \d+ on \S+; last sign of life \d+ s ago\.", seen[0])
+    assert re.search(r"It runs: process \d+ on \S+; last update \d+ s ago\.", seen[0])
     assert lines[0] == "smoke: Does the whole path work, from text to verdict?"
     assert lines[1].startswith("stage ")
     own = r"smoke: |stage |─+|search |calibrate |confirm |val nll|gelu|linear-floor|paglu-|Log: |Browse: |Against"
@@ -340,5 +340,5 @@ def test_ctrl_c_says_what_happens_next_and_status_how_to_go_on(tmp_path):
     assert lines[-1] == "Interrupted. What has ended is kept; the same command continues from there."
     status = [*PAGATING, "status", "smoke"]
     shown = subprocess.run(status, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
-    assert "Nothing runs it; last sign of life" in shown
+    assert "It is not running; last update" in shown
     assert json.loads((tmp_path / "studies" / "smoke" / "ledger.jsonl").read_text().splitlines()[0])["event"] == "study"

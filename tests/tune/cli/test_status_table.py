@@ -13,7 +13,7 @@ from tests.studies import TOLD, study_of
 from tune.cli import studies
 from tune.cli.status_table import View, look
 from tune.run.ledger import Ledger, is_held
-from tune.run.progress import Standing
+from tune.run.progress import Progress
 from tune.study.files import dump
 
 
@@ -29,7 +29,7 @@ def words(line):
 
 def test_the_table_has_a_row_a_stage_and_an_arm(plan, searching):
     lines = shown(
-        View(Standing(plan, searching.events), searching.now, slots=2, lines=["Log:     here"], note="And then."), 80
+        View(Progress(plan, searching.events), searching.now, slots=2, lines=["Log:     here"], note="And then."), 80
     )
     assert lines[0] == "x: Is it better?"
     assert words(lines[1]) == ["stage", "done", "running", "stopped", "early", "infeasible", "of"]
@@ -48,7 +48,7 @@ def test_the_table_has_a_row_a_stage_and_an_arm(plan, searching):
 @pytest.mark.parametrize("width", [30, 40, 60, 76, 80, 120])
 def test_nothing_is_wider_than_the_terminal_and_the_numbers_stay(width, plan, searching):
     searching.cell("confirm", "gelu", 3.5, seed=101, lr=2e-3)
-    lines = shown(View(Standing(plan, searching.events), searching.now, slots=2, lines=["Log:     here"]), width)
+    lines = shown(View(Progress(plan, searching.events), searching.now, slots=2, lines=["Log:     here"]), width)
     assert max(map(len, lines)) <= width
     assert "3.5000 lr=2.0e-03 n=1" in "\n".join(lines)
     assert any(words(line)[:5] == ["search", "3", "1", "1", "1"] for line in lines if line) or width < 40
@@ -57,19 +57,19 @@ def test_nothing_is_wider_than_the_terminal_and_the_numbers_stay(width, plan, se
 
 def test_a_column_of_failed_cells_appears_with_the_first_one(plan, searching):
     searching.end(searching.start("search", "floor", index=3), outcome="failed")
-    lines = shown(View(Standing(plan, searching.events), searching.now), 80)
+    lines = shown(View(Progress(plan, searching.events), searching.now), 80)
     assert words(lines[1])[-2:] == ["failed", "of"]
     assert words(lines[3]) == ["search", "3", "1", "1", "1", "1", "6"]
 
 
 def test_an_arm_that_lost_every_cell_says_so(plan, told):
     told.cell("search", "gelu", None, outcome="infeasible")
-    assert any("none: infeasible" in line for line in shown(View(Standing(plan, told.events), told.now), 80))
+    assert any("none: infeasible" in line for line in shown(View(Progress(plan, told.events), told.now), 80))
 
 
 def test_a_low_terminal_shows_the_arms_that_fit_and_counts_the_others():
     many = study_of(TOLD, arms={f"arm{i}": {"gate": "tanh", "alpha": i / 10} for i in range(1, 10)})
-    view = View(Standing(many), 0.0, lines=["Log:     here"], note="And then.", fit=True)
+    view = View(Progress(many), 0.0, lines=["Log:     here"], note="And then.", fit=True)
     for height in (18, 20, 24, 40):
         lines = shown(view, 80, height=height, force_terminal=True)
         assert len(lines) < height
@@ -80,7 +80,7 @@ def test_a_low_terminal_shows_the_arms_that_fit_and_counts_the_others():
 
 def test_a_name_is_text_and_no_markup():
     plain = study_of(TOLD, question="[red]Is[/red] it [better?")
-    assert shown(View(Standing(plain), 0.0), 80)[0] == "x: [red]Is[/red] it [better?"
+    assert shown(View(Progress(plain), 0.0), 80)[0] == "x: [red]Is[/red] it [better?"
 
 
 def written(folder, told):
@@ -101,13 +101,13 @@ def test_status_tells_a_study_that_runs_from_one_that_was_left(tmp_path, plan, s
     beat = '{"time": %r, "driver": "process 7 on there", "slots": 3, "running": ["search/floor/2/1"]}'
     (folder / "heartbeat.json").write_text(beat % (ledger.events[-1]["time"] + 60))
     view = look(plan, folder, now=ledger.events[-1]["time"] + 63)
-    assert view.note == "It runs: process 7 on there; last sign of life 3 s ago."
-    assert (view.standing.running, view.slots) == (1, 3)
+    assert view.note == "It runs: process 7 on there; last update 3 s ago."
+    assert (view.progress.running, view.slots) == (1, 3)
     ledger.close()
     assert not is_held(folder / "ledger.jsonl")
     left = look(plan, folder, now=ledger.events[-1]["time"] + 60 + 7200)
-    assert left.note.startswith("Nothing runs it; last sign of life 2.0 h ago. `pagating sweep`")
-    assert left.standing.running == 0
+    assert left.note.startswith("It is not running; last update 2.0 h ago. `pagating sweep`")
+    assert left.progress.running == 0
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_damaged_heartbeat_is_none(tmp_path, beat, plan, searching):
     ledger = written(tmp_path / "x", searching)
     (tmp_path / "x" / "heartbeat.json").write_text(beat)
     view = look(plan, tmp_path / "x", now=ledger.events[-1]["time"])
-    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last sign of life 0 s ago."
+    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last update 0 s ago."
     ledger.close()
 
 
@@ -127,8 +127,8 @@ def test_the_heartbeat_of_a_killed_driver_is_not_that_of_the_next(tmp_path, plan
     beat = '{"time": 1.0, "driver": "process 7 on there", "slots": 3, "running": ["search/floor/2/1"]}'
     (tmp_path / "x" / "heartbeat.json").write_text(beat)
     view = look(plan, tmp_path / "x", now=ledger.events[-1]["time"] + 4)
-    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last sign of life 4 s ago."
-    assert (view.standing.running, view.slots) == (0, 0)
+    assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last update 4 s ago."
+    assert (view.progress.running, view.slots) == (0, 0)
     ledger.close()
 
 

@@ -15,7 +15,7 @@ def bowl(config):
 
 
 def run(order_seed, **settings):
-    """All configurations of a search whose running trials end in a random order."""
+    """Return all configurations of a search whose running trials end in a random order."""
     search = ArmSearch("arm", SPACE, SearchSection(**settings))
     rng, running, configs = random.Random(order_seed), [], []
     while not search.done:
@@ -100,7 +100,7 @@ def test_without_a_trial_trained_to_its_end_the_first_suggestion_stands():
 
 def test_early_stopping_spares_half_the_budget_and_keeps_the_better_half():
     search = ArmSearch("arm", SPACE, SearchSection(trials_per_arm=9))
-    for i, loss in enumerate([3.0, 2.0]):  # the first two always go on
+    for i, loss in enumerate([3.0, 2.0]):  # the first two always continue
         search.suggest()
         assert not search.should_stop(i, 0.5, loss)
         search.finish(i, "completed", loss, 10)
@@ -127,7 +127,7 @@ def test_early_stopping_does_not_look_at_trials_that_may_not_have_ended():
 
 
 def by_definition(halfway, index, loss, settings):
-    """Whether a trial is stopped, from all losses at the rung anew."""
+    """Return True if a trial has to stop, computed from all losses at the rung."""
     others = [halfway.get(i, math.inf) for i in range(index - settings.parallel + 1)]
     better = sum(other < loss for other in others)
     return len(others) >= 2 and better >= max(1.0, settings.keep * (len(others) + 1))
@@ -136,7 +136,7 @@ def by_definition(halfway, index, loss, settings):
 @pytest.mark.parametrize("parallel", [1, 2, 5])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_running_rank_stops_what_the_definition_stops(parallel, seed):
-    """Trials reach the rung and end in a random order; some never get there, some with a loss that has no rank."""
+    """Let trials reach the rung and end in a random order. Some never reach it, some have a NaN without a rank."""
     settings, rng = SearchSection(trials_per_arm=60, parallel=parallel), random.Random(seed)
     search, halfway, running, stops = ArmSearch("arm", SPACE, settings), {}, [], []
     while not search.done:
@@ -158,7 +158,7 @@ def test_a_running_rank_stops_what_the_definition_stops(parallel, seed):
 
 
 class Counted(float):
-    """A loss that counts how often losses are compared."""
+    """Loss that counts how often losses are compared."""
 
     comparisons = 0
 

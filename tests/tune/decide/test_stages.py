@@ -19,7 +19,7 @@ OPTIMA = {"gelu": 1e-3, "floor": 1e-3, "searched": 2e-3}
 
 
 def drive(order_seed=0, optima=OPTIMA, slots=4, outcome=lambda cell: "completed", extra=lambda cell: 0.0, **changes):
-    """Run the stages on a known bowl over the learning rate, cells ending in a random order."""
+    """Run the stages on losses that are a known parabola over the log learning rate. Cells end in a random order."""
     decisions = []
     stages = Stages(study_of(STUDY, **changes), lambda event, **fields: decisions.append((event, fields)), {})
     rng, running, cells = random.Random(order_seed), [], []
@@ -89,7 +89,7 @@ def test_the_grids_best_may_be_chosen_instead():
 
 
 def confirm_seeds(rule, gap, max_seeds=None, **options):
-    """Confirm seeds of each arm, where every arm's loss lies `gap` standard deviations above the baseline's."""
+    """Return each arm's confirm seeds if every arm's loss is `gap` standard deviations above the baseline's."""
 
     def loss(cell):
         noise = random.Random(f"{cell.arm} {cell.seed}").gauss(0, 1) if cell.stage == "confirm" else 0.0

@@ -1,4 +1,4 @@
-"""Disks that are full or gone, damaged ledgers, and what a study may be extended by: without Ray."""
+"""Test full or removed disks, damaged ledgers, and allowed extensions of a study, without Ray."""
 
 import errno
 import itertools
@@ -73,7 +73,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own with 128 KiB."""
+    """Mount a file system of 128 KiB."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)]
@@ -201,13 +201,13 @@ def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(tmp_path
     run = begun(tmp_path, warn=said.append, check_space=sweep._space(study(), tmp_path, 1, 300))
     cell = run.next_cell()
     run.start(cell)
-    run.alive(cell, 0.1)
+    run.cell_heartbeat(cell, 0.1)
     free[0] = 1000
-    run.alive(cell, 0.2)
-    assert said == []  # it has just been looked at
+    run.cell_heartbeat(cell, 0.2)
+    assert said == []  # it was checked just before
     monkeypatch.setattr(study_run, "SPACE_SECONDS", 0.0)
     for fraction in (0.3, 0.4):
-        run.alive(cell, fraction)
+        run.cell_heartbeat(cell, fraction)
     run.ledger.close()
     (line,) = said
     assert re.fullmatch(rf"{tmp_path}: the study may need .* and 1000 B are free there; free some space or .*", line)

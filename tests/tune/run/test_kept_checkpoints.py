@@ -1,4 +1,4 @@
-"""`keep: {checkpoints: true}`: what stays of a trial that is done, and what goes, without Ray's processes."""
+"""Test which files of an ended trial `keep: {checkpoints: true}` keeps, without Ray's processes."""
 
 from pathlib import Path
 
@@ -58,18 +58,18 @@ def test_the_trial_gets_the_wish(tmp_path, corpus, keep):
     actor.stop()
     kept = sorted(path.name.split("-")[1] for path in Path(job.checkpoints).glob("*.safetensors"))
     assert kept == (["0000000002", "0000000003"] if keep else [])
-    if keep:  # and it can be gone on from
+    if keep:  # and training can continue from it
         *_, row = train(job.trial, CheckpointFolder(job.checkpoints, keep=True))
         assert row["step"] == 4
 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_the_driver_leaves_them_and_takes_the_models_that_are_not_kept(tmp_path, corpus, keep):
-    """Two checkpoints and a model a cell, of which the study keeps the best an arm."""
+    """Write two checkpoints and a model per cell. The study keeps the best model of each arm."""
     folder = tmp_path / "s"
 
     class Playing(Gpt2):
-        """Leaves two checkpoints and a model per cell, and trains nothing."""
+        """Subject that writes two checkpoints and a model per cell, and trains nothing."""
 
         @staticmethod
         def train(trial, checkpoints, model):

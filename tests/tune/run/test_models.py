@@ -1,4 +1,4 @@
-"""The best model of each arm: which that is, in the study's folder and in MLflow, through crashes and second looks."""
+"""Test which model of each arm is kept, in the study's folder and in MLflow, also after crashes and later looks."""
 
 import json
 import random
@@ -57,7 +57,7 @@ def ended(seed, loss, arm="gelu", stage="confirm", outcome="completed"):
 
 
 def left(folder, record):
-    """A model as a cell leaves it, its weights a word."""
+    """Write a fake trained model of a cell, with a word as its weights."""
     folder.mkdir(parents=True)
     (folder / "model.json").write_text(json.dumps({"final": record.final}))
     (folder / "model.safetensors").write_text(f"weights of {record.cell.seed}")
@@ -133,7 +133,7 @@ def corpus(tmp_path_factory):
 
 
 def trained_run(given, folder, corpus, stop=lambda run, cell, final: None):
-    """Run a study in this process, without Ray; `stop` is called with each cell that trained, before it is recorded."""
+    """Run a study in this process without Ray. `stop` is called with each trained cell before it is recorded."""
     folder.mkdir(exist_ok=True)
     (folder / "study.yaml").write_text(dump(given))
     run = run_of(given, folder, corpus)
@@ -153,7 +153,7 @@ def trained_run(given, folder, corpus, stop=lambda run, cell, final: None):
 
 @pytest.fixture(scope="module")
 def done(corpus, tmp_path_factory):
-    """A finished study with its models."""
+    """Return a finished study with its models."""
     folder = tmp_path_factory.mktemp("studies") / "kept"
     trained_run(study(), folder, corpus)
     tables.write_tables("kept", ledger.read(folder / "ledger.jsonl"), folder)
@@ -200,7 +200,7 @@ def _left(run, cell):
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Exception that stands for the end of the process."""
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["before its end is recorded", "after"])
@@ -260,7 +260,7 @@ def test_the_line_of_a_missing_model_trains_it_again_to_the_same_bits(done, corp
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store with nothing in it: its schema takes seconds to make."""
+    """Create an empty store once, because its schema takes seconds to create."""
     made = tmp_path_factory.mktemp("store") / "mlflow.db"
     prepare_store(f"sqlite:///{made}")
     return made
@@ -268,7 +268,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def restored_uri(monkeypatch):
-    """MLflow's tracking URI, which it sets in the environment too, is put back after the test."""
+    """Restore MLflow's tracking URI after the test, because MLflow also sets it in the environment."""
     before = mlflow.get_tracking_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
     yield
@@ -277,7 +277,7 @@ def restored_uri(monkeypatch):
 
 @pytest.fixture
 def stored(done, store, tmp_path):
-    """The finished study and its runs in a store of its own: address, study folder, parent run, records."""
+    """Return the finished study in its own store: URI, study folder, parent run, records."""
     folder, uri = shutil.copytree(done, tmp_path / "kept"), f"sqlite:///{shutil.copy(store, tmp_path / 'mlflow.db')}"
     sync(uri, study(), folder)
     client = MlflowClient(uri)

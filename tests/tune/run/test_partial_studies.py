@@ -1,4 +1,4 @@
-"""Studies without all stages, and the grid of choices: what runs, what is planned, what is reported."""
+"""Test cells, plan and report of studies without all stages and of a grid search."""
 
 import json
 import math

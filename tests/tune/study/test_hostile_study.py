@@ -125,7 +125,7 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 HOSTILE = {
     "an alias bomb": (LAUGHS, "more than 100000 values, with aliases written out"),
-    "an alias in itself": ("question: &a [*a]", "alias *a stands inside what it names"),
+    "an alias in itself": ("question: &a [*a]", "alias *a is inside the value that it names"),
     "deep lists": ("question: " + "[" * 5000 + "]" * 5000, "more than 40 levels deep"),
     "deep mappings": ("question: " + "{a: " * 5000 + "1" + "}" * 5000, "more than 40 levels deep"),
     "a python tag": ("question: !!python/object/apply:os.system ['true']", "tag tag:yaml.org,2002:python/object/apply"),

@@ -1,4 +1,4 @@
-"""What MLflow is told of a study: its question and its reasons as text, whatever stands in them."""
+"""Test that MLflow gets a study's question and reasons as plain text, whatever they contain."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ QUESTION = "<script>alert(1)</script> [x](javascript:alert(2)) ![y](z)\n# **no**
 
 
 class Page(list):
-    """An empty page of runs."""
+    """Empty page of runs."""
 
     token = None
 

@@ -1,4 +1,4 @@
-"""What MLflow gets from the ledger in the end: each cell once, whatever was away, slow, lost or damaged."""
+"""Test that MLflow finally has each cell once, after unreachable or slow servers and damaged stores."""
 
 import shutil
 import subprocess
@@ -26,7 +26,7 @@ CELL = Cell("confirm", "gelu", 0, 101, {"lr": 1e-3}, "key")
 
 
 def shown(uri, experiment="smoke"):
-    """What MLflow shows of each cell, times included; fails where a cell has two runs."""
+    """Return the content of each cell in MLflow with its times. Fail if a cell has two runs."""
     client = MlflowClient(uri)
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
     cells = {}
@@ -59,7 +59,7 @@ def test_sync_fills_an_empty_store_and_a_second_one_changes_nothing(place):
 
 
 def test_answers_that_get_lost_double_nothing(place, monkeypatch):
-    """Every first call of each kind is carried out and then fails, as behind a proxy that times out."""
+    """Let every first call of each kind succeed and then report a failure, like a proxy that times out."""
     folder, corpus, uri = place
     found = write_ledger(folder)
     lost = []
@@ -98,7 +98,7 @@ def test_answers_that_get_lost_double_nothing(place, monkeypatch):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, empty_store):
-    """A real server, started once."""
+    """Start a real server, once."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_store, folder / "server.db")
     server = Server(folder)
@@ -110,7 +110,7 @@ def server(tmp_path_factory, empty_store):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["slow", "error", "lost"])
 def test_a_bad_server_costs_the_study_nothing_and_has_everything_in_the_end(place, server, mode):
-    """Slow (a second an answer), answering 500, or doing as told and answering 504; then well again."""
+    """Use a server that is slow (1 s per answer), answers 500, or works but answers 504. Then it recovers."""
     folder, corpus, _ = place
     found = write_ledger(folder.rename(folder.with_name(mode)), cells=20)
     folder, study = folder.with_name(mode), load(SMOKE).model_copy(update={"name": mode})
@@ -124,14 +124,12 @@ def test_a_bad_server_costs_the_study_nothing_and_has_everything_in_the_end(plac
             for each in record.curve:
                 tracker.reported(record, each)
             tracker.ended(record)
-        assert (
-            time.monotonic() - began < 10
-        )  # of 80 calls, none waits for a server that takes a second for each of its answers
+        assert time.monotonic() - began < 10  # none of 80 calls waits for a server that takes 1 s per answer
         tracker.close(found.values(), patience=3.0)
         assert tracker.owed > 0
         assert proxy.requests > 0
         proxy.mode = "ok"
-        tracker._thread.join(120)  # it is not stopped, only no longer waited for
+        tracker._thread.join(120)  # the thread still runs; only the waiting has ended
         cells, _ = sync(proxy.uri, study, folder)
         assert cells == 20
         assert sync(proxy.uri, study, folder) == (20, 0)
@@ -158,7 +156,7 @@ def test_a_damaged_store_is_refused_in_one_line_and_left_alone(place):
     content = b"not a database at all, but text\n" * 100
     store.write_bytes(content)
     with pytest.raises(
-        TrackingError, match=r"cannot be written: .*not a database.*moved away and synced anew"
+        TrackingError, match=r"cannot be written: .*not a database.*moved away and synced again"
     ) as caught:
         sync(uri, load(SMOKE), folder)
     assert "\n" not in str(caught.value)
@@ -202,7 +200,7 @@ def test_two_processes_make_one_store(tmp_path):
 
 
 def flipped(content):
-    """One bit of the 16 bytes that name the format; of the rest of a file no program can tell."""
+    """Flip one bit in the 16 bytes that name the format. No program can detect damage elsewhere."""
     return bytes([content[0] ^ 4]) + content[1:]
 
 
@@ -232,7 +230,7 @@ def test_a_damaged_store_is_left_alone_said_in_one_line_and_a_new_one_gets_all(p
     assert said.startswith(f"MLflow at {uri} still lacks 3 cells and the verdict (")
     assert f"run `pagating sync {folder}` when" in said
     assert "\n" not in said
-    with pytest.raises(TrackingError, match=r"cannot be written: .*moved away and synced anew") as caught:
+    with pytest.raises(TrackingError, match=r"cannot be written: .*moved away and synced again") as caught:
         sync(uri, load(SMOKE), folder)
     assert "\n" not in str(caught.value)
     assert store.read_bytes() == content

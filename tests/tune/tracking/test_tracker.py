@@ -1,4 +1,4 @@
-"""A study's runs in MLflow: what the tracking thread writes, when it waits, what it owes."""
+"""Test the tracking thread of a study: what it writes, when it waits, what it lacks."""
 
 import threading
 import time
@@ -84,7 +84,7 @@ def test_a_run_whose_first_request_failed_has_its_parameters_once_it_is_written(
     record.outcome, record.final, record.ended = "completed", {"val_nll": 3.5}, time.time()
     written.write(record)
     assert written.has(record)
-    assert len(times) == 2  # one request for all that there is to say
+    assert len(times) == 2  # one request writes everything
     run = runs(uri)[CELL.key]
     assert run.data.params == {"lr": "0.001", "alpha": "0.0", "arm": "gelu", "gate": "none", "base": "stock"}
     assert (run.data.tags["outcome"], run.data.metrics["final/val_nll"]) == ("completed", 3.5)
@@ -123,7 +123,7 @@ def test_a_dead_server_costs_the_study_nothing_and_is_owed(place):
 
 
 def test_a_store_that_lags_behind_is_waited_for_while_it_goes_on(place, monkeypatch):
-    """What a busy machine does: at the end many cells are owed, and one is written each time the patience ends."""
+    """Simulate a busy machine: many cells are left at the end, and one is written in each period of patience."""
     folder, corpus, uri = place
     write, said, turn = mlflow_runs.Runs.write, [], threading.Semaphore(0)
 
@@ -146,7 +146,7 @@ def test_a_store_that_lags_behind_is_waited_for_while_it_goes_on(place, monkeypa
     tracker.close(found, warn=said.append)
     assert (tracker.owed, len(runs(uri))) == (0, 6)
     assert said == [
-        f"MLflow lags behind by {cells} cells and is waited for; Ctrl-C leaves them to `pagating sync`"
+        f"waiting for MLflow, which lacks {cells} cells; Ctrl-C leaves them to `pagating sync`"
         for cells in (4, 3, 2, 1)
     ]
 
@@ -167,12 +167,12 @@ def test_a_store_that_stands_still_is_given_up_on(place, monkeypatch):
     began = time.monotonic()
     tracker.close(patience=0.5)
     assert time.monotonic() - began < 10
-    assert (tracker.owed, tracker.problem) == (1, "it was given 0.5 s more")
+    assert (tracker.owed, tracker.problem) == (1, "not written within 0.5 s")
 
 
 @pytest.mark.parametrize(("errors", "owed"), [(2, 0), (9, 1)])
 def test_the_last_cells_are_tried_again_a_few_times(place, monkeypatch, errors, owed):
-    """A store that is locked for a moment while the study ends is no reason to owe it anything."""
+    """Check that a store that is locked for a moment while the study ends gets all cells."""
     folder, corpus, uri = place
     write, left = mlflow_runs.Runs.write, [None] * errors
 
