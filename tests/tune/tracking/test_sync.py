@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from unreliable import Proxy, Server
 
 from tests.tune.helpers import meta_of, row_at, write_ledger
 from tune.errors import LedgerError, TrackingError
@@ -18,8 +19,6 @@ from tune.study.files import load
 from tune.tracking.tracker import MlflowTracker, is_marked, mark, sync
 
 ROOT = Path(__file__).parents[3]
-
-from unreliable import Proxy, Server  # noqa: E402
 
 SMOKE = ROOT / "configs" / "smoke.yaml"
 CELL = Cell("confirm", "gelu", 0, 101, {"lr": 1e-3}, "key")
