@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, a small corpus on disk."""
+"""Settings of all tests: one thread, no network, and the longest files first."""
 
 import os
 

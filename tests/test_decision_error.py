@@ -3,17 +3,14 @@
 import math
 from pathlib import Path
 
+import decision_error
 import numpy as np
 import pytest
 from scipy import stats
+from simulation import expected, page, world
 
-ROOT = Path(__file__).parents[1]
-
-import decision_error  # noqa: E402
-from simulation import expected, page, world  # noqa: E402
-
-from analysis.stats.multiplicity import adjust  # noqa: E402
-from analysis.verdict.kinds import Verdict  # noqa: E402
+from analysis.stats.multiplicity import adjust
+from analysis.verdict.kinds import Verdict
 
 TREATMENTS = world.TREATMENTS
 

@@ -7,17 +7,16 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import common
+import goals
+import performance
+import performance_trial
 import pytest
+import study_overhead
+import trial_ideas
+import trial_speed
 
 ROOT = Path(__file__).parents[1]
-
-import common  # noqa: E402
-import goals  # noqa: E402
-import performance  # noqa: E402
-import performance_trial  # noqa: E402
-import study_overhead  # noqa: E402
-import trial_ideas  # noqa: E402
-import trial_speed  # noqa: E402
 
 MACHINE = {"processor": "P", "cores": 2, "instructions": "I", "torch": "T", "python": "3", "date": "D", "load": 0.1}
 PACK = {"median": 2.0, "low": 1.5, "high": 2.5, "n": 3}

@@ -5,11 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
+import scale
+import scale_page
 
 ROOT = Path(__file__).parents[1]
-
-import scale  # noqa: E402
-import scale_page  # noqa: E402
 
 MACHINE = {"processor": "P", "cores": 2, "date": "D", "memory_mb": 16e3, "disk_mb": 1e6, "threads": 1e5, "files": 65536}
 

@@ -1,105 +1,13 @@
-"""A simulated study folder: learning-rate bowls, seed noise shared by the arms, curves, learned alphas."""
+"""Shared fixture: a simulated study folder."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-import yaml
 
-ARMS = {
-    "gelu": {"baseline": True},
-    "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True},
-    "paglu-searched": {"gate": "sigmoid", "alpha": {"search": {"uniform": [0.0, 2.0]}}},
-    "paglu-per-layer": {"gate": "sigmoid", "alpha": {"learnable": {"init": 0.5, "per": "layer"}}},
-}
-GAPS = {"gelu": 0.0, "linear-floor": 0.16, "paglu-searched": -0.02, "paglu-per-layer": 0.002}
-LAYERS = 4
-
-
-def simulate(folder: Path, *, gaps: dict[str, float] | None = None, seeds: int = 8, arms: dict | None = None) -> Path:
-    """Write study.yaml, trials.parquet and curves.parquet of a study whose true gaps (nats) are known."""
-    gaps, arms, rng = gaps or GAPS, arms or ARMS, np.random.default_rng(7)
-    rows, curves = [], []
-    shared = {seed: rng.normal(0, 0.012) for seed in range(1000)}
-
-    def cell(stage: str, arm: str, seed: int, lr: float, key: str) -> None:
-        loss = 3.3 + gaps[arm] + 0.06 * np.log(lr / 2e-3) ** 2 + shared[seed] + rng.normal(0, 0.004)
-        outcome = "infeasible" if lr > 8e-3 else "completed"
-        if stage == "search" and outcome == "completed" and loss > 3.55 + gaps[arm]:
-            outcome, loss = "stopped_early", loss + 0.1
-        bad = outcome == "infeasible"
-        alphas = {
-            f"alpha_layer_{i}": 0.3 + 0.3 * i + rng.normal(0, 0.05) if arm == "paglu-per-layer" else np.nan
-            for i in range(LAYERS)
-        }
-        value = np.nan if bad else loss
-        rows.append(
-            {"study": "demo", "stage": stage, "arm": arm, "seed": seed, "config_key": key, "outcome": outcome}
-            | {"reason": "loss is not finite at step 40" if bad else None}
-            | {
-                "test_nll": value + 0.05 if stage == "confirm" else np.nan,
-                "val_nll": value,
-                "val_ppl": np.exp(value),
-            }
-            | {
-                "val_bpb": value / np.log(2) / 3.6,
-                "train_nll": value - 0.1,
-                "lr": lr,
-                "alpha": 0.5,
-                "tokens": 400_000,
-            }
-            | {"steps": 200, "seconds": 20.0, "tokens_per_second": 20_000.0, "peak_rss_mb": 700.0}
-            | {"parameters": 1_100_000, "flops_per_token": 6_600_000.0}
-            | alphas
-        )
-        for step in range(0 if bad else 20, 201, 20):
-            value = np.nan if bad else loss + 4.0 * np.exp(-step / 30) - gaps[arm] * (1 - step / 200)
-            curves.append(
-                {"study": "demo", "stage": stage, "arm": arm, "seed": seed, "config_key": key, "step": step}
-                | {
-                    "tokens": step * 2000,
-                    "val_nll": value,
-                    "train_nll": value - 0.1,
-                    "lr": lr,
-                    "grad_norm": 0.8,
-                }
-                | alphas
-            )
-
-    for arm in arms:
-        for i in range(6):
-            cell("search", arm, 0, float(10 ** rng.uniform(-4, -2)), f"s{arm}{i}")
-        for lr in (1e-3, 2e-3, 4e-3):
-            for seed in (1, 2):
-                cell("calibrate", arm, seed, lr, f"c{arm}{lr}")
-        for seed in range(100, 100 + seeds):
-            cell("confirm", arm, seed, 2e-3, f"f{arm}")
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_parquet(folder / "trials.parquet")
-    pd.DataFrame(curves).to_parquet(folder / "curves.parquet")
-    settings = {
-        "name": "demo",
-        "question": "Does a parameterised gate lower the loss against an equally tuned GPT-2?",
-        "corpus": {"source": "builtin"},
-        "model": {"n_layer": LAYERS, "d_model": 128},
-        "arms": arms,
-        "search": {"trials_per_arm": 6, "sampler": "tpe", "pruner": "asha"},
-        "calibrate": {"points": 3, "seeds": 2},
-        "confirm": {"seeds": seeds, "level": 0.05, "correction": "holm", "margin": "0.5%"},
-    }
-    (folder / "study.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def make_study() -> Callable[..., Path]:
-    """The function `simulate`."""
-    return simulate
+from tests.analysis.helpers import simulate
 
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
-    """A study folder with the gaps above."""
+    """Return the folder of a study with the gaps of `helpers.GAPS`."""
     return simulate(tmp_path / "demo")

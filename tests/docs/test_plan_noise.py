@@ -1,4 +1,4 @@
-"""The table of noise in docs/plan.md is that of the published studies, and the plan names the page."""
+"""The table of noise in docs/plan.md is that of the published studies."""
 
 import importlib.util
 import math
@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
-from tune.plan import page
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("make_plan", ROOT / "docs" / "make_plan.py")
@@ -35,7 +33,3 @@ def test_a_table_of_other_figures_is_stale():
     wrong = PAGE.replace("| 0.77% |", "| 0.07% |")
     assert wrong != PAGE
     assert make.page(wrong) == PAGE
-
-
-def test_a_plan_without_noise_points_to_the_page():
-    assert "docs/plan.md lists the noise" in "\n".join(page._power(None, None))

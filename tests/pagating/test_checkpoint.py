@@ -9,6 +9,7 @@ from pagating import checkpoint
 from pagating import train as loop
 from pagating.checkpoint import CheckpointFolder, capture, restore
 from pagating.train import build_model, build_optimizer, train
+from tests.pagating.helpers import interrupt, make_trial, plain
 
 LEARNED = {"init": 0.5, "lr_multiplier": 20.0}
 UNITS = {
@@ -35,9 +36,7 @@ def bits(model):
 @pytest.mark.parametrize(
     ("unit", "precision"), [*((unit, "float32") for unit in UNITS), ("fixed", "bfloat16"), ("per layer", "bfloat16")]
 )
-def test_interrupted_at_any_step_and_resumed_is_undisturbed_bit_for_bit(
-    packed, make_trial, interrupt, plain, tmp_path, models, unit, precision
-):
+def test_interrupted_at_any_step_and_resumed_is_undisturbed_bit_for_bit(packed, tmp_path, models, unit, precision):
     trial = make_trial(packed, unit=UNITS[unit], precision=precision, clip=0.3)
     undisturbed = [plain(row) for row in train(trial)]
     assert any(row["grad_norm"] > 0.3 for row in undisturbed)  # so that clipping has an effect
@@ -52,7 +51,7 @@ def test_interrupted_at_any_step_and_resumed_is_undisturbed_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_compiled_trial_goes_on_to_the_same_bits(packed, make_trial, interrupt, plain, tmp_path):
+def test_a_compiled_trial_goes_on_to_the_same_bits(packed, tmp_path):
     trial = make_trial(
         packed, unit=UNITS["per layer"], compile="always", model={**make_trial(packed).model, "dropout": 0.0}
     )
@@ -63,9 +62,7 @@ def test_a_compiled_trial_goes_on_to_the_same_bits(packed, make_trial, interrupt
     assert [plain(row) for row in train(trial, CheckpointFolder(tmp_path / "c"))] == undisturbed
 
 
-def test_saving_at_every_step_changes_nothing_and_rows_before_it_come_again_as_they_were(
-    packed, make_trial, plain, tmp_path, monkeypatch
-):
+def test_saving_at_every_step_changes_nothing_and_rows_before_it_come_again_as_they_were(packed, tmp_path, monkeypatch):
     trial = make_trial(packed, test=True)
     undisturbed = [plain(row) for row in train(trial)]
     monkeypatch.setattr(CheckpointFolder, "due", lambda self: True)
@@ -78,9 +75,7 @@ def test_saving_at_every_step_changes_nothing_and_rows_before_it_come_again_as_t
     assert again[-1]["final"]["seconds"] > again[0]["tokens"] / again[0]["tokens_per_second"]
 
 
-def test_without_what_it_holds_a_resumed_trial_is_another_one(
-    packed, make_trial, interrupt, plain, tmp_path, monkeypatch
-):
+def test_without_what_it_holds_a_resumed_trial_is_another_one(packed, tmp_path, monkeypatch):
     """Show that each missing part is noticed: dropout's generator, the moments, the losses since the last row."""
     trial = make_trial(packed)
     undisturbed = [plain(row) for row in train(trial)]
@@ -100,7 +95,7 @@ def test_without_what_it_holds_a_resumed_trial_is_another_one(
         assert [plain(row) for row in train(trial, CheckpointFolder(tmp_path / "c"))] != undisturbed, part
 
 
-def test_restore_gives_back_what_torchs_own_state_dicts_hold(packed, make_trial, tmp_path):
+def test_restore_gives_back_what_torchs_own_state_dicts_hold(packed, tmp_path):
     trial = make_trial(packed, unit=UNITS["learnable"])
     model = build_model(trial)
     optimizer = build_optimizer(model, trial)
@@ -124,7 +119,7 @@ def test_restore_gives_back_what_torchs_own_state_dicts_hold(packed, make_trial,
         assert {v.dtype for v in state.values()} == {v.dtype for v in theirs["state"][index].values()}
 
 
-def test_a_checkpoint_of_another_shape_is_refused(packed, make_trial):
+def test_a_checkpoint_of_another_shape_is_refused(packed):
     trial = make_trial(packed)
     model = build_model(trial)
     optimizer = build_optimizer(model, trial)

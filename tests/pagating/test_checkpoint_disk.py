@@ -14,11 +14,10 @@ from safetensors import SafetensorError
 from pagating import checkpoint
 from pagating.checkpoint import CheckpointFolder
 from pagating.train import train
+from tests.pagating.helpers import interrupt, make_trial, plain, resume_folder, save_step
 
 
-def test_too_little_room_costs_the_trial_nothing_but_the_checkpoint(
-    packed, make_trial, interrupt, plain, tmp_path, monkeypatch, capsys
-):
+def test_too_little_room_costs_the_trial_nothing_but_the_checkpoint(packed, tmp_path, monkeypatch, capsys):
     trial = make_trial(packed)
     undisturbed = [plain(row) for row in train(trial)]
     interrupt(trial, tmp_path / "c", 2)
@@ -61,9 +60,7 @@ def test_who_may_read_a_file_is_what_the_umask_says(tmp_path, umask):
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_disk_that_fills_up_while_writing_leaves_the_one_before_and_later_works_again(
-    save_step, resume_folder, tmp_path, monkeypatch, error
-):
+def test_a_disk_that_fills_up_while_writing_leaves_the_one_before_and_later_works_again(tmp_path, monkeypatch, error):
     def half(tensors, path, metadata):
         Path(path).write_bytes(b"half")
         raise error
@@ -87,7 +84,7 @@ def test_an_error_of_the_program_while_writing_is_not_swallowed(tmp_path, monkey
         checkpoints.save(1, {"a": torch.zeros(4, 4).t()[1:]}, {})
 
 
-def test_a_folder_that_cannot_be_made_or_has_gone_costs_nothing(packed, make_trial, plain, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_or_has_gone_costs_nothing(packed, tmp_path, monkeypatch):
     trial = make_trial(packed)
     undisturbed = [plain(row) for row in train(trial)]
     monkeypatch.setattr(CheckpointFolder, "due", lambda self: True)
@@ -111,7 +108,7 @@ print(json.dumps([last["final"]["val_nll"], checkpoints.notes]))
 
 
 @pytest.mark.slow
-def test_a_real_file_system_that_is_full(packed, make_trial, tmp_path):
+def test_a_real_file_system_that_is_full(packed, tmp_path):
     """Use a tmpfs of a few hundred KB in a new namespace: part of a checkpoint fits, or exactly one."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces here")

@@ -11,9 +11,10 @@ from pagating import checkpoint
 from pagating.checkpoint import CheckpointFolder, folder_name
 from pagating.data import corpus
 from pagating.train import train, trial_identity
+from tests.pagating.helpers import interrupt, make_trial, plain, resume_folder, save_step
 
 
-def test_the_last_two_are_kept_and_the_newest_is_used(save_step, resume_folder, tmp_path):
+def test_the_last_two_are_kept_and_the_newest_is_used(tmp_path):
     for step in (9, 10, 11, 100):
         save_step(tmp_path, step)
     assert sorted(int(path.name[17:27]) for path in tmp_path.iterdir()) == [11, 100]
@@ -35,7 +36,7 @@ def damages(raw):
     yield "zeros", bytes(len(raw))
 
 
-def test_the_older_one_is_used_when_the_newer_is_damaged_in_any_way(save_step, resume_folder, tmp_path):
+def test_the_older_one_is_used_when_the_newer_is_damaged_in_any_way(tmp_path):
     save_step(tmp_path, 1)
     save_step(tmp_path, 2)
     _, newer = sorted(tmp_path.iterdir())
@@ -50,7 +51,7 @@ def test_the_older_one_is_used_when_the_newer_is_damaged_in_any_way(save_step, r
     assert resume_folder(tmp_path)[0].facts == {"step": 2}
 
 
-def test_two_damaged_ones_are_a_start_from_nothing(packed, make_trial, interrupt, plain, tmp_path):
+def test_two_damaged_ones_are_a_start_from_nothing(packed, tmp_path):
     trial = make_trial(packed)
     undisturbed = [plain(row) for row in train(trial)]
     interrupt(trial, tmp_path, 3)
@@ -63,9 +64,7 @@ def test_two_damaged_ones_are_a_start_from_nothing(packed, make_trial, interrupt
 
 
 @pytest.mark.parametrize("changed", [{"seed": 6}, {"lr": 2e-3}, {"unit": {"gate": "sigmoid", "alpha": 0.5}}])
-def test_a_checkpoint_of_another_trial_is_left_alone(
-    packed, make_trial, interrupt, plain, resume_folder, tmp_path, changed
-):
+def test_a_checkpoint_of_another_trial_is_left_alone(packed, tmp_path, changed):
     mine, other = make_trial(packed), make_trial(packed, **changed)
     interrupt(mine, tmp_path, 3)
     (path,) = tmp_path.iterdir()
@@ -81,7 +80,7 @@ def test_a_checkpoint_of_another_trial_is_left_alone(
     ]
 
 
-def test_the_same_trial_on_a_corpus_in_another_place_goes_on(packed, make_trial, tmp_path):
+def test_the_same_trial_on_a_corpus_in_another_place_goes_on(packed, tmp_path):
     moved = shutil.copytree(packed, tmp_path / "moved")
     assert trial_identity(make_trial(packed)) == trial_identity(make_trial(str(moved)))
     meta = json.loads((moved / "corpus.json").read_text())
@@ -90,7 +89,7 @@ def test_the_same_trial_on_a_corpus_in_another_place_goes_on(packed, make_trial,
     assert trial_identity(make_trial(packed)) != trial_identity(make_trial(str(moved)))
 
 
-def test_an_own_gate_counts_by_what_its_file_holds_and_not_by_where_it_is(packed, make_trial, tmp_path):
+def test_an_own_gate_counts_by_what_its_file_holds_and_not_by_where_it_is(packed, tmp_path):
     source = "import torch\n\n\ndef mine(x):\n    return torch.sigmoid({}x)\n"
     for name, text in (("a", source.format("")), ("b", source.format("")), ("c", source.format("2 * "))):
         (tmp_path / f"{name}.py").write_text(text)
@@ -100,9 +99,7 @@ def test_an_own_gate_counts_by_what_its_file_holds_and_not_by_where_it_is(packed
     assert a == b != c
 
 
-def test_another_version_of_torch_or_of_the_format_starts_from_nothing(
-    packed, make_trial, save_step, resume_folder, tmp_path, monkeypatch
-):
+def test_another_version_of_torch_or_of_the_format_starts_from_nothing(packed, tmp_path, monkeypatch):
     before = trial_identity(make_trial(packed))
     save_step(tmp_path, 1)
     with monkeypatch.context() as patched:
@@ -115,7 +112,7 @@ def test_another_version_of_torch_or_of_the_format_starts_from_nothing(
     assert notes[0].endswith(f": is left alone: format 1 of trial {'0' * 16}, not format 2 of trial {'0' * 16}")
 
 
-def test_a_safetensors_file_of_someone_else_is_no_checkpoint(resume_folder, tmp_path):
+def test_a_safetensors_file_of_someone_else_is_no_checkpoint(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "x")
     name = f"{'0' * 16}-{1:010d}-{checkpoint._checksum(tmp_path / 'x')}.safetensors"
     (tmp_path / "x").rename(tmp_path / name)
@@ -129,9 +126,7 @@ def test_a_safetensors_file_of_someone_else_is_no_checkpoint(resume_folder, tmp_
 
 
 @pytest.mark.parametrize("where", ["save_file", "_checksum", "os.replace", "_sync"])
-def test_a_process_that_dies_while_it_writes_leaves_the_one_before(
-    save_step, resume_folder, tmp_path, monkeypatch, where
-):
+def test_a_process_that_dies_while_it_writes_leaves_the_one_before(tmp_path, monkeypatch, where):
     class Dead(BaseException):
         pass
 
@@ -151,7 +146,7 @@ def test_a_process_that_dies_while_it_writes_leaves_the_one_before(
     assert len(list(tmp_path.iterdir())) == 1  # the partly written file is removed
 
 
-def test_nothing_is_unpickled(packed, make_trial, interrupt, tmp_path, monkeypatch):
+def test_nothing_is_unpickled(packed, tmp_path, monkeypatch):
     trial = make_trial(packed)
     interrupt(trial, tmp_path, 4)
     for name in ("pickle.load", "pickle.loads", "torch.load"):

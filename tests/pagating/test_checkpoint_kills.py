@@ -16,6 +16,7 @@ from pagating import train as loop
 from pagating.checkpoint import CheckpointFolder
 from pagating.train import main, train
 from pagating.trial import Diverged
+from tests.pagating.helpers import make_trial, plain
 
 
 def test_a_checkpoint_is_due_by_the_steady_clock_and_costs_a_small_share(tmp_path, monkeypatch):
@@ -44,7 +45,7 @@ def test_a_checkpoint_is_due_by_the_steady_clock_and_costs_a_small_share(tmp_pat
     assert checkpoints.due()
 
 
-def test_a_trial_that_diverges_leaves_no_checkpoint(packed, make_trial, tmp_path, monkeypatch):
+def test_a_trial_that_diverges_leaves_no_checkpoint(packed, tmp_path, monkeypatch):
     monkeypatch.setattr(CheckpointFolder, "due", lambda self: True)
     with pytest.raises(Diverged, match=r"^step \d+: "):
         list(train(make_trial(packed, lr=1e30, warmup=0.0, clip=1e30), CheckpointFolder(tmp_path / "c")))
@@ -52,9 +53,7 @@ def test_a_trial_that_diverges_leaves_no_checkpoint(packed, make_trial, tmp_path
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_saves_and_the_same_command_goes_on(
-    packed, make_trial, plain, tmp_path, monkeypatch, capsys, number, code
-):
+def test_an_interrupt_saves_and_the_same_command_goes_on(packed, tmp_path, monkeypatch, capsys, number, code):
     (tmp_path / "trial.json").write_text(json.dumps(vars(make_trial(packed))))
     command = [str(tmp_path / "trial.json"), "--checkpoints", str(tmp_path / "c")]
     *_, last = train(make_trial(packed))
@@ -97,7 +96,7 @@ def kill_and_resume(trial, tmp_path, moments):
     return reached, json.loads(done.stdout)
 
 
-def test_killed_in_the_middle_and_run_again_it_ends_at_the_same_bits(packed, make_trial, plain, tmp_path):
+def test_killed_in_the_middle_and_run_again_it_ends_at_the_same_bits(packed, tmp_path):
     trial = make_trial(packed, tokens=64 * 150, eval_every=50)
     reached, final = kill_and_resume(trial, tmp_path, [0.05])
     assert reached[0] > 0
@@ -106,7 +105,7 @@ def test_killed_in_the_middle_and_run_again_it_ends_at_the_same_bits(packed, mak
 
 
 @pytest.mark.slow
-def test_killed_many_times_at_random_moments_it_ends_at_the_same_bits(packed, make_trial, plain, tmp_path):
+def test_killed_many_times_at_random_moments_it_ends_at_the_same_bits(packed, tmp_path):
     trial = make_trial(packed, tokens=64 * 2000, eval_every=50)
     moments = [random.uniform(0.0, 1.0) for _ in range(12)]
     reached, final = kill_and_resume(trial, tmp_path, moments)

@@ -1,4 +1,4 @@
-"""Faults of workers, drivers, disks and clocks, in short; benchmarks/faults.py has each in full."""
+"""Tests of faults of workers, drivers, disks and clocks. benchmarks/faults.py tests each more often."""
 
 import math
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import ray
-import yaml
 from ray import tune as ray_tune
 
 from pagating.evaluate import token_nll
 from pagating.model.fused_loss import linear_nll
+from tests.studies import STEADY, study_of
 from tests.tune.helpers import run_of
 from tune import sweep
 from tune.backend.ray_backend import RayBackend
@@ -24,26 +24,14 @@ from tune.backend.ray_trial import CellTrainable
 from tune.errors import LedgerError
 from tune.run import ledger
 from tune.run.interrupt import Interruption
-from tune.study.files import parse
 from tune.study.inputs import packed_corpus
 from tune.subject import training
 
 ROOT = Path(__file__).parents[2]
-STUDY = {
-    "question": "What survives?",
-    "tokenizer": {"vocab_size": 300},
-    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
-    "fixed": {"tokens": 20_480, "batch_tokens": 512},
-    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
-    "arms": {"gelu": {"baseline": True}, "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
-    "search": {"trials_per_arm": 2},
-    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
-    "confirm": {"seeds": 2},
-}
 
 
 class Steps(ray_tune.Trainable):
-    """Ten steps towards a loss that follows from the cell alone, with a file a cell in which a test can read and ask.
+    """Ten steps to a loss that follows from the cell alone. A test asks for a fault with a file.
 
     The folder FAULTS holds `<mode>-<n>` files: the trial that takes one (by removing it) at step 3 does as it says, or,
     `between`, hangs before its first step in an actor that had another trial before.
@@ -61,18 +49,11 @@ class Steps(ray_tune.Trainable):
     def step(self):
         self._step += 1
         time.sleep(0.01)
-        asked = self._asked("kill", "hang", "raise", "diverge") if self._step == 3 else None
+        asked = self._asked("kill", "hang") if self._step == 3 else None
         if asked == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if asked == "hang":
             os.kill(os.getpid(), signal.SIGSTOP)
-        if asked == "raise":
-            raise ZeroDivisionError("an own gate divided by zero")
-        if asked == "diverge":
-            return {
-                "outcome": "infeasible", "reason": "step 3: loss nan, gradient norm nan", "row": None, "final": {},
-                "fraction": 1.0, "done": True,
-            }  # fmt: skip
         loss = 3.0 + math.log(self._trial.lr / 3e-3) ** 2 + 0.1 * ("floor" in self._cell)
         row = {"step": 4 * self._step, "tokens": 2048 * self._step, "val_nll": loss, "train_nll": loss, "alpha": []}
         row |= {"lr": self._trial.lr, "grad_norm": 1.0, "tokens_per_second": 1.0}
@@ -93,8 +74,8 @@ class Steps(ray_tune.Trainable):
         return None
 
 
-def study(name, **changes):
-    return parse(yaml.safe_dump({**STUDY, "name": name, **changes}), Path(f"{name}.yaml"))
+def study(**changes):
+    return study_of(STEADY, "faults", **changes)
 
 
 def finals(folder):
@@ -108,7 +89,7 @@ def ends(folder):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """One Ray for all tests of this file, and the folder in which they ask for faults."""
+    """Start one Ray for all tests of this file. Return the folder in which they ask for faults."""
     asked = tmp_path_factory.mktemp("asked")
     cache = tmp_path_factory.mktemp("cache")
     os.environ["FAULTS"], os.environ["PAGATING_CACHE"] = str(asked), str(cache)
@@ -122,7 +103,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(place, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    sweep.sweep(study("faults"), folder, folder, RayBackend(trainable=Steps))
+    sweep.sweep(study(), folder, folder, RayBackend(trainable=Steps))
     found = finals(folder / "faults")
     assert {outcome for outcome, *_ in found.values()} == {"completed"}
     return found
@@ -131,7 +112,7 @@ def undisturbed(place, tmp_path_factory):
 def run(place, folder, *faults, **changes):
     for number, fault in enumerate(faults):
         (place / f"{fault}-{number}").touch()
-    done = sweep.sweep(study("faults", **changes), folder, folder, RayBackend(2, trainable=Steps))
+    done = sweep.sweep(study(**changes), folder, folder, RayBackend(2, trainable=Steps))
     assert not list(place.iterdir())
     return done
 
@@ -154,7 +135,7 @@ def test_one_slot_and_an_interruption_change_no_result(place, undisturbed, tmp_p
 
     with Interruption(lambda line: None) as interruption:
         done = sweep.sweep(
-            study("faults"),
+            study(),
             tmp_path,
             tmp_path,
             RayBackend(1, trainable=Steps),
@@ -165,26 +146,15 @@ def test_one_slot_and_an_interruption_change_no_result(place, undisturbed, tmp_p
     assert not done.stages.finished
     before = {end["cell"]: end["time"] for end in ends(tmp_path / "faults")}
     assert 5 <= len(before) < len(undisturbed)
-    sweep.sweep(study("faults"), tmp_path, tmp_path, RayBackend(1, trainable=Steps))
+    sweep.sweep(study(), tmp_path, tmp_path, RayBackend(1, trainable=Steps))
     assert finals(tmp_path / "faults") == undisturbed
     after = ends(tmp_path / "faults")
     assert len(after) == len(undisturbed)  # no finished cell ran again
     assert {end["cell"]: end["time"] for end in after if end["cell"] in before} == before
 
 
-def test_a_trial_that_diverges_or_raises_is_infeasible_and_the_study_goes_on(place, tmp_path):
-    done = run(place, tmp_path, "diverge", "raise")
-    assert done.stages.finished
-    bad = [record for record in done.records.values() if record.outcome == "infeasible"]
-    assert sorted(record.reason for record in bad) == [
-        "ZeroDivisionError: an own gate divided by zero",
-        "step 3: loss nan, gradient norm nan",
-    ]
-    assert len(ends(tmp_path / "faults")) == len(done.records)  # neither was tried again
-
-
 def launch(output):
-    """A driver that hears Ctrl-C, also where these tests run in the background of a shell."""
+    """Start a driver that receives Ctrl-C even if these tests run in the background of a shell."""
     command = [sys.executable, __file__, str(output)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
@@ -217,7 +187,7 @@ def test_a_driver_that_is_stopped_is_continued_to_the_same_results(place, undist
     driver = launch(tmp_path)
     until(driver, folder, 2)
     with pytest.raises(LedgerError, match=rf"another sweep is running this study: process {driver.pid} on \S+$"):
-        sweep.sweep(study("faults"), tmp_path, tmp_path, RayBackend(trainable=Steps))
+        sweep.sweep(study(), tmp_path, tmp_path, RayBackend(trainable=Steps))
     heard = ""
     for number, signum in enumerate(signals):
         while number and "Stopping" not in heard:  # two signals at once would be one
@@ -241,7 +211,7 @@ def test_a_driver_that_is_stopped_is_continued_to_the_same_results(place, undist
 
 
 class Slow(CellTrainable):
-    """The real trial: the first to take `slow` needs 1.5 s for each micro-batch, the first to take `stuck` hangs."""
+    """The real trial. The first that takes `slow` needs 1.5 s per micro-batch. The first that takes `stuck` hangs."""
 
     def setup(self, config):
         from pagating import evaluate
@@ -262,9 +232,9 @@ class Slow(CellTrainable):
 
 
 def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alone(tmp_path, place):
-    corpus = packed_corpus(study("faults"), tmp_path, tmp_path)
+    corpus = packed_corpus(study(), tmp_path, tmp_path)
     (tmp_path / "faults").mkdir()
-    it = run_of(study("faults"), tmp_path / "faults", corpus)
+    it = run_of(study(), tmp_path / "faults", corpus)
     cell, other = it.next_cell(), it.next_cell()
     it.start(cell)
     it.start(other)
@@ -289,15 +259,15 @@ def test_a_worker_that_never_gets_on_fails_after_three_attempts_the_last_one_alo
         f"{cell.key} failed again and again, the last time: worker died; the same command tries it again"
     )
     it.ledger.close()
-    again = run_of(study("faults"), tmp_path / "faults", corpus)
+    again = run_of(study(), tmp_path / "faults", corpus)
     assert cell in (again.next_cell(), again.next_cell())
     again.ledger.close()
 
 
 def test_a_confirm_cell_that_never_gets_on_leaves_the_others_to_go_on(tmp_path, place):
-    corpus = packed_corpus(study("faults"), tmp_path, tmp_path)
+    corpus = packed_corpus(study(), tmp_path, tmp_path)
     (tmp_path / "faults").mkdir()
-    it = run_of(study("faults"), tmp_path / "faults", corpus)
+    it = run_of(study(), tmp_path / "faults", corpus)
     while (cell := it.next_cell()).stage != "confirm":
         it.start(cell)
         it.end(cell, "completed", {"val_nll": 3.0 + cell.config["lr"], "test_nll": 3.0, "steps": 40})
@@ -311,9 +281,9 @@ def test_a_confirm_cell_that_never_gets_on_leaves_the_others_to_go_on(tmp_path, 
 
 
 def test_a_worker_killed_for_memory_is_tried_again_alone(tmp_path, place):
-    corpus = packed_corpus(study("faults"), tmp_path, tmp_path)
+    corpus = packed_corpus(study(), tmp_path, tmp_path)
     (tmp_path / "faults").mkdir()
-    it = run_of(study("faults"), tmp_path / "faults", corpus)
+    it = run_of(study(), tmp_path / "faults", corpus)
     cell, other = it.next_cell(), it.next_cell()
     it.start(cell)
     it.start(other)
@@ -329,8 +299,6 @@ def test_an_update_that_outlasts_the_timeout_is_no_hung_one(place, tmp_path):
     (place / "slow-0").touch()
     (place / "stuck-0").touch()
     given = study(
-        "faults",
-        model={"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
         fixed={"tokens": 512, "batch_tokens": 256, "micro_batch_tokens": 32, "eval_windows": 64},
         search={"trials_per_arm": 1, "pruner": "none", "sampler": "random"},
         stages=["search"],
@@ -348,7 +316,7 @@ def test_an_update_that_outlasts_the_timeout_is_no_hung_one(place, tmp_path):
 def main(output):
     """Run the study of this file in a process of its own, to be killed."""
     with Interruption(lambda line: print(line, file=sys.stderr, flush=True)) as interruption:
-        sweep.sweep(study("faults"), output, output, RayBackend(2, trainable=Steps), interruption=interruption)
+        sweep.sweep(study(), output, output, RayBackend(2, trainable=Steps), interruption=interruption)
     os._exit(interruption.exit_code if interruption.caught else 0)
 
 

@@ -1,4 +1,4 @@
-"""A sequential rule through Ray: it stops at the look known by hand, with or without an interruption between looks."""
+"""Tests of sequential rules through Ray: each stops at the look that is computed by hand."""
 
 import math
 import os
@@ -8,34 +8,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from ray import tune as ray_tune
 from scipy import stats
 
 from analysis.io.study import load
 from analysis.report import build
 from analysis.verdict.decide import verdict
+from tests.studies import STEADY, changed, study_of
 from tune import sweep as runner
 from tune.backend.ray_backend import RayBackend
 from tune.backend.ray_start import QUIET
 from tune.run import ledger
 from tune.run.interrupt import Interruption
-from tune.study.files import parse
 
-STUDY = {
-    "question": "When does it stop?",
-    "tokenizer": {"vocab_size": 300},
-    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
-    "fixed": {"tokens": 20_480, "batch_tokens": 512},
-    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
-    "arms": {
-        "gelu": {"baseline": True},
-        "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True},
-        "half": {"gate": "sigmoid", "alpha": 0.5},
-    },
-    "search": {"trials_per_arm": 2},
-    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
-}
+STUDY = changed(STEADY, arms={"half": {"gate": "sigmoid", "alpha": 0.5}}, confirm=None)
 GAINS = {  # nats below the baseline, by confirm seed from 101 on
     "gelu": [0.0] * 10,
     "half": [0.020, 0.012, 0.028, 0.021, 0.017, 0.020, 0.019, 0.022, 0.018, 0.021],
@@ -45,7 +31,7 @@ FIRST = 101
 
 
 class Known(ray_tune.Trainable):
-    """One step to a loss that follows from the cell alone: a bowl over the learning rate, or a gain by seed."""
+    """One step to a loss that follows from the cell alone: a bowl over the learning rate, or a known gain by seed."""
 
     def setup(self, config):
         self._cell, self._lr = config["job"].cell, config["job"].trial.lr
@@ -68,7 +54,7 @@ class Known(ray_tune.Trainable):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """One Ray and one cache of the corpus for all tests of this file."""
+    """Start one Ray, and set one cache of the corpus, for all tests of this file."""
     import ray
 
     os.environ["PAGATING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
@@ -80,12 +66,12 @@ def place(tmp_path_factory):
 
 
 def sweep(folder, rule, **options):
-    study = parse(yaml.safe_dump({**STUDY, "name": rule, "confirm": {"rule": rule, "max_seeds": 10}}), Path("x.yaml"))
+    study = study_of(STUDY, rule, confirm={"rule": rule, "max_seeds": 10})
     return runner.sweep(study, folder, folder, RayBackend(2, trainable=Known), **options)
 
 
 def confirmed(folder):
-    """Test loss by arm and seed of the confirm cells that ended."""
+    """Return the test loss of each confirm cell that ended, by arm and seed."""
     found = ledger.records(ledger.read(folder / "ledger.jsonl")).values()
     ended = [r for r in found if r.cell.stage == "confirm" and r.outcome]
     assert {r.outcome for r in ended} <= {"completed"}
@@ -152,7 +138,7 @@ def test_an_undisturbed_study_gives_the_same(place, tmp_path):
 
 
 class Counted(Known):
-    """Writes down the process that it is started in."""
+    """Known losses. Each worker writes its process id into a file."""
 
     def __init__(self, *args, **kwargs):
         with (Path(os.environ["PAGATING_CACHE"]) / "started").open("a", encoding="utf-8") as file:
@@ -176,12 +162,7 @@ def test_a_study_starts_one_worker_a_slot(place, tmp_path):
 
     And it gives a trial whose worker starts to one that is free, and ends the worker that starts.
     """
-    study = parse(
-        yaml.safe_dump(
-            {**STUDY, "name": "workers", "search": {"trials_per_arm": 6, "parallel": 6}, "confirm": {"seeds": 3}}
-        ),
-        Path("x.yaml"),
-    )
+    study = study_of(STUDY, "workers", search={"trials_per_arm": 6, "parallel": 6}, confirm={"seeds": 3})
     run = runner.sweep(study, tmp_path, tmp_path, RayBackend(4, trainable=Counted))
     assert len(run.records) == 3 * 6 + 3 * 3 + 3 * 3  # search, calibrate, confirm
     started = (Path(os.environ["PAGATING_CACHE"]) / "started").read_text(encoding="utf-8").split()

@@ -1,4 +1,4 @@
-"""The whole path on real parts: `pagating sweep configs/smoke.yaml` through Ray and MLflow on sqlite."""
+"""Tests of `pagating sweep configs/smoke.yaml` through Ray and MLflow on sqlite."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from pagating import load_model
 from pagating.data.corpus import eval_windows, open_split
 from pagating.evaluate import mean_nll
 from pagating.train import train
+from tests.tune.helpers import typed
 from tune.run import ledger
 from tune.run.models import best_cells
 from tune.study.files import load
@@ -216,16 +217,17 @@ def test_a_finished_study_is_read_not_run_again(study):
         ({"confirm": {"seeds": 3, "level": 0.01}}, r"confirm.level (0.05 -> 0.01)"),
     ],
 )
-def test_a_folder_of_another_configuration_is_refused_and_left_alone(study, tmp_path, change, message):
+def test_a_folder_of_another_configuration_is_refused_and_left_alone(
+    study, tmp_path, monkeypatch, capsys, change, message
+):
     output, _ = study
     content = {**yaml.safe_load(SMOKE.read_text()), **change}
     config = tmp_path / "smoke.yaml"
     config.write_text(yaml.safe_dump(content))
     before = (output / "smoke" / "study.yaml").read_bytes()
-    done = sweep(output, config=config, check=False)
-    assert (done.returncode, done.stdout.count("\n")) == (2, 1)
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    code, out, err = typed(monkeypatch, capsys, "sweep", config, "--output", output)
+    assert (code, out.count("\n"), err.count("\n")) == (2, 1, 1)
+    assert message in err
     assert (output / "smoke" / "study.yaml").read_bytes() == before
 
 
@@ -253,7 +255,9 @@ def test_bad_input_writes_nothing(tmp_path):
         ),
     ],
 )
-def test_what_is_missing_or_too_short_is_one_line_and_writes_nothing(tmp_path, monkeypatch, text, more, message):
+def test_what_is_missing_or_too_short_is_one_line_and_writes_nothing(
+    tmp_path, monkeypatch, capsys, text, more, message
+):
     monkeypatch.delenv("PAGATING_CACHE", raising=False)
     content = yaml.safe_load(SMOKE.read_text()) | {"corpus": {"files": {"train": "text.txt"}}}
     if more == "model.pretrained":
@@ -263,10 +267,9 @@ def test_what_is_missing_or_too_short_is_one_line_and_writes_nothing(tmp_path, m
     (tmp_path / "text.txt").write_text(text)
     config = tmp_path / "empty.yaml"
     config.write_text(yaml.safe_dump(content))
-    done = sweep(tmp_path / "studies", config=config, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("pagating: " + message.format(tmp_path))
-    assert done.stderr.count("\n") == 1
+    code, _, err = typed(monkeypatch, capsys, "sweep", config, "--output", tmp_path / "studies")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("pagating: " + message.format(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.yaml", "text.txt"]
 
 
@@ -285,22 +288,15 @@ def test_status_counts_the_cells(study):
     assert lines[-1].startswith("It has ended, ")
 
 
-def test_an_unknown_study_is_one_line(tmp_path):
-    for command in ("status", "report", "trial"):
-        done = subprocess.run(
-            [*PAGATING, command, "nothing", "--output", str(tmp_path)],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=False,
-        )
-        assert done.returncode == 2
-        assert "no study of that name" in done.stderr
-        assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize("command", ["status", "report", "trial"])
+def test_an_unknown_study_is_one_line(tmp_path, monkeypatch, capsys, command):
+    code, _, err = typed(monkeypatch, capsys, command, "nothing", "--output", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no study of that name" in err
 
 
-def test_resume_refuses_a_study_that_was_not_begun(tmp_path):
-    done = sweep(tmp_path / "studies", "--resume", check=False)
-    assert done.returncode == 2
-    assert "no study was begun here" in done.stderr
+def test_resume_refuses_a_study_that_was_not_begun(tmp_path, monkeypatch, capsys):
+    code, _, err = typed(monkeypatch, capsys, "sweep", SMOKE, "--output", tmp_path / "studies", "--resume")
+    assert code == 2
+    assert "no study was begun here" in err
     assert not (tmp_path / "studies").exists()

@@ -15,7 +15,6 @@ import pytest
 
 from tune.run import ledger
 
-ROOT = Path(__file__).parents[2]
 # Whoever searches a learning rate of 100 diverges; of an arm's other trials the worse half is stopped early
 STUDY = """\
 name: seen

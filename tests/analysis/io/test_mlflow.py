@@ -12,6 +12,7 @@ from analysis.io.mlflow import load_mlflow
 from analysis.io.study import TableError, load
 from analysis.significance import main
 from analysis.verdict import decide
+from tests.analysis.helpers import simulate
 
 FINAL = ("test_nll", "val_nll", "val_ppl", "val_bpb", "train_nll", "tokens", "steps", "seconds", "parameters")
 
@@ -41,9 +42,9 @@ def log(folder: Path, uri: str) -> str:
 
 
 @pytest.mark.slow
-def test_mlflow_gives_the_verdict_of_the_folder(tmp_path: Path, make_study, monkeypatch: pytest.MonkeyPatch):
+def test_mlflow_gives_the_verdict_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    folder = make_study(tmp_path / "demo", seeds=3)
+    folder = simulate(tmp_path / "demo", seeds=3)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     parent = log(folder, uri)
     want = decide.verdict(load(folder))

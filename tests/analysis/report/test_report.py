@@ -16,6 +16,7 @@ import yaml
 from analysis.io.study import TableError, load
 from analysis.report import build, plots
 from analysis.verdict import decide
+from tests.analysis.helpers import simulate
 
 
 class Page(HTMLParser):
@@ -33,9 +34,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, make_study) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study folder with its report, to be read only."""
-    folder = make_study(tmp_path_factory.mktemp("built") / "demo")
+    folder = simulate(tmp_path_factory.mktemp("built") / "demo")
     assert build.build(folder) == folder / "report.html"
     return folder
 
@@ -97,10 +98,10 @@ def test_the_same_tables_give_the_same_bytes(built: Path, demo: Path):
     assert [n for n in names if (demo / n).read_bytes() != (built / n).read_bytes()] == []
 
 
-def test_every_name_is_escaped(tmp_path: Path, make_study):
+def test_every_name_is_escaped(tmp_path: Path):
     evil = "<script>alert(1)</script> $a_b$"
     arms = {"_gelu": {"baseline": True}, evil: {"note": "<img src=x>"}}
-    folder = make_study(tmp_path / "evil", arms=arms, gaps={"_gelu": 0.0, evil: 0.1})
+    folder = simulate(tmp_path / "evil", arms=arms, gaps={"_gelu": 0.0, evil: 0.1})
     settings = yaml.safe_load((folder / "study.yaml").read_text())
     (folder / "study.yaml").write_text(yaml.safe_dump(settings | {"question": "<b>?</b>", "name": "<i>"}))
     text = build.build(folder).read_text()
@@ -125,9 +126,9 @@ def test_a_study_without_confirm_runs_still_gets_a_report(demo: Path):
     assert result["comparisons"][0]["verdict"] == "not testable (no treatment runs)"
 
 
-def test_what_would_change_the_conclusion(tmp_path: Path, make_study):
+def test_what_would_change_the_conclusion(tmp_path: Path):
     gaps = {"gelu": 0.0, "linear-floor": 0.05, "paglu-searched": 0.0, "paglu-per-layer": 0.0}
-    text = build.build(make_study(tmp_path / "few", gaps=gaps, seeds=4)).read_text()
+    text = build.build(simulate(tmp_path / "few", gaps=gaps, seeds=4)).read_text()
     assert "a claim asks for 8" in text
     assert "below a gap of 3%" in text
     assert re.search(r"\d+ of \d+ trials infeasible", text)

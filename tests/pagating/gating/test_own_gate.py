@@ -1,3 +1,5 @@
+"""Tests of gates that are defined in a user's file."""
+
 import json
 
 import pytest
@@ -24,14 +26,11 @@ def _only_the_built_in_gates_remain():
     GATES.update(before)
 
 
-@pytest.fixture
-def own(tmp_path):
-    def write(body, name="mine"):
-        path = tmp_path / "own.py"
-        path.write_text("import torch\n" + body)
-        return f"{path}:{name}"
-
-    return write
+def own(folder, body, name="mine"):
+    """Write a gate's file into a folder. Return the reference to the gate."""
+    path = folder / "own.py"
+    path.write_text("import torch\n" + body)
+    return f"{path}:{name}"
 
 
 def hard(x):
@@ -71,9 +70,9 @@ def spec(tmp_path):
     return {"corpus": str(corpus), "model": SIZE, "lr": 1e-2, "tokens": 1280, "batch_tokens": 64, "seed": 1}
 
 
-def test_the_same_gate_from_a_file_trains_to_the_same_bits(own, spec):
+def test_the_same_gate_from_a_file_trains_to_the_same_bits(spec, tmp_path):
     finals = {}
-    for gate in ("tanh", own("def mine(x):\n    return torch.tanh(x)\n"), "silu"):
+    for gate in ("tanh", own(tmp_path, "def mine(x):\n    return torch.tanh(x)\n"), "silu"):
         unit = {"gate": gate, "alpha": {"learnable": {"init": 0.5}}}
         *_, row = train(Trial(**spec, unit=unit, eval_windows=4))
         finals[gate] = row["val_nll"], row["train_nll"], row["alpha"]
@@ -89,18 +88,18 @@ def test_a_trial_whose_gate_is_missing_is_refused_in_one_line(spec, tmp_path, ca
     assert capsys.readouterr().err == f"{path}: gate: 'none.py:mine': none.py: No such file or directory\n"
 
 
-def test_a_changed_file_is_read_again(own):
-    reference = own("def mine(x):\n    return torch.tanh(x)\n")
+def test_a_changed_file_is_read_again(tmp_path):
+    reference = own(tmp_path, "def mine(x):\n    return torch.tanh(x)\n")
     load_gate(reference)
     first = gate_row(reference)
     load_gate(reference)
     assert gate_row(reference) is first
-    load_gate(own("def mine(x):\n    return torch.sigmoid(x)\n"))
+    load_gate(own(tmp_path, "def mine(x):\n    return torch.sigmoid(x)\n"))
     assert gate_row(reference).gate(torch.zeros(())) == 0.5
 
 
-def test_a_checkpoint_that_names_a_file_does_not_run_it(own, tmp_path):
-    reference = own(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef mine(x):\n    return torch.tanh(x)\n")
+def test_a_checkpoint_that_names_a_file_does_not_run_it(tmp_path):
+    reference = own(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w')\ndef mine(x):\n    return torch.tanh(x)\n")
     config = pagating.PaGPT2Config(gate=reference, n_layer=1, n_embd=8, n_head=2, n_positions=16, vocab_size=11)
     with pytest.raises(ValueError, match="is not one of sigmoid, tanh"):
         pagating.PaGPT2LMHeadModel(config)
@@ -129,8 +128,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("body", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_gate_is_refused_in_one_line(own, body, message):
-    reference = own(body)
+def test_what_is_no_gate_is_refused_in_one_line(tmp_path, body, message):
+    reference = own(tmp_path, body)
     with pytest.raises(ValueError, match=message) as caught:
         load_gate(reference)
     assert "\n" not in str(caught.value)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import ray
 import ray.autoscaler.sdk
-import yaml
 
 from pagating.data import prepare
 from pagating.data.corpus import CorpusError, read_meta
 from pagating.data.prepare import fault, file_names, receive
 from pagating.trial import Trial
+from tests.studies import STEADY, changed, study_of
 from tests.tune.helpers import job_of, run_of
 from tune import sweep
 from tune.backend import cluster, delivery, ray_backend
@@ -26,7 +26,6 @@ from tune.errors import NODE_LOST, StudyError
 from tune.run import extend
 from tune.run.retries import NODES_LOST
 from tune.study.addresses import check_address
-from tune.study.files import parse
 from tune.study.inputs import opened
 from tune.study.sizes import side_by_side
 from tune.study.trial_spec import trial_spec
@@ -34,24 +33,22 @@ from tune.study.weights import note
 from tune.subject.gpt2 import Gpt2
 from tune.subject.subject import Job
 
-STUDY = {
-    "name": "cluster",
-    "question": "What travels?",
-    "corpus": {"files": {"train": "train.txt"}},
-    "tokenizer": {"vocab_size": 280},
-    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 16},
-    "fixed": {"tokens": 1024, "batch_tokens": 64},
-    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
-    "arms": {"gelu": {"baseline": True}, "floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
-    "search": {"trials_per_arm": 4, "parallel": 3},
-    "calibrate": {"points": 5, "seeds": 2},
-    "confirm": {"seeds": 7},
-}
+STUDY = changed(
+    STEADY,
+    corpus={"files": {"train": "train.txt"}},
+    tokenizer={"vocab_size": 280},
+    model={"n_ctx": 16},
+    fixed={"tokens": 1024, "batch_tokens": 64},
+    search={"trials_per_arm": 4, "parallel": 3},
+    calibrate={"points": 5, "seeds": 2, "max_points": None},
+    confirm={"seeds": 7},
+    arms={"linear-floor": None, "floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
+)
 TIMES = ("seconds", "tokens_per_second", "peak_rss_mb")
 
 
 def study(**changes):
-    return parse(yaml.safe_dump({**STUDY, **changes}), Path("cluster.yaml"))
+    return study_of(STUDY, "cluster", **changes)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
+from tests.studies import STEADY, changed, yaml_of
 from tune.backend.cluster import WINGS
 from tune.errors import NODE_LOST
 from tune.run import heartbeat, ledger
@@ -23,22 +23,15 @@ from tune.run import heartbeat, ledger
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 TIMES = ("seconds", "tokens_per_second", "peak_rss_mb")
-STUDY = {
-    "question": "What survives?",
-    "corpus": {"files": {"train": "text.txt"}},
-    "tokenizer": {"vocab_size": 300},
-    "model": {"n_layer": 1, "d_model": 32, "n_head": 2, "n_ctx": 32},
-    "fixed": {"tokens": 102_400, "batch_tokens": 512},
-    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
-    "arms": {
-        "gelu": {"baseline": True},
-        "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True},
-        "mine": {"gate": "mine.py:hard", "alpha": 0.5},
-    },
-    "search": {"trials_per_arm": 2, "parallel": 2},
-    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
-    "confirm": {"seeds": 3},
-}
+STUDY = changed(
+    STEADY,
+    corpus={"files": {"train": "text.txt"}},
+    model={"d_model": 32},
+    fixed={"tokens": 102_400},
+    arms={"mine": {"gate": "mine.py:hard", "alpha": 0.5}},
+    search={"parallel": 2},
+    confirm={"seeds": 3},
+)
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": "a" * 64,
@@ -194,7 +187,7 @@ def write(folder, **changes):
     words = "the quick brown fox jumps over the lazy dog and runs away from all of them"
     (folder / "text.txt").write_text("".join(f"{i * 7919 % 1000} {words}\n" for i in range(4000)))
     (folder / "mine.py").write_text("def hard(x):\n    return (x / 6 + 0.5).clamp(0, 1)\n")
-    (folder / "nodes.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+    (folder / "nodes.yaml").write_text(yaml_of(STUDY, **changes))
     return folder / "nodes.yaml"
 
 

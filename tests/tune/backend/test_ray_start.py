@@ -16,6 +16,7 @@ import ray
 from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from tests.studies import SMALL, study_of
 from tune.backend import ray_start
 from tune.backend.ray_adapters import Session, StopWithinArm
 from tune.backend.ray_start import started
@@ -124,21 +125,19 @@ def test_ray_gets_a_token_where_home_cannot_keep_one(tmp_path, monkeypatch, home
 
 
 @pytest.mark.parametrize(
-    ("slots", "more", "load", "told"),
+    ("slots", "resources", "load", "told"),
     [
-        (2, "", True, ray_start.LOADED),
-        (2, "", False, {ray_start.PRESTART: "0"}),
-        (50, "", True, {ray_start.PRESTART: "0"}),  # more than a search of three arms uses side by side
-        (2, "resources: {cpus: 2}", True, {ray_start.PRESTART: "0"}),
-        (2, "resources: {gpus: 0.5}", True, {ray_start.PRESTART: "0"}),
+        (2, {}, True, ray_start.LOADED),
+        (2, {}, False, {ray_start.PRESTART: "0"}),
+        (50, {}, True, {ray_start.PRESTART: "0"}),  # more than a search of three arms uses side by side
+        (2, {"cpus": 2}, True, {ray_start.PRESTART: "0"}),
+        (2, {"gpus": 0.5}, True, {ray_start.PRESTART: "0"}),
     ],
 )
-def test_workers_load_what_a_trial_needs_where_each_will_have_one(
-    fake_ray, monkeypatch, study_of, slots, more, load, told
-):
+def test_workers_load_what_a_trial_needs_where_each_will_have_one(fake_ray, monkeypatch, slots, resources, load, told):
     names = {*ray_start.LOADED, ray_start.PRESTART}
     monkeypatch.setattr(ray, "init", lambda **settings: fake_ray.append({n: os.environ.get(n) for n in names}))
-    with started(slots, study_of(more), None, load=load):
+    with started(slots, study_of(SMALL, resources=resources), None, load=load):
         assert fake_ray == [{name: told.get(name) for name in names}]
     assert not names & set(os.environ)  # another Ray of this process may need other settings
 

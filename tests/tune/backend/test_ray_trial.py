@@ -7,34 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from pagating import evaluate
 from pagating.checkpoint import CheckpointFolder
 from pagating.data import prepare
 from pagating.tasks import causal
 from pagating.train import Trial, train
+from tests.studies import STEADY, study_of
 from tests.tune.helpers import job_of
 from tune import sweep
 from tune.backend.ray_backend import RayBackend
 from tune.backend.ray_faults import Heartbeats
 from tune.backend.ray_trial import CellTrainable
-from tune.study.files import parse
 from tune.subject import training
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
-STUDY = {
-    "name": "faults",
-    "question": "What survives?",
-    "tokenizer": {"vocab_size": 300},
-    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
-    "fixed": {"tokens": 20_480, "batch_tokens": 512},
-    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
-    "arms": {"gelu": {"baseline": True}, "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
-    "search": {"trials_per_arm": 2, "pruner": "none"},
-    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
-    "confirm": {"seeds": 2},
-}
 TIMES = ("tokens_per_second", "seconds", "peak_rss_mb")
 
 
@@ -286,7 +273,7 @@ class KilledOnce(CellTrainable):
 def test_a_worker_killed_in_mid_trial_goes_on_from_its_checkpoint_in_another_process(tmp_path, monkeypatch):
     monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FAULTS", str(tmp_path))
-    study = parse(yaml.safe_dump(STUDY), Path("faults.yaml"))
+    study = study_of(STEADY, "faults", search={"pruner": "none"})
     found = []
     for name in ("undisturbed", "disturbed"):
         (tmp_path / "steps").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The exit code of every command that shows a verdict, for every verdict, on studies that were played, not trained."""
+"""Tests of the exit code of each command that shows a verdict, for each verdict, on studies of known losses."""
 
 import json
 import os
@@ -13,26 +13,21 @@ from analysis.io import command
 from analysis.report import build, plots
 from analysis.verdict import decide
 from analysis.verdict.kinds import Verdict
+from tests.studies import TINY, changed, yaml_of
+from tests.tune.helpers import played
 from tune.cli import main
 from tune.run import ledger
 from tune.run.tables import write_tables
 from tune.study.files import dump, parse
 
-STUDY = """
-question: Is it better?
-tokenizer: {vocab_size: 300}
-model: {n_layer: 1, d_model: 8, n_head: 2, n_ctx: 16}
-fixed: {tokens: 640, batch_tokens: 64, eval_windows: 4}
-nuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
-keep: {models: none}
-arms:
-  gelu: {baseline: true}
-  linear-floor: {gate: sigmoid, alpha: 0.0, floor: true}
-  mine: {gate: tanh, alpha: 0.5}
-search: {trials_per_arm: 2, pruner: none}
-calibrate: {points: 3, seeds: 1, max_points: 3}
-confirm: {seeds: 6}
-"""
+STUDY = changed(
+    TINY,
+    fixed={"tokens": 640},
+    keep={"models": "none"},
+    arms={"mine": {"gate": "tanh", "alpha": 0.5}},
+    search={"pruner": "none"},
+    confirm={"seeds": 6},
+)
 GAINS = {  # of `mine` over the baseline in nats, and how much it differs between seeds
     Verdict.BETTER: (0.1, 0.01),
     Verdict.WORSE: (-0.1, 0.01),
@@ -47,7 +42,7 @@ COMMANDS = ("sweep", "report", "significance", "analysis.report")
 
 
 def loss_of(kind):
-    """A trial's loss: bowls in the search and on the grid, known differences between the arms on the confirm seeds."""
+    """Return the losses of a case: bowls over the learning rate, and known differences on the confirm seeds."""
     gain, noise = GAINS.get(kind, (0.1, 0.01))
 
     def loss(cell, share):
@@ -62,11 +57,11 @@ def loss_of(kind):
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory, played):
-    """A folder of studies, one for each verdict, one that only searches, one that is not finished."""
+def studies(tmp_path_factory):
+    """Return a folder of studies: one per verdict, one that only searches and one that is unfinished."""
     place = tmp_path_factory.mktemp("studies")
     for case in CASES:
-        text = STUDY + ("stages: [search]\n" if case == SEARCHED else "")
+        text = yaml_of(STUDY, stages=["search"] if case == SEARCHED else None)
         (place / f"{case}.yaml").write_text(text)
         study, folder = parse(text, place / f"{case}.yaml"), place / case
         folder.mkdir()
@@ -84,7 +79,7 @@ def studies(tmp_path_factory, played):
 
 
 def words(name: str, place: Path, case: str, *more: str) -> list[str]:
-    """What a user types for a command, after the interpreter or the name of the program."""
+    """Return the arguments of a command."""
     of_pagating = ["--output", str(place)]
     return {
         "sweep": ["sweep", str(place / f"{case}.yaml"), *of_pagating, "--tracking", "none", "--slots", "1"],
@@ -95,7 +90,7 @@ def words(name: str, place: Path, case: str, *more: str) -> list[str]:
 
 
 def called(name, place, case, *more, monkeypatch) -> int:
-    """The exit code of a command's entry point, called in this process without drawing a figure."""
+    """Call the entry point of a command in this process, without figures. Return its exit code."""
     monkeypatch.setattr(plots, "render", lambda *args, **kwargs: b"<svg></svg>")
     typed = words(name, place, case, *more)
     monkeypatch.setattr(sys, "argv", ["pagating", *typed])

@@ -1,6 +1,4 @@
-"""The steps after a verdict: computed from the verdict's own numbers, and such that the study file accepts them."""
-
-from pathlib import Path
+"""Tests of the advice after a verdict: its numbers follow from the verdict, and the study file accepts them."""
 
 import numpy as np
 import pandas as pd
@@ -9,30 +7,24 @@ import pytest
 from analysis.io.study import assemble
 from analysis.stats import power
 from analysis.verdict.decide import decide
+from tests.studies import SMALL, changed, study_of
 from tune.cli.next_steps import MOST_SEEDS, next_steps, to_change
 from tune.errors import StudyError
-from tune.study.files import parse
 
-STUDY = """
-question: Is it better?
-model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
-fixed: {tokens: 4096, batch_tokens: 64}
-nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
-arms:
-  gelu: {baseline: true}
-  floor: {gate: sigmoid, alpha: 0.0, floor: true}
-  one: {gate: tanh, alpha: 0.5}
-  two: {gate: tanh, alpha: 1.0}
-confirm: {seeds: 6}
-"""
+STUDY = changed(
+    SMALL,
+    fixed={"tokens": 4096},
+    arms={"mine": None, "one": {"gate": "tanh", "alpha": 0.5}, "two": {"gate": "tanh", "alpha": 1.0}},
+    confirm={"seeds": 6},
+)
 
 
-def study(text=STUDY):
-    return parse(text, Path("x.yaml"))
+def study(**changes):
+    return study_of(STUDY, **changes)
 
 
 def result(plan, one, two, floor=0.5, seeds=6):
-    """The verdict on losses with known differences: `one` and `two` are (mean, sd) of gelu's loss minus theirs."""
+    """Return the verdict on known differences. `one` and `two` are mean and sd of gelu's loss minus theirs, in nats."""
     draw = np.random.default_rng(3)
     base = 4 + 0.01 * draw.normal(size=seeds)
     rows = [("gelu", seed, loss) for seed, loss in enumerate(base)]
@@ -78,9 +70,9 @@ def test_more_seeds_than_a_study_takes_are_not_advised():
     found = result(plan, TINY, CLEAR)
     (line,) = to_change(found, plan)
     assert line.startswith(f"one: needs more than {MOST_SEEDS} seeds; fixed.tokens: 4096 -> 16384")
-    study(STUDY.replace("seeds: 6", f"seeds: {MOST_SEEDS}"))
+    study(confirm={"seeds": MOST_SEEDS})
     with pytest.raises(StudyError, match=r"confirm\.seeds"):
-        study(STUDY.replace("seeds: 6", f"seeds: {MOST_SEEDS + 1}"))
+        study(confirm={"seeds": MOST_SEEDS + 1})
 
 
 def test_a_floor_that_does_not_lose_asks_for_longer_trials():
@@ -105,7 +97,7 @@ def test_an_end_of_the_grid_is_said_first():
 
 def test_few_seeds_that_decide_are_no_claim_and_enough_of_them_are():
     assert to_change(result(study(), CLEAR, CLEAR), study())[0].startswith("For a claim: confirm.seeds: 6 -> 8, then")
-    plan = study(STUDY.replace("seeds: 6", "seeds: 8"))
+    plan = study(confirm={"seeds": 8})
     assert to_change(result(plan, CLEAR, CLEAR, seeds=8), plan) == [
         "It holds for this text, model and tokens; to ask elsewhere: corpus or model, under another name"
     ]
@@ -120,7 +112,7 @@ def test_few_seeds_that_decide_are_no_claim_and_enough_of_them_are():
 )
 def test_the_cap_of_a_sequential_rule_is_raised_as_the_rule_allows(rule, wanted):
     cap = int(wanted.split()[1])
-    plan = study(STUDY.replace("seeds: 6", f"rule: {rule}, max_seeds: {cap}"))
+    plan = study(confirm={"seeds": None, "rule": rule, "max_seeds": cap})
     found = result(plan, UNSURE, CLEAR, seeds=cap)
     row = next(row for row in found.comparisons if row.arm == "one")
     assert "cap" in row.verdict
@@ -131,7 +123,7 @@ def test_the_cap_of_a_sequential_rule_is_raised_as_the_rule_allows(rule, wanted)
 
 
 def test_a_study_without_confirm_is_told_to_have_one():
-    plan = study(STUDY.replace("confirm: {seeds: 6}", "stages: [search, calibrate]"))
+    plan = study(confirm=None, stages=["search", "calibrate"])
     assert to_change(result(plan, UNSURE, CLEAR), plan) == [
         "To decide: stages: [search, calibrate] -> [search, calibrate, confirm], under another name"
     ]

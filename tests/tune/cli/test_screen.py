@@ -1,4 +1,4 @@
-"""What a run shows: on a real terminal, on a dumb one, in a pipe, and what libraries write meanwhile."""
+"""Tests of the output of a run on a terminal, on a dumb terminal and in a pipe, and of the output of libraries."""
 
 import fcntl
 import json
@@ -81,7 +81,7 @@ print("after")
 
 
 def on_terminal(words, width=80, height=24, act=None, folder=ROOT, closed_input=False, **environment):
-    """Everything that a command writes to a terminal of that size, and its exit code."""
+    """Run a command on a terminal of this size. Return all its output and its exit code."""
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     mine = {**kept, "TERM": "xterm-256color", **environment}
     process, terminal = pty.fork()
@@ -105,7 +105,7 @@ def on_terminal(words, width=80, height=24, act=None, folder=ROOT, closed_input=
 
 
 def lines_of(text):
-    """The terminal's lines after all of it, as a person sees them; a code that is not known here fails."""
+    """Return the final lines of the terminal. An unknown control code fails."""
     screen, row, column = [""], 0, 0
     for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x1b]|\x1b", text):
         if part == "\n":
@@ -129,15 +129,15 @@ def lines_of(text):
     return [line.rstrip() for line in screen]
 
 
-@pytest.fixture
-def driver(tmp_path):
-    (tmp_path / "driver.py").write_text(DRIVER)
-    return lambda then="": [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "smoke"), str(SMOKE), then]
+def driver(folder, then=""):
+    """Write a driver into a folder. Return the command that runs it."""
+    (folder / "driver.py").write_text(DRIVER)
+    return [sys.executable, str(folder / "driver.py"), str(folder / "smoke"), str(SMOKE), then]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_a_terminal_shows_one_table_that_is_redrawn(driver, tmp_path, width):
-    text, code = on_terminal(driver(), width)
+def test_a_terminal_shows_one_table_that_is_redrawn(tmp_path, width):
+    text, code = on_terminal(driver(tmp_path), width)
     lines = lines_of(text)
     assert code == 0
     assert lines[0] == "before"
@@ -158,14 +158,14 @@ def test_a_terminal_shows_one_table_that_is_redrawn(driver, tmp_path, width):
     assert "Ctrl-C stops cleanly; the same command continues." in text
 
 
-def test_the_size_is_that_of_the_terminal_also_without_its_keyboard(driver):
-    text, _ = on_terminal(driver(), 50, closed_input=True)
+def test_the_size_is_that_of_the_terminal_also_without_its_keyboard(tmp_path):
+    text, _ = on_terminal(driver(tmp_path), 50, closed_input=True)
     assert max(map(len, lines_of(text))) <= 50
     assert any(line.split()[:5] == ["stage", "done", "run", "stop", "inf"] for line in lines_of(text))
 
 
-def test_what_libraries_write_goes_to_the_log_by_whatever_way(driver, tmp_path):
-    text, _ = on_terminal(driver())
+def test_what_libraries_write_goes_to_the_log_by_whatever_way(tmp_path):
+    text, _ = on_terminal(driver(tmp_path))
     log = (tmp_path / "smoke" / "logs" / "libraries.log").read_text()
     for said in (
         "a library prints",
@@ -189,8 +189,8 @@ def test_a_log_of_nothing_is_not_kept(tmp_path):
     assert not (tmp_path / "libraries.log").exists()
 
 
-def test_a_pipe_gets_plain_lines(driver):
-    done = subprocess.run(driver("stop"), capture_output=True, text=True, cwd=ROOT)
+def test_a_pipe_gets_plain_lines(tmp_path):
+    done = subprocess.run(driver(tmp_path, "stop"), capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines() == [
         "before",
         "[1/45] search gelu lr=2.0e-03 seed=1: val_nll 4.2500, about 2.1 min left",
@@ -200,48 +200,50 @@ def test_a_pipe_gets_plain_lines(driver):
     assert done.stderr.splitlines() == ["Warning: the disk has little room", "Stopping: a matter of seconds."]
 
 
-def test_a_pipe_is_told_that_a_long_cell_goes_on(driver):
-    shown = subprocess.run(driver(), env={**os.environ, "SILENT": "0"}, capture_output=True, text=True, cwd=ROOT).stdout
+def test_a_pipe_is_told_that_a_long_cell_goes_on(tmp_path):
+    shown = subprocess.run(
+        driver(tmp_path), env={**os.environ, "SILENT": "0"}, capture_output=True, text=True, cwd=ROOT
+    ).stdout
     assert shown.splitlines()[1] == "0 cells have ended; 1 running in 2 slots"
     assert re.fullmatch(r"2 cells have ended; about 0 s left; 1 running in 2 slots", shown.splitlines()[-2])
 
 
-def test_a_dumb_terminal_gets_plain_lines_without_a_code(driver):
-    text, _ = on_terminal(driver(), TERM="dumb")
+def test_a_dumb_terminal_gets_plain_lines_without_a_code(tmp_path):
+    text, _ = on_terminal(driver(tmp_path), TERM="dumb")
     assert "\x1b" not in text
     assert "[1/45] search gelu lr=2.0e-03 seed=1: val_nll 4.2500, about 2.1 min left" in text.splitlines()
 
 
-def test_no_color_means_none(driver):
-    text, _ = on_terminal(driver(), NO_COLOR="1")
+def test_no_color_means_none(tmp_path):
+    text, _ = on_terminal(driver(tmp_path), NO_COLOR="1")
     assert not [code for code in re.findall(r"\x1b\[([0-9;]*)m", text) if re.search(r"(^|;)(3[0-8]|9\d|4[0-8])", code)]
     assert any(line.startswith("search ") for line in lines_of(text))
 
 
-def test_a_terminal_without_such_letters_gets_others(driver):
-    text, code = on_terminal(driver(), PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
+def test_a_terminal_without_such_letters_gets_others(tmp_path):
+    text, code = on_terminal(driver(tmp_path), PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
     assert code == 0
     assert text.isascii()
     assert any(line.startswith("search ") for line in lines_of(text))
 
 
-def test_what_happens_next_stands_under_the_table(driver):
-    text, _ = on_terminal(driver("stop"))
+def test_what_happens_next_stands_under_the_table(tmp_path):
+    text, _ = on_terminal(driver(tmp_path, "stop"))
     last = text.rindex("Stopping: a matter of seconds.")
     assert text.rindex("Browse:  make ui", 0, last) > text.rindex("stage ", 0, last)
     assert lines_of(text[: last + 30])[-1] == "Stopping: a matter of seconds."
 
 
-def test_a_process_that_ends_at_once_leaves_a_line_and_a_cursor(driver):
-    text, code = on_terminal(driver("die"))
+def test_a_process_that_ends_at_once_leaves_a_line_and_a_cursor(tmp_path):
+    text, code = on_terminal(driver(tmp_path, "die"))
     assert code == 130
     assert text.rindex(END) > text.rindex(BEGIN)
     assert lines_of(text)[-2:] == ["Stopped at once.", ""]
     assert lines_of(text)[-3].startswith("Ctrl-C stops")
 
 
-def test_a_bug_is_shown_on_the_terminal(driver, tmp_path):
-    text, code = on_terminal(driver("raise"))
+def test_a_bug_is_shown_on_the_terminal(tmp_path):
+    text, code = on_terminal(driver(tmp_path, "raise"))
     assert code == 1
     assert "ValueError: a bug" in text
     assert "ValueError" not in (tmp_path / "smoke" / "logs" / "libraries.log").read_text()

@@ -1,20 +1,20 @@
-"""What is shown of where a study stands: the table at several widths, and the status of a folder."""
+"""Tests of the table of a study's progress at several widths, and of `pagating status`."""
 
 import fcntl
 import io
 import os
 import socket
 import threading
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.studies import TOLD, study_of
 from tune.cli import studies
 from tune.cli.status_table import View, look
 from tune.run.ledger import Ledger, is_held
 from tune.run.progress import Progress
-from tune.study.files import dump, parse
+from tune.study.files import dump
 
 
 def shown(view, width, **console):
@@ -67,9 +67,8 @@ def test_an_arm_that_lost_every_cell_says_so(plan, told):
     assert any("none: infeasible" in line for line in shown(View(Progress(plan, told.events), told.now), 80))
 
 
-def test_a_low_terminal_shows_the_arms_that_fit_and_counts_the_others(standing_text):
-    arms = "".join(f"  arm{i}: {{gate: tanh, alpha: 0.{i}}}\n" for i in range(1, 10))
-    many = parse(standing_text.replace("search: {tri", arms + "search: {tri"), Path("x.yaml"))
+def test_a_low_terminal_shows_the_arms_that_fit_and_counts_the_others():
+    many = study_of(TOLD, arms={f"arm{i}": {"gate": "tanh", "alpha": i / 10} for i in range(1, 10)})
     view = View(Progress(many), 0.0, lines=["Log:     here"], note="And then.", fit=True)
     for height in (18, 20, 24, 40):
         lines = shown(view, 80, height=height, force_terminal=True)
@@ -79,28 +78,23 @@ def test_a_low_terminal_shows_the_arms_that_fit_and_counts_the_others(standing_t
         assert lines[-1] == "And then."
 
 
-def test_a_name_is_text_and_no_markup(standing_text):
-    plain = parse(standing_text.replace("Is it better?", "'[red]Is[/red] it [better?'"), Path("x.yaml"))
+def test_a_name_is_text_and_no_markup():
+    plain = study_of(TOLD, question="[red]Is[/red] it [better?")
     assert shown(View(Progress(plain), 0.0), 80)[0] == "x: [red]Is[/red] it [better?"
 
 
-@pytest.fixture
-def written(standing_text, searching):
-    """Write the study that searches into a folder, as a run does, and leave its ledger open."""
-
-    def write(folder):
-        folder.mkdir()
-        (folder / "study.yaml").write_text(dump(parse(standing_text, folder.with_suffix(".yaml"))))
-        ledger = Ledger(folder / "ledger.jsonl")
-        for event in searching.events:
-            ledger.append(**{k: v for k, v in event.items() if k != "time"})
-        return ledger
-
-    return write
+def written(folder, told):
+    """Write a study and its events into a folder, as a run does. Return its ledger, still open."""
+    folder.mkdir()
+    (folder / "study.yaml").write_text(dump(study_of(TOLD, folder.name)))
+    ledger = Ledger(folder / "ledger.jsonl")
+    for event in told.events:
+        ledger.append(**{k: v for k, v in event.items() if k != "time"})
+    return ledger
 
 
-def test_status_tells_a_study_that_runs_from_one_that_was_left(tmp_path, plan, written):
-    ledger = written(tmp_path / "x")
+def test_status_tells_a_study_that_runs_from_one_that_was_left(tmp_path, plan, searching):
+    ledger = written(tmp_path / "x", searching)
     folder = tmp_path / "x"
     assert is_held(folder / "ledger.jsonl")
     (folder / "ledger.lock").write_text("process 7 on there\n")
@@ -120,16 +114,16 @@ def test_status_tells_a_study_that_runs_from_one_that_was_left(tmp_path, plan, w
     "beat",
     ["", "[]", "{}", '{"time": "x"}', '{"time": 1e999, "driver": 1, "slots": 1e999, "running": []}', "[" * 10**5],
 )
-def test_a_damaged_heartbeat_is_none(tmp_path, beat, plan, written):
-    ledger = written(tmp_path / "x")
+def test_a_damaged_heartbeat_is_none(tmp_path, beat, plan, searching):
+    ledger = written(tmp_path / "x", searching)
     (tmp_path / "x" / "heartbeat.json").write_text(beat)
     view = look(plan, tmp_path / "x", now=ledger.events[-1]["time"])
     assert view.note == f"It runs: process {os.getpid()} on {socket.gethostname()}; last update 0 s ago."
     ledger.close()
 
 
-def test_the_heartbeat_of_a_killed_driver_is_not_that_of_the_next(tmp_path, plan, written):
-    ledger = written(tmp_path / "x")
+def test_the_heartbeat_of_a_killed_driver_is_not_that_of_the_next(tmp_path, plan, searching):
+    ledger = written(tmp_path / "x", searching)
     beat = '{"time": 1.0, "driver": "process 7 on there", "slots": 3, "running": ["search/floor/2/1"]}'
     (tmp_path / "x" / "heartbeat.json").write_text(beat)
     view = look(plan, tmp_path / "x", now=ledger.events[-1]["time"] + 4)
@@ -138,8 +132,8 @@ def test_the_heartbeat_of_a_killed_driver_is_not_that_of_the_next(tmp_path, plan
     ledger.close()
 
 
-def test_a_look_does_not_keep_a_sweep_out(tmp_path, written):
-    written(tmp_path / "x").close()
+def test_a_look_does_not_keep_a_sweep_out(tmp_path, searching):
+    written(tmp_path / "x", searching).close()
     path = tmp_path / "x" / "ledger.jsonl"
     with open(path, "rb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
@@ -149,10 +143,10 @@ def test_a_look_does_not_keep_a_sweep_out(tmp_path, written):
         mine.close()
 
 
-def test_status_in_a_pipe_breaks_no_path_in_two(tmp_path, monkeypatch, capsys, written):
+def test_status_in_a_pipe_breaks_no_path_in_two(tmp_path, monkeypatch, capsys, searching):
     folder = tmp_path / ("a-long-name-" * 5) / "x"
     folder.parent.mkdir()
-    written(folder).close()
+    written(folder, searching).close()
     for columns, whole in ((None, True), ("60", False)):
         monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS", raising=False)
         studies.status(str(folder))

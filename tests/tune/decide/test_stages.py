@@ -1,34 +1,27 @@
 import itertools
 import math
 import random
-from pathlib import Path
 
 import pytest
 
+from tests.studies import SMALL, changed, study_of
 from tune.decide.stages import Stages, geometric_grid, geometric_mean
 from tune.errors import StudyError
-from tune.study.files import parse
 
-STUDY = """
-question: Is it better?
-model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
-fixed: {tokens: 4096, batch_tokens: 64}
-nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
-arms:
-  gelu: {baseline: true}
-  floor: {gate: sigmoid, alpha: 0.0, floor: true}
-  searched: {gate: sigmoid, alpha: {search: {uniform: [0.0, 2.0]}}}
-search: {trials_per_arm: 4}
-calibrate: {points: 3, seeds: 2, max_points: 7}
-confirm: {seeds: 3}
-"""
+STUDY = changed(
+    SMALL,
+    arms={"mine": None, "searched": {"gate": "sigmoid", "alpha": {"search": {"uniform": [0.0, 2.0]}}}},
+    search={"trials_per_arm": 4},
+    calibrate={"points": 3, "seeds": 2, "max_points": 7},
+    confirm={"seeds": 3},
+)
 OPTIMA = {"gelu": 1e-3, "floor": 1e-3, "searched": 2e-3}
 
 
-def drive(order_seed=0, optima=OPTIMA, slots=4, text=STUDY, outcome=lambda cell: "completed", extra=lambda cell: 0.0):
+def drive(order_seed=0, optima=OPTIMA, slots=4, outcome=lambda cell: "completed", extra=lambda cell: 0.0, **changes):
     """Run the stages on losses that are a known parabola over the log learning rate. Cells end in a random order."""
     decisions = []
-    stages = Stages(parse(text, Path("x.yaml")), lambda event, **fields: decisions.append((event, fields)), {})
+    stages = Stages(study_of(STUDY, **changes), lambda event, **fields: decisions.append((event, fields)), {})
     rng, running, cells = random.Random(order_seed), [], []
     while not stages.finished:
         while len(running) < slots and (cell := stages.next_cell()):
@@ -67,13 +60,12 @@ def test_seeds_of_search_and_calibration_never_enter_confirm():
 
 
 def test_a_study_that_takes_up_another_one_confirms_on_seeds_of_its_own():
-    _, cells, _ = drive(text=STUDY.replace("{seeds: 3}", "{seeds: 3, first_seed: 109}"))
+    _, cells, _ = drive(confirm={"first_seed": 109})
     assert {c.seed for c in cells if c.stage == "confirm"} == {109, 110, 111}
-    sequential = "{rule: obrien-fleming, first_seed: 109}"
-    _, cells, _ = drive(text=STUDY.replace("{seeds: 3}", sequential))
+    _, cells, _ = drive(confirm={"seeds": None, "rule": "obrien-fleming", "first_seed": 109})
     assert min(c.seed for c in cells if c.stage == "confirm") == 109
     with pytest.raises(StudyError, match=r"confirm.first_seed: 12 is not allowed"):  # a seed of the calibration
-        drive(text=STUDY.replace("{seeds: 3}", "{seeds: 3, first_seed: 12}"))
+        drive(confirm={"first_seed": 12})
 
 
 def test_the_chosen_rate_is_the_bottom_of_the_bowl_and_inside_the_grid():
@@ -88,7 +80,7 @@ def test_the_chosen_rate_is_the_bottom_of_the_bowl_and_inside_the_grid():
 
 
 def test_the_grids_best_may_be_chosen_instead():
-    stages, _, decisions = drive(text=STUDY.replace("seeds: 2, max", "seeds: 2, choice: grid, max"))
+    stages, _, decisions = drive(calibrate={"choice": "grid"})
     for arm, optimum in OPTIMA.items():
         rate = stages.chosen[arm]["lr"]
         assert rate in stages.grid
@@ -96,15 +88,15 @@ def test_the_grids_best_may_be_chosen_instead():
     assert all(fields["grid_best"] == fields["config"]["lr"] for event, fields in decisions if event == "chosen")
 
 
-def confirm_seeds(rule, gap, **options):
+def confirm_seeds(rule, gap, max_seeds=None, **options):
     """Return each arm's confirm seeds if every arm's loss is `gap` standard deviations above the baseline's."""
 
     def loss(cell):
         noise = random.Random(f"{cell.arm} {cell.seed}").gauss(0, 1) if cell.stage == "confirm" else 0.0
         return noise + (0.0 if cell.arm == "gelu" else gap)
 
-    text = STUDY.replace("confirm: {seeds: 3}", f"confirm: {{rule: {rule}}}")
-    _, cells, _ = drive(text=text, extra=loss, **options)
+    confirm = {"seeds": None, "rule": rule, "max_seeds": max_seeds}
+    _, cells, _ = drive(confirm=confirm, extra=loss, **options)
     seeds = {arm: sorted(c.seed - 100 for c in cells if c.stage == "confirm" and c.arm == arm) for arm in OPTIMA}
     assert seeds["gelu"] == seeds["floor"] == seeds["searched"]  # pairs are whole
     return seeds["gelu"]
@@ -117,7 +109,7 @@ def test_a_sequential_rule_stops_when_every_arm_is_decided_and_at_its_cap():
     assert confirm_seeds("obrien-fleming", gap=0.0) == list(range(1, 11))
     assert confirm_seeds("e-process", gap=0.0) == list(range(1, 21))
     assert len(confirm_seeds("e-process", gap=5.0)) in range(4, 20)
-    assert confirm_seeds("obrien-fleming, max_seeds: 6", gap=0.0) == list(range(1, 7))
+    assert confirm_seeds("obrien-fleming", gap=0.0, max_seeds=6) == list(range(1, 7))
 
 
 def test_a_sequential_rule_does_not_depend_on_slots():
@@ -126,7 +118,7 @@ def test_a_sequential_rule_does_not_depend_on_slots():
 
 def test_an_optimum_at_the_edge_extends_the_grid_for_all_arms():
     far = {"gelu": 1e-3, "floor": 1e-3, "searched": 1.6e-2}
-    stages, cells, decisions = drive(optima=far, text=STUDY.replace("max_points: 7", "max_points: 20"))
+    stages, cells, decisions = drive(optima=far, calibrate={"max_points": 20})
     assert stages.grid[0] < stages.chosen["searched"]["lr"] < stages.grid[-1]
     grids = [fields["grid"] for event, fields in decisions if event == "grid"]
     assert [len(grid) for grid in grids] == sorted(len(grid) for grid in grids)
@@ -186,7 +178,7 @@ def test_confirm_finishes_seeds_together_so_that_pairs_are_whole():
 
 
 def test_remaining_counts_down_to_nothing():
-    stages = Stages(parse(STUDY, Path("x.yaml")), lambda event, **fields: None, {})
+    stages = Stages(study_of(STUDY), lambda event, **fields: None, {})
     assert stages.remaining() == 3 * (4 + 3 * 2 + 3)
     assert drive()[0].remaining() == 0
 

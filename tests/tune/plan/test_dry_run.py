@@ -1,4 +1,4 @@
-"""`pagating try` says where a healthy trial would be taken for a hung one."""
+"""Tests of the warning of `pagating try` that a healthy trial would be taken for a hung one."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import pytest
 
 from pagating.tasks import causal
 from pagating.trial import Trial
+from tests.studies import SMALL, study_of
 from tune.plan import child, dry_run
 from tune.plan.dry_run import Tried
 
@@ -21,28 +22,28 @@ from tune.plan.dry_run import Tried
         (Tried("a", problem="does not fit"), 64, None),
     ],
 )
-def test_a_trial_that_would_be_silent_for_long_is_told(study_of, tried, batch_tokens, seconds):
+def test_a_trial_that_would_be_silent_for_long_is_told(tried, batch_tokens, seconds):
     expected = seconds and (
         f"a: here a trial shows no life for about {seconds} s at a time, and one is ended as hung after 600 s: raise "
         "resources.stall_timeout, or lower fixed.batch_tokens or fixed.micro_batch_tokens"
     )
-    assert dry_run.too_silent(study_of(), tried, batch_tokens) == expected
+    assert dry_run.too_silent(study_of(SMALL), tried, batch_tokens) == expected
 
 
-def test_the_warning_follows_its_arm(study_of, monkeypatch, tmp_path):
+def test_the_warning_follows_its_arm(monkeypatch, tmp_path):
     monkeypatch.setattr(dry_run, "corpus_of", lambda study, output, base: (tmp_path, None))
     small = Trial(corpus="/corpus", model={"n_ctx": 16}, lr=1e-3, tokens=64, batch_tokens=64, seed=1)
     monkeypatch.setattr(dry_run, "shortened", lambda study, *given: small)
     quick, slow = Tried("gelu", step_seconds=1.0, silence=1.0), Tried("mine", step_seconds=1.0, silence=1e3)
     monkeypatch.setattr(dry_run, "_try_arm", lambda spec, arm: slow if arm == "mine" else replace(quick, arm=arm))
-    found = list(dry_run.try_arms(study_of(), tmp_path, tmp_path, 3))
+    found = list(dry_run.try_arms(study_of(SMALL), tmp_path, tmp_path, 3))
     assert [each.arm if isinstance(each, Tried) else each.partition(" ")[0] for each in found] == [
         "gelu", "floor", "mine", "mine:",
     ]  # fmt: skip
 
 
 def test_silence_is_measured_between_micro_batches(spec_of_try, monkeypatch):
-    """Four micro-batches of 100 s each on a clock of ours: an update of 400 s, a silence of 100 s."""
+    """On a fake clock, four micro-batches of 100 s each make a step of 400 s and a silence of 100 s."""
     now = [0.0]
 
     def slowly(*arguments):
@@ -57,7 +58,7 @@ def test_silence_is_measured_between_micro_batches(spec_of_try, monkeypatch):
 
 @pytest.fixture
 def spec_of_try(tmp_path):
-    """A trial of two updates of four micro-batches."""
+    """Return a trial of two steps of four micro-batches."""
     from pagating.data import prepare
 
     (tmp_path / "train.txt").write_text("".join(f"{i} the quick brown fox jumps over a dog\n" for i in range(2000)))

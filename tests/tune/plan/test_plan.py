@@ -1,4 +1,4 @@
-"""The command: what it writes, says and refuses, and a real study beside its plan."""
+"""Tests of `pagating plan`: its output, files and errors, and a real study against its plan."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.studies import SMALL, study_of, yaml_of
+from tests.tune.helpers import rows_of
 from tune.errors import StudyError
 from tune.plan import plan, space, work
 from tune.plan.page import show
@@ -51,11 +53,10 @@ def test_a_plan_writes_nothing_but_the_token_cache(tmp_path, cache):
     assert "Holm's first step" in page
 
 
-def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, monkeypatch, small_text):
+def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, monkeypatch):
     config = tmp_path / "far.yaml"
-    config.write_text(
-        small_text.replace("{vocab_size: 300}", "{pretrained: gpt2}") + "corpus: {hub: {name: far/away}}\n"
-    )
+    tokenizer = {"vocab_size": None, "pretrained": "gpt2"}
+    config.write_text(yaml_of(SMALL, tokenizer=tokenizer, corpus={"hub": {"name": "far/away"}}))
 
     def gone(*arguments):
         from pagating.data.corpus import CorpusError
@@ -84,8 +85,8 @@ def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, mon
         (40, 3, None),
     ],
 )
-def test_slots_that_the_search_leaves_idle_are_said(slots, parallel, advice, study_of):
-    notes = plan.idle_slots(study_of(f"search: {{trials_per_arm: 3, parallel: {parallel}}}\n"), slots)
+def test_slots_that_the_search_leaves_idle_are_said(slots, parallel, advice):
+    notes = plan.idle_slots(study_of(SMALL, search={"trials_per_arm": 3, "parallel": parallel}), slots)
     assert len(notes) == (advice is not None)
     assert all(re.search(advice, note) for note in notes)
 
@@ -118,7 +119,7 @@ def test_bad_input_of_the_command_is_one_line_and_exit_code_2(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_study_takes_what_was_planned(tmp_path, rows_of):
+def test_a_real_study_takes_what_was_planned(tmp_path):
     environment = {**os.environ, "PAGATING_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "tune.cli", "sweep", str(ROOT / "configs" / "smoke.yaml"), "--slots", "2"]
     done = subprocess.run(

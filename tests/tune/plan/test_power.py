@@ -1,29 +1,32 @@
-"""Power of a plan, against statsmodels and the rule's own level."""
+"""Tests of the power of a plan, against statsmodels and the level of the rule."""
 
 import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
+from tests.studies import SMALL, study_of
+from tests.tune.helpers import inside, played
 from tune.errors import StudyError
 from tune.plan import power
 from tune.run import ledger, tables
+from tune.study.files import dump
 
 
-def test_power_of_the_fixed_rule_is_that_of_the_paired_t_test(study_of):
-    study = study_of("confirm: {seeds: 10}\n")
+def test_power_of_the_fixed_rule_is_that_of_the_paired_t_test():
+    study = study_of(SMALL, confirm={"seeds": 10})
     found = power.confirm_power(study, 0.005, 0.004)
     assert found["level"] == 0.025  # two comparisons: Holm's first step
     reference = TTestPower()
     assert found["power"] == pytest.approx(reference.power(1.25, 10, 0.025), abs=1e-6)
     assert reference.power(found["smallest"] / 0.004, 10, 0.025) == pytest.approx(0.8, abs=1e-6)
     assert reference.power(1.25, found["needed"], 0.025) >= 0.8 > reference.power(1.25, found["needed"] - 1, 0.025)
-    alone = power.confirm_power(study_of("confirm: {correction: none}\n"), 0.005, 0.004)
+    alone = power.confirm_power(study_of(SMALL, confirm={"correction": "none"}), 0.005, 0.004)
     assert (alone["level"], alone["level_is"]) == (0.05, "no correction")
 
 
-def test_power_of_a_sequential_rule_is_simulated(study_of):
-    study = study_of("confirm: {rule: obrien-fleming}\n")
+def test_power_of_a_sequential_rule_is_simulated():
+    study = study_of(SMALL, confirm={"rule": "obrien-fleming"})
     clear = power.confirm_power(study, 0.02, 0.002)
     assert clear["power"] == 1.0
     assert 3 <= clear["seeds"] <= 5
@@ -32,8 +35,8 @@ def test_power_of_a_sequential_rule_is_simulated(study_of):
     assert none["seeds"] > 9.5
 
 
-def test_noise_of_a_study_is_the_spread_of_its_paired_differences(tmp_path, small_text, study_of, played, inside):
-    study = study_of("confirm: {seeds: 4}\n")
+def test_noise_of_a_study_is_the_spread_of_its_paired_differences(tmp_path):
+    study = study_of(SMALL, confirm={"seeds": 4})
     shared, own = (np.random.default_rng(seed).normal(0, scale, (3, 4)) for seed, scale in ((1, 0.05), (2, 0.01)))
     arms = list(study.arms)
 
@@ -43,7 +46,7 @@ def test_noise_of_a_study_is_the_spread_of_its_paired_differences(tmp_path, smal
         return 3.0 + shared[0, cell.seed - 101] + own[arms.index(cell.arm), cell.seed - 101]
 
     played(study, loss, tmp_path)
-    (tmp_path / "study.yaml").write_text(small_text + "confirm: {seeds: 4}\nname: small\n")
+    (tmp_path / "study.yaml").write_text(dump(study))
     tables.write_tables("small", ledger.read(tmp_path / "ledger.jsonl"), tmp_path)
     noise, each = power.study_noise(tmp_path)
     baseline = (3.0 + shared[0] + own[0]).mean()

@@ -1,10 +1,12 @@
-"""The calibration of a plan: processes that train each arm for a moment."""
+"""Tests of the calibration of a plan, which trains each arm briefly in several processes."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.studies import SMALL, study_of
+from tests.tune.helpers import models_of
 from tune.plan import plan, probe
 from tune.plan.child import ChildError
 from tune.plan.probe import Speed
@@ -28,9 +30,9 @@ def test_processes_are_combined_as_slots_that_share_the_cells():
 
 
 @pytest.mark.slow
-def test_a_calibration_trains_every_arm_in_as_many_processes_as_asked(tmp_path, study_of, models_of):
+def test_a_calibration_trains_every_arm_in_as_many_processes_as_asked(tmp_path):
     corpus = plan.stand_in(tmp_path, 300, 1 << 14)
-    study = study_of()
+    study = study_of(SMALL)
     trials = {arm: plan.trial_spec(study, arm, sizes.example(study, arm), 1, corpus, test=False) for arm in study.arms}
     flops = {arm: model.flops_per_token for arm, model in models_of(study).items()}
     found = probe.probe(trials, flops, 2, 1.0)

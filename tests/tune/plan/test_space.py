@@ -1,4 +1,4 @@
-"""Disk and memory of a plan, against files and trials of that size."""
+"""Tests of the planned disk and memory, against real files and trials."""
 
 import json
 import subprocess
@@ -9,19 +9,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.studies import SMALL, study_of
+from tests.tune.helpers import inside, played
 from tune.errors import StudyError
 from tune.plan import plan, space, work
 from tune.run import ledger
 from tune.run.tables import write_tables
 from tune.study import sizes
-from tune.study.files import load, parse
+from tune.study.files import load
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[3]
 SMOKE = load(ROOT / "configs" / "smoke.yaml")
 
 
-def test_ledger_and_tables_are_as_large_as_planned(tmp_path, played, inside):
+def test_ledger_and_tables_are_as_large_as_planned(tmp_path):
     cells, _ = played(SMOKE, inside, tmp_path)
     events = ledger.read(tmp_path / "ledger.jsonl")
     write_tables("smoke", events, tmp_path)
@@ -67,7 +69,7 @@ def test_too_little_space_is_one_line(tmp_path, monkeypatch):
 
 
 def trained_mb(tmp_path, study, name):
-    """Peak memory of `python -m pagating.train` on one of a study's cells, MiB."""
+    """Return the peak memory of `python -m pagating.train` on a cell of a study, in MiB."""
     folder = tmp_path / name
     folder.mkdir()
     corpus = plan.stand_in(folder, study.tokenizer.vocab_size, 1 << 14)
@@ -79,13 +81,11 @@ def trained_mb(tmp_path, study, name):
 
 
 @pytest.mark.slow
-def test_memory_of_a_trial_is_within_a_factor_of_what_is_planned(tmp_path, small_text, study_of):
-    tiny = study_of()
-    text = small_text.replace(
-        "n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16", "n_layer: 6, d_model: 256, n_head: 4, n_ctx: 64"
-    )
-    text = text.replace("tokens: 6400, batch_tokens: 64", "tokens: 8192, batch_tokens: 4096").replace("300", "4096")
-    large = parse(text, Path("large.yaml"))
+def test_memory_of_a_trial_is_within_a_factor_of_what_is_planned(tmp_path):
+    tiny = study_of(SMALL)
+    model = {"n_layer": 6, "d_model": 256, "n_head": 4, "n_ctx": 64}
+    fixed = {"tokens": 8192, "batch_tokens": 4096}
+    large = study_of(SMALL, "large", model=model, fixed=fixed, tokenizer={"vocab_size": 4096})
     base = trained_mb(tmp_path, tiny, "tiny")
     parts = space.memory_parts(large, work.arm_model(large, "mine", 4096), 4096, base)
     held = trained_mb(tmp_path, large, "large") - base  # what the model and its step take

@@ -1,8 +1,10 @@
-"""Seconds of a plan, of cells and slots computed by hand."""
+"""Tests of the planned seconds of cells and slots, against values computed by hand."""
 
 import pytest
 import torch
 
+from tests.studies import SMALL, study_of
+from tests.tune.helpers import models_of
 from tune.errors import StudyError
 from tune.plan import time
 from tune.plan.probe import Calibration, Speed
@@ -11,8 +13,8 @@ from tune.study import sizes
 torch.set_num_threads(1)
 
 
-def test_seconds_of_a_cell_by_hand(study_of):
-    study, speed = study_of(), Speed(tokens_per_second=640.0, evaluation_seconds=0.5, build_seconds=2.0)
+def test_seconds_of_a_cell_by_hand():
+    study, speed = study_of(SMALL), Speed(tokens_per_second=640.0, evaluation_seconds=0.5, build_seconds=2.0)
     assert time.cell_seconds(study, speed, "search") == pytest.approx(2 + 10 + 10 * 0.5)
     assert time.cell_seconds(study, speed, "search", 50) == pytest.approx(2 + 5 + 5 * 0.5)
     assert time.cell_seconds(study, speed, "confirm", rows=0.25) == pytest.approx(2 + 10 + 12 * 0.5 + 0.25)
@@ -29,8 +31,8 @@ def test_cells_on_slots_by_hand():
     assert time.search_seconds([[2, 2, 2], [1, 1, 1]], 1, 1) == 9
 
 
-def test_hours_of_a_study_by_hand(study_of):
-    study = study_of("search: {trials_per_arm: 2}\ncalibrate: {seeds: 1, max_points: 3}\nconfirm: {seeds: 2}\n")
+def test_hours_of_a_study_by_hand():
+    study = study_of(SMALL, search={"trials_per_arm": 2}, calibrate={"seeds": 1, "max_points": 3}, confirm={"seeds": 2})
     speeds = dict.fromkeys(study.arms, Speed(640.0, 0.0, 0.0))  # ten seconds a trial, and one between two
     stages = time.stage_seconds(study, speeds, 3, sizes.confirm_seeds(study), 1.0, 0.0)
     assert stages == {"search": (22, 22, 22), "calibrate": (33, 33, 33), "confirm": (22, 22, 22)}
@@ -42,14 +44,14 @@ def test_hours_of_a_study_by_hand(study_of):
     assert slower["search"][1] == 42
 
 
-def test_an_extended_grid_and_a_stopped_trial_change_the_range(study_of):
-    study = study_of("search: {trials_per_arm: 3}\ncalibrate: {seeds: 1, max_points: 5}\nconfirm: {seeds: 2}\n")
+def test_an_extended_grid_and_a_stopped_trial_change_the_range():
+    study = study_of(SMALL, search={"trials_per_arm": 3}, calibrate={"seeds": 1, "max_points": 5}, confirm={"seeds": 2})
     speeds = dict.fromkeys(study.arms, Speed(640.0, 0.0, 0.0))
     stages = time.stage_seconds(study, speeds, 3, sizes.confirm_seeds(study), 0.0, 0.0)
     assert stages["search"] == pytest.approx((25, 30 - 5 / 3, 30))
     assert (stages["calibrate"][0], stages["calibrate"][2]) == (30, 50)
     assert 30 < stages["calibrate"][1] < 50
-    looks = study_of("confirm: {rule: e-process, max_seeds: 5}\n")
+    looks = study_of(SMALL, confirm={"rule": "e-process", "max_seeds": 5})
     stages = time.stage_seconds(looks, speeds, 3, (3.0, 3.5, 5.0), 0.0, 0.0)
     assert stages["confirm"] == pytest.approx((30, 35, 50))
 
@@ -61,13 +63,13 @@ def test_overheads_scale_with_the_machine():
     assert time.scaled_overheads(found, here) == time.Overheads(2.0, 5.0, 0.25, 3.0)
 
 
-def test_a_devices_speed_is_peak_times_utilisation_over_flops(study_of, models_of):
-    study = study_of()
+def test_a_devices_speed_is_peak_times_utilisation_over_flops():
+    study = study_of(SMALL)
     models = models_of(study)
     speed = time.device_speeds("a100", study, models, 0.5)["gelu"]
     assert speed.tokens_per_second == pytest.approx(19.5e12 / 2 / models["gelu"].flops_per_token)
     assert speed.evaluation_seconds == pytest.approx(8 * 16 / speed.tokens_per_second / 3)
-    half = study_of("").model_copy(update={"fixed": study.fixed.model_copy(update={"precision": "bfloat16"})})
+    half = study_of(SMALL).model_copy(update={"fixed": study.fixed.model_copy(update={"precision": "bfloat16"})})
     assert time.device_speeds("h100", half, models, 1.0)["gelu"].tokens_per_second == pytest.approx(
         989e12 / models["gelu"].flops_per_token
     )

@@ -1,4 +1,4 @@
-"""Cells, tokens and FLOPs of a plan: those of a study played through, or computed by hand."""
+"""Tests of planned cells, tokens and FLOPs, against studies of known losses and values computed by hand."""
 
 import math
 from pathlib import Path
@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.studies import SMALL, study_of
+from tests.tune.helpers import inside, models_of, played, rows_of
 from tune.decide.search import ArmSearch
 from tune.plan import space, work
 from tune.study import sizes
-from tune.study.files import load, parse
+from tune.study.files import load
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[3]
@@ -19,14 +21,14 @@ SMOKE = load(ROOT / "configs" / "smoke.yaml")
 
 
 def at_the_edge(cell, share):
-    """Each later trial is worse, and the largest rate is always best."""
+    """Return a loss that is worse for each later trial and best at the largest learning rate."""
     if cell.stage == "search":
         return 3.0 + 0.001 * cell.index - share
     return 3.0 - 0.01 * math.log(cell.config["lr"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_cells_and_tokens_are_those_of_a_study_played_through_the_real_stages(path, rows_of, played, inside):
+def test_cells_and_tokens_are_those_of_a_study_played_through_the_real_stages(path):
     study = load(path)
     if study.confirm.rule != "fixed" or study.calibrate.points != 3:
         pytest.skip("its end is not known from its file")
@@ -43,8 +45,8 @@ def test_cells_and_tokens_are_those_of_a_study_played_through_the_real_stages(pa
 
 
 @pytest.mark.slow
-def test_cells_of_a_sequential_rule_lie_between_its_first_look_and_its_cap(study_of, rows_of, played, inside):
-    study = study_of("confirm: {rule: obrien-fleming}\n")
+def test_cells_of_a_sequential_rule_lie_between_its_first_look_and_its_cap():
+    study = study_of(SMALL, confirm={"rule": "obrien-fleming"})
 
     def losses(away):
         def loss(cell, share):
@@ -61,8 +63,8 @@ def test_cells_of_a_sequential_rule_lie_between_its_first_look_and_its_cap(study
     assert played(study, equal)[0]["confirm", "mine"] == 10
 
 
-def test_the_chance_of_being_stopped_is_that_of_the_rung_rule_on_equal_trials(study_of):
-    study = study_of("search: {trials_per_arm: 7, keep: 0.4, parallel: 2}\n")
+def test_the_chance_of_being_stopped_is_that_of_the_rung_rule_on_equal_trials():
+    study = study_of(SMALL, search={"trials_per_arm": 7, "keep": 0.4, "parallel": 2})
     draw, stops, rounds = np.random.default_rng(3), np.zeros(7), 3000
     for _ in range(rounds):
         search = ArmSearch("gelu", {}, study.search)
@@ -72,23 +74,24 @@ def test_the_chance_of_being_stopped_is_that_of_the_rung_rule_on_equal_trials(st
     assert np.all(stops[:3] == 0)
     assert np.all(np.abs(stops / rounds - chances) < 4 * np.sqrt(0.25 / rounds))
     assert work.stopped(study)[1] == pytest.approx(chances.sum())
-    by_hand = [work.stop_chance(study_of(), index) for index in range(6)]  # keep 0.5, one at a time
+    by_hand = [work.stop_chance(study_of(SMALL), index) for index in range(6)]  # keep 0.5, one at a time
     assert by_hand == pytest.approx([0, 0, 1 / 3, 2 / 4, 2 / 5, 3 / 6])
 
 
-def test_no_trial_is_stopped_without_a_pruner_or_a_look_before_the_end(study_of, rows_of):
-    for more in ("search: {pruner: none}\n", "search: {spare: 0.95}\n"):
-        assert work.stopped(study_of(more)) == (0, 0, 0)
-        assert rows_of(study_of(more))[0].tokens[0] == 6 * 6400
+def test_no_trial_is_stopped_without_a_pruner_or_a_look_before_the_end():
+    for search in ({"pruner": "none"}, {"spare": 0.95}):
+        study = study_of(SMALL, search=search)
+        assert work.stopped(study) == (0, 0, 0)
+        assert rows_of(study)[0].tokens[0] == 6 * 6400
 
 
 @pytest.mark.parametrize(("spare", "step"), [(0.5, 50), (0.41, 50), (0.4, 40), (0.3, 30), (0.91, 100)])
-def test_the_rung_is_the_first_evaluation_at_or_after_its_share(spare, step, study_of):
-    assert sizes.rung(study_of(f"search: {{spare: {spare}}}\n")) == step
+def test_the_rung_is_the_first_evaluation_at_or_after_its_share(spare, step):
+    assert sizes.rung(study_of(SMALL, search={"spare": spare})) == step
 
 
-def test_flops_are_those_computed_by_hand(study_of, models_of, rows_of):
-    study = study_of()
+def test_flops_are_those_computed_by_hand():
+    study = study_of(SMALL)
     layers, width, vocab, n_ctx = 2, 16, 300, 16
     rate = 6 * (12 * layers * width**2 + vocab * width + 2 * n_ctx * width * layers)
     parameters = vocab * width + n_ctx * width + layers * (12 * width**2 + 13 * width) + 2 * width
@@ -113,14 +116,14 @@ def test_parameters_of_learned_alphas_are_counted():
     assert found["paglu-per-layer"].parameters == found["gelu"].parameters + 2
 
 
-def test_an_own_gate_is_counted_without_its_file(small_text, study_of, models_of):
-    study = parse(small_text.replace("gate: tanh", "gate: 'missing/own.py:hard'"), Path("small.yaml"))
-    assert models_of(study)["mine"] == models_of(study_of())["mine"]
+def test_an_own_gate_is_counted_without_its_file():
+    study = study_of(SMALL, arms={"mine": {"gate": "missing/own.py:hard", "alpha": 0.5}})
+    assert models_of(study)["mine"] == models_of(study_of(SMALL))["mine"]
 
 
-def test_the_grid_is_hardly_extended_where_many_trials_found_the_optimum(study_of):
+def test_the_grid_is_hardly_extended_where_many_trials_found_the_optimum():
     assert sum(sizes.grid_chances(SMOKE).values()) == pytest.approx(1)
-    few, many = study_of("search: {trials_per_arm: 2}\n"), study_of("search: {trials_per_arm: 200}\n")
+    few, many = study_of(SMALL, search={"trials_per_arm": 2}), study_of(SMALL, search={"trials_per_arm": 200})
     assert 3.0 <= sizes.grid_points(many)[1] < 3.1 < sizes.grid_points(few)[1] < 9
-    capped = study_of("search: {trials_per_arm: 1}\ncalibrate: {max_points: 4}\n")
+    capped = study_of(SMALL, search={"trials_per_arm": 1}, calibrate={"max_points": 4})
     assert set(sizes.grid_chances(capped)) == {3, 4}

@@ -1,78 +1,60 @@
 """Test full or removed disks, damaged ledgers, and allowed extensions of a study, without Ray."""
 
 import errno
+import itertools
 import json
-import os
+import math
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import yaml
 
 from analysis.io.write import write_whole
-from tests.tune.helpers import run_of
+from tests.studies import STEADY, study_of
+from tests.tune.helpers import Caught, typed
 from tune import sweep
-from tune.cli import main
-from tune.errors import LedgerError, StudyError
+from tune.backend.inline import Inline
+from tune.errors import LedgerError, StudyError, StudyStopped
 from tune.run import extend, ledger, repair, study_run, tables
 from tune.run.ledger import Ledger
-from tune.study.files import dump, parse
-from tune.study.inputs import packed_corpus
+from tune.run.study_run import StudyRun
+from tune.study.files import dump
+from tune.subject.known import Known
 
-STUDY = {
-    "name": "s",
-    "question": "What survives?",
-    "tokenizer": {"vocab_size": 300},
-    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
-    "fixed": {"tokens": 20_480, "batch_tokens": 512},
-    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
-    "arms": {"gelu": {"baseline": True}, "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
-    "search": {"trials_per_arm": 2},
-    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
-    "confirm": {"seeds": 2},
-}
 ROW = {"tokens": 1, "train_nll": 3.0, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_second": 1.0, "alpha": []}
 
 
 def study(**changes):
-    content = {**STUDY, **{k: v for k, v in changes.items() if not isinstance(v, dict)}}
-    content |= {k: {**STUDY.get(k, {}), **v} for k, v in changes.items() if isinstance(v, dict)}
-    return parse(yaml.safe_dump(content), Path("s.yaml"))
+    return study_of(STEADY, "s", keep={"models": "none"}, **changes)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    text = cache / "text.txt"
-    text.write_text("In the beginning God created the heaven and the earth.\n" * 400)
-    made = study(corpus={"files": {"train": str(text)}})
-    return packed_corpus(made, cache, cache)
+def loss(cell, share):
+    return 3.0 + abs(cell.config["lr"] - 3e-3) + 0.1 * (cell.arm == "linear-floor") + cell.seed / 1000
 
 
-def train(run, cell):
-    """Record ten reports and an end of a cell that depend only on the cell, in place of training it."""
-    run.start(cell)
-    loss = 3.0 + abs(cell.config["lr"] - 3e-3) + 0.1 * (cell.arm == "linear-floor") + cell.seed / 1000
-    for step in range(4, 41, 4):
-        run.report(cell, {**ROW, "step": step, "tokens": 512 * step, "val_nll": loss})
-    run.end(cell, "completed", {"val_nll": loss, "test_nll": loss, "steps": 40, "tokens": 20_480})
+def begun(folder, made=None, **options):
+    """Return a run of known losses of the study in `folder`."""
+    made = made or study()
+    return StudyRun(made, folder, Known(made, loss), **options)
 
 
-def finish(folder, corpus, made=None, stop_after=None):
-    """Train the missing cells of the study in `folder`; return them."""
-    run = run_of(made or study(), folder, corpus)
-    trained = []
+def finish(folder, made=None, stop_after=math.inf):
+    """Train the missing cells of the study in `folder`, or so many of them. Return the keys of the trained cells."""
+    trained, interruption = [], Caught(stop_after)
+
+    def ended(progress):
+        trained.append(progress.cell.key)
+        interruption.ended(progress)
+
+    run = begun(folder, made, listen=ended, interruption=interruption)
     try:
-        while (cell := run.next_cell()) is not None and len(trained) != stop_after:
-            train(run, cell)
-            trained.append(cell.key)
+        Inline().train(run)
     finally:
-        run.ledger.close()
+        run.close()
     return trained
 
 
@@ -82,10 +64,10 @@ def finals(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(corpus, tmp_path_factory):
+def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     (folder / "study.yaml").write_text(dump(study()))
-    assert len(finish(folder, corpus)) == 2 * (2 + 3 + 2)
+    assert len(finish(folder)) == 2 * (2 + 3 + 2)
     return folder
 
 
@@ -105,7 +87,7 @@ def small_disk(tmp_path):
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 
-def test_any_damaged_line_is_named_and_repaired_to_the_same_study(whole, corpus, tmp_path):
+def test_any_damaged_line_is_named_and_repaired_to_the_same_study(whole, tmp_path):
     lines = (whole / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     kinds = {}
     for number, line in enumerate(lines[:-1], 1):
@@ -120,34 +102,34 @@ def test_any_damaged_line_is_named_and_repaired_to_the_same_study(whole, corpus,
         damaged[len(damaged) // 2] ^= 1
         (folder / "ledger.jsonl").write_bytes(b"".join([*lines[: number - 1], damaged, *lines[number:]]))
         with pytest.raises(LedgerError, match=rf"line {number} is damaged .*`pagating repair {folder}` keeps"):
-            finish(folder, corpus)
+            finish(folder)
         said = repair.repair(study(), folder)
         assert f"1 damaged lines removed (line {number})" in said, kind
         assert (folder / "ledger.damaged-1.jsonl").read_bytes() == b"".join(
             [*lines[: number - 1], damaged, *lines[number:]]
         )
-        again = finish(folder, corpus)
+        again = finish(folder)
         assert len(again) == (0 if kind.split(",")[0] in ("study", "grid", "chosen") else 1), kind
         assert finals(folder) == finals(whole), kind
 
 
-def test_a_lost_start_of_a_second_attempt_does_not_mix_two_curves(whole, corpus, tmp_path):
+def test_a_lost_start_of_a_second_attempt_does_not_mix_two_curves(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "s")
     folder = tmp_path / "s"
     (folder / "ledger.jsonl").unlink()
-    run = run_of(study(), folder, corpus)
+    run = begun(folder)
     cell = run.next_cell()
     run.start(cell)
     run.report(cell, {**ROW, "step": 4, "val_nll": 9.0})
     run.ledger.close()  # killed
-    finish(folder, corpus)
+    finish(folder)
     lines = (folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     starts = [n for n, line in enumerate(lines) if json.loads(line)["event"] == "started"]
     assert json.loads(lines[starts[1]])["cell"] == cell.key
     lines[starts[1]] = lines[starts[1]].replace(b"started", b"Started")
     (folder / "ledger.jsonl").write_bytes(b"".join(lines))
     assert "1 cells will be trained again" in repair.repair(study(), folder)
-    assert finish(folder, corpus) == [cell.key]
+    assert finish(folder) == [cell.key]
     assert finals(folder) == finals(whole)
 
 
@@ -160,13 +142,11 @@ def test_a_whole_ledger_is_left_as_it_is(whole, tmp_path):
 # --- disks -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_stops_the_ledger_after_a_whole_line_and_the_study_goes_on_when_there_is_room(
-    whole, corpus, small_disk
-):
+def test_a_full_disk_stops_the_ledger_after_a_whole_line_and_the_study_goes_on_when_there_is_room(whole, small_disk):
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(100 * 1024))
-    with pytest.raises(LedgerError, match=r"ledger.jsonl: cannot be written \(No space left on device\)"):
-        finish(small_disk, corpus)
+    with pytest.raises(StudyStopped, match=r"ledger.jsonl: cannot be written \(No space left on device\)"):
+        finish(small_disk)
     kept = ledger.read(small_disk / "ledger.jsonl")
     assert (small_disk / "ledger.jsonl").read_bytes().endswith(b"}\n")
     assert len(kept) > 10
@@ -179,7 +159,7 @@ def test_a_full_disk_stops_the_ledger_after_a_whole_line_and_the_study_goes_on_w
         assert caught.value.errno == errno.ENOSPC
     assert {path.name for path in small_disk.iterdir()} == {"ballast", "ledger.jsonl", "ledger.lock"}
     ballast.unlink()
-    finish(small_disk, corpus)
+    finish(small_disk)
     assert finals(small_disk) == finals(whole)
 
 
@@ -190,14 +170,13 @@ def test_what_stood_in_a_file_stands_when_there_is_no_room_for_the_new(small_dis
     assert [path.read_text() for path in small_disk.iterdir()] == ["old"]
 
 
-def test_a_study_that_the_disk_has_no_room_for_is_not_begun(small_disk, corpus):
-    made = study(corpus={"files": {"train": str(corpus.parents[1] / "text.txt")}})
-    os.environ["PAGATING_CACHE"] = str(corpus.parent)
-    try:
-        with pytest.raises(StudyError, match=r"may need .* and .* are free there; free some space or give another"):
-            sweep.sweep(made, small_disk, small_disk / "studies")
-    finally:
-        del os.environ["PAGATING_CACHE"]
+def test_a_study_that_the_disk_has_no_room_for_is_not_begun(small_disk, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("In the beginning God created the heaven and the earth.\n" * 400)
+    made = study(corpus={"files": {"train": str(text)}})
+    with pytest.raises(StudyError, match=r"may need .* and .* are free there; free some space or give another"):
+        sweep.sweep(made, small_disk, small_disk / "studies")
     assert list(small_disk.iterdir()) == []
 
 
@@ -207,20 +186,19 @@ def test_a_read_only_folder_is_refused_before_anything_is_done(small_disk):
         sweep.sweep(study(), small_disk, small_disk / "studies")
 
 
-def test_a_study_warns_once_when_room_gets_short(corpus, small_disk):
+def test_a_study_warns_once_when_room_gets_short(small_disk):
     said = []
-    run = run_of(study(), small_disk, corpus, warn=said.append, check_space=sweep._space(study(), small_disk, 1, 300))
-    for _ in range(2):
-        train(run, run.next_cell())
-    run.ledger.close()
+    run = begun(small_disk, warn=said.append, check_space=sweep._space(study(), small_disk, 1, 300))
+    Inline().train(run)
+    run.close()
     assert len(said) == 1
     assert "the study may need" in said[0]
 
 
-def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(corpus, tmp_path, monkeypatch):
+def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(tmp_path, monkeypatch):
     said, free = [], [1 << 40]
     monkeypatch.setattr("tune.plan.space.shutil.disk_usage", lambda path: SimpleNamespace(free=free[0]))
-    run = run_of(study(), tmp_path, corpus, warn=said.append, check_space=sweep._space(study(), tmp_path, 1, 300))
+    run = begun(tmp_path, warn=said.append, check_space=sweep._space(study(), tmp_path, 1, 300))
     cell = run.next_cell()
     run.start(cell)
     run.cell_heartbeat(cell, 0.1)
@@ -248,19 +226,13 @@ def test_a_full_disk_while_the_report_is_written_is_one_line_and_the_same_comman
             raise OSError(errno.ENOSPC, "No space left on device", str(self))
         return write(self, content)
 
-    def command():
-        monkeypatch.setattr(sys, "argv", ["pagating", "report", "s", "--output", str(tmp_path)])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        return end.value.code, *capsys.readouterr()
-
     monkeypatch.setattr(Path, "write_bytes", on_a_disk)
-    code, _, said = command()
+    code, _, said = typed(monkeypatch, capsys, "report", "s", "--output", tmp_path)
     assert code == 1
     assert re.fullmatch(r"pagating: .*report\.html.*: No space left on device\n", said)
     assert not list((tmp_path / "s").glob("report.html*"))
     full[0] = False
-    code, shown, said = command()
+    code, shown, said = typed(monkeypatch, capsys, "report", "s", "--output", tmp_path)
     assert (code, said) == (0, "")
     assert str(tmp_path / "s" / "report.html") in shown
     assert (tmp_path / "s" / "report.html").read_text().rstrip().endswith("</html>")
@@ -280,10 +252,10 @@ def replaced(folder):
 
 
 @pytest.mark.parametrize("vanish", [removed, moved, replaced])
-def test_a_folder_that_vanishes_stops_the_study(corpus, tmp_path, vanish):
+def test_a_folder_that_vanishes_stops_the_study(tmp_path, vanish):
     folder = tmp_path / "study"
     folder.mkdir()
-    run = run_of(study(), folder, corpus)
+    run = begun(folder)
     cell = run.next_cell()
     vanish(folder)
     with pytest.raises(LedgerError, match="was removed or moved while the study ran"):
@@ -291,36 +263,36 @@ def test_a_folder_that_vanishes_stops_the_study(corpus, tmp_path, vanish):
     run.ledger.close()
 
 
-def test_a_clock_that_steps_back_changes_no_order(whole, corpus, tmp_path, monkeypatch):
+def test_a_clock_that_steps_back_changes_no_order(whole, tmp_path, monkeypatch):
     import time
 
-    clock = iter(range(10_000, 0, -1))
+    clock = itertools.count(100_000, -1)
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    finish(tmp_path, corpus)
+    finish(tmp_path)
     assert finals(tmp_path) == finals(whole)
     trials, _ = tables.tables("s", ledger.read(tmp_path / "ledger.jsonl"))
     expected, _ = tables.tables("s", ledger.read(whole / "ledger.jsonl"))
     pd.testing.assert_frame_equal(trials, expected)
 
 
-def test_a_start_that_was_killed_before_the_first_cell_is_begun_again(corpus, tmp_path):
+def test_a_start_that_was_killed_before_the_first_cell_is_begun_again(tmp_path):
     folder = tmp_path / "s"
     folder.mkdir()
     write_whole(folder / "study.yaml", dump(study()))
     Ledger(folder / "ledger.jsonl").close()
     extend.check_folder(study(), folder)
-    assert len(finish(folder, corpus)) == 14
+    assert len(finish(folder)) == 14
 
 
 # --- extension -------------------------------------------------------------------------------------------------------
 
 
-def test_more_confirm_seeds_extend_a_finished_study(whole, corpus, tmp_path):
+def test_more_confirm_seeds_extend_a_finished_study(whole, tmp_path):
     folder = tmp_path / "s"
     shutil.copytree(whole, folder)
     more = study(confirm={"seeds": 4})
     extend.check_folder(more, folder)
-    trained = finish(folder, corpus, more)
+    trained = finish(folder, more)
     assert sorted(trained) == sorted(key for key in finals(folder) if key.endswith(("/103", "/104")))
     assert len(trained) == 4
 
@@ -340,12 +312,12 @@ def test_the_cap_of_obrien_fleming_stays(tmp_path):
         extend.check_folder(study(confirm={**rule, "max_seeds": 10}), tmp_path)
 
 
-def test_search_trials_can_be_added_until_the_grid_is_chosen(whole, corpus, tmp_path):
+def test_search_trials_can_be_added_until_the_grid_is_chosen(whole, tmp_path):
     (tmp_path / "study.yaml").write_text(dump(study()))
-    finish(tmp_path, corpus, stop_after=3)
+    finish(tmp_path, stop_after=3)
     more = study(search={"trials_per_arm": 4})
     extend.check_folder(more, tmp_path)
-    finish(tmp_path, corpus, more)
+    finish(tmp_path, more)
     assert sum(key.startswith("search/") for key in finals(tmp_path)) == 8
     with pytest.raises(StudyError, match=r"trials_per_arm was 2 and is now 4; the learning rates were already chosen"):
         extend.check_folder(more, whole)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from pagating.checkpoint import CheckpointFolder
 from pagating.train import train
+from tests.studies import STEADY, changed, study_of
 from tests.tune.helpers import run_of
 from tune import sweep
 from tune.backend.inline import Inline
@@ -15,27 +15,16 @@ from tune.backend.ray_trial import CellTrainable
 from tune.plan import space
 from tune.run import extend
 from tune.run.study_run import StudyRun
-from tune.study.files import dump, parse
+from tune.study.files import dump
 from tune.study.inputs import packed_corpus
 from tune.subject.gpt2 import Gpt2
 from tune.subject.subject import TRAINED
 
-STUDY = {
-    "name": "s",
-    "question": "What stays?",
-    "tokenizer": {"vocab_size": 300},
-    "model": {"n_layer": 1, "d_model": 16, "n_head": 2, "n_ctx": 32},
-    "fixed": {"tokens": 2048, "batch_tokens": 512, "eval_windows": 4},
-    "nuisance": {"lr": {"loguniform": [1.0e-3, 1.0e-2]}},
-    "arms": {"gelu": {"baseline": True}, "linear-floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
-    "search": {"trials_per_arm": 1, "pruner": "none"},
-    "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
-    "confirm": {"seeds": 2},
-}
+STUDY = changed(STEADY, fixed={"tokens": 2048, "eval_windows": 4}, search={"trials_per_arm": 1, "pruner": "none"})
 
 
 def study(keep):
-    return parse(yaml.safe_dump({**STUDY, "keep": {"checkpoints": keep}}), Path("s.yaml"))
+    return study_of(STUDY, "s", keep={"checkpoints": keep})
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +37,11 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(text):
-    content = {**STUDY, "corpus": {"files": {"train": str(text / "text.txt")}}}
-    return packed_corpus(parse(yaml.safe_dump(content), Path("s.yaml")), text, text)
+    return packed_corpus(study_of(STUDY, corpus={"files": {"train": "text.txt"}}), text, text)
 
 
 def test_nothing_is_kept_unless_the_study_says_so_and_it_may_change():
-    assert parse(yaml.safe_dump(STUDY), Path("s.yaml")).keep.checkpoints is False
+    assert study_of(STUDY).keep.checkpoints is False
     assert study(True).digest(*extend.ANY) == study(False).digest(*extend.ANY)
     assert study(True).digest() != study(False).digest()
 

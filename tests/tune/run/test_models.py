@@ -17,36 +17,38 @@ import pagating
 from pagating.data.corpus import eval_windows, open_split
 from pagating.data.prepare import prepare
 from pagating.evaluate import mean_nll
+from tests.studies import TINY, changed, study_of
 from tests.tune.helpers import run_of
 from tune.backend.inline import Inline
 from tune.run import extend, ledger, models, tables
 from tune.run.models import best_cells, kept_models, missing_models, models_folder, place, take_best
 from tune.study.cell import Cell, Record
-from tune.study.files import dump, parse
+from tune.study.files import dump
 from tune.subject.subject import TRAINED
 from tune.tracking.models import how_to_load, log_models
 from tune.tracking.runs import prepare_store
 from tune.tracking.tracker import sync
 
 torch.set_num_threads(1)
-TEXT = """
-question: Which model is kept?
-corpus: {files: {train: train.txt}}
-tokenizer: {vocab_size: 280}
-model: {n_layer: 1, d_model: 16, n_head: 2, n_ctx: 16}
-fixed: {tokens: 256, batch_tokens: 64, eval_windows: 4}
-nuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
-arms:
-  gelu: {baseline: true}
-  pa.learned: {gate: sigmoid, alpha: {learnable: {init: 0.5, per: layer, range: free}}}
-stages: [search, confirm]
-search: {trials_per_arm: 1}
-confirm: {seeds: 3}
-"""
+STUDY = changed(
+    TINY,
+    corpus={"files": {"train": "train.txt"}},
+    tokenizer={"vocab_size": 280},
+    model={"d_model": 16},
+    fixed={"tokens": 256},
+    arms={
+        "linear-floor": None,
+        "pa.learned": {"gate": "sigmoid", "alpha": {"learnable": {"init": 0.5, "per": "layer", "range": "free"}}},
+    },
+    stages=["search", "confirm"],
+    search={"trials_per_arm": 1},
+    calibrate=None,
+    confirm={"seeds": 3},
+)
 
 
-def study(**changed):
-    return parse(TEXT, Path("kept.yaml")).model_copy(update=changed)
+def study(**changes):
+    return study_of(STUDY, "kept", **changes)
 
 
 def ended(seed, loss, arm="gelu", stage="confirm", outcome="completed"):
@@ -92,7 +94,7 @@ def test_a_running_best_is_the_best_of_all_at_every_step():
 def test_a_study_without_confirm_keeps_its_last_stage_and_one_that_keeps_none_has_none():
     cells = [ended(1, 2.0, stage="search"), ended(101, 3.0)]
     assert best_cells(study(stages=["search"]), cells)["gelu"].cell.stage == "search"
-    nothing = parse(TEXT + "keep: {models: none}\n", Path("kept.yaml"))
+    nothing = study(keep={"models": "none"})
     assert best_cells(nothing, cells) == {}
 
 
@@ -221,7 +223,7 @@ def test_a_process_that_dies_beside_a_models_end_loses_none(done, corpus, tmp_pa
 
 def test_more_seeds_keep_the_best_of_all(done, corpus, tmp_path):
     folder = shutil.copytree(done, tmp_path / "kept")
-    more = parse(TEXT.replace("seeds: 3", "seeds: 6"), Path("kept.yaml"))
+    more = study(confirm={"seeds": 6})
     trained_run(more, folder, corpus)
     best = best_of(folder)
     assert kept_models(folder / "models", best).keys() == best.keys()
@@ -229,7 +231,7 @@ def test_more_seeds_keep_the_best_of_all(done, corpus, tmp_path):
 
 
 def test_what_is_kept_may_change_while_a_study_runs(done):
-    extend.check_folder(parse(TEXT + "keep: {models: none}\n", done / "kept.yaml"), done)
+    extend.check_folder(study(keep={"models": "none"}), done)
 
 
 def test_an_arm_whose_model_could_not_be_placed_is_named(done, corpus, tmp_path):
@@ -340,7 +342,7 @@ def test_a_better_seed_replaces_the_arms_model(stored, corpus):
     uri, folder, parent, records = stored
     log_models(uri, study(), parent, folder, records)
     before = {model.name: model.tags["cell"] for model in logged(uri)}
-    more = parse(TEXT.replace("seeds: 3", "seeds: 6"), Path("kept.yaml"))
+    more = study(confirm={"seeds": 6})
     trained_run(more, folder, corpus)
     sync(uri, more, folder)
     records = list(ledger.records(ledger.read(folder / "ledger.jsonl")).values())

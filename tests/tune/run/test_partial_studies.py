@@ -1,6 +1,7 @@
 """Test cells, plan and report of studies without all stages and of a grid search."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import torch
 
 from analysis.io.study import load
 from analysis.report import build, cell_curves
-from tune.decide.stages import Stages
+from tests.tune.helpers import Caught
+from tune.backend.inline import Inline
 from tune.errors import StudyError
 from tune.plan import probe, space, time, work
 from tune.run import ledger
-from tune.run.ledger import Ledger
+from tune.run.study_run import StudyRun
 from tune.run.tables import write_tables
 from tune.study import sizes
 from tune.study.files import dump, parse
+from tune.subject.known import Known
 
 torch.set_num_threads(1)
 GRID = """
@@ -33,76 +36,71 @@ arms:
 MINE = "  mine: {gate: sigmoid, alpha: 0.5}\n"
 
 
-def play(study, folder=None, until=None):
-    """Run a study with the losses `lr + warmup`; return its cells in order. `folder` gets the ledger and tables."""
-    book = Ledger(folder / "ledger.jsonl") if folder else None
-    events = []
-    stages = Stages(study, lambda event, **fields: events.append((event, fields)), {})
-    cells = []
-    while (cell := stages.next_cell()) is not None and len(cells) != until:
-        loss = 3 + cell.config["lr"] + cell.config.get("warmup", 0.0)
-        if book:
-            shown = {name: getattr(cell, name) for name in ("stage", "arm", "index", "seed", "config", "config_key")}
-            book.append("suggested", cell=cell.key, **shown)
-            book.append("started", cell=cell.key)
-            for step in (5, 10):
-                row = {"step": step, "tokens": 64 * step, "val_nll": loss + 1 / step, "train_nll": loss, "lr": 1e-3}
-                row |= {"grad_norm": 1.0, "tokens_per_second": 1.0, "alpha": []}
-                book.append("report", cell=cell.key, row=row)
-            final = {"val_nll": loss + 0.1, "test_nll": loss, "train_nll": loss, "tokens": 640, "steps": 10}
-            book.append("ended", cell=cell.key, outcome="completed", final=final, reason=None)
-        stages.complete(cell, "completed", loss, 10)
-        cells.append(cell)
-    if book:
-        book.close()
+def play(study, folder=None, until=math.inf):
+    """Train a study, or `until` so many cells, whose test loss is 3 + learning rate + warmup. Return its run.
+
+    `folder` gets the study, its ledger and its tables.
+    """
+    interruption = Caught(until)
+
+    def test(cell):
+        return 3 + cell.config["lr"] + cell.config.get("warmup", 0.0)
+
+    subject = Known(study, lambda cell, share: test(cell) + 0.1 / share, test)
+    run = StudyRun(study, folder, subject, listen=interruption.ended, interruption=interruption)
+    Inline().train(run)
+    run.close()
+    if folder:
         write_tables(study.name, ledger.read(folder / "ledger.jsonl"), folder)
         (folder / "study.yaml").write_text(dump(study))
-    return cells, stages, events
+    return run
+
+
+def cells_of(run):
+    return [record.cell for record in run.records.values()]
 
 
 def test_a_grid_is_every_combination_once_for_every_arm():
     study = parse(GRID + MINE, Path("x.yaml"))
-    cells, stages, events = play(study)
+    run = play(study)
     points = [(lr, warmup) for lr in (1e-3, 1e-2) for warmup in (0.0, 0.1, 0.2)]
     for arm in ("gelu", "mine"):
-        mine = [cell for cell in cells if cell.arm == arm]
+        mine = [cell for cell in cells_of(run) if cell.arm == arm]
         assert [(cell.config["lr"], cell.config["warmup"]) for cell in mine] == points
         assert {(cell.stage, cell.seed) for cell in mine} == {("search", 1)}
-    assert stages.finished
-    assert stages.remaining() == 0
-    assert [(name, fields["arm"], fields["config"]) for name, fields in events] == [
+    assert run.stages.finished
+    assert run.stages.remaining() == 0
+    chosen = [event for event in run.ledger.events if event["event"] in ("grid", "chosen")]
+    assert [(event["event"], event["arm"], event["config"]) for event in chosen] == [
         ("chosen", arm, {"lr": 1e-3, "warmup": 0.0}) for arm in ("gelu", "mine")
     ]
     assert [[study.tests(stage) for stage in ("search", "calibrate", "confirm")]] == [[True, False, False]]
 
 
-def test_a_grid_that_was_interrupted_goes_on_with_what_is_left():
+def test_a_grid_that_was_interrupted_goes_on_with_what_is_left(tmp_path):
     study = parse(GRID, Path("x.yaml"))
-    first, _, _ = play(study, until=4)
-    recorded = {(cell.arm, cell.index): cell.config for cell in first}
-    stages = Stages(study, lambda event, **fields: None, recorded)
-    again = []
-    while (cell := stages.next_cell()) is not None:
-        stages.complete(cell, "completed", 3.0, 10)
-        again.append(cell)
-    assert again == play(study)[0]
+    assert play(study, tmp_path, until=4).ended == 4
+    again = play(study, tmp_path)
+    assert cells_of(again) == cells_of(play(study))
+    assert sum(event["event"] == "started" for event in again.ledger.events) == 6
 
 
 def test_a_study_may_confirm_the_best_of_its_search_without_a_grid_of_rates():
     study = parse(GRID.replace("[search]", "[search, confirm]") + MINE + "confirm: {seeds: 3}", Path("x.yaml"))
-    cells, stages, _ = play(study)
+    run = play(study)
+    cells = cells_of(run)
     assert [(cell.stage, cell.arm, cell.seed) for cell in cells[12:]] == [
         ("confirm", arm, seed) for seed in (101, 102, 103) for arm in ("gelu", "mine")
     ]
     assert {(cell.config["lr"], cell.config["warmup"]) for cell in cells[12:]} == {(1e-3, 0.0)}
-    assert stages.finished
-    assert stages.remaining() == 0
+    assert run.stages.finished
+    assert run.stages.remaining() == 0
 
 
 @pytest.mark.parametrize("stages", ["[search]", "[search, calibrate]", "[search, confirm]"])
 def test_the_plan_counts_the_stages_that_there_are(stages):
     study = parse(GRID.replace("[search]", stages) + MINE + "confirm: {seeds: 3}", Path("x.yaml"))
-    cells, _, _ = play(study)
+    cells = cells_of(play(study))
     models = {arm: work.arm_model(study, arm, 300) for arm in study.arms}
     rows = work.work(study, models, sizes.confirm_seeds(study))
     counted = {(row.stage, row.arm): row.cells for row in rows}
@@ -131,7 +129,7 @@ def test_a_study_that_only_searches_is_reported_and_decides_nothing(arms, tmp_pa
     drawn = cell_curves.lines(load(tmp_path))
     assert [(arm, rank) for arm, rank, _, _ in drawn] == [(arm, rank) for arm in study.arms for rank in range(4)]
     assert [label for _, _, label, _ in drawn[:2]] == ["gelu, lr 1.0e-03", "gelu, lr 1.0e-02"]
-    assert drawn[1][3]["val_nll"].tolist() == pytest.approx([3.21, 3.11])
+    assert drawn[1][3]["val_nll"].tolist() == pytest.approx([3.01 + 1 / step for step in range(1, 11)])
     assert "a line a configuration and one seed each" in page
 
 

@@ -1,11 +1,9 @@
 """Test the progress of a study from a handmade ledger: counts, bests, plans, time left and speed."""
 
-from pathlib import Path
-
 import pytest
 
+from tests.studies import TOLD, study_of
 from tune.run.progress import Best, Progress
-from tune.study.files import parse
 
 
 def counts(progress, stage, **arm):
@@ -77,8 +75,8 @@ def test_the_plan_is_a_range_until_it_is_decided(plan, searching):
     assert Progress(plan, searching.events).planned("calibrate") == (16, 16, 16)
 
 
-def test_the_looks_of_a_sequential_rule_are_a_range(standing_text, told):
-    rule = parse(standing_text.replace("{seeds: 3}", "{rule: obrien-fleming}"), Path("x.yaml"))
+def test_the_looks_of_a_sequential_rule_are_a_range(told):
+    rule = study_of(TOLD, confirm={"seeds": None, "rule": "obrien-fleming"})
     assert Progress(rule).planned("confirm") == (2 * 3, 2 * 10, 2 * 10)
     for seed in range(101, 105):
         for arm in ("gelu", "floor"):

@@ -1,43 +1,34 @@
-"""What an arm and the fixed section of a study may say: forms, units, kinds of alpha, steps, micro batches."""
+"""Tests of arms and of the section `fixed`: forms, units, kinds of alpha, steps and micro-batches."""
 
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from pagating.gating.alpha import parse as parse_alpha
 from pagating.gating.catalog import COMPETITORS, FORMS, GATE_ROWS, STUDY_GATES
 from pagating.gating.units import PaGLU, ProjectedGLU, SplitGLU
 from pagating.model.gpt2 import GPT2, GPT2Size
-from tune.decide.stages import Stages
+from tests.studies import SMALL, with_arm
+from tune.backend.inline import Inline
 from tune.errors import StudyError
 from tune.plan import child, space, work
 from tune.run import tables
+from tune.run.study_run import StudyRun
 from tune.study import sizes
 from tune.study.files import dump, parse
 from tune.study.trial_spec import trial_spec
+from tune.subject.known import Known
 from tune.tracking.runs import numeric_alpha
 
 torch.set_num_threads(1)
-HEAD = """
-question: Is it better?
-tokenizer: {vocab_size: 300}
-model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
-fixed: {tokens: 4096, batch_tokens: 64, eval_windows: 4}
-nuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
-arms:
-  gelu: {baseline: true}
-"""
 SIZE = GPT2Size(vocab_size=300, n_layer=2, d_model=16, n_head=2, n_ctx=16)
 
 
-def study_of(arm, more="", head=HEAD):
-    return parse(head + f"  mine: {arm}\n" + more, Path("x.yaml"))
-
-
 def acts(arm, config=None):
-    """The activations that an arm puts into a model."""
-    unit = study_of(arm).arms["mine"].arguments(config or {})
+    """Return the activations of a model with the arm's unit."""
+    unit = with_arm(arm).arms["mine"].arguments(config or {})
     return [block.mlp.act for block in GPT2(SIZE, unit).transformer.h]
 
 
@@ -47,21 +38,21 @@ def acts(arm, config=None):
 def test_an_arm_names_the_gates_and_forms_of_the_catalogue_that_are_for_studies():
     for gate in GATE_ROWS:
         if gate in STUDY_GATES:
-            assert study_of(f"{{gate: {gate}, alpha: 0.5}}").arms["mine"].gate == gate
+            assert with_arm(f"{{gate: {gate}, alpha: 0.5}}").arms["mine"].gate == gate
             continue
         with pytest.raises(StudyError, match=rf"gate '{gate}' is not one of sigmoid, tanh, relu, gelu, mish, silu"):
-            study_of(f"{{gate: {gate}, alpha: 0.5}}")
+            with_arm(f"{{gate: {gate}, alpha: 0.5}}")
     for name, form in FORMS.items():
         if form.in_study:
-            assert study_of(f"{{gate: sigmoid, alpha: 0.5, form: {name}}}").arms["mine"].form == name
+            assert with_arm(f"{{gate: sigmoid, alpha: 0.5, form: {name}}}").arms["mine"].form == name
             continue
         with pytest.raises(StudyError, match=rf"form: '{name}' is not allowed: input should be 'pointwise', 'glu' or"):
-            study_of(f"{{gate: sigmoid, alpha: 0.5, form: {name}}}")
+            with_arm(f"{{gate: sigmoid, alpha: 0.5, form: {name}}}")
 
 
 @pytest.mark.parametrize("unit", COMPETITORS)
 def test_every_unit_is_an_arm_and_counted_as_its_model_is(unit):
-    study = study_of(f"{{unit: {unit}}}")
+    study = with_arm(f"{{unit: {unit}}}")
     assert study.arms["mine"].arguments({}) == {"unit": unit}
     model = GPT2(SIZE, {"unit": unit})
     counted = work.arm_model(study, "mine", 300)
@@ -72,13 +63,13 @@ def test_every_unit_is_an_arm_and_counted_as_its_model_is(unit):
 
 def test_a_units_alpha_may_be_given_or_searched_where_it_has_one():
     assert acts("{unit: leaky_relu, alpha: 0.9}")[0](torch.tensor([-2.0, 3.0])).tolist() == pytest.approx([-0.2, 3.0])
-    searched = study_of("{unit: leaky_relu, alpha: {search: {uniform: [0.5, 1.0]}}}")
+    searched = with_arm("{unit: leaky_relu, alpha: {search: {uniform: [0.5, 1.0]}}}")
     assert list(searched.space("mine")) == ["lr", "alpha"]
     assert searched.arms["mine"].arguments({"alpha": 0.75}) == {"unit": "leaky_relu", "alpha": 0.75}
 
 
 def test_one_alpha_a_layer_is_searched_as_so_many_hyperparameters():
-    each = study_of("{gate: sigmoid, alpha: {search: {per: layer, uniform: [0.0, 1.5]}}}")
+    each = with_arm("{gate: sigmoid, alpha: {search: {per: layer, uniform: [0.0, 1.5]}}}")
     assert list(each.space("mine")) == ["lr", "alpha_0", "alpha_1"]
     assert each.space("mine")["alpha_1"].uniform == [0.0, 1.5]
     config = {"lr": 1e-3, "alpha_1": 0.75, "alpha_0": 0.25}
@@ -91,23 +82,16 @@ def test_one_alpha_a_layer_is_searched_as_so_many_hyperparameters():
 
 
 def test_the_sampler_proposes_each_layers_alpha_and_the_tables_have_them_by_layer():
-    each = study_of("{gate: sigmoid, alpha: {search: {per: layer, uniform: [0.0, 1.5]}}}")
-    stages = Stages(each, lambda event, **fields: None, {})
-    events, configs = [], []
-    for _ in range(6):
-        cell = stages.next_cell()
-        shown = {name: getattr(cell, name) for name in ("stage", "arm", "index", "seed", "config", "config_key")}
-        events += [{"event": "suggested", "time": 0.0, "cell": cell.key, **shown}]
-        events += [
-            {"event": "ended", "time": 1.0, "cell": cell.key, "outcome": "completed", "final": {}, "reason": None}
-        ]
-        configs += [cell.config] if cell.arm == "mine" else []
-        stages.complete(cell, "completed", 3.0, 10)
+    arm = "{gate: sigmoid, alpha: {search: {per: layer, uniform: [0.0, 1.5]}}}"
+    each = with_arm(arm, stages=["search"], search={"trials_per_arm": 3, "pruner": "none"})
+    run = StudyRun(each, None, Known(each, lambda cell, share: 3.0))
+    Inline().train(run)
+    configs = [record.cell.config for record in run.records.values() if record.cell.arm == "mine"]
     assert all(set(config) == {"lr", "alpha_0", "alpha_1"} for config in configs)
     drawn = [config[name] for config in configs for name in ("alpha_0", "alpha_1")]
     assert len(set(drawn)) == len(drawn) >= 4
     assert all(0 <= value <= 1.5 for value in drawn)
-    trials, _ = tables.tables("x", events)
+    trials, _ = tables.tables("x", run.ledger.events)
     mine = trials[trials["arm"] == "mine"]
     assert mine["alpha_layer_1"].tolist() == mine["alpha_1"].tolist() == [config["alpha_1"] for config in configs]
     assert trials[trials["arm"] == "gelu"]["alpha_layer_1"].isna().all()
@@ -129,7 +113,7 @@ def test_the_sampler_proposes_each_layers_alpha_and_the_tables_have_them_by_laye
 )
 def test_a_search_by_layer_that_cannot_be_is_refused(arm, message):
     with pytest.raises(StudyError, match=message):
-        study_of(arm)
+        with_arm(arm)
 
 
 @pytest.mark.parametrize(("form", "kind"), [("pointwise", PaGLU), ("glu", SplitGLU), ("projected", ProjectedGLU)])
@@ -138,13 +122,13 @@ def test_the_form_of_an_arm_is_that_of_its_model(form, kind):
     assert [type(act) for act in acts(arm)] == [kind, kind]
     d_ff, d_model = 64, 16
     h = round(2 / 3 * d_ff)
-    stock, mine = (work.arm_model(study_of(arm), name, 300).parameters for name in ("gelu", "mine"))
+    stock, mine = (work.arm_model(with_arm(arm), name, 300).parameters for name in ("gelu", "mine"))
     glu = 2 * (d_model * 2 * h + 2 * h + h * d_model - (2 * d_model * d_ff + d_ff))
     assert mine - stock == {"pointwise": 0, "glu": glu, "projected": 2 * 2 * (d_ff**2 + d_ff)}[form]
 
 
 def test_a_pointwise_arm_has_the_arguments_that_it_had_before_forms():
-    assert study_of("{gate: tanh, alpha: 0.5}").arms["mine"].arguments({}) == {
+    assert with_arm("{gate: tanh, alpha: 0.5}").arms["mine"].arguments({}) == {
         "gate": "tanh",
         "alpha": 0.5,
         "base": "identity",
@@ -152,7 +136,7 @@ def test_a_pointwise_arm_has_the_arguments_that_it_had_before_forms():
 
 
 def test_a_scheduled_alpha_moves_over_the_training():
-    given = study_of("{gate: sigmoid, alpha: {schedule: {cosine: [0.2, 1.0]}}}").arms["mine"].arguments({})
+    given = with_arm("{gate: sigmoid, alpha: {schedule: {cosine: [0.2, 1.0]}}}").arms["mine"].arguments({})
     assert given["alpha"] == {"schedule": {"kind": "cosine", "from": 0.2, "to": 1.0}}
     act = acts("{gate: sigmoid, alpha: {schedule: {linear: [1.5, 0.5]}}}")[1]
     for fraction, value in ((0.0, 1.5), (0.25, 1.25), (1.0, 0.5)):
@@ -161,7 +145,7 @@ def test_a_scheduled_alpha_moves_over_the_training():
 
 
 def test_a_token_dependent_alpha_and_the_search_of_its_rate():
-    study = study_of("{gate: sigmoid, alpha: {token: {init: 0.25, lr_multiplier: {choice: [1.0, 10.0]}}}}")
+    study = with_arm("{gate: sigmoid, alpha: {token: {init: 0.25, lr_multiplier: {choice: [1.0, 10.0]}}}}")
     arm = study.arms["mine"]
     assert (arm.learns_alpha, list(study.space("mine"))) == (True, ["lr", "alpha_lr_multiplier"])
     given = arm.arguments({"alpha_lr_multiplier": 10.0})
@@ -203,7 +187,7 @@ BAD_ARMS = {
 @pytest.mark.parametrize(("arm", "message"), BAD_ARMS.values(), ids=BAD_ARMS.keys())
 def test_a_bad_arm_is_one_line(arm, message):
     with pytest.raises(StudyError) as caught:
-        study_of(arm)
+        with_arm(arm)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -211,17 +195,18 @@ def test_a_bad_arm_is_one_line(arm, message):
 # --- steps and micro batches -----------------------------------------------------------------------------------------
 
 
-def head_of(fixed):
-    return HEAD.replace("fixed: {tokens: 4096, batch_tokens: 64, eval_windows: 4}", f"fixed: {fixed}")
+def with_fixed(fixed):
+    """Return a small study with this section `fixed`, given as YAML."""
+    return with_arm("{}", fixed={**dict.fromkeys(SMALL["fixed"]), **yaml.safe_load(fixed)})
 
 
 def test_steps_are_tokens_in_other_words():
-    steps = study_of("{}", head=head_of("{steps: 100, batch_tokens: 64}"))
-    tokens = study_of("{}", head=head_of("{tokens: 6400, batch_tokens: 64}"))
+    steps = with_fixed("{steps: 100, batch_tokens: 64}")
+    tokens = with_fixed("{tokens: 6400, batch_tokens: 64}")
     assert steps == tokens
     assert steps.digest() == tokens.digest()
     assert parse(dump(steps), Path("x.yaml")) == steps
-    assert study_of("{}", head=head_of("{steps: 3}")).fixed.tokens == 3 * 2048
+    assert with_fixed("{steps: 3}").fixed.tokens == 3 * 2048
 
 
 BAD_FIXED = {
@@ -237,15 +222,12 @@ BAD_FIXED = {
 @pytest.mark.parametrize(("fixed", "message"), BAD_FIXED.items(), ids=BAD_FIXED.keys())
 def test_bad_steps_and_micro_batches_are_one_line(fixed, message):
     with pytest.raises(StudyError) as caught:
-        study_of("{}", head=head_of(fixed))
+        with_fixed(fixed)
     assert message in str(caught.value)
 
 
 def test_a_micro_batch_reaches_the_trial_and_the_plan():
-    whole, parts = (
-        study_of("{}", head=head_of(f"{{steps: 4, batch_tokens: 256{more}}}"))
-        for more in ("", ", micro_batch_tokens: 32")
-    )
+    whole, parts = (with_fixed(f"{{steps: 4, batch_tokens: 256{more}}}") for more in ("", ", micro_batch_tokens: 32"))
     assert trial_spec(parts, "gelu", {"lr": 1e-3}, 1, Path("/corpus"), test=False).micro_batch_tokens == 32
     model = work.arm_model(whole, "gelu", 300)
     memory = [space.memory_parts(study, model, 300, 0.0) for study in (whole, parts)]
@@ -255,7 +237,7 @@ def test_a_micro_batch_reaches_the_trial_and_the_plan():
 
 
 def test_a_calibration_keeps_the_micro_batch_or_is_smaller_than_one(packed_300):
-    study = study_of("{}", head=head_of("{steps: 4, batch_tokens: 256, micro_batch_tokens: 32}"))
+    study = with_fixed("{steps: 4, batch_tokens: 256, micro_batch_tokens: 32}")
     spec = trial_spec(study, "gelu", {"lr": 1e-3}, 1, packed_300, test=False)
     flops = work.arm_model(study, "gelu", 300).flops_per_token
     for seconds, batch, micro in ((1.0, 256, 32), (90 * flops / child.ROUGH_FLOPS, 64, 32), (1e-9, 16, None)):

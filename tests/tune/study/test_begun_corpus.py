@@ -1,29 +1,20 @@
-from pathlib import Path
+"""Tests that a started study finds its corpus again."""
 
 import pytest
 
 from pagating.data.corpus import CorpusError, read_meta
+from tests.studies import TINY, study_of
 from tests.tune.helpers import run_of
 from tune.study import inputs
-from tune.study.files import parse
 from tune.study.inputs import packed_corpus
-
-TEXT = """
-question: Is it found again?
-corpus: {files: {train: text.txt}}
-tokenizer: {vocab_size: 260}
-model: {n_layer: 1, d_model: 8, n_head: 2, n_ctx: 16}
-fixed: {tokens: 1024, batch_tokens: 64}
-nuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
-arms: {gelu: {baseline: true}, floor: {gate: sigmoid, alpha: 0.0, floor: true}}
-"""
 
 
 @pytest.fixture
 def begun(tmp_path, monkeypatch):
     monkeypatch.delenv("PAGATING_CACHE", raising=False)
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
-    study, folder = parse(TEXT, Path("mine.yaml")), tmp_path / "studies" / "mine"
+    study = study_of(TINY, "mine", corpus={"files": {"train": "text.txt"}}, tokenizer={"vocab_size": 260})
+    folder = tmp_path / "studies" / "mine"
     folder.mkdir(parents=True)
     corpus = packed_corpus(study, folder.parent, tmp_path)
     run_of(study, folder, corpus).ledger.close()

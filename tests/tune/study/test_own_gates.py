@@ -1,5 +1,8 @@
+"""Tests of studies whose arms name a gate of a user's file."""
+
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,26 +13,24 @@ import torch
 
 from pagating.gating.gates import GATES
 from pagating.model.gpt2 import GPT2Size, activations
-from tests.tune.helpers import run_of
+from tests.studies import TINY, changed, study_of, yaml_of
+from tests.tune.helpers import run_of, typed
 from tune.errors import StudyError
 from tune.run import ledger
-from tune.study.files import parse
 from tune.study.own_gates import check_gates, copy_of, digests, keep_gates, place_gate, references
 from tune.study.trial_spec import trial_spec
 
 torch.set_num_threads(1)
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "own_activation.yaml"
-TEXT = """
-question: Is mine better?
-model: {n_layer: 1, d_model: 8, n_head: 2, n_ctx: 16}
-fixed: {tokens: 1024, batch_tokens: 64, eval_windows: 2}
-tokenizer: {vocab_size: 260}
-nuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
-arms:
-  gelu: {baseline: true}
-  mine: {gate: gates/own.py:mine, alpha: 0.5}
-  learned: {gate: gates/own.py:mine, alpha: {learnable: {init: 0.5}}}
-"""
+STUDY = changed(
+    TINY,
+    tokenizer={"vocab_size": 260},
+    arms={
+        "linear-floor": None,
+        "mine": {"gate": "gates/own.py:mine", "alpha": 0.5},
+        "learned": {"gate": "gates/own.py:mine", "alpha": {"learnable": {"init": 0.5}}},
+    },
+)
 SOURCE = "import torch\ndef mine(x):\n    return torch.tanh(x)\n"
 
 
@@ -45,7 +46,7 @@ def _only_the_built_in_gates_remain():
 def study(tmp_path):
     (tmp_path / "gates").mkdir()
     (tmp_path / "gates" / "own.py").write_text(SOURCE)
-    return parse(TEXT, tmp_path / "own.yaml")
+    return study_of(STUDY, "own")
 
 
 def test_the_arms_that_name_a_file(study):
@@ -110,16 +111,18 @@ def test_a_copy_that_was_altered_is_refused_by_the_ledger(study, tmp_path, monke
         ("def yours(x):\n    return x\n", "arms.mine.gate: .* defines no 'mine'"),
     ],
 )
-def test_a_gate_that_cannot_be_loaded_is_one_line_and_writes_nothing(study, tmp_path, source, message):
+def test_a_gate_that_cannot_be_loaded_is_one_line_and_writes_nothing(
+    study, tmp_path, monkeypatch, capsys, source, message
+):
     path = tmp_path / "gates" / "own.py"
     path.unlink()
     if source is not None:
         path.write_text(source)
-    (tmp_path / "own.yaml").write_text(TEXT)
-    command = [sys.executable, "-m", "tune.cli", "sweep", "own.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1, done.stderr
+    (tmp_path / "own.yaml").write_text(yaml_of(STUDY))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = typed(monkeypatch, capsys, "sweep", "own.yaml")
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.search(message, err)
     with pytest.raises(StudyError, match=message):
         check_gates(study, tmp_path, tmp_path / "none")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gates", "own.yaml"]
@@ -127,12 +130,12 @@ def test_a_gate_that_cannot_be_loaded_is_one_line_and_writes_nothing(study, tmp_
 
 def test_a_gate_that_is_neither_built_in_nor_a_file_is_refused():
     with pytest.raises(StudyError, match=r"gate 'swish' is not one of sigmoid, .*, nor FILE.py:NAME"):
-        parse(TEXT.replace("gates/own.py:mine", "swish"), Path("own.yaml"))
+        study_of(STUDY, arms={"mine": {"gate": "swish", "alpha": 0.5}})
 
 
 @pytest.mark.slow
 def test_the_example_goes_from_the_idea_to_the_verdict(tmp_path):
-    """The whole script, and beside it the same study with the gate written into another file under another name."""
+    """Run the whole script, and the same study with its gate in another file under another name."""
     script = EXAMPLE.with_suffix(".py")
     shutil.copy(EXAMPLE, tmp_path)
     shutil.copy(script, tmp_path)

@@ -1,4 +1,4 @@
-"""The published studies: their plan, their dry run at real size, the weights that they start from, their page."""
+"""Tests of the published studies: their plan, dry run, pretrained weights and page."""
 
 import hashlib
 import importlib.util
@@ -12,29 +12,17 @@ import torch
 
 from analysis.io.text import readable
 from pagating.data.corpus import read_meta
+from tests.studies import SMALL, study_of, with_arm
 from tests.tune.helpers import run_of
 from tune.errors import StudyError
 from tune.plan import dry_run, space, work
 from tune.study import weights
-from tune.study.files import load, parse
+from tune.study.files import load
 from tune.study.inputs import packed_corpus
 from tune.study.trial_spec import trial_spec
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[3]
-HEAD = """
-question: Is it better?
-tokenizer: {vocab_size: 300}
-model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
-fixed: {tokens: 4096, batch_tokens: 64, eval_windows: 4}
-nuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
-arms:
-  gelu: {baseline: true}
-"""
-
-
-def study_of(arm, more="", head=HEAD):
-    return parse(head + f"  mine: {arm}\n" + more, Path("x.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +39,7 @@ def packed_300(tmp_path_factory):
 def test_a_dry_run_trains_each_arm_as_the_study_would(tmp_path, packed_300, monkeypatch):
     from pagating.train import train
 
-    study = study_of("{gate: sigmoid, alpha: 0.5, form: projected}")
+    study = with_arm("{gate: sigmoid, alpha: 0.5, form: projected}")
     monkeypatch.setattr(dry_run, "corpus_of", lambda study, output, base: (packed_300, None))
     (found,) = dry_run.try_arms(study, tmp_path, tmp_path, 3, ["mine"])
     spec = trial_spec(study, "mine", {"lr": 1e-3}, 1, packed_300, test=False)
@@ -66,7 +54,7 @@ def test_a_dry_run_trains_each_arm_as_the_study_would(tmp_path, packed_300, monk
 
 @pytest.mark.slow
 def test_an_arm_that_cannot_be_trained_says_why(tmp_path, packed_300, monkeypatch):
-    study = study_of("{gate: own.py:mine, alpha: 0.5}")
+    study = with_arm("{gate: own.py:mine, alpha: 0.5}")
     monkeypatch.setattr(dry_run, "corpus_of", lambda study, output, base: (packed_300, None))
     (found,) = dry_run.try_arms(study, tmp_path, tmp_path, 1, ["mine"])
     assert "own.py" in found.problem
@@ -77,7 +65,7 @@ def test_an_arm_that_cannot_be_trained_says_why(tmp_path, packed_300, monkeypatc
 
 
 def test_a_dry_run_may_take_fewer_micro_batches_a_step_and_none_smaller(tmp_path, packed_300):
-    study = study_of("{gate: sigmoid, alpha: 0.5}")
+    study = with_arm("{gate: sigmoid, alpha: 0.5}")
     fixed = study.fixed.model_copy(update={"batch_tokens": 256, "micro_batch_tokens": 64})
     study = study.model_copy(update={"fixed": fixed})
     for given, tokens in ((None, 256), (1, 64), (2, 128), (9, 256)):
@@ -135,7 +123,7 @@ def test_a_published_study_trains_at_its_real_size_where_it_fits(path, tmp_path)
 
 @pytest.fixture(scope="module")
 def published_model(tmp_path_factory):
-    """A folder with tokenizer, weights and text, as a user who has downloaded them has it."""
+    """Return a folder with a tokenizer, weights and a text, as downloaded by a user."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -152,11 +140,15 @@ def published_model(tmp_path_factory):
     return folder
 
 
-def pretrained_study(folder, sizes="n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16"):
-    text = HEAD.replace("{n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}", f"{{{sizes}, pretrained: gpt2}}")
-    text = text.replace("{vocab_size: 300}", "{path: gpt2}") + "  mine: {gate: sigmoid, alpha: 0.5, form: projected}\n"
-    (folder / "pre.yaml").write_text(text + "corpus: {files: {train: text.txt}}\n")
-    return load(folder / "pre.yaml")
+def pretrained_study(n_layer=2):
+    return study_of(
+        SMALL,
+        "pre",
+        corpus={"files": {"train": "text.txt"}},
+        tokenizer={"vocab_size": None, "path": "gpt2"},
+        model={"n_layer": n_layer, "pretrained": "gpt2"},
+        arms={"floor": None, "mine": {"gate": "sigmoid", "alpha": 0.5, "form": "projected"}},
+    )
 
 
 def vocab_size(corpus):
@@ -164,7 +156,7 @@ def vocab_size(corpus):
 
 
 def test_a_study_finds_its_weights_once_and_its_trials_load_them(published_model, tmp_path):
-    study = pretrained_study(published_model)
+    study = pretrained_study()
     corpus = packed_corpus(study, tmp_path, published_model)
     found = weights.check_pretrained(study, published_model, tmp_path / "pre", vocab_size(corpus))
     file = published_model / "gpt2" / "model.safetensors"
@@ -184,7 +176,7 @@ def test_a_study_finds_its_weights_once_and_its_trials_load_them(published_model
 
 
 def test_weights_that_have_changed_are_refused(published_model, tmp_path):
-    study = pretrained_study(published_model)
+    study = pretrained_study()
     corpus = packed_corpus(study, tmp_path, published_model)
     (tmp_path / "pre").mkdir()
     weights.note({"path": "elsewhere", "sha256": "0" * 64}, tmp_path / "pre")
@@ -193,20 +185,20 @@ def test_weights_that_have_changed_are_refused(published_model, tmp_path):
 
 
 def test_weights_of_another_size_are_one_line_before_anything_runs(published_model, tmp_path):
-    study = pretrained_study(published_model, "n_layer: 3, d_model: 16, n_head: 2, n_ctx: 16")
+    study = pretrained_study(n_layer=3)
     corpus = packed_corpus(study, tmp_path, published_model)
     with pytest.raises(StudyError, match=r"has no 'transformer\.h\.2\.ln_1\.weight', which a GPT-2 of n_layer=3"):
         weights.check_pretrained(study, published_model, tmp_path / "pre", vocab_size(corpus))
-    assert weights.check_pretrained(study_of("{}"), tmp_path, tmp_path / "x", vocab_size(corpus)) is None
+    assert weights.check_pretrained(with_arm("{}"), tmp_path, tmp_path / "x", vocab_size(corpus)) is None
 
 
 def test_weights_need_the_tokenizer_that_they_were_trained_with():
     with pytest.raises(StudyError, match=r"model\.pretrained=gpt2 needs the tokenizer that its weights were trained"):
-        study_of("{}", head=HEAD.replace("n_ctx: 16}", "n_ctx: 16, pretrained: gpt2}"))
+        with_arm("{}", model={"pretrained": "gpt2"})
 
 
 def test_a_dry_run_starts_from_the_weights_that_are_here(published_model, tmp_path):
-    study = pretrained_study(published_model)
+    study = pretrained_study()
     corpus = packed_corpus(study, tmp_path, published_model)
     file = published_model / "gpt2" / "model.safetensors"
     assert dry_run.local_weights(study, published_model, corpus) == (str(file.resolve()), None)

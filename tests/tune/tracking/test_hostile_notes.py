@@ -1,20 +1,12 @@
 """Test that MLflow gets a study's question and reasons as plain text, whatever they contain."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
-from tune.study.files import dump, parse
+from tests.studies import SMALL, study_of
+from tune.study.files import dump
 from tune.tracking import runs
 
 QUESTION = "<script>alert(1)</script> [x](javascript:alert(2)) ![y](z)\n# **no** heading"
-STUDY = f"""
-question: {QUESTION!r}
-nuisance: {{lr: {{loguniform: [1.0e-4, 1.0e-2]}}}}
-arms:
-  gelu: {{baseline: true}}
-  floor: {{gate: sigmoid, alpha: 0.0, floor: true}}
-tracking: http://me:s3cret@host?token=t0ken
-"""
 
 
 class Page(list):
@@ -25,7 +17,7 @@ class Page(list):
 
 def test_the_note_of_a_study_is_text_and_its_tags_hold_no_credentials(tmp_path):
 
-    study = parse(STUDY.replace("'", '"'), Path("x.yaml"))
+    study = study_of(SMALL, question=QUESTION, tracking="http://me:s3cret@host?token=t0ken")
     (tmp_path / "study.yaml").write_text(dump(study))
     told = []
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from unreliable import Proxy, Server
 
-from tests.tune.helpers import meta_of
+from tests.tune.helpers import meta_of, row_at, write_ledger
 from tune.errors import LedgerError, TrackingError
 from tune.run.ledger import Ledger
 from tune.study.cell import Cell, Record
@@ -18,8 +19,6 @@ from tune.study.files import load
 from tune.tracking.tracker import MlflowTracker, is_marked, mark, sync
 
 ROOT = Path(__file__).parents[3]
-
-from unreliable import Proxy, Server  # noqa: E402
 
 SMOKE = ROOT / "configs" / "smoke.yaml"
 CELL = Cell("confirm", "gelu", 0, 101, {"lr": 1e-3}, "key")
@@ -42,9 +41,9 @@ def shown(uri, experiment="smoke"):
     return cells
 
 
-def test_sync_fills_an_empty_store_and_a_second_one_changes_nothing(place, ledger_of):
+def test_sync_fills_an_empty_store_and_a_second_one_changes_nothing(place):
     folder, _, uri = place
-    found = ledger_of(folder)
+    found = write_ledger(folder)
     assert sync(uri, load(SMOKE), folder) == (3, 3)
     first = shown(uri)
     assert {key: value[3] for key, value in first.items()} == {
@@ -58,10 +57,10 @@ def test_sync_fills_an_empty_store_and_a_second_one_changes_nothing(place, ledge
     assert shown(again) == first
 
 
-def test_answers_that_get_lost_double_nothing(place, monkeypatch, ledger_of):
+def test_answers_that_get_lost_double_nothing(place, monkeypatch):
     """Let every first call of each kind succeed and then report a failure, like a proxy that times out."""
     folder, corpus, uri = place
-    found = ledger_of(folder)
+    found = write_ledger(folder)
     lost = []
 
     def losing(name):
@@ -109,10 +108,10 @@ def server(tmp_path_factory, empty_store):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["slow", "error", "lost"])
-def test_a_bad_server_costs_the_study_nothing_and_has_everything_in_the_end(place, server, mode, ledger_of):
+def test_a_bad_server_costs_the_study_nothing_and_has_everything_in_the_end(place, server, mode):
     """Use a server that is slow (1 s per answer), answers 500, or works but answers 504. Then it recovers."""
     folder, corpus, _ = place
-    found = ledger_of(folder.rename(folder.with_name(mode)), cells=20)
+    found = write_ledger(folder.rename(folder.with_name(mode)), cells=20)
     folder, study = folder.with_name(mode), load(SMOKE).model_copy(update={"name": mode})
     proxy = Proxy(server.port)
     try:
@@ -140,18 +139,18 @@ def test_a_bad_server_costs_the_study_nothing_and_has_everything_in_the_end(plac
         proxy.close()
 
 
-def test_a_sync_while_a_sweep_runs_is_refused(place, ledger_of):
+def test_a_sync_while_a_sweep_runs_is_refused(place):
     folder, _, uri = place
-    ledger_of(folder)
+    write_ledger(folder)
     held = Ledger(folder / "ledger.jsonl")
     with pytest.raises(LedgerError, match="another sweep is running this study: process"):
         sync(uri, load(SMOKE), folder)
     held.close()
 
 
-def test_a_damaged_store_is_refused_in_one_line_and_left_alone(place, ledger_of):
+def test_a_damaged_store_is_refused_in_one_line_and_left_alone(place):
     folder, _, uri = place
-    ledger_of(folder)
+    write_ledger(folder)
     store = Path(uri.removeprefix("sqlite:///"))
     content = b"not a database at all, but text\n" * 100
     store.write_bytes(content)
@@ -163,9 +162,9 @@ def test_a_damaged_store_is_refused_in_one_line_and_left_alone(place, ledger_of)
     assert store.read_bytes() == content
 
 
-def test_a_sweep_asks_a_store_that_has_everything_no_more(place, ledger_of):
+def test_a_sweep_asks_a_store_that_has_everything_no_more(place):
     folder, _, uri = place
-    ledger_of(folder)
+    write_ledger(folder)
     assert not is_marked(folder, uri)
     sync(uri, load(SMOKE), folder)
     mark(folder, uri)
@@ -176,10 +175,10 @@ def test_a_sweep_asks_a_store_that_has_everything_no_more(place, ledger_of):
     assert not is_marked(folder, uri)
 
 
-def test_times_never_run_backwards_in_mlflow(place, row):
+def test_times_never_run_backwards_in_mlflow(place):
     folder, corpus, uri = place
     stepped = Record(
-        CELL, "completed", None, {"val_nll": 3.0}, [row(4), row(8)], [99.0, 101.0], started=100.0, ended=50.0
+        CELL, "completed", None, {"val_nll": 3.0}, [row_at(4), row_at(8)], [99.0, 101.0], started=100.0, ended=50.0
     )
     tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
     tracker.ended(stepped)
@@ -212,12 +211,12 @@ DAMAGE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_store_is_left_alone_said_in_one_line_and_a_new_one_gets_all(place, empty_store, ledger_of, damage):
+def test_a_damaged_store_is_left_alone_said_in_one_line_and_a_new_one_gets_all(place, empty_store, damage):
     folder, corpus, uri = place
     store = Path(uri.removeprefix("sqlite:///"))
     content = damage(store.read_bytes())
     store.write_bytes(content)
-    found = ledger_of(folder)
+    found = write_ledger(folder)
     tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))  # that of a sweep
     for record in found.values():
         tracker.started(record)

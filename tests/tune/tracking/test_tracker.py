@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tests.tune.helpers import meta_of
+from tests.tune.helpers import meta_of, row_at
 from tune.study.cell import Cell, Record
 from tune.study.files import load
 from tune.tracking import runs as mlflow_runs
@@ -28,26 +28,26 @@ def runs(uri):
     return {run.data.tags.get("cell", "study"): run for run in found}
 
 
-def test_the_thread_gets_a_record_as_it_stood(place, monkeypatch, row):
+def test_the_thread_gets_a_record_as_it_stood(place, monkeypatch):
     monkeypatch.setattr(MlflowTracker, "_work", lambda self: None)
     folder, corpus, uri = place
     tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
-    record = Record(CELL, started=1.0, curve=[row(4)])
+    record = Record(CELL, started=1.0, curve=[row_at(4)])
     tracker.reported(record, record.curve[-1])
     record.outcome = "completed"
-    record.curve.append(row(8))
+    record.curve.append(row_at(8))
     seen = tracker._queue.get()
     assert (seen.outcome, [r["step"] for r in seen.curve]) == (None, [4])
 
 
-def test_a_cell_that_begins_again_replaces_its_run(place, row):
+def test_a_cell_that_begins_again_replaces_its_run(place):
     folder, corpus, uri = place
     tracker = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
-    record = Record(CELL, started=time.time(), curve=[row(4), row(8)])
+    record = Record(CELL, started=time.time(), curve=[row_at(4), row_at(8)])
     tracker.reported(record, record.curve[-1])
     while CELL.key not in tracker.runs.known or not tracker.runs.known[CELL.key].rows:
         time.sleep(0.1)
-    record.started, record.curve = time.time(), [row(4), row(8), row(12)]  # as far again before the thread looks
+    record.started, record.curve = time.time(), [row_at(4), row_at(8), row_at(12)]  # before the thread looks
     record.outcome, record.final, record.ended = "completed", {"val_nll": 3.5}, time.time()
     tracker.ended(record)
     tracker.close()
@@ -63,11 +63,11 @@ def test_a_cell_that_begins_again_replaces_its_run(place, row):
 
 
 @pytest.mark.parametrize("arrived", [False, True], ids=["lost on the way", "its answer lost"])
-def test_a_run_whose_first_request_failed_has_its_parameters_once_it_is_written(place, row, monkeypatch, arrived):
+def test_a_run_whose_first_request_failed_has_its_parameters_once_it_is_written(place, monkeypatch, arrived):
     folder, _, uri = place
     written = Runs(uri, load(SMOKE), folder, "abc")
     written.connect()
-    record = Record(CELL, started=time.time(), curve=[row(4)])
+    record = Record(CELL, started=time.time(), curve=[row_at(4)])
     log, times = MlflowClient.log_batch, []
 
     def once(client, *given, **named):
@@ -92,11 +92,11 @@ def test_a_run_whose_first_request_failed_has_its_parameters_once_it_is_written(
     assert (point.step, point.value) == (4, 3.5)
 
 
-def test_a_second_tracker_finds_what_is_there_and_sweeps_what_was_cut_off(place, row):
+def test_a_second_tracker_finds_what_is_there_and_sweeps_what_was_cut_off(place):
     folder, corpus, uri = place
     first = MlflowTracker(uri, load(SMOKE), folder, meta_of(corpus))
-    done = Record(CELL, started=1.0, outcome="completed", final={"val_nll": 3.0}, ended=2.0, curve=[row(4)])
-    cut = Record(Cell("confirm", "gelu", 0, 102, {"lr": 1e-3}, "key"), started=1.0, curve=[row(4)])
+    done = Record(CELL, started=1.0, outcome="completed", final={"val_nll": 3.0}, ended=2.0, curve=[row_at(4)])
+    cut = Record(Cell("confirm", "gelu", 0, 102, {"lr": 1e-3}, "key"), started=1.0, curve=[row_at(4)])
     first.ended(done)
     first.reported(cut, cut.curve[-1])
     first.close()
