@@ -1,4 +1,4 @@
-"""What an arm and the fixed section of a study may say: forms, units, kinds of alpha, steps, micro batches."""
+"""The values that a study allows in an arm and in fixed: forms, units, kinds of alpha, steps, micro batches."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pagating.gating.units import PaGLU, ProjectedGLU, SplitGLU
 from pagating.model.gpt2 import GPT2, GPT2Size
 from tune.decide.stages import Stages
 from tune.errors import StudyError
-from tune.plan import probe, space, work
+from tune.plan import child, plan, space, work
 from tune.run import tables
 from tune.study import sizes
 from tune.study.files import dump, parse
@@ -36,7 +36,7 @@ def study_of(arm, more="", head=HEAD):
 
 
 def acts(arm, config=None):
-    """The activations that an arm puts into a model."""
+    """Return the activations of a model with an arm's unit."""
     unit = study_of(arm).arms["mine"].arguments(config or {})
     return [block.mlp.act for block in GPT2(SIZE, unit).transformer.h]
 
@@ -144,11 +144,8 @@ def test_the_form_of_an_arm_is_that_of_its_model(form, kind):
 
 
 def test_a_pointwise_arm_has_the_arguments_that_it_had_before_forms():
-    assert study_of("{gate: tanh, alpha: 0.5}").arms["mine"].arguments({}) == {
-        "gate": "tanh",
-        "alpha": 0.5,
-        "base": "identity",
-    }
+    given = study_of("{gate: tanh, alpha: 0.5}").arms["mine"].arguments({})
+    assert given == {"gate": "tanh", "alpha": 0.5, "base": "identity"}
 
 
 def test_a_scheduled_alpha_moves_over_the_training():
@@ -250,7 +247,7 @@ def test_a_micro_batch_reaches_the_trial_and_the_plan():
     model = work.arm_model(whole, "gelu", 300)
     memory = [space.memory_parts(study, model, 300, 0.0) for study in (whole, parts)]
     assert memory[0]["activations"] == pytest.approx(8 * memory[1]["activations"])
-    # of 300 words' embedding, the gradients of both its uses at a time, beside the sum of the micro-batches before
+    # the embedding of 300 tokens has two gradients at a time beside the sum over the earlier micro-batches
     assert [row["embedding"] for row in memory] == [4 * 300 * whole.model.d_model, 8 * 300 * whole.model.d_model]
 
 
@@ -258,13 +255,11 @@ def test_a_calibration_keeps_the_micro_batch_or_is_smaller_than_one(packed_300):
     study = study_of("{}", head=head_of("{steps: 4, batch_tokens: 256, micro_batch_tokens: 32}"))
     spec = trial_spec(study, "gelu", {"lr": 1e-3}, 1, packed_300, test=False)
     flops = work.arm_model(study, "gelu", 300).flops_per_token
-    for seconds, batch, micro in ((1.0, 256, 32), (90 * flops / probe.ROUGH_FLOPS, 64, 32), (1e-9, 16, None)):
-        changed, _ = probe.short(spec, flops, seconds)
+    for seconds, batch, micro in ((1.0, 256, 32), (90 * flops / child.ROUGH_FLOPS, 64, 32), (1e-9, 16, None)):
+        changed, _ = child.short(spec, flops, seconds)
         assert (changed.batch_tokens, changed.micro_batch_tokens) == (batch, micro)
 
 
 @pytest.fixture(scope="module")
 def packed_300(tmp_path_factory):
-    from tune.plan.plan import stand_in
-
-    return stand_in(tmp_path_factory.mktemp("packed"), 300, 1 << 12)
+    return plan.stand_in(tmp_path_factory.mktemp("packed"), 300, 1 << 12)

@@ -132,7 +132,6 @@ def test_a_gate_that_is_neither_built_in_nor_a_file_is_refused():
 
 @pytest.mark.slow
 def test_the_example_goes_from_the_idea_to_the_verdict(tmp_path):
-    """The whole script, and beside it the same study with the gate written into another file under another name."""
     script = EXAMPLE.with_suffix(".py")
     shutil.copy(EXAMPLE, tmp_path)
     shutil.copy(script, tmp_path)
