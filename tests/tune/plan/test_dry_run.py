@@ -1,4 +1,4 @@
-"""`pagating try` says where a healthy trial would be taken for a hung one."""
+"""`pagating try`: the warning that a healthy trial would be ended as hung."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ from tune.plan.dry_run import Tried
 )
 def test_a_trial_that_would_be_silent_for_long_is_told(study_of, tried, batch_tokens, seconds):
     expected = seconds and (
-        f"a: here a trial shows no life for about {seconds} s at a time, and one is ended as hung after 600 s: raise "
+        f"a: here a trial sends no heartbeat for about {seconds} s at a time and is ended as hung after 600 s: raise "
         "resources.stall_timeout, or lower fixed.batch_tokens or fixed.micro_batch_tokens"
     )
     assert dry_run.too_silent(study_of(), tried, batch_tokens) == expected
@@ -42,7 +42,7 @@ def test_the_warning_follows_its_arm(study_of, monkeypatch, tmp_path):
 
 
 def test_silence_is_measured_between_micro_batches(spec_of_try, monkeypatch):
-    """Four micro-batches of 100 s each on a clock of ours: an update of 400 s, a silence of 100 s."""
+    """On a simulated clock, four micro-batches of 100 s each make an update of 400 s and a silence of 100 s."""
     now = [0.0]
 
     def slowly(*arguments):
@@ -57,7 +57,7 @@ def test_silence_is_measured_between_micro_batches(spec_of_try, monkeypatch):
 
 @pytest.fixture
 def spec_of_try(tmp_path):
-    """A trial of two updates of four micro-batches."""
+    """The fields of a trial of two updates with four micro-batches each."""
     from pagating.data import prepare
 
     (tmp_path / "train.txt").write_text("".join(f"{i} the quick brown fox jumps over a dog\n" for i in range(2000)))

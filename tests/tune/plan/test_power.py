@@ -1,4 +1,4 @@
-"""Power of a plan, against statsmodels and the rule's own level."""
+"""The power of a plan, compared with statsmodels and the rule's own level."""
 
 import numpy as np
 import pytest

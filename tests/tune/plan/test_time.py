@@ -1,4 +1,4 @@
-"""Seconds of a plan, of cells and slots computed by hand."""
+"""The seconds of a plan, compared with cells and slots computed by hand."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_cells_on_slots_by_hand():
     assert time.pool_seconds([4, 1, 1, 1, 2], 2) == 5
     assert time.pool_seconds([4, 1], 8) == 4
     assert time.pool_seconds([], 2) == 0
-    # two arms on four slots: an arm's trials follow one another unless `parallel` allows more
+    # two arms on four slots: an arm's trials run one at a time unless `parallel` allows more
     assert time.search_seconds([[2, 2, 2], [1, 1, 1]], 1, 4) == 6
     assert time.search_seconds([[2, 2, 2], [1, 1, 1]], 2, 4) == 4
     assert time.search_seconds([[2, 2, 2], [1, 1, 1]], 1, 1) == 9
@@ -31,7 +31,7 @@ def test_cells_on_slots_by_hand():
 
 def test_hours_of_a_study_by_hand(study_of):
     study = study_of("search: {trials_per_arm: 2}\ncalibrate: {seeds: 1, max_points: 3}\nconfirm: {seeds: 2}\n")
-    speeds = dict.fromkeys(study.arms, Speed(640.0, 0.0, 0.0))  # ten seconds a trial, and one between two
+    speeds = dict.fromkeys(study.arms, Speed(640.0, 0.0, 0.0))  # ten seconds per trial, one between two trials
     stages = time.stage_seconds(study, speeds, 3, sizes.confirm_seeds(study), 1.0, 0.0)
     assert stages == {"search": (22, 22, 22), "calibrate": (33, 33, 33), "confirm": (22, 22, 22)}
     overheads = time.Overheads(start=5.0, slot=6.0, cell=1.0, end=7.0)
@@ -73,5 +73,5 @@ def test_a_devices_speed_is_peak_times_utilisation_over_flops(study_of, models_o
     )
     with pytest.raises(StudyError, match=r"--hours-from gt200: allowed: measure, t4, "):
         time.check_device("gt200", 0.5)
-    with pytest.raises(StudyError, match=r"--utilisation 1.5: it must lie in \(0, 1\]"):
+    with pytest.raises(StudyError, match=r"--utilisation 1.5: it must be in \(0, 1\]"):
         time.check_device(time.MEASURE, 1.5)

@@ -1,4 +1,4 @@
-"""Cells, tokens and FLOPs of a plan: those of a study played through, or computed by hand."""
+"""The cells, tokens and FLOPs of a plan, compared with simulated studies and with sums by hand."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ SMOKE = load(ROOT / "configs" / "smoke.yaml")
 
 
 def at_the_edge(cell, share):
-    """Each later trial is worse, and the largest rate is always best."""
+    """Return a loss that grows with each search trial and is lowest at the largest rate."""
     if cell.stage == "search":
         return 3.0 + 0.001 * cell.index - share
     return 3.0 - 0.01 * math.log(cell.config["lr"])
@@ -29,7 +29,7 @@ def at_the_edge(cell, share):
 def test_cells_and_tokens_are_those_of_a_study_played_through_the_real_stages(path, rows_of, played, inside):
     study = load(path)
     if study.confirm.rule != "fixed" or study.calibrate.points != 3:
-        pytest.skip("its end is not known from its file")
+        pytest.skip("the study file does not determine when it ends")
     rows = {(row.stage, row.arm): row for row in rows_of(study)}
     cells, tokens = played(study, inside)
     assert {key: row.cells[0] for key, row in rows.items()} == cells

@@ -194,7 +194,7 @@ def test_a_study_that_the_disk_has_no_room_for_is_not_begun(small_disk, corpus):
     made = study(corpus={"files": {"train": str(corpus.parents[1] / "text.txt")}})
     os.environ["PAGATING_CACHE"] = str(corpus.parent)
     try:
-        with pytest.raises(StudyError, match=r"may need .* and .* are free there; free some space or give another"):
+        with pytest.raises(StudyError, match=r"may need .*, but .* are free there; free some space or give another"):
             sweep.sweep(made, small_disk, small_disk / "studies")
     finally:
         del os.environ["PAGATING_CACHE"]
@@ -232,7 +232,7 @@ def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(corpus, 
         run.alive(cell, fraction)
     run.ledger.close()
     (line,) = said
-    assert re.fullmatch(rf"{tmp_path}: the study may need .* and 1000 B are free there; free some space or .*", line)
+    assert re.fullmatch(rf"{tmp_path}: the study may need .*, but 1000 B are free there; free some space or .*", line)
 
 
 @pytest.mark.slow
