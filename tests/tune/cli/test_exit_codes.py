@@ -1,4 +1,4 @@
-"""The exit code of every command that shows a verdict, for every verdict, on studies that were played, not trained."""
+"""The exit code of every command that shows a verdict, for every verdict, on simulated studies."""
 
 import json
 import os
@@ -33,7 +33,7 @@ search: {trials_per_arm: 2, pruner: none}
 calibrate: {points: 3, seeds: 1, max_points: 3}
 confirm: {seeds: 6}
 """
-GAINS = {  # of `mine` over the baseline in nats, and how much it differs between seeds
+GAINS = {  # gain of `mine` over the baseline in nats, and its variation between seeds
     Verdict.BETTER: (0.1, 0.01),
     Verdict.WORSE: (-0.1, 0.01),
     Verdict.NO_DIFFERENCE: (0.0, 0.001),
@@ -47,7 +47,7 @@ COMMANDS = ("sweep", "report", "significance", "analysis.report")
 
 
 def loss_of(kind):
-    """A trial's loss: bowls in the search and on the grid, known differences between the arms on the confirm seeds."""
+    """Return a loss function with an optimum in the learning rate, and with known differences on the confirm seeds."""
     gain, noise = GAINS.get(kind, (0.1, 0.01))
 
     def loss(cell, share):
@@ -63,7 +63,7 @@ def loss_of(kind):
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory, played):
-    """A folder of studies, one for each verdict, one that only searches, one that is not finished."""
+    """A folder with a study for each verdict, one that only searches, and one that is unfinished."""
     place = tmp_path_factory.mktemp("studies")
     for case in CASES:
         text = STUDY + ("stages: [search]\n" if case == SEARCHED else "")
@@ -81,7 +81,7 @@ def studies(tmp_path_factory, played):
 
 
 def words(name: str, place: Path, case: str, *more: str) -> list[str]:
-    """What a user types for a command, after the interpreter or the name of the program."""
+    """Return the arguments that a user types for a command, after the name of the program."""
     of_pagating = ["--output", str(place)]
     return {
         "sweep": ["sweep", str(place / f"{case}.yaml"), *of_pagating, "--tracking", "none", "--slots", "1"],
@@ -92,7 +92,7 @@ def words(name: str, place: Path, case: str, *more: str) -> list[str]:
 
 
 def called(name, place, case, *more, monkeypatch) -> int:
-    """The exit code of a command's entry point, called in this process without drawing a figure."""
+    """Call a command's entry point in this process without drawing figures; return its exit code."""
     monkeypatch.setattr(plots, "render", lambda *args, **kwargs: b"<svg></svg>")
     typed = words(name, place, case, *more)
     monkeypatch.setattr(sys, "argv", ["pagating", *typed])
