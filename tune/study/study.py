@@ -123,7 +123,7 @@ class Study(Section):
     @classmethod
     def _stages(cls, given: list[str]) -> list[str]:
         if given[:1] != ["search"] or given != [stage for stage in STAGES if stage in given]:
-            raise ValueError(f"stages {given} must be search, then calibrate, confirm or both, in this order")
+            raise ValueError(f"stages {given} must be search, then calibrate or confirm or both, in this order")
         return given
 
     @model_validator(mode="after")
