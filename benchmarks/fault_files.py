@@ -75,7 +75,7 @@ def cache_full(bench: Bench, times: int) -> Damage:
     def fault(place: Place) -> None:
         ballast = _fill(place.output)
         said = place.wait(place.start(PAGATING_CACHE=str(place.output / ".cache")), allowed=(1, 2))
-        _check_contains(said, "and 0 B are free there; free some space")
+        _check_contains(said, "but 0 B are free there; free some space")
         ballast.unlink()
 
     return _on_small_disk(bench, times, fault)

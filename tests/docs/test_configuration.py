@@ -39,7 +39,7 @@ def test_defaults_on_the_page_are_those_of_a_study_that_says_nothing(section):
 
 def test_ranges_and_choices():
     assert table("fixed")["beta1"][1] == "number in [0, 1)"
-    assert table("model")["dropout"][3].startswith("share dropped")
+    assert table("model")["dropout"][3].startswith("dropout rate of")
     assert table("confirm")["rule"][1] == "`fixed`, `obrien-fleming`, `e-process`"
     assert table("arm")["alpha"][1] == "number or list of numbers or [alpha](#alpha)"
     assert table("fixed")["clip"][1] == "number in (0, inf)"

@@ -1,4 +1,4 @@
-"""The commands before a study runs: plan, try."""
+"""The commands for a study that has not run yet: plan and try."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def plan(
     output: Output = Path("studies"),
     slots: Slots = None,
     hours_from: Annotated[
-        str, typer.Option(help="'measure' (10 s of training here), or a device such as a100.")
+        str, typer.Option(help="Source of the hours: 'measure' (10 s of training here), or a device such as a100.")
     ] = "measure",
-    utilisation: Annotated[float, typer.Option(help="Share of a named device's peak that is assumed.")] = UTILISATION,
-    effect: Annotated[str, typer.Option(help="Difference to be seen, a percentage of the baseline's loss.")] = "0.5%",
+    utilisation: Annotated[float, typer.Option(help="Assumed share of the device's peak.")] = UTILISATION,
+    effect: Annotated[str, typer.Option(help="Difference to detect, a percentage of the baseline's loss.")] = "0.5%",
     noise: Annotated[
-        str | None, typer.Option(help="An earlier study, or a percentage: sd of paired differences.")
+        str | None, typer.Option(help="Standard deviation of paired differences: an earlier study, or a percentage.")
     ] = None,
     form: Annotated[str, typer.Option("--format", help="terminal or json.")] = "terminal",
 ) -> None:
-    """What a study will cost, before it runs: cells, tokens, FLOPs, hours, disk, memory, and the power it will have.
+    """Print the cost of a study before it runs: cells, tokens, FLOPs, hours, disk, memory, and its statistical power.
 
-    Writes nothing but the shared token cache.
+    Writes only the shared token cache.
     """
     from tune.plan.plan import run
 
@@ -48,13 +48,16 @@ def plan(
 def try_(
     config: Config,
     output: Output = Path("studies"),
-    steps: Annotated[int, typer.Option(min=1, help="Updates of each arm.")] = 3,
-    arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be given several times.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per arm.")] = 3,
+    arm: Annotated[list[str] | None, typer.Option(help="Train only this arm. Can be repeated.")] = None,
     micro_batches: Annotated[
-        int | None, typer.Option(min=1, help="At most so many of the study's micro batches a step: as large, sooner.")
+        int | None, typer.Option(min=1, help="Most micro batches per step. Fewer are faster and need the same memory.")
     ] = None,
 ) -> None:
-    """Train a few steps of every arm at its real size: loss, memory, seconds a step. Writes only the token cache."""
+    """Train a few steps of every arm at its real size. Print loss, memory and seconds per step.
+
+    Writes only the shared token cache.
+    """
     from tune.plan import dry_run
     from tune.study.files import load
 

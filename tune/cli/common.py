@@ -1,4 +1,4 @@
-"""What the commands share: the arguments that several take, and finding a study by its name."""
+"""The arguments that several commands share, their completion, and the search for a study by its name."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ LOOPBACK = "127.0.0.1"
 
 
 def studies_in(output: Path) -> list[str]:
-    """Names of the studies in a folder."""
+    """Return the names of the studies in a folder, sorted."""
     return sorted(path.parent.name for path in output.glob("*/study.yaml"))
 
 
 def complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
-    """For the shell: studies whose name begins so."""
+    """Return the studies whose name starts with `incomplete`, for the shell's completion."""
     output = Path(ctx.params.get("output") or "studies").expanduser()
     return [name for name in studies_in(output) if name.startswith(incomplete)]
 
 
 def complete_config(incomplete: str) -> list[str]:
-    """For the shell: study files, and folders on the way to them."""
+    """Return the study files and folders whose path starts with `incomplete`, for the shell's completion."""
     folder, begun = os.path.split(incomplete)
     found = []
     for path in sorted(Path(folder).glob("*")):
@@ -35,23 +35,22 @@ def complete_config(incomplete: str) -> list[str]:
     return found
 
 
-Config = Annotated[
-    Path, typer.Argument(help="The study file, such as configs/sweep.yaml.", autocompletion=complete_config)
-]
-Output = Annotated[Path, typer.Option(help="The folder of studies.")]
+Config = Annotated[Path, typer.Argument(help="Study file, such as configs/sweep.yaml.", autocompletion=complete_config)]
+Output = Annotated[Path, typer.Option(help="Folder of the studies.")]
 Name = Annotated[str, typer.Argument(help="Name of a study, or its folder.", autocompletion=complete_study)]
 RequireVerdict = Annotated[
-    bool, typer.Option("--require-verdict", help="Exit with 3 if an arm but the floor is undecided or not testable.")
+    bool,
+    typer.Option("--require-verdict", help="Exit with 3 if an arm other than the floor is undecided or not testable."),
 ]
-Slots = Annotated[int | None, typer.Option(min=1, help="Trials side by side; as many as cores when not given.")]
+Slots = Annotated[int | None, typer.Option(min=1, help="Trials at the same time. Default: as many as cores.")]
 
 
 def study_folder(name: str, output: Path) -> Path:
-    """The folder of a study that is named, in `output`, or given itself. Raises StudyError where there is none."""
+    """Return the folder of a study, given by name in `output` or by path. Raises StudyError if there is none."""
     from tune.errors import StudyError
 
     for folder in (Path(name), output / name):
-        if os.path.isfile(folder / "study.yaml"):  # False also for a name that no file could have
+        if os.path.isfile(folder / "study.yaml"):  # False also for an impossible file name
             return folder
     near = get_close_matches(name, studies_in(output), 1)
     hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -1,4 +1,4 @@
-"""The command `pagating`. Heavy imports happen inside the commands, so that --help is instant."""
+"""The command `pagating`. The commands import heavy libraries when they run, so that --help is instant."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does an activation beat an equally tuned baseline, and how sure can you be?",
 )
-USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy that typer carries
+USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # ClickException of click, or of typer's copy of click
 BAD_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 HELP_WIDTH = 80
 
-# in the order of --help: name, function, what a user might type
+# in the order of --help: name, function, examples
 COMMANDS: list[tuple[str, Any, list[str]]] = [
     (
         "sweep",
@@ -46,12 +46,12 @@ for name, function, examples in COMMANDS:
 
 
 def main() -> None:
-    """Entry point: bad input is one line on standard error and exit code 2; no command at all shows the help."""
+    """Run `pagating`. Bad input is one line on standard error and exit code 2. Without a command it shows the help."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # do not fail on a letter that the terminal lacks
     if shutil.get_terminal_size().columns > HELP_WIDTH:
-        os.environ.setdefault("TERMINAL_WIDTH", str(HELP_WIDTH))  # typer's name for how wide --help is at most
+        os.environ.setdefault("TERMINAL_WIDTH", str(HELP_WIDTH))  # typer's limit for the width of --help
     try:
         code = app(standalone_mode=False)
     except typer.Abort:

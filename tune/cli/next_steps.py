@@ -1,4 +1,4 @@
-"""What a person does after a verdict: read, browse, and what to change where it is undecided or not testable."""
+"""Advise on the steps after a verdict: what to read, to browse and, if it is open or weak, to change."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tune.study.sections import ConfirmSection
 from tune.study.study import Study
 
 MOST_SEEDS: int = next(item.le for item in ConfirmSection.model_fields["seeds"].metadata if hasattr(item, "le"))
-LONGER = 4  # times the tokens, where a study is too short to tell a linear MLP from the baseline
+LONGER = 4  # factor for the tokens of a study that is too short to tell a linear MLP from the baseline
 ANOTHER = "under another name"
 SAME = "then the same command: only the new seeds are trained"
 
 
 def next_steps(result: Result, study: Study, report: str, browse: str) -> list[str]:
-    """List the steps after a verdict, a line each.
+    """Return the steps after a verdict, one line each.
 
     Args:
         result: The verdict.
-        study: The study that it is of.
+        study: The study.
         report: Path of the report.
-        browse: The command that shows the trials; empty if nothing is logged.
+        browse: Command that shows the trials; empty if they were not logged.
     """
     steps = [f"Report:  {report}"]
     steps.append(f"Browse the trials: {browse}" if browse else "The trials were not sent to MLflow.")
@@ -30,7 +30,7 @@ def next_steps(result: Result, study: Study, report: str, browse: str) -> list[s
 
 
 def to_change(result: Result, study: Study) -> list[str]:
-    """What to change in the study file, for each reason why the study says less than it might; else where to go on."""
+    """Return a change of the study file for each reason that weakens the verdict; else a line for further questions."""
     rows = [row for row in result.comparisons if row.arm != result.floor]
     if not study.runs("confirm"):
         return [f"To decide: stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"]
@@ -53,17 +53,19 @@ def to_change(result: Result, study: Study) -> list[str]:
         found.append(f"{_arms(beyond)}: needs more than {MOST_SEEDS} seeds; {longer}; or a larger confirm.margin")
     refused = [row for row in rows if row.kind is Verdict.NOT_TESTABLE]
     if refused:
-        found.append(f"Not testable, {_arms(refused)}: the report says why, under what would change the conclusion")
+        found.append(
+            f"Not testable: {_arms(refused)}. The report gives the reason under what would change the conclusion"
+        )
     seeds = study.confirm.seeds
     if not undecided and not refused and study.confirm.rule == "fixed" and seeds < CLAIM_SEEDS:
         found.append(f"For a claim: confirm.seeds: {seeds} -> {CLAIM_SEEDS}, {SAME}")
     if not found:
-        found.append(f"It holds for this text, model and tokens; to ask elsewhere: corpus or model, {ANOTHER}")
+        found.append(f"The verdict holds for this text, model and tokens; for others: corpus or model, {ANOTHER}")
     return found
 
 
 def _more(rows: Sequence[Comparison], study: Study) -> str:
-    """The number of seeds that decides all rows, if the effects seen are the true ones."""
+    """Return the change to the number of seeds that decides all rows if the observed effects are the true ones."""
     confirm, needed = study.confirm, max(row.seeds_needed or 0 for row in rows)
     if confirm.rule == "fixed":
         return f"confirm.seeds: {confirm.seeds} -> {max(needed, confirm.seeds + 1)}, {SAME}"

@@ -1,4 +1,4 @@
-"""The commands on a study that was begun: status, report, sync, repair, trial."""
+"""The commands for a study that has begun: status, report, sync, repair and trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tune.cli.ui import ui_command
 
 
 def report(study: Name, output: Output = Path("studies"), require_verdict: RequireVerdict = False) -> None:
-    """Rebuild tables, verdict and report of a study from its ledger."""
+    """Rebuild the tables, the verdict and the report of a study from its ledger."""
     from analysis.verdict.exits import end
     from tune.run import ledger, tables
     from tune.study.files import load
@@ -34,7 +34,7 @@ def sync(
     output: Output = Path("studies"),
     tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
 ) -> None:
-    """Fill MLflow from a study's ledger: what it missed, or all of it."""
+    """Send those cells of a study's ledger to MLflow that it lacks, which may be all of them."""
     from analysis.io.text import redact
     from tune.errors import StudyError
     from tune.study.addresses import check_tracking
@@ -46,15 +46,15 @@ def sync(
     loaded = load(folder / "study.yaml")
     uri = check_tracking(tracking or loaded.tracking or default_uri(folder.parent), "tracking")
     if uri == "none":
-        raise StudyError("tracking 'none': there is nothing to fill; name a store with --tracking")
+        raise StudyError("tracking 'none': no store to fill; name one with --tracking")
     cells, written = tracker.sync(uri, loaded, folder)
     typer.echo(f"MLflow at {redact(uri)} has all {cells} cells of {loaded.name}; {written} were written now.")
 
 
 def repair(study: Name, output: Output = Path("studies")) -> None:
-    """Keep the undamaged lines of a damaged ledger; what the others held is trained again by the next sweep.
+    """Rewrite a damaged ledger with its undamaged lines. The next sweep trains the lost cells again.
 
-    The damaged file is kept beside it.
+    The damaged file is kept beside the ledger.
     """
     from tune.run import repair as repairs
     from tune.study.files import load
@@ -64,23 +64,23 @@ def repair(study: Name, output: Output = Path("studies")) -> None:
 
 
 def status(study: Name, output: Output = Path("studies")) -> None:
-    """Where a study stands, also while it runs."""
+    """Print the progress of a study, also while it runs."""
     from rich.console import Console
 
     from tune.cli.status_table import look
     from tune.study.files import load
 
     folder = study_folder(study, output)
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a pipe breaks no path in two
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # no path is broken in a pipe
     Console(highlight=False, width=width).print(look(load(folder / "study.yaml"), folder))
 
 
 def trial(
     study: Name,
-    cell: Annotated[str | None, typer.Argument(help="Key of a cell; without it the cells are listed.")] = None,
+    cell: Annotated[str | None, typer.Argument(help="Key of a cell. Without it, list the cells.")] = None,
     output: Output = Path("studies"),
 ) -> None:
-    """Print one cell as the trial.json that `python -m pagating.train` runs without Ray."""
+    """Print a cell as a trial.json, which `python -m pagating.train` runs without Ray."""
     from tune.errors import StudyError
     from tune.run import ledger
     from tune.study.files import load

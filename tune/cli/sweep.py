@@ -1,4 +1,4 @@
-"""`pagating sweep`: run a study to its verdict. Its end, table and paths, is that of `pagating report` too."""
+"""The command `pagating sweep`, which runs a study to its verdict, and the verdict's output, shared with `report`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def sweep(
     output: Output = Path("studies"),
     slots: Slots = None,
     tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI, or 'none'.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Only continue: refuse a study that was not begun.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Only continue a study; refuse to begin one.")] = False,
     address: Annotated[
-        str | None, typer.Option(help="A Ray cluster's address: auto, HOST:PORT or ray://HOST:PORT.")
+        str | None, typer.Option(help="Address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
     ] = None,
     inline: Annotated[
-        bool, typer.Option("--inline", help="Train in this process, one trial after the other, without Ray.")
+        bool, typer.Option("--inline", help="Train in this process, one trial at a time, without Ray.")
     ] = False,
     require_verdict: RequireVerdict = False,
 ) -> None:
-    """Run a study, or what is missing of it, and report the verdict.
+    """Run a study, or its missing trials, and report the verdict.
 
-    Safe to interrupt: the same command continues where it stopped.
+    You can interrupt it: the same command continues where it stopped.
     """
     from tune.cli.screen import Screen
     from tune.errors import StudyError
@@ -47,7 +47,7 @@ def sweep(
 
     study = load(config)
     if resume and not (output / study.name / "study.yaml").is_file():
-        raise StudyError(f"{output / study.name}: no study was begun here; leave --resume out to begin it")
+        raise StudyError(f"{output / study.name}: no study was begun here; leave out --resume to begin it")
     uri = check_tracking(tracking or study.tracking or default_uri(output), "tracking")
     typer.echo(f"{study.name}: {study.question}")
     screen = Screen("" if uri == "none" else ui_command(uri))
@@ -56,12 +56,12 @@ def sweep(
             code = _run(
                 study, config.parent, output, slots, uri, interruption, address, screen, inline, require_verdict
             )
-        except KeyboardInterrupt:  # while nothing was being trained
+        except KeyboardInterrupt:  # no trial was running
             code = None
     if code is None:
         typer.echo("Interrupted. What has ended is kept; the same command continues from there.", err=True)
         sys.stdout.flush()
-        os._exit(interruption.exit_code)  # nothing is left to be done; the libraries' own ends take seconds
+        os._exit(interruption.exit_code)  # all is done; the libraries' own exits take seconds
     raise typer.Exit(code)
 
 

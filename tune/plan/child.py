@@ -2,7 +2,7 @@
 
     python -m tune.plan.child < request.json
 
-is one process. `start` starts it; `answers` waits for several and returns what they found.
+`start` starts such a process. `answers` waits for several of them and returns their answers.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from typing import Any
 from pagating.trial import Diverged, OutOfMemory, Trial
 
 NICENESS = 15  # Ray's default for its workers; RAY_worker_niceness changes both
-ROUGH_FLOPS = (
-    2e10  # a core's speed to a factor of a few: it settles only how many steps stand between two clock readings
-)
-LONGEST = 10_000  # clock readings of one arm
+ROUGH_FLOPS = 2e10  # rough speed of a core; it decides only the number of steps between two clock readings
+LONGEST = 10_000  # clock readings per arm
 
 
 class ChildError(RuntimeError):
-    """A process ended without an answer; the message is one line that says why."""
+    """A process ended without an answer. The message gives the reason in one line."""
 
 
 def start(task: str, threads: int, **request: Any) -> subprocess.Popen[str]:
@@ -48,7 +46,7 @@ def start(task: str, threads: int, **request: Any) -> subprocess.Popen[str]:
 
 
 def answers(*processes: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """Wait for all processes of `start`; return their answers. Raises ChildError if one failed."""
+    """Wait for processes of `start` and return their answers. Raises ChildError if one failed."""
     said = [process.communicate() for process in processes]
     return [_answer(process.returncode, *each) for process, each in zip(processes, said, strict=True)]
 
@@ -58,7 +56,7 @@ def _answer(code: int, out: str, error: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(out.splitlines()[-1])
         return found
     if code < 0:
-        reason = ", as a machine short of memory does" if code == -9 else ""
+        reason = ", which is typical of too little memory" if code == -9 else ""
         raise ChildError(f"its process was killed by signal {-code}{reason}")
     lines = [line for line in error.splitlines() if line.strip()] or [f"exit code {code}"]
     raise ChildError(lines[-1])
@@ -68,9 +66,9 @@ def _answer(code: int, out: str, error: str) -> dict[str, Any]:
 
 
 def calibrate(arms: list[tuple[str, dict[str, Any], int]], seconds: float) -> dict[str, Any]:
-    """Train the first steps of each arm, `seconds` in all, with the niceness and the imports of a worker of Ray.
+    """Train the first steps of all arms for `seconds` in total, with the niceness and the imports of a Ray worker.
 
-    `arms`: name, fields of a `Trial`, training FLOPs per token.
+    Each item of `arms` is a name, the fields of a `Trial` and the training FLOPs per token.
     """
     wanted = int(os.environ.get("RAY_worker_niceness", NICENESS))  # noqa: SIM112 (Ray's own spelling)
     os.nice(max(0, wanted - os.nice(0)))
@@ -91,13 +89,13 @@ def calibrate(arms: list[tuple[str, dict[str, Any], int]], seconds: float) -> di
     begun = time.perf_counter()
     for arm, trial, flops in trials:
         if found["arms"] and time.perf_counter() - begun > 2 * seconds:
-            break  # a large model: the other arms follow by their FLOPs
+            break  # the model is large: `combine` scales the other arms by their FLOPs
         found["arms"][arm] = first_steps(trial, flops, each)
     return found
 
 
 def try_out(trial: dict[str, Any]) -> dict[str, Any]:
-    """Train a trial to its end; return the figures of `tune.plan.dry_run.Tried`. Exit with 1 if it fails."""
+    """Train a trial to its end. Return the fields of `tune.plan.dry_run.Tried`. Exit with 1 if it fails."""
     from pagating.train import heartbeats
 
     rows, silence, seen = [], 0.0, time.monotonic()
@@ -109,7 +107,7 @@ def try_out(trial: dict[str, Any]) -> dict[str, Any]:
     except (Diverged, OutOfMemory) as error:
         raise SystemExit(str(error)) from error
     seconds = [row["tokens"] / row["tokens_per_second"] for row in rows]  # of training so far
-    later = len(seconds) > 1  # the first step warms up
+    later = len(seconds) > 1  # leave out the first step, a warm-up
     final = rows[-1]["final"]
     return {
         "first_nll": rows[0]["train_nll"],
@@ -122,7 +120,7 @@ def try_out(trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def short(trial: Trial, flops: int, seconds: float) -> tuple[Trial, float]:
-    """Return a trial with clock readings close enough for `seconds`, and the cost of an evaluation relative to its own.
+    """Return a trial with clock readings close enough for `seconds`, and the cost of a full evaluation over its own.
 
     A step or an evaluation that would take longer than the whole calibration is made smaller.
     """
@@ -154,7 +152,7 @@ def short(trial: Trial, flops: int, seconds: float) -> tuple[Trial, float]:
 
 
 def first_steps(trial: Trial, flops: int, seconds: float) -> dict[str, float]:
-    """Return the speed of one arm over about `seconds` of its first steps, without the first interval, a warm-up."""
+    """Measure the speed of one arm during about `seconds`, without the first interval, which is a warm-up."""
     from pagating.train import train
 
     trial, share = short(trial, flops, seconds)
@@ -168,7 +166,7 @@ def first_steps(trial: Trial, flops: int, seconds: float) -> dict[str, float]:
             evaluations.append(clock[-1] - clock[-2] - (trained[-1] - trained[-2]))
             if clock[-1] - clock[0] >= seconds:
                 break
-    # medians: a burst of other work is not this machine's speed
+    # medians, because a burst of other work is not this machine's speed
     step = median(after - before for before, after in pairwise(trained)) / every
     evaluation = max(0.0, median(evaluations))
     return {
@@ -179,7 +177,7 @@ def first_steps(trial: Trial, flops: int, seconds: float) -> dict[str, float]:
 
 
 def tiny_trial(trial: Trial) -> float:
-    """Return the seconds of one step of a tiny model: what a process loads and does for the first time."""
+    """Return the seconds of one step of a tiny model, which are mostly the process's first loading of libraries."""
     from pagating.train import train
 
     n_ctx = trial.model["n_ctx"]
@@ -204,7 +202,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {"calibrate": calibrate, "try"
 
 
 def main() -> None:
-    """Run the request on standard input; print what was found as JSON."""
+    """Run the request on standard input and print its answer as JSON."""
     request = json.load(sys.stdin)
     print(json.dumps(TASKS[request.pop("task")](**request)))
 

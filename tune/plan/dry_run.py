@@ -1,4 +1,4 @@
-"""Train a few steps of every arm at its real size: does it fit and train on this machine, and how fast?
+"""Train a few steps of every arm at its real size, to see if it fits and trains on this machine, and how fast.
 
 Each arm is trained in a process of its own, so that its peak memory is its own. Nothing is written.
 """
@@ -23,10 +23,11 @@ from tune.study.weights import check_arms
 
 @dataclass(frozen=True)
 class Tried:
-    """The first steps of an arm: nats per token at the first and the last step, seconds per step, MiB, parameters.
+    """The first steps of an arm.
 
-    `problem`: why it could not be trained, in one line; the figures are then NaN. `silence`: the longest time between
-    two signs of life, seconds.
+    The losses are in nats per token at the first and the last step, `peak_mb` in MiB. `problem` is one line that says
+    why the arm could not be trained; the figures are then NaN. `silence` is the longest time between two heartbeats, in
+    seconds.
     """
 
     arm: str
@@ -42,19 +43,28 @@ class Tried:
 def try_arms(
     study: Study, base: Path, output: Path, steps: int, arms: Sequence[str] = (), micro_batches: int | None = None
 ) -> Iterator[Tried | str]:
-    """Train `steps` updates of each arm (of `arms`; all where none is named), one after the other.
+    """Train a few updates of each arm, one arm after the other, and yield each result or a line to print.
 
-    Model, precision and threads are the study's, and so is the batch, but for at most `micro_batches` of its micro
-    batches a step where that is given: memory is that of any number. No code is compiled, one window evaluated. Where
-    the corpus is not on this machine, random tokens stand for it, and a line that says so comes first. Yields a result
-    for each arm as it is there. Raises StudyError for an arm that the study has not.
+    Model, precision and threads are the study's. No code is compiled, and one window is evaluated. If the corpus is
+    not on this machine, random tokens replace it, and a line says so.
+
+    Args:
+        study: The study.
+        base: Folder of the study file.
+        output: Folder of studies, for the token cache.
+        steps: Updates per arm.
+        arms: Names of the arms; empty for all.
+        micro_batches: Most micro batches per step; None for the study's. Memory does not depend on it.
+
+    Raises:
+        StudyError: The study has no such arm, or its weights do not fit.
     """
     unknown = [arm for arm in arms if arm not in study.arms]
     if unknown:
         raise StudyError(f"--arm {unknown[0]}: {study.name} has the arms {', '.join(study.arms)}")
     corpus, missing = corpus_of(study, output, base)
     if missing:
-        yield f"{missing}; random tokens stand for it: the losses say only that it trains"
+        yield f"{missing}; random tokens replace it, so the losses show only that it trains"
     with tempfile.TemporaryDirectory(prefix="pagating-try-") as scratch:
         tokens, lines = max(1 << 16, 4 * study.model.n_ctx), study.corpus.rows == "lines"
         place = corpus or stand_in(Path(scratch), vocabulary(study), tokens, lines)
@@ -70,9 +80,9 @@ def try_arms(
 
 
 def local_weights(study: Study, base: Path, corpus: Path) -> tuple[str | None, str | None]:
-    """The file of weights that the study starts from, or a line that says that it is not on this machine.
+    """Return the file of the study's initial weights, or else a line that says why it is not on this machine.
 
-    Raises StudyError where it is, and is not of the study's sizes.
+    Raises StudyError if the weights do not have the study's sizes.
     """
     if study.model.pretrained is None:
         return None, None
@@ -91,7 +101,7 @@ def local_weights(study: Study, base: Path, corpus: Path) -> tuple[str | None, s
 
 
 def shortened(study: Study, arm: str, base: Path, corpus: Path, steps: int, micro_batches: int | None = None) -> Trial:
-    """Return the arm's trial with `steps` updates, each evaluated and of at most `micro_batches` micro batches."""
+    """Return the arm's trial with `steps` updates of at most `micro_batches` micro batches, each evaluated."""
     trial = arm_example(study, arm, base, corpus)
     batch_tokens, micro = trial.batch_tokens, trial.micro_batch_tokens
     if micro_batches and micro:
@@ -109,15 +119,14 @@ def shortened(study: Study, arm: str, base: Path, corpus: Path, steps: int, micr
 def too_silent(study: Study, tried: Tried, batch_tokens: int) -> str | None:
     """Return a warning if the arm may be silent for half the time after which a trial counts as hung; else None.
 
-    An evaluation's batch is that of an update, `batch_tokens` of which was tried: its forward pass takes about a third
-    of the update.
+    `batch_tokens` is the tried batch. An evaluation's batch is the study's, and takes about a third of its update.
     """
     evaluated = tried.step_seconds * study.fixed.batch_tokens / batch_tokens / 3
     silence, timeout = max(tried.silence, evaluated), study.resources.stall_timeout
     if tried.problem or silence < timeout / 2:
         return None
     return (
-        f"{tried.arm}: here a trial shows no life for about {silence:.0f} s at a time, and one is ended as hung after "
+        f"{tried.arm}: here a trial sends no heartbeat for about {silence:.0f} s at a time and is ended as hung after "
         f"{timeout:g} s: raise resources.stall_timeout, or lower fixed.batch_tokens or fixed.micro_batch_tokens"
     )
 
@@ -130,7 +139,7 @@ def line(tried: Tried | str) -> str:
         return f"{tried.arm}: {tried.problem}"
     return (
         f"{tried.arm}: {tried.parameters:,} parameters, train_nll {tried.first_nll:.4f} -> "
-        f"{tried.last_nll:.4f}, {readable(tried.peak_mb * (1 << 20))} at the peak, {tried.step_seconds:.3g} s a step"
+        f"{tried.last_nll:.4f}, {readable(tried.peak_mb * (1 << 20))} at the peak, {tried.step_seconds:.3g} s per step"
     )
 
 

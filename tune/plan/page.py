@@ -1,4 +1,4 @@
-"""A plan as text: tables on the terminal, or one JSON object."""
+"""Show a plan as a table for the terminal, or as one JSON object."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FORMS = ("terminal", "json")
 
 
 def spread_text(span: Sequence[float], form: Any) -> str:
-    """`expected (least - most)`, or one number where all print alike. `form`: a number format, or a function."""
+    """Return `expected (least - most)`, or one number if all look alike. `form` is a number format or a function."""
     least, expected, most = (form(value) if callable(form) else format(value, form) for value in span)
     return expected if least == most else f"{expected} ({least} - {most})"
 
 
 def show(plan: dict[str, Any], form: str) -> str:
-    """The plan in one of `FORMS`."""
+    """Return the plan in one of `FORMS`."""
     if form == "json":
         return json.dumps(plan, indent=1, allow_nan=False)
     from rich.console import Console
@@ -61,9 +61,9 @@ def _lines(plan: dict[str, Any]) -> list[str]:
         f"expected end {plan['expected_end']}",
         f"        {stages}; start {duration(seconds['start'] + seconds['slot'])}, report {duration(seconds['end'])}",
         f"        from {plan['hours_from']}",
-        f"        tokens/s a slot: {rates}",
+        f"        tokens/s per slot: {rates}",
         f"Disk:   {spread_text(whole, readable)}: {sizes}" + (f"; token cache {readable(corpus)}" if corpus else ""),
-        f"Memory: {readable(slot)} a slot, {readable(slot * plan['slots'])} for all: "
+        f"Memory: {readable(slot)} per slot, {readable(slot * plan['slots'])} for all: "
         + ", ".join(f"{name} {readable(part)}" for name, part in memory.items()),
         *_power(plan["power"], plan["noise_from"]),
     ]
@@ -73,7 +73,7 @@ def _lines(plan: dict[str, Any]) -> list[str]:
 def _power(power: dict[str, Any] | None, source: str | None) -> list[str]:
     if power is None:
         return [
-            "Power:  not known without the noise: give --noise STUDY (an earlier study) or a percentage, as 0.3%",
+            "Power:  unknown without the noise: give --noise with an earlier study or a percentage such as 0.3%",
             "        (docs/plan.md lists the noise of the published studies)",
         ]
     needed = f"{power['needed']} seeds" if power["needed"] else "more than 10,000 seeds"

@@ -1,7 +1,7 @@
-"""The cost of a study before it runs: cells, tokens, FLOPs, hours, disk, memory, and its statistical power.
+"""Compute the cost of a study before it runs: cells, tokens, FLOPs, hours, disk, memory and statistical power.
 
-Nothing is written into the study. The packed corpus goes into the shared token cache, where the study will find it; the
-compiled code of a long trial goes beside it.
+Nothing is written into the study. The packed corpus and the compiled code of a long trial go into the shared cache,
+where the study will find them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def usable_cores() -> int:
 def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str | None]:
     """Return the packed corpus, made in the shared cache if its text is on this machine; else None and a message.
 
-    Nothing is downloaded: a hub corpus or a hub tokenizer is on this machine if an earlier run left it.
+    Nothing is downloaded. A corpus or tokenizer of the hub is on this machine only if it was downloaded before.
     """
     remote = study.corpus.hub is not None or study.tokenizer.pretrained or study.tokenizer.path
     if remote:
@@ -68,7 +68,7 @@ def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str 
 
 
 def stand_in(folder: Path, vocab_size: int, tokens: int, lines: bool = False) -> Path:
-    """Write a corpus of random tokens, packed or of lines: the cost of a trial does not depend on the text."""
+    """Write a corpus of random tokens, which cost a trial as much as text. `lines` adds rows of 64 tokens."""
     import numpy as np
     from tokenizers import ByteLevelBPETokenizer
 
@@ -95,9 +95,9 @@ def stand_in(folder: Path, vocab_size: int, tokens: int, lines: bool = False) ->
 def calibrate(
     study: Study, base: Path, corpus: Path | None, vocab_size: int, slots: int
 ) -> tuple[Calibration, list[str]]:
-    """Return a calibration on this machine with as many processes as fit, and notes about those that did not.
+    """Calibrate on this machine with as many processes as fit; return the result and a note if fewer than `slots` fit.
 
-    `base`: folder of the study file, for the user's own gates. Raises StudyError if no trial fits into memory,
+    `base` is the folder of the study file, for the user's own gates. Raises StudyError if no trial fits into memory,
     ChildError if a process fails.
     """
     import psutil
@@ -108,12 +108,12 @@ def calibrate(
     processes = min(slots, max(1, cores // study.resources.cpus), int(room // need))
     if not processes:
         raise StudyError(
-            f"a trial needs about {readable(need)} of memory and {readable(room)} are free here: no calibration; "
-            f"give --hours-from {', '.join(DEVICES)}"
+            f"a trial needs about {readable(need)} of memory, but {readable(room)} are free here, too little to "
+            f"calibrate; give --hours-from {', '.join(DEVICES)}"
         )
     notes = []
     if processes < slots:
-        notes.append(f"calibrated with {processes} trials side by side, as many as this machine holds, not {slots}")
+        notes.append(f"calibrated with {processes} trials at a time, as many as this machine holds, instead of {slots}")
     with tempfile.TemporaryDirectory(prefix="pagating-plan-") as scratch:
         if corpus is None:
             tokens = max(1 << 16, 4 * study.model.n_ctx)
@@ -124,9 +124,9 @@ def calibrate(
 
 
 def arm_example(study: Study, arm: str, base: Path, corpus: Path) -> Trial:
-    """Return a trial of an arm, at the lowest learning rate; `base`: the study file's folder, for own gates."""
+    """Return a trial of an arm at the lowest learning rate. `base` is the study file's folder, for own gates."""
     config = {**example(study, arm), "lr": _lowest_rate(study)}
-    trial = replace(trial_spec(study, arm, config, 1, corpus, test=False), pretrained=None)  # costs the same
+    trial = replace(trial_spec(study, arm, config, 1, corpus, test=False), pretrained=None)  # same cost
     own = trial.own_gate
     return trial.with_gate(str(base.resolve() / own[0])) if own else trial
 
@@ -147,9 +147,9 @@ def make_plan(
     effect: float = 0.005,
     noise: float | None = None,
 ) -> dict[str, Any]:
-    """Return the whole plan as one JSON object; a span is [least, expected, most]. Reads nothing but the corpus's meta.
+    """Return the whole plan as one JSON object, with spans [least, expected, most]. Read only the corpus's meta.
 
-    `overheads`: seconds beside training; `effect`, `noise`: shares of the baseline's loss.
+    `overheads` are the seconds beside training. `effect` and `noise` are shares of the baseline's loss.
     """
     from pagating.data.corpus import read_meta
 
@@ -205,7 +205,7 @@ def run(
     noise: str | None,
     form: str,
 ) -> str:
-    """Return the plan of a study file as text. Raises StudyError or CorpusError: one line."""
+    """Return the plan of a study file as text. Raises StudyError or CorpusError, with one line."""
     from tune.plan.page import FORMS, show
     from tune.study.files import load
 
@@ -229,13 +229,13 @@ def run(
             raise StudyError(f"{config}: the calibration failed: {error}") from error
         notes += held
         speeds = calibration.speeds
-        how = f"{PROBE_SECONDS:.0f} s of training on this machine, {calibration.processes} side by side"
+        how = f"{PROBE_SECONDS:.0f} s of training on this machine, {calibration.processes} trials at a time"
     else:
         models = {arm: arm_model(study, arm, vocab_size) for arm in study.arms}
         speeds = device_speeds(hours_from, study, models, utilisation)
         peak = DEVICES[hours_from].rate(study.fixed.precision)
         assumed = f"{peak:g} TFLOP/s in {study.fixed.precision} x {utilisation:.0%} assumed utilisation"
-        how = f"{hours_from}, one a slot: {assumed}"
+        how = f"{hours_from}, one per slot: {assumed}"
     overheads = scaled_overheads(measured(), calibration)
     plan = make_plan(
         study,
@@ -253,19 +253,19 @@ def run(
 
 
 def idle_slots(study: Study, slots: int) -> list[str]:
-    """Return a note if the search cannot keep all slots busy, with the setting that would; else nothing."""
+    """Return a note with a better `search.parallel` if the search cannot keep all slots busy; else an empty list."""
     busy, arms = side_by_side(study, "search"), len(study.arms)
     fills = min(math.ceil(slots / arms), study.search.trials_per_arm)
     if "search" not in study.stages or busy >= slots or fills <= study.search.parallel:
         return []
     return [
-        f"search: {busy} of {slots} slots can be busy, as an arm's trials follow each other; search.parallel: {fills} "
-        f"keeps {min(slots, arms * fills)} busy, and shows each suggestion {fills - 1} fewer"
+        f"search: {busy} of {slots} slots can be busy, because an arm's trials wait for each other; search.parallel: "
+        f"{fills} keeps {min(slots, arms * fills)} busy, but each suggestion then lacks the last {fills - 1} results"
     ]
 
 
 def _noise(noise: str | None, output: Path) -> tuple[float | None, str | None]:
-    """Return the noise from a percentage, or from a study's folder or name; None if none is given."""
+    """Return the noise and its source, from a percentage, a study's folder or a study's name; None if not given."""
     if noise is None:
         return None, None
     for folder in (Path(noise), output / noise):
@@ -274,6 +274,6 @@ def _noise(noise: str | None, output: Path) -> tuple[float | None, str | None]:
             return value, f"{folder} ({', '.join(f'{arm} {sd:.2%}' for arm, sd in each.items())})"
     if not noise.strip().endswith("%"):
         raise StudyError(
-            f"--noise {noise}: no study of that name in {output} and no percentage; allowed: a study or such as 0.3%"
+            f"--noise {noise}: no study of that name in {output} and no percentage; allowed: a study, or such as 0.3%"
         )
     return percentage(noise, "--noise"), "given"

@@ -1,4 +1,4 @@
-"""What the confirm stage of a study can see: power, smallest effect, seeds, from the noise of an earlier study."""
+"""Compute the power, the smallest visible effect and the needed seeds of a confirm stage from a known noise."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tune.errors import StudyError
 from tune.study.study import Study
 
 SIMULATED = 200  # studies of a sequential rule
-TARGET = 0.8  # power that is called enough
+TARGET = 0.8  # power that is enough by convention
 
 
 def percentage(text: str, option: str) -> float:
-    """A share from text such as 0.5%. Raises StudyError for anything else, zero and below included."""
+    """Return the share of a text such as 0.5%. Raises StudyError for any other text and for shares of 0 or less."""
     number = text.strip().removesuffix("%").strip()
     try:
         value = float(number) if text.strip().endswith("%") else math.nan
@@ -28,10 +28,11 @@ def percentage(text: str, option: str) -> float:
 
 
 def study_noise(folder: Path) -> tuple[float, dict[str, float]]:
-    """Standard deviation of the paired differences in a study's confirm trials, over the baseline's mean loss.
+    """Return the standard deviation of a study's paired confirm differences, as a share of the baseline's mean loss.
 
-    The pooled value (root mean square over the arms but the floor, weighted by degrees of freedom), and that of each
-    arm. Seeds on which either run diverged are left out. Raises StudyError where no arm has two pairs left.
+    Returns the pooled value and that of each arm. The pooled value is the root mean square over all arms except the
+    floor, weighted by degrees of freedom. Seeds on which either trial diverged are left out. Raises StudyError if no
+    arm has two pairs left.
     """
     from analysis.io.study import TableError, load
     from analysis.stats.pairs import pair
@@ -59,18 +60,26 @@ def study_noise(folder: Path) -> tuple[float, dict[str, float]]:
 
 
 def first_level(study: Study) -> float:
-    """Level of Holm's first step, Bonferroni's: the worst that an arm may meet. The floor is in the family."""
+    """Return the level of Holm's first step (Bonferroni's), the strictest for an arm. The floor is in the family."""
     comparisons = len(study.arms) - 1
     return study.confirm.level / (comparisons if study.confirm.correction == "holm" else 1)
 
 
 def confirm_power(study: Study, effect: float, noise: float) -> dict[str, Any]:
-    """Power to see `effect`, smallest effect seen with a power of 80%, and seeds for `effect`, at `first_level`.
+    """Return the power of a study's confirm stage at `first_level`, as one JSON object.
 
-    `effect`, `noise` (sd of the paired differences): over the baseline's loss. Fixed rule: the paired t test,
-    `analysis.stats.power`. A sequential rule is simulated on normal differences: `power`, `seeds` (mean number until an
-    arm with the effect is decided) and `study_seeds` (until all arms but the floor are, each with the effect);
-    `smallest` and `needed` are those of a fixed number of seeds, the rule's cap.
+    The fixed rule is a paired t test (`analysis.stats.power`). A sequential rule is simulated on normal differences,
+    but `smallest` and `needed` are always those of a fixed number of seeds.
+
+    Args:
+        study: The study.
+        effect: Difference to detect, as a share of the baseline's loss.
+        noise: Standard deviation of the paired differences, as a share of the baseline's loss.
+
+    Returns:
+        Among others: `power` to detect `effect`; `smallest`, the effect that all seeds detect with power 0.8; `needed`,
+        the seeds that detect `effect` with power 0.8; `seeds`, the mean number until an arm with `effect` is decided;
+        `study_seeds`, the mean number until all arms except the floor are decided, each with `effect`.
     """
     from analysis.stats.power import detectable_d_z, power, seeds_needed
 
@@ -92,7 +101,7 @@ def confirm_power(study: Study, effect: float, noise: float) -> dict[str, Any]:
 
 
 def _sequential(study: Study, d_z: float, level: float) -> dict[str, float]:
-    """Share of simulated arms that a sequential rule decides, and mean seeds until one arm, and all arms, are."""
+    """Simulate a sequential rule; return `power`, `seeds` and `study_seeds` of `confirm_power`."""
     from analysis.stats.sequential import path
 
     confirm, draw = study.confirm, np.random.default_rng(0)

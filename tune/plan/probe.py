@@ -1,4 +1,4 @@
-"""The calibration of a plan: trains the first steps of each arm for some seconds, in one process per slot.
+"""Calibrate a plan: train the first steps of each arm for some seconds, in one process per slot.
 
 The figures include the contention of the slots for cores, caches and memory.
 """
@@ -18,7 +18,7 @@ from tune.plan.child import answers, start
 
 @dataclass(frozen=True)
 class Speed:
-    """One arm on one slot: training tokens per second, seconds of an evaluation, seconds to make the model."""
+    """The speed of one arm on one slot. `build_seconds` is the time to make the model."""
 
     tokens_per_second: float
     evaluation_seconds: float
@@ -27,11 +27,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the probes found, the mean over processes. `spread`: largest relative deviation of a process's speed.
+    """The result of a calibration, as the mean over processes.
 
-    import_seconds: of a worker. first_seconds: by which its first trial is longer than the next. base_mb: its memory
-    without a model. rows_seconds: to cut the validation text into lines, once per confirm trial. loop_seconds: of a
-    fixed piece of Python, which measures the speed of this machine outside of training.
+    Attributes:
+        speeds: Speed by arm.
+        import_seconds: Import time of a worker.
+        first_seconds: Time by which a worker's first trial is longer than the next.
+        base_mb: Memory of a worker without a model, MiB.
+        rows_seconds: Time to cut the validation text into lines, once per confirm trial.
+        loop_seconds: Time of `loop_seconds`, this machine's speed outside of training.
+        spread: Largest relative deviation of a process's speed.
+        processes: Number of processes.
     """
 
     speeds: dict[str, Speed]
@@ -45,7 +51,7 @@ class Calibration:
 
 
 def loop_seconds(rounds: int = 200) -> float:
-    """Return the seconds of a fixed piece of work in Python: a table of 1,000 numbers to JSON and back."""
+    """Return the seconds of a fixed work in Python: `rounds` times a table of 1,000 numbers to JSON and back."""
     table = {str(i): i / 7 for i in range(1_000)}
     begun = time.perf_counter()
     for _ in range(rounds):
@@ -54,16 +60,9 @@ def loop_seconds(rounds: int = 200) -> float:
 
 
 def probe(trials: Mapping[str, Trial], flops: Mapping[str, int], processes: int, seconds: float) -> Calibration:
-    """Train each arm's first steps in several processes at once, each beginning with another arm.
+    """Train each arm's first steps in several processes at once, each starting with another arm.
 
-    Args:
-        trials: The trials, by arm.
-        flops: Training FLOPs per token, by arm.
-        processes: Number of processes.
-        seconds: Seconds of training per process.
-
-    Raises:
-        ChildError: A process failed.
+    `flops` are training FLOPs per token, `seconds` the training time per process. Raises ChildError if one fails.
     """
     arms = list(trials)
     loop, threads = loop_seconds(), next(iter(trials.values())).threads
@@ -74,7 +73,7 @@ def probe(trials: Mapping[str, Trial], flops: Mapping[str, int], processes: int,
 
 
 def combine(found: list[dict[str, Any]], arms: list[str], flops: Mapping[str, int], loop: float) -> Calibration:
-    """Return one calibration of all processes. An arm that none had time for is scaled from another by FLOPs."""
+    """Combine the answers of all processes. An arm that no process reached is scaled from another by its FLOPs."""
     speeds, deviations = {}, [0.0]
     for arm in arms:
         own = [one["arms"][arm] for one in found if arm in one["arms"]]
@@ -82,7 +81,7 @@ def combine(found: list[dict[str, Any]], arms: list[str], flops: Mapping[str, in
         if not own:
             other = next(name for name in arms if any(name in one["arms"] for one in found))
             own, scale = [one["arms"][other] for one in found if other in one["arms"]], flops[other] / flops[arm]
-        rate = len(own) / sum(1 / one["tokens_per_second"] for one in own)  # slots share the cells, not the seconds
+        rate = len(own) / sum(1 / one["tokens_per_second"] for one in own)  # slots share cells, not seconds
         deviations += [abs(one["tokens_per_second"] / rate - 1) for one in own]
         evaluation, build = (mean(one[name] for one in own) for name in ("evaluation_seconds", "build_seconds"))
         speeds[arm] = Speed(rate * scale, evaluation / scale, build)

@@ -1,4 +1,4 @@
-"""The disk and the memory that a study needs, from its sizes, and whether the disk has enough.
+"""Compute the disk space and the memory that a study needs from its sizes, and check the free disk space.
 
 The bytes of our own records are counted on one sample of each. The bytes that other libraries write (MLflow's store,
 Ray's logs, the figures) come from `measured.json`, which `benchmarks/plan_accuracy.py --record` writes.
@@ -21,9 +21,9 @@ from tune.study.cell import COST, FINAL, Cell
 from tune.study.sizes import confirm_seeds, evaluations, example, grid_points, steps
 from tune.study.study import Study, digest
 
-WEIGHT, MOMENTS, GRADIENT = 4, 8, 4  # bytes a parameter: float32, AdamW's two moments, the gradient
-CHECKPOINTS = 2  # kept of a trial that runs; a third exists while it is written
-PARQUET_COLUMN = 400  # bytes of a column beside its values: schema, statistics, page headers, what repeats
+WEIGHT, MOMENTS, GRADIENT = 4, 8, 4  # bytes per parameter: float32, AdamW's two moments, the gradient
+CHECKPOINTS = 2  # kept per running trial; a third exists while it is written
+PARQUET_COLUMN = 400  # bytes of a column beside its values: schema, statistics, page headers, repeated values
 
 
 @cache
@@ -33,7 +33,7 @@ def measured() -> dict[str, Any]:
 
 
 def vocabulary(study: Study) -> int:
-    """Return the vocabulary's size from the study file alone; a tokenizer that is not trained counts as GPT-2's."""
+    """Return the vocabulary's size from the study file alone. A tokenizer that is not trained counts as GPT-2's."""
     own = study.tokenizer.pretrained or study.tokenizer.path
     return GPT2_VOCABULARY if own else study.tokenizer.vocab_size
 
@@ -44,20 +44,20 @@ def largest(study: Study, vocab_size: int) -> Model:
 
 
 def most_cells(study: Study) -> int:
-    """Return the cells of a study whose grid is fully extended and whose rule goes to its last look."""
+    """Return the number of cells of a study whose grid is fully extended and whose rule goes to its last look."""
     grid = grid_points(study)[2] * study.calibrate.seeds
     return len(study.arms) * (study.search.trials_per_arm + int(grid) + int(confirm_seeds(study)[2]))
 
 
 # --- disk ------------------------------------------------------------------------------------------------------------
 
-NUMBER = 0.12345678901234567  # as long as a float gets in JSON, but for an exponent
+NUMBER = 0.12345678901234567  # as long as any float in JSON without an exponent
 
 
 def ledger_cell_bytes(study: Study) -> float:
-    """Return the ledger's bytes for one cell that is trained to its end: suggestion, start, reports, end.
+    """Return the ledger's bytes for one completed cell (suggestion, start, reports, end), as the mean over arms.
 
-    It is the mean over arms; an arm that learns its alphas writes one per layer into each report.
+    An arm that learns its alphas writes one per layer into each report.
     """
     total = 0
     for arm, settings in study.arms.items():
@@ -86,7 +86,7 @@ def _line_bytes(event: dict[str, Any]) -> int:
 
 
 def disk_parts(study: Study, cells: float, slots: int, model: Model) -> dict[str, float]:
-    """Return the bytes that `cells` trained cells leave, by part; `checkpoints` exist while trials run, unless kept."""
+    """Return the bytes of `cells` trained cells, by part. `checkpoints` exist only while trials run, unless kept."""
     looks = evaluations(study)
     reports = cells * looks
     learning = [arm for arm in study.arms.values() if arm.learns_alpha]
@@ -111,43 +111,45 @@ def disk_parts(study: Study, cells: float, slots: int, model: Model) -> dict[str
 
 
 def _models_kept(study: Study, cells: float, slots: int) -> float:
-    """Return the most models at a time: one per arm in the study's folder, its copy in MLflow, one per slot."""
+    """Return the largest number of models at a time: per arm one in the folder and one in MLflow, and one per slot."""
     if study.keep.models == "none" or not cells:
         return 0.0
     return min(len(study.arms), cells) + len(study.arms) + slots
 
 
 def disk_needed(study: Study, slots: int = 1, *, vocab_size: int | None = None, cells: int | None = None) -> int:
-    """Return the most bytes that a study may still write, with 3 checkpoints per slot.
+    """Return the most bytes that a study may still write, with 3 checkpoints per slot and without the packed corpus.
 
-    cells: how many are still to be trained; None: all, with the grid fully extended and every look of the rule.
-    vocab_size: of the packed corpus; None: what the study file says. The packed corpus itself is not counted.
+    Args:
+        study: The study.
+        slots: Number of slots.
+        vocab_size: Vocabulary of the packed corpus; None for that of the study file.
+        cells: Cells that remain; None for all, with the grid fully extended and every look of the rule.
     """
     model = largest(study, vocab_size or vocabulary(study))
     return round(sum(disk_parts(study, most_cells(study) if cells is None else cells, slots, model).values()))
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise StudyError if the file system of `folder` has fewer than `needed` bytes free. Writes nothing."""
+    """Raise StudyError if the file system of `folder` has fewer than `needed` bytes free. Write nothing."""
     there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
         raise StudyError(
-            f"{folder}: the study may need {readable(needed)} and {readable(free)} are free there; "
+            f"{folder}: the study may need {readable(needed)}, but {readable(free)} are free there; "
             "free some space or give another --output"
         )
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
-
 GATE_VALUES = {"pointwise": 4, "glu": 6, "projected": 12}  # by form
 
 
 def gate_values(arm: Arm) -> int:
-    """Return the values, in multiples of d_model, that the backward pass needs of an arm's gate per token and layer.
+    """Return the values per token and layer that the backward pass needs of an arm's gate, in multiples of d_model.
 
-    pointwise: the gate; glu: its two inputs of 2/3 d_ff, the gate and the product, less than the stock MLP's 8;
+    pointwise: the gate. glu: its two inputs of 2/3 d_ff, the gate and the product, less the stock MLP's 8.
     projected: both projections and the gate, d_ff each.
     """
     if arm.gate is None and arm.unit is None:
@@ -156,16 +158,18 @@ def gate_values(arm: Arm) -> int:
 
 
 def memory_parts(study: Study, model: Model, vocab_size: int, base_mb: float) -> dict[str, float]:
-    """Return the bytes of one slot by part: the memory of a trial's process at its peak.
+    """Return the peak memory of a trial's process in bytes, by part. Compiled trials need less.
 
-    base: the interpreter with its libraries. state: weights, gradient and two moments, 16 bytes a parameter.
-    activations: of the N tokens whose gradient is taken at once, in float32, for each layer 18 d_model values that the
-    backward pass needs (norms 3, query, key and value 3, attention 3, MLP 9: 1 in, 4 before and 4 after the gate),
-    `gate_values` more, and the gradients of one layer; with attention written out (bfloat16 on a CPU) 3 squares
-    n_ctx x n_ctx a head. logits: three copies of a chunk, and the gradient by its inputs. Compiled trials need less.
-    Of BERT and T5 a sixth of the positions has logits, and no chunk of them. embedding: of the matrix that is both the
-    first and the last, one gradient more, from its other use, until the two are added; where the gradients of several
-    micro-batches are summed, both are there beside the sum.
+    - base: the interpreter with its libraries, `base_mb` MiB.
+    - state: weights, gradient and two moments, 16 bytes per parameter.
+    - activations, in float32, of the N tokens whose gradient is computed at once. Per layer the backward pass needs 18
+      d_model values (norms 3, query, key and value 3, attention 3, MLP 9: 1 in, 4 before and 4 after the gate) and
+      `gate_values`. The gradients of one layer are added. Attention that is written out (bfloat16 on a CPU, T5) needs
+      3 squares n_ctx x n_ctx per head.
+    - logits: three copies of a chunk and the gradient of its inputs. In BERT and T5 about a sixth of the positions has
+      logits, in one chunk.
+    - embedding: the matrix is both the first and the last layer. Its second gradient exists until the two are added.
+      If the gradients of several micro-batches are summed, both exist beside the sum.
     """
     from pagating.model.fused_loss import chunk_rows
 

@@ -1,7 +1,7 @@
-"""The duration of a study: its cells, assigned to the slots in the order of its stages.
+"""Compute the duration of a study by assigning its cells to the slots in the order of its stages.
 
-Seconds of a cell come from a calibration on this machine (`tune.plan.probe`) or from a device's peak and an assumed
-utilisation; everything else (the start, a worker's imports, the time between two cells, the report) comes from
+The seconds of a cell come from a calibration on this machine (`tune.plan.probe`), or from a device's peak and an
+assumed utilisation. All other times (the start, a worker's imports, the time between two cells, the report) come from
 `measured.json`, scaled by the speed at which this machine runs a fixed piece of Python.
 """
 
@@ -20,14 +20,14 @@ from tune.plan.work import Model, stopped
 from tune.study.sizes import Span, evaluations, grid_chances, grid_points, rung, steps, validation_tokens
 from tune.study.study import Study
 
-# by the name that --hours-from takes: the GPUs whose float32 peak is listed
+# GPUs whose float32 peak is listed, by the name that --hours-from takes
 DEVICES = {name.replace(" ", "").lower(): peak for name, peak in PEAKS.items() if peak.float32}
 MEASURE = "measure"  # the other source of speeds: a calibration on this machine
 
 
 @dataclass(frozen=True)
 class Overheads:
-    """Seconds beside training: before the first cell starts, once a slot, between two cells, after the last cell."""
+    """Seconds beside training: before the first cell, once per slot, between two cells, and after the last cell."""
 
     start: float
     slot: float
@@ -36,15 +36,15 @@ class Overheads:
 
 
 def check_device(source: str, utilisation: float) -> None:
-    """Raise StudyError for a source of speeds that is neither `MEASURE` nor a device, or a share outside (0, 1]."""
+    """Raise StudyError if `source` is neither `MEASURE` nor a device, or `utilisation` is outside (0, 1]."""
     if source not in (MEASURE, *DEVICES):
         raise StudyError(f"--hours-from {source}: allowed: {', '.join((MEASURE, *DEVICES))}")
     if not 0 < utilisation <= 1:
-        raise StudyError(f"--utilisation {utilisation}: it must lie in (0, 1]")
+        raise StudyError(f"--utilisation {utilisation}: it must be in (0, 1]")
 
 
 def device_speeds(device: str, study: Study, models: Mapping[str, Model], utilisation: float) -> dict[str, Speed]:
-    """Return the speed of each arm on a device of `DEVICES`: peak x utilisation / FLOPs per token."""
+    """Return each arm's speed on a device of `DEVICES`, which is peak x utilisation / FLOPs per token."""
     rate = DEVICES[device].rate(study.fixed.precision) * 1e12 * utilisation
     evaluated = validation_tokens(study)
     return {
@@ -54,9 +54,10 @@ def device_speeds(device: str, study: Study, models: Mapping[str, Model], utilis
 
 
 def cell_seconds(study: Study, speed: Speed, stage: str, until: int | None = None, rows: float = 0.0) -> float:
-    """Seconds of one trial: model, training up to step `until`, evaluations, and of a confirm trial the last ones.
+    """Return the seconds of one trial: making the model, training up to step `until`, and evaluations.
 
-    The last ones are the test split and as many padded lines, each as long as an evaluation; `rows` cuts the lines.
+    A confirm trial also evaluates the test split and padded lines, each as long as an evaluation, after `rows` seconds
+    that cut the lines.
     """
     done = steps(study) if until is None else until
     seconds = speed.build_seconds + done * study.fixed.batch_tokens / speed.tokens_per_second
@@ -71,7 +72,7 @@ def cell_seconds(study: Study, speed: Speed, stage: str, until: int | None = Non
 
 
 def pool_seconds(cells: list[float], slots: int) -> float:
-    """Return the wall seconds of cells that are taken in order by the first free slot."""
+    """Return the wall seconds of `cells` if the first free slot takes the next one."""
     if slots >= len(cells):
         return max(cells, default=0.0)
     free = [0.0] * slots
@@ -81,8 +82,8 @@ def pool_seconds(cells: list[float], slots: int) -> float:
 
 
 def search_seconds(chains: list[list[float]], parallel: int, slots: int) -> float:
-    """Return the wall seconds of the search: arms take turns; trial i of an arm waits for those up to i - parallel."""
-    waiting = [(0.0, 0, arm) for arm in range(len(chains))]  # when the arm's next trial may start, its number, the arm
+    """Return the wall seconds of the search. Arms take turns; trial i of an arm waits for trials 0 .. i - parallel."""
+    waiting = [(0.0, 0, arm) for arm in range(len(chains))]  # earliest start of the arm's next trial, its number, arm
     ends: list[list[float]] = [[] for _ in chains]
     free = [0.0] * slots
     left = sum(map(len, chains))
@@ -107,12 +108,12 @@ def search_seconds(chains: list[list[float]], parallel: int, slots: int) -> floa
 def stage_seconds(
     study: Study, speeds: Mapping[str, Speed], slots: int, seeds: Span, cell: float, rows: float
 ) -> dict[str, Span]:
-    """Return the wall seconds of each stage, [least, expected, most]; `cell`: seconds between two cells of a slot."""
+    """Return the wall seconds of each stage. `cell` is the time between two cells of a slot, `rows` to cut lines."""
     arms = list(study.arms)
     trials, cut = study.search.trials_per_arm, rung(study)
 
     def search(early: float) -> float:
-        # stopped trials are an arm's last ones; a fraction shortens one more
+        # an arm's last `early` trials are stopped; a fraction shortens one more trial
         def chain(arm: str) -> list[float]:
             whole, short = (cell_seconds(study, speeds[arm], "search", until) + cell for until in (None, cut))
             lengths = [whole] * trials
@@ -155,14 +156,14 @@ def stage_seconds(
 
 
 def scaled_overheads(found: Mapping[str, Any], calibration: Calibration | None) -> Overheads:
-    """Return the recorded overheads, scaled to this machine; a worker's imports take as long as in the calibration."""
+    """Return the recorded overheads, scaled to this machine. A worker's imports are those of the calibration."""
     scale = calibration.loop_seconds / found["loop_seconds"] if calibration else 1.0
     slot = calibration.import_seconds + calibration.first_seconds if calibration else found["slot_seconds"]
     return Overheads(found["start_seconds"] * scale, slot, found["cell_seconds"] * scale, found["end_seconds"] * scale)
 
 
 def wall_seconds(stages: Mapping[str, Span], overheads: Overheads, spread: float) -> Span:
-    """Return the seconds from start to end of the command. `spread`: relative uncertainty of the speeds."""
+    """Return the seconds from start to end of the command. `spread` is the relative uncertainty of the speeds."""
     beside = overheads.start + overheads.slot + overheads.end
     least, likely, most = (sum(span[i] for span in stages.values()) for i in range(3))
     return beside + least / (1 + spread), beside + likely, beside + most * (1 + spread)

@@ -1,7 +1,8 @@
-"""The work of a study: cells, tokens and FLOPs by stage and arm, each as [least, expected, most].
+"""Count the work of a study: cells, tokens and FLOPs by stage and arm, each as [least, expected, most].
 
-Nothing runs here. What is unknown before a study runs (which trials are stopped early, how far the learning-rate grid
-is extended, at which look a sequential rule stops) is a range; its expectation follows from a stated model.
+Nothing runs here. Some counts are unknown before a study runs: the trials that are stopped early, the extension of the
+learning-rate grid, the look at which a sequential rule stops. These are ranges, and their expectation follows from a
+stated model.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tune.study.study import Study
 
 @dataclass(frozen=True)
 class Model:
-    """Size and cost of one arm's model: parameters, those of its alphas among them, training FLOPs per token."""
+    """Size and cost of one arm's model. `parameters` include `alpha_parameters`; the FLOPs are those of training."""
 
     parameters: int
     alpha_parameters: int
@@ -37,7 +38,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Work:
-    """One stage of one arm: cells, tokens trained, FLOPs with evaluation."""
+    """The work of one stage of one arm: cells, training tokens, and FLOPs including evaluation."""
 
     stage: str
     arm: str
@@ -47,7 +48,7 @@ class Work:
 
 
 def arm_model(study: Study, arm: str, vocab_size: int) -> Model:
-    """Return parameters and FLOPs of an arm's model, which is built without memory (torch's `meta` device)."""
+    """Return parameters and FLOPs of an arm's model, which is built on torch's `meta` device without memory."""
     unit = json.dumps(countable_unit(study, arm))
     return _model(study.task, vocab_size, json.dumps(study.model.sizes()), unit)
 
@@ -85,9 +86,9 @@ def _model(task: str, vocab_size: int, sizes_json: str, unit_json: str) -> Model
 def stop_chance(study: Study, index: int) -> float:
     """Return the chance that search trial `index` of an arm is stopped at the rung if all its trials are equally good.
 
-    The rung rule (`tune.decide.search.ArmSearch.should_stop`) stops a trial when at least max(1, keep (m + 1)) of the m
-    trials that it sees were better; the number of better ones is then uniform on 0 .. m. A sampler that improves makes
-    later trials better than earlier ones, so fewer are stopped.
+    The rung rule (`tune.decide.search.ArmSearch.should_stop`) stops a trial if at least max(1, keep (m + 1)) of the m
+    earlier trials that it sees were better. The number of better ones is uniform on 0 .. m. A sampler that improves
+    makes later trials better, so that fewer are stopped.
     """
     seen = max(0, index - study.search.parallel + 1)
     if rung(study) == steps(study) or seen < 2:
@@ -97,7 +98,7 @@ def stop_chance(study: Study, index: int) -> float:
 
 
 def stopped(study: Study) -> Span:
-    """Return the search trials of one arm that are stopped early."""
+    """Return the number of search trials of one arm that are stopped early."""
     chances = [stop_chance(study, index) for index in range(study.search.trials_per_arm)]
     return 0.0, sum(chances), float(sum(chance > 0 for chance in chances))
 
@@ -108,7 +109,7 @@ def stopped(study: Study) -> Span:
 def work(study: Study, models: dict[str, Model], seeds: Span, windows: dict[str, int] | None = None) -> list[Work]:
     """Return cells, tokens and FLOPs of every stage and arm.
 
-    `models`: by arm; `seeds`: of the confirm stage; `windows`: evaluation windows that the splits hold, by split.
+    `models` are by arm, `seeds` those of the confirm stage, `windows` the number of evaluation windows by split.
     """
     held = windows or {}
     whole, cut = steps(study), rung(study)
@@ -123,7 +124,7 @@ def work(study: Study, models: dict[str, Model], seeds: Span, windows: dict[str,
     for arm, model in models.items():
 
         def flops(tokens: float, evaluated: float, rate: int = model.flops_per_token) -> float:
-            return rate * (tokens + evaluated / 3)  # an evaluation is the forward third of a training step
+            return rate * (tokens + evaluated / 3)  # an evaluation is a forward pass, a third of a training step
 
         spans: list[tuple[str, Span, Span, Span]] = []
         search = [(trials - n) * whole + n * cut for n in (most, likely, least)]
@@ -159,5 +160,5 @@ def _span(values: Any) -> Span:
 
 
 def total(rows: list[Work], what: str) -> Span:
-    """Return the sum of `cells`, `tokens` or `flops` over rows."""
+    """Return the sum over rows of `what`: `cells`, `tokens` or `flops`."""
     return _span(sum(getattr(row, what)[i] for row in rows) for i in range(3))

@@ -37,31 +37,33 @@ def _positive(multiplier: float | Distribution) -> None:
 
 
 class Learnable(Section):
-    """A learned alpha: one number for the model, a layer or a channel."""
+    """An alpha that is learned: one number for the model, per layer or per channel."""
 
     init: float = Field(
-        LEARNABLE["init"], ge=0, le=LARGEST_ALPHA, description="value at the start; inside (0, 1) for range: unit"
+        LEARNABLE["init"], ge=0, le=LARGEST_ALPHA, description="initial value; in (0, 1) for range: unit"
     )
-    per: Annotated[str, OneOf(PER)] = Field(LEARNABLE["per"], description="what has one number of its own")
+    per: Annotated[str, OneOf(PER)] = Field(
+        LEARNABLE["per"], description="part of the model that has a number of its own"
+    )
     range: Annotated[str, OneOf(RANGES)] = Field(
-        LEARNABLE["range"], description="unit: sigmoid of a logit, (0, 1); free: any number"
+        LEARNABLE["range"], description="unit: the sigmoid of a logit, in (0, 1); free: any number"
     )
     lr_multiplier: float | Distribution = Field(
-        LEARNABLE["lr_multiplier"], description="learning rate of alpha over that of the model"
+        LEARNABLE["lr_multiplier"], description="learning rate of alpha as a multiple of the model's"
     )
 
     @model_validator(mode="after")
     def _start(self) -> Learnable:
         if self.range == "unit" and not 0 < self.init < 1:
-            raise ValueError(f"init={self.init}: a sigmoid never starts at or beyond 0 and 1; give a value in (0, 1)")
+            raise ValueError(f"init={self.init}: a sigmoid cannot start at 0, at 1 or beyond; give a value in (0, 1)")
         _positive(self.lr_multiplier)
         return self
 
 
 class AlphaSchedule(Section):
-    """An alpha that moves from one value to another over the training: exactly one of the two."""
+    """An alpha that changes from one value to another during training: exactly one of the two keys."""
 
-    linear: list[float] | None = Field(None, description="[start, end], in equal steps")
+    linear: list[float] | None = Field(None, description="[start, end], linear in the steps")
     cosine: list[float] | None = Field(None, description="[start, end], along half a cosine")
 
     @property
@@ -84,11 +86,11 @@ class AlphaSchedule(Section):
 
 
 class TokenAlpha(Section):
-    """An alpha of each token's own: sigmoid(w.x + c), w of zeros at the start; d_ff + 1 parameters a layer."""
+    """An alpha per token: sigmoid(w.x + c), with w = 0 at the start. It has d_ff + 1 parameters per layer."""
 
-    init: float = Field(TOKEN["init"], gt=0, lt=1, description="value at the start, for every token")
+    init: float = Field(TOKEN["init"], gt=0, lt=1, description="initial value of every token's alpha")
     lr_multiplier: float | Distribution = Field(
-        TOKEN["lr_multiplier"], description="learning rate of w and c over that of the model"
+        TOKEN["lr_multiplier"], description="learning rate of w and c as a multiple of the model's"
     )
 
     @model_validator(mode="after")
@@ -98,25 +100,25 @@ class TokenAlpha(Section):
 
 
 class AlphaSearch(Distribution):
-    """Where the arm's own search looks for alpha: exactly one of the three distributions."""
+    """The range in which an arm's own search tunes alpha: exactly one of the three distributions."""
 
     per: Literal["model", "layer"] = Field(
-        "model", description="layer: a hyperparameter a layer, alpha_0, alpha_1, ..., each from the same distribution"
+        "model", description="layer: one hyperparameter per layer, alpha_0, alpha_1, ..., all with this distribution"
     )
 
     def named(self, mlps: int) -> dict[str, Distribution]:
-        """Return the hyperparameters of a model with so many MLPs."""
+        """Return the alpha hyperparameters of a model with `mlps` MLPs, by name."""
         names = ["alpha"] if self.per == "model" else [f"alpha_{layer}" for layer in range(mlps)]
         return dict.fromkeys(names, self)
 
 
 class AlphaSection(Section):
-    """An alpha that is not a plain number: exactly one of the four."""
+    """An alpha that is not a plain number: exactly one of the four keys."""
 
-    search: AlphaSearch | None = Field(None, description="a hyperparameter of the arm's own search, or one a layer")
-    learnable: Learnable | None = Field(None, description="a parameter of the model, trained with it")
-    schedule: AlphaSchedule | None = Field(None, description="moved from one value to another over the training")
-    token: TokenAlpha | None = Field(None, description="computed from each token's own features")
+    search: AlphaSearch | None = Field(None, description="a hyperparameter of the arm's own search, or one per layer")
+    learnable: Learnable | None = Field(None, description="a parameter that is trained with the model")
+    schedule: AlphaSchedule | None = Field(None, description="changed from one value to another during training")
+    token: TokenAlpha | None = Field(None, description="computed from the features of each token")
 
     @model_validator(mode="after")
     def _one(self) -> AlphaSection:
@@ -149,30 +151,29 @@ class AlphaSection(Section):
 
 
 class Arm(Section):
-    """One kind of model under comparison. Without a gate and a unit it is the stock model."""
+    """One alternative under comparison. An arm without gate and unit is the stock model."""
 
     baseline: bool = Field(False, description="the arm that the others are compared with: exactly one")
     floor: bool = Field(False, description="the control that must lose: at most one")
-    gate: str | None = Field(
-        None,
-        description=f"{_listed(STUDY_GATES)}, or a gate of your own: `FILE.py:NAME`",
+    gate: str | None = Field(None, description=f"{_listed(STUDY_GATES)}, or a gate of your own: `FILE.py:NAME`")
+    base: Annotated[str, OneOf(BASES)] = Field(
+        DEFAULTS["base"], description="activation that remains when the gate is off"
     )
-    base: Annotated[str, OneOf(BASES)] = Field(DEFAULTS["base"], description="what is left when the gate is off")
     alpha: float | list[float] | AlphaSection | None = Field(
         None,
-        description="gate strength: a number in [0, 2], a list (one a layer, in [-10, 10]), or {search: ...}, "
-        "{learnable: ...}, {schedule: ...}, {token: ...}",
+        description="gate strength: a number in [0, 2], a list with one number in [-10, 10] per layer, or "
+        "{search: ...}, {learnable: ...}, {schedule: ...}, {token: ...}",
     )
     form: Annotated[str, OneOf(STUDY_FORMS)] = Field(
         DEFAULTS["form"],
-        description="where the gate is: pointwise, on the activation; glu, two projections of width 2/3 d_ff, as many "
-        "parameters as before; projected, two more layers of d_ff x d_ff after the MLP's first, as in the published "
-        "code",
+        description="place of the gate. pointwise: on the activation. glu: on two projections of width 2/3 d_ff, which "
+        "keeps the number of parameters. projected: on two more layers of d_ff x d_ff after the MLP's first, as in the "
+        "published code",
     )
     unit: str | None = Field(
         None,
-        description=f"a known activation in the place of gate, base and form: {_listed(COMPETITORS)}; "
-        f"{_listed(WITH_ALPHA)} may be given an alpha",
+        description=f"a known activation instead of gate, base and form: {_listed(COMPETITORS)}; "
+        f"{_listed(WITH_ALPHA)} may have an alpha",
     )
 
     @field_validator("gate")
@@ -194,7 +195,7 @@ class Arm(Section):
         if self.unit is not None:
             self._check_unit(self.unit)
         elif (self.gate is None) != (self.alpha is None):
-            raise ValueError("gate and alpha come together: an arm has both, or neither (the stock model)")
+            raise ValueError("gate and alpha come together: give both, or neither (the stock model)")
         if self.form != "pointwise" and self.gate is None and self.unit is None:
             raise ValueError(f"form: {self.form} needs a gate and an alpha")
         if self.form != "pointwise" and self.base != "identity":
@@ -228,18 +229,18 @@ class Arm(Section):
 
     @property
     def learns_alpha(self) -> bool:
-        """Whether its model has an alpha among its parameters; each evaluation then gives one per layer."""
+        """True if alpha is a trained parameter of the model. Each evaluation then reports one alpha per layer."""
         if isinstance(self.alpha, AlphaSection):
             return self.alpha.learnable is not None or self.alpha.token is not None
         return self.alpha is None and self.unit is not None and COMPETITORS[self.unit].learns_alpha
 
     @property
     def is_glu(self) -> bool:
-        """Whether its MLPs are gated linear units, by its form or its unit."""
+        """True if the form or the unit makes the MLPs gated linear units."""
         return self.form == "glu" or (self.unit is not None and COMPETITORS[self.unit].is_glu)
 
     def searched(self, mlps: int = 1) -> dict[str, Distribution]:
-        """Return the scientific hyperparameters that this arm searches in a model of so many MLPs, by name."""
+        """Return the scientific hyperparameters that this arm searches in a model with `mlps` MLPs, by name."""
         if not isinstance(self.alpha, AlphaSection):
             return {}
         if self.alpha.search:

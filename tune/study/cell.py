@@ -6,20 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FINAL = ("val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll")
-
-
 COST = ("tokens", "steps", "seconds", "tokens_per_second", "compiled", "peak_rss_mb", "parameters", "flops_per_token")
-
-
-ON_GPU = ("peak_gpu_mb", "flops_utilisation")  # of trials on a GPU alone; the table of a CPU study has no such columns
+ON_GPU = ("peak_gpu_mb", "flops_utilisation")  # only for trials on a GPU; the table of a CPU study lacks these columns
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration to be trained once with one seed.
+    """One configuration to train once with one seed.
 
-    `index` is the position in the stage: the trial's number in its arm's search, else the point of the learning-rate
-    grid (calibrate) or 0 (confirm). `config` holds the values of all tuned hyperparameters.
+    `index` is the trial's number in its arm's search, the point of the learning-rate grid in calibrate, and 0 in
+    confirm. `config` holds the values of all tuned hyperparameters.
     """
 
     stage: str
@@ -39,7 +35,7 @@ class Cell:
 
 @dataclass
 class Record:
-    """What the ledger knows of one cell. `final` is empty until the cell has ended."""
+    """The ledger's entry of one cell. `final` is empty until the cell has ended."""
 
     cell: Cell
     outcome: str | None = None

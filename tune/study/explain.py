@@ -1,4 +1,4 @@
-"""What is wrong with a study file, in one line: file, key, value, what is allowed."""
+"""Describe an error of a study file in one line: file, key, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from analysis.io.text import one_line
 
 
 def _branches(annotation: Any) -> list[Any]:
-    """The alternatives of a union, or the annotation alone."""
+    """Return the alternatives of a union; a list of the annotation alone if it is no union."""
     return list(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else [annotation]
 
 
 def _inside(annotation: Any, key: Any) -> Any:
-    """The annotation of what stands under `key`; unchanged where `key` only names a branch of a union."""
+    """Return the annotation of the value under `key`; the same annotation if `key` names a branch of a union."""
     for branch in _branches(annotation):
         if isinstance(branch, type) and issubclass(branch, BaseModel) and key in branch.model_fields:
             return branch.model_fields[key].annotation
@@ -29,7 +29,7 @@ def _inside(annotation: Any, key: Any) -> Any:
 
 
 def _known_keys(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
-    """The keys allowed beside the last element of a pydantic error location."""
+    """Return the keys that are allowed in the place of the last element of a pydantic error location."""
     node: Any = root
     for part in location[:-1]:
         node = _inside(node, part)
@@ -40,7 +40,7 @@ def _known_keys(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
 
 
 def _is_key(part: str | int) -> bool:
-    """Return whether a part of pydantic's location is a key or an index, not the branch of a union."""
+    """Return True if a part of pydantic's location is a key or an index, False if it is a branch of a union."""
     if isinstance(part, int):
         return True
     branch = part in ("float", "list[float]", "str", "int", "[key]") or part.startswith("function-")
@@ -48,8 +48,8 @@ def _is_key(part: str | int) -> bool:
 
 
 def explain(error: ValidationError, path: Path, root: type[BaseModel]) -> str:
-    """The first error of a file as one line; `root`: the model of the whole file."""
-    # of a union, the branch that the input's type fits is the one to speak of: the others only say "not a number"
+    """Return the most telling error of a file as one line. `root` is the model of the whole file."""
+    # for a union, report the branch that fits the input's type: the others only say "not a number"
     other = ("float_type", "int_type", "string_type", "list_type", "model_type")
     problem = min(
         error.errors(),
@@ -58,7 +58,7 @@ def explain(error: ValidationError, path: Path, root: type[BaseModel]) -> str:
             item["type"] in other and isinstance(item["input"], dict | list),
         ),
     )
-    unknown = problem["loc"][-1:] if problem["type"] == "extra_forbidden" else ()  # the user's own word, whatever it is
+    unknown = problem["loc"][-1:] if problem["type"] == "extra_forbidden" else ()  # as the user wrote it
     location = (*filter(_is_key, problem["loc"][: -1 if unknown else None]), *unknown)
     key = one_line(".".join(str(part) for part in location), 200) or "the file"
     value = problem["input"]

@@ -16,7 +16,7 @@ from tune.study.study import Study
 
 
 def parse(text: str, path: Path) -> Study:
-    """A study from YAML text; `path` names it in errors and gives the study's name when the text does not."""
+    """Return the study of a YAML text. `path` is named in errors; its stem is the study's name if the text has none."""
     try:
         return _study(plain_yaml.parse(text), path)
     except plain_yaml.PlainYamlError as error:
@@ -24,7 +24,7 @@ def parse(text: str, path: Path) -> Study:
 
 
 def load(path: Path) -> Study:
-    """Read a study file. Raises StudyError: one line naming file, key, value and what is allowed."""
+    """Read a study file. Raises StudyError, one line with file, key, value and what is allowed."""
     try:
         return _study(plain_yaml.read(path), path)
     except plain_yaml.PlainYamlError as error:
@@ -35,7 +35,7 @@ def load(path: Path) -> Study:
 
 def _study(content: Any, path: Path) -> Study:
     if not isinstance(content, dict):
-        raise StudyError(f"{path}: is not a mapping of keys such as question, arms, nuisance")
+        raise StudyError(f"{path}: is not a mapping of keys such as question, arms and nuisance")
     try:
         return Study.model_validate({"name": path.stem, **content})
     except ValidationError as error:
@@ -43,7 +43,7 @@ def _study(content: Any, path: Path) -> Study:
 
 
 def dump(study: Study) -> str:
-    """The resolved study as YAML that `parse` reads back to the same study; credentials in `tracking` are left out."""
+    """Return the resolved study as YAML without credentials in `tracking`. `parse` reads back the same study."""
     content = study.model_dump(exclude_none=True)
     if study.tracking:
         content["tracking"] = redact(study.tracking)

@@ -1,4 +1,4 @@
-"""The inputs of a study beside its file: packed corpus, own gates and pretrained weights, found and placed once."""
+"""Find the inputs of a study beside its file: packed corpus, own gates and pretrained weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a study as they lie on this machine.
+    """The inputs of a study on this machine.
 
     Attributes:
         folder: The study's folder. It holds the copies of own gates.
         corpus: Folder of the packed corpus.
         meta: Content of the corpus's `corpus.json`.
         gates: SHA-256 of the file of each own gate, by `FILE.py:NAME`.
-        weights: `path` and `sha256` of the pretrained weights; None for a study without.
+        weights: `path` and `sha256` of the pretrained weights; None if the study has none.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Inputs:
         return found
 
     def check_begun(self, begun: Mapping[str, Any]) -> None:
-        """Raise StudyError if a study was begun on other inputs than these; `begun` is the ledger's first event."""
+        """Raise StudyError if the study was begun with other inputs. `begun` is the ledger's first event."""
         if begun["corpus"] != self.meta["digest"]:
             raise StudyError(
                 f"{self.folder}: the study was begun on corpus {begun['corpus']}; the text or the tokenizer has "
@@ -70,7 +70,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class DraftInputs:
-    """Inputs that were found and checked; nothing is written before `write`."""
+    """Inputs that were found and checked. Only `write` writes anything."""
 
     study: Study
     base: Path
@@ -84,7 +84,7 @@ class DraftInputs:
         return int(self.corpus.meta["vocab_size"])
 
     def write(self) -> Inputs:
-        """Write the corpus into the cache, and gates and weights' note into the study's folder, which exists."""
+        """Write the corpus into the cache, and the gates and the weights' note into the study's existing folder."""
         corpus = self.corpus.write()
         keep_gates(self.study, self.base, self.folder)
         note(self.weights, self.folder)
@@ -129,7 +129,7 @@ def opened(study: Study, folder: Path, corpus: Path) -> Inputs:
 
 
 def begun(study: Study, folder: Path, digest: str) -> Inputs:
-    """Return the inputs of a study that was begun on the corpus of that digest, wherever its text now lies.
+    """Return the inputs of a study that was begun on the corpus with this digest. Its text need not exist any more.
 
     The corpus is packed again if the cache lacks it. Relative paths then start at the study's folder.
     """
@@ -145,7 +145,7 @@ def begun(study: Study, folder: Path, digest: str) -> Inputs:
 
 
 def _corpus_of(study: Study) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """Return the arguments of `pagating.data.prepare.drafted` that the study settles."""
+    """Return the arguments of `pagating.data.prepare.drafted` that the study defines."""
     return study.corpus.model_dump(exclude_none=True), study.tokenizer.model_dump(), study.model.n_ctx
 
 

@@ -1,7 +1,7 @@
-"""The user's own gates: arms with `gate: FILE.py:NAME`. Loading such a file runs it, as running a script does.
+"""The user's own gates: arms with `gate: FILE.py:NAME`. Loading such a file runs it like a script.
 
-A study keeps a copy of each file in its folder (`gates/`), and its trials run the copy, which can be read later. A file
-that has changed is refused: arms trained with two gates of one name are not one arm.
+A study keeps a copy of each file in `gates/` of its folder. Its trials run the copy, which stays readable. A changed
+file is refused, because one arm must not mix trials of two different gates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = "gates"
 
 
 def references(study: Study) -> dict[str, list[str]]:
-    """Return the arms that name each `FILE.py:NAME`, in the study's order."""
+    """Return the arms of each `FILE.py:NAME`, in the study's order."""
     found: dict[str, list[str]] = {}
     for name, arm in study.arms.items():
         if arm.gate and OWN_GATE.fullmatch(arm.gate):
@@ -27,7 +27,7 @@ def references(study: Study) -> dict[str, list[str]]:
 
 
 def copy_of(reference: str, folder: Path) -> Path:
-    """Return the path of the study's copy of a gate's file: the stem, and a digest of the path in the study file."""
+    """Return the path of the study's copy of a gate's file: its stem and a digest of its path in the study file."""
     given = reference.rpartition(":")[0]
     return folder / FOLDER / f"{Path(given).stem}-{hashlib.sha256(given.encode()).hexdigest()[:8]}.py"
 
@@ -35,8 +35,7 @@ def copy_of(reference: str, folder: Path) -> Path:
 def check_gates(study: Study, base: Path, folder: Path) -> None:
     """Load every own gate from the study file's folder `base`, and compare its file with the copy in `folder`.
 
-    Writes nothing. Raises StudyError, which names the arm, if `pagating.gating.own_gate` refuses a gate or its file
-    has changed.
+    Raises StudyError, which names the arm, if `pagating.gating.own_gate` refuses a gate or if its file has changed.
     """
     for reference, arms in references(study).items():
         from pagating.gating.own_gate import load_gate  # torch takes seconds to load
@@ -49,7 +48,7 @@ def check_gates(study: Study, base: Path, folder: Path) -> None:
         copy, file = copy_of(reference, folder), base / reference.rpartition(":")[0]
         if copy.is_file() and copy.read_bytes() != file.read_bytes():
             raise StudyError(
-                f"{where}.gate: {file} has changed since the study began ({copy} is what ran); "
+                f"{where}.gate: {file} has changed since the study began (the trials ran {copy}); "
                 "give the study another name, or bring the old file back"
             )
 
@@ -71,6 +70,6 @@ def digests(study: Study, folder: Path) -> dict[str, str]:
 
 
 def place_gate(trial: Trial, folder: Path) -> Trial:
-    """Return the trial with its own gate named by the copy in the study's folder, which any process finds."""
+    """Return the trial with its own gate replaced by the absolute path of the study's copy, valid in any process."""
     own = trial.own_gate
     return trial.with_gate(f"{copy_of(own[0], folder.resolve())}:{own['name']}") if own else trial

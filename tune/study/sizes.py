@@ -14,11 +14,7 @@ from tune.study.sections import Distribution
 from tune.study.study import Study
 
 Span = tuple[float, float, float]  # least, expected, most
-
-
 APART = 1.5  # factor by which the arms' best learning rates may differ, as in the simulations of docs/protocol.md
-
-
 DRAWS = 4_000
 
 
@@ -31,35 +27,35 @@ def middle(where: Distribution) -> float:
 
 
 def example(study: Study, arm: str) -> dict[str, float]:
-    """Return one configuration of an arm. The cost of a trial does not depend on the values."""
+    """Return one configuration of an arm, for its cost, which does not depend on the values."""
     return {name: middle(where) for name, where in study.space(arm).items()}
 
 
 def countable_unit(study: Study, arm: str) -> dict[str, Any] | None:
-    """Return an arm's arguments of `pagating.patch`, with a known gate for an own one, whose file is then not run."""
+    """Return an arm's arguments of `pagating.patch`. A known gate replaces an own one, so that its file is not run."""
     unit = study.arms[arm].arguments(example(study, arm))
     return {**unit, "gate": DEFAULTS["gate"]} if unit and own_gate(unit) else unit
 
 
 def steps(study: Study) -> int:
-    """Return the optimiser updates of a trial that is not stopped early."""
+    """Return the number of optimiser updates of a trial that is not stopped early."""
     return step_count(study.fixed.tokens, study.fixed.batch_tokens)
 
 
 def interval(study: Study) -> int:
-    """Return the steps between two evaluations."""
+    """Return the number of steps between two evaluations."""
     return evaluation_interval(steps(study), study.fixed.eval_every)
 
 
 def evaluations(study: Study, until: int | None = None) -> int:
-    """Return the evaluations of the validation split in a trial's first `until` steps; None is all steps."""
+    """Return the number of evaluations of the validation split in a trial's first `until` steps; None: all steps."""
     return math.ceil((steps(study) if until is None else until) / interval(study))
 
 
 def rung(study: Study) -> int:
     """Return the step at which a search trial may be stopped: its first evaluation at `spare` of the budget or later.
 
-    It is the last step, and no trial is stopped, if no earlier evaluation qualifies or there is no pruner.
+    Returns the last step, at which no trial is stopped, if there is no earlier such evaluation or no pruner.
     """
     total, every = steps(study), interval(study)
     at = every * math.ceil(study.search.spare * total / every - 1e-9)
@@ -67,13 +63,13 @@ def rung(study: Study) -> int:
 
 
 def evaluation_tokens(study: Study, windows: int | None = None) -> int:
-    """Return the tokens of one evaluation. `windows`: how many the split has; None if it is not known."""
+    """Return the tokens of one evaluation. `windows` is the number of windows of the split, None if unknown."""
     count = study.fixed.eval_windows if windows is None else min(windows, study.fixed.eval_windows)
     return count * study.model.n_ctx
 
 
 def validation_tokens(study: Study, windows: int | None = None) -> int:
-    """Return the tokens of one evaluation of the validation split, with the padded lines if lines are trained on."""
+    """Return the tokens of one evaluation of the validation split, including padded lines if lines are trained on."""
     lines = study.fixed.eval_windows * study.model.n_ctx if study.corpus.rows == "lines" else 0
     return evaluation_tokens(study, windows) + lines
 
@@ -84,11 +80,12 @@ def _log_range(where: Distribution) -> tuple[float, float]:
 
 
 def grid_chances(study: Study) -> dict[int, float]:
-    """Return the chance of each number of points of the final learning-rate grid.
+    """Return the probability of each number of points of the final learning-rate grid.
 
-    The model: the arms share a best rate that lies anywhere in the searched range (uniform in the logarithm), each up
-    to a factor sqrt(APART) off it; the grid is centred on the trial nearest to the best, of trials that fall anywhere
-    in the range; an arm's best point is the nearest one. A best rate outside the range extends the grid further.
+    It is simulated. The arms share a best rate, uniform in the logarithm over the searched range. Each arm's best rate
+    differs from it by a factor of up to sqrt(APART). The grid is centred on the search trial nearest to the best rate,
+    and search trials are uniform too. An arm's best point is the nearest one. A best rate outside the range would
+    extend the grid further.
     """
     if not study.runs("calibrate"):
         return {0: 1.0}
@@ -111,7 +108,7 @@ def _grid_chances(width: float, trials: int, arms: int, points: int, most: int, 
     tried = draw.uniform(0, width, (DRAWS, min(trials, 1_000)))
     centre = np.take_along_axis(tried, np.abs(tried - best[:, None]).argmin(1)[:, None], 1)[:, 0]
     off = best[:, None] + draw.uniform(-0.5, 0.5, (DRAWS, arms)) * math.log(APART) - centre[:, None]
-    inside = (points - 2) / 2  # in spacings from the centre, where the best point has a neighbour on either side
+    inside = (points - 2) / 2  # spacings from the centre within which the best point has a neighbour on either side
     below = np.ceil(np.maximum(0.0, -off.min(1) / spacing - inside)).astype(int)
     above = np.ceil(np.maximum(0.0, off.max(1) / spacing - inside)).astype(int)
     sizes, counts = np.unique(np.minimum(points + below + above, most), return_counts=True)
@@ -119,7 +116,7 @@ def _grid_chances(width: float, trials: int, arms: int, points: int, most: int, 
 
 
 def grid_points(study: Study) -> Span:
-    """Return the points of the final learning-rate grid."""
+    """Return the number of points of the final learning-rate grid."""
     if not study.runs("calibrate"):
         return 0.0, 0.0, 0.0
     expected = sum(points * chance for points, chance in grid_chances(study).items())
@@ -127,7 +124,7 @@ def grid_points(study: Study) -> Span:
 
 
 def confirm_seeds(study: Study, expected: float | None = None) -> Span:
-    """Return the confirm seeds: first look, `expected` (None is the last look), last look."""
+    """Return the number of confirm seeds: at the first look, `expected` (None: the last look), at the last look."""
     if not study.runs("confirm"):
         return 0.0, 0.0, 0.0
     looks = study.confirm.looks
@@ -135,7 +132,7 @@ def confirm_seeds(study: Study, expected: float | None = None) -> Span:
 
 
 def side_by_side(study: Study, stage: str) -> int:
-    """Return how many trials of a stage could run at the same time with enough machines."""
+    """Return the number of trials of a stage that could run at the same time with enough machines."""
     arms = len(study.arms)
     if stage == "search":
         return arms * min(study.search.parallel, study.search.trials_per_arm)

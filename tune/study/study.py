@@ -37,40 +37,41 @@ MOST_LR = 100.0
 
 
 class Study(Section):
-    """Everything that answers one question."""
+    """A study: everything that answers one question."""
 
-    name: str = Field(description="name of its folder in `studies/` and of its MLflow experiment")
-    question: str = Field(max_length=2000, description="what the study is to answer, in a sentence")
+    name: str = Field(description="name of the study's folder in `studies/` and of its MLflow experiment")
+    question: str = Field(max_length=2000, description="the question that the study answers, in one sentence")
     corpus: CorpusSection = Field(CorpusSection(), description="the text")
-    tokenizer: TokenizerSection = Field(TokenizerSection(), description="text to tokens")
+    tokenizer: TokenizerSection = Field(TokenizerSection(), description="the tokenizer of the text")
     task: Task = Field(
         Trial.task,
-        description="what is learned: the next token (GPT-2), hidden tokens (BERT), or hidden spans (T5, n_layer "
-        "blocks a side); the loss is nats a predicted token",
+        description="prediction target. causal: the next token (GPT-2). masked: hidden tokens (BERT). span: hidden "
+        "spans (T5, n_layer blocks per side). The loss is in nats per predicted token",
     )
     model: ModelSection = Field(ModelSection(), description="sizes of the model that all arms share")
-    fixed: FixedSection = Field(FixedSection(), description="what is held the same for every trial")
+    fixed: FixedSection = Field(FixedSection(), description="settings that are the same for every trial")
     nuisance: dict[Tunable, Distribution] = Field(
-        description="what every arm tunes so that the comparison is fair; `lr` always"
+        description="hyperparameters that every arm tunes so that the comparison is fair; always `lr`"
     )
-    arms: dict[str, Arm] = Field(description="what is compared, by name: two or more, one of them the baseline")
+    arms: dict[str, Arm] = Field(description="alternatives under comparison: two or more, one of them the baseline")
     stages: list[Stage] = Field(
         list(STAGES),
-        description="what is run: all three; without confirm there are one or few seeds a cell and no verdict, "
-        "without calibrate an arm's learning rate is that of its best search trial",
+        description="stages that run. Without confirm there are few seeds and no verdict. Without calibrate an arm's "
+        "learning rate is that of its best search trial",
     )
     search: SearchSection = Field(SearchSection(), description="the search stage")
     calibrate: CalibrateSection = Field(CalibrateSection(), description="the calibrate stage")
     confirm: ConfirmSection = Field(ConfirmSection(), description="the confirm stage and the decision")
-    resources: ResourcesSection = Field(ResourcesSection(), description="what one trial takes of the machine")
-    keep: KeepSection = Field(KeepSection(), description="what is kept of models and checkpoints")
-    tracking: str | None = Field(None, description="MLflow tracking URI; else MLFLOW_TRACKING_URI, else mlflow.db")
+    resources: ResourcesSection = Field(ResourcesSection(), description="resources of one trial")
+    keep: KeepSection = Field(KeepSection(), description="models and checkpoints that are kept")
+    tracking: str | None = Field(
+        None, description="MLflow tracking URI; default MLFLOW_TRACKING_URI, or else mlflow.db beside the studies"
+    )
     address: str | None = Field(
-        None,
-        description="of a Ray cluster: `auto`, `HOST:PORT`, `ray://HOST:PORT`; without it trials run on this machine",
+        None, description="Ray cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`; default: trials run on this machine"
     )
     storage: str | None = Field(
-        None, description="absolute path of a folder that all nodes of the cluster see, for the tokens and checkpoints"
+        None, description="absolute path of a folder that all nodes of the cluster see, for tokens and checkpoints"
     )
 
     @field_validator("name")
@@ -95,12 +96,12 @@ class Study(Section):
     def _storage(cls, given: str | None) -> str | None:
         if given is not None and "://" in given:
             raise ValueError(
-                f"storage '{redact(given)}' is a URL; tokens cannot be mapped there, nor a checkpoint replaced in one "
+                f"storage '{redact(given)}' is a URL, where tokens cannot be mapped nor a checkpoint replaced in one "
                 "step: give a mounted folder that every node sees, or none, and the tokens travel with the study"
             )
         if given is not None and not Path(given).is_absolute():
             raise ValueError(
-                f"storage '{given}' is no absolute path; allowed: a folder that every node sees, such as /mnt/shared"
+                f"storage '{given}' is not an absolute path; allowed: a folder that all nodes see, such as /mnt/shared"
             )
         return given
 
@@ -136,7 +137,7 @@ class Study(Section):
         if lr is None:
             raise ValueError("nuisance.lr is missing: the learning rate is always tuned")
         if min(lr.values) <= 0 or max(lr.values) > MOST_LR:
-            raise ValueError(f"nuisance.lr must lie above 0 and up to {MOST_LR:g}; got {lr.values}")
+            raise ValueError(f"nuisance.lr must be in (0, {MOST_LR:g}]; got {lr.values}")
         for key, where in self.nuisance.items():
             for value in where.values if key != "lr" else []:
                 try:
@@ -161,14 +162,14 @@ class Study(Section):
                 f"fixed.batch_tokens={fixed.batch_tokens}"
             )
         if fixed.padding and self.corpus.rows == "packed":
-            raise ValueError(f"fixed.padding={fixed.padding} goes with corpus.rows: lines; packed windows have none")
+            raise ValueError(f"fixed.padding={fixed.padding} needs corpus.rows: lines; packed windows have no padding")
         if fixed.tokens < 2 * fixed.batch_tokens:
             raise ValueError(f"fixed.tokens={fixed.tokens} is less than two steps of batch_tokens={fixed.batch_tokens}")
         if self.task != "causal":
             self._check_task()
         for name, arm in self.arms.items():
             if isinstance(arm.alpha, list) and len(arm.alpha) != self.mlps:
-                side = " a side" if self.task == "span" else ""
+                side = " per side" if self.task == "span" else ""
                 raise ValueError(
                     f"arms.{name}.alpha lists {len(arm.alpha)} values; model.n_layer={self.model.n_layer}{side} needs "
                     f"{self.mlps}"
@@ -195,7 +196,7 @@ class Study(Section):
                 )
             if self.task == "masked" and arm.is_glu:
                 glu = f"unit {arm.unit}" if arm.unit else "form glu"
-                raise ValueError(f"arms.{name} has {glu}, which BERT's MLP, of two modules, cannot take: leave it out")
+                raise ValueError(f"arms.{name} has {glu}, which does not fit BERT's MLP of two modules: leave it out")
 
     def _check_grid(self) -> None:
         for arm in self.arms:
@@ -214,15 +215,15 @@ class Study(Section):
 
     @property
     def mlps(self) -> int:
-        """The number of MLPs of the model, one per block; T5 has n_layer blocks per side."""
+        """Number of MLPs of the model, one per block. T5 has n_layer blocks per side."""
         return self.model.n_layer * (2 if self.task == "span" else 1)
 
     def runs(self, stage: str) -> bool:
-        """Return whether the study has a stage."""
+        """Return True if the study has the stage."""
         return stage in self.stages
 
     def tests(self, stage: str) -> bool:
-        """Return whether the trials of a stage also evaluate the test split: those of the study's last stage do."""
+        """Return True if the trials of a stage also evaluate the test split, as in the study's last stage."""
         return stage == self.stages[-1]
 
     @property
@@ -231,11 +232,11 @@ class Study(Section):
         return next(name for name, arm in self.arms.items() if arm.baseline)
 
     def space(self, arm: str) -> dict[str, Distribution]:
-        """Return what an arm's search tunes: the nuisance hyperparameters of every arm, then the arm's own."""
+        """Return the hyperparameters that an arm's search tunes: the nuisance ones of all arms, then the arm's own."""
         return {**self.nuisance, **self.arms[arm].searched(self.mlps)}
 
     def digest(self, *without: str) -> str:
-        """Return the identity of the study: 12 hexadecimal digits of its resolved content without dotted keys."""
+        """Return the digest of the study's resolved content without the dotted keys in `without`."""
         content = self.model_dump()
         for dotted in without:
             *parents, leaf = dotted.split(".")
@@ -247,9 +248,6 @@ class Study(Section):
 
 
 def digest(content: Any) -> str:
-    """Return 12 hexadecimal digits of SHA-256 over canonical JSON."""
+    """Return the first 12 hexadecimal digits of SHA-256 over canonical JSON."""
     raw = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(raw.encode()).hexdigest()[:12]
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------

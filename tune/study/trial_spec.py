@@ -1,4 +1,4 @@
-"""The trial of one cell, from a study, an arm and a configuration."""
+"""Make the trial of one cell from a study, an arm and a configuration."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corp
     Args:
         study: the study.
         arm: name of the arm.
-        config: values of the tuned hyperparameters; `lr` is always one of them.
-        seed: of the trial.
+        config: values of the tuned hyperparameters, always with `lr`.
+        seed: seed of the trial.
         corpus: folder of the packed corpus.
-        test: whether the test split is evaluated at the last step.
+        test: evaluate the test split at the last step.
     """
     fixed = study.fixed.model_dump(exclude={"steps", "padding"})
     return Trial(

@@ -1,4 +1,4 @@
-"""The pretrained weights of a study: found once, noted in its folder with their digest, never copied."""
+"""Find a study's pretrained weights once and note their path and digest in its folder. They are never copied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTE = "pretrained.json"
 
 
 def find_pretrained(study: Study, base: Path) -> Path | None:
-    """Return the file of the study's weights, None if it has none. `base`: folder of the study file."""
+    """Return the file of the study's weights; None if it has none. `base` is the folder of the study file."""
     if study.model.pretrained is None:
         return None
     from pagating.model.pretrained import PretrainedError, find_weights  # torch takes seconds to load
@@ -28,16 +28,16 @@ def find_pretrained(study: Study, base: Path) -> Path | None:
 
 
 def check_pretrained(study: Study, base: Path, folder: Path, vocab_size: int) -> dict[str, str] | None:
-    """Compare the study's weights with every arm's model, and with those that the study was begun with.
+    """Check that the study's weights fit every arm's model and have not changed since the study began.
 
     Args:
         study: the study.
         base: folder of the study file.
         folder: folder of the study.
-        vocab_size: of the packed corpus.
+        vocab_size: vocabulary of the packed corpus.
 
     Returns: `path` and `sha256` of the weights; None if the study has none.
-    Raises: StudyError.
+    Raises: StudyError if the weights are missing, do not fit or have changed.
     """
     path = find_pretrained(study, base)
     if path is None:
@@ -53,14 +53,14 @@ def check_pretrained(study: Study, base: Path, folder: Path, vocab_size: int) ->
     begun = noted(folder)
     if begun and begun["sha256"] != found["sha256"]:
         raise StudyError(
-            f"model.pretrained: {path} is not the file that the study was begun with ({begun['path']}, then); "
+            f"model.pretrained: {path} is not the file that the study was begun with (then {begun['path']}); "
             "give the study another name, or bring the old file back"
         )
     return found
 
 
 def check_arms(study: Study, path: Path, vocab_size: int) -> None:
-    """Compare the weights with each arm's model, built on torch's `meta` device. Raises PretrainedError."""
+    """Raise PretrainedError if the weights do not fit an arm's model, which is built on torch's `meta` device."""
     import torch
 
     from pagating.model.gpt2 import GPT2
@@ -82,16 +82,16 @@ def note(found: dict[str, str] | None, folder: Path) -> None:
 
 
 def noted(folder: Path) -> dict[str, str] | None:
-    """Return what `note` wrote into a study's folder; None if it wrote nothing."""
+    """Return the content that `note` wrote into a study's folder; None if it wrote nothing."""
     path = folder / NOTE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def place_weights(trial: Trial, folder: Path) -> Trial:
-    """Return the trial with its pretrained weights named by the file that the study found. Raises StudyError."""
+    """Return the trial with the path of the weights that the study found. Raises StudyError if none is noted."""
     if trial.pretrained is None:
         return trial
     found = noted(folder)
     if found is None:
-        raise StudyError(f"{folder}: has no {NOTE}, which names the weights that the study was begun with")
+        raise StudyError(f"{folder} has no {NOTE}, which names the weights that the study was begun with")
     return replace(trial, pretrained=found["path"])

@@ -69,7 +69,9 @@ def test_an_address_of_a_cluster_is_taken(address):
 
 @pytest.mark.parametrize("address", ["", "local", "head:0", "head:65536", "http://head:1", "ray://head", "a b:1"])
 def test_anything_else_is_refused_with_what_is_allowed(address):
-    with pytest.raises(StudyError, match=r"is none of a Ray cluster; allowed: auto, HOST:PORT, ray://HOST:PORT"):
+    with pytest.raises(
+        StudyError, match=r"is not an address of a Ray cluster; allowed: auto, HOST:PORT, ray://HOST:PORT"
+    ):
         check_address(address)
     with pytest.raises(StudyError, match=r"cluster.yaml: address: .*allowed: auto, HOST:PORT"):
         study(address=address)
@@ -77,10 +79,10 @@ def test_anything_else_is_refused_with_what_is_allowed(address):
 
 def test_storage_is_an_absolute_path_and_gpus_a_share_or_whole():
     assert study(storage="/mnt/shared").storage == "/mnt/shared"
-    with pytest.raises(StudyError, match=r"storage 'shared' is no absolute path"):
+    with pytest.raises(StudyError, match=r"storage 'shared' is not an absolute path"):
         study(storage="shared")
     for url in ("s3://bucket/pagating", "file:///mnt/shared"):
-        with pytest.raises(StudyError, match=rf"storage '{url}' is a URL; tokens cannot be mapped there"):
+        with pytest.raises(StudyError, match=rf"storage '{url}' is a URL, where tokens cannot be mapped nor"):
             study(storage=url)
     assert study(resources={"gpus": 0.25}).resources.gpus == 0.25
     with pytest.raises(StudyError, match=r"gpus=1.5: a trial takes a share of one GPU"):

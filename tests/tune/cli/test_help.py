@@ -1,4 +1,4 @@
-"""--help, typing errors and the shell's completion: what a person meets before anything runs."""
+"""The --help of every command, the answers to typing errors, and the shell's completion."""
 
 import os
 import re
@@ -18,7 +18,7 @@ NAMES = [name for name, _, _ in main.COMMANDS]
 
 
 def pagating(monkeypatch, capsys, *words, columns=200):
-    """Output of the command, in this process."""
+    """Run the command in this process; return its exit code, standard output and standard error."""
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.delenv("TERMINAL_WIDTH", raising=False)
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", None)

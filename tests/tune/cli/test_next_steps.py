@@ -77,11 +77,8 @@ def test_more_seeds_than_a_study_takes_are_not_advised():
 
 def test_a_floor_that_does_not_lose_asks_for_longer_trials():
     plan = study()
-    found = result(plan, CLEAR, CLEAR, floor=0.0)
-    (line,) = to_change(found, plan)
-    assert line.startswith(
-        "To make arms differ by more than the noise: fixed.tokens: 4096 -> 16384, under another name"
-    )
+    (line,) = to_change(result(plan, CLEAR, CLEAR, floor=0.0), plan)
+    assert line == "To make arms differ by more than the noise: fixed.tokens: 4096 -> 16384, under another name"
 
 
 def test_an_end_of_the_grid_is_said_first():
@@ -99,7 +96,7 @@ def test_few_seeds_that_decide_are_no_claim_and_enough_of_them_are():
     assert to_change(result(study(), CLEAR, CLEAR), study())[0].startswith("For a claim: confirm.seeds: 6 -> 8, then")
     plan = study(confirm={"seeds": 8})
     assert to_change(result(plan, CLEAR, CLEAR, seeds=8), plan) == [
-        "It holds for this text, model and tokens; to ask elsewhere: corpus or model, under another name"
+        "The verdict holds for this text, model and tokens; for others: corpus or model, under another name"
     ]
 
 

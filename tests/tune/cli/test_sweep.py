@@ -1,4 +1,4 @@
-"""How `pagating sweep` ends, on a run that needs no Ray."""
+"""The end of `pagating sweep`, without Ray."""
 
 import sys
 from pathlib import Path

@@ -24,7 +24,7 @@ from tune.plan.dry_run import Tried
 )
 def test_a_trial_that_would_be_silent_for_long_is_told(tried, batch_tokens, seconds):
     expected = seconds and (
-        f"a: here a trial shows no life for about {seconds} s at a time, and one is ended as hung after 600 s: raise "
+        f"a: here a trial sends no heartbeat for about {seconds} s at a time and is ended as hung after 600 s: raise "
         "resources.stall_timeout, or lower fixed.batch_tokens or fixed.micro_batch_tokens"
     )
     assert dry_run.too_silent(study_of(SMALL), tried, batch_tokens) == expected

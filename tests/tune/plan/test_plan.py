@@ -44,7 +44,7 @@ def test_a_plan_writes_nothing_but_the_token_cache(tmp_path, cache):
     assert found["total"]["cells"] == [45, pytest.approx(sizes.grid_points(SMOKE)[1] * 5 + 30), 55]
     assert found["total"]["tokens"][2] == 55 * 20_480
     assert found["disk"]["corpus"] == sum(path.stat().st_size for path in cache.glob("corpus-*/*"))
-    assert found["hours_from"] == "a100, one a slot: 19.5 TFLOP/s in float32 x 30% assumed utilisation"
+    assert found["hours_from"] == "a100, one per slot: 19.5 TFLOP/s in float32 x 30% assumed utilisation"
     assert found["seconds"]["wall"][0] < found["seconds"]["wall"][1] < found["seconds"]["wall"][2]
     assert found["power"]["level"] == 0.05 / 4
     page = show(found, "terminal")
@@ -79,9 +79,9 @@ def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, mon
     ("slots", "parallel", "advice"),
     [
         (3, 1, None),
-        (4, 1, "3 of 4 slots can be busy.* search.parallel: 2 keeps 4 busy, and shows each suggestion 1 fewer"),
+        (4, 1, "3 of 4 slots can be busy.* search.parallel: 2 keeps 4 busy, but each suggestion then lacks the last 1"),
         (6, 2, None),
-        (40, 2, "6 of 40 slots can be busy.* search.parallel: 3 keeps 9 busy"),  # 3 trials an arm are all there are
+        (40, 2, "6 of 40 slots can be busy.* search.parallel: 3 keeps 9 busy"),  # an arm has only 3 trials
         (40, 3, None),
     ],
 )
@@ -98,7 +98,7 @@ def test_slots_that_the_search_leaves_idle_are_said(slots, parallel, advice):
         ("form", "yaml", "--format yaml: allowed: terminal, json"),
         ("effect", "half", "--effect half: allowed: a percentage"),
         ("noise", "nothing", "--noise nothing: no study of that name in .*studies and no percentage"),
-        ("utilisation", 0.0, r"--utilisation 0.0: it must lie in \(0, 1\]"),
+        ("utilisation", 0.0, r"--utilisation 0.0: it must be in \(0, 1\]"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path, cache, option, value, message):

@@ -25,7 +25,7 @@ def test_processes_are_combined_as_slots_that_share_the_cells():
     found = probe.combine([one(100.0, 50.0), one(300.0, 50.0)], ["a", "b"], {"a": 1, "b": 1}, 0.2)
     assert found.speeds == {"a": Speed(150.0, 1.0, 2.0), "b": Speed(50.0, 3.0, 0.0)}  # harmonic mean
     assert (found.spread, found.import_seconds, found.processes) == (1.0, 200.0, 2)
-    scaled = probe.combine([one(100.0)], ["a", "b"], {"a": 1, "b": 4}, 0.2)  # b was not reached: four times the work
+    scaled = probe.combine([one(100.0)], ["a", "b"], {"a": 1, "b": 4}, 0.2)  # no time for b: four times the work
     assert scaled.speeds["b"] == Speed(25.0, 4.0, 2.0)
 
 

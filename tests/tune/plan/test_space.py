@@ -47,7 +47,7 @@ def test_the_models_that_may_stand_are_planned():
     model = space.largest(SMOKE, 300)
     arms, one = len(SMOKE.arms), 4 * model.parameters
     planned = {cells: space.disk_parts(SMOKE, cells, 2, model)["models"] for cells in (0, 1, 50)}
-    assert planned == {0: 0, 1: (1 + arms + 2) * one, 50: (arms + arms + 2) * one}  # folder, MLflow, one a slot
+    assert planned == {0: 0, 1: (1 + arms + 2) * one, 50: (arms + arms + 2) * one}  # folder, MLflow, one per slot
     none = SMOKE.model_copy(update={"keep": SMOKE.keep.model_copy(update={"models": "none"})})
     assert space.disk_parts(none, 50, 2, model)["models"] == 0
 
@@ -62,7 +62,7 @@ def test_too_little_space_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(space.shutil, "disk_usage", usage)
     folder = tmp_path / "not" / "there"
     space.check_space(folder, 3 << 20)
-    with pytest.raises(StudyError, match=r"may need 3\.5 MiB and 3\.0 MiB are free there; free some space or give"):
+    with pytest.raises(StudyError, match=r"may need 3\.5 MiB, but 3\.0 MiB are free there; free some space or give"):
         space.check_space(folder, 7 << 19)
     assert asked == [tmp_path.resolve()] * 2
     assert not folder.exists()
@@ -88,7 +88,7 @@ def test_memory_of_a_trial_is_within_a_factor_of_what_is_planned(tmp_path):
     large = study_of(SMALL, "large", model=model, fixed=fixed, tokenizer={"vocab_size": 4096})
     base = trained_mb(tmp_path, tiny, "tiny")
     parts = space.memory_parts(large, work.arm_model(large, "mine", 4096), 4096, base)
-    held = trained_mb(tmp_path, large, "large") - base  # what the model and its step take
+    held = trained_mb(tmp_path, large, "large") - base  # memory of the model and its step
     planned = (sum(parts.values()) - parts["base"]) / (1 << 20)
     assert planned > 250
     assert held / 1.4 < planned < 1.4 * held

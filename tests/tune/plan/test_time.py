@@ -25,7 +25,7 @@ def test_cells_on_slots_by_hand():
     assert time.pool_seconds([4, 1, 1, 1, 2], 2) == 5
     assert time.pool_seconds([4, 1], 8) == 4
     assert time.pool_seconds([], 2) == 0
-    # two arms on four slots: an arm's trials follow one another unless `parallel` allows more
+    # two arms on four slots: an arm's trials run one at a time unless `parallel` allows more
     assert time.search_seconds([[2, 2, 2], [1, 1, 1]], 1, 4) == 6
     assert time.search_seconds([[2, 2, 2], [1, 1, 1]], 2, 4) == 4
     assert time.search_seconds([[2, 2, 2], [1, 1, 1]], 1, 1) == 9
@@ -75,5 +75,5 @@ def test_a_devices_speed_is_peak_times_utilisation_over_flops():
     )
     with pytest.raises(StudyError, match=r"--hours-from gt200: allowed: measure, t4, "):
         time.check_device("gt200", 0.5)
-    with pytest.raises(StudyError, match=r"--utilisation 1.5: it must lie in \(0, 1\]"):
+    with pytest.raises(StudyError, match=r"--utilisation 1.5: it must be in \(0, 1\]"):
         time.check_device(time.MEASURE, 1.5)

@@ -31,7 +31,7 @@ def at_the_edge(cell, share):
 def test_cells_and_tokens_are_those_of_a_study_played_through_the_real_stages(path):
     study = load(path)
     if study.confirm.rule != "fixed" or study.calibrate.points != 3:
-        pytest.skip("its end is not known from its file")
+        pytest.skip("the study file does not determine when it ends")
     rows = {(row.stage, row.arm): row for row in rows_of(study)}
     cells, tokens = played(study, inside)
     assert {key: row.cells[0] for key, row in rows.items()} == cells

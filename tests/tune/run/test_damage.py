@@ -175,7 +175,7 @@ def test_a_study_that_the_disk_has_no_room_for_is_not_begun(small_disk, tmp_path
     text = tmp_path / "text.txt"
     text.write_text("In the beginning God created the heaven and the earth.\n" * 400)
     made = study(corpus={"files": {"train": str(text)}})
-    with pytest.raises(StudyError, match=r"may need .* and .* are free there; free some space or give another"):
+    with pytest.raises(StudyError, match=r"may need .*, but .* are free there; free some space or give another"):
         sweep.sweep(made, small_disk, small_disk / "studies")
     assert list(small_disk.iterdir()) == []
 
@@ -210,7 +210,7 @@ def test_room_that_gets_short_while_a_trial_runs_is_told_before_it_ends(tmp_path
         run.cell_heartbeat(cell, fraction)
     run.ledger.close()
     (line,) = said
-    assert re.fullmatch(rf"{tmp_path}: the study may need .* and 1000 B are free there; free some space or .*", line)
+    assert re.fullmatch(rf"{tmp_path}: the study may need .*, but 1000 B are free there; free some space or .*", line)
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def test_a_micro_batch_reaches_the_trial_and_the_plan():
     model = work.arm_model(whole, "gelu", 300)
     memory = [space.memory_parts(study, model, 300, 0.0) for study in (whole, parts)]
     assert memory[0]["activations"] == pytest.approx(8 * memory[1]["activations"])
-    # of 300 words' embedding, the gradients of both its uses at a time, beside the sum of the micro-batches before
+    # the embedding of 300 tokens has two gradients at a time beside the sum over the earlier micro-batches
     assert [row["embedding"] for row in memory] == [4 * 300 * whole.model.d_model, 8 * 300 * whole.model.d_model]
 
 
@@ -247,6 +247,4 @@ def test_a_calibration_keeps_the_micro_batch_or_is_smaller_than_one(packed_300):
 
 @pytest.fixture(scope="module")
 def packed_300(tmp_path_factory):
-    from tune.plan.plan import stand_in
-
-    return stand_in(tmp_path_factory.mktemp("packed"), 300, 1 << 12)
+    return plan.stand_in(tmp_path_factory.mktemp("packed"), 300, 1 << 12)

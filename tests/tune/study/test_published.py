@@ -15,7 +15,7 @@ from pagating.data.corpus import read_meta
 from tests.studies import SMALL, study_of, with_arm
 from tests.tune.helpers import run_of
 from tune.errors import StudyError
-from tune.plan import dry_run, space, work
+from tune.plan import dry_run, plan, space, work
 from tune.study import weights
 from tune.study.files import load
 from tune.study.inputs import packed_corpus
@@ -27,9 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def packed_300(tmp_path_factory):
-    from tune.plan.plan import stand_in
-
-    return stand_in(tmp_path_factory.mktemp("packed"), 300, 1 << 12)
+    return plan.stand_in(tmp_path_factory.mktemp("packed"), 300, 1 << 12)
 
 
 # --- the dry run -----------------------------------------------------------------------------------------------------
@@ -76,7 +74,7 @@ def test_a_dry_run_may_take_fewer_micro_batches_a_step_and_none_smaller(tmp_path
 def test_a_line_of_the_dry_run():
     tried = dry_run.Tried("a", 3.5, 3.25, 0.5, 2048.0, 1234567)
     assert dry_run.line(tried) == (
-        "a: 1,234,567 parameters, train_nll 3.5000 -> 3.2500, 2.0 GiB at the peak, 0.5 s a step"
+        "a: 1,234,567 parameters, train_nll 3.5000 -> 3.2500, 2.0 GiB at the peak, 0.5 s per step"
     )
     assert dry_run.line("a note") == "a note"
 
@@ -88,15 +86,12 @@ PUBLISHED = sorted((ROOT / "configs" / "published").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_a_published_study_can_be_planned_before_its_text_is_here(path, tmp_path, monkeypatch):
-    from tune.plan import plan as plans
-
     monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(plans, "corpus_of", lambda study, output, base: (None, "corpus: not on this machine"))
+    monkeypatch.setattr(plan, "corpus_of", lambda study, output, base: (None, "corpus: not on this machine"))
     options = {"slots": 1, "utilisation": 0.3, "effect": "0.5%", "noise": None, "form": "json"}
-    plan = json.loads(plans.run(path, tmp_path, hours_from="a100", **options))
-    study = load(path)
-    assert set(plan["models"]) == set(study.arms)
-    assert plan["total"]["cells"][0] > 0
+    found = json.loads(plan.run(path, tmp_path, hours_from="a100", **options))
+    assert set(found["models"]) == set(load(path).arms)
+    assert found["total"]["cells"][0] > 0
     assert list(tmp_path.iterdir()) == []
 
 

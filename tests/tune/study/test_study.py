@@ -52,11 +52,11 @@ def test_defaults_are_filled_in_and_the_name_is_the_files():
 BAD = {
     "a cap for the fixed rule": (
         SMALL + "confirm: {seeds: 8, max_seeds: 12}",
-        "confirm: max_seeds=12 goes with a sequential rule; the fixed rule takes seeds",
+        "confirm: max_seeds=12 is for a sequential rule; the fixed rule takes seeds",
     ),
     "seeds for a sequential rule": (
         SMALL + "confirm: {rule: e-process, seeds: 8}",
-        "confirm: seeds=8 goes with the fixed rule; e-process takes max_seeds",
+        "confirm: seeds=8 is for the fixed rule; e-process takes max_seeds",
     ),
     "an unknown rule": (SMALL + "confirm: {rule: pocock}", "confirm.rule: 'pocock' is not allowed"),
     "unknown key": (changed("question:", "modle: {}\nquestion:"), "unknown key 'modle'; did you mean 'model'?"),
@@ -96,7 +96,7 @@ BAD = {
     "too few alphas": (changed("alpha: 0.0", "alpha: [0.1]"), "arms.floor.alpha lists 1 values; model.n_layer=2 needs"),
     "sigmoid at its limit": (
         changed("alpha: 0.0", "alpha: {learnable: {init: 1.0}}"),
-        "never starts at or beyond 0 and 1",
+        "a sigmoid cannot start at 0, at 1 or beyond",
     ),
     "heads": (changed("n_head: 2", "n_head: 3"), "d_model=16 is not a multiple of n_head=3"),
     "batch": (

@@ -1,4 +1,4 @@
-"""Studies on padded lines and of other models than GPT-2: their keys, their plan, a small one of each through Ray."""
+"""Studies on padded lines and of BERT and T5: their keys, their plan, and a small study of each with Ray."""
 
 import math
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_lines_are_padded_and_the_padding_counted_unless_the_study_says_otherwis
     assert trial_spec(masked, "stock", {"lr": 1e-3}, 1, tmp_path, test=False).padding == "masked"
     assert trial_spec(of(), "stock", {"lr": 1e-3}, 1, tmp_path, test=False).padding is None
     assert parse(dump(masked), HERE) == masked
-    with pytest.raises(StudyError, match=r"fixed\.padding=counted goes with corpus\.rows: lines"):
+    with pytest.raises(StudyError, match=r"fixed\.padding=counted needs corpus\.rows: lines"):
         of(fixed="padding: counted")
     with pytest.raises(StudyError, match=r"corpus\.rows"):
         of(LINES.replace("rows: lines", "rows: words"))
@@ -77,11 +77,11 @@ def test_a_task_goes_to_its_trials_and_keys_of_gpt2_alone_are_refused(tmp_path):
         r"corpus\.rows=lines is not for task: span": LINES + "task: span\n",
         r"arms\.mine\.base is gelu; with task: span the stock activation is ReLU": HEAD
         + "  mine: {gate: sigmoid, alpha: 0.5, base: gelu}\ntask: span\n",
-        r"arms\.mine\.alpha lists 2 values; model\.n_layer=2 a side needs 4": HEAD
+        r"arms\.mine\.alpha lists 2 values; model\.n_layer=2 per side needs 4": HEAD
         + "  mine: {gate: sigmoid, alpha: [0.1, 0.2]}\ntask: span\n",
-        r"arms\.mine has form glu, which BERT's MLP, of two modules, cannot take": HEAD
+        r"arms\.mine has form glu, which does not fit BERT's MLP of two modules": HEAD
         + "  mine: {gate: sigmoid, alpha: 0.5, form: glu}\ntask: masked\n",
-        r"arms\.mine has unit swiglu, which BERT's MLP": HEAD + "  mine: {unit: swiglu}\ntask: masked\n",
+        r"arms\.mine has unit swiglu, which does not fit BERT's MLP": HEAD + "  mine: {unit: swiglu}\ntask: masked\n",
         r"task": HEAD + "task: denoise\n",
     }
     for message, text in refused.items():
