@@ -8,13 +8,17 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Files that take longest come first: two workers take whole files in turn, none should wait for the other
+# Longest files first. Two workers take whole files in turn, so a long file at the end would leave one worker idle.
 LONGEST = (
     "test_sweep.py",
-    "test_decision_error.py",
+    "test_contract.py",
     "test_faults.py",
-    "test_sequential_sweep.py",
-    "test_checkpoint.py",
+    "test_exit_codes.py",
+    "test_models.py",
+    "test_report.py",
+    "test_security.py",
+    "test_screen.py",
+    "test_decision_error.py",
     "test_checkpoint_kills.py",
 )
 

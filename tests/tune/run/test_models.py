@@ -81,13 +81,13 @@ def test_of_equal_losses_the_lower_seed_whatever_the_order():
 
 
 def test_a_running_best_is_the_best_of_all_at_every_step():
-    draw, best, seen = random.Random(0), {}, []
+    draw, given, best, seen = random.Random(0), study(), {}, []
     for seed in range(101, 301):
         outcome = draw.choice(["completed", "completed", "infeasible", "failed"])
         record = ended(seed, round(draw.random(), 1), draw.choice(["gelu", "pa.learned"]), outcome=outcome)
         seen.append(record)
-        take_best(study(), best, record)
-        assert best == best_cells(study(), draw.sample(seen, len(seen)))
+        take_best(given, best, record)
+        assert best == best_cells(given, draw.sample(seen, len(seen)))
     assert len(best) == 2
 
 
