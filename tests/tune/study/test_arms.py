@@ -13,7 +13,7 @@ from pagating.model.gpt2 import GPT2, GPT2Size
 from tests.studies import SMALL, with_arm
 from tune.backend.inline import Inline
 from tune.errors import StudyError
-from tune.plan import child, space, work
+from tune.plan import child, plan, space, work
 from tune.run import tables
 from tune.run.study_run import StudyRun
 from tune.study import sizes
