@@ -1,4 +1,4 @@
-"""A workplace for the examples of the docs: the project's files, a finished study, a small GPT-2 under GPT-2's name."""
+"""Prepare a folder for the examples of the docs: the project's files, a finished study, a small GPT-2 named GPT-2."""
 
 import os
 import sys
@@ -42,7 +42,7 @@ def finish(text: str, name: str, output: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory) -> Path:
-    """A folder to run the docs' commands in, as a reader would in a clone."""
+    """Make a folder in which the docs' commands run as in a clone."""
     torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("clone")
     for name in ("configs", "docs", "benchmarks", "Makefile", "pyproject.toml"):

@@ -1,4 +1,4 @@
-"""The table of noise in docs/plan.md is that of the published studies, and the plan names the page."""
+"""Check that the table of noise in docs/plan.md is that of the published studies, and that the plan names the page."""
 
 import importlib.util
 import math
