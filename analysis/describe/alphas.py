@@ -64,7 +64,7 @@ def _trained(study: Study, arm: str, kind: str) -> dict[str, Any] | None:
 def start_of(study: Study, arm: str) -> float | None:
     """Return the alpha of an arm before its first step, by the study's own configuration; return None if it has none.
 
-    A token-dependent alpha starts at its `init` for every token. Raises TableError if `init` is not a number.
+    A token-dependent alpha starts at its `init` for every token. Raises TableError if the options have the wrong type.
     """
     for options in (_trained(study, arm, "learnable"), _trained(study, arm, "token")):
         if options is not None:
