@@ -1,4 +1,4 @@
-"""Small version of the simulated studies in docs/protocol.md: the whole decision on trials with known true losses."""
+"""Simulate small versions of the studies in docs/protocol.md: the whole decision on trials with known true losses."""
 
 import math
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_the_chance_of_an_error_is_that_of_a_noncentral_t():
     z = 0.4  # the arm is tuned off its optimum
     chosen = at | {"first": at["first"] * math.exp(z)}
     excess = 0.06 * z * z * (1 + 0.2 * math.tanh(z))
-    away = excess / (0.006 * math.sqrt(2 * 1.04 / 8))  # a test loss adds a fifth of the noise
+    away = excess / (0.006 * math.sqrt(2 * 1.04 / 8))  # a test loss adds one fifth of the noise
     limit = stats.t.ppf(0.975, 7)
     power = stats.nct.sf(limit, 7, away) + stats.nct.cdf(-limit, 7, away)
     assert expected.error(one, chosen, 8, 0.05, 1, draws=20_000) == pytest.approx(power, abs=0.012)

@@ -1,4 +1,4 @@
-"""docs/performance.md against docs/performance.json: goals, figures, and effects that invalidate them."""
+"""Check docs/performance.md against docs/performance.json: goals, figures, and effects that invalidate them."""
 
 import copy
 import json
@@ -195,7 +195,7 @@ def test_a_shape_where_more_work_was_faster_selects_nothing():
     rows = [
         idea("dropout 0.1", 1.01, 1.11),
         idea("twice the tokens a step", 1.1, 1.14),
-        idea("both", 1.1, 1.2),  # of the allocators, which are measured separately
+        idea("both", 1.1, 1.2),  # allocators are measured separately
         idea("dropout 0.1", 0.99, 1.05, 4096),
         idea("twice the tokens a step", 1.1, 1.3, 4096),
     ]

@@ -1,4 +1,4 @@
-"""The page of benchmarks/scale.py against its figures, and the sizes of its studies."""
+"""Check the page of benchmarks/scale.py against its figures, and the sizes of its studies."""
 
 import json
 import math

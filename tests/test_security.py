@@ -1,4 +1,4 @@
-"""Things that the code must never do: run what it reads, show a password, listen to others, show HTML."""
+"""Check what the code must never do: run files that it reads, show a password, listen to other machines, show HTML."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for wing in ("pagating", "tune", "analysis") for path in (ROOT / wing).rglob("*.py"))
-# a user's own gate is Python that the study names: the only place where code from outside runs
+# a user's own gate is Python that the study names; no other code from outside runs
 OWN_CODE = {"own_gate.py", "own_gates.py"}
 LOADERS = {
     "eval", "exec", "compile", "pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "dill.loads",
@@ -85,7 +85,7 @@ EVIL = {
 
 
 class Page(HTMLParser):
-    """Tags of a page with their attributes."""
+    """Collector of a page's tags with their attributes."""
 
     def __init__(self):
         super().__init__()

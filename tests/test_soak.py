@@ -1,4 +1,4 @@
-"""The soak's table separates growth within a stage from the step between two stages."""
+"""Check that the soak's table separates growth within a stage from the step between two stages."""
 
 import soak
 

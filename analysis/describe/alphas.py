@@ -1,4 +1,4 @@
-"""Where learned gate strengths start and end, by arm and layer, over seeds. `python -m analysis.alphas STUDY`."""
+"""Tabulate where learned gate strengths start and end, by arm and layer. `python -m analysis.alphas STUDY`."""
 
 import re
 from typing import Any
@@ -26,22 +26,22 @@ COLUMNS: formats.Columns = {
     "down": ("seeds down", "d"),
 }
 ALL_LAYERS = "all layers"
-# where the alpha of a known activation starts; a study says the start of every other learned one
+# start of the alpha of a known activation; the study gives every other start
 UNIT_STARTS = {"prelu": 0.75, "swish": 1.0, "xsilu": 0.0}
-INIT = 0.5  # of a learned alpha whose study does not say
-KINDS: dict[object, str] = {  # (range, per) of a learnable alpha, and the token-dependent one
+INIT = 0.5  # start of a learned alpha if the study gives none
+KINDS: dict[object, str] = {  # (range, per) of a learnable alpha, or "token"
     ("unit", "model"): "one in (0, 1) for all layers",
-    ("unit", "layer"): "one in (0, 1) a layer",
-    ("unit", "channel"): "one in (0, 1) a channel",
+    ("unit", "layer"): "one in (0, 1) per layer",
+    ("unit", "channel"): "one in (0, 1) per channel",
     ("free", "model"): "a free one for all layers",
-    ("free", "layer"): "a free one a layer",
-    ("free", "channel"): "a free one a channel",
-    "token": "one a token",
+    ("free", "layer"): "a free one per layer",
+    ("free", "channel"): "a free one per channel",
+    "token": "one per token",
 }
 
 
 def columns(rows: list[dict[str, Any]]) -> formats.Columns:
-    """The columns that show `rows`: the start where a study says it, what the first evaluation saw where none does."""
+    """Return the columns that show `rows`: `start` if a row has one, `first` if a row has only that."""
     unsaid = any(row["start"] is None and row["first"] is not None for row in rows)
     said = any(row["start"] is not None for row in rows)
     left_out = {"start": said, "first": unsaid}
@@ -49,7 +49,7 @@ def columns(rows: list[dict[str, Any]]) -> formats.Columns:
 
 
 def _trained(study: Study, arm: str, kind: str) -> dict[str, Any] | None:
-    # the options of an arm's learned alpha of a kind (learnable, token), {} where all are defaults; None without one
+    # options of an arm's learned alpha of a kind (learnable, token); {} if all are defaults, None if it has none
     alpha = ((study.settings.get("arms") or {}).get(arm) or {}).get("alpha")
     if alpha == kind:
         return {}
@@ -62,9 +62,9 @@ def _trained(study: Study, arm: str, kind: str) -> dict[str, Any] | None:
 
 
 def start_of(study: Study, arm: str) -> float | None:
-    """The alpha of an arm before its first step, by the study's own configuration; None where that says none.
+    """Return the alpha of an arm before its first step, by the study's own configuration; return None if it has none.
 
-    A token-dependent alpha starts at its `init` for every token. Raises: TableError.
+    A token-dependent alpha starts at its `init` for every token. Raises TableError if the options have the wrong type.
     """
     for options in (_trained(study, arm, "learnable"), _trained(study, arm, "token")):
         if options is not None:
@@ -77,13 +77,13 @@ def start_of(study: Study, arm: str) -> float | None:
 
 
 def is_shared(study: Study, arm: str) -> bool:
-    """Whether all layers of an arm have one learned alpha (`per: model`, the default), by its configuration."""
+    """Return whether all layers of an arm share one learned alpha (`per: model`, the default)."""
     options = _trained(study, arm, "learnable")
     return options is not None and options.get("per", "model") == "model"
 
 
 def summarise(study: Study) -> list[dict[str, Any]]:
-    """`by_layer`, with one row `all layers` for an arm whose layers share their alpha."""
+    """Return the rows of `by_layer`, with one row `all layers` for an arm whose layers share their alpha."""
     return [
         row | {"layer": ALL_LAYERS} if shared else row
         for row in by_layer(study)
@@ -92,12 +92,12 @@ def summarise(study: Study) -> list[dict[str, Any]]:
 
 
 def by_layer(study: Study) -> list[dict[str, Any]]:
-    """A row an arm and layer over the completed confirm runs: final alpha, t interval of its mean, seeds up and down.
+    """Summarise the last alpha of the completed confirm runs, one row per arm and layer, with a t interval of its mean.
 
-    `start` is what the study's configuration says (None where a table alone is given), `first` the mean at the first
-    evaluation of the curves, which training has moved already (None without curves). `up` and `down` count the seeds
-    that ended above and below the start; without one, above and below their own first evaluation. Layers of one run
-    depend on each other: nothing is tested across them.
+    `start` comes from the study's configuration, and is None for a table alone. `first` is the mean at the first
+    evaluation, when training has already moved alpha; it is None without curves. `up` and `down` count the seeds that
+    ended above and below the start; without a start, above and below their own first evaluation. Nothing is tested
+    across layers, because layers of one run depend on each other.
     """
     rows = confirm_rows(study.trials)
     rows = rows[rows["outcome"] == "completed"]
@@ -138,7 +138,7 @@ def _first_evaluations(study: Study, arm: str) -> dict[str, Any]:
 
 
 def kinds(studies: list[Study]) -> str:
-    """Which kinds of learned alpha these studies ran in arms with a gate, and which they did not, in two sentences."""
+    """State in two sentences which kinds of learned alpha these studies ran in arms with a gate, and which not."""
     ran: set[object] = set()
     for study in studies:
         for arm in study.arms:
@@ -147,15 +147,12 @@ def kinds(studies: list[Study]) -> str:
             if _trained(study, arm, "token") is not None:
                 ran.add("token")
     lists = ["; ".join(words for kind, words in KINDS.items() if (kind in ran) == was) for was in (True, False)]
-    return " ".join(
-        f"{said}: {text}."
-        for said, text in zip(("Learned alphas that were run", "Not run"), lists, strict=True)
-        if text
-    )
+    said = zip(("Learned alphas that were run", "Not run"), lists, strict=True)
+    return " ".join(f"{heading}: {text}." for heading, text in said if text)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script; returns the exit code."""
+    """Run the script; return the exit code."""
     options = command.parser("analysis.alphas", __doc__).parse_args(argv)
     study = command.study(options)
     rows = summarise(study)
@@ -166,13 +163,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def alpha_columns(table: pd.DataFrame) -> list[str]:
-    """The columns alpha_layer_0, alpha_layer_1, ... in the order of the layers."""
+    """Return the columns alpha_layer_0, alpha_layer_1, ... in the order of the layers."""
     names = [c for c in table.columns if re.fullmatch(r"alpha_layer_\d+", str(c))]
     return sorted(names, key=lambda c: int(c.rsplit("_", 1)[1]))
 
 
 def arms_with_alphas(study: Study) -> list[str]:
-    """The arms whose confirm runs recorded a learned alpha."""
+    """Return the arms whose confirm runs recorded an alpha per layer."""
     rows = confirm_rows(study.trials)
     columns = alpha_columns(rows)
     return [a for a in study.arms if columns and rows.loc[rows["arm"] == a, columns].notna().any(axis=None)]

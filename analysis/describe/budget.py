@@ -1,4 +1,4 @@
-"""What a search budget buys: the expected best of n trials an arm, and the loss against the learning rate.
+"""Estimate what a search budget buys: the expected best loss of n trials per arm.
 
 `python -m analysis.budget STUDY`.
 """
@@ -22,16 +22,23 @@ COLUMNS: formats.Columns = {
     "without_replacement": ("expected best, without", ".4f"),
     "infeasible": ("infeasible of all", ""),
 }
-EACH = 100  # budgets shown one by one
+EACH = 100  # budgets up to this one are all shown
 
 
 def expected_best(losses: Values, replacement: bool, budgets: Sequence[int] | None = None) -> list[float]:
-    """Expected lowest loss of b trials for each b of `budgets` (1..n by default), drawn from the n seen.
+    """Return the expected lowest loss of b trials drawn from the n seen, for each budget b.
 
-    +inf stands for an infeasible trial. With replacement, P(the best is the i-th lowest) = ((n-i+1)/n)^b - ((n-i)/n)^b,
-    biased high for b near n (Dodge et al. 2019, arXiv 1909.03004). Without, C(n-i, b-1) / C(n, b), unbiased (Tang et
-    al. 2020, arXiv 2004.13705), here as the product of (n-k-b+1) / (n-k) over k < i from b / n on: no large numbers.
-    A budget whose best may be infeasible has the expectation +inf.
+    With replacement, P(the best is the i-th lowest) = ((n-i+1)/n)^b - ((n-i)/n)^b, biased high for b near n (Dodge et
+    al. 2019, arXiv 1909.03004). Without replacement, it is C(n-i, b-1) / C(n, b), unbiased (Tang et al. 2020, arXiv
+    2004.13705). The code multiplies b / n by (n-k-b+1) / (n-k) for all k < i, which avoids large numbers.
+
+    Args:
+        losses: The n losses; +inf stands for an infeasible trial.
+        replacement: True to draw with replacement.
+        budgets: Values of b; None for 1..n.
+
+    Returns: One loss per budget; +inf if the best trial may be infeasible.
+    Raises: ValueError if there is no loss, or one is NaN.
     """
     x = np.sort(np.asarray(losses, float))
     n = len(x)
@@ -50,16 +57,16 @@ def expected_best(losses: Values, replacement: bool, budgets: Sequence[int] | No
 
 
 def shown_budgets(n: int) -> list[int]:
-    """The budgets of a curve over n trials: each up to 100, then about 100 more, evenly apart in their logarithm."""
+    """Return the budgets of a curve over n trials: each up to 100, then about 100 more at equal log steps."""
     if n <= EACH:
         return list(range(1, n + 1))
     return [*range(1, EACH), *sorted({round(b) for b in np.geomspace(EACH, n, EACH)})]
 
 
 def curves(study: Study) -> list[dict[str, Any]]:
-    """A row an arm and budget, over the arm's own search trials by val_nll (nats per token).
+    """Return one row per arm and budget, from the val_nll (nats per token) of the arm's own search trials.
 
-    A trial stopped early counts with the loss it had: it would have ended lower, so the curve is an upper bound there.
+    A trial stopped early counts with the loss it had. It would have ended lower, so the curve is an upper bound.
     """
     search = study.trials[study.trials["stage"] == "search"]
     rows: list[dict[str, Any]] = []
@@ -72,20 +79,15 @@ def curves(study: Study) -> list[dict[str, Any]]:
         budgets = shown_budgets(len(losses))
         both = (expected_best(losses, kind, budgets) for kind in (True, False))
         for budget, with_, without in zip(budgets, *both, strict=True):
-            rows.append(
-                {
-                    "arm": arm,
-                    "budget": budget,
-                    "with_replacement": with_ if math.isfinite(with_) else None,
-                    "without_replacement": without if math.isfinite(without) else None,
-                    "infeasible": f"{int(lost.sum())} of {len(trials)}",
-                }
-            )
+            expected = {"with_replacement": with_, "without_replacement": without}
+            known = {key: loss if math.isfinite(loss) else None for key, loss in expected.items()}
+            share = f"{int(lost.sum())} of {len(trials)}"
+            rows.append({"arm": arm, "budget": budget, **known, "infeasible": share})
     return rows
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script; returns the exit code."""
+    """Run the script; return the exit code."""
     options = command.parser("analysis.budget", __doc__).parse_args(argv)
     study = command.study(options)
     rows = curves(study)

@@ -13,15 +13,15 @@ from analysis.stats import estimates
 SCALES: dict[
     str, tuple[Callable[[np.ndarray], np.ndarray], str, str]
 ] = {  # axis of a slope: (function of the number of tokens, unit of the slope, key of the slope)
-    "log2": (np.log2, "% a doubling of tokens", "slope_percent_per_doubling"),
-    "linear": (lambda tokens: tokens / 1e6, "% a million tokens", "slope_percent_per_million"),
+    "log2": (np.log2, "% per doubling of tokens", "slope_percent_per_doubling"),
+    "linear": (lambda tokens: tokens / 1e6, "% per million tokens", "slope_percent_per_million"),
 }
 GROWS, SHRINKS, NO_TREND = "grows", "shrinks", "no trend shown"  # what a slope that was tested says
 Pair = tuple[np.ndarray, ...]  # the curves of an arm and the baseline's, of the seeds and steps that both have
 SLOPE_COLUMNS = {
     "arm": ("arm", ""),
     "n": ("n", "d"),
-    "slope_percent_per_doubling": ("slope (% a doubling of tokens)", "+.4f"),
+    "slope_percent_per_doubling": ("slope (% per doubling of tokens)", "+.4f"),
     "low": ("low", "+.4f"),
     "high": ("high", "+.4f"),
     "p": ("p", ".3g"),

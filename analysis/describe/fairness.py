@@ -20,7 +20,7 @@ COLUMNS = {
     "infeasible": ("infeasible", "d"),
     "failed": ("failed", "d"),
     "parameters": ("parameters", ",.0f"),
-    "flops_per_token": ("FLOPs a token", ".3g"),
+    "flops_per_token": ("FLOPs per token", ".3g"),
     "tokens_per_second": ("tokens/s", ",.0f"),
     "speed": ("relative speed", ".2f"),
     "flops_utilisation": ("FLOPs utilisation", ".3f"),

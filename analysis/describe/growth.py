@@ -1,9 +1,9 @@
-"""Does the difference grow with training? Its slopes against tokens. `python -m analysis.growth --study STUDY`.
+"""Test if the difference grows with training, by its slope against tokens. `python -m analysis.growth --study STUDY`.
 
-For each seed s the least-squares slope b_s of d_s(t) = 100 * (1 - arm_s(t) / baseline_s(t)) on log2(tokens), and on
-millions of tokens, over the evaluations after a tenth of training. Estimand: the mean of b_s over seeds; its interval
-and p are those of a one-sample t test over seeds, p adjusted over the arms as the study says. That was named before
-the studies ran. The same slope over the second half of training alone was not: it is exploratory and decides nothing.
+Each seed s has a least-squares slope b_s of d_s(t) = 100 * (1 - arm_s(t) / baseline_s(t)) on log2(tokens), and one on
+millions of tokens, over the evaluations after a tenth of training. The estimand is the mean of b_s over seeds. Its
+interval and p are those of a one-sample t test over seeds, and p is adjusted over the arms as the study says. This was
+named before the studies ran. The slope over the second half of training was not; it is exploratory and decides nothing.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from analysis.stats import multiplicity
 
 
 class Trend(StrEnum):
-    """How an improvement changes over training, if that can be tested."""
+    """Change of an improvement over training, if it can be tested."""
 
     RISES = "rises"
     FALLS = "falls"
@@ -45,23 +45,23 @@ LATE_COLUMNS: formats.Columns = {
     "late_high": ("high", "+.3f"),
     "late_p": ("p, not adjusted", ".3g"),
 }
-LATE = 0.5  # the share of training before the part that is looked at again
+LATE = 0.5  # share of training left out of the exploratory slope
 EXPLORATORY = (
     "Exploratory: the same slope over the evaluations in the second half of training alone. It was not named before "
     "the studies ran, its p is not adjusted for the number of arms, and it decides nothing."
 )
 LIMIT = (
-    "The learning rate decays within a run, so an earlier point of a run is no shorter run: at equal tokens a run "
-    "planned that short has already decayed. A slope within runs describes these runs; whether the difference is "
-    "larger at more tokens needs studies of different length."
+    "The learning rate decays within a run, so an earlier point of a run is not a shorter run: at equal tokens, a "
+    "run planned that short has already decayed. A slope within runs describes these runs. Only studies of different "
+    "length can show that the difference is larger at more tokens."
 )
 
 
 def table(study: Study, pairs: Mapping[str, curves.Pair] | None = None) -> list[dict[str, Any]]:
-    """A row an arm and scale; `up` counts the seeds with a slope above zero, `values` has every seed's slope.
+    """Return one row per arm and scale; `up` counts the seeds with a slope above zero, `values` has each seed's slope.
 
-    `late`, `late_low`, `late_high` and `late_p` are of the second half of training alone, exploratory: p as it is.
-    `pairs`: the study's `paired_curves`, if they are at hand.
+    `late`, `late_low`, `late_high` and `late_p` describe the second half of training alone; they are exploratory, and
+    their p is not adjusted. `pairs` are the `paired_curves` of the study, if already computed.
     """
     out = []
     pairs = curves.paired_curves(study) if pairs is None else pairs
@@ -88,7 +88,7 @@ def _trend(slope: float, p: float, level: float) -> Trend:
 
 
 def turned(rows: list[dict[str, Any]]) -> str:
-    """The arms whose improvement goes the other way in the second half of training, in a sentence; exploratory."""
+    """Name the arms whose slope has the other sign in the second half of training, in a sentence; exploratory."""
     said = []
     for row in rows:
         falls, rises = ((row[name] or 0) * sign > 0 for name, sign in (("late_high", -1), ("late_low", 1)))
@@ -98,11 +98,11 @@ def turned(rows: list[dict[str, Any]]) -> str:
             span = f"{row['late']:+.3f} [{row['late_low']:+.3f}, {row['late_high']:+.3f}]{row['scale']}"
             named = f"{row['arm']} in {row['study']}" if "study" in row else row["arm"]
             said.append(f"{named} ({span}, p = {row['late_p']:.3g}; over all of training: {row['trend']})")
-    return f"In the second half of training the other way: {', '.join(said)}." if said else ""
+    return f"In the second half of training the slope has the other sign: {', '.join(said)}." if said else ""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script; returns the exit code."""
+    """Run the script; return the exit code."""
     options = command.parser("analysis.growth", __doc__).parse_args(argv)
     study = command.study(options)
     rows = table(study)

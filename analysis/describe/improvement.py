@@ -1,4 +1,4 @@
-"""How much better: percent, nats, perplexity, bits per byte; at equal learning rate; over training.
+"""Measure the improvement in percent, nats, perplexity and bits per byte, at equal learning rate and over training.
 
 `python -m analysis.improvement STUDY|CSV`.
 """
@@ -33,10 +33,10 @@ COLUMNS: formats.Columns = {
 
 
 def extend(study: Study, result: Result) -> dict[str, Any]:
-    """Return the object of verdict.json with other units in each comparison, and with the tables beside it.
+    """Return the object of verdict.json with more units in each comparison, and with the tables beside it.
 
-    `perplexity_reduction_percent` is 100 (1 - exp(arm - baseline)) of the mean losses, `bits_per_byte` the mean paired
-    difference of val_bpb, `validation_percent` the improvement on val_nll where the metric is another.
+    `perplexity_reduction_percent` is 100 (1 - exp(arm - baseline)) of the mean losses. `bits_per_byte` is the mean
+    paired difference of val_bpb. `validation_percent` is the improvement on val_nll if the metric is another one.
     """
     found = as_object(result)
     for row, shown in zip(result.comparisons, found["comparisons"], strict=True):
@@ -61,7 +61,7 @@ def extend(study: Study, result: Result) -> dict[str, Any]:
 
 
 def _paired_mean(study: Study, row: Comparison, column: str) -> tuple[float | None, float | None]:
-    # mean paired difference of another column, and the improvement in percent, over the comparison's complete pairs
+    # mean paired difference and improvement in percent of another column, over the complete pairs
     if column not in study.trials.columns:
         return None, None
     rows = confirm_rows(study.trials).set_index(["arm", "seed"])[column].astype(float)
@@ -79,7 +79,7 @@ def _plain(value: Any) -> int | float | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script; returns the exit code."""
+    """Run the script; return the exit code."""
     options = command.parser("analysis.improvement", __doc__).parse_args(argv)
     study = command.study(options)
     result = extend(study, decide(study))

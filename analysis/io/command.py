@@ -1,4 +1,4 @@
-"""The plumbing of every analysis script: where the table comes from, how the result is printed, how it ends."""
+"""Share what every analysis script does: parse options, read the table, print the result, exit."""
 
 import argparse
 import os
@@ -15,17 +15,20 @@ from analysis.io.text import one_line, redact
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """Argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        # argparse would print its usage as well
+        # argparse would also print its usage
         self.exit(Exit.BAD_INPUT, f"{self.prog}: {one_line(redact(message))}\n")
 
 
 def parser(prog: str, description: str | None, many: bool = False) -> argparse.ArgumentParser:
-    """A parser with the options of every script; `study` reads the source that they name.
+    """Return a parser with the options of every script, for `study` or `studies`.
 
-    `many`: --study may be given several times, for `studies`.
+    Args:
+        prog: Name of the script's module.
+        description: Help text; its first line is shown.
+        many: True if --study may be given several times.
     """
     p = Parser(prog=f"python -m {prog}", description=(description or "").split("\n")[0])
     p.add_argument(
@@ -40,7 +43,7 @@ def parser(prog: str, description: str | None, many: bool = False) -> argparse.A
     )
     p.add_argument("--baseline", help="the arm to compare with (a study folder names its own)")
     p.add_argument("--floor", help="the control arm that must lose")
-    p.add_argument("--metric", help="the loss column (default: test_nll where there is one, else val_nll)")
+    p.add_argument("--metric", help="the loss column (default: test_nll if there is one, else val_nll)")
     p.add_argument("--level", type=float, help="level of the tests, for a CSV (default 0.05)")
     p.add_argument("--margin", help="margin of TOST, for a CSV: nats, or a percentage (default 0.5%%)")
     p.add_argument("--correction", choices=CORRECTIONS, help="for a CSV (default holm)")
@@ -49,7 +52,7 @@ def parser(prog: str, description: str | None, many: bool = False) -> argparse.A
 
 
 def study(options: argparse.Namespace) -> Study:
-    """The study that the options name. Raises: TableError."""
+    """Load the study that the options name; raise TableError if the options or the tables are wrong."""
     if options.mlflow is not None:
         if options.study is None or options.source is not None:
             raise TableError("--mlflow URI; allowed: with --study NAME and no folder or CSV")
@@ -65,9 +68,9 @@ def study(options: argparse.Namespace) -> Study:
 
 
 def studies(options: argparse.Namespace) -> list[Study]:
-    """The studies that the options of a parser for `many` name, in their order; none where none is named.
+    """Load the studies that the options name, in their order; return none if none is named.
 
-    Raises: TableError.
+    Raises TableError as `study` does, or if two studies have the same name.
     """
     named = options.study or [None]
     if options.source is None and options.mlflow is None and named == [None]:
@@ -85,7 +88,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     """Run a script's main and exit with its code; bad input is one line and 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # do not fail on a terminal that cannot show a character
     try:
         code: int = main()
         sys.stdout.flush()
@@ -99,13 +102,20 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def nothing_to_show(reason: str) -> Exit:
-    """Say on standard error why a table has no rows; return the exit code, which is that of a table with rows."""
+    """Print on standard error why a table has no rows; return the exit code, which is 0."""
     print(f"nothing to show: {one_line(reason)}", file=sys.stderr)
     return Exit.DONE
 
 
 def emit_rows(rows: list[dict[str, Any]], columns: dict[str, Any], kind: str, *, title: str = "") -> None:
-    """Print rows in one of `formats.FORMATS`; JSON takes the rows as they are."""
+    """Print rows in one format.
+
+    Args:
+        rows: The rows; JSON shows all their keys.
+        columns: Columns of the other formats.
+        kind: One of `formats.FORMATS`.
+        title: Heading on the terminal.
+    """
     if kind == "json":
         print(formats.to_json(rows))
     elif kind == "terminal":

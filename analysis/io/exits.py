@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """How a command ended. A process that a signal n ends has 128 + n instead."""
+    """Exit code of a command. A process that a signal n ends has 128 + n instead."""
 
     DONE = 0  # it did what it was asked; an undecided or untestable result is a result
     COULD_NOT = 1  # the machine or the disk did not let it, or the study has not finished

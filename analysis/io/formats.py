@@ -62,7 +62,7 @@ def cell(value: Any, spec: str) -> str:
 
 
 def with_values(rows: list[dict[str, Any]], columns: Columns) -> Columns:
-    """The columns in which at least one row has a value."""
+    """Return the columns in which at least one row has a value."""
     return {key: column for key, column in columns.items() if any(row[key] is not None for row in rows)}
 
 

@@ -1,4 +1,4 @@
-"""Each published claim, what its own numbers give, the verdict this project's rules allow, and what a study says of it.
+"""Judge each published claim by its own numbers, and set beside it what our studies say.
 
 `python -m analysis.claims [--study FOLDER]...`. The numbers are read from published.yaml.
 """
@@ -28,12 +28,12 @@ ONE_SEED = not_testable(Refusal.ONE_SEED)
 
 @cache
 def published() -> dict[str, Any]:
-    """The data file of published numbers."""
+    """Return the published numbers, read from published.yaml."""
     return dict(yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")))
 
 
 def own_numbers(claim: dict[str, Any]) -> list[dict[str, Any]]:
-    """The improvement in percent that the published cells give for each comparison of a claim."""
+    """Return the comparisons of a claim, each with the improvement in percent that the published losses give."""
     cells = published()["cells"]
     out = []
     for row in claim["compare"]:
@@ -43,12 +43,12 @@ def own_numbers(claim: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def extra_parameters(n_layer: int, d_ff: int) -> int:
-    """Parameters that the projected form adds: two d_ff x d_ff projections with biases in each layer."""
+    """Count the parameters that the projected form adds: two d_ff x d_ff projections with biases per layer."""
     return n_layer * 2 * (d_ff * d_ff + d_ff)
 
 
 def judge(claim: dict[str, Any]) -> tuple[str, str]:
-    """What a claim's own numbers give, in words, and the verdict that they allow."""
+    """Return in words what the numbers of a claim give, and the verdict that they allow."""
     model = published()["model"]
     numbers = "; ".join(
         f"{row['what']}: {row['improvement_percent']:+.3f}% ({row['split']})" for row in own_numbers(claim)
@@ -70,7 +70,7 @@ def judge(claim: dict[str, Any]) -> tuple[str, str]:
     if claim["kind"] == "padding":
         return "positions that hold no text are averaged in", "false: not comparable with a loss of text"
     if claim["kind"] == "significance":
-        return f"{published()['seeds_per_cell']} seed a cell: no variance, no test", ONE_SEED
+        return f"{published()['seeds_per_cell']} seed per cell: no variance, no test", ONE_SEED
     return numbers or "the losses behind it are not published", ONE_SEED
 
 
@@ -79,9 +79,9 @@ def _notes(*studies: Study) -> dict[str, str]:
 
 
 def table(*studies: Study) -> list[dict[str, Any]]:
-    """A row a claim: its text, what its own numbers give, the verdict, and under each study's name what it says.
+    """Return one row per claim: its text, what its own numbers give, the verdict, and what each study says.
 
-    `said` has the same as `said` gives it, by study; `note` the sentence of `notes`.
+    `study NAME` has the words of a study as text, `said` as rows by study. `note` is the sentence of `notes`.
     """
     by_study, together = {study.name: said(study) for study in studies}, _notes(*studies)
     rows = []
@@ -96,7 +96,7 @@ def table(*studies: Study) -> list[dict[str, Any]]:
 
 
 def columns(*studies: Study) -> formats.Columns:
-    """The columns of `table`."""
+    """Return the columns of `table`."""
     return COLUMNS | {f"study {study.name}": (f"what {study.name} says", "") for study in studies}
 
 
@@ -115,7 +115,7 @@ def source_link() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script; returns the exit code."""
+    """Run the script; return the exit code."""
     options = command.parser("analysis.claims", __doc__, many=True).parse_args(argv)
     studies = command.studies(options)
     command.emit_rows(table(*studies), columns(*studies), options.format, title="The published claims")

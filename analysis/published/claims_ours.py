@@ -1,4 +1,4 @@
-"""What a study's trials say of each kind of published claim, a row an arm."""
+"""State what a study's trials say of each kind of published claim, one row per arm."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,15 +10,15 @@ from analysis.stats.pairs import pair
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import Comparison
 
-PLAIN = "what its trials say"  # the heading of words that need no other
+PLAIN = "what its trials say"  # heading of words that have none of their own
 CLAIMED = 0.5  # the alpha of the published claims
-BYTES = 16  # a parameter in training: float32 weight, gradient and the two moments of AdamW
+BYTES = 16  # per parameter in training: float32 weight, gradient and the two moments of AdamW
 
 
 def said(study: Study) -> dict[str, list[dict[str, str]]]:
-    """Kind of claim -> what a study's trials say of it: a row an arm, its name under `arm`, else heading -> words.
+    """Return what a study's trials say of each kind of claim, by kind; the published baseline (alpha = 0) is the floor.
 
-    The published baseline (alpha = 0) is the floor.
+    Each kind has one row per arm. A row has the arm's name under `arm` and words under every other heading.
     """
     rows = decide(study).comparisons
     arms = [r for r in rows if r.arm != study.floor]
@@ -42,19 +42,19 @@ def said(study: Study) -> dict[str, list[dict[str, str]]]:
 
 
 def text(rows: list[dict[str, str]]) -> str:
-    """The rows of one kind as one text, heading by heading."""
+    """Join the rows of one kind into one text, heading by heading."""
     headings = dict.fromkeys(heading for row in rows for heading in row if heading != "arm")
     parts = {h: "; ".join(f"{row['arm']}: {row[h]}" for row in rows if h in row) for h in headings}
     return ". ".join(f"{heading}: {part}" if heading != PLAIN else part for heading, part in parts.items())
 
 
 def has_claimed_arm(study: Study) -> bool:
-    """Whether an arm has a gate with alpha fixed at the 0.5 of the published claim, in every layer."""
+    """Return whether an arm has a gate whose alpha is fixed at the claimed 0.5 in every layer."""
     return any(is_claimed(options) for options in (study.settings.get("arms") or {}).values())
 
 
 def is_claimed(options: dict[str, Any]) -> bool:
-    """Whether the options of an arm are those of `has_claimed_arm`."""
+    """Return whether these options of an arm have a gate whose alpha is fixed at 0.5 in every layer."""
     value = options.get("alpha")
     return options.get("gate") is not None and (
         set(value) == {CLAIMED} if isinstance(value, list) else value == CLAIMED
@@ -62,9 +62,9 @@ def is_claimed(options: dict[str, Any]) -> bool:
 
 
 def notes(parameters: int, *studies: Study) -> dict[str, str]:
-    """Kind of claim -> a sentence on all these studies together, where there is one to say.
+    """Return sentences on all these studies together, by kind of claim, for the kinds that need one.
 
-    `parameters`: of the model that the claims are about.
+    `parameters` is the number of parameters of the model that the claims are about.
     """
     out = {}
     if studies and not any(has_claimed_arm(study) for study in studies):
@@ -116,7 +116,7 @@ def _column(study: Study, column: str, spec: str, unit: str = "") -> list[dict[s
 
 
 def _padding(study: Study) -> list[dict[str, str]]:
-    """The loss with and without the padding counted, and what that makes of the improvement; decides nothing."""
+    """Return loss and improvement with and without the padding counted, one row per arm; they decide nothing."""
     rows = confirm_rows(study.trials)
     if not {"padded_nll", "val_nll"} <= set(rows.columns) or not rows["padded_nll"].notna().any():
         return []
@@ -139,7 +139,7 @@ def _best(study: Study) -> list[dict[str, str]]:
     out = []
     for arm in study.arms:
         mine = rows[rows["arm"] == arm]
-        # the table has an alpha for every arm; one without a gate has none to choose
+        # the table has an alpha for every arm, but an arm without a gate chooses none
         gated = not arms or any((arms.get(arm) or {}).get(key) is not None for key in ("gate", "alpha"))
         # an alpha that differs between seeds was learned, not chosen
         known = [c for c in ("lr", "alpha")[: 1 + gated] if c in rows.columns and mine[c].nunique() == 1]

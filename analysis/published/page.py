@@ -60,9 +60,8 @@ def page(found: Findings, drawn: Mapping[str, Drawn]) -> str:
     costs = [slower(rows) if NOT_MEASURED not in note else "", note]
     lines += [line for cost in costs if cost for line in (markdown(cost), "")]
     change = would_change(found)
-    lines += (
-        ["## What would change the conclusion", "", *(f"- {markdown(line)}" for line in change), ""] if change else []
-    )
+    if change:
+        lines += ["## What would change the conclusion", "", *(f"- {markdown(line)}" for line in change), ""]
     lines += ["## Methods", "", *(f"- {markdown(line)}" for line in methods(study)), ""]
     limits = [*STANDING_LIMITS, *([OTHER_BITS] if _files(study) and came.get("source") else [])]
     lines += ["## Limits", "", *(f"- {line}" for line in limits), ""]
@@ -75,7 +74,8 @@ def second_half(slopes: list[dict[str, Any]]) -> list[str]:
     rows = [row for row in slopes if row["scale"] == curves.SCALES["log2"][1]]
     columns = {key: column for key, column in growth.LATE_COLUMNS.items() if key != "scale"}
     named = {"study": ("study", "")} if all("study" in row for row in rows) else {}
-    lines = [growth.EXPLORATORY + " In % a doubling of tokens:", "", formats.to_markdown(rows, named | columns), ""]
+    text = f"{growth.EXPLORATORY} In percent per doubling of tokens:"
+    lines = [text, "", formats.to_markdown(rows, named | columns), ""]
     turned = growth.turned(rows)
     return [*lines, markdown(turned), ""] if turned else lines
 
@@ -95,7 +95,7 @@ def svg(plot: Figure, name: str) -> str:
 
 
 def _shown(drawn: Mapping[str, Drawn], *names: str) -> list[str]:
-    # each figure with what it shows in this study, in bold, how to read it, and how much lies outside the frame
+    # each figure with its takeaway in bold, how to read it, and the number of points outside its frame
     lines = []
     for figure in (drawn[name] for name in names if name in drawn):
         name, said = figure.row.name, f"**{markdown(figure.takeaway)}**" if figure.takeaway else ""
@@ -110,7 +110,7 @@ def _size(study: Study, rows: list[dict[str, Any]], came: dict[str, Any]) -> str
     base = next(row for row in rows if row["arm"] == study.baseline)
     sizes = ", ".join(f"{key} {model[key]}" for key in ("n_layer", "d_model", "n_head", "n_ctx") if key in model)
     text = f"GPT-2 of {sizes}" + ("" if base["parameters"] is None else f" ({base['parameters']:,.0f} parameters)")
-    text += "" if tokens is None else f", {tokens:,} training tokens a trial"
+    text += "" if tokens is None else f", {tokens:,} training tokens per trial"
     vocabulary = (s.get("tokenizer") or {}).get("vocab_size")
     text += "" if vocabulary is None else f", a vocabulary of {vocabulary:,}"
     trials = sum(row[stage] for row in rows for stage in STAGES)

@@ -1,4 +1,4 @@
-"""A study folder's verdict.json, verdict.md, figures/ and self-contained report.html.
+"""Write verdict.json, verdict.md, figures/, tables/ and a self-contained report.html into a study folder.
 
 `python -m analysis.report STUDY`.
 """
@@ -28,16 +28,16 @@ _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def build(folder: str | Path) -> Path:
-    """Write verdict.json, verdict.md, figures/, tables/ and report.html into a study folder; return the report's path.
+    """Write the report of a study into its folder; return the path of report.html.
 
-    Figures are SVG for the page and PDF for a paper, tables CSV and LaTeX (booktabs). The same folder gives the
-    same bytes. Raises: analysis.io.study.TableError.
+    Figures are SVG for the page and PDF for a paper. Tables are CSV and LaTeX (booktabs). The same folder gives the
+    same bytes. Raises TableError if the tables are wrong.
     """
     return write(Findings(load(folder)), Path(folder))
 
 
 def write(found: Findings, out: Path) -> Path:
-    """Write the files of `build` into a folder; return the report's path."""
+    """Write the files of `build` into `out`; return the path of report.html."""
     for name in ("figures", "tables"):
         (out / name).mkdir(exist_ok=True)
     shown = drawn(found)
@@ -55,14 +55,14 @@ def write(found: Findings, out: Path) -> Path:
 
 
 def decision(result: Result) -> list[str]:
-    """The verdict's table, the reason of each arm and the assay sensitivity, as lines of Markdown."""
+    """Return the verdict's table, the reason of each arm and the assay sensitivity, as lines of Markdown."""
     lines = [formats.to_markdown(as_rows(result.comparisons), formats.VERDICT_COLUMNS), ""]
     lines += [f"- {markdown(row.arm)}: {markdown(row.why)}" for row in result.comparisons]
     return [*lines, f"- assay sensitivity: {markdown(result.sensitivity.why)}", ""]
 
 
 def verdict_markdown(result: Result) -> str:
-    """The verdict as Markdown: the sentence, the table, why."""
+    """Return the verdict as Markdown: its sentence, its table and its reasons."""
     lines = [f"# {markdown(result.study)}", "", markdown(result.question), ""]
     lines += [f"**{markdown(result.summary)}**", ""]
     lines += decision(result)
@@ -74,12 +74,18 @@ def verdict_markdown(result: Result) -> str:
 
 
 def terminal_table(result: Result) -> Table:
-    """The verdict table for a terminal (rich), as wide as the terminal allows."""
+    """Return the verdict's table for a terminal (rich), as wide as the terminal."""
     return formats.verdict_table(as_rows(result.comparisons), result.summary, Console().width)
 
 
 def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]) -> str:
-    """The report's text; every name in it is escaped."""
+    """Return the text of the report; every name in it is escaped.
+
+    Args:
+        found: The tables of the study.
+        figures: Its figures by name.
+        svg: The SVG files of the same figures by name.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     grid, grid_columns = calibration.pivot(found.equal_learning_rate)
@@ -106,7 +112,7 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script; returns the exit code."""
+    """Run the script; return the exit code."""
     p = command.Parser(prog="python -m analysis.report", description=__doc__)
     p.add_argument("study", metavar="STUDY", help="a study folder")
     add_require_verdict(p)

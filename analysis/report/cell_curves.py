@@ -1,4 +1,4 @@
-"""Loss curves of a study without a confirm stage: a line a configuration, as there are no seeds to average over."""
+"""Draw the loss curves of a study without a confirm stage: one line per configuration, as each has one seed."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from analysis.io.study import Study
 from analysis.report.plots import WIDTH, arm_style, legend, tokens_text
 
 Line = tuple[str, int, str, pd.DataFrame]  # arm, rank of the configuration in its arm, label, (tokens, val_nll)
-MOST = 4  # configurations of an arm that are drawn, the best of them
+MOST = 4  # configurations drawn per arm: the best
 LINES = ("-", "--", ":", "-.")
 
 
 def lines(study: Study) -> list[Line]:
-    """Arm, rank of the configuration in its arm from 0, label, and rows (tokens, val_nll) of each line.
+    """Return one line for each of the `MOST` configurations per arm with the lowest last validation loss.
 
-    The configurations with the lowest last validation loss, `MOST` an arm; a diverged one has no last loss and none.
+    Ranks count from 0 within the arm. A configuration that diverged has no last loss and no line.
     """
     curves, trials = study.curves, study.trials
     if not len(curves) or "config_key" not in trials.columns:
@@ -35,7 +35,7 @@ def lines(study: Study) -> list[Line]:
 
 
 def cell_curves(study: Study, found: Sequence[Line]) -> Figure:
-    """Validation loss of the best configurations of every arm against tokens."""
+    """Draw the validation loss of every arm's best configurations against tokens."""
     fig = Figure(figsize=(WIDTH, 3.7))
     ax = fig.subplots()
     entries = []

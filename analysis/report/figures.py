@@ -1,4 +1,4 @@
-"""Every figure of a report and of a published page: a row of `FIGURES`."""
+"""List every figure of a report and of a published page, one row of `FIGURES` each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from analysis.report.findings import Findings
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure. It is shown if `table` has rows.
+    """Figure that is shown if `table` has rows.
 
-    `takeaway` is a sentence on what it shows, read from the tables; empty if they say nothing. `caption` says how to
-    read it in the report, `short` on a published page; a figure without one is not shown there. `cut` marks a figure
-    whose frame is chosen so that most of it can be read: its caption counts the points outside.
+    `takeaway` states what the figure shows, and is empty if the tables say nothing. `caption` explains how to read it
+    in the report, and `short` on a published page; a figure without that text is left out there. `cut` marks a figure
+    whose frame leaves points out; its caption counts them.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of one study: the drawing, its sentence, and how many points lie outside its frame, in words."""
+    """Figure drawn for one study, with its takeaway and the sentence on points outside its frame."""
 
     row: Figure
     plot: figure.Figure
@@ -56,13 +56,13 @@ FIGURES = (
         table=lambda found: True,
         takeaway=lambda found: takeaways.differences(found.result.comparisons, found.study.margin),
         caption=(
-            "Each dot is one seed (100 at most are drawn): the baseline's loss minus the arm's on that seed, "
-            "in percent of the baseline's mean; right of zero the arm is better. The bar is the interval of "
-            "the mean (tick). The grey band is the margin of {margin} within which differences count as none. "
-            "A bar that crosses zero decides nothing."
+            "One dot is one seed (at most 100 are drawn): the baseline's loss minus the arm's, in percent of the "
+            "baseline's mean. Right of zero the arm is better. The tick is the mean, the bar its interval. The grey "
+            "band is the margin of {margin}; a smaller difference counts as none. A bar that crosses zero decides "
+            "nothing."
         ),
         short=(
-            "One dot a seed: the baseline's loss minus the arm's, in percent. The bar is the interval of the "
+            "One dot is one seed: the baseline's loss minus the arm's, in percent. The bar is the interval of the "
             "mean, the band the margin."
         ),
     ),
@@ -72,10 +72,10 @@ FIGURES = (
         table=_rates,
         takeaway=lambda found: takeaways.learning_rate(found.calibration),
         caption=(
-            "Small marks are search trials (hollow: stopped early, at the loss they had); lines join the "
-            "means of the calibration seeds on the shared grid, vertical strokes span them; crosses at the "
-            "top are infeasible trials. Losses far above the rest are cut off. Every arm should have its "
-            "lowest point inside the grid: the arms are then compared each at its own best."
+            "Small marks are search trials; a hollow one was stopped early and has the loss it had then. Lines join "
+            "the means of the calibration seeds on the shared grid, and vertical strokes span those seeds. Crosses at "
+            "the top are infeasible trials. Losses far above the rest are cut off. Every arm should have its lowest "
+            "point inside the grid, so that each arm is compared at its own best."
         ),
         short="Validation loss against learning rate: search trials as dots, the shared grid as lines.",
         cut=True,
@@ -86,11 +86,10 @@ FIGURES = (
         table=lambda found: {"lr", "val_nll"} <= set(found.study.trials.columns) and found.search_budget,
         takeaway=lambda found: takeaways.search_budget(found.search_budget),
         caption=(
-            "The lowest validation loss to expect from n search trials of an arm, from the trials it had: "
-            "solid is unbiased (drawn without replacement), dotted the estimate with replacement. A curve "
-            "still falling at its end says that more search could help that arm; where a line is missing, the "
-            "best of so few trials may be an infeasible one. Trials stopped early count with the loss they "
-            "had."
+            "Expected lowest validation loss of n search trials of an arm, from the trials it had. The solid line is "
+            "drawn without replacement (unbiased), the dotted one with replacement. A curve that still falls at its "
+            "end means that more search could help that arm. A line is missing if the best of so few trials may be an "
+            "infeasible one. Trials stopped early count with the loss they had."
         ),
     ),
     Figure(
@@ -99,8 +98,8 @@ FIGURES = (
         table=lambda found: _has(found, "confirm"),
         takeaway=lambda found: takeaways.loss_curves(found.study),
         caption=(
-            "Validation loss of the confirm runs: the line is the mean over seeds, the band runs from the "
-            "lowest to the highest seed. The first steps are cut off so that the end can be read."
+            "Validation loss of the confirm runs: the line is the mean over seeds, the band runs from the lowest to "
+            "the highest seed. The first steps are cut off so that the end can be read."
         ),
         short="Validation loss of the confirm runs: mean over seeds, band from the lowest to the highest.",
         cut=True,
@@ -111,8 +110,8 @@ FIGURES = (
         table=lambda found: found.cell_curves,
         takeaway=lambda found: takeaways.lowest_cell(found.cell_curves),
         caption=(
-            "Validation loss of each arm's best configurations, a line a configuration and one seed each: "
-            "lines of two arms differ by their seeds' luck as well."
+            "Validation loss of each arm's best configurations: one line per configuration, each with one seed. Lines "
+            "of two arms also differ by the luck of their seeds."
         ),
     ),
     Figure(
@@ -121,9 +120,9 @@ FIGURES = (
         table=lambda found: found.over_training,
         takeaway=lambda found: takeaways.over_training(found.slopes),
         caption=(
-            "Improvement over the baseline at each evaluation, with its interval at that step alone; above "
-            "zero the arm is better. Points of one run depend on each other, so only the slope below, one "
-            "number a seed, is tested."
+            "Improvement over the baseline at each evaluation, with its interval at that step alone. Above zero the "
+            "arm is better. Points of one run depend on each other, so only the slope below is tested, one number per "
+            "seed."
         ),
         short="The improvement at each evaluation of the confirm runs, with its interval at that step alone.",
     ),
@@ -132,7 +131,7 @@ FIGURES = (
         draw=lambda found: plots.figure(found.study, found.growth),
         table=lambda found: found.growth,
         takeaway=lambda found: "",
-        short=("The slope of the improvement on log2(tokens): one dot a seed, the bar is the interval of the mean."),
+        short="The slope of the improvement on log2(tokens): one dot per seed, the bar is the interval of the mean.",
     ),
     Figure(
         "alphas",
@@ -140,10 +139,10 @@ FIGURES = (
         table=lambda found: arms_with_alphas(found.study),
         takeaway=lambda found: takeaways.by_layer(found.alphas),
         caption=(
-            "Where the gate strength ended, learned or searched: a thin line is one seed (100 at most are "
-            "drawn), the thick one their mean, by layer. Dotted lines mark 0 (gate off) and 1 (fully gated)."
+            "Gate strength at the last step by layer, learned or searched: a thin line is one seed (at most 100 are "
+            "drawn), the thick line their mean. Dotted lines mark 0 (gate off) and 1 (fully gated)."
         ),
-        short="Learned alpha at the last step by layer: a thin line a seed, the thick one their mean.",
+        short="Learned alpha at the last step by layer: a thin line per seed, a thick line for their mean.",
     ),
     Figure(
         "against_alpha",
@@ -151,9 +150,9 @@ FIGURES = (
         table=lambda found: found.against_alpha,
         takeaway=lambda found: takeaways.against_alpha(found.against_alpha),
         caption=(
-            "Loss against the searched alpha: dots are search trials trained to their end, at whatever "
-            "learning rate they had; the line is a quadratic fit in alpha and log learning rate, at its best "
-            "learning rate, with its interval. It describes the search and tests nothing."
+            "Loss against the searched alpha. Dots are search trials trained to their end, each at its own learning "
+            "rate. The line is a quadratic fit in alpha and log learning rate, at its best learning rate, with its "
+            "interval. It describes the search and tests nothing."
         ),
         short="Search trials of the arm that searched alpha, with a quadratic through them and its band.",
         cut=True,
@@ -164,9 +163,9 @@ FIGURES = (
         table=lambda found: found.sequential,
         takeaway=lambda found: takeaways.sequential(found.result.comparisons),
         caption=(
-            "The rule was named before the study ran. A line is one arm: the smallest level at which this or "
-            "an earlier look would have stopped for that arm alone. An arm is decided once that p, corrected "
-            "for all arms, is at or below the level (dotted for one arm alone); seeds were added until every "
+            "The rule was named before the study ran. A line is one arm. Its p is the smallest level at which this or "
+            "an earlier look would have stopped for that arm alone. An arm is decided once its p, corrected for all "
+            "arms, is at most the level; the dotted line is the level for one arm alone. Seeds were added until every "
             "arm was decided or the last look was reached."
         ),
     ),
@@ -174,7 +173,7 @@ FIGURES = (
 
 
 def drawn(found: Findings, published: bool = False) -> dict[str, Drawn]:
-    """Name -> figure, for the figures of a report, or of a published page, that a study's tables allow."""
+    """Draw the figures of a report, or of a published page, for which the study has rows; return them by name."""
     out = {}
     for row in FIGURES:
         if (row.short if published else row.caption) and row.table(found):

@@ -1,4 +1,4 @@
-"""Everything that one study's tables say: each is computed once, when it is first asked for."""
+"""Compute each table of a study once, when it is first read."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,88 +28,88 @@ PATH_COLUMNS: formats.Columns = {
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """The verdict of a study and the tables beside it, for its figures, pages and files."""
+    """Verdict and tables of one study, for its figures, pages and files."""
 
     study: Study
 
     @cached_property
     def result(self) -> Result:
-        """The verdict."""
+        """Verdict on every arm."""
         return decide(self.study)
 
     @cached_property
     def verdict(self) -> Rows:
-        """The comparisons as rows."""
+        """Comparisons of the verdict, one row per arm."""
         return as_rows(self.result.comparisons)
 
     @cached_property
     def sequential(self) -> Rows:
-        """A row for each arm and look of a sequential rule."""
+        """Looks of a sequential rule, one row per arm and look."""
         return [{"arm": row.arm, **look} for row in self.result.comparisons for look in row.path]
 
     @cached_property
     def fairness(self) -> Rows:
-        """`fairness.ledger`: what each arm was given."""
+        """Trials, tokens and compute of each arm (`fairness.ledger`)."""
         return fairness.ledger(self.study)
 
     @cached_property
     def calibration(self) -> Rows:
-        """`calibration.optimum_rows`: the learning-rate grid."""
+        """Optimal learning rates of the arms (`calibration.optimum_rows`)."""
         return calibration.optimum_rows(self.study)
 
     @cached_property
     def equal_learning_rate(self) -> Rows:
-        """`calibration.at_grid`: the arms at equal learning rate."""
+        """Improvements at equal learning rate (`calibration.at_grid`)."""
         return calibration.at_grid(self.study)
 
     @cached_property
     def pairs(self) -> dict[str, curves.Pair]:
-        """`curves.paired_curves`: the curves that the next three tables are made of."""
+        """Paired loss curves, of which the next three tables are made (`curves.paired_curves`)."""
         return curves.paired_curves(self.study)
 
     @cached_property
     def over_training(self) -> dict[str, pd.DataFrame]:
-        """`curves.over_training`: the improvement at every evaluation."""
+        """Improvement at every evaluation, by arm (`curves.over_training`)."""
         return curves.over_training(self.study, self.pairs)
 
     @cached_property
     def slopes(self) -> Rows:
-        """`curves.slopes`: the slope of the improvement over training."""
+        """Slope of the improvement over training (`curves.slopes`)."""
         return curves.slopes(self.study, pairs=self.pairs)
 
     @cached_property
     def growth(self) -> Rows:
-        """`growth.table`: the slopes on both scales, adjusted for all arms."""
+        """Slopes on both scales, with p adjusted for all arms (`growth.table`)."""
         return growth.table(self.study, self.pairs)
 
     @cached_property
     def search_budget(self) -> Rows:
-        """`budget.curves`: the expected best of so many search trials."""
+        """Expected best loss by number of search trials (`budget.curves`)."""
         return budget.curves(self.study)
 
     @cached_property
     def importance(self) -> Rows:
-        """`hyperparameters.importance`."""
+        """Importance of the hyperparameters (`hyperparameters.importance`)."""
         return hyperparameters.importance(self.study)
 
     @cached_property
     def against_alpha(self) -> Rows:
-        """`hyperparameters.against_alpha`: the loss against the searched alpha."""
+        """Loss against the searched alpha (`hyperparameters.against_alpha`)."""
         return hyperparameters.against_alpha(self.study)
 
     @cached_property
     def alphas(self) -> Rows:
-        """`alphas.summarise`: the learned alphas by layer."""
+        """Learned alphas by layer (`alphas.summarise`)."""
         return alphas.summarise(self.study)
 
     @cached_property
     def cell_curves(self) -> list[Line]:
-        """`cell_curves.lines`: the best configurations of a study without a confirm stage."""
+        """Curves of the best configurations, if there is no confirm stage (`cell_curves.lines`)."""
         return [] if self.study.confirms else lines(self.study)
 
     @property
     def tables(self) -> dict[str, tuple[Rows, formats.Columns]]:
-        """File name -> rows and columns of every table that has rows."""
+        """Rows and columns of every table that has rows, by file name."""
         every: dict[str, tuple[Rows, formats.Columns]] = {
             "verdict": (self.verdict, formats.VERDICT_COLUMNS),
             "fairness": (self.fairness, fairness.COLUMNS),

@@ -1,11 +1,11 @@
-"""What a figure leaves outside its frame, as a sentence for its caption."""
+"""Count the points outside a figure's frame, for its caption."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
 
 def above(fig: Figure) -> int:
-    """The number of marked points that lie above the frame of their axes; not of those placed by the frame itself."""
+    """Count the marked points above the frame of their axes, without those placed in units of the frame."""
     return sum(
         int(np.count_nonzero(np.asarray(line.get_ydata(), dtype=float) > ax.get_ylim()[1]))
         for ax in fig.axes
@@ -15,6 +15,6 @@ def above(fig: Figure) -> int:
 
 
 def note(fig: Figure) -> str:
-    """`above` as a sentence; empty where every point is shown."""
+    """Return the count of `above` as a sentence; return "" if every point is shown."""
     count = above(fig)
     return "" if not count else f"{count} point{' lies' if count == 1 else 's lie'} above the frame."

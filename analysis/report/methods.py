@@ -1,4 +1,4 @@
-"""Sentences from the study's own file and tables: its methods, and what would change the conclusion."""
+"""State a study's methods, and what would change its conclusion, from its own file and tables."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ _TESTS = {
 
 
 def methods(study: Study) -> list[str]:
-    """One sentence an item; only what the study file says."""
+    """Describe the methods, one sentence per item, with only what the study file says."""
     s = study.settings
     out = []
     for key, name in (
@@ -33,7 +33,7 @@ def methods(study: Study) -> list[str]:
     out.append("Arms: " + "; ".join(f"{a} ({_arm(o)})" for a, o in arms.items()) + "." if arms else "")
     search, calibrate, confirm = (s.get(k) or {} for k in STAGES)
     if search.get("trials_per_arm") is not None:
-        out.append(f"Search: {search['trials_per_arm']} trials an arm, each arm on its own ({_flat(search)}).")
+        out.append(f"Search: {search['trials_per_arm']} trials per arm, each arm on its own ({_flat(search)}).")
     stages = s.get("stages") or STAGES
     if calibrate.get("points") is not None and "calibrate" in stages:
         out.append(
@@ -42,7 +42,7 @@ def methods(study: Study) -> list[str]:
             + ("the grid's best by mean." if calibrate.get("choice", "fit") == "grid" else "the fitted optimum.")
         )
     if not study.confirms:
-        out.append("No confirm stage: a configuration was run with one seed, so nothing is tested or decided.")
+        out.append("No confirm stage: each configuration was run with one seed, so nothing is tested or decided.")
         return [line for line in out if line]
     if confirm.get("seeds") is not None or study.rule != "fixed":
         out.append(
@@ -74,7 +74,7 @@ def _seeds(study: Study) -> str:
 
 
 def would_change(found: Findings) -> list[str]:
-    """What could turn the conclusion: sensitivity, seeds, grid edges, infeasible shares, unequal budgets."""
+    """List what could change the conclusion: sensitivity, seeds, grid ends, infeasible trials, unequal budgets."""
     study, result, ledger_rows = found.study, found.result, found.fairness
     out = []
     gap = result.sensitivity
@@ -91,7 +91,7 @@ def would_change(found: Findings) -> list[str]:
         if study.rule == "fixed" and row.n < CLAIM_SEEDS and row.refusal is not Refusal.FLOOR_DOES_NOT_LOSE:
             out.append(f"{row.arm}: {row.n} seeds; a claim asks for {CLAIM_SEEDS}.")
         if row.p_worst_rank is not None:
-            out.append(f"{row.arm}: diverged runs decide; where no run diverges, the t test applies.")
+            out.append(f"{row.arm}: diverged runs decide; if no run diverged, the t test would apply.")
     hits = edge_hits(study)
     if hits:
         out.append(f"A wider grid: the learning rate of {', '.join(hits)} is an end of the calibration grid.")
@@ -105,11 +105,11 @@ def would_change(found: Findings) -> list[str]:
 
 
 def _arm(options: dict[str, Any]) -> str:
-    # the roles it has, then its unit; without a gate an arm is the stock model, whatever base it would leave
+    # its roles, then its unit; an arm with neither gate nor unit is the stock model, whatever its base
     roles = [role for role in ("baseline", "floor") if options.get(role)]
     unit = {k: v for k, v in options.items() if k not in ("baseline", "floor")}
     stock = unit.get("gate") is None and unit.get("unit") is None
-    if unit.get("unit") is not None:  # it settles the others
+    if unit.get("unit") is not None:  # a unit sets the other options
         unit = {k: v for k, v in unit.items() if k in ("unit", "alpha")}
     return ", ".join([*roles, "stock activation" if stock else _flat(unit)])
 

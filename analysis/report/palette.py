@@ -1,16 +1,16 @@
-"""Colours of the arms, the same in the report's figures and in MLflow's UI."""
+"""Choose the colours of the arms, the same in the report's figures and in MLflow's UI."""
 
-INK = "#1b1b1c"  # of the baseline; the report draws it in the page's text colour
-# Six after Okabe and Ito, two chosen against them: any two are 17 or more apart in CIELAB, also as seen with protanopia
-# and deuteranopia; visible on white and on near-black
+INK = "#1b1b1c"  # the baseline; the report draws it in the text colour of the page
+# Six colours follow Okabe and Ito; two were chosen to differ from them. Any two are at least 17 apart in CIELAB, also
+# as seen with protanopia and deuteranopia. All are visible on white and on near-black.
 COLOURS = ("#2a86c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6f4be0", "#8c6239")
-DARKER = 0.7  # of each channel, for the arms beyond
+DARKER = 0.7  # factor on each channel, for the arms after the eighth
 
 
 def colour_of(place: int) -> str:
-    """Colour (#rrggbb) of the arm at a place from 0 among those that are not the baseline; 16 differ.
+    """Return the colour (#rrggbb) of the arm at `place`, counted from 0 without the baseline; 16 places differ.
 
-    Raises ValueError for a negative place.
+    Raises ValueError if `place` is negative.
     """
     if place < 0:
         raise ValueError(f"place {place} is negative: the baseline has INK")

@@ -1,6 +1,6 @@
-"""Figures as SVG text: the same table gives the same bytes; readable on a dark and on a light page.
+"""Draw figures as SVG, to be read on a dark and on a light page; the same table gives the same bytes.
 
-Text and axes are drawn in one ink, which `inline` turns into the page's own text colour.
+Text and axes have one colour, which `inline` replaces by the text colour of the page.
 """
 
 import io
@@ -23,9 +23,9 @@ from analysis.report.palette import INK, colour_of
 from analysis.verdict.kinds import Comparison
 
 Source = TypeVar("Source")
-MARKERS = "sD^vP<>Xph*"  # the baseline has the dot; by them arms are told apart in grey
-WIDTH = 5.8  # inches of every figure: its 10 pt can be read on a phone, scaled to its width
-DRAWN = 100  # seeds drawn one by one; means and intervals are of all
+MARKERS = "sD^vP<>Xph*"  # tell arms apart in grey print; the baseline has the dot
+WIDTH = 5.8  # inches of every figure: its 10 pt text can be read on a phone
+DRAWN = 100  # seeds drawn as points; means and intervals use all seeds
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # an arm's name is text, not a formula
@@ -40,14 +40,14 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
-    "xtick.minor.size": 3.5,  # as the major ones: on a log axis their labels stand in one row
+    "xtick.minor.size": 3.5,  # equal to the major ticks: on a log axis their labels share a row
     "xtick.minor.pad": 3.5,
     "savefig.transparent": True,
 }
 
 
 def arm_style(study: Study, arm: str) -> tuple[str, str]:
-    """Colour and marker of an arm: the baseline in ink, the others by their place in the study."""
+    """Return colour and marker of an arm: the baseline is in ink, the others follow their place in the study."""
     if arm == study.baseline:
         return INK, "o"
     i = [a for a in study.arms if a != study.baseline].index(arm)
@@ -61,7 +61,13 @@ def styled(draw: Callable[[Source], Figure], source: Source) -> Figure:
 
 
 def render(fig: Figure, kind: str = "svg", salt: str = "figure") -> bytes:
-    """Give the bytes of a figure's file (svg or pdf), without a date, equal for equal input."""
+    """Return a figure's file, without a date, so that equal input gives equal bytes.
+
+    Args:
+        fig: The figure.
+        kind: Format, svg or pdf.
+        salt: Seed of the ids in an SVG.
+    """
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt, "savefig.transparent": kind == "svg"}):
         out = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"CreationDate": None, "ModDate": None}
@@ -70,31 +76,28 @@ def render(fig: Figure, kind: str = "svg", salt: str = "figure") -> bytes:
 
 
 def inline(svg: bytes, name: str) -> str:
-    """An SVG file as an element of an HTML page: the page's ink, own ids, no prologue, scaled by its width."""
+    """Turn an SVG file into an element of an HTML page: the page's text colour, own ids, no prologue, no fixed size."""
     text = svg.decode()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"',
-        r"\1",
-        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
-        count=1,
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
     )
 
 
 def legend(ax: Axes, entries: Sequence[tuple[Artist, str]]) -> None:
-    """A legend below the axes, of (artist, label), in as many columns as the figure is wide."""
-    # a leading underscore would hide the entry, so the name gets a space in front
+    """Add a legend of (artist, label) below the axes, in as many columns as fit."""
+    # matplotlib hides a label with a leading underscore, so it gets a space in front
     handles = [h for h, _ in entries]
     labels = [f" {label}" if label.startswith("_") else label for _, label in entries]
-    columns = max(1, min(3, 64 // (8 + max(map(len, labels), default=0))))  # a label is some 8 wider than its text
+    columns = max(1, min(3, 64 // (8 + max(map(len, labels), default=0))))  # 8: marker and gap
     ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
 
 
 def differences(study: Study, rows: Sequence[Comparison]) -> Figure:
-    """Paired differences in percent of the baseline's mean, a dot a seed, with mean and interval."""
+    """Draw paired differences in percent of the baseline's mean: one dot per seed, with mean and interval."""
     rows = [row for row in rows if row.improvement_percent is not None]
     fig = Figure(figsize=(WIDTH, 1.1 + 0.55 * max(1, len(rows))))
     draw_differences(fig.subplots(), study, rows)
@@ -102,7 +105,7 @@ def differences(study: Study, rows: Sequence[Comparison]) -> Figure:
 
 
 def draw_differences(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None:
-    """Draw `differences` on axes of one's own; every row has an improvement."""
+    """Draw `differences` on given axes; every row must have an improvement."""
     ax.axvline(0, color=INK, lw=1)
     if rows:
         margin = _percent(rows[0], rows[0].margin)
@@ -121,12 +124,12 @@ def draw_differences(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None
 
 
 def _percent(row: Comparison, nats: float) -> float:
-    """A number of nats in percent of the baseline's mean loss."""
+    """Convert nats to percent of the baseline's mean loss."""
     return nats / (row.baseline_mean or np.nan) * 100
 
 
 def _zoom(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None:
-    # a floor far behind would squeeze the arms in question: it is named at the edge with its number
+    # a floor far behind would squeeze the other arms, so its number is written at the edge
     near = [row for row in rows if row.arm != study.floor]
     if not near or len(near) == len(rows):
         return
@@ -140,19 +143,12 @@ def _zoom(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None:
         if row.arm == study.floor and abs(value) > reach:
             side = "left" if value < 0 else "right"
             arrow = f"\u25c0 {value:+.2f}%" if value < 0 else f"{value:+.2f}% \u25b6"
-            ax.text(
-                -reach if value < 0 else reach,
-                y,
-                arrow,
-                ha=side,
-                va="center",
-                color=arm_style(study, row.arm)[0],
-            )
+            ax.text(-reach if value < 0 else reach, y, arrow, ha=side, va="center", color=arm_style(study, row.arm)[0])
             ax.set_xlim(-reach, reach)
 
 
 def learning_rate(study: Study) -> Figure:
-    """Validation loss against learning rate: search trials as dots, the shared grid as lines of means."""
+    """Draw validation loss against learning rate: search trials as dots, the shared grid as lines of means."""
     fig = Figure(figsize=(WIDTH, 3.7))
     ax = fig.subplots()
     entries, seen = [], []
@@ -180,7 +176,7 @@ def learning_rate(study: Study) -> Figure:
     if len(finite):
         low, high = finite.min(), np.quantile(finite, 0.9)
         room = max(high - low, 1e-3 * abs(low))
-        ax.set_ylim(low - 0.08 * room, high + 0.15 * room)  # a diverging trial must not flatten the rest
+        ax.set_ylim(low - 0.08 * room, high + 0.15 * room)  # keep one diverging trial from flattening the rest
     ax.set_xscale("log")
     ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ax.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
@@ -192,7 +188,7 @@ def learning_rate(study: Study) -> Figure:
 
 
 def loss_curves(study: Study) -> Figure:
-    """Validation loss of the confirm runs against tokens: mean over seeds, band from lowest to highest."""
+    """Draw the validation loss of the confirm runs against tokens: mean over seeds, band from lowest to highest."""
     fig = Figure(figsize=(WIDTH, 3.7))
     ax = fig.subplots()
     curves = study.curves[study.curves["stage"] == "confirm"]
@@ -206,13 +202,10 @@ def loss_curves(study: Study) -> Figure:
         (line,) = ax.plot(by_tokens.index, by_tokens["mean"], color=colour, lw=1.6, marker=marker, ms=4.5)
         ax.fill_between(by_tokens.index, by_tokens["min"], by_tokens["max"], color=colour, alpha=0.18, lw=0)
         entries.append((line, arm))
-        last += [
-            by_tokens["mean"].iloc[-1],
-            by_tokens["mean"].iloc[min(len(by_tokens) - 1, len(by_tokens) // 6)],
-        ]
+        last += [by_tokens["mean"].iloc[-1], by_tokens["mean"].iloc[min(len(by_tokens) - 1, len(by_tokens) // 6)]]
     if last:
         room = max(max(last) - min(last), 1e-3 * abs(min(last)))
-        ax.set_ylim(min(last) - 0.1 * room, max(last) + 0.25 * room)  # the first steps would hide the last
+        ax.set_ylim(min(last) - 0.1 * room, max(last) + 0.25 * room)  # the range of the first steps would hide the last
     ax.set_xlabel("training tokens")
     ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
     ax.set_ylabel("validation loss (nats per token)")
@@ -221,7 +214,7 @@ def loss_curves(study: Study) -> Figure:
 
 
 def tokens_text(x: float, _: object) -> str:
-    """A number of tokens with k, M or B, for an axis."""
+    """Format a number of tokens with k, M or B, for an axis."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(x) >= unit:
             return f"{x / unit:g}{letter}"
@@ -229,7 +222,7 @@ def tokens_text(x: float, _: object) -> str:
 
 
 def learned_alphas(study: Study) -> Figure:
-    """Final alpha by layer, a thin line a seed and a thick one their mean, a panel an arm that learns it."""
+    """Draw the last alpha by layer, one panel per arm: a thin line per seed, a thick line for their mean."""
     rows, arms = confirm_rows(study.trials), arms_with_alphas(study)
     columns = alpha_columns(rows)
     across = min(2, len(arms))
@@ -256,7 +249,7 @@ def learned_alphas(study: Study) -> Figure:
 
 
 def over_training(study: Study, training: dict[str, pd.DataFrame]) -> Figure:
-    """Improvement at each evaluation step with its interval as a band."""
+    """Draw the improvement at each evaluation, with its interval as a band."""
     fig = Figure(figsize=(WIDTH, 3.6))
     ax = fig.subplots()
     ax.axhline(0, color=INK, lw=1)
@@ -277,7 +270,7 @@ def over_training(study: Study, training: dict[str, pd.DataFrame]) -> Figure:
 
 
 def sequential_path(study: Study, rows: Sequence[Comparison]) -> Figure:
-    """The p over all looks against seeds, an arm a line, with the level; an arm stops when its adjusted p is below."""
+    """Draw the p over all looks against seeds, one line per arm; an arm stops if its adjusted p is below the level."""
     fig = Figure(figsize=(WIDTH, 3.4))
     ax = fig.subplots()
     entries = []
@@ -297,7 +290,7 @@ def sequential_path(study: Study, rows: Sequence[Comparison]) -> Figure:
 
 
 def against_alpha(study: Study, rows: list[dict]) -> Figure:
-    """Search trials of the arms that searched alpha, and `hyperparameters.against_alpha` as a line with its band."""
+    """Draw the search trials of arms that searched alpha, with the fit `hyperparameters.against_alpha` and its band."""
     fig = Figure(figsize=(WIDTH, 3.4))
     ax = fig.subplots()
     entries, seen = [], []
@@ -313,7 +306,7 @@ def against_alpha(study: Study, rows: list[dict]) -> Figure:
         seen += [*trials["val_nll"], *mine["loss"]]
     low, high = min(seen), float(np.quantile(seen, 0.9))
     room = max(high - low, 1e-3 * abs(low))
-    ax.set_ylim(low - 0.2 * room, high + 0.3 * room)  # a trial far off must not flatten the rest
+    ax.set_ylim(low - 0.2 * room, high + 0.3 * room)  # keep one high loss from flattening the rest
     ax.set_xlabel("alpha (searched)")
     ax.set_ylabel("validation loss (nats per token)")
     legend(ax, entries)
@@ -321,7 +314,7 @@ def against_alpha(study: Study, rows: list[dict]) -> Figure:
 
 
 def search_budget(study: Study, rows: list[dict]) -> Figure:
-    """Expected best val_nll of n search trials, by arm: solid without replacement, dotted with it."""
+    """Draw the expected best val_nll of n search trials by arm: solid without replacement, dotted with replacement."""
     fig = Figure(figsize=(WIDTH, 3.4))
     ax = fig.subplots()
     entries = []
@@ -339,7 +332,7 @@ def search_budget(study: Study, rows: list[dict]) -> Figure:
 
 
 def figure(study: Study, rows: list[dict[str, Any]]) -> Figure:
-    """The slope on log2(tokens) of every seed as a dot, with the mean and its interval, an arm a line."""
+    """Draw every seed's slope on log2(tokens) as a dot, with the mean and its interval, one row per arm."""
     rows = [row for row in rows if row["scale"] == SCALES["log2"][1] and row["slope"] is not None]
     fig = Figure(figsize=(WIDTH, 1.1 + 0.5 * max(1, len(rows))))
     ax = fig.subplots()
@@ -353,5 +346,5 @@ def figure(study: Study, rows: list[dict[str, Any]]) -> Figure:
         ax.plot([row["slope"]], [y - 0.17], "|", color=INK, ms=13, mew=2)
     ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel(f"slope of the improvement over {study.baseline} (% a doubling of tokens; right of 0 = it rises)")
+    ax.set_xlabel(f"slope of the improvement over {study.baseline} (% per doubling of tokens; right of 0 = it rises)")
     return fig

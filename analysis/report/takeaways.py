@@ -1,4 +1,4 @@
-"""What each figure of a report shows, in a sentence whose names and numbers are read from the study's tables."""
+"""State what each figure of a report shows, in a sentence made from the study's tables."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,17 +12,17 @@ from analysis.report.cell_curves import Line
 from analysis.verdict.kinds import Comparison
 from analysis.verdict.words import headline
 
-SAME = 0.005  # alphas of an arm's layers that differ by less are one number
+SAME = 0.005  # alphas of an arm's layers that differ by less are shown as one number
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Names with commas, the last with `and`."""
+    """Join names with commas, and the last with `and`."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    # key -> arms, of pairs (key, arm)
+    # (key, arm) pairs to key -> arms
     groups: dict[str, list[str]] = {}
     for key, arm in pairs:
         groups.setdefault(key, []).append(arm)
@@ -30,13 +30,13 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def differences(rows: Sequence[Comparison], margin: float | str) -> str:
-    """The arms by their verdict, without its details in brackets."""
+    """List the arms by their verdict, without its details in brackets."""
     groups = _grouped((headline(row, margin), row.arm) for row in rows)
     return " ".join(f"{word[:1].upper()}{word[1:]}: {_listed(arms)}." for word, arms in groups.items())
 
 
 def sequential(rows: Sequence[Comparison]) -> str:
-    """How many arms were decided, and after how many seeds."""
+    """Count the arms that were decided, and the seeds that this took."""
     looked = [row for row in rows if row.path]
     if not looked:
         return ""
@@ -45,7 +45,7 @@ def sequential(rows: Sequence[Comparison]) -> str:
 
 
 def learning_rate(rows: list[dict[str, Any]]) -> str:
-    """Whether every arm's optimum lies inside the grid, and where the optima lie."""
+    """State if every arm's optimum lies inside the grid, and the range of the optima."""
     if not rows:
         return ""
     edges = [row["arm"] for row in rows if row["at_edge"] == "yes"]
@@ -57,7 +57,7 @@ def learning_rate(rows: list[dict[str, Any]]) -> str:
 
 
 def against_alpha(rows: list[dict[str, Any]]) -> str:
-    """The alpha of each arm's lowest fitted loss."""
+    """State the alpha of each arm's lowest fitted loss."""
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
         best[row["arm"]] = min(best.get(row["arm"], row), row, key=lambda r: r["loss"])
@@ -66,7 +66,7 @@ def against_alpha(rows: list[dict[str, Any]]) -> str:
 
 
 def loss_curves(study: Study) -> str:
-    """The arms of the lowest and the highest mean loss at the last evaluation, and how far apart seeds are."""
+    """Name the arms of the lowest and the highest mean loss at the last evaluation, and the spread of the seeds."""
     curves, chosen = study.curves, confirm_rows(study.trials)
     if not len(curves) or not len(chosen):
         return ""
@@ -84,13 +84,13 @@ def loss_curves(study: Study) -> str:
 
 
 def lowest_cell(lines: Sequence[Line]) -> str:
-    """The configuration of the lowest last loss."""
+    """Name the configuration of the lowest last loss."""
     found = [(float(rows["val_nll"].iloc[-1]), label) for _, _, label, rows in lines]
     return "Lowest at the end: {1}, {0:.3f} nats per token.".format(*min(found)) if found else ""
 
 
 def over_training(rows: list[dict[str, Any]]) -> str:
-    """The arms by the sign of their slope over training, where its interval leaves out zero."""
+    """List the arms by the sign of their slope over training, if its interval leaves out zero."""
     words = {GROWS: "rises for", SHRINKS: "falls for", NO_TREND: "has no clear trend for"}
     groups = _grouped((str(row["why"]), row["arm"]) for row in rows)
     said = [f"{word} {_listed(groups[why])}" for why, word in words.items() if why in groups]
@@ -98,7 +98,7 @@ def over_training(rows: list[dict[str, Any]]) -> str:
 
 
 def by_layer(rows: list[dict[str, Any]]) -> str:
-    """The lowest and the highest mean alpha of each arm, with the layer."""
+    """State the lowest and the highest mean alpha of each arm, with the layer."""
     said = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]
@@ -111,7 +111,7 @@ def by_layer(rows: list[dict[str, Any]]) -> str:
 
 
 def search_budget(rows: list[dict[str, Any]]) -> str:
-    """The arm whose expected best loss the last of its search trials lowered the most."""
+    """Name the arm whose last search trial lowered its expected best loss the most."""
     gains: dict[str, float] = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         seen = [row["without_replacement"] for row in rows if row["arm"] == arm]
@@ -121,4 +121,4 @@ def search_budget(rows: list[dict[str, Any]]) -> str:
     if not gains:
         return ""
     most = max(gains, key=lambda arm: gains[arm])
-    return f"The last search trial lowered the loss to expect by {gains[most]:.2f}% at most ({most})."
+    return f"The last search trial lowered the expected best loss by at most {gains[most]:.2f}% ({most})."

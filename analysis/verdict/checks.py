@@ -1,4 +1,4 @@
-"""Checks of a study before its verdict holds: assay sensitivity, the ends of the grid, cells that are missing."""
+"""Check a study before its verdict holds: assay sensitivity, ends of the grid, missing cells."""
 
 from collections.abc import Sequence
 
@@ -9,22 +9,20 @@ from analysis.stats.pairs import differences
 from analysis.stats.sequential import undecided
 from analysis.verdict.kinds import Comparison, Sensitivity
 
-STRONG_GAP = 3.0  # percent: a regime that means to rank arms separates the linear floor by this much
+STRONG_GAP = 3.0  # percent by which the floor must lose before the order of the arms can be trusted
 
 
 def assay(rows: Sequence[Comparison], study: Study) -> Sensitivity:
-    """Measure the gap of the floor to the baseline in percent; `testable` if its interval lies above zero.
+    """Measure how much worse the floor is than the baseline, in percent; it is testable if the interval is above zero.
 
-    The linear floor must lose, or the regime cannot tell arms apart and no verdict on them holds.
+    The floor must lose. Otherwise the regime cannot tell arms apart, and no verdict on them holds.
     """
     out = Sensitivity(study.floor, study.baseline)
     row = next((row for row in rows if row.arm == study.floor), None)
     if row is None:
         return out
-    gap, low, high = (
-        None if value is None else -value
-        for value in (row.improvement_percent, row.improvement_high, row.improvement_low)
-    )
+    values = (row.improvement_percent, row.improvement_high, row.improvement_low)
+    gap, low, high = (None if value is None else -value for value in values)
     out.gap_percent, out.gap_low, out.gap_high, out.n, out.p = gap, low, high, row.n, row.p_t
     out.testable = low is not None and low > 0
     out.strong = bool(out.testable and gap is not None and gap >= STRONG_GAP)
@@ -40,7 +38,7 @@ def assay(rows: Sequence[Comparison], study: Study) -> Sensitivity:
 
 
 def edge_hits(study: Study) -> list[str]:
-    """Arms whose confirmed learning rate is an end of the calibration grid: a better one may lie outside."""
+    """Return the arms whose confirmed learning rate is an end of the calibration grid; a better one may lie outside."""
     if "lr" not in study.trials.columns:
         return []
     grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
@@ -55,7 +53,7 @@ def edge_hits(study: Study) -> list[str]:
 
 
 def unfinished(study: Study) -> str:
-    """Name the cells that a study file asks for and the tables lack; empty if none, and for a table without one."""
+    """Name the cells that the study file asks for and the tables lack; return "" if none, or without a study file."""
     arms, confirm = study.settings.get("arms"), study.settings.get("confirm") or {}
     if not arms:
         return ""
@@ -76,7 +74,7 @@ def unfinished(study: Study) -> str:
 
 
 def _stopped(study: Study, n: int) -> bool:
-    """Whether a sequential rule stopped at its look of `n` seeds, because every arm was decided."""
+    """Return whether the sequential rule stopped at its look at `n` seeds because every arm was decided."""
     if n not in study.looks:
         return False
     losses = study.losses()

@@ -1,4 +1,4 @@
-"""One arm against the baseline: the numbers that a verdict rests on, and the refusals before them."""
+"""Compute the numbers of one arm against the baseline, or the reason why it cannot be tested."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from analysis.verdict.kinds import Comparison, Refusal, Verdict
 
 
 def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float) -> Comparison:
-    """Compute the numbers of one comparison; the kind is identical or not testable if no test can be made.
+    """Compute the numbers of one comparison; its kind is identical or not testable if no test can be made.
 
-    With a diverged run the mean-based numbers are those of the complete pairs, and `p_deciding` is the
-    worst-rank test over all pairs (intention to treat); without one, `p_deciding` is the paired t test's p.
+    `p_deciding` is the p of the paired t test if no run diverged. Otherwise it is the p of the worst-rank test over
+    all pairs (intention to treat), and the mean-based numbers are those of the complete pairs.
 
     Args:
         arm: Name of the arm.
@@ -72,12 +72,12 @@ def _mean_based(row: Comparison, b: np.ndarray, a: np.ndarray, level: float) -> 
     d, n = b - a, len(b)
     sd = float(d.std(ddof=1))
     row.t, row.df, row.p_t = paired_tests.paired_t(d)
-    if row.p_worst_rank is None:  # a mean of complete pairs only has no intention-to-treat sign-flip test
+    if row.p_worst_rank is None:  # without all pairs, a sign flip of means is no intention-to-treat test
         row.p_sign_flip, row.p_sign_flip_error = paired_tests.sign_flip(d)
     row.improvement_low, row.improvement_high = estimates.fieller(b, a, level) or (None, None)
     row.d_z = float(d.mean()) / sd
     row.sd_difference = sd
-    # the gain of sharing seeds: sd of a difference of unpaired runs over that of the paired ones
+    # gain of shared seeds: sd of the difference of unpaired runs divided by that of paired runs
     row.pairing_gain = float(np.sqrt(b.var(ddof=1) + a.var(ddof=1))) / sd
     row.e_value = sequential.e_value(row.t, n)
     row.p_tost = paired_tests.tost(d, row.margin)[0]

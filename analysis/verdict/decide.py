@@ -1,8 +1,8 @@
-"""The decision: all arms against the baseline, Holm-adjusted, in words.
+"""Decide every arm against the baseline, with p adjusted for the number of arms.
 
 `python -m analysis.significance STUDY|CSV`.
 
-Primary test: two-sided paired t over seeds. A diverged run turns it into the worst-rank test over all pairs.
+The primary test is the two-sided paired t test over seeds; if a run diverged, it is the worst-rank test over all pairs.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ SCHEMA = 1
 
 
 def verdict(study: Study) -> dict[str, Any]:
-    """Decide a study and return the object of verdict.json; its numbers are finite or null."""
+    """Decide a study; return the object of verdict.json, whose numbers are finite or null."""
     return as_object(decide(study))
 
 
@@ -91,7 +91,7 @@ def _versions() -> dict[str, str]:
 
 
 def _look(row: Comparison, pairs: Pairs, losses: pd.DataFrame, study: Study) -> None:
-    # a sequential rule decides by its own p, and its interval is that of the p at which this look would stop
+    # a sequential rule decides by its own p; the level of its interval is the p at which this look would stop
     if study.rule == "fixed":
         return
     by_seed = dict(zip(pairs.seeds, pairs.differences, strict=True))
@@ -109,25 +109,20 @@ def _look(row: Comparison, pairs: Pairs, losses: pd.DataFrame, study: Study) -> 
 
 
 def _adjust(rows: Sequence[Comparison], study: Study) -> None:
-    # the family is every arm that the study named: one that cannot be tested enters with p = 1
+    # the family is every arm of the study; an arm that cannot be tested enters with p = 1
     p = [1.0 if row.p_deciding is None else row.p_deciding for row in rows]
     order = np.argsort(p, kind="stable")
     for row, value in zip(rows, multiplicity.adjust(p, study.correction), strict=True):
         row.p_adjusted = None if row.p_deciding is None else value
     for rank, i in enumerate(order):
-        shares = {
-            "holm": len(p) - rank,
-            "bonferroni": len(p),
-            "benjamini-hochberg": len(p) / (rank + 1),
-            "none": 1,
-        }
+        shares = {"holm": len(p) - rank, "bonferroni": len(p), "benjamini-hochberg": len(p) / (rank + 1), "none": 1}
         rows[i].level_of_this_step = study.level / shares[study.correction]
 
 
 def _decide(row: Comparison, study: Study) -> None:
     notes: list[str] = []
     p, worst = row.p_adjusted, row.p_worst_rank is not None
-    # equivalence is tested once, at the rule's last look: a test at each look would err more often than its level
+    # equivalence is tested only at the last look: a test at each look would err more often than its level
     last_look = not study.looks or (bool(row.path) and row.path[-1]["n"] == study.looks[-1])
     equivalent = last_look and row.p_tost is not None and row.p_tost <= study.level
     if row.refused:
@@ -152,7 +147,7 @@ def _decide(row: Comparison, study: Study) -> None:
 
 
 def _direction(row: Comparison) -> float:
-    # the sign of the rank sum of `worst_rank`, from what the row itself records
+    # the sign is that of the rank sum of `worst_rank`
     d = _with_divergence(row)
     d = d[d != 0]
     return float(np.sum(np.sign(d) * rankdata(np.abs(d))))

@@ -1,4 +1,4 @@
-"""How a command that shows a verdict ends: its exit code, and the line that says why."""
+"""End a command that shows a verdict: choose its exit code and print the reason."""
 
 import argparse
 import sys
@@ -18,8 +18,8 @@ def add_require_verdict(parser: argparse.ArgumentParser) -> None:
 def exit_code(result: Result, require_verdict: bool = False) -> Exit:
     """Decide the exit code of `pagating sweep`, `pagating report`, `analysis.significance` and `analysis.report`.
 
-    An unfinished study is 1. A finished one is 0, or with `require_verdict` 3 if there is no arm to decide on, or if an
-    arm other than the floor is undecided or not testable. Worse, no difference and identical are verdicts too.
+    An unfinished study gives 1, a finished one 0. With `require_verdict` a finished study gives 3 if it has no arm to
+    decide, or if an arm other than the floor is undecided or not testable. Worse, no difference and identical give 0.
     """
     if result.unfinished:
         return Exit.COULD_NOT
@@ -29,7 +29,7 @@ def exit_code(result: Result, require_verdict: bool = False) -> Exit:
 
 
 def end(result: Result, require_verdict: bool) -> Exit:
-    """Return `exit_code`; say on standard error why it is not 0, and that a table has no arm to compare."""
+    """Return `exit_code`; print on standard error why it is not 0, or that there is no arm to compare."""
     code = exit_code(result, require_verdict)
     missing = [f"{row.arm}: {row.verdict}" for row in result.in_question if not row.kind.settled]
     if code is Exit.COULD_NOT:

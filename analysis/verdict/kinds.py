@@ -1,4 +1,4 @@
-"""The verdict as data: what was decided of each arm, the numbers behind it, and their JSON."""
+"""Types of a verdict: the decision on each arm, the numbers behind it, and their JSON."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Verdict(StrEnum):
-    """What was decided of one arm. `analysis.verdict.words` has the sentences."""
+    """Decision on one arm. `analysis.verdict.words` has the sentences."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -18,12 +18,12 @@ class Verdict(StrEnum):
 
     @property
     def settled(self) -> bool:
-        """Whether more data are not needed: every verdict but undecided and not testable."""
+        """True for every verdict but undecided and not testable."""
         return self not in (Verdict.UNDECIDED, Verdict.NOT_TESTABLE)
 
 
 class Refusal(StrEnum):
-    """Why an arm is not testable."""
+    """Reason why an arm is not testable."""
 
     NO_CONFIRM_STAGE = "no_confirm_stage"
     NO_COMMON_SEED = "no_common_seed"
@@ -37,12 +37,12 @@ class Refusal(StrEnum):
 
 @dataclass
 class Comparison:
-    """One arm against the baseline. Losses and differences are in nats; None where a number does not exist.
+    """Comparison of one arm with the baseline. Losses and differences are in nats; a missing number is None.
 
-    `verdict` and `why` are the sentences of `kind` and of its reasons. `differences` has the baseline's loss minus the
-    arm's for each of `seeds`. `level_of_this_step` is the level of the arm's own step in the correction. `seeds_needed`
-    is the number of seeds in all that would decide an undecided arm if the effect seen is the true one. `path` has one
-    entry for each look of a sequential rule.
+    `verdict` states `kind` as a sentence, and `why` gives its reasons. `differences` holds the baseline's loss minus
+    the arm's for each of `seeds`. `level_of_this_step` is the level of the arm's own step in the correction.
+    `seeds_needed` is the total number of seeds that would decide an undecided arm if the effect seen is the true one.
+    `path` has one entry per look of a sequential rule.
     """
 
     arm: str
@@ -98,13 +98,13 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The interval of the improvement in percent; None if it has no bounds."""
+        """Interval of the improvement in percent; None if it has no bounds."""
         low, high = self.improvement_low, self.improvement_high
         return None if low is None or high is None else (low, high)
 
     @property
     def refused(self) -> bool:
-        """Whether no test of this arm can be made, or every difference is exactly 0."""
+        """True if no test of this arm can be made, or if every difference is exactly 0."""
         return self.kind in (Verdict.IDENTICAL, Verdict.NOT_TESTABLE)
 
 
@@ -126,7 +126,7 @@ class Sensitivity:
 
 @dataclass
 class Result:
-    """What a study's tables decide. `unfinished` says what the study still lacks; it is empty if nothing."""
+    """Decision on a whole study. `unfinished` names what the study still lacks, and is empty if it is complete."""
 
     schema: int
     study: str
@@ -152,22 +152,22 @@ class Result:
 
     @property
     def in_question(self) -> list[Comparison]:
-        """The arms that the study asks about: all but the floor, or the floor if there is no other."""
+        """Comparisons of the arms that the study asks about; see the function `in_question`."""
         return in_question(self.comparisons, self.floor)
 
 
 def in_question(rows: Iterable[Comparison], floor: str | None) -> list[Comparison]:
-    """The comparisons of all arms but the floor, or the floor's if there is no other."""
+    """Return the comparisons of all arms but the floor; return the floor's if there is no other."""
     rows = list(rows)
     return [row for row in rows if row.arm != floor] or rows
 
 
 def as_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
-    """The comparisons as rows of a table, which are also their objects in JSON."""
+    """Return the comparisons as rows of a table, which are also their objects in JSON."""
     return [dict(vars(row)) for row in comparisons]
 
 
 def as_object(result: Result) -> dict[str, Any]:
-    """The object of verdict.json."""
+    """Return the object of verdict.json."""
     nested = {"comparisons": as_rows(result.comparisons), "sensitivity": dict(vars(result.sensitivity))}
     return {**vars(result), **nested}

@@ -1,4 +1,4 @@
-"""The words of a verdict: its sentence, the reason of each row and its caveats."""
+"""Word a verdict: its sentence, the reason of each row and its caveats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from analysis.io.study import Study
 from analysis.verdict.kinds import Comparison, Refusal, Verdict, in_question
 
-CLAIM_SEEDS = 8  # fewer seeds are no claim
+CLAIM_SEEDS = 8  # seeds that a claim needs
 _REFUSALS = {
     Refusal.NO_CONFIRM_STAGE: "no confirm stage: one seed a configuration",
     Refusal.NO_COMMON_SEED: "no seed in common",
@@ -21,7 +21,7 @@ _CANNOT_TELL = "not testable: this regime cannot tell a linear MLP from GELU"
 
 
 def sentence(row: Comparison, study: Study) -> str:
-    """The verdict of one arm, with its detail in brackets."""
+    """Return the verdict of one arm, with its detail in brackets."""
     if row.refusal in _REFUSALS:
         return not_testable(row.refusal)
     needs = f" ({what_it_needs(row, study)})" if row.kind is Verdict.UNDECIDED else ""
@@ -29,19 +29,19 @@ def sentence(row: Comparison, study: Study) -> str:
 
 
 def headline(row: Comparison, margin: float | str) -> str:
-    """The verdict of one arm without its detail. `margin`: of the study, in nats or as a percentage."""
+    """Return the verdict of one arm without its detail; `margin` is a number of nats or a percentage as text."""
     if row.kind is Verdict.NO_DIFFERENCE:
         return f"no difference larger than {margin.strip() if isinstance(margin, str) else f'{margin:g} nats'}"
     return _CANNOT_TELL if row.refusal is Refusal.FLOOR_DOES_NOT_LOSE else row.kind.replace("_", " ")
 
 
 def not_testable(refusal: Refusal) -> str:
-    """The verdict of an arm that is not testable for a reason of its own."""
+    """Return the verdict of an arm that is not testable, with the reason in brackets."""
     return f"not testable ({_REFUSALS[refusal]})"
 
 
 def what_it_needs(row: Comparison, study: Study) -> str:
-    """What an undecided arm waits for: the next look of a sequential rule, or a number of seeds."""
+    """State what an undecided arm needs: the next look of a sequential rule, or a number of seeds."""
     if not study.looks:
         return f"needs {_more_seeds(row)}"
     seen = row.path[-1]["n"] if row.path else 0
@@ -50,13 +50,13 @@ def what_it_needs(row: Comparison, study: Study) -> str:
 
 
 def summary(rows: Sequence[Comparison], study: Study) -> str:
-    """The verdict in one sentence."""
+    """Return the verdict of a study in one sentence."""
     head, parts, warning = summary_parts(rows, study)
     return head + (" " + "; ".join(parts) + "." if parts else "") + (f" {warning}" if warning else "")
 
 
 def summary_parts(rows: Sequence[Comparison], study: Study) -> tuple[str, list[str], str]:
-    """The parts of `summary`: how it begins (all of it if there are no parts), a part for each arm, a warning."""
+    """Return the parts of `summary`: its beginning (all of it if no arm follows), one part per arm, and a warning."""
     rows = in_question(rows, study.floor)
     if not rows:
         return "No treatment runs: there is nothing to compare with the baseline.", [], ""
@@ -77,7 +77,7 @@ def _interval(row: Comparison) -> str:
 
 
 def why_refused(row: Comparison) -> str:
-    """Why no test of an arm can be made."""
+    """State why no test of an arm can be made."""
     if row.refusal is None:
         return "every difference is exactly 0, so there is no interval, no t and no p of the t test"
     return f"{_REFUSALS[row.refusal]}: no interval and no p"
@@ -92,7 +92,7 @@ def _more_seeds(row: Comparison) -> str:
 
 
 def caveats(row: Comparison, study: Study) -> list[str]:
-    """What a reader of one arm's verdict must know besides."""
+    """Return the caveats of one arm's verdict, as one phrase each."""
     notes = [_rule_note(row, study)] if row.path else []
     if row.at_edge:
         arms = " and ".join(row.at_edge)

@@ -1,7 +1,7 @@
-"""Every example of the docs is run, or says above it in a comment why not.
+"""Run every example of the docs, unless a comment above it says why not.
 
-Above a block may stand `<!-- slow -->`, `<!-- not run: WHY -->`, `<!-- exit 1 -->` (what it ends with), or two of them
-with a comma. The Python blocks of a page share their names; its commands share a folder.
+The comment is `<!-- slow -->`, `<!-- not run: WHY -->`, `<!-- exit 1 -->` (the exit code), or two of them joined by a
+comma. The Python blocks of a page share their variables, and its commands share a folder.
 """
 
 import os
@@ -40,7 +40,7 @@ class Block:
 
 
 def blocks(text: str) -> list[Block]:
-    """The fenced blocks of a page, with what the comment above each says."""
+    """Return the fenced blocks of a page, each with the comment above it."""
     found = []
     for match in FENCE.finditer(text):
         how = match["how"] or ""
@@ -50,7 +50,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def run(block: Block, names: dict[str, object], place: Path) -> None:
-    """Run one block in a folder; the Python ones in this process, in `names`."""
+    """Run one block in the folder `place`; a Python block runs in this process, with the variables `names`."""
     if block.language == "python":
         exec(compile("\n" * (block.line - 1) + block.body, "page", "exec"), names)
         return
@@ -63,7 +63,7 @@ def run(block: Block, names: dict[str, object], place: Path) -> None:
 
 
 def run_page(page: Path, place: Path, slow: bool) -> None:
-    """Run a page's examples in their order."""
+    """Run the slow or the fast examples of a page in their order, in the folder `place`."""
     names: dict[str, object] = {}
     for block in blocks(page.read_text()):
         if block.runs and (slow or "slow" not in block.how):
@@ -148,5 +148,5 @@ def test_an_example_that_fails_fails(block, error, tmp_path):
 
 
 def test_commands_name_what_this_interpreter_has():
-    """A block that calls `pagating` or `python` gets this project's."""
+    """Check that a block that calls `pagating` or `python` gets this project's."""
     assert (Path(sys.prefix) / "bin" / "pagating").exists()

@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "configuration.md").read_text()
 
 
 def table(section):
-    """Rows of a section's table: key, what, default, meaning."""
+    """Return the rows of a section's table: key, what, default, meaning."""
     body = "|" + PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0].split("\n|", 1)[1].split("\n\n")[0]
     return {cells[0].strip("`"): cells for cells in (line.strip("| ").split(" | ") for line in body.splitlines())}
 

@@ -17,7 +17,7 @@ MODULES = sorted(
 
 
 def silent(module):
-    """Public functions, classes and methods of a module without a word; a method may inherit its word."""
+    """Return the public functions, classes and methods without a docstring; a method may inherit its docstring."""
     found = []
     for name, thing in vars(module).items():
         ours = getattr(thing, "__module__", None) == module.__name__ and not name.startswith("_")

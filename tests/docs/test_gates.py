@@ -1,4 +1,4 @@
-"""The tables of docs/gates.md are those of the catalogue."""
+"""Check that the tables of docs/gates.md are those of the catalogue."""
 
 import importlib.util
 from pathlib import Path

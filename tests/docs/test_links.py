@@ -1,4 +1,4 @@
-"""Every link of the docs leads somewhere: files and headings are looked up, outside addresses checked for form only."""
+"""Check every link of the docs: files and headings are looked up, and outside addresses are checked for form only."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ LINK = re.compile(r"\[(?:[^\]\[]|\[[^\]]*\])*\]\((?P<target>[^)\s]+)\)")
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them: lower case, punctuation dropped, spaces to hyphens."""
+    """Return the anchors of a page's headings as GitHub makes them: lower case, no punctuation, hyphens for spaces."""
     found: list[str] = []
     for heading in re.findall(r"^#{1,6} (.+?) *$", prose(text), re.M):
         slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
@@ -22,12 +22,12 @@ def anchors(text: str) -> set[str]:
 
 
 def prose(text: str) -> str:
-    """A page without its code."""
+    """Return a page without its code."""
     return re.sub(r"`[^`\n]+`", "code", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
 
 
 def broken(page: Path) -> list[str]:
-    """Links of a page that lead nowhere."""
+    """Return the links of a page that lead nowhere."""
     found = []
     for target in [match["target"] for match in LINK.finditer(prose(page.read_text()))]:
         parts = urlsplit(target)

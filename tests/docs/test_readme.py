@@ -1,4 +1,4 @@
-"""The verdict table of the README is the one that a study prints."""
+"""Check that the verdict table of the README is the one that a study prints."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The layers of the wings, as `python docs/rooms.py` prints them."""
+"""Check the layers of the wings that `python docs/rooms.py` prints."""
 
 import importlib.util
 from pathlib import Path

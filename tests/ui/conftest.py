@@ -1,4 +1,4 @@
-"""A small study, run and logged as a user's, its UI and a browser: what the tests of what people look at share."""
+"""Share a small study that was run and logged as by a user, its UI and a browser."""
 
 import json
 import os
@@ -38,7 +38,7 @@ PAGATING = [sys.executable, "-m", "tune.cli"]
 
 @pytest.fixture(scope="session")
 def browser():
-    """Chromium without a window; the tests are skipped where it or Playwright is missing."""
+    """Start Chromium without a window; skip the tests if it or Playwright is missing."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="needs the extra browser (pip install -e '.[browser]')"
     )
@@ -52,9 +52,9 @@ def browser():
 
 @pytest.fixture(scope="session")
 def study(browser, tmp_path_factory):
-    """The folder of a finished study that `pagating sweep` ran, its runs in the store beside the folder of studies.
+    """Run a study with `pagating sweep` and log it in the store beside the folder of studies; return its folder.
 
-    `PAGATING_UI_STUDY` may name one that an earlier run made: for work on the tests.
+    `PAGATING_UI_STUDY` may name the study of an earlier run, for work on the tests.
     """
     if there := os.environ.get("PAGATING_UI_STUDY"):
         return Path(there)
@@ -75,19 +75,19 @@ def study(browser, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def records(study):
-    """The cells of the study."""
+    """Return the cells of the study."""
     return list(ledger.records(ledger.read(study / "ledger.jsonl")).values())
 
 
 @pytest.fixture(scope="session")
 def verdict(study):
-    """The study's verdict.json."""
+    """Return the study's verdict.json."""
     return json.loads((study / "verdict.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def address(study):
-    """Where `pagating ui` serves the study's store."""
+    """Serve the study's store with `pagating ui`; yield the address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,7 +111,7 @@ def address(study):
 
 @pytest.fixture(scope="session")
 def context(browser):
-    """A browser's window of a desktop's size; it keeps the pages' scripts, which take seconds to load."""
+    """Open a window of a desktop's size, which keeps the pages' scripts, as they take seconds to load."""
     opened = browser.new_context(viewport={"width": 1440, "height": 900})
     opened.set_default_timeout(30_000)
     yield opened
@@ -120,9 +120,9 @@ def context(browser):
 
 @pytest.fixture
 def page(context, request):
-    """A page of a browser that has never been here: nothing stored, not what a test before looked at.
+    """Open a page of a browser that has stored nothing, also nothing of an earlier test.
 
-    Where `PAGATING_SHOTS` names a folder, each tab as a test left it is kept there.
+    If `PAGATING_SHOTS` names a folder, keep there a picture of each tab at the end of the test.
     """
     opened = context.new_page()
     yield opened

@@ -1,4 +1,4 @@
-"""Click through MLflow's UI on a finished study, as `pagating ui` serves it: no page that a user opens may be empty."""
+"""Click through MLflow's UI as `pagating ui` serves it for a finished study; no page may be empty."""
 
 import re
 from statistics import fmean
@@ -13,17 +13,17 @@ ARMS = ("gelu", "linear-floor", "paglu-searched", "paglu-learnable")
 
 @pytest.fixture
 def runs(page, address):
-    """Opens the runs of the study in a browser that came by the first page; with a name, one of its saved views."""
+    """Return a function that opens the study's runs from the first page, or one of its saved views by name."""
 
     def opened(view=None):
         page.goto(address)
         study = page.get_by_role("link", name="seen").first
-        study.wait_for()  # by then the arms' colours are there
+        study.wait_for()  # then the arms' colours are loaded
         if view is None:
             study.click()
             page.get_by_text("matching runs").wait_for()
             return page
-        tab = page.context.new_page()  # as a link of the description opens one
+        tab = page.context.new_page()  # as a link of the description does
         tab.goto(f"{address}{view_link('1', view)}")
         tab.get_by_text("viewing a shared view").wait_for()
         return tab
@@ -32,14 +32,14 @@ def runs(page, address):
 
 
 def name_of(record):
-    """What the run of a cell is called in the UI."""
+    """Return the name of a cell's run in the UI."""
     from tune.tracking.runs import run_name
 
     return run_name(record.cell)
 
 
 def chart_below(page, heading):
-    """The first chart of a section, which is drawn once it is seen."""
+    """Return the first chart of a section, which is drawn when it is scrolled into view."""
     place = page.get_by_text(heading, exact=True).first
     place.wait_for()
     for _ in range(200):
@@ -122,7 +122,7 @@ def test_parallel_coordinates_draw_every_arm(runs):
     longest.wait_for(state="attached")
     name = longest.bounding_box()
     chart = longest.locator("xpath=ancestor::*[local-name() = 'svg'][last()]").bounding_box()
-    assert chart["x"] < name["x"]  # the first axis has no room for it at its left
+    assert chart["x"] < name["x"]  # there is no room left of the first axis
     assert name["x"] + name["width"] < chart["x"] + chart["width"]
     drawn = set(page.locator("svg text").all_text_contents())
     assert {*ARMS, "alpha", "lr"} <= drawn

@@ -1,4 +1,4 @@
-"""The report as a phone, a desktop, a dark screen and a printer show it: all of it seen, its words and its figures."""
+"""Check that all words and figures of the report can be seen on a phone, a desktop, a dark screen and paper."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ LOOKS = {
     "desktop, dark": ({"width": 1280, "height": 800}, {"color_scheme": "dark"}),
     "paper": ({"width": PAPER, "height": 1000}, {"color_scheme": "light", "media": "print"}),
 }
-# What decides whether a page can be seen: its width, the contrast of its words, the size of its figures
+# A page can be seen if its width, the contrast of its words and the size of its figures suffice
 SEEN = """() => {
   const channels = colour => {
     const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number);
@@ -59,7 +59,7 @@ SEEN = """() => {
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The report of a published study, made from its tables."""
+    """Build the report of a published study from its tables."""
     folder = tmp_path_factory.mktemp("report") / "laptop"
     folder.mkdir()
     for name in ("study.yaml", "trials.parquet", "curves.parquet", "provenance.json"):
@@ -69,7 +69,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def shown(page, built):
-    """Opens the report as one of `LOOKS` shows it."""
+    """Return a function that opens the report as one of `LOOKS` shows it."""
 
     def opened(look):
         size, media = LOOKS[look]
@@ -82,7 +82,7 @@ def shown(page, built):
 
 
 def unseen(page):
-    """One line for each thing of the page that a reader cannot see."""
+    """Return one line for each element of the page that a reader cannot see."""
     found, window = page.evaluate(SEEN), page.viewport_size["width"]
     assert found["words"], "a page without words"
     wide = [f"{found['width']} px in a window of {window}"] if found["width"] > window else []
@@ -103,7 +103,7 @@ def test_all_of_the_report_is_seen(shown, look):
     ("spoil", "said"),
     [
         ("document.body.innerHTML += '<div style=\"width: 2000px\">wide</div>'", "2000 px in a window of 390"),
-        # on white #777777 has 4.48, #767676 has 4.54: the pair on both sides of the limit
+        # contrast on white: #777777 has 4.48 and #767676 has 4.54, on both sides of the limit
         ("document.body.innerHTML += '<p style=\"background: #ffffff; color: #777777\">faint</p>'", "contrast 4.48"),
         ("document.querySelector('figure svg').style.display = 'none'", "figure 0: empty"),
         ("document.querySelector('figure svg').innerHTML = ''", "figure 0: empty"),

@@ -121,8 +121,8 @@ def test_one_alpha_of_all_layers_is_one_row_and_is_frozen_in_every_layer(learned
     assert freeze.pattern(study, "free") == [0.9, 0.9]
     assert takeaways.by_layer([first]) == "Mean alpha at the end: free at 0.90 in every layer."
     assert alphas.kinds([study]) == (
-        "Learned alphas that were run: one in (0, 1) for all layers. Not run: one in (0, 1) a layer; one in (0, 1) a "
-        "channel; a free one for all layers; a free one a layer; a free one a channel; one a token."
+        "Learned alphas that were run: one in (0, 1) for all layers. Not run: one in (0, 1) per layer; one in (0, 1) "
+        "per channel; a free one for all layers; a free one per layer; a free one per channel; one per token."
     )
 
 
@@ -131,5 +131,5 @@ def test_kinds_count_over_studies(learned: Path):
     arms = {"a": {"alpha": {"token": None}}, "b": {"alpha": {"learnable": {"range": "free", "per": "channel"}}}}
     two = replace(one, arms=["a", "b"], settings={"arms": arms})
     assert alphas.kinds([one, two]).startswith(
-        "Learned alphas that were run: a free one a layer; a free one a channel; one a token. Not"
+        "Learned alphas that were run: a free one per layer; a free one per channel; one per token. Not"
     )

@@ -54,7 +54,7 @@ def test_a_rise_that_ends_in_a_fall_is_seen_in_the_second_half(tmp_path: Path):
     assert bends["late_p"] == pytest.approx(test.pvalue)
     assert rises["late"] == pytest.approx(0.5 + np.mean(list(NOISE.values())))
     said = growth.turned(rows)
-    assert said.startswith(f"In the second half of training the other way: bends ({bends['late']:+.3f} [")
+    assert said.startswith(f"In the second half of training the slope has the other sign: bends ({bends['late']:+.3f}")
     assert said.endswith("over all of training: rises).")
     assert "rises (" not in said
 
@@ -85,10 +85,10 @@ def test_page_and_claims_name_the_second_half_exploratory(tmp_path: Path, capsys
     assert "decides nothing" in text
     assert f"| bends | {row['late']:+.3f} | {row['late_low']:+.3f} | {row['late_high']:+.3f} |" in text
     claim = claims_ours.text(claims_ours.said(study)["growth"])
-    assert f"second half, exploratory: bends: {row['late']:+.3f}% a doubling" in claim
+    assert f"second half, exploratory: bends: {row['late']:+.3f}% per doubling" in claim
     assert main(["--study", str(tmp_path), "--format", "csv"]) == 0
     head, first, *_ = capsys.readouterr().out.splitlines()
     assert head.split(",")[-4:] == ["late", "late_low", "late_high", "late_p"]
     assert float(first.split(",")[-4]) == pytest.approx(row["late"])
     assert main(["--study", str(tmp_path)]) == 0
-    assert "In the second half of training the other way: bends" in " ".join(capsys.readouterr().out.split())
+    assert "In the second half of training the slope has the other sign" in " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""What a study says of each published claim, a row an arm, and the sentences on all studies together."""
+"""Check what a study says of each published claim, and the sentences on all studies together."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from analysis.verdict.decide import verdict
 
 
 def with_arms(folder: Path, **options: dict) -> Study:
-    """The study of a folder with other settings of some arms."""
+    """Load the study of a folder with other settings of some arms."""
     settings = yaml.safe_load((folder / "study.yaml").read_text())
     settings["arms"] |= {name.replace("_", "-"): arm for name, arm in options.items()}
     (folder / "study.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -48,12 +48,12 @@ def test_what_the_claim_is_about_is_said_to_be_missing_where_it_is(demo: Path, a
 
 def test_a_learned_alpha_that_starts_at_the_claimed_one_is_not_fixed_there(demo: Path):
     assert not claims_ours.has_claimed_arm(load(demo))
-    assert "improvement" not in claims_ours.notes(1)  # without a study there is nothing to say
+    assert "improvement" not in claims_ours.notes(1)  # without a study there is no note
 
 
 def test_the_memory_of_a_process_is_said_to_be_the_libraries(demo: Path):
     note = claims_ours.notes(124_439_808, load(demo))["memory"]
-    # 16 bytes a parameter of 1,100,000
+    # 16 bytes per parameter, 1,100,000 parameters
     assert "mostly the libraries: weights, gradients and AdamW's moments are 17.6 MB in demo" in note
     assert "124,439,808 parameters" in note
     rows = {row["id"]: row for row in claims.table(load(demo))}
@@ -72,7 +72,7 @@ def test_a_claim_has_a_row_an_arm(demo: Path):
     for row in rows:
         arm, over = row.split(" | ")[1:3]
         assert over.startswith(f"{of[arm]['improvement_percent']:+.2f}% [{of[arm]['improvement_low']:+.2f}, ")
-    assert not re.search(r"\(n = \d+\).*\(n = \d+\).*\(n = \d+\)", part)  # no cell of many results
+    assert not re.search(r"\(n = \d+\).*\(n = \d+\).*\(n = \d+\)", part)  # no cell has many results
     said = claims_ours.text(claims_ours.said(study)["significance"])
     assert said.startswith("over gelu: paglu-searched: ")
     assert said.count("p = ") == 2

@@ -1,4 +1,4 @@
-"""What a published page says besides its tables: captions, costs, colours, and how to run the study again."""
+"""Check a published page apart from its tables: captions, costs, colours, and how to run the study again."""
 
 import json
 import re
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
 def page_of(folder: Path, **came: object) -> str:
-    """The page of a study with this provenance."""
+    """Return the page of a study with this provenance."""
     (folder / "provenance.json").write_text(json.dumps(came))
     (folder / "verdict.json").write_text("{}")  # the page names its size
     found = Findings(load(folder))
@@ -86,7 +86,7 @@ def test_a_published_study_file_loads_and_finds_its_text_beside_it(name: str, tm
 
 def test_a_colour_is_of_one_arm_in_all_panels(demo: Path, monkeypatch: pytest.MonkeyPatch):
     one = load(demo)
-    arms = ["paglu-per-layer", "gelu", "linear-floor"]  # another order, and an arm less
+    arms = ["paglu-per-layer", "gelu", "linear-floor"]  # another order, and one arm fewer
     two = replace(one, name="two", arms=arms, trials=one.trials[one.trials["arm"].isin(arms)])
     drawn: list[dict[str, tuple[str, str]]] = []
     monkeypatch.setattr(
@@ -99,7 +99,7 @@ def test_a_colour_is_of_one_arm_in_all_panels(demo: Path, monkeypatch: pytest.Mo
     assert second.keys() < first.keys()
     assert all(first[arm] == style for arm, style in second.items())
     assert len(set(first.values())) == 3
-    assert plots.arm_style(two, "paglu-per-layer") != first["paglu-per-layer"]  # as it was: by its place in its study
+    assert plots.arm_style(two, "paglu-per-layer") != first["paglu-per-layer"]  # the colour by its place in this study
 
 
 def test_the_front_page_has_the_claim_in_words_and_an_answer_for_each_arm(demo: Path, tmp_path: Path):
@@ -123,7 +123,7 @@ def test_the_readme_has_one_row_per_arm_and_one_column_per_study_with_enough_see
     for line in rows[2:]:
         arm, said = line.strip("| ").split(" | ")
         assert said.startswith(f"{of[arm]['verdict']}: {of[arm]['improvement_percent']:+.2f}% [")
-    assert "| arm | quick-wikitext-2 |" in index.readme_block([few])  # without another study it is shown all the same
+    assert "| arm | quick-wikitext-2 |" in index.readme_block([few])  # shown if there is no other study
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The published studies: every page is what its Parquet files say, and nothing in them speaks of a machine."""
+"""Check that every published page follows from its Parquet files, and that nothing in them names a machine."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ every_published_study = pytest.mark.parametrize("folder", FOLDERS, ids=lambda fo
 
 
 def numbers_only(folder: Path, to: Path) -> Path:
-    """A copy of what a published page is made from."""
+    """Copy the files that a published page is made from."""
     to.mkdir()
     for name in TABLES:
         shutil.copy(folder / name, to / name)
@@ -39,7 +39,7 @@ def numbers_only(folder: Path, to: Path) -> Path:
 
 
 def close(a: object, b: object) -> bool:
-    """Equal, numbers to a relative 1e-9: the last bits of a sum may differ from one numpy to another."""
+    """Return whether two objects are equal, numbers to a relative 1e-9: sums differ between versions of numpy."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -139,7 +139,7 @@ def test_the_command_of_the_front_page_is_one_that_freeze_takes():
 
 
 def finished(demo: Path, text: Path) -> Path:
-    """A simulated study with what a run leaves besides: a corpus of files, provenance, a ledger, a verdict."""
+    """Add to a simulated study the other files of a run: a corpus, provenance, a ledger, a verdict."""
     settings = yaml.safe_load((demo / "study.yaml").read_text())
     settings |= {"corpus": {"files": {"train": [str(text)]}}, "tracking": "sqlite:////home/somebody/mlflow.db"}
     (demo / "study.yaml").write_text(yaml.safe_dump(settings))
@@ -192,7 +192,7 @@ def test_publishing_refuses_what_speaks_of_the_machine(demo: Path, tmp_path: Pat
 
 
 def exact(demo: Path, percent) -> None:
-    """Curves of the confirm runs whose improvement at `tokens` is `percent(seed's noise, tokens)`."""
+    """Write curves of confirm runs whose improvement at `tokens` is `percent(noise of the seed, tokens)`."""
     rows = [
         ("confirm", arm, seed, "k", t, 2.0 if arm == "gelu" else 2 * (1 - percent(noise, t) / 100), t)
         for seed, noise in ((100, 0.1), (101, -0.1), (102, 0.3))
@@ -207,7 +207,7 @@ def exact(demo: Path, percent) -> None:
 def test_growth_on_both_scales_is_the_slope_that_was_put_in(demo: Path):
     exact(demo, lambda noise, t: (0.5 + noise) * t / 1e6)
     log2, linear = growth.table(load(demo))
-    assert (linear["scale"], linear["n"], linear["up"]) == ("% a million tokens", 3, 3)
+    assert (linear["scale"], linear["n"], linear["up"]) == ("% per million tokens", 3, 3)
     assert linear["slope"] == pytest.approx(0.6)
     test = stats.ttest_1samp([0.6, 0.4, 0.8], 0.0)
     assert linear["p"] == linear["p_adjusted"] == pytest.approx(test.pvalue)

@@ -1,4 +1,4 @@
-"""Every table of a study is computed once, however many figures, tables and pages show it."""
+"""Check that every table of a study is computed once for all figures, tables and pages."""
 
 from collections import Counter
 from pathlib import Path
@@ -28,7 +28,7 @@ TABLES = [
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each table was computed."""
+    """Count the computations of each table."""
     counted: Counter[str] = Counter()
 
     def watch(module, name):
@@ -47,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def test_a_report_computes_each_table_once(demo: Path, calls: Counter[str]):
     build.build(demo)
-    assert calls == {name: 1 for _, name in TABLES if name != "lines"}  # the lines are of a study without confirm
+    assert calls == {name: 1 for _, name in TABLES if name != "lines"}  # lines are for a study without a confirm stage
 
 
 def test_a_published_page_computes_each_table_once(demo: Path, calls: Counter[str]):

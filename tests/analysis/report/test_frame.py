@@ -1,4 +1,4 @@
-"""Points that a figure's frame leaves out are counted in its caption."""
+"""Check that a caption counts the points outside the frame of its figure."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_marked_points_above_the_frame_are_counted():
     ax.plot([1, 2, 3, 4], [1.0, 2.0, 2.5, np.nan], "o")
     ax.plot([1, 2, 3], [5.0, 6.0, 1.0], marker="s", ls="-")
     ax.plot([1, 2], [9.0, 9.0])  # a line without marks has no points
-    ax.plot([1], [0.985], "x", transform=ax.get_xaxis_transform())  # placed by the frame: always inside
+    ax.plot([1], [0.985], "x", transform=ax.get_xaxis_transform())  # in units of the frame: always inside
     ax.set_ylim(0, 2.2)
     assert frame.above(fig) == 3
     assert frame.note(fig) == "3 points lie above the frame."

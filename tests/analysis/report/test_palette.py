@@ -40,7 +40,7 @@ def contrast(one, other):
 
 def test_any_two_arms_are_told_apart_also_by_colour_blind_readers():
     assert min(apart(a, b) for a, b in itertools.combinations((INK, *COLOURS), 2)) >= 17
-    assert apart("#d55e00", "#b56a00") < 17  # what the bound refuses
+    assert apart("#d55e00", "#b56a00") < 17  # a pair below the bound
 
 
 def test_every_colour_is_visible_on_white_and_on_near_black():

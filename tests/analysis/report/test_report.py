@@ -1,4 +1,4 @@
-"""The report: self-contained, escaped, deterministic, and the same numbers as verdict.json."""
+"""Check that the report is self-contained, escaped and deterministic, with the numbers of verdict.json."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from tests.analysis.helpers import simulate
 
 
 class Page(HTMLParser):
-    """Collects tags, ids and references."""
+    """Collector of tags, ids and references."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def test_figures_fit_a_phone_and_every_table_scrolls_by_itself(built: Path):
     assert text.count("<table>") == text.count('<div class="scroll"><table>') > 3
     widths = [float(w) for w in re.findall(r'viewBox="0 0 ([\d.]+) ', text)]
     assert len(widths) == 6
-    # 10 pt text in a figure of so many points, scaled to the 358 px that a phone of 390 px leaves it
+    # 10 pt text in a figure of this width, scaled to the 358 px that a phone of 390 px has for it
     assert all(10 * 358 / width > 7.5 for width in widths)
 
 

@@ -1,4 +1,4 @@
-"""The sentence of each figure, against the same numbers taken from the tables another way."""
+"""Compare the sentence of each figure with numbers computed from the tables in another way."""
 
 import re
 
@@ -101,7 +101,7 @@ def test_the_last_search_trials_gain():
     ]
     gain = 100 * (3.2 - 3.1) / 3.1
     assert takeaways.search_budget(rows) == (
-        f"The last search trial lowered the loss to expect by {gain:.2f}% at most (a)."
+        f"The last search trial lowered the expected best loss by at most {gain:.2f}% (a)."
     )
     assert takeaways.search_budget(rows[:1]) == ""
 
@@ -125,7 +125,7 @@ def test_looks_say_how_many_arms_were_decided():
 def test_a_study_without_confirm_runs_names_its_lowest_configuration(demo):
     trials, curves = (pd.read_parquet(demo / f"{name}.parquet") for name in ("trials", "curves"))
     for name, table in (("trials", trials), ("curves", curves)):
-        table[table["stage"] == "search"].to_parquet(demo / f"{name}.parquet")  # one seed a configuration
+        table[table["stage"] == "search"].to_parquet(demo / f"{name}.parquet")  # one seed per configuration
     study = load(demo)
     ends = study.curves[study.curves["step"] == 200]
     assert f"{ends['val_nll'].min():.3f} nats per token." in takeaways.lowest_cell(cell_curves.lines(study))

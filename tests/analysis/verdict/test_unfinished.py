@@ -1,4 +1,4 @@
-"""What a study's tables lack of what its study file asks for."""
+"""Check the cells that a study file asks for and its tables lack."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ ARMS = {"gelu": {"baseline": True}, "a": {}}
 
 
 def study(seeds: int, gap: float = 0.0, trials: int = 3, outcome: str = "completed", **settings: object) -> Study:
-    """Two arms with `trials` search trials and `seeds` confirm seeds each; `a` is `gap` nats better."""
+    """Make a study of two arms with `trials` search trials and `seeds` confirm seeds each; `a` is `gap` nats better."""
     draw = np.random.default_rng(5)
     rows = [
         {"stage": "search", "arm": arm, "seed": 1, "config_key": str(i), "outcome": outcome, "val_nll": 3.3}

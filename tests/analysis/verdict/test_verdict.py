@@ -1,4 +1,4 @@
-"""The decision on tables: the required behaviour of every edge and trap, in the words of the protocol."""
+"""Check the decision on tables of every edge case that the protocol names."""
 
 import json
 import math
@@ -26,7 +26,7 @@ CASES = {
 
 
 def write(path: Path, arms: dict, seeds: dict | None = None) -> Path:
-    """A CSV of arm, seed, val_nll; losses as a list (seeds 1, 2, ...) or as a mapping of seed to loss."""
+    """Write a CSV of arm, seed and val_nll; losses are a list (seeds 1, 2, ...) or a mapping of seed to loss."""
     rows = []
     for arm, losses in arms.items():
         pairs = losses.items() if isinstance(losses, dict) else enumerate(losses, 1)
@@ -190,7 +190,7 @@ def test_a_floor_that_does_not_lose_makes_everything_untestable(csv: Path):
     assert words["arm"] == "not testable: this regime cannot tell a linear MLP from GELU"
     assert result["sensitivity"]["testable"] is False
     assert [(r["arm"], r["kind"]) for r in result["comparisons"]][1:] == [("arm", "not_testable")]
-    # and the gap is the floor's improvement with its sign turned
+    # the gap is the floor's improvement with the opposite sign
     floor = result["comparisons"][0]
     assert result["sensitivity"]["gap_percent"] == -floor["improvement_percent"]
     assert result["sensitivity"]["gap_low"] == -floor["improvement_high"] < 0
@@ -207,7 +207,7 @@ def test_a_floor_that_loses_by_three_percent_is_strong(csv: Path):
 
 
 def run(main, *args: object, capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a script."""
+    """Run a script; return its exit code, stdout and stderr."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as done:
         command.run(lambda: main([str(a) for a in args]))
