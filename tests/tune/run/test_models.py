@@ -26,7 +26,6 @@ from tune.study.cell import Cell, Record
 from tune.study.files import dump
 from tune.subject.subject import TRAINED
 from tune.tracking.models import how_to_load, log_models
-from tune.tracking.runs import prepare_store
 from tune.tracking.tracker import sync
 
 torch.set_num_threads(1)
@@ -258,14 +257,6 @@ def test_the_line_of_a_missing_model_trains_it_again_to_the_same_bits(done, corp
 # --- in MLflow -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """Create an empty store once, because its schema takes seconds to create."""
-    made = tmp_path_factory.mktemp("store") / "mlflow.db"
-    prepare_store(f"sqlite:///{made}")
-    return made
-
-
 @pytest.fixture
 def restored_uri(monkeypatch):
     """Restore MLflow's tracking URI after the test, because MLflow also sets it in the environment."""
@@ -276,9 +267,10 @@ def restored_uri(monkeypatch):
 
 
 @pytest.fixture
-def stored(done, store, tmp_path):
+def stored(done, empty_store, tmp_path):
     """Return the finished study in its own store: URI, study folder, parent run, records."""
-    folder, uri = shutil.copytree(done, tmp_path / "kept"), f"sqlite:///{shutil.copy(store, tmp_path / 'mlflow.db')}"
+    folder = shutil.copytree(done, tmp_path / "kept")
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
     sync(uri, study(), folder)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("kept").experiment_id

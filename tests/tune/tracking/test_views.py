@@ -1,7 +1,9 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from analysis.report import palette
 from tune.study.files import load, parse
@@ -158,14 +160,9 @@ def test_the_first_page_gives_the_browser_its_settings_and_no_text_ends_the_scri
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    from mlflow import MlflowClient
-
-    from tune.tracking.runs import prepare_store
-
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    prepare_store(uri)
-    return MlflowClient(tracking_uri=uri)
+def store(tmp_path_factory, empty_store):
+    made = shutil.copy(empty_store, tmp_path_factory.mktemp("store") / "mlflow.db")
+    return MlflowClient(tracking_uri=f"sqlite:///{made}")
 
 
 def test_the_first_page_opens_each_study_on_its_trials(store):
