@@ -229,18 +229,24 @@ def alone(cache: Path) -> Iterator[None]:
 
 
 def file_names(folder: Path) -> list[str]:
-    """The files of a corpus, `corpus.json` the last."""
+    """Return the names of a corpus's files, `corpus.json` last."""
     splits = read_meta(folder)["splits"]
     indexes = [rows_file(split) for split in SPLITS if "rows" in splits[split]]
     return [*[f"{split}.bin" for split in SPLITS], *indexes, "tokenizer.json", "corpus.json"]
 
 
 def receive(folder: Path, digest: str, files: Callable[[], Mapping[str, Iterable[bytes]]]) -> None:
-    """Have the corpus of `digest`, packed on another machine, in `folder`: written unless a whole copy is there.
+    """Write a corpus that was packed on another machine, unless an intact copy is there.
 
-    `files` gives the files by name, in pieces; it is called by the first process that needs them, others wait for
-    it. Every byte is checked, in each process once. Raises CorpusError where they are not those of `digest`, or cannot
-    be written.
+    One process writes it, and others wait. Each process checks every byte once.
+
+    Args:
+        folder: Folder of the corpus on this machine.
+        digest: Digest of the corpus.
+        files: Called if the corpus is missing; returns the pieces of each file, by name.
+
+    Raises:
+        CorpusError: The bytes are not those of `digest`, or cannot be written.
     """
     if (str(folder), digest) in _received and (folder / "corpus.json").is_file():
         return
@@ -256,11 +262,11 @@ def receive(folder: Path, digest: str, files: Callable[[], Mapping[str, Iterable
     _received.add((str(folder), digest))
 
 
-_received: set[tuple[str, str]] = set()  # folders that this process has looked through
+_received: set[tuple[str, str]] = set()  # folders that this process has checked
 
 
 def _fault_of(folder: Path, digest: str) -> str | None:
-    """`fault`, and being another corpus than that of `digest`."""
+    """Return the fault of a corpus, which may be another digest; None if it is intact."""
     found = fault(folder)
     if found is None and read_meta(folder)["digest"] != digest:
         return f"is corpus {read_meta(folder)['digest']}, not {digest}"

@@ -65,7 +65,7 @@ OWN_GATE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")  # a gate of t
 
 @dataclass(frozen=True)
 class Form:
-    """How a gate `g` of strength alpha enters an MLP. `in_study`: whether an arm of a study may name it."""
+    """A form in which a gate `g` enters an MLP. An arm of a study may name it if `in_study` is true."""
 
     formula: str
     extra_parameters: str
@@ -113,17 +113,17 @@ class Competitor:
 
     @property
     def is_glu(self) -> bool:
-        """Whether it is a gated linear unit, which replaces the linear layers of the MLP too."""
+        """True for a gated linear unit, which replaces the linear layers of the MLP too."""
         return bool(self.settings.get("form") == "glu")
 
     @property
     def has_alpha(self) -> bool:
-        """Whether its formula has an alpha that a caller may set."""
+        """True if its formula has an alpha that a caller may set."""
         return self.settings["alpha"] not in (0.0, 1.0)
 
     @property
     def learns_alpha(self) -> bool:
-        """Whether it learns its alpha if none is given."""
+        """True if it learns its alpha when none is given."""
         return isinstance(self.settings["alpha"], dict)
 
 
