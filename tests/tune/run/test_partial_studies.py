@@ -130,7 +130,7 @@ def test_a_study_that_only_searches_is_reported_and_decides_nothing(arms, tmp_pa
     assert [(arm, rank) for arm, rank, _, _ in drawn] == [(arm, rank) for arm in study.arms for rank in range(4)]
     assert [label for _, _, label, _ in drawn[:2]] == ["gelu, lr 1.0e-03", "gelu, lr 1.0e-02"]
     assert drawn[1][3]["val_nll"].tolist() == pytest.approx([3.01 + 1 / step for step in range(1, 11)])
-    assert "a line a configuration and one seed each" in page
+    assert "one line per configuration, each with one seed" in page
 
 
 BAD_GRIDS = {
