@@ -125,7 +125,15 @@ def test_killed_and_hung_workers_cost_no_cell_and_change_no_result(place, undist
     assert failed.count("no heartbeat for 4 s (resources.stall_timeout)") == 2  # one of them between two trials
 
 
-def test_one_slot_and_an_interruption_change_no_result(place, undisturbed, tmp_path):
+@pytest.fixture
+def interruptible():
+    """Take SIGINT also if pytest is a background job of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_one_slot_and_an_interruption_change_no_result(place, undisturbed, tmp_path, interruptible):
     seen = []
 
     def after_five(progress):

@@ -96,6 +96,7 @@ def test_both_backends_write_the_same_ledger(one_ray, corpus, tmp_path):
     assert outcomes == {"completed", "stopped_early"}
 
 
+@pytest.mark.slow
 def test_both_backends_write_the_same_ledger_of_known_losses(one_ray, tmp_path):
     found = {}
     for name, make in BACKENDS.items():
@@ -157,7 +158,7 @@ def test_a_ledger_that_is_removed_ends_the_study_with_its_reason(one_ray, name, 
         trained(BACKENDS[name](), lambda given, folder: Known(given, bowl), folder, study(), listen=removing)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_an_interrupted_study_goes_on_to_the_same_result(one_ray, name, tmp_path):
     subject = lambda given, folder: Known(given, bowl)  # noqa: E731
     interruption, given = Caught(after=3), study(arms={"searched": None}, search={"trials_per_arm": 2})

@@ -139,7 +139,7 @@ def test_bad_input_is_2(name, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["sweep", *(pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS[1:])])
 def test_in_a_fresh_process(name, studies):
     program = {
         "sweep": "tune.cli",

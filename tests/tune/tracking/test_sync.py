@@ -57,6 +57,7 @@ def test_sync_fills_an_empty_store_and_a_second_one_changes_nothing(place):
     assert shown(again) == first
 
 
+@pytest.mark.slow
 def test_answers_that_get_lost_double_nothing(place, monkeypatch):
     """Let every first call of each kind succeed and then report a failure, like a proxy that times out."""
     folder, corpus, uri = place
