@@ -18,7 +18,7 @@ from pagating.model.fused_loss import linear_nll_each
 from pagating.model.gpt2 import GPT2
 
 ROWS_FROM = 1 << 20  # tokens of a split that are decoded for the sake of `padded_nll`
-Evaluation = Generator[None, None, float]  # gives control back after each batch: a sign of life; its value is the loss
+Evaluation = Generator[None, None, float]  # yields after each batch, as a heartbeat; its return value is the loss
 
 
 def value_of(evaluation: Evaluation) -> float:
