@@ -1,4 +1,4 @@
-"""How often the whole decision errs, from search to verdict, on trials whose true losses are known.
+"""Measure how often the whole decision errs, from search to verdict, on trials whose true losses are known.
 
     python benchmarks/decision_error.py [--studies 2000] [--workers N] [--json FILE] [--write docs/protocol.md]
 
