@@ -25,9 +25,14 @@ _HOME = {
     "unpatch": "gating.patch",
 }
 __all__ = list(_HOME)
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'pagating' has no attribute {name!r}")
     return getattr(import_module(f"pagating.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

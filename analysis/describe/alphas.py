@@ -1,4 +1,4 @@
-"""Tabulate where learned gate strengths start and end, by arm and layer. `python -m analysis.alphas STUDY`."""
+"""Tabulate where learned gate strengths start and end, by arm and layer. `pagating alphas STUDY`."""
 
 import re
 from typing import Any
@@ -151,9 +151,9 @@ def kinds(studies: list[Study]) -> str:
     return " ".join(f"{heading}: {text}." for heading, text in said if text)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m analysis.alphas") -> int:
     """Run the script; return the exit code."""
-    options = command.parser("analysis.alphas", __doc__).parse_args(argv)
+    options = command.parser(prog, __doc__).parse_args(argv)
     study = command.study(options)
     rows = summarise(study)
     if not rows:

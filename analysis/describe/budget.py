@@ -1,6 +1,6 @@
 """Estimate what a search budget buys: the expected best loss of n trials per arm.
 
-`python -m analysis.budget STUDY`.
+`pagating budget STUDY`.
 """
 
 import math
@@ -86,9 +86,9 @@ def curves(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m analysis.budget") -> int:
     """Run the script; return the exit code."""
-    options = command.parser("analysis.budget", __doc__).parse_args(argv)
+    options = command.parser(prog, __doc__).parse_args(argv)
     study = command.study(options)
     rows = curves(study)
     if not rows:

@@ -1,4 +1,4 @@
-"""Test if the difference grows with training, by its slope against tokens. `python -m analysis.growth --study STUDY`.
+"""Test if the difference grows with training, by its slope against tokens. `pagating growth --study STUDY`.
 
 Each seed s has a least-squares slope b_s of d_s(t) = 100 * (1 - arm_s(t) / baseline_s(t)) on log2(tokens), and one on
 millions of tokens, over the evaluations after a tenth of training. The estimand is the mean of b_s over seeds. Its
@@ -101,9 +101,9 @@ def turned(rows: list[dict[str, Any]]) -> str:
     return f"In the second half of training the slope has the other sign: {', '.join(said)}." if said else ""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m analysis.growth") -> int:
     """Run the script; return the exit code."""
-    options = command.parser("analysis.growth", __doc__).parse_args(argv)
+    options = command.parser(prog, __doc__).parse_args(argv)
     study = command.study(options)
     rows = table(study)
     if not rows:

@@ -1,6 +1,6 @@
 """Measure the improvement in percent, nats, perplexity and bits per byte, at equal learning rate and over training.
 
-`python -m analysis.improvement STUDY|CSV`.
+`pagating improvement STUDY|CSV`.
 """
 
 import math
@@ -78,9 +78,9 @@ def _plain(value: Any) -> int | float | None:
     return (int(number) if number.is_integer() else number) if math.isfinite(number) else None
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvement") -> int:
     """Run the script; return the exit code."""
-    options = command.parser("analysis.improvement", __doc__).parse_args(argv)
+    options = command.parser(prog, __doc__).parse_args(argv)
     study = command.study(options)
     result = extend(study, decide(study))
     if options.format == "json":

@@ -26,11 +26,11 @@ def parser(prog: str, description: str | None, many: bool = False) -> argparse.A
     """Return a parser with the options of every script, for `study` or `studies`.
 
     Args:
-        prog: Name of the script's module.
+        prog: The command as the user types it, for usage lines and errors.
         description: Help text; its first line is shown.
         many: True if --study may be given several times.
     """
-    p = Parser(prog=f"python -m {prog}", description=(description or "").split("\n")[0])
+    p = Parser(prog=prog, description=(description or "").split("\n")[0])
     p.add_argument(
         "source", nargs="?", metavar="STUDY|CSV", help="a study folder, or a table of arm, seed and one loss"
     )

@@ -1,6 +1,6 @@
 """Judge each published claim by its own numbers, and set beside it what our studies say.
 
-`python -m analysis.claims [--study FOLDER]...`. The numbers are read from published.yaml.
+`pagating claims [--study FOLDER]...`. The numbers are read from published.yaml.
 """
 
 from functools import cache
@@ -114,9 +114,9 @@ def source_link() -> str:
     return f"https://{source['repository']}/tree/{source['commit']}"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m analysis.claims") -> int:
     """Run the script; return the exit code."""
-    options = command.parser("analysis.claims", __doc__, many=True).parse_args(argv)
+    options = command.parser(prog, __doc__, many=True).parse_args(argv)
     studies = command.studies(options)
     command.emit_rows(table(*studies), columns(*studies), options.format, title="The published claims")
     if options.format == "terminal":

@@ -1,4 +1,4 @@
-"""Write the study file that tests learned alphas from scratch: `python -m analysis.freeze STUDY --arm ARM > new.yaml`.
+"""Write the study file that tests learned alphas from scratch: `pagating freeze STUDY --arm ARM > new.yaml`.
 
 The new study has the baseline, the floor, the arm that learned its alphas, and an arm whose alpha is fixed to the
 learned ones: their mean over the confirm seeds, one per layer. All four are tuned again on one grid around the rates
@@ -77,21 +77,19 @@ def _round(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Make the parser of the script's options."""
-    p = command.parser("analysis.freeze", __doc__)
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Make the parser of the options of the command `prog`."""
+    p = command.parser(prog, __doc__)
     p.add_argument("--arm", required=True, help="the arm whose learned alphas are frozen")
     p.add_argument("--seeds", type=int, help="confirm seeds of the new study (default: as many as before)")
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m analysis.freeze") -> int:
     """Run the script; return the exit code."""
-    options = parser().parse_args(argv)
+    options = parser(prog).parse_args(argv)
     study = command.study(options)
     settings = follow_up(study, options.arm, options.seeds)
-    print(
-        f"# The alphas of {options.arm} in {study.name}, mean over its confirm seeds, frozen. python -m analysis.freeze"
-    )
+    print(f"# The alphas of {options.arm} in {study.name}, mean over its confirm seeds, frozen. pagating freeze")
     print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
     return 0

@@ -92,7 +92,7 @@ def _freeze(studies: list[Study]) -> list[str]:
         arms = study.settings.get("arms") or {}
         gated = [row["arm"] for row in alphas.summarise(study) if (arms.get(row["arm"]) or {}).get("gate")]
         if gated:
-            command = f"python -m analysis.freeze docs/results/{_place(study)} --arm {gated[-1]} > new.yaml"
+            command = f"pagating freeze docs/results/{_place(study)} --arm {gated[-1]} > new.yaml"
             asked = "Does a learned pattern do as well if it is frozen from the start? This writes the study:"
             return [asked, "", "```sh", command, "```", ""]
     return []
@@ -191,7 +191,7 @@ def claims_page(studies: list[Study]) -> str:
         lines += [formats.to_markdown(said, headings), ""] if said else []
         lines += [markdown(row["note"]), ""] if row["note"] else []
     named = " ".join(f"--study docs/results/{_place(study)}" for study in studies)
-    lines += [f"The same on the terminal: `python -m analysis.claims {named}`".rstrip() + ".", ""]
+    lines += [f"The same on the terminal: `pagating claims {named}`".rstrip() + ".", ""]
     return "\n".join(lines)
 
 

@@ -143,7 +143,7 @@ def _origin(study: Study, came: dict[str, Any]) -> list[str]:
     lines += ["", "Files: " + ", ".join(_file(study.folder, name) for name in FILES) + ".", ""] if study.folder else []
     lines += [
         "`python docs/make_results.py` writes this page from the files beside it, and a test compares the two. The "
-        "same decision on the terminal: `python -m analysis.significance FOLDER`.",
+        "same decision on the terminal: `pagating significance FOLDER`.",
         "",
     ]
     return lines

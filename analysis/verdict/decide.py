@@ -1,6 +1,6 @@
 """Decide every arm against the baseline, with p adjusted for the number of arms.
 
-`python -m analysis.significance STUDY|CSV`.
+`pagating significance STUDY|CSV`.
 
 The primary test is the two-sided paired t test over seeds; if a run diverged, it is the worst-rank test over all pairs.
 """
@@ -198,9 +198,9 @@ def _find(settings: dict[str, Any], word: str) -> str | None:
     return None
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m analysis.significance") -> int:
     """Print the verdict of a table or a study; return the exit code."""
-    parser = command.parser("analysis.significance", __doc__)
+    parser = command.parser(prog, __doc__)
     add_require_verdict(parser)
     options = parser.parse_args(argv)
     result = decide(command.study(options))

@@ -31,6 +31,24 @@ COUNT_SECONDS = 1.0  # shortest time between two counts of the slots
 REACH_SECONDS = 15.0  # longest wait for the cluster's port
 
 
+def _own_packages_first() -> Callable[[], None]:
+    """Return a function that imports the packages of `py_modules` in a worker before a user's modules of these names.
+
+    Ray lets its workers search the driver's working directory first. The function is local and so is sent by value. Its
+    own module is in one of the packages.
+    """
+
+    def first() -> None:
+        import sys
+
+        sys.path.sort(key=lambda folder: "py_modules_files" not in folder)  # Ray's folder of `py_modules`
+        import analysis  # noqa: F401
+        import pagating  # noqa: F401
+        import tune  # noqa: F401
+
+    return first
+
+
 @contextmanager
 def connected(address: str, study: Study, warn: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Make this process the driver of a job on the cluster. At exit the job ends and the cluster stays.
@@ -51,6 +69,7 @@ def connected(address: str, study: Study, warn: Callable[[str], None] = lambda l
     environment = {
         "py_modules": [str(ROOT / wing) for wing in WINGS],
         "excludes": ["**/__pycache__/**"],
+        "worker_process_setup_hook": _own_packages_first(),
         "env_vars": {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_DISABLE_TELEMETRY": "1", **ALLOCATOR},
     }
     try:

@@ -60,8 +60,10 @@ def is_outside_the_cluster() -> bool:
 
 # Ray's own processes read the settings below when they start.
 PRESTART = "RAY_prestart_worker_first_driver"  # start one worker per core before the first request
+PRELOAD = "RAY_preload_python_modules"  # modules that a worker imports first
+GUARDED = {PRELOAD: "pagating_study"}  # before a module of the user's hides one of our packages
 LOADED = {  # modules that such a worker imports while the driver still imports its own
-    "RAY_preload_python_modules": "tune.backend.ray_trial,pagating.train,torch._dynamo",
+    PRELOAD: f"{GUARDED[PRELOAD]},tune.backend.ray_trial,pagating.train,torch._dynamo",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",  # Ray's default of 1 s ends before the first request
 }
 REMOTE = {"_remote": False}  # run `ray.tune.run` in this process, which has the ledger, also with ray://

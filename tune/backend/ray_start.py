@@ -11,7 +11,7 @@ from pathlib import Path
 
 from analysis.io.names import STAGES
 from tune.backend.cluster import ALLOCATOR, connected
-from tune.backend.ray_private import LOADED, PRESTART, serve_prestarted
+from tune.backend.ray_private import GUARDED, LOADED, PRESTART, serve_prestarted
 from tune.errors import StudyStopped
 from tune.study.sizes import side_by_side
 from tune.study.study import Study
@@ -61,14 +61,14 @@ def _prestart_settings(slots: int | None, study: Study) -> dict[str, str]:
     """
     used = min(side_by_side(study, stage) for stage in STAGES)
     alike = study.resources.cpus == 1 and not study.resources.gpus
-    return LOADED if alike and (slots or os.cpu_count() or 1) <= used else {PRESTART: "0"}
+    return LOADED if alike and (slots or os.cpu_count() or 1) <= used else {PRESTART: "0", **GUARDED}
 
 
 def _start(slots: int | None, study: Study, load: bool) -> None:
     _private_token()
     for name, value in ALLOCATOR.items():
         os.environ.setdefault(name, value)
-    settings = _prestart_settings(slots, study) if load else {PRESTART: "0"}
+    settings = _prestart_settings(slots, study) if load else {PRESTART: "0", **GUARDED}
     settings = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(settings)
     try:

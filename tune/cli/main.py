@@ -6,19 +6,20 @@ import os
 import shutil
 import sys
 from io import TextIOWrapper
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import pagating
 from analysis.io.exits import Exit
 from tune.cli import ahead, studies, sweep, ui
+from tune.cli.analyses import ANALYSES, Forwarded, forwarded
 from tune.cli.common import INTERRUPTED
 
 app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Does an activation beat an equally tuned baseline, and how sure can you be?",
 )
 USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # ClickException of click, or of typer's copy of click
 BAD_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -40,9 +41,27 @@ COMMANDS: list[tuple[str, Any, list[str]]] = [
     ("sync", studies.sync, ["sync sweep", "sync sweep --tracking http://127.0.0.1:5000"]),
     ("repair", studies.repair, ["repair sweep"]),
 ]
+
 for name, function, examples in COMMANDS:
     lines = ["Example:" if len(examples) == 1 else "Examples:", *(f"pagating {example}" for example in examples)]
     app.command(name=name, epilog="\n\n".join(lines))(function)
+for name, module, text in ANALYSES:
+    app.command(name=name, cls=Forwarded, rich_help_panel="Tables")(forwarded(name, module, text))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"pagating {pagating.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def pagating_(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Does an activation beat an equally tuned baseline, and how sure can you be?"""
 
 
 def main() -> None:
@@ -52,8 +71,12 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # do not fail on a letter that the terminal lacks
     if shutil.get_terminal_size().columns > HELP_WIDTH:
         os.environ.setdefault("TERMINAL_WIDTH", str(HELP_WIDTH))  # typer's limit for the width of --help
+    words = sys.argv[1:]
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     try:
-        code = app(standalone_mode=False)
+        code = app(words, standalone_mode=False, prog_name="pagating")
+        sys.stdout.flush()
     except typer.Abort:
         code = INTERRUPTED
     except USAGE_ERROR as error:
@@ -61,6 +84,9 @@ def main() -> None:
             error.show()
             sys.exit(Exit.BAD_INPUT)
         code = _bad_input(error.format_message())
+    except BrokenPipeError:  # the reader (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.DONE
     except BAD_PATH as error:
         code = _bad_input(f"{error.filename}: {error.strerror}")
     except ValueError as error:

@@ -39,6 +39,7 @@ def ui(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONWARNINGS": "ignore",
+        "PYTHONSAFEPATH": "1",  # for the server's workers: no module of the working directory
     }
     # the URI is not passed as an argument, because a list of processes would show its password
     environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
@@ -52,7 +53,7 @@ def ui(
             f"ssh -L {port}:{LOOPBACK}:{port} THIS_MACHINE",
             err=True,
         )
-    server = [sys.executable, "-m", "mlflow", "ui", "--app-name", "pagating-study", "--workers", "1"]
+    server = [sys.executable, "-P", "-m", "mlflow", "ui", "--app-name", "pagating-study", "--workers", "1"]
     os.execve(sys.executable, [*server, "--host", host, "--port", str(port)], environment)
 
 

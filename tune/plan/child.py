@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 from pagating.trial import Diverged, OutOfMemory, Trial
+from pagating_study import python_m
 
 NICENESS = 15  # Ray's default for its workers; RAY_worker_niceness changes both
 ROUGH_FLOPS = 2e10  # rough speed of a core; it decides only the number of steps between two clock readings
@@ -36,7 +37,7 @@ def start(task: str, threads: int, **request: Any) -> subprocess.Popen[str]:
         json.dump({"task": task, **request}, given)
         given.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-m", "tune.plan.child"],
+            python_m("tune.plan.child"),
             stdin=given,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -129,12 +129,12 @@ def test_the_front_pages_are_what_the_studies_say():
 
 
 def test_the_command_of_the_front_page_is_one_that_freeze_takes():
-    words = re.search(r"^python -m analysis\.freeze (.+) > new\.yaml$", (RESULTS / "README.md").read_text(), re.M)[1]
-    options = freeze.parser().parse_args(words.split())
+    words = re.search(r"^pagating freeze (.+) > new\.yaml$", (RESULTS / "README.md").read_text(), re.M)[1]
+    options = freeze.parser("freeze").parse_args(words.split())
     study = load(ROOT / options.source)
     assert len(freeze.pattern(study, options.arm)) == study.settings["model"]["n_layer"]
     with pytest.raises(SystemExit) as stopped:
-        freeze.parser().parse_args([*words.split(), "--clip"])
+        freeze.parser("freeze").parse_args([*words.split(), "--clip"])
     assert stopped.value.code == 2
 
 

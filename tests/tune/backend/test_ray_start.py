@@ -124,14 +124,17 @@ def test_ray_gets_a_token_where_home_cannot_keep_one(tmp_path, monkeypatch, home
     assert (len(os.environ.pop("RAY_AUTH_TOKEN", "")) == 64) == given
 
 
+COLD = {ray_start.PRESTART: "0", **ray_start.GUARDED}  # no early worker; a worker still finds our packages first
+
+
 @pytest.mark.parametrize(
     ("slots", "resources", "load", "told"),
     [
         (2, {}, True, ray_start.LOADED),
-        (2, {}, False, {ray_start.PRESTART: "0"}),
-        (50, {}, True, {ray_start.PRESTART: "0"}),  # more than a search of three arms uses side by side
-        (2, {"cpus": 2}, True, {ray_start.PRESTART: "0"}),
-        (2, {"gpus": 0.5}, True, {ray_start.PRESTART: "0"}),
+        (2, {}, False, COLD),
+        (50, {}, True, COLD),  # more than a search of three arms uses side by side
+        (2, {"cpus": 2}, True, COLD),
+        (2, {"gpus": 0.5}, True, COLD),
     ],
 )
 def test_workers_load_what_a_trial_needs_where_each_will_have_one(fake_ray, monkeypatch, slots, resources, load, told):

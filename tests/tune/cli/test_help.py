@@ -5,12 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
+import pagating as package
 from tune.cli import main
+from tune.cli.analyses import ANALYSES
 from tune.cli.common import complete_config, studies_in
 
 BIN = Path(sys.executable).parent
@@ -31,7 +34,7 @@ def pagating(monkeypatch, capsys, *words, columns=200):
 
 def test_every_command_has_an_example_that_it_understands():
     group = get_command(main.app)
-    assert sorted(group.commands) == sorted(NAMES)
+    assert sorted(group.commands) == sorted([*NAMES, *(name for name, _, _ in ANALYSES)])
     for name, _, examples in main.COMMANDS:
         command = group.commands[name]
         options = {option for parameter in command.params for option in parameter.opts}
@@ -51,6 +54,54 @@ def test_help_shows_the_examples_on_lines_of_their_own(name, monkeypatch, capsys
     assert max(map(len, out.splitlines())) <= 80
     wanted = next((examples for command, _, examples in main.COMMANDS if command == name), [])
     assert all(f"pagating {example}" in lines for example in wanted)
+
+
+@pytest.mark.parametrize(("name", "module", "text"), ANALYSES)
+def test_a_command_for_tables_has_the_help_and_the_errors_of_its_script(name, module, text, monkeypatch, capsys):
+    assert f"│ {name} " in pagating(monkeypatch, capsys, "--help")[1]
+    code, out, err = pagating(monkeypatch, capsys, name, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: pagating {name} [-h]")
+    assert text.rstrip(".") in out
+    script = f"analysis.{name}"
+    code, out, err = pagating(monkeypatch, capsys, name, "--", "--none.csv", "x")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"pagating {name}: ")
+    assert err.count("\n") == 1
+    with pytest.raises(SystemExit) as ended:
+        import_module(module).main(["--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m {script} [-h]")
+
+
+def test_help_is_a_command_too(monkeypatch, capsys):
+    assert pagating(monkeypatch, capsys, "help")[:2] == pagating(monkeypatch, capsys, "--help")[:2]
+    assert pagating(monkeypatch, capsys, "help", "plan")[:2] == pagating(monkeypatch, capsys, "plan", "--help")[:2]
+    code, out, err = pagating(monkeypatch, capsys, "help", "paln")
+    assert (code, out, err) == (2, "", "pagating: No such command 'paln'. Did you mean 'plan'?\n")
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    root = Path(__file__).parents[3]
+    assert pagating(monkeypatch, capsys, "--version") == (0, f"pagating {package.__version__}\n", "")
+    assert f"version: {package.__version__}\n" in (root / "CITATION.cff").read_text()
+    assert f"({package.__version__})" in (root / "CHANGELOG.md").read_text()
+
+
+def test_help_and_version_load_no_heavy_library():
+    program = (
+        "import sys, tune.cli.main as m\n"
+        "for word in ('--help', '--version'):\n"
+        "    sys.argv = ['pagating', word]\n"
+        "    try: m.main()\n"
+        "    except SystemExit as ended: assert not ended.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pandas', 'numpy', 'scipy', 'pydantic', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
+    assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
 def test_help_stays_narrow_in_a_wide_terminal():

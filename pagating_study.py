@@ -1,0 +1,56 @@
+"""Run the command `pagating`. Importing this module keeps a user's modules apart from this project's packages.
+
+A user may have an `analysis.py`, a `tune.py` or a folder `pagating` in the working directory or in PYTHONPATH. Python
+would import those instead of ours. After `import pagating_study` the packages beside this file are found first. The
+order of all other modules stays.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+PACKAGES = ("pagating", "tune", "analysis")
+
+
+class OwnPackages:
+    """Finder of Python's import system that finds `PACKAGES` beside this file and no other module."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return the specification of one of `PACKAGES`; None for any other module."""
+        return PathFinder.find_spec(name, [str(ROOT)]) if name in PACKAGES else None
+
+
+sys.meta_path.insert(0, OwnPackages)
+
+
+def python_m(module: str) -> list[str]:
+    """Return the command that runs one of our modules as `python -m` does, whatever the user's modules are called."""
+    return [sys.executable, "-P", str(Path(__file__).resolve()), module]
+
+
+def main() -> None:
+    """Run the command `pagating`."""
+    from tune.cli.main import main as run
+
+    run()
+
+
+def __getattr__(name: str) -> Any:
+    """Return `app`, which MLflow's server loads from here by its entry point; any other name is an error."""
+    if name != "app":
+        raise AttributeError(f"module '{__name__}' has no attribute {name!r}")
+    from tune.tracking.app import app
+
+    return app
+
+
+if __name__ == "__main__":
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)

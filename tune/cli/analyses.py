@@ -1,0 +1,74 @@
+"""The commands that decide on tables: each one passes its arguments to a script of `analysis`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+import typer
+from typer.core import TyperCommand
+
+# name, module with the script's `main`, first line of its help
+ANALYSES: list[tuple[str, str, str]] = [
+    (
+        "significance",
+        "analysis.verdict.decide",
+        "Decide every arm against the baseline, with p adjusted for the number of arms.",
+    ),
+    (
+        "improvement",
+        "analysis.describe.improvement",
+        "Measure the improvement in percent, nats, perplexity and bits per byte, at equal learning rate and over "
+        "training.",
+    ),
+    (
+        "growth",
+        "analysis.describe.growth",
+        "Test if the difference grows with training, by its slope against tokens.",
+    ),
+    (
+        "budget",
+        "analysis.describe.budget",
+        "Estimate what a search budget buys: the expected best loss of n trials per arm.",
+    ),
+    (
+        "alphas",
+        "analysis.describe.alphas",
+        "Tabulate where learned gate strengths start and end, by arm and layer.",
+    ),
+    (
+        "freeze",
+        "analysis.published.freeze",
+        "Write the study file that tests learned alphas from scratch.",
+    ),
+    (
+        "claims",
+        "analysis.published.claims",
+        "Judge each published claim by its own numbers, and set beside it what our studies say.",
+    ),
+]
+
+
+class Forwarded(TyperCommand):
+    """Command that leaves all its arguments to another parser, `--help` too."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Keep the arguments as they are."""
+        ctx.args = list(args)
+        return []
+
+
+def forwarded(name: str, module: str, text: str) -> Callable[[typer.Context], None]:
+    """Return the function of a command that runs a script of `analysis`.
+
+    Args:
+        name: Name of the command.
+        module: Module with the script's `main(argv, prog)`, which is imported when the command runs.
+        text: First line of the command's help.
+    """
+
+    def run(ctx: typer.Context) -> None:
+        raise typer.Exit(import_module(module).main(ctx.args, f"pagating {name}"))
+
+    run.__doc__ = text
+    return run
