@@ -93,7 +93,7 @@ def test_a_cluster_whose_nodes_see_the_users_modules_runs_the_study(own):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     kept = tempfile.mkdtemp(prefix="pg-")  # short, because Ray puts sockets there
-    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
     quiet = {**loopback, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": kept, "PYTHONPATH": str(own)}
     start = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
     head = subprocess.Popen(
