@@ -28,7 +28,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from tune.study.files import load
-from tune.tracking.runs import default_uri
+from tune.tracking.store import default_uri
 from tune.tracking.views import view_link
 
 LARGEST = 150_000  # bytes of a picture

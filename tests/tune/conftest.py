@@ -8,7 +8,7 @@ import pytest
 from tests.studies import TOLD, study_of
 from tests.tune.helpers import Told
 from tune.run.ledger import Ledger
-from tune.tracking import runs
+from tune.tracking.store import prepare_store
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def searching(told):
 def empty_store(tmp_path_factory):
     """Return an empty store. Its schema takes seconds to make."""
     made = tmp_path_factory.mktemp("store") / "mlflow.db"
-    runs.prepare_store(f"sqlite:///{made}")
+    prepare_store(f"sqlite:///{made}")
     return made
 
 
 @pytest.fixture
 def place(tmp_path, empty_store):
-    """Return a study folder with an empty ledger, a folder with a corpus.json, and the address of an empty store."""
+    """Return a study folder without a cell, a folder with a corpus.json, and the address of an empty store."""
     for name in ("mlflow.db", "mlflow-2.db"):
         shutil.copy(empty_store, tmp_path / name)
     (tmp_path / "corpus").mkdir()
@@ -56,5 +56,7 @@ def place(tmp_path, empty_store):
     folder = tmp_path / "smoke"
     folder.mkdir()
     (folder / "study.yaml").write_text("question: none\n")
-    Ledger(folder / "ledger.jsonl").close()
+    ledger = Ledger(folder / "ledger.jsonl")
+    ledger.append("study", schema=1, study="smoke", corpus="abc")
+    ledger.close()
     return folder, tmp_path / "corpus", f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -129,9 +129,10 @@ def row_at(step: int) -> dict[str, Any]:
 
 
 def write_ledger(folder: Path, cells: int = 3) -> dict[str, Record]:
-    """Write a ledger of completed cells of two evaluations into a study folder. Return its records."""
+    """Add completed cells of two evaluations to the ledger of a study folder. Return its records."""
     ledger = Ledger(folder / "ledger.jsonl")
-    ledger.append("study", schema=1, study="smoke", corpus="abc")
+    if not ledger.events:
+        ledger.append("study", schema=1, study="smoke", corpus="abc")
     for seed in range(101, 101 + cells):
         cell = Cell("confirm", "gelu", 0, seed, {"lr": 1e-3}, "key")
         fields = {"stage": "confirm", "arm": "gelu", "index": 0, "seed": seed, "config": cell.config}

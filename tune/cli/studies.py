@@ -20,7 +20,7 @@ def report(study: Name, output: Output = Path("studies"), require_verdict: Requi
     from analysis.verdict.exits import end
     from tune.run import ledger, tables
     from tune.study.files import load
-    from tune.tracking.runs import default_uri
+    from tune.tracking.store import default_uri
 
     folder = study_folder(study, output)
     loaded = load(folder / "study.yaml")
@@ -40,7 +40,7 @@ def sync(
     from tune.study.addresses import check_tracking
     from tune.study.files import load
     from tune.tracking import tracker
-    from tune.tracking.runs import default_uri
+    from tune.tracking.store import default_uri
 
     folder = study_folder(study, output)
     loaded = load(folder / "study.yaml")

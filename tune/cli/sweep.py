@@ -43,7 +43,7 @@ def sweep(
     from tune.run.interrupt import Interruption
     from tune.study.addresses import check_tracking
     from tune.study.files import load
-    from tune.tracking.runs import default_uri
+    from tune.tracking.store import default_uri
 
     study = load(config)
     if resume and not (output / study.name / "study.yaml").is_file():

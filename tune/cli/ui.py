@@ -23,7 +23,7 @@ def ui(
 
     from tune.errors import StudyError
     from tune.study.addresses import check_tracking
-    from tune.tracking.runs import default_uri
+    from tune.tracking.store import default_uri
 
     uri = check_tracking(tracking or default_uri(output), "tracking")
     if uri == "none":

@@ -202,6 +202,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     return _read(path)[0]
 
 
+def first(path: Path, kind: str) -> dict[str, Any] | None:
+    """Return the first undamaged event of a kind, without its checksum, or None if there is none."""
+    with path.open("rb") as lines:
+        events = (decode_event(line.rstrip(b"\n")) for line in lines)
+        return next((event for event in events if event and event["event"] == kind), None)
+
+
 def cell_of(event: dict[str, Any]) -> Cell:
     """Return the cell of a `suggested` event."""
     return Cell(event["stage"], event["arm"], event["index"], event["seed"], event["config"], event["config_key"])

@@ -11,7 +11,8 @@ from pagating.gating.catalog import own_gate
 from tune.run.models import best_cells, kept_models, models_folder
 from tune.study.cell import Record
 from tune.study.study import Study
-from tune.tracking.views import COLOUR, arm_colour
+from tune.tracking.store import local_path
+from tune.tracking.views import COLOUR, NOTE, arm_colour
 
 
 def log_models(uri: str, study: Study, parent_id: str, folder: Path, records: Iterable[Record]) -> int:
@@ -43,7 +44,10 @@ def log_models(uri: str, study: Study, parent_id: str, folder: Path, records: It
     logged = 0
     for arm, facts in kept.items():
         old = [model for model in there if model.tags.get("arm") == arm]
-        if any(model.tags.get("cell") == facts["cell"] and str(model.status) == "READY" for model in old):
+        if complete := [model for model in old if _is_complete(model, facts["cell"])]:
+            loading = how_to_load(complete[0].model_id, uri, facts)
+            if complete[0].tags.get(NOTE) != loading:  # the store was moved
+                client.set_logged_model_tags(complete[0].model_id, {NOTE: loading})
             continue
         for model in old:
             client.delete_logged_model(model.model_id)
@@ -52,6 +56,11 @@ def log_models(uri: str, study: Study, parent_id: str, folder: Path, records: It
             _log(client, study, run, models / arm, facts, {"study_run": parent_id})
             logged += 1
     return logged
+
+
+def _is_complete(model: Any, cell: str) -> bool:
+    files = local_path(model.artifact_location)
+    return model.tags.get("cell") == cell and str(model.status) == "READY" and (files is None or files.is_dir())
 
 
 def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any], tags: dict[str, str]) -> None:
@@ -67,9 +76,7 @@ def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any
     last = [Metric(f"final/{metric}", final[metric], **where) for metric in ("val_nll", "test_nll") if metric in final]
     client.log_batch(run_id, metrics=last)
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, final["steps"])])
-    client.set_logged_model_tags(
-        made.model_id, {"mlflow.note.content": how_to_load(made.model_id, client.tracking_uri, facts)}
-    )
+    client.set_logged_model_tags(made.model_id, {NOTE: how_to_load(made.model_id, client.tracking_uri, facts)})
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
 
 

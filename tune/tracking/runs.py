@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import getpass
 import json
-import logging
 import os
-import tempfile
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from tune.run.provenance import git_commit
 from tune.study.arm import AlphaSection
 from tune.study.cell import Cell, Record
 from tune.study.study import Study
+from tune.tracking.identity import PARENT, STUDY_ID, Found, find, merge, pages, place_tags, study_id
+from tune.tracking.store import artifact_folder, prepare_store, sqlite_file
 from tune.tracking.views import COLOUR, NOTE, arm_colour, note, show, view_tags
 
 STATUS = {"completed": "FINISHED", "stopped_early": "KILLED", "infeasible": "FAILED", "failed": "FAILED"}
@@ -31,34 +32,6 @@ HTTP = {  # MLflow's default of 4 minutes per call would hide that a server is u
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
-
-
-def default_uri(output: Path) -> str:
-    """Return `MLFLOW_TRACKING_URI` if it is set, else the URI of `mlflow.db` next to the folder of studies."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve().parent / 'mlflow.db'}"
-
-
-def prepare_store(uri: str) -> None:
-    """Create a new sqlite store in one step, from a temporary file. Do nothing for another kind or if it exists."""
-    if not uri.startswith("sqlite:///"):
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    from mlflow import MlflowClient
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as scratch:
-        made = Path(scratch) / "mlflow.db"
-        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
-        try:
-            os.link(made, path)  # in one step, and only if no other study has created it meanwhile
-        except FileExistsError:
-            return
-        except OSError:  # a file system without hard links
-            os.replace(made, path)
 
 
 def numeric_alpha(study: Study, arm: str, config: dict[str, float]) -> float:
@@ -124,7 +97,7 @@ class Runs:
         from requests.exceptions import RequestException
         from sqlalchemy.exc import SQLAlchemyError
 
-        return MlflowException, RequestException, SQLAlchemyError, OSError, json.JSONDecodeError
+        return MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError, json.JSONDecodeError
 
     def connect(self, again: bool = False) -> None:
         """Find or create the experiment and the parent run, list the runs and delete duplicates.
@@ -140,23 +113,16 @@ class Runs:
 
         self._client = None
         client = MlflowClient(tracking_uri=self.uri)
-        experiment = client.get_experiment_by_name(self.study.name)
-        if experiment is None:
-            local = self.uri.startswith("sqlite:///")
-            root = Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns" / self.study.name
-            self._experiment = client.create_experiment(
-                self.study.name,
-                artifact_location=root.resolve().as_uri() if local else None,
-                tags={"mlflow.experimentKind": "custom_model_development"},
-            )
-        else:
-            self._experiment = experiment.experiment_id
-        self.parent_id = self._parent(client)
+        found = find(client, self.study.name, self.folder)
+        self._experiment = found.experiment or self._create_experiment(client, found.name)
+        self.parent_id = self._parent(client, found)
+        merge(client, self._experiment, found.others, self.parent_id)
         description = note(self.study, self._experiment, self.parent_id, None)
         show(client, self._experiment, {**view_tags(self.study), NOTE: description})
         self.known = {}
-        children = self._search(client, f"tags.`mlflow.parentRunId` = '{self.parent_id}'")
-        for run in sorted(children, key=lambda run: run.info.status == "RUNNING"):
+        mine = f"tags.`{PARENT}` = '{self.parent_id}'"
+        children = pages(client.search_runs, [self._experiment], mine, max_results=1000)
+        for run in sorted(children, key=lambda run: (run.info.status == "RUNNING", -run.info.start_time)):
             cell, running = run.data.tags.get("cell", ""), run.info.status == "RUNNING"
             if cell in self.known or (running and not again):
                 client.delete_run(run.info.run_id)
@@ -166,24 +132,43 @@ class Runs:
                 self.known[cell] = Known(run.info.run_id, run.info.start_time, outcome, described=described)
         self._client = client
 
-    def _parent(self, client: Any) -> str:
-        """Find or create the parent run of the study; return its id."""
+    def _create_experiment(self, client: Any, name: str) -> str:
+        store = sqlite_file(self.uri)
+        return client.create_experiment(
+            name,
+            artifact_location=artifact_folder(store, name).as_uri() if store else None,
+            tags={"mlflow.experimentKind": "custom_model_development"},
+        )
+
+    def _parent(self, client: Any, found: Found) -> str:
+        """Create the parent run of the study, or update the one that was found; return its id."""
+        identity = study_id(self.folder / "ledger.jsonl")
+        tags = place_tags(self.folder) | ({STUDY_ID: identity} if identity else {})
+        if found.parent is None:
+            return self._create_parent(client, tags)
+        parent = found.parent.info.run_id
+        if found.replaced:
+            mine = f"tags.`{PARENT}` = '{parent}'"
+            for run in list(pages(client.search_runs, [self._experiment], mine, max_results=1000)):
+                client.delete_run(run.info.run_id)
+        for name, value in tags.items():
+            if found.parent.data.tags.get(name) != value:
+                client.set_tag(parent, name, value)
+        if found.parent.info.status != "RUNNING":
+            client.update_run(parent, status="RUNNING")
+        return parent
+
+    def _create_parent(self, client: Any, own: dict[str, str]) -> str:
+        """Create the parent run of the study with tags of its own; return its id."""
         from mlflow.entities import Param
 
-        identity = str(self.folder.resolve())
-        found = self._search(client, f"tags.study_folder = '{_quoted(identity)}' and tags.stage = 'study'")
-        if found:
-            parent = min(found, key=lambda run: (run.info.start_time, run.info.run_id))
-            if parent.info.status != "RUNNING":
-                client.update_run(parent.info.run_id, status="RUNNING")
-            return parent.info.run_id
         tags = {
             "study": self.study.name,
             "stage": "study",
-            "study_folder": identity,
             "corpus": self.digest,
             NOTE: note(self.study, self._experiment, None, None),
             COLOUR: "#8a8a8f",
+            **own,
             **_source_tags(),
         }
         created = client.create_run(self._experiment, run_name=f"study {self.study.name}", tags=tags)
@@ -192,17 +177,6 @@ class Runs:
         client.log_batch(parent, params=[Param(key, str(value)) for key, value in _sizes(self.study).items()])
         client.log_text(parent, (self.folder / "study.yaml").read_text(encoding="utf-8"), "study.yaml")
         return parent
-
-    def _search(self, client: Any, condition: str) -> list[Any]:
-        """Return all runs of the experiment that satisfy a condition of MLflow's search."""
-        runs: list[Any] = []
-        token = None
-        while True:
-            page = client.search_runs([self._experiment], condition, max_results=1000, page_token=token)
-            runs += page
-            token = page.token
-            if not token:
-                return runs
 
     def has(self, record: Record) -> bool:
         """Return True if the cell has ended and the store has its final state."""
@@ -261,7 +235,7 @@ class Runs:
     def _create(self, record: Record, start: int) -> str:
         cell = record.cell
         tags = {
-            "mlflow.parentRunId": self.parent_id,
+            PARENT: self.parent_id,
             "study": self.study.name,
             "stage": cell.stage,
             "arm": cell.arm,
@@ -335,7 +309,3 @@ def _source_tags() -> dict[str, str]:
         user = "unknown"
     tags = {"mlflow.user": user, "mlflow.source.name": "pagating sweep"}
     return {**tags, "mlflow.source.type": "LOCAL", **({"mlflow.source.git.commit": commit} if commit else {})}
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "''")

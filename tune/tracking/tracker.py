@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +25,7 @@ from tune.study.cell import Record
 from tune.study.study import Study
 from tune.tracking.models import log_models
 from tune.tracking.runs import Runs
+from tune.tracking.store import count_runs, sqlite_file
 from tune.tracking.views import log_verdict
 
 HOLD_BACK = 30.0  # longest time in seconds that the import of MLflow waits for the first trial
@@ -127,7 +129,7 @@ class MlflowTracker:
             except Runs.errors() as error:
                 problem = _message(error)
             else:
-                mark(runs.folder, runs.uri)
+                mark(runs.folder, runs.uri, runs.parent_id)
                 return None
         return (
             f"MLflow at {where} still lacks {f'{owed} cells and ' if owed else ''}{lacking}"
@@ -215,7 +217,7 @@ def sync(uri: str, study: Study, folder: Path) -> tuple[int, int]:
                 verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
                 log_verdict(uri, study, str(runs.parent_id), folder, verdict)
                 _log_models(uri, study, str(runs.parent_id), folder)
-                mark(folder, uri)
+                mark(folder, uri, str(runs.parent_id))
             else:
                 runs.pause()
         except Runs.errors() as error:
@@ -232,23 +234,28 @@ def _log_models(uri: str, study: Study, parent_id: str, folder: Path) -> None:
     log_models(uri, study, parent_id, folder, ledgers.records(ledgers.read(folder / "ledger.jsonl")).values())
 
 
-def mark(folder: Path, uri: str) -> None:
+def mark(folder: Path, uri: str, parent: str) -> None:
     """Record that the store has the whole ledger, so that the next sweep of a finished study need not connect to it."""
     (folder / "logs").mkdir(exist_ok=True)
-    write_whole(folder / "logs" / "tracked.json", json.dumps(_mark(folder, uri)) + "\n")
+    write_whole(folder / "logs" / "tracked.json", json.dumps(_mark(folder, uri, parent)) + "\n")
 
 
 def is_marked(folder: Path, uri: str) -> bool:
-    """Return True if `mark` was called for this store and the ledger has not changed since. A file must still exist."""
-    note = folder / "logs" / "tracked.json"
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    """Return True if `mark` was called for this store and the ledger has not changed since.
+
+    Return False also if runs were deleted in a sqlite store since. A server is not asked.
+    """
+    try:
+        recorded = json.loads((folder / "logs" / "tracked.json").read_text(encoding="utf-8"))
+        return bool(recorded == _mark(folder, uri, recorded["parent"]))
+    except (OSError, ValueError, KeyError, sqlite3.Error):
         return False
-    return note.is_file() and note.read_text(encoding="utf-8") == json.dumps(_mark(folder, uri)) + "\n"
 
 
-def _mark(folder: Path, uri: str) -> dict[str, Any]:
-    store = hashlib.sha256(uri.encode()).hexdigest()[:12]  # a URI may hold a password
-    return {"store": store, "ledger_bytes": (folder / "ledger.jsonl").stat().st_size}
+def _mark(folder: Path, uri: str, parent: str) -> dict[str, Any]:
+    store, path = hashlib.sha256(uri.encode()).hexdigest()[:12], sqlite_file(uri)  # a URI may hold a password
+    runs = count_runs(path, parent) if path else None
+    return {"store": store, "ledger_bytes": (folder / "ledger.jsonl").stat().st_size, "parent": parent, "runs": runs}
 
 
 def _message(error: Exception) -> str:

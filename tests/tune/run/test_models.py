@@ -330,6 +330,26 @@ def test_a_second_look_doubles_none_and_mends_one_that_was_cut_off(stored):
     ]
 
 
+def test_a_moved_store_keeps_its_models_and_their_lines_name_the_new_place(stored, tmp_path):
+    uri, folder, parent, records = stored
+    log_models(uri, study(), parent, folder, records)
+    first = {model.model_id for model in logged(uri)}
+    (tmp_path / "new").mkdir()
+    for name in ("mlflow.db", "mlruns"):
+        (tmp_path / name).rename(tmp_path / "new" / name)
+    there = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    assert sync(there, study(), folder)[1] == 0
+    assert log_models(there, study(), parent, folder, records) == 0
+    assert {model.model_id for model in logged(there)} == first
+    for model in logged(there):
+        assert Path(model.artifact_location.removeprefix("file://")).relative_to(tmp_path / "new").parts[0] == "mlruns"
+        assert there in model.tags["mlflow.note.content"]
+    assert not (tmp_path / "mlruns").exists()
+    shutil.rmtree(tmp_path / "new" / "mlruns")  # then its files are written again
+    assert log_models(there, study(), parent, folder, records) == 2
+    assert len(logged(there)) == 2
+
+
 def test_a_better_seed_replaces_the_arms_model(stored, corpus):
     uri, folder, parent, records = stored
     log_models(uri, study(), parent, folder, records)

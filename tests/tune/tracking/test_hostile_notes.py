@@ -9,12 +9,6 @@ from tune.tracking import runs
 QUESTION = "<script>alert(1)</script> [x](javascript:alert(2)) ![y](z)\n# **no** heading"
 
 
-class Page(list):
-    """Empty page of runs."""
-
-    token = None
-
-
 def test_the_note_of_a_study_is_text_and_its_tags_hold_no_credentials(tmp_path):
 
     study = study_of(SMALL, question=QUESTION, tracking="http://me:s3cret@host?token=t0ken")
@@ -26,13 +20,12 @@ def test_the_note_of_a_study_is_text_and_its_tags_hold_no_credentials(tmp_path):
         return SimpleNamespace(info=SimpleNamespace(run_id="1"))
 
     client = SimpleNamespace(
-        search_runs=lambda *a, **k: Page(),
         create_run=create_run,
         log_text=lambda *words: told.append(words),
         log_inputs=lambda *words: None,
         log_batch=lambda *words, **named: None,
     )
-    runs.Runs(study.tracking, study, tmp_path, "digest")._parent(client)
+    runs.Runs(study.tracking, study, tmp_path, "digest")._create_parent(client, {})
     (_, tags), artifact = told
     first = tags["mlflow.note.content"].split("\n")[0]
     assert first == (

@@ -168,10 +168,22 @@ def test_a_sweep_asks_a_store_that_has_everything_no_more(place):
     write_ledger(folder)
     assert not is_marked(folder, uri)
     sync(uri, load(SMOKE), folder)
-    mark(folder, uri)
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("smoke").experiment_id])
+    (parent,) = (run.info.run_id for run in found if run.data.tags["stage"] == "study")
+    mark(folder, uri, parent)
     assert is_marked(folder, uri)
     assert not is_marked(folder, f"{uri}-other")
     assert "mlflow" not in (folder / "logs" / "tracked.json").read_text()  # a URI may hold a password
+    for run in found:  # as a user in the UI
+        client.delete_run(run.info.run_id)
+        assert not is_marked(folder, uri)
+        client.restore_run(run.info.run_id)
+        assert is_marked(folder, uri)
+    client.delete_experiment(found[0].info.experiment_id)
+    assert not is_marked(folder, uri)
+    client.restore_experiment(found[0].info.experiment_id)
+    assert is_marked(folder, uri)
     Ledger(folder / "ledger.jsonl").append("ended", cell=CELL.key, outcome="completed", final={}, reason=None)
     assert not is_marked(folder, uri)
 
@@ -192,7 +204,7 @@ def test_times_never_run_backwards_in_mlflow(place):
 @pytest.mark.slow
 def test_two_processes_make_one_store(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    code = f"from tune.tracking.runs import prepare_store; prepare_store({uri!r})"
+    code = f"from tune.tracking.store import prepare_store; prepare_store({uri!r})"
     makers = [subprocess.Popen([sys.executable, "-c", code], cwd=SMOKE.parents[1]) for _ in range(2)]
     assert [maker.wait() for maker in makers] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

@@ -13,7 +13,9 @@ from tests.tune.helpers import meta_of, row_at
 from tune.study.cell import Cell, Record
 from tune.study.files import load
 from tune.tracking import runs as mlflow_runs
-from tune.tracking.runs import Runs, default_uri, numeric_alpha
+from tune.tracking import store as mlflow_store
+from tune.tracking.runs import Runs, numeric_alpha
+from tune.tracking.store import default_uri, prepare_store
 from tune.tracking.tracker import MlflowTracker
 
 ROOT = Path(__file__).parents[3]
@@ -194,10 +196,10 @@ def test_the_store_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(mlflow_runs.os, "link", broken)
-        patched.setattr(mlflow_runs.os, "replace", broken)
+        patched.setattr(mlflow_store.os, "link", broken)
+        patched.setattr(mlflow_store.os, "replace", broken)
         with pytest.raises(OSError, match="disk full"):
-            mlflow_runs.prepare_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+            prepare_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert list(tmp_path.iterdir()) == []
 
 
