@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagating.data.texts import CorpusError
+from pagating.data.errors import CorpusError
 from pagating.data.tokenizer import digest_of
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from pagating.data.corpus import ROW_DTYPE, open_split, read_meta, rows_file, step_generator
-from pagating.data.texts import CorpusError
-from pagating.data.tokenizer import token_ids
+from pagating.data.errors import CorpusError
+from pagating.data.tokenizer import encode_batch, token_ids, vocabulary_size
 
 AT_A_TIME = 1 << 13  # lines per call of the tokenizer
 IGNORE = -100  # a target that is not counted, as in torch
@@ -51,16 +51,16 @@ def encode_lines(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Token ids (N,), and start and end of each line's row (R, 2).
     """
-    size = tokenizer.get_vocab_size()
+    size = vocabulary_size(tokenizer)
     parts: list[np.ndarray] = []
     spans: list[tuple[int, int]] = []
     position = 0
     lines = io.StringIO(text, newline="\n")  # only \n ends a line
     while some := list(itertools.islice(lines, AT_A_TIME)):
-        for line, piece in zip(some, tokenizer.encode_batch_fast(some, add_special_tokens=False), strict=True):
-            parts.append(token_ids(piece.ids, size))
-            spans.append((position, position + len(piece.ids) if line.strip() else position))
-            position += len(piece.ids)
+        for line, ids in zip(some, encode_batch(tokenizer, some), strict=True):
+            parts.append(token_ids(ids, size))
+            spans.append((position, position + len(ids) if line.strip() else position))
+            position += len(ids)
     return np.concatenate(parts), np.asarray(spans, dtype=ROW_DTYPE)
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from filelock import FileLock
 
 from pagating.data.corpus import meta_digest, pad_id, read_meta, rows_file
-from pagating.data.texts import SPLITS, CorpusError, load_texts
-from pagating.data.tokenizer import digest_of, encode, make_tokenizer, tokenizer_key
+from pagating.data.errors import CorpusError
+from pagating.data.texts import SPLITS, load_texts
+from pagating.data.tokenizer import check_alphabet, digest_of, encode, make_tokenizer, tokenizer_key, vocabulary_size
 
 FORMAT = 2  # increase it if the packing of the same text changes
 
@@ -112,6 +113,7 @@ def _writing(cache: Path) -> Iterator[None]:
 
 def _packed(tokenizer: Any, texts: Mapping[str, str], lines: bool) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Tokenize the texts; return the content of `corpus.json` and of all files, by name."""
+    check_alphabet(tokenizer, texts.values())
     rows: dict[str, np.ndarray] = {}
     if lines:
         from pagating.data.lines import encode_lines
@@ -124,7 +126,7 @@ def _packed(tokenizer: Any, texts: Mapping[str, str], lines: bool) -> tuple[dict
     meta: dict[str, Any] = {
         "format": FORMAT,
         "dtype": str(tokens["train"].dtype),
-        "vocab_size": tokenizer.get_vocab_size(),
+        "vocab_size": vocabulary_size(tokenizer),
         "tokenizer": hashlib.sha256(words).hexdigest(),
         "splits": {
             split: {

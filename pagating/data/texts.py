@@ -8,25 +8,17 @@ from __future__ import annotations
 import glob
 import os
 import stat
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pagating.data.errors import CorpusError, note
+from pagating.data.folders import load_folder, load_hub
+
 SPLITS = ("train", "validation", "test")
+MARKED = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # text files of columns
+DATA = (*MARKED, ".parquet", ".arrow", ".gz", ".xz", ".zst", ".bz2", ".zip")
 CUT = {"validation": 0.05, "test": 0.05}  # share of the training text for a split that the corpus does not have
-
-
-class CorpusError(ValueError):
-    """An unusable corpus. The message is one line with source, condition and value."""
-
-    exit_code = 2  # of a command that it ends
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, preceded by its type unless it is an OSError or ValueError."""
-    said = (str(error).strip().splitlines() or [""])[0]
-    return said if said and isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}".strip(": ")
 
 
 def builtin_texts() -> dict[str, str]:
@@ -49,53 +41,80 @@ def builtin_texts() -> dict[str, str]:
 
 
 def hub_texts(
-    name: str, config: str | None = None, column: str = "text", revision: str | None = None, *, blank: bool = False
+    name: str,
+    config: str | None = None,
+    column: str | None = None,
+    revision: str | None = None,
+    *,
+    base: Path | None = None,
+    blank: bool = False,
 ) -> dict[str, str]:
-    """Load the texts of a dataset of the Hugging Face hub, or of a local folder in its layout.
+    """Load the texts of a local folder in a layout that `datasets` reads, or of a dataset of the Hugging Face hub.
 
     Args:
-        name: Name of the dataset, or a folder, for `datasets.load_dataset`.
+        name: A folder, or the name of a dataset on the hub.
         config: Configuration of the dataset.
-        column: Column that holds the text.
+        column: Column that holds the text; None for `text`, or else the only column of text.
         revision: Version of the dataset.
+        base: Folder that a relative path starts from; None for the working directory.
         blank: Turn an empty row of the dataset into an empty line (for a corpus of lines), else skip it.
 
     Raises:
         CorpusError: The dataset cannot be loaded, has no training split or no such column, or a row is not text.
     """
-    import datasets
-
+    place = Path(os.path.abspath(os.path.join(base or "", os.path.expanduser(name))))
     shown = f"hub dataset '{name}'" + (f" ({config})" if config else "")
-    logging, bars = datasets.utils.logging, datasets.utils.are_progress_bars_disabled()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    if not sys.stderr.isatty():
-        datasets.utils.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(name, config, revision=revision)
-    except MemoryError:
-        raise
-    except Exception as error:  # parsers of YAML, zip, Arrow raise errors of many types for bad content
-        raise CorpusError(f"{shown} cannot be loaded: {first_line(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if not bars:
-            datasets.utils.enable_progress_bars()
+    if place.is_dir():
+        return load_folder(place, config, lambda loaded: _rows(loaded, shown, column, blank))
+    if os.path.lexists(place):
+        raise CorpusError(f"{shown}: {place} is a file; name the folder that holds it")
+    if os.path.exists(os.path.expanduser(name)):  # the library would take it
+        right = os.path.relpath(os.path.abspath(name), base)
+        raise CorpusError(
+            f"{shown}: no such folder beside the study file ({place}); paths start at the study file, not at the "
+            f"working directory: write {right}"
+        )
+    return _rows(load_hub(name, config, revision, shown, place), shown, column, blank)
+
+
+def _rows(loaded: Mapping[str, Any], shown: str, column: str | None, blank: bool) -> dict[str, str]:
+    """Join the rows of each split of a loaded dataset."""
     if "train" not in loaded:
-        raise CorpusError(f"{shown} has no split 'train'; it has {', '.join(loaded)}")
-    if column not in loaded["train"].column_names:
-        raise CorpusError(f"{shown} has no column '{column}'; it has {', '.join(loaded['train'].column_names)}")
+        raise CorpusError(
+            f"{shown} has no split 'train'; it has {', '.join(loaded)}. Name the files of the training text train.*, "
+            "or put them into a folder train"
+        )
+    chosen = column or _text_column(loaded["train"].features, shown)
     texts = {}
     for split in SPLITS:
         if split in loaded:
-            rows = (_text(row, f"{shown}, split '{split}', column '{column}'") for row in loaded[split][column])
+            where = f"{shown}, split '{split}', column '{chosen}'"
+            if chosen not in loaded[split].column_names:
+                raise CorpusError(_no_column(shown, chosen, loaded[split].features))
+            rows = (_text(row, number, where) for number, row in enumerate(loaded[split][chosen], 1))
             texts[split] = "".join(row if row.endswith("\n") or not (row or blank) else row + "\n" for row in rows)
     return texts
 
 
-def _text(row: Any, where: str) -> str:
+def _text_column(features: Mapping[str, Any], shown: str) -> str:
+    """Return `text`, or else the only column of text."""
+    if "text" in features:
+        return "text"
+    held = [name for name, kind in features.items() if str(getattr(kind, "dtype", "")) in ("string", "large_string")]
+    if len(held) != 1:
+        raise CorpusError(_no_column(shown, "text", features))
+    note(f"{shown} has no column 'text'; its only column of text is used: {held[0]}")
+    return held[0]
+
+
+def _no_column(shown: str, column: str, features: Mapping[str, Any]) -> str:
+    kinds = ", ".join(f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
+    return f"{shown} has no column '{column}'; it has {kinds}. Name the column of the text as corpus.hub.column"
+
+
+def _text(row: Any, number: int, where: str) -> str:
     if row is not None and not isinstance(row, str):
-        raise CorpusError(f"{where}: holds {type(row).__name__}, not text")
+        raise CorpusError(f"{where}: row {number} holds {type(row).__name__}, not text")
     return row or ""
 
 
@@ -120,7 +139,11 @@ def read_text(path: str | Path) -> str:
     if not raw.strip():
         raise CorpusError(f"{path}: is empty")
     if b"\0" in raw:
-        raise CorpusError(f"{path}: is binary, not text (a NUL byte at offset {raw.index(0)})")
+        columns = "; to read a column of it, name its folder as corpus: {hub: {name: FOLDER}}"
+        raise CorpusError(
+            f"{path}: is binary, not text (a NUL byte at offset {raw.index(0)})"
+            + (columns if Path(path).suffix in DATA else "")
+        )
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -165,8 +188,35 @@ def files_texts(base: Path | None = None, **patterns: str | list[str]) -> dict[s
             if not found:
                 raise CorpusError(f"corpus files for '{split}': no file matches '{pattern}'")
             paths += found
-        texts[split] = "".join(read_text(path) for path in paths)
+        texts[split] = "".join(read_text(path) for path in _filled(paths, split))
     return texts
+
+
+def _filled(paths: list[str], split: str) -> list[str]:
+    """Return the files of a split without the empty ones, if others are left. Lines on standard error name them."""
+    empty = [path for path in paths if os.path.isfile(path) and _is_blank(path)]
+    filled = [path for path in paths if path not in empty]
+    if not filled:
+        return paths  # reading the first one raises a precise error
+    if empty:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        note(f"corpus files for '{split}': empty and left out: {', '.join(empty[:3])}{more}")
+    marked = [path for path in filled if Path(path).suffix in MARKED]
+    if marked:
+        note(
+            f"corpus files for '{split}': {marked[0]} is read as plain text, its markup included; to read a column of "
+            "it, name its folder as corpus: {hub: {name: FOLDER}}"
+        )
+    return filled
+
+
+def _is_blank(path: str) -> bool:
+    """Return True if a file has no character but white space. An unreadable file is not blank."""
+    try:
+        with open(path, "rb") as file:
+            return not any(piece.strip() for piece in iter(lambda: file.read(1 << 16), b""))
+    except OSError:
+        return False
 
 
 def cut_missing(texts: Mapping[str, str], fractions: Mapping[str, float] = CUT) -> dict[str, str]:
@@ -197,7 +247,7 @@ def load_texts(source: Mapping[str, Any], base: Path | None = None) -> dict[str,
         texts = files_texts(base, **options)
     else:
         blank = source.get("rows") == "lines"
-        texts = hub_texts(**options, blank=blank) if kind == "hub" else builtin_texts()
+        texts = hub_texts(**options, base=base, blank=blank) if kind == "hub" else builtin_texts()
     for split, text in texts.items():
         if not text.strip():
             raise CorpusError(f"the {split} split of the corpus is empty")

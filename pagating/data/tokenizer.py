@@ -9,16 +9,20 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pagating.data.texts import CorpusError, first_line
+from pagating.data.errors import CorpusError, NotDownloaded, first_line
 
 CHUNK = 1 << 20  # least characters of a piece of text that is tokenized separately
 BATCH = 8  # pieces per call of the tokenizer
+LARGEST = 1 << 20  # most ids of a vocabulary, as of one that is trained
+SUFFIXES = (".json", ".model", ".txt", ".tiktoken", ".vocab", ".bpe", ".codes")  # of a tokenizer's files
+SPACES = ("\u0120".encode(), rb"\u0120")  # the byte-level form of a space, as it is written in JSON
 HINT = "download tokenizer.json (or vocab.json and merges.txt) into a folder and name it as tokenizer: {path: FOLDER}"
 # files that transformers reads, each a JSON object, and the types of values that it assumes without a check
 OBJECTS: dict[str, dict[str, tuple[type, ...]]] = {
@@ -50,8 +54,8 @@ def make_tokenizer(spec: Mapping[str, Any], train_text: str, base: Path | None =
     """Train a byte-level BPE tokenizer on the training text, or load a pretrained one.
 
     Args:
-        spec: {vocab_size: int} | {pretrained: hub name} | {path: folder with tokenizer.json or vocab.json +
-            merges.txt}.
+        spec: {vocab_size: int} | {pretrained: hub name} | {path: folder with tokenizer.json or vocab.json and
+            merges.txt, or a tokenizer.json}.
         train_text: Text for the training.
         base: Folder that a relative `path` starts from.
 
@@ -63,13 +67,51 @@ def make_tokenizer(spec: Mapping[str, Any], train_text: str, base: Path | None =
     """
     import tokenizers
 
+    place = find_tokenizer(spec, base)
+    if place is not None:
+        tokenizer = _load_folder(place) if place.is_dir() else _load_file(place)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(chunks(train_text), vocab_size=spec["vocab_size"], show_progress=False)
+    return tokenizers.Tokenizer.from_str(trained.to_str())
+
+
+def find_tokenizer(spec: Mapping[str, Any], base: Path | None) -> Path | None:
+    """Return the folder or file of a pretrained tokenizer, downloaded if needed; None if it is to be trained.
+
+    A name is a folder beside the study file, or else a tokenizer of the hub. Raise NotDownloaded if it is neither.
+    """
+    name = spec.get("path") or spec.get("pretrained")
+    if not name:
+        return None
+    place = Path(os.path.abspath(os.path.join(base or "", os.path.expanduser(name))))
+    if os.path.exists(place):
+        return place
+    missing = f"tokenizer '{name}' cannot be loaded: {place} does not exist"
     if spec.get("path"):
-        return _load(str(_folder(spec, base)), local=True)
-    if spec.get("pretrained"):
-        return _load(spec["pretrained"], local=False)
-    tokenizer = tokenizers.ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(chunks(train_text), vocab_size=spec["vocab_size"], show_progress=False)
-    return tokenizers.Tokenizer.from_str(tokenizer.to_str())
+        raise CorpusError(f"{missing}; {HINT}")
+    try:
+        return _from_hub(name)
+    except (OSError, ValueError) as error:
+        raise NotDownloaded(f"{missing}, and there is no copy on the hub or it cannot be reached; {HINT}") from error
+
+
+def _from_hub(name: str) -> Path:
+    """Return the folder of a tokenizer's files in the hub's cache, downloaded if the cache has none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted = [f"*{suffix}" for suffix in SUFFIXES]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+    except LocalEntryNotFoundError:
+        folder = None
+    whole = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")  # one of them holds the vocabulary
+    if folder is None or not any(path for one in whole for path in folder.glob(one)):
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+    return folder
 
 
 def encode(tokenizer: Any, text: str) -> np.ndarray:
@@ -77,22 +119,62 @@ def encode(tokenizer: Any, text: str) -> np.ndarray:
 
     No special tokens and no padding are added.
     """
-    size = tokenizer.get_vocab_size()
+    size = vocabulary_size(tokenizer)
     parts: list[np.ndarray] = []
     pieces = chunks(text)
     while batch := list(itertools.islice(pieces, BATCH)):  # the tokenizer's output takes many times the text's memory
-        encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        parts += [token_ids(piece.ids, size) for piece in encoded]
+        parts += [token_ids(ids, size) for ids in encode_batch(tokenizer, batch)]
     return np.concatenate(parts)
 
 
-def token_ids(ids: list[int], vocab_size: int) -> np.ndarray:
-    """Return ids (N,) as uint16 if `vocab_size` allows it, else uint32.
+def encode_batch(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Return the ids of each text. Raise CorpusError if the tokenizer has no token for a part of them."""
+    try:
+        return [piece.ids for piece in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    except Exception as error:  # the library raises Exception itself
+        said = first_line(error).removeprefix("Exception: ")
+        raise CorpusError(
+            f"the tokenizer cannot encode the text: {said}; it needs an unknown token, or a token for every "
+            "character of the text"
+        ) from error
 
-    Raise CorpusError for an id of `vocab_size` or above, because a model has `vocab_size` embeddings.
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Return the number of embeddings that a tokenizer needs: its largest id + 1, added tokens and gaps included.
+
+    Raise CorpusError for an id of LARGEST or above.
     """
-    if max(ids, default=0) >= vocab_size:
-        raise CorpusError(f"the tokenizer gives id {max(ids)}, and its vocabulary has {vocab_size}: its ids have gaps")
+    top = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if top >= LARGEST:
+        raise CorpusError(f"the tokenizer has the id {top}; a model has at most {LARGEST:,} embeddings: number it anew")
+    return top + 1
+
+
+def check_alphabet(tokenizer: Any, texts: Iterable[str]) -> None:
+    """Raise CorpusError for a character that a BPE tokenizer without an unknown token would drop without a word."""
+    from tokenizers.models import BPE
+
+    model = tokenizer.model
+    if not isinstance(model, BPE) or model.unk_token is not None or model.byte_fallback:
+        return
+    vocabulary, prefix, suffix = (
+        tokenizer.get_vocab(),
+        model.continuing_subword_prefix or "",
+        model.end_of_word_suffix or "",
+    )
+    for character in sorted(set().union(*texts)):
+        normal = tokenizer.normalizer.normalize_str(character) if tokenizer.normalizer else character
+        pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]
+        for symbol in "".join(piece for piece, _ in pieces):
+            if not {symbol, prefix + symbol, symbol + suffix} & vocabulary.keys():
+                raise CorpusError(
+                    f"the tokenizer has no token for {character!a}, which the text has, and no unknown token: the "
+                    "character would be lost; give a byte-level tokenizer, or one with an unknown token"
+                )
+
+
+def token_ids(ids: list[int], vocab_size: int) -> np.ndarray:
+    """Return ids (N,) as uint16 if `vocab_size` allows it, else uint32."""
     return np.asarray(ids, dtype=np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
@@ -106,21 +188,23 @@ def digest_of(*parts: str | bytes) -> str:
 
 
 def tokenizer_key(spec: Mapping[str, Any], base: Path | None) -> str:
-    """Return a key that identifies a tokenizer: its study keys, a digest of its folder, and the library's version.
+    """Return a key that identifies a tokenizer: what it is trained for, or its files, and the libraries' versions.
 
-    Raise CorpusError if the folder cannot be read.
+    Raise CorpusError if the tokenizer does not exist or a file of it cannot be read.
     """
     import tokenizers
 
-    key = {name: value for name, value in spec.items() if value}
-    if spec.get("path"):
-        names = sorted(path for path in _folder(spec, base).glob("*") if path.suffix in {".json", ".model", ".txt"})
-        key["path"] = digest_of(*[_bytes_of(path) for path in names])
-    return json.dumps({**key, "tokenizers": tokenizers.__version__}, sort_keys=True)
-
-
-def _folder(spec: Mapping[str, Any], base: Path | None) -> Path:
-    return Path(os.path.join(base or "", os.path.expanduser(spec["path"])))
+    place = find_tokenizer(spec, base)
+    key = {"tokenizers": tokenizers.__version__}
+    if place is None:
+        return json.dumps({**key, "vocab_size": spec["vocab_size"]}, sort_keys=True)
+    if place.is_dir():  # transformers makes a tokenizer of the folder
+        paths = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
+        key["transformers"] = version("transformers")
+    else:
+        paths = [place]
+    named = [part for path in paths for part in (path.name if place.is_dir() else "", _bytes_of(path))]
+    return json.dumps({**key, "files": digest_of(*named)}, sort_keys=True)
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -132,31 +216,52 @@ def _bytes_of(path: Path) -> bytes:
         raise CorpusError(f"tokenizer file {path}: cannot be read: {error.strerror or error}") from error
 
 
-def _load(name: str, local: bool) -> Any:
-    """Load the fast tokenizer of a folder, or of a name on the hub."""
+def _load_file(path: Path) -> Any:
+    """Load a file that the tokenizers library has written."""
+    import tokenizers
+
+    raw = _bytes_of(path)
+    try:
+        return tokenizers.Tokenizer.from_buffer(raw)
+    except Exception as error:  # the library raises Exception itself
+        raise CorpusError(
+            f"tokenizer {path} cannot be loaded: it is no tokenizer.json: {first_line(error)}; {HINT}"
+        ) from error
+
+
+def _load_folder(folder: Path) -> Any:
+    """Load the fast tokenizer of a folder."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    if Path(name).is_dir():
-        for file in OBJECTS:
-            if os.path.lexists(path := Path(name) / file):
-                _check_object(path)
+    for file in OBJECTS:
+        if os.path.lexists(path := folder / file):
+            _check_object(path)
+    options = {"tokenizer_type": "gpt2"} if _is_bare_gpt2(folder) else {}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        loaded = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
         fast = getattr(loaded, "backend_tokenizer", None)
     except MemoryError:
         raise
     except Exception as error:  # unexpected content of a file may raise any error in transformers
-        raise CorpusError(_why(name, local, error)) from error
+        raise CorpusError(_why(folder, error)) from error
     finally:
         logging.set_verbosity(verbosity)
     if fast is None:
-        raise CorpusError(f"tokenizer '{name}' has no fast form (tokenizer.json)")
-    fast.no_padding()
-    fast.no_truncation()
+        raise CorpusError(f"tokenizer '{folder}' has no fast form (tokenizer.json)")
     return fast
+
+
+def _is_bare_gpt2(folder: Path) -> bool:
+    """Return True for a folder that holds only the vocabulary and the merges of a byte-level BPE."""
+    if any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "config.json")):
+        return False
+    if not (folder / "merges.txt").is_file() or not (folder / "vocab.json").is_file():
+        return False
+    raw = _bytes_of(folder / "vocab.json")
+    return any(space in raw for space in SPACES)
 
 
 def _check_object(path: Path) -> None:
@@ -179,12 +284,29 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _why(name: str, local: bool, error: Exception) -> str:
+def _why(folder: Path, error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        return f"tokenizer '{name}' needs Python code of its own (auto_map), and that is never run; {HINT}"
-    if not Path(name).is_dir():
-        if local:
-            return f"tokenizer '{name}' cannot be loaded: no such folder; {HINT}"
-        if isinstance(error, OSError):
-            return f"tokenizer '{name}' cannot be loaded: no such folder and no copy on the hub; {HINT}"
-    return f"tokenizer '{name}' cannot be loaded: a file is missing or damaged: {first_line(error)}; {HINT}"
+        return f"tokenizer '{folder}' needs Python code of its own (auto_map), and that is never run; {HINT}"
+    names = sorted(path.name for path in folder.iterdir())
+    if "tokenizer.json" not in names:
+        other = [name for name in names if name.endswith(".json") and _is_tokenizer(folder / name)]
+        if other:
+            return f"tokenizer '{folder}' has no tokenizer.json; name its file as tokenizer: {{path: .../{other[0]}}}"
+        if "vocab.txt" in names:
+            return (
+                f"tokenizer '{folder}' has a vocab.txt, and no file says of which kind: add a tokenizer_config.json "
+                'such as {"tokenizer_class": "BertTokenizer", "do_lower_case": true}'
+            )
+    held = ", ".join(names[:9]) or "nothing"
+    return (
+        f"tokenizer '{folder}' cannot be loaded: a file is missing or damaged: {first_line(error)}; "
+        f"the folder has {held}; {HINT}"
+    )
+
+
+def _is_tokenizer(path: Path) -> bool:
+    try:
+        _load_file(path)
+    except CorpusError:
+        return False
+    return True

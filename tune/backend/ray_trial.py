@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import tune as ray_tune
 
-from pagating.data.texts import CorpusError
+from pagating.data.errors import CorpusError
 from tune.backend.delivery import Parcel, unpack
 from tune.subject.training import Training
 

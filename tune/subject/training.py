@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pagating.checkpoint import CheckpointFolder
-from pagating.data.texts import CorpusError
+from pagating.data.errors import CorpusError
 from pagating.trial import Diverged, OutOfMemory
 from tune.subject.subject import TRAINED, Job, Step
 

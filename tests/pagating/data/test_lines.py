@@ -7,8 +7,8 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from torch.nn import functional as F
 
 from pagating.data import corpus, lines, prepare
+from pagating.data.errors import CorpusError
 from pagating.data.prepare import file_names, receive
-from pagating.data.texts import CorpusError
 from pagating.train import build_model, train
 from pagating.trial import Trial
 

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from pagating.data import corpus, prepare, texts
-from pagating.data.texts import CorpusError, files_texts, read_text
+from pagating.data.errors import CorpusError
+from pagating.data.texts import files_texts, read_text
 from pagating.data.tokenizer import chunks
 
 LINES = "the quick brown fox jumps over the lazy dog\n"
@@ -41,6 +42,31 @@ def test_links_that_lead_in_a_circle_end(tmp_path):
     assert files_texts(tmp_path, train="deep/**/*.txt") == {"train": "once\n"}
     assert files_texts(tmp_path, train="deep/**") == {"train": "once\n"}
     refused("no file matches", files_texts, tmp_path, train="deep/**/*.md")
+
+
+def test_empty_files_beside_others_are_left_out_and_named(tmp_path, capsys):
+    for name, text in {"a.txt": "one\n", "b.txt": "", "c.txt": " \n\t\n", "d.txt": "two\n"}.items():
+        (tmp_path / name).write_text(text)
+    for given in ("*.txt", ["a.txt", "b.txt", "c.txt", "d.txt"], ["*.txt"]):
+        assert files_texts(tmp_path, train=given) == {"train": "one\ntwo\n"}
+        line = f"pagating: corpus files for 'train': empty and left out: {tmp_path}/b.txt, {tmp_path}/c.txt\n"
+        assert capsys.readouterr().err == line
+    refused(r"/b\.txt: is empty", files_texts, tmp_path, train=["b.txt", "c.txt"])
+    refused(r"/b\.txt: is empty", files_texts, tmp_path, train="b.txt")
+    for number in range(5):
+        (tmp_path / f"e{number}.txt").write_text("")
+    assert files_texts(tmp_path, train="*.txt") == {"train": "one\ntwo\n"}
+    assert capsys.readouterr().err.endswith(f"/c.txt, {tmp_path}/e0.txt and 4 more\n")
+
+
+def test_files_of_columns_are_read_as_text_with_a_line_that_says_so(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    assert files_texts(tmp_path, train="a.jsonl") == {"train": '{"text": "one"}\n'}
+    assert "a.jsonl is read as plain text, its markup included; to read a column" in capsys.readouterr().err
+    (tmp_path / "a.parquet").write_bytes(b"PAR1\0")
+    refused(
+        r"a binary|is binary.*to read a column of it, name its folder as corpus: ", files_texts, tmp_path, train="a.p*"
+    )
 
 
 def test_two_stars_find_what_glob_finds_where_no_link_is(tmp_path):

@@ -4,15 +4,17 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
 
 from pagating.data import prepare
+from pagating.data.corpus import open_split
+from pagating.data.errors import CorpusError, NotDownloaded
 from pagating.data.lines import encode_lines
-from pagating.data.texts import CorpusError
-from pagating.data.tokenizer import encode, make_tokenizer, tokenizer_key
+from pagating.data.tokenizer import check_alphabet, encode, make_tokenizer, tokenizer_key, vocabulary_size
 
 WORDS = "the quick brown fox jumps over the lazy dog\n"
 EVIL = "open({mark!r}, 'w').close()\nclass Evil:\n    pass\n"
@@ -119,11 +121,14 @@ def test_damage_within_says_what_the_library_says(folder, name, text):
 
 
 def test_what_is_not_there_is_not_called_damaged(tmp_path):
-    assert "cannot be loaded: no such folder; download tokenizer.json" in refused(tmp_path / "nothing")
+    assert "/nothing does not exist; download tokenizer.json" in refused(tmp_path / "nothing")
     (tmp_path / "bare").mkdir()
     assert "cannot be loaded: a file is missing or damaged: " in refused(tmp_path / "bare")
-    with pytest.raises(CorpusError, match=r"'no-such/name' cannot be loaded: no such folder and no copy on the hub; "):
-        make_tokenizer({"pretrained": "no-such/name"}, "")
+    searched = (
+        rf"'no-such/name' cannot be loaded: {tmp_path}/no-such/name does not exist, and there is no copy on the hub"
+    )
+    with pytest.raises(NotDownloaded, match=searched):
+        make_tokenizer({"pretrained": "no-such/name"}, "", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "vocab.txt"])
@@ -143,14 +148,108 @@ def test_each_file_that_makes_a_tokenizer_tells_it_from_others(folder, name):
     assert tokenizer_key({"path": str(folder)}, None) != before
 
 
+def test_a_tokenizers_file_is_in_the_key_of_the_corpus(tmp_path):
+    """Two studies in one cache, each with a file of its own."""
+    words = ["[UNK]", *dict.fromkeys(WORDS.split())]
+    for name, ordered in {"one": words, "two": [words[0], *words[:0:-1]]}.items():
+        vocabulary = {word: number for number, word in enumerate(ordered)}
+        made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+        (tmp_path / name).mkdir()
+        made.save(str(tmp_path / name / "tokenizer.json"))
+    (tmp_path / "t").write_text(WORDS * 9)
+    files = {"files": {"train": "t", "validation": "t", "test": "t"}}
+    packed = [
+        prepare.prepare(files, {"path": f"{name}/tokenizer.json"}, 8, tmp_path / "cache", tmp_path)
+        for name in ("one", "two")
+    ]
+    first, second = (open_split(folder, "train")[:3].tolist() for folder in packed)
+    assert (first, second) == ([1, 2, 3], [8, 7, 6])
+    (tmp_path / "one" / "tokenizer.json").write_bytes((tmp_path / "two" / "tokenizer.json").read_bytes())
+    assert prepare.prepare(files, {"path": "one/tokenizer.json"}, 8, tmp_path / "cache", tmp_path) == packed[1]
+
+
+def test_the_bytes_of_a_hub_tokenizer_and_the_libraries_are_in_the_key(whole, tmp_path, monkeypatch):
+    """A snapshot in the hub's cache; its name stays the same."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    keys = []
+    for commit in ("1" * 40, "2" * 40):
+        place = tmp_path / "models--me--mine"
+        (place / "refs").mkdir(parents=True, exist_ok=True)
+        (place / "refs" / "main").write_text(commit)
+        shutil.copytree(whole, place / "snapshots" / commit)
+        (place / "snapshots" / commit / "special_tokens_map.json").write_text(f'{{"eos_token": "{commit[0]}"}}')
+        keys.append(tokenizer_key({"pretrained": "me/mine"}, tmp_path / "elsewhere"))
+    assert keys[0] != keys[1]
+    assert encode(make_tokenizer({"pretrained": "me/mine"}, ""), WORDS).size > 0
+    for library in ("tokenizers.__version__", "pagating.data.tokenizer.version"):
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "0" if library.startswith("tokenizers") else lambda name: "0")
+            assert tokenizer_key({"pretrained": "me/mine"}, None) != keys[1]
+
+
 @pytest.mark.parametrize("ids", [[0, 1, 9], [0, 1, 70_000]])
-def test_ids_that_a_model_of_that_vocabulary_has_not_are_refused(ids):
+def test_ids_with_gaps_get_an_embedding_for_each_id(ids):
     gaps = Tokenizer(models.WordLevel(dict(zip(("a", "b", "c"), ids, strict=True)), unk_token="a"))
     gaps.pre_tokenizer = pre_tokenizers.Whitespace()
-    assert encode(gaps, "a b a").tolist() == [0, 1, 0]
+    assert vocabulary_size(gaps) == ids[2] + 1
+    assert encode(gaps, "a b c").tolist() == ids == encode_lines(gaps, "a b c")[0].tolist()
+    assert encode(gaps, "c").dtype == (np.uint32 if ids[2] > 65_535 else np.uint16)
+    gaps.add_tokens(["<more>"])  # beyond the model's vocabulary
+    assert vocabulary_size(gaps) == max(ids[2] + 1, max(encode(gaps, "<more>")) + 1)
+
+
+def test_an_id_beyond_every_model_is_refused():
+    wide = Tokenizer(models.WordLevel({"a": 0, "b": 1 << 20}, unk_token="a"))
+    with pytest.raises(CorpusError, match=r"has the id 1048576; a model has at most 1,048,576 embeddings"):
+        encode(wide, "a")
+
+
+@pytest.mark.parametrize(
+    "model", [models.WordLevel({"a": 0}), models.WordPiece({"a": 0}), models.Unigram([("a", -1.0)])], ids=repr
+)
+def test_no_unknown_token_works_until_one_is_needed(model):
+    tokenizer = Tokenizer(model)
+    assert encode(tokenizer, "a").tolist() == [0] == encode_lines(tokenizer, "a")[0].tolist()
     for way in (encode, encode_lines):
-        with pytest.raises(CorpusError, match=rf"gives id {ids[2]}, and its vocabulary has 3: its ids have gaps"):
-            way(gaps, "a b c")
+        with pytest.raises(CorpusError, match=r"cannot encode the text: .*it needs an unknown token, or a token for"):
+            way(tokenizer, "b")
+
+
+def test_a_bpe_without_unknown_token_must_know_every_character(whole):
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    check_alphabet(tokenizer, ["abba"])
+    assert encode(tokenizer, "aéb").tolist() == [0, 1] or encode(tokenizer, "aéb").tolist() == [2]  # lost in silence
+    with pytest.raises(CorpusError, match=r"no token for '\\xe9', which the text has, and no unknown token"):
+        check_alphabet(tokenizer, ["ab", "aéb"])
+    tokenizer.model.unk_token = "a"
+    check_alphabet(tokenizer, ["aéb"])
+    check_alphabet(make_tokenizer({"path": str(whole)}, ""), ["aéb\u4e00\n"])  # byte-level
+    ends = Tokenizer(models.BPE({"a</w>": 0, "b": 1}, [], end_of_word_suffix="</w>"))
+    check_alphabet(ends, ["ba"])
+
+
+def test_vocabulary_and_merges_alone_are_a_byte_level_tokenizer(tmp_path):
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([WORDS * 50], vocab_size=280, show_progress=False)
+    trained.save_model(str(tmp_path))
+    loaded = make_tokenizer({"path": str(tmp_path)}, "")
+    assert encode(loaded, WORDS).tolist() == trained.encode(WORDS).ids
+    assert loaded.get_vocab_size() == 281  # with GPT-2's end of text
+
+
+def test_other_files_say_how_they_are_named(whole, tmp_path):
+    own = tmp_path / "own.json"
+    own.write_bytes((whole / "tokenizer.json").read_bytes())
+    assert refused(tmp_path).endswith("has no tokenizer.json; name its file as tokenizer: {path: .../own.json}")
+    assert encode(make_tokenizer({"path": str(own)}, ""), WORDS).size > 0
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nquick\n")
+    assert "has a vocab.txt, and no file says of which kind: add a tokenizer_config.json such as " in refused(bert)
+    assert "it is no tokenizer.json" in refused(bert / "vocab.txt")
+    (bert / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
+    assert encode(make_tokenizer({"path": str(bert)}, ""), "The quick fox").tolist() == [5, 6, 1]
 
 
 VALUE = st.recursive(
