@@ -60,7 +60,7 @@ def sweep(
     there = next(path for path in (output.resolve(), *output.resolve().parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise StudyError(f"{there}: cannot be written (read-only, or owned by another user); give another --output")
-    check_folder(study, folder)
+    check_folder(study, folder, base)
     backend = backend or RayBackend(address=study.address, warn=warn)
     try:
         with drafted(study, base, folder, output) as draft:

@@ -8,22 +8,43 @@ from typing import Any
 from tune.errors import StudyError
 from tune.run import ledger
 from tune.study.files import parse
+from tune.study.own_gates import with_moved_gates
 from tune.study.study import Study
 
 EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "search.trials_per_arm")
 # keys that may change freely, because no result depends on them
-ANY = ("tracking", "resources.stall_timeout", "address", "storage", "keep.models", "keep.checkpoints")
+ANY = (
+    "question",
+    "tracking",
+    "resources.stall_timeout",
+    "address",
+    "storage",
+    "keep.models",
+    "keep.checkpoints",
+    "model.preset",  # a name for sizes, which are compared
+)
+# places of inputs, which `Inputs.check_begun` compares by their digests
+PLACES = ("corpus.source", "corpus.hub", "corpus.files", "tokenizer", "model.pretrained")
 
 
-def check_folder(study: Study, folder: Path) -> None:
-    """Raise StudyError if the folder belongs to another configuration. More seeds or trials than before are allowed."""
+def check_folder(study: Study, folder: Path, base: Path = Path()) -> None:
+    """Raise StudyError if the folder belongs to another configuration.
+
+    More seeds or trials than before are allowed, and other places of inputs with the same bytes.
+
+    Args:
+        study: The study.
+        folder: Its folder.
+        base: Folder of the study file, for own gates.
+    """
     recorded = folder / "study.yaml"
     if not recorded.exists():
         if folder.exists() and any(folder.iterdir()):
             raise StudyError(f"{folder}: is not empty and contains no study; choose another name or --output")
         return
-    before = parse(recorded.read_text(encoding="utf-8"), recorded)
-    if before.digest(*ANY, *EXTENDABLE) != study.digest(*ANY, *EXTENDABLE):
+    before = with_moved_gates(parse(recorded.read_text(encoding="utf-8"), recorded), folder, study, base)
+    free = (*ANY, *PLACES)
+    if before.digest(*free, *EXTENDABLE) != study.digest(*free, *EXTENDABLE):
         changed = ", ".join(_differences(before.model_dump(), study.model_dump()))
         raise StudyError(f"{folder}: belongs to another configuration; changed: {changed}; give the study another name")
     if refused := _not_an_extension(before, study, folder):
@@ -69,4 +90,4 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
         return [
             line for key in keys for line in _differences(before.get(key), now.get(key), f"{where}.{key}".strip("."))
         ]
-    return [] if before == now or where in ANY else [f"{where} ({before} -> {now})"]
+    return [] if before == now or where.startswith((*ANY, *PLACES)) else [f"{where} ({before} -> {now})"]

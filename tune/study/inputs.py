@@ -58,14 +58,29 @@ class Inputs:
                 f"{self.folder}: the study was begun on corpus {begun['corpus']}; the text or the tokenizer has "
                 f"changed (now {self.meta['digest']}): give the study another name, or bring the old text back"
             )
-        if begun.get("gates", {}) != self.gates:
+        if _contents(begun.get("gates", {})) != _contents(self.gates):
             raise StudyError(
                 f"{self.folder}: the gates in {self.folder / 'gates'} are not those that the study was begun with"
+            )
+        before, now = begun.get("pretrained"), self.weights["sha256"] if self.weights else None
+        if before != now:
+            raise StudyError(
+                f"{self.folder}: the study was begun with {_weights(before)}, and model.pretrained now names "
+                f"{_weights(now)}: give the study another name, or bring the old weights back"
             )
 
     def place(self, trial: Trial) -> Trial:
         """Return a trial with the paths of this machine's gate copies and weights."""
         return place_weights(place_gate(trial, self.folder), self.folder)
+
+
+def _contents(gates: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Return name and digest of each own gate. The path of its file may change."""
+    return {(reference.rpartition(":")[2], digest) for reference, digest in gates.items()}
+
+
+def _weights(digest: str | None) -> str:
+    return f"weights {digest[:16]}" if digest else "no weights"
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,26 @@ def digests(study: Study, folder: Path) -> dict[str, str]:
     }
 
 
+def with_moved_gates(before: Study, folder: Path, now: Study, base: Path) -> Study:
+    """Return `before` with the new reference of each gate whose file has moved: its copy has the same bytes.
+
+    Args:
+        before: The study of the folder.
+        folder: The study's folder, with the copies of its gates.
+        now: The study of the study file.
+        base: Folder of the study file.
+    """
+    arms = dict(before.arms)
+    for name in arms.keys() & now.arms.keys():
+        old, new = arms[name].gate, now.arms[name].gate
+        if old and new and old != new and OWN_GATE.fullmatch(old) and OWN_GATE.fullmatch(new):
+            copy, file = copy_of(old, folder), base / new.rpartition(":")[0]
+            same_name = old.rpartition(":")[2] == new.rpartition(":")[2]
+            if same_name and copy.is_file() and file.is_file() and copy.read_bytes() == file.read_bytes():
+                arms[name] = arms[name].model_copy(update={"gate": new})
+    return before.model_copy(update={"arms": arms})
+
+
 def place_gate(trial: Trial, folder: Path) -> Trial:
     """Return the trial with its own gate replaced by the absolute path of the study's copy, valid in any process."""
     own = trial.own_gate

@@ -90,11 +90,14 @@ class Files(Section):
 
 
 class Hub(Section):
-    """A dataset of the Hugging Face hub, or a local folder in its layout."""
+    """A dataset of the Hugging Face hub, or a local folder in any layout that `datasets` reads."""
 
-    name: str = Field(description="name on the hub, such as Salesforce/wikitext")
+    name: str = Field(
+        description="folder, relative to the study file, with txt, csv, json, jsonl, parquet or arrow files or what "
+        "`save_to_disk` wrote; else a name on the hub, such as Salesforce/wikitext"
+    )
     config: str | None = Field(None, description="configuration, such as wikitext-103-raw-v1")
-    column: str = Field("text", description="column with the text")
+    column: str | None = Field(None, description="column with the text; default `text`, or else the only one of text")
     revision: str | None = Field(None, description="commit or tag of the dataset; makes the study repeatable")
 
 
@@ -137,7 +140,11 @@ class TokenizerSection(Section):
 
     vocab_size: int = Field(1024, ge=257, le=1 << 20, description="size of the vocabulary that is trained")
     pretrained: str | None = Field(None, description="name on the hub, such as gpt2; it defines vocab_size")
-    path: str | None = Field(None, description="folder with tokenizer.json or vocab.json and merges.txt")
+    path: str | None = Field(
+        None,
+        description="folder with tokenizer.json or vocab.json and merges.txt, or a tokenizer.json, relative to the "
+        "study file",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> TokenizerSection:

@@ -326,9 +326,7 @@ def test_search_trials_can_be_added_until_the_grid_is_chosen(whole, tmp_path):
 
 
 def test_anything_else_changed_is_refused_with_the_list(whole):
-    changed = study(confirm={"level": 0.01}, question="Another?")
-    with pytest.raises(
-        StudyError, match=r"changed: confirm.level \(0.05 -> 0.01\), question \(What survives\? -> Another"
-    ):
+    changed = study(confirm={"level": 0.01}, resources={"cpus": 2})
+    with pytest.raises(StudyError, match=r"changed: confirm.level \(0.05 -> 0.01\), resources.cpus \(1 -> 2\); give"):
         extend.check_folder(changed, whole)
     extend.check_folder(study(resources={"stall_timeout": 60.0}), whole)  # no result depends on it
