@@ -21,6 +21,7 @@ _HOME = {
     "patch": "gating.patch",
     "pointwise": "gating.units",
     "register_gate": "gating.own_gate",
+    "register_unit": "gating.own_gate",
     "set_progress": "gating.alpha",
     "unpatch": "gating.patch",
 }

@@ -21,7 +21,7 @@ from torch import nn
 
 from pagating.checkpoint import model_tensors, write_tensors
 from pagating.data.corpus import read_meta
-from pagating.gating.catalog import own_gate
+from pagating.gating.catalog import OwnCode, own_code
 from pagating.model.gpt2 import GPT2
 from pagating.model.size import GPT2Size
 from pagating.trial import TASKS, Trial
@@ -68,6 +68,8 @@ def save_model(model: nn.Module, trial: Trial, folder: str | Path, final: Mappin
             "corpus": meta["digest"],
             "final": dict(final),
         }
+        if own := trial.own_code:
+            known["code_sha256"] = _sha256(Path(own.file))
         trained = {name: value for name, value in settings.items() if name not in ("corpus", "pretrained")}
         with open(scratch / FACTS, "w", encoding="utf-8") as file:
             file.write(json.dumps({**known, "trial": trained}, indent=1) + "\n")
@@ -104,27 +106,49 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     return facts
 
 
-@torch.no_grad()
-def load_model(folder: str | Path, gate: str | None = None) -> Any:
+def load_model(folder: str | Path, gate: str | None = None, unit: str | None = None) -> Any:
     """Load a model that `save_model` wrote, with the same bits, in evaluation mode, on the CPU.
 
     Args:
         folder: The folder of the model.
         gate: FILE.py:NAME of the user's gate, if the model was trained with one. This file is run. The file that the
             folder names is never run.
+        unit: The same, if the model was trained with an activation of the user's own.
 
     Returns:
         A `pagating.model.gpt2.GPT2`, or a model of transformers for another task than causal.
 
     Raises:
-        SavedModelError: The folder has no usable model, or `gate` is missing.
+        SavedModelError: The folder has no usable model, or `gate` or `unit` is missing or another one.
     """
-    facts, path = read_facts(folder), Path(folder) / WEIGHTS
-    unit = facts["unit"]
-    if own_gate(unit):
-        if gate is None:
-            raise SavedModelError(f"{folder}: was trained with an own gate ({unit['gate']}); give gate='FILE.py:NAME'")
-        unit = {**unit, "gate": gate}
+    facts = read_facts(folder)
+    made_of, own = facts["unit"], own_code(facts["unit"])
+    if own:
+        given = gate if own.key == "gate" else unit
+        if given is None:
+            called = "gate" if own.key == "gate" else "activation"
+            raise SavedModelError(
+                f"{folder}: was trained with an own {called} ({own.reference}); give {own.key}='FILE.py:NAME'"
+            )
+        made_of = {**made_of, own.key: str(given)}
+        _check_code(folder, facts, own_code(made_of))
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        return _loaded(Path(folder) / WEIGHTS, facts, made_of)
+
+
+def _check_code(folder: str | Path, facts: Mapping[str, Any], given: OwnCode | None) -> None:
+    """Raise SavedModelError if a file is given whose bytes are not those that the model was trained with."""
+    path = Path(given.file).expanduser() if given else None
+    wanted = facts.get("code_sha256")  # older folders have none
+    if path and path.is_file() and wanted and (found := _sha256(path)) != wanted:
+        raise SavedModelError(
+            f"{folder}: {path} is not the file that the model was trained with (its SHA-256 is {found[:16]}, not "
+            f"{wanted[:16]}); a study keeps its files in its folder gates/"
+        )
+
+
+def _loaded(path: Path, facts: Mapping[str, Any], unit: Mapping[str, Any] | None) -> nn.Module:
+    """Return the model of `facts` with the unit and the tensors of a file. Raise SavedModelError."""
     try:
         if (found := _sha256(path)) != facts["sha256"]:
             raise ValueError(f"it is damaged: its SHA-256 is {found[:16]}, not {str(facts['sha256'])[:16]}")
@@ -153,11 +177,11 @@ def _made(facts: Mapping[str, Any], unit: Mapping[str, Any] | None) -> nn.Module
 
 
 def _without_path(unit: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return a trial's unit with an own gate named by the file's name, without its path."""
-    own = own_gate(unit)
+    """Return a trial's unit with the user's own code named by the file's name, without its path."""
+    own = own_code(unit)
     if unit is None or own is None:
         return None if unit is None else dict(unit)
-    return {**unit, "gate": f"{Path(own['file']).name}:{own['name']}"}
+    return {**unit, own.key: f"{Path(own.file).name}:{own.name}"}
 
 
 def _sha256(path: Path) -> str:

@@ -28,7 +28,6 @@ from pagating.data.corpus import CorpusError, read_meta
 from pagating.device import out_of_memory, resolve_device
 from pagating.evaluate import autocast
 from pagating.gating.alpha import alpha_parameters, alpha_values, set_progress
-from pagating.gating.catalog import own_gate
 from pagating.gating.schedules import warmup_then
 from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
 from pagating.model.pretrained import PretrainedError
@@ -134,9 +133,9 @@ def record_losses(progress: Progress, unseen: list[torch.Tensor], done: int) -> 
 
 def trial_identity(trial: Trial) -> str:
     """Return the digest of a trial in the names of its checkpoints. Of files it uses the bytes, not the paths."""
-    unit, own = dict(trial.unit or {}), own_gate(trial.unit)
+    unit, own = dict(trial.unit or {}), trial.own_code
     if own:
-        unit["gate"] = [hashlib.sha256(Path(own["file"]).read_bytes()).hexdigest(), own["name"]]
+        unit[own.key] = [hashlib.sha256(Path(own.file).read_bytes()).hexdigest(), own.name]
     device, corpus = resolve_device(trial.device).type, read_meta(trial.corpus)["digest"]
     fields = trial.as_dict() | {"unit": unit, "device": device, "corpus": corpus}
     for key, value in {"pretrained": None, "padding": None, "task": "causal"}.items():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from pagating.gating.catalog import own_gate
+from pagating.gating.catalog import OwnCode, own_code
 from pagating.gating.schedules import SCHEDULES
 from pagating.hardware import DEVICES
 
@@ -135,13 +135,14 @@ class Trial:
         return evaluation_interval(self.steps, self.eval_every)
 
     @property
-    def own_gate(self) -> re.Match[str] | None:
-        """The match of `FILE.py:NAME` (groups `file`, `name`) if the unit names such a gate; else None."""
-        return own_gate(self.unit)
+    def own_code(self) -> OwnCode | None:
+        """The user's gate or activation that the unit names as `FILE.py:NAME`; else None."""
+        return own_code(self.unit)
 
-    def with_gate(self, gate: str) -> Trial:
-        """Return the trial with another gate in its unit."""
-        return dataclasses.replace(self, unit={**(self.unit or {}), "gate": gate})
+    def with_own(self, file: str | Path) -> Trial:
+        """Return the trial with its user's gate or activation read from another file."""
+        own = self.own_code
+        return dataclasses.replace(self, unit={**(self.unit or {}), own.key: f"{file}:{own.name}"}) if own else self
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, ready for JSON; `from_dict` makes the same trial of them."""

@@ -20,6 +20,7 @@ from tune.run.study_run import CellEnded, StudyRun
 from tune.run.tracker import NoTracker, Tracker
 from tune.study.files import dump
 from tune.study.inputs import Inputs, drafted
+from tune.study.own_gates import doubtful
 from tune.study.study import Study
 from tune.subject.gpt2 import Gpt2
 
@@ -63,6 +64,9 @@ def sweep(
     check_folder(study, folder, base)
     backend = backend or RayBackend(address=study.address, warn=warn)
     try:
+        if warn:
+            for line in doubtful(study, base):
+                warn(line)
         with drafted(study, base, folder, output) as draft:
             space = _space(study, folder, backend.slots, draft.vocab_size)
             if not (folder / "ledger.jsonl").exists():  # with a ledger, it is not known yet if any cell is missing
@@ -87,7 +91,7 @@ def sweep(
     if run.ledger.events:
         tables.write_tables(study.name, run.ledger.events, folder)
     if run.slots:
-        write_provenance(folder, run.ledger.events, run.slots)
+        write_provenance(folder, study, run.ledger.events, run.slots)
     return run
 
 

@@ -31,6 +31,8 @@ def methods(study: Study) -> list[str]:
             out.append(f"{name}: {_flat(s[key])}.")
     arms = s.get("arms") or {}
     out.append("Arms: " + "; ".join(f"{a} ({_arm(o)})" for a, o in arms.items()) + "." if arms else "")
+    formulas = (s.get("provenance") or {}).get("formulas") or {}
+    out.append("Activations: " + "; ".join(f"{a}: {f}" for a, f in formulas.items()) + "." if formulas else "")
     search, calibrate, confirm = (s.get(k) or {} for k in STAGES)
     if search.get("trials_per_arm") is not None:
         out.append(f"Search: {search['trials_per_arm']} trials per arm, each arm on its own ({_flat(search)}).")

@@ -5,7 +5,7 @@ functions are attached by name in `gates`, `units` and `patch`. In a formula, wh
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,10 @@ GATE_ROWS: dict[str, GateRow] = {
     ),
 }  # fmt: skip
 STUDY_GATES = tuple(GATE_ROWS)[:6]  # the published gates; the other two make known activations rows of the same table
-OWN_GATE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")  # a gate of the user's own
+OWN_CODE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")  # a gate or an activation of the user's own
+OWN_UNITS: dict[
+    str, Callable[[int], Any]
+] = {}  # registered activations: a function of the number of features makes one
 
 
 @dataclass(frozen=True)
@@ -185,13 +188,11 @@ def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in arguments.items() if value is not None}
     known = given.pop("unit", None)
     if known is not None:
-        if clash := [key for key in given if key != "alpha"]:
+        if clash := [key for key in given if key != "alpha" or known not in COMPETITORS]:
             raise ValueError(f"unit: {known!r} settles {', '.join(clash)}; give one or the other")
-        if known not in COMPETITORS:
-            raise ValueError(f"unit: {known!r} is not one of {', '.join(COMPETITORS)}")
-        given = COMPETITORS[known].settings | given
+        given = _known_settings(known) | given
     chosen = DEFAULTS | given
-    for key, allowed in {"base": (*BASES, *MODULE_BASES), "form": FORMS}.items():
+    for key, allowed in {"base": (*BASES, *MODULE_BASES, *([known] if known else [])), "form": FORMS}.items():
         if chosen[key] not in allowed:
             raise ValueError(f"{key}: {chosen[key]!r} is not one of {', '.join(allowed)}")
     if chosen["form"] != "pointwise" and chosen["base"] != "identity":
@@ -199,6 +200,32 @@ def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def own_gate(unit: Mapping[str, Any] | None) -> re.Match[str] | None:
-    """Return the match of `FILE.py:NAME` (groups `file`, `name`) if the arguments of `patch` name such a gate."""
-    return OWN_GATE.fullmatch(str((unit or {}).get("gate")))
+def _known_settings(unit: str) -> dict[str, Any]:
+    """Return the arguments that make an activation. One of the user's own is the base of a gate that is off."""
+    if unit in COMPETITORS:
+        return COMPETITORS[unit].settings
+    if unit in OWN_UNITS or OWN_CODE.fullmatch(unit):
+        return {"alpha": 0.0, "base": unit}
+    raise ValueError(f"unit: {unit!r} is not one of {', '.join((*COMPETITORS, *OWN_UNITS))}")
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """The user's own code in the arguments of `patch`: its key (`gate` or `unit`), its file and the name in it."""
+
+    key: str
+    file: str
+    name: str
+
+    @property
+    def reference(self) -> str:
+        """The name of the code, `FILE.py:NAME`."""
+        return f"{self.file}:{self.name}"
+
+
+def own_code(unit: Mapping[str, Any] | None) -> OwnCode | None:
+    """Return the gate or the activation that the arguments of `patch` name as `FILE.py:NAME`, if there is one."""
+    for key in ("gate", "unit"):
+        if match := OWN_CODE.fullmatch(str((unit or {}).get(key))):
+            return OwnCode(key, match["file"], match["name"])
+    return None

@@ -1,85 +1,173 @@
-"""The user's own gates: registered from Python, or named as `FILE.py:NAME`.
+"""The user's own gates and activations: registered from Python, or named as `FILE.py:NAME`.
 
     def hard(x):
         return torch.clamp(x / 6 + 0.5, 0.0, 1.0)   # x * hard(x) is hard swish
 
     pagating.register_gate("hard", hard)            # then: pagating.patch(model, gate="hard", alpha=1.0)
 
-Loading a file runs it. `load_gate` is called for a file that a trial names, never for one that a checkpoint names.
+    def snake(x):
+        return x + torch.sin(x) ** 2                # an activation, not a gate
+
+    pagating.register_unit("snake", snake)          # then: pagating.patch(model, unit="snake")
+
+Loading a file runs it. `load_own` is called for a file that a trial names, never for one that a checkpoint names.
 """
 
+import copy
 import hashlib
 import importlib.util
+import inspect
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .catalog import GATE_ROWS, OWN_GATE, own_gate
+from .catalog import BASES, COMPETITORS, GATE_ROWS, MODULE_BASES, OWN_CODE, OWN_UNITS, own_code
 from .gates import GATES, Function, Gate
+from .own_check import WIDTHS, check_function, one_line, plain_torch
 
-_loaded: dict[str, str] = {}  # reference: digest of the source that was registered under it
-# errors of a gate's file or function that are its own fault
-_FAULTS = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, RuntimeError, LookupError)
+UNBOUNDED = 100.0  # input at which a gate that grows like an activation is told from a bounded one
+_loaded: dict[tuple[str, str], str] = {}  # key and reference: digest of the source that was registered under it
 
 
-def register_gate(name: str, gate: Function | Gate) -> Gate:
+def register_gate(name: str, gate: Function | Gate, precision: str = "float32") -> Gate:
     """Add a gate to the table `GATES` under `name`, in this process, and return its row.
 
-    `gate` is `g`, a function of a tensor of any shape (the unit multiplies: `x * g(x)`), or a whole row, which has the
-    product in a faster form. Raises ValueError if `name` is a built-in gate, or if `x * g(x)` changes shape or dtype,
-    mixes tokens, draws random numbers, is not finite or has no finite gradient.
+    Args:
+        name: Name of the gate.
+        gate: `g`, a function of a tensor of any shape (the unit multiplies: `x * g(x)`), or a whole row, which has the
+            product in a faster form.
+        precision: A dtype that the gate is checked in besides float32, by name.
+
+    Raises:
+        ValueError: `name` is a built-in gate, or the function cannot be trained: it changes shape, dtype, its argument
+            or torch's settings, mixes tokens, draws random numbers, is not finite, or its gradient is cut.
     """
     if name in GATE_ROWS:
         raise ValueError(f"gate: {name!r} is a built-in gate; register yours under another name")
-    if isinstance(gate, nn.Module):
-        raise ValueError(f"gate: {name!r} is a module, whose parameters would not be trained; register a function")
+    if isinstance(gate, nn.Module) or inspect.isclass(gate):
+        raise ValueError(
+            f"gate: {name!r} is a module or a class, whose parameters would not be trained; register a function, or "
+            "the whole activation as a unit"
+        )
     row = gate if isinstance(gate, Gate) else _row(gate)
-    _check(name, row)
+    what = f"gate: {name!r}"
+    for dtype, width in product(_dtypes(precision), WIDTHS):
+        for function in (row.gate, row.gated) if row is gate else (row.gate,):
+            check_function(what, function, width, dtype)
+    with plain_torch(), torch.no_grad():
+        x = torch.linspace(-4.0, 4.0, 24, dtype=torch.float32)
+        if not torch.allclose(row.gated(x), x * row.gate(x), rtol=1e-4, atol=1e-5):
+            raise ValueError(f"gate: {name!r}: gated(x) is not x * gate(x)")
     GATES[name] = row
     return row
 
 
-def load_gate(reference: str) -> None:
-    """Register the gate that `FILE.py:NAME` names, by running the file, unless it is registered already.
+def register_unit(name: str, activation: Any, precision: str = "float32") -> None:
+    """Add an activation to the units that `pagating.patch(model, unit=name)` knows, in this process.
 
-    The file may import installed packages, not the files beside it. Raises ValueError, one line, if it cannot be read
-    or run, has no such name, or `register_gate` refuses the gate.
+    Args:
+        name: Name of the unit.
+        activation: A function of a tensor, a module, which is copied for each layer, or a class of modules, which is
+            called for each layer: without an argument, or with the number of features if it needs one.
+        precision: A dtype that the activation is checked in besides float32, by name.
+
+    Raises:
+        ValueError: `name` is a known unit, or the activation cannot be trained, as for `register_gate`; or a parameter
+            of the module gets no gradient.
     """
-    match = OWN_GATE.fullmatch(reference)
+    if name in (*COMPETITORS, *BASES, *MODULE_BASES):
+        raise ValueError(f"unit: {name!r} is a known unit; register yours under another name")
+    what = f"unit: {name!r}"
+    make = _maker(what, activation)
+    for dtype, width in product(_dtypes(precision), WIDTHS):
+        with plain_torch():
+            made = _made(what, make, width)
+        check_function(what, made, width, dtype)
+    OWN_UNITS[name] = make
+
+
+def make_unit(name: str, width: int) -> Function | nn.Module:
+    """Return the user's activation for one layer of `width` features. Raise ValueError if it is not registered."""
+    if name not in OWN_UNITS:
+        raise ValueError(f"unit: {name!r} is not one of {', '.join((*COMPETITORS, *OWN_UNITS))}")
+    made: Function | nn.Module = _made(f"unit: {name!r}", OWN_UNITS[name], width)
+    return made
+
+
+def load_own(key: str, reference: str, precision: str = "float32") -> None:
+    """Register the gate or activation that `FILE.py:NAME` names, by running the file, unless it is registered already.
+
+    Args:
+        key: `gate` or `unit`.
+        reference: `FILE.py:NAME`. The file may import installed packages, not the files beside it.
+        precision: A dtype that it is checked in besides float32, by name.
+
+    Raises:
+        ValueError: The file cannot be read or run or has no such name, or what it names is refused; one line.
+    """
+    match = OWN_CODE.fullmatch(reference)
     if not match:
-        raise ValueError(f"gate: {reference!r} is not of the form FILE.py:NAME")
-    path = Path(match["file"])
+        raise ValueError(f"{key}: {reference!r} is not of the form FILE.py:NAME")
+    path = Path(match["file"]).expanduser()
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() + precision
     except OSError as error:
-        raise ValueError(f"gate: {reference!r}: {path}: {error.strerror}") from error
-    if _loaded.get(reference) == digest:
+        raise ValueError(f"{key}: {reference!r}: {path}: {error.strerror}") from error
+    if _loaded.get((key, reference)) == digest:
         return
-    spec = importlib.util.spec_from_file_location(f"pagating_own_{digest[:12]}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"gate: {reference!r}: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except _FAULTS as error:
-        raise ValueError(f"gate: {reference!r} cannot be imported: {_one_line(error)}") from error
+    module = _run(key, reference, path, digest)
     found = getattr(module, match["name"], None)
     if found is None:
-        raise ValueError(f"gate: {reference!r}: {path} defines no {match['name']!r}")
+        raise ValueError(f"{key}: {reference!r}: {path} defines no {match['name']!r}")
     if not callable(found) and not isinstance(found, Gate):
-        raise ValueError(f"gate: {reference!r} is {type(found).__name__}, neither a function nor a Gate")
-    register_gate(reference, found)
-    _loaded[reference] = digest
+        raise ValueError(f"{key}: {reference!r} is {type(found).__name__}, neither a function nor a Gate")
+    if key == "gate":
+        register_gate(reference, found, precision)
+    else:
+        register_unit(reference, found, precision)
+    _loaded[key, reference] = digest
 
 
-def load_gate_of(unit: Mapping[str, Any] | None) -> None:
-    """Register the gate of a trial's unit if it is named as `FILE.py:NAME`."""
-    if match := own_gate(unit):
-        load_gate(match[0])
+def load_own_of(unit: Mapping[str, Any] | None) -> None:
+    """Register the gate or activation of a trial's unit if it is named as `FILE.py:NAME`."""
+    if own := own_code(unit):
+        load_own(own.key, own.reference)
+
+
+def grows(reference: str) -> bool:
+    """Return True if a registered gate grows like its argument on both sides, as an activation such as `x + f(x)`."""
+    with plain_torch(), torch.no_grad():
+        ends = GATES[reference].gate(torch.tensor([-2 * UNBOUNDED, -UNBOUNDED, UNBOUNDED, 2 * UNBOUNDED]))
+    far, near = ends[[0, 3]].abs(), ends[[1, 2]].abs()
+    return bool((far > 1.5 * near).any() and (near > UNBOUNDED / 4).any())
+
+
+def _run(key: str, reference: str, path: Path, digest: str) -> ModuleType:
+    """Run a file as a module of its own name. Raise ValueError, one line, if it fails or ends the process."""
+    name = f"pagating_own_{digest[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{key}: {reference!r}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+    try:
+        with plain_torch():
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise ValueError(f"{key}: {reference!r} cannot be imported: {one_line(error)}") from error
+    return module
+
+
+def _dtypes(precision: str) -> list[torch.dtype]:
+    return list(dict.fromkeys([torch.float32, getattr(torch, precision)]))
 
 
 def _row(gate: Function) -> Gate:
@@ -87,30 +175,28 @@ def _row(gate: Function) -> Gate:
     return Gate(gate, lambda x: x * gate(x), getattr(gate, "__name__", repr(gate)), line, line, "own gate", "your own")
 
 
-def _check(name: str, row: Gate) -> None:
-    """Raise ValueError if the row is no gate. Axes of the probe: B batch, T tokens, F features."""
-    x_BTF = torch.linspace(-4.0, 4.0, 24).reshape(2, 3, 4).requires_grad_()
+def _maker(what: str, activation: Any) -> Callable[[int], Any]:
+    """Return a function of the number of features that makes the activation of one layer."""
+    if isinstance(activation, Gate):
+        raise ValueError(f"{what} is a Gate; a unit is a function, a module or a class of modules")
+    if isinstance(activation, nn.Module):
+        return lambda width: copy.deepcopy(activation)
+    if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
+        return lambda width: activation
+    needed = [
+        parameter
+        for parameter in inspect.signature(activation).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if len(needed) > 1 or any(parameter.kind is parameter.KEYWORD_ONLY for parameter in needed):
+        names = ", ".join(parameter.name for parameter in needed)
+        raise ValueError(f"{what} needs the arguments {names}; allowed: none, or the number of features")
+    return (lambda width: activation(width)) if needed else (lambda width: activation())
+
+
+def _made(what: str, make: Callable[[int], Any], width: int) -> Any:
     try:
-        y_BTF, gate_BTF = row.gated(x_BTF), row.gate(x_BTF)
-        alone_BTF = row.gated(x_BTF[:1, :1])
-    except _FAULTS as error:
-        raise ValueError(f"gate: {name!r} fails on a tensor of shape (2, 3, 4): {_one_line(error)}") from error
-    for given in (y_BTF, gate_BTF):
-        if not isinstance(given, Tensor) or given.shape != x_BTF.shape or given.dtype != x_BTF.dtype:
-            shown = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
-            raise ValueError(f"gate: {name!r} makes {shown} of (2, 3, 4) torch.float32; a gate keeps shape and dtype")
-    if not torch.isfinite(y_BTF).all():
-        raise ValueError(f"gate: {name!r} is not finite between -4 and 4")
-    if not torch.allclose(alone_BTF, y_BTF[:1, :1], rtol=1e-4, atol=1e-5):
-        raise ValueError(f"gate: {name!r} mixes tokens or draws random numbers: a token alone gives another value")
-    if not torch.allclose(y_BTF, x_BTF * gate_BTF, rtol=1e-4, atol=1e-5):
-        raise ValueError(f"gate: {name!r}: gated(x) is not x * gate(x)")
-    if not y_BTF.requires_grad:
-        raise ValueError(f"gate: {name!r} has no gradient; write it in torch operations on its argument")
-    (slope_BTF,) = torch.autograd.grad(y_BTF.sum(), x_BTF)
-    if not torch.isfinite(slope_BTF).all():
-        raise ValueError(f"gate: {name!r}: its gradient is not finite between -4 and 4")
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        return make(width)
+    except Exception as error:
+        raise ValueError(f"{what} cannot be made for {width} features: {one_line(error)}") from error

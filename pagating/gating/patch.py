@@ -20,9 +20,10 @@ from transformers.activations import (
 from transformers.pytorch_utils import Conv1D
 
 from .alpha import AlphaModule, Spec, alpha_modules, parse
-from .catalog import settings
+from .catalog import BASES, MODULE_BASES, settings
 from .discovery import Slot, features, other_activations, require_activations
 from .gates import Function, gate_row
+from .own_gate import make_unit
 from .units import ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
 
 _TANH_GELUS = (NewGELUActivation, GELUTanh, FastGELUActivation, AccurateGELUActivation)
@@ -84,7 +85,8 @@ def patch(
             the two linear layers of the MLP by narrower ones (`h = round(2/3 * d_ff)`, parameters matched within 0.1%
             at GPT-2's sizes); `projected`, the two `d_ff x d_ff` layers of the published code. `glu` and `projected`
             have no base. Their new layers are initialised by the model's own rule with torch's global generator.
-        unit: Key of `pagating.gating.catalog.COMPETITORS`, instead of gate, base and form.
+        unit: Key of `pagating.gating.catalog.COMPETITORS`, or a name given to `pagating.register_unit`, instead of
+            gate, base and form.
 
     Raises:
         ValueError: An argument is not allowed, `model` is already patched, no MLP activation was found, or, for `glu`,
@@ -127,7 +129,7 @@ def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModu
     alpha, gate, form = chosen["alpha"], chosen["gate"], chosen["form"]
     with torch.device(like.device):
         if form in ELEMENTWISE:
-            base = _base(chosen["base"], slot.activation, _is_off(alpha, layer))
+            base = _base(chosen["base"], slot, _is_off(alpha, layer))
             new: dict[str, nn.Module] = {slot.child: PaGLU(alpha, gate, base, slot.width, layer, owner, form)}
         elif form == "projected":
             new = {slot.child: ProjectedGLU(alpha, gate, slot.width, layer, owner)}
@@ -135,7 +137,7 @@ def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModu
             new = _glu_modules(slot, alpha, gate, layer, owner)
     for module in new.values():
         # quantised weights are stored as integers; the new module then gets torch's default dtype
-        module.to(like.dtype if like.is_floating_point() else torch.get_default_dtype())
+        module.to(like.device, like.dtype if like.is_floating_point() else torch.get_default_dtype())
         module.train(slot.parent.training)
     return new
 
@@ -183,12 +185,14 @@ def _is_off(alpha: Spec, layer: int) -> bool:
     return bool(values) and values[layer if len(values) > 1 else 0] == 0.0
 
 
-def _base(base: str, stock: nn.Module, is_off: bool) -> str | Function:
+def _base(base: str, slot: Slot, is_off: bool) -> str | Function:
+    if base not in (*BASES, *MODULE_BASES):
+        return make_unit(base, slot.width)
     if base == "xielu":
         return XIELUActivation(dtype=torch.float32)
     # a gate that is off keeps the module that was there, for the same bits
-    if base == "stock" or (base == "gelu" and is_off and isinstance(stock, _TANH_GELUS)):
-        return stock
+    if base == "stock" or (base == "gelu" and is_off and isinstance(slot.activation, _TANH_GELUS)):
+        return slot.activation
     return base
 
 

@@ -138,7 +138,7 @@ class PaGLU(AlphaModule):
         return ELEMENTWISE[self.form](x, self.alpha(x), self.gate, self.base)
 
     def extra_repr(self) -> str:
-        base = self.base if isinstance(self.base, str) else type(self.base).__name__
+        base = self.base if isinstance(self.base, str) else getattr(self.base, "__name__", type(self.base).__name__)
         return f"gate={self.gate}, {self.alpha_repr()}, base={base}" + (
             "" if self.form == "pointwise" else f", form={self.form}"
         )

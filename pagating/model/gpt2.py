@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pagating.gating.alpha import AlphaModule, alpha_modules, parse
-from pagating.gating.catalog import settings
+from pagating.gating.catalog import MODULE_BASES, settings
 from pagating.gating.gates import Function
-from pagating.gating.own_gate import load_gate_of
+from pagating.gating.own_gate import load_own_of, make_unit
 from pagating.gating.units import BASES, PaGLU, ProjectedGLU, SplitGLU
 from pagating.gating.xielu import XIELU
 from pagating.model.size import GPT2Size
@@ -182,7 +182,7 @@ def activations(size: GPT2Size, unit: Mapping[str, Any] | None) -> list[nn.Modul
     if unit is None:
         return [Stock(size.activation) for _ in range(size.n_layer)]
     row = settings(unit)
-    load_gate_of(unit)
+    load_own_of(unit)
     spec = parse(row["alpha"], size.n_layer)
     owner: AlphaModule | None = None
     acts: list[nn.Module] = []
@@ -204,6 +204,8 @@ def _unit(size: GPT2Size, row: Mapping[str, Any], layer: int, owner: AlphaModule
     off = bool(values) and values[layer if len(values) > 1 else 0] == 0.0
     if base == "xielu":
         return PaGLU(alpha, gate, XIELU(), d_ff, layer, owner, form)
+    if base not in (*BASES, *MODULE_BASES):
+        return PaGLU(alpha, gate, make_unit(base, d_ff), d_ff, layer, owner, form)
     # a gate that is off becomes the stock activation, for the same bits
     stock = base == "stock" or (base == "gelu" and off)
     return PaGLU(alpha, gate, Stock(size.activation) if stock else base, d_ff, layer, owner, form)

@@ -21,12 +21,13 @@ def initialise_gpt2(model: Any, seed: int) -> None:
 
     Matrices ~ N(0, std^2), the projections into the residual stream (`c_proj`) ~ N(0, std^2 / (2 n_layer)), biases 0,
     LayerNorm gains 1; std is the config's `initializer_range` (0.02 as published). Parameters with the same name and
-    shape start from the same bits in every arm. Alphas do not change. Raise ValueError for a parameter without a rule.
+    shape start from the same bits in every arm. Alphas, and parameters of a user's activation, do not change. Raise
+    ValueError for a parameter without a rule.
     """
     n_layer, std = model.config.n_layer, model.config.initializer_range
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
-        if leaf.startswith("alpha"):
+        if leaf.startswith("alpha") or ".mlp.act.base." in name:
             continue
         if parameter.dim() >= 2:
             scale = std / math.sqrt(2 * n_layer) if "c_proj" in name else std

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pagating.data.corpus import eval_windows, open_split, read_meta, train_batch
@@ -28,7 +29,9 @@ from pagating.trial import Trial
 
 def build_gpt2(trial: Trial) -> GPT2:
     """Make the trial's GPT-2, initialised from its seed, and load pretrained weights if the trial names them."""
-    model = GPT2(GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(trial.seed)  # for the random start values of a user's module
+        model = GPT2(GPT2Size(vocab_size=read_meta(trial.corpus)["vocab_size"], **trial.model), trial.unit)
     initialise_gpt2(model, trial.seed)
     if trial.pretrained:
         load_pretrained(model, trial.pretrained)

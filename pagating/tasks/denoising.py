@@ -27,7 +27,7 @@ from pagating.data.corpus import eval_windows, open_split, read_meta, step_gener
 from pagating.data.lines import IGNORE
 from pagating.device import warn_of_emulation
 from pagating.evaluate import Evaluation, autocast
-from pagating.gating.own_gate import load_gate_of
+from pagating.gating.own_gate import load_own_of
 from pagating.gating.patch import patch
 from pagating.tasks.task import Batch, Loss, Task
 from pagating.trial import Trial
@@ -175,7 +175,7 @@ def make_model(task: str, vocab_size: int, size: Mapping[str, Any], unit: Mappin
     """
     model = KINDS[task].model(vocab_size, size)
     if unit is not None:
-        load_gate_of(unit)
+        load_own_of(unit)
         patch(model, **unit)
     return model
 

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -97,14 +99,76 @@ def test_the_folder_names_no_path_of_the_machine(packed, tmp_path):
     assert loss(load_model(tmp_path / "model", gate=f"{own}:hard"), trial, "validation") == final["val_nll"]
 
 
+HARD = "import torch\n\n\ndef hard(x):\n    return torch.clamp(x / 6 + 0.5, 0.0, 1.0)\n"
+LEARNED = """
+import torch
+from torch import nn
+
+
+class Snake(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(features))
+
+    def forward(self, x):
+        return x + torch.sin(self.rate * x) ** 2 / self.rate
+"""
+
+
+def test_a_fresh_process_loads_a_model_with_own_code_in_any_mode_of_torch(packed, tmp_path):
+    (tmp_path / "hard.py").write_text(HARD)
+    (tmp_path / "snake.py").write_text(LEARNED)
+    expected = {}
+    for key, code, rest in (("gate", "hard.py:hard", {"alpha": 1.0}), ("unit", "snake.py:Snake", {})):
+        trial = make(packed, unit={key: str(tmp_path / code), **rest})
+        trained(trial, tmp_path / key)
+        model = load_model(tmp_path / key, **{key: str(tmp_path / code)})
+        expected[key] = model(torch.arange(16)[None]).logits.sum().item()
+    (tmp_path / "elsewhere").mkdir()
+    script = """
+import contextlib, json, torch, pagating
+torch.set_num_threads(1)
+for mode in (torch.no_grad, torch.inference_mode, contextlib.nullcontext, lambda: torch.device("meta")):
+    for key, code in (("gate", "hard.py:hard"), ("unit", "snake.py:Snake")):
+        with mode():
+            model = pagating.load_model(f"../{key}", **{key: f"../{code}"})
+        assert not any(p.is_inference() for p in model.parameters())
+        loss = model(torch.arange(16)[None]).logits.sum()
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        print(json.dumps([key, loss.item()]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found == [[key, expected[key]] for key in ("gate", "unit")] * 4
+
+
+def test_another_file_than_the_trained_one_is_refused(packed, tmp_path):
+    own = tmp_path / "hard.py"
+    own.write_text(HARD)
+    trained(make(packed, unit={"gate": f"{own}:hard", "alpha": 1.0}), tmp_path / "model")
+    own.write_text(HARD.replace("/ 6", "/ 5"))
+    with pytest.raises(SavedModelError, match=r"hard.py is not the file that the model was trained with") as caught:
+        load_model(tmp_path / "model", gate=f"{own}:hard")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SavedModelError, match=r"trained with an own gate \(hard.py:hard\); give gate="):
+        load_model(tmp_path / "model", unit=f"{own}:hard")
+
+
 def test_no_path_that_a_folder_names_is_run(packed, tmp_path):
     trained(make(packed), tmp_path / "model")
     trap = tmp_path / "trap.py"
     trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n\n\ndef gate(x):\n    return x\n")
     path = tmp_path / "model" / "model.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "unit": {"gate": f"{trap}:gate", "alpha": 1.0}}))
-    with pytest.raises(SavedModelError, match="was trained with an own gate"):
-        load_model(tmp_path / "model")
+    whole = json.loads(path.read_text())
+    named = f"{trap}:gate"
+    for unit in ({"gate": named, "alpha": 1.0}, {"unit": named}, {"base": named}, {"gate": named, "unit": named}):
+        path.write_text(json.dumps({**whole, "unit": unit}))
+        with pytest.raises(SavedModelError, match=r"was trained with an own|base: .* is not one of"):
+            load_model(tmp_path / "model")
     assert not (tmp_path / "ran").exists()
 
 

@@ -30,7 +30,7 @@ def test_trial_and_catalogue_load_neither_torch_nor_numpy():
 
 
 def test_every_name_of_the_catalogue_has_its_function_and_no_other_name_has():
-    built_in = [name for name in gates.GATES if not catalog.OWN_GATE.fullmatch(name)]  # other tests register own ones
+    built_in = [name for name in gates.GATES if not catalog.OWN_CODE.fullmatch(name)]  # other tests register own ones
     assert list(gates.FUNCTIONS) == list(catalog.GATE_ROWS) == built_in[: len(catalog.GATE_ROWS)]
     assert tuple(units.BASES) == catalog.BASES
     assert {*units.ELEMENTWISE, "glu", "projected"} == set(catalog.FORMS)
@@ -77,13 +77,15 @@ def test_a_name_that_is_no_choice_is_refused_with_those_that_are(field):
         make(**{field: "other"})
 
 
-def test_an_own_gate_is_found_and_replaced():
-    assert make(unit={"gate": "sigmoid", "alpha": 1.0}).own_gate is None
-    assert make().own_gate is None
-    own = make(unit={"gate": "a/b.py:mine", "alpha": 1.0})
-    assert own.own_gate.groupdict() == {"file": "a/b.py", "name": "mine"}
-    assert own.with_gate("c.py:mine").unit == {"gate": "c.py:mine", "alpha": 1.0}
-    assert own.unit["gate"] == "a/b.py:mine"
+def test_own_code_is_found_and_replaced():
+    for plain in (make(unit={"gate": "sigmoid", "alpha": 1.0}), make(unit={"unit": "relu"}), make()):
+        assert plain.own_code is None
+        assert plain.with_own("c.py") is plain
+    for key, rest in (("gate", {"alpha": 1.0}), ("unit", {})):
+        own = make(unit={key: "a/b.py:mine", **rest})
+        assert own.own_code == catalog.OwnCode(key, "a/b.py", "mine")
+        assert own.with_own("c.py").unit == {key: "c.py:mine", **rest}
+        assert own.unit[key] == own.own_code.reference == "a/b.py:mine"
 
 
 @pytest.mark.parametrize(

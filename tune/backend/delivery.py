@@ -115,7 +115,7 @@ def unpack(parcel: Parcel, job: Job) -> Job:
         if checkpoints:  # other nodes cannot read them
             study = hashlib.sha256(parcel.study.encode()).hexdigest()[:16]
             checkpoints = str(cache / f"checkpoints-{study}" / Path(checkpoints).name)
-    placed = replace(_with_gate(parcel, trial, cache), corpus=str(corpus))
+    placed = replace(_with_own_code(parcel, trial, cache), corpus=str(corpus))
     if digest := parcel.weights_digest:
         where = corpus.parent if parcel.shared else cache
         weights = _receive_weights(where, digest, lambda: map(_fetched, parcel.weights))
@@ -160,14 +160,14 @@ def _fetched(ref: Any) -> bytes:
         raise OSError(f"the study's data cannot be fetched from the driver: {type(error).__name__}") from error
 
 
-def _with_gate(parcel: Parcel, trial: Trial, cache: Path) -> Trial:
-    """Return the trial with its own gate named by this node's copy of the file, in a folder named by its content."""
-    match = trial.own_gate
-    if match is None:
+def _with_own_code(parcel: Parcel, trial: Trial, cache: Path) -> Trial:
+    """Return the trial with its user's code named by this node's copy of the file, in a folder named by its content."""
+    own = trial.own_code
+    if own is None:
         return trial
-    source = parcel.gates[match["file"]]
-    copy = cache / f"gate-{hashlib.sha256(source).hexdigest()[:16]}" / re.sub(r"[^\w.-]", "-", Path(match["file"]).name)
+    source = parcel.gates[own.file]
+    copy = cache / f"gate-{hashlib.sha256(source).hexdigest()[:16]}" / re.sub(r"[^\w.-]", "-", Path(own.file).name)
     if not copy.is_file() or copy.read_bytes() != source:
         copy.parent.mkdir(parents=True, exist_ok=True)
         write_whole(copy, source)
-    return trial.with_gate(f"{copy}:{match['name']}")
+    return trial.with_own(copy)

@@ -17,6 +17,7 @@ from tune.errors import StudyError
 from tune.plan.child import ChildError, answers, start
 from tune.plan.plan import arm_example, corpus_of, stand_in
 from tune.plan.space import vocabulary
+from tune.study.own_gates import doubtful
 from tune.study.study import Study
 from tune.study.weights import check_arms
 
@@ -27,7 +28,7 @@ class Tried:
 
     The losses are in nats per token at the first and the last step, `peak_mb` in MiB. `problem` is one line that says
     why the arm could not be trained; the figures are then NaN. `silence` is the longest time between two heartbeats, in
-    seconds.
+    seconds. `formula` is the arm's activation.
     """
 
     arm: str
@@ -38,6 +39,7 @@ class Tried:
     parameters: int = 0
     problem: str | None = None
     silence: float = 0.0
+    formula: str = ""
 
 
 def try_arms(
@@ -65,6 +67,7 @@ def try_arms(
     corpus, missing = corpus_of(study, output, base)
     if missing:
         yield f"{missing}; random tokens replace it, so the losses show only that it trains"
+    yield from doubtful(study, base)
     with tempfile.TemporaryDirectory(prefix="pagating-try-") as scratch:
         tokens, lines = max(1 << 16, 4 * study.model.n_ctx), study.corpus.rows == "lines"
         place = corpus or stand_in(Path(scratch), vocabulary(study), tokens, lines)
@@ -73,7 +76,7 @@ def try_arms(
             yield f"{lacking}; the trials start from initial weights"
         for arm in arms or study.arms:
             trial = replace(shortened(study, arm, base, place, steps, micro_batches), pretrained=weights)
-            tried = _try_arm(trial, arm)
+            tried = replace(_try_arm(trial, arm), formula=study.arms[arm].formula)
             yield tried
             if warning := too_silent(study, tried, trial.batch_tokens):
                 yield warning
@@ -138,7 +141,7 @@ def line(tried: Tried | str) -> str:
     if tried.problem:
         return f"{tried.arm}: {tried.problem}"
     return (
-        f"{tried.arm}: {tried.parameters:,} parameters, train_nll {tried.first_nll:.4f} -> "
+        f"{tried.arm}: {tried.formula}; {tried.parameters:,} parameters, train_nll {tried.first_nll:.4f} -> "
         f"{tried.last_nll:.4f}, {readable(tried.peak_mb * (1 << 20))} at the peak, {tried.step_seconds:.3g} s per step"
     )
 

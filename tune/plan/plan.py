@@ -34,6 +34,7 @@ from tune.plan.time import (
     wall_seconds,
 )
 from tune.plan.work import arm_model, total, work
+from tune.study.own_gates import doubtful
 from tune.study.sizes import confirm_seeds, example, side_by_side
 from tune.study.study import Study
 from tune.study.trial_spec import trial_spec
@@ -127,8 +128,8 @@ def arm_example(study: Study, arm: str, base: Path, corpus: Path) -> Trial:
     """Return a trial of an arm at the lowest learning rate. `base` is the study file's folder, for own gates."""
     config = {**example(study, arm), "lr": _lowest_rate(study)}
     trial = replace(trial_spec(study, arm, config, 1, corpus, test=False), pretrained=None)  # same cost
-    own = trial.own_gate
-    return trial.with_gate(str(base.resolve() / own[0])) if own else trial
+    own = trial.own_code
+    return trial.with_own(base.resolve() / own.file) if own else trial
 
 
 def _lowest_rate(study: Study) -> float:
@@ -217,7 +218,7 @@ def run(
     wanted = slots or max(1, cores // study.resources.cpus)
     check_device(hours_from, utilisation)
     corpus, missing = corpus_of(study, output, config.parent)
-    notes = ([missing] if missing else []) + idle_slots(study, wanted)
+    notes = ([missing] if missing else []) + idle_slots(study, wanted) + doubtful(study, config.parent)
     from pagating.data.corpus import read_meta
 
     vocab_size = read_meta(corpus)["vocab_size"] if corpus else vocabulary(study)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.io.write import write_whole
+from tune.study.study import Study
 
 
 def git_commit() -> str | None:
@@ -22,10 +23,11 @@ def git_commit() -> str | None:
         return None  # installed without git; the version of the package identifies the code
 
 
-def write_provenance(folder: Path, events: list[dict[str, Any]], slots: int) -> None:
-    """Write `provenance.json`, which helps to repeat a study: corpus digest, commit, versions, machine, seconds."""
+def write_provenance(folder: Path, study: Study, events: list[dict[str, Any]], slots: int) -> None:
+    """Write `provenance.json`, which helps to repeat a study: corpus digest, formulas, commit, versions, machine."""
     found = {
         "corpus_digest": next(event["corpus"] for event in events if event["event"] == "study"),
+        "formulas": {name: arm.formula for name, arm in study.arms.items()},
         "git_commit": git_commit(),
         "versions": {name: version(name) for name in ("pagating-study", "torch", "transformers", "ray", "optuna")},
         "python": platform.python_version(),

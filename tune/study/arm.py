@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -15,10 +16,11 @@ from pagating.gating.catalog import (
     FORMS,
     LARGEST_ALPHA,
     LAYER_BOUND,
-    OWN_GATE,
+    OWN_CODE,
     PER,
     RANGES,
     STUDY_GATES,
+    own_code,
 )
 from tune.study.sections import Distribution, OneOf, Section
 
@@ -29,6 +31,10 @@ STUDY_FORMS = [name for name, form in FORMS.items() if form.in_study]
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
+
+
+def _strength(alpha: Any) -> str:
+    return f"{alpha:g}" if isinstance(alpha, float) else "alpha"
 
 
 def _positive(multiplier: float | Distribution) -> None:
@@ -172,23 +178,23 @@ class Arm(Section):
     )
     unit: str | None = Field(
         None,
-        description=f"a known activation instead of gate, base and form: {_listed(COMPETITORS)}; "
-        f"{_listed(WITH_ALPHA)} may have an alpha",
+        description=f"an activation instead of gate, base and form: {_listed(COMPETITORS)}, or one of your own: "
+        f"`FILE.py:NAME`, a function or a module; {_listed(WITH_ALPHA)} may have an alpha",
     )
 
     @field_validator("gate")
     @classmethod
     def _gate(cls, given: str | None) -> str | None:
-        if given is None or given in STUDY_GATES or OWN_GATE.fullmatch(given):
+        if given is None or given in STUDY_GATES or OWN_CODE.fullmatch(given):
             return given
         raise ValueError(f"gate '{given}' is not one of {', '.join(STUDY_GATES)}, nor FILE.py:NAME")
 
     @field_validator("unit")
     @classmethod
     def _unit(cls, given: str | None) -> str | None:
-        if given is None or given in COMPETITORS:
+        if given is None or given in COMPETITORS or OWN_CODE.fullmatch(given):
             return given
-        raise ValueError(f"unit '{given}' is not one of {', '.join(COMPETITORS)}")
+        raise ValueError(f"unit '{given}' is not one of {', '.join(COMPETITORS)}, nor FILE.py:NAME")
 
     @model_validator(mode="after")
     def _whole(self) -> Arm:
@@ -232,12 +238,33 @@ class Arm(Section):
         """True if alpha is a trained parameter of the model. Each evaluation then reports one alpha per layer."""
         if isinstance(self.alpha, AlphaSection):
             return self.alpha.learnable is not None or self.alpha.token is not None
-        return self.alpha is None and self.unit is not None and COMPETITORS[self.unit].learns_alpha
+        return self.alpha is None and self.unit in COMPETITORS and COMPETITORS[self.unit].learns_alpha
 
     @property
     def is_glu(self) -> bool:
         """True if the form or the unit makes the MLPs gated linear units."""
-        return self.form == "glu" or (self.unit is not None and COMPETITORS[self.unit].is_glu)
+        return self.form == "glu" or (self.unit in COMPETITORS and COMPETITORS[self.unit].is_glu)
+
+    @property
+    def formula(self) -> str:
+        """Formula of the arm's activation. `x` is the pre-activation, `alpha` a strength that is no number."""
+        if self.unit is not None:
+            if own := own_code({"unit": self.unit}):
+                return f"{own.name}(x)"
+            row = COMPETITORS[self.unit]
+            strength = _strength(row.settings["alpha"] if self.alpha is None else self.alpha)
+            return re.sub(r"\balpha\b", strength, row.formula.partition("; ")[0])
+        if self.gate is None:
+            return "the stock activation"
+        own, base = own_code({"gate": self.gate}), "gelu(x)" if self.base == "gelu" else "x"
+        gate, strength = own.name if own else self.gate, _strength(self.alpha)
+        rest = f"{1 - self.alpha:.6g}" if isinstance(self.alpha, float) else f"(1 - {strength})"
+        if self.form != "pointwise":
+            one, two = ("a", "b") if self.form == "glu" else ("A(x)", "B(x)")
+            return f"{one} * {gate}({two})" if self.alpha == 1 else f"{one} * ({strength} * {gate}({two}) + {rest})"
+        if self.alpha in (0, 1):
+            return f"x * {gate}(x)" if self.alpha else base
+        return f"{strength} * x * {gate}(x) + {rest} * {base}"
 
     def searched(self, mlps: int = 1) -> dict[str, Distribution]:
         """Return the scientific hyperparameters that this arm searches in a model with `mlps` MLPs, by name."""

@@ -1,4 +1,4 @@
-"""The user's own gates: arms with `gate: FILE.py:NAME`. Loading such a file runs it like a script.
+"""The user's own gates and activations: arms with `gate` or `unit: FILE.py:NAME`. Loading a file runs it like a script.
 
 A study keeps a copy of each file in `gates/` of its folder. Its trials run the copy, which stays readable. A changed
 file is refused, because one arm must not mix trials of two different gates.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pagating.gating.catalog import OWN_GATE
+from pagating.gating.catalog import OwnCode, own_code
 from pagating.trial import Trial
 from tune.errors import StudyError
 from tune.study.study import Study
@@ -17,13 +17,18 @@ from tune.study.study import Study
 FOLDER = "gates"
 
 
-def references(study: Study) -> dict[str, list[str]]:
-    """Return the arms of each `FILE.py:NAME`, in the study's order."""
-    found: dict[str, list[str]] = {}
+def own_codes(study: Study) -> dict[OwnCode, list[str]]:
+    """Return the arms of each own gate and each own activation, in the study's order."""
+    found: dict[OwnCode, list[str]] = {}
     for name, arm in study.arms.items():
-        if arm.gate and OWN_GATE.fullmatch(arm.gate):
-            found.setdefault(arm.gate, []).append(name)
+        if own := own_code({"gate": arm.gate, "unit": arm.unit}):
+            found.setdefault(own, []).append(name)
     return found
+
+
+def references(study: Study) -> list[str]:
+    """Return each `FILE.py:NAME` of a study once, in its order."""
+    return list(dict.fromkeys(own.reference for own in own_codes(study)))
 
 
 def copy_of(reference: str, folder: Path) -> Path:
@@ -33,28 +38,47 @@ def copy_of(reference: str, folder: Path) -> Path:
 
 
 def check_gates(study: Study, base: Path, folder: Path) -> None:
-    """Load every own gate from the study file's folder `base`, and compare its file with the copy in `folder`.
+    """Load all own code from the study file's folder `base`, and compare its files with the copies in `folder`.
 
-    Raises StudyError, which names the arm, if `pagating.gating.own_gate` refuses a gate or if its file has changed.
+    Raises StudyError, which names the arm, if `pagating.gating.own_gate` refuses it or if its file has changed.
     """
-    for reference, arms in references(study).items():
-        from pagating.gating.own_gate import load_gate  # torch takes seconds to load
-
-        where = f"arms.{arms[0]}"
-        try:
-            load_gate(str(base / reference))
-        except ValueError as error:
-            raise StudyError(f"{where}.{error}") from error
-        copy, file = copy_of(reference, folder), base / reference.rpartition(":")[0]
+    for own, arms in own_codes(study).items():
+        load(study, own, arms[0], base)
+        copy, file = copy_of(own.reference, folder), base / own.file
         if copy.is_file() and copy.read_bytes() != file.read_bytes():
             raise StudyError(
-                f"{where}.gate: {file} has changed since the study began (the trials ran {copy}); "
+                f"arms.{arms[0]}.{own.key}: {file} has changed since the study began (the trials ran {copy}); "
                 "give the study another name, or bring the old file back"
             )
 
 
+def load(study: Study, own: OwnCode, arm: str, base: Path) -> None:
+    """Load the own code of an arm from the study file's folder `base`. Raises StudyError, which names the arm."""
+    from pagating.gating.own_gate import load_own  # torch takes seconds to load
+
+    try:
+        load_own(own.key, str(base / own.reference), study.fixed.precision)
+    except ValueError as error:
+        raise StudyError(f"arms.{arm}.{error}") from error
+
+
+def doubtful(study: Study, base: Path) -> list[str]:
+    """Return a warning for each own gate that looks like an activation. Raises StudyError as `check_gates`."""
+    found = []
+    for own, arms in own_codes(study).items():
+        load(study, own, arms[0], base)
+        from pagating.gating.own_gate import grows
+
+        if own.key == "gate" and grows(str(base / own.reference)):
+            found.append(
+                f"arms.{arms[0]}.gate: {own.name}(x) grows with x, as an activation does; the arm trains "
+                f"{study.arms[arms[0]].formula}: write `unit: {own.reference}` if {own.name}(x) is the whole activation"
+            )
+    return found
+
+
 def keep_gates(study: Study, base: Path, folder: Path) -> None:
-    """Copy the files of the study's own gates into its folder."""
+    """Copy the files of the study's own gates and activations into its folder."""
     for reference in references(study):
         copy = copy_of(reference, folder)
         copy.parent.mkdir(exist_ok=True)
@@ -90,6 +114,6 @@ def with_moved_gates(before: Study, folder: Path, now: Study, base: Path) -> Stu
 
 
 def place_gate(trial: Trial, folder: Path) -> Trial:
-    """Return the trial with its own gate replaced by the absolute path of the study's copy, valid in any process."""
-    own = trial.own_gate
-    return trial.with_gate(f"{copy_of(own[0], folder.resolve())}:{own['name']}") if own else trial
+    """Return the trial with its own code named by the absolute path of the study's copy, valid in any process."""
+    own = trial.own_code
+    return trial.with_own(copy_of(own.reference, folder.resolve())) if own else trial

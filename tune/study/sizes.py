@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pagating.gating.catalog import DEFAULTS, own_gate
+from pagating.gating.catalog import DEFAULTS, own_code
 from pagating.trial import evaluation_interval, step_count
 from tune.study.sections import Distribution
 from tune.study.study import Study
@@ -32,9 +32,10 @@ def example(study: Study, arm: str) -> dict[str, float]:
 
 
 def countable_unit(study: Study, arm: str) -> dict[str, Any] | None:
-    """Return an arm's arguments of `pagating.patch`. A known gate replaces an own one, so that its file is not run."""
+    """Return an arm's arguments of `pagating.patch`. Known code replaces the user's, so that its file is not run."""
     unit = study.arms[arm].arguments(example(study, arm))
-    return {**unit, "gate": DEFAULTS["gate"]} if unit and own_gate(unit) else unit
+    own = own_code(unit)
+    return {**(unit or {}), own.key: DEFAULTS["gate"] if own.key == "gate" else "silu"} if own else unit
 
 
 def steps(study: Study) -> int:

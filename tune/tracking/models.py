@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.io.text import redact
-from pagating.gating.catalog import own_gate
+from pagating.gating.catalog import own_code
 from tune.run.models import best_cells, kept_models, models_folder
 from tune.study.cell import Record
 from tune.study.study import Study
@@ -88,8 +88,8 @@ def how_to_load(model_id: str, uri: str, facts: dict[str, Any]) -> str:
         uri: MLflow tracking URI. A password in it is removed.
         facts: Content of `model.json`. For a user's gate the lines name its file in the study's folder.
     """
-    gate = own_gate(facts.get("unit"))
-    own = f", gate={f'STUDY/gates/{gate[0]}'!r}" if gate else ""
+    code = own_code(facts.get("unit"))
+    own = f", {code.key}={f'STUDY/gates/{code.reference}'!r}" if code else ""
     lines = ["import mlflow, pagating", "", f"mlflow.set_tracking_uri({redact(uri)!r})"]
     lines.append(f"model = pagating.load_model(mlflow.artifacts.download_artifacts({f'models:/{model_id}'!r}){own})")
     return "\n".join(["```python", *lines, "```"])

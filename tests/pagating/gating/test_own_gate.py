@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import pagating
 from pagating.data.prepare import prepare
 from pagating.gating.gates import GATES, Gate, gate_row
-from pagating.gating.own_gate import load_gate, register_gate
+from pagating.gating.own_gate import load_own, register_gate
 from pagating.gating.units import pointwise
 from pagating.train import Trial, main, train
 
@@ -90,11 +90,11 @@ def test_a_trial_whose_gate_is_missing_is_refused_in_one_line(spec, tmp_path, ca
 
 def test_a_changed_file_is_read_again(tmp_path):
     reference = own(tmp_path, "def mine(x):\n    return torch.tanh(x)\n")
-    load_gate(reference)
+    load_own("gate", reference)
     first = gate_row(reference)
-    load_gate(reference)
+    load_own("gate", reference)
     assert gate_row(reference) is first
-    load_gate(own(tmp_path, "def mine(x):\n    return torch.sigmoid(x)\n"))
+    load_own("gate", own(tmp_path, "def mine(x):\n    return torch.sigmoid(x)\n"))
     assert gate_row(reference).gate(torch.zeros(())) == 0.5
 
 
@@ -117,21 +117,113 @@ REFUSED = {
     "shape": ("def mine(x):\n    return x.sum()\n", r"makes \(\) torch.float32 of \(2, 3, 4\) torch.float32"),
     "dtype": ("def mine(x):\n    return torch.tanh(x.double())\n", "torch.float64 of"),
     "not a tensor": ("def mine(x):\n    return 0.5\n", "makes float of"),
-    "tokens": ("def mine(x):\n    return x.softmax(dim=-2)\n", "mixes tokens or draws random numbers"),
-    "the batch": ("def mine(x):\n    return x - x.mean(0)\n", "mixes tokens or draws random numbers"),
-    "noise": ("def mine(x):\n    return x + torch.rand_like(x)\n", "mixes tokens or draws random numbers"),
+    "tokens": ("def mine(x):\n    return x.softmax(dim=-2)\n", "mixes tokens: a token alone"),
+    "the batch": ("def mine(x):\n    return x - x.mean(0)\n", "mixes tokens: a token alone"),
+    "noise": ("def mine(x):\n    return x + torch.rand_like(x)\n", "draws random numbers or sets torch's seed"),
     "infinite": ("def mine(x):\n    return torch.exp(100 * x)\n", "is not finite between -4 and 4"),
     "gradient": ("def mine(x):\n    return x.abs().sqrt().round() + (x * 0).sqrt()\n", "gradient is not finite"),
     "raises": ("def mine(x):\n    return x @ x\n", r"fails on a tensor of shape \(2, 3, 4\): RuntimeError"),
-    "module": ("mine = torch.nn.PReLU()\n", "is a module, whose parameters would not be trained"),
+    "module": ("mine = torch.nn.PReLU()\n", "is a module or a class, whose parameters would not be trained"),
+    "class": ("mine = torch.nn.PReLU\n", "is a module or a class, whose parameters would not be trained"),
+    "ends the process": ("raise SystemExit(3)\n", "cannot be imported: SystemExit: 3"),
+    "detached": ("def mine(x):\n    return torch.sigmoid(x).detach()\n", "has no gradient, although its values change"),
+    "data": ("def mine(x):\n    return torch.sigmoid(x.data)\n", "has no gradient, although its values change"),
+    "no grad": ("@torch.no_grad()\ndef mine(x):\n    return torch.sigmoid(x)\n", "has no gradient, although"),
+    "numpy": (
+        "import numpy\ndef mine(x):\n    return torch.from_numpy(numpy.tanh(x.detach().numpy()))\n",
+        "has no gradient, although",
+    ),
+    "attached numpy": ("def mine(x):\n    return torch.from_numpy(x.numpy())\n", r"fails on .*Can't call numpy\(\)"),
+    "round": ("mine = torch.round\n", "has no gradient, although"),
+    "sign": ("mine = torch.sign\n", "has no gradient, although"),
+    "comparison": ("def mine(x):\n    return (x > 0).to(x.dtype)\n", "has no gradient, although"),
+    "heaviside": (
+        "def mine(x):\n    return torch.heaviside(x, x * 0)\n",
+        "its gradient cannot be computed: RuntimeError",
+    ),
+    "cut in half": (
+        "def mine(x):\n    return x.detach() * torch.sigmoid(x)\n",
+        "its gradient is not its slope at 100%",
+    ),
+    "cut above 0": (
+        "def mine(x):\n    return torch.where(x > 0, torch.sigmoid(x).detach(), torch.sigmoid(x))\n",
+        r"its gradient is not its slope at \d\d%",
+    ),
+    "item": ("def mine(x):\n    return torch.sigmoid(x / x.abs().max().item())\n", "mixes tokens: a token alone"),
+    "in place": ("def mine(x):\n    return x.clamp_(0, 1)\n", "changes its argument in place"),
+    "in place on data": (
+        "def mine(x):\n    x.data.mul_(0.5)\n    return torch.tanh(x)\n",
+        "changes its argument in place",
+    ),
+    "seed": (
+        "def mine(x):\n    torch.manual_seed(0)\n    return torch.tanh(x)\n",
+        "draws random numbers or sets torch's",
+    ),
+    "other noise": ("import random\ndef mine(x):\n    return x * random.random()\n", "when it is called again"),
+    "counter": (
+        "calls = []\ndef mine(x):\n    calls.append(1)\n    return torch.tanh(x * len(calls))\n",
+        "gives other values for the same input when it is called again",
+    ),
+    "settings": (
+        "def mine(x):\n    torch.set_grad_enabled(False)\n    return torch.tanh(x)\n",
+        "torch's gradient mode",
+    ),
+    "parameter": (
+        "a = torch.nn.Parameter(torch.ones(()))\ndef mine(x):\n    return torch.tanh(a * x)\n",
+        "uses a parameter that would not be trained",
+    ),
+    "width": ("def mine(x):\n    return torch.tanh(x * torch.ones(4))\n", r"fails on a tensor of shape \(2, 3, 6\)"),
 }
+LEGAL = {
+    "relu": "mine = torch.relu\n",
+    "hard sigmoid": "mine = torch.nn.functional.hardsigmoid\n",
+    "flat within the inputs": "def mine(x):\n    return torch.relu(x - 5)\n",
+    "steep": "def mine(x):\n    return torch.sigmoid(1000 * x)\n",
+    "oscillates": "def mine(x):\n    return torch.sin(20 * x)\n",
+    "constant": "def mine(x):\n    return torch.full_like(x, 0.5)\n",
+    "large and small": "def mine(x):\n    return 100 + 1e-3 * torch.tanh(x)\n",
+    "over the features": "def mine(x):\n    return x.softmax(dim=-1)\n",
+    "dataclass": "from dataclasses import dataclass\n@dataclass\nclass A:\n    a: 'int' = 1\nmine = torch.tanh\n",
+    "step with a gradient of its own": (
+        "class Step(torch.autograd.Function):\n"
+        "    @staticmethod\n    def forward(ctx, x):\n        return x.round()\n"
+        "    @staticmethod\n    def backward(ctx, grad):\n        return grad\n"
+        "mine = Step.apply\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("body", LEGAL.values(), ids=LEGAL)
+def test_what_is_a_gate_is_taken(tmp_path, body, precision):
+    reference = own(tmp_path, body)
+    load_own("gate", reference, precision)
+    assert reference in GATES
+
+
+def test_a_precision_that_a_gate_does_not_keep_is_refused_only_if_it_is_asked_for(tmp_path):
+    reference = own(tmp_path, "def mine(x):\n    return torch.tanh(x.float())\n")
+    load_own("gate", reference)
+    with pytest.raises(ValueError, match=r"makes \(2, 3, 4\) torch.float32 of \(2, 3, 4\) torch.bfloat16"):
+        load_own("gate", reference, "bfloat16")
+
+
+def test_a_check_leaves_torch_as_it_was(tmp_path):
+    state = torch.get_rng_state()
+    body = "torch.manual_seed(3)\ndef mine(x):\n    torch.set_default_dtype(torch.float64)\n    return torch.tanh(x)\n"
+    with torch.no_grad(), pytest.raises(ValueError, match="changes torch's gradient mode, default dtype or threads"):
+        load_own("gate", own(tmp_path, body))
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.inference_mode(), torch.device("meta"):
+        load_own("gate", own(tmp_path, "mine = torch.tanh\n"))
 
 
 @pytest.mark.parametrize(("body", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_no_gate_is_refused_in_one_line(tmp_path, body, message):
     reference = own(tmp_path, body)
     with pytest.raises(ValueError, match=message) as caught:
-        load_gate(reference)
+        load_own("gate", reference)
     assert "\n" not in str(caught.value)
     assert reference not in GATES
 

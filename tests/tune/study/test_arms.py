@@ -248,3 +248,56 @@ def test_a_calibration_keeps_the_micro_batch_or_is_smaller_than_one(packed_300):
 @pytest.fixture(scope="module")
 def packed_300(tmp_path_factory):
     return plan.stand_in(tmp_path_factory.mktemp("packed"), 300, 1 << 12)
+
+
+# --- formulas --------------------------------------------------------------------------------------------------------
+
+FORMULAS = {
+    "{gate: tanh, alpha: 1.0}": "x * tanh(x)",
+    "{gate: tanh, alpha: 0.0}": "x",
+    "{gate: tanh, alpha: 0.0, base: gelu}": "gelu(x)",
+    "{gate: tanh, alpha: 0.25}": "0.25 * x * tanh(x) + 0.75 * x",
+    "{gate: tanh, alpha: 0.3, base: gelu}": "0.3 * x * tanh(x) + 0.7 * gelu(x)",
+    "{gate: tanh, alpha: 1.25}": "1.25 * x * tanh(x) + -0.25 * x",
+    "{gate: tanh, alpha: {learnable: {}}}": "alpha * x * tanh(x) + (1 - alpha) * x",
+    "{gate: tanh, alpha: [0.1, 0.2]}": "alpha * x * tanh(x) + (1 - alpha) * x",
+    "{gate: tanh, alpha: {search: {uniform: [0, 1]}}}": "alpha * x * tanh(x) + (1 - alpha) * x",
+    "{gate: a/act.py:snake, alpha: 1.0}": "x * snake(x)",
+    "{gate: tanh, alpha: 1.0, form: glu}": "a * tanh(b)",
+    "{gate: tanh, alpha: 0.5, form: glu}": "a * (0.5 * tanh(b) + 0.5)",
+    "{gate: tanh, alpha: 0.5, form: projected}": "A(x) * (0.5 * tanh(B(x)) + 0.5)",
+    "{unit: a/act.py:snake}": "snake(x)",
+    "{unit: leaky_relu, alpha: 0.75}": "max(x, 0) + (1 - 0.75) * min(x, 0)",
+    "{unit: leaky_relu}": "max(x, 0) + (1 - 0.99) * min(x, 0)",
+    "{unit: swish}": "x * sigmoid(alpha * x)",
+    "{unit: gelu}": "x * Phi(x)",
+    "{}": "the stock activation",
+}
+
+
+@pytest.mark.parametrize(("arm", "formula"), FORMULAS.items(), ids=FORMULAS)
+def test_the_formula_of_an_arm(arm, formula):
+    assert with_arm(arm).arms["mine"].formula == formula
+
+
+@pytest.mark.parametrize(
+    "arm", [arm for arm in FORMULAS if "act.py" not in arm and ("tanh" in arm or "leaky" in arm)][:6]
+)
+def test_the_formula_is_what_the_arm_computes(arm):
+    x = torch.linspace(-3, 3, 64)
+    names = {"x": x, "tanh": torch.tanh, "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}
+    torch.testing.assert_close(acts(arm)[0](x), eval(with_arm(arm).arms["mine"].formula, names))
+
+
+@pytest.mark.parametrize(
+    ("arm", "problem"),
+    [
+        ("{unit: act.py:snake, alpha: 0.5}", "unit: act.py:snake has no alpha"),
+        ("{unit: act.py:snake, gate: tanh}", "unit: act.py:snake settles gate"),
+        ("{unit: act.py:snake, form: glu}", "unit: act.py:snake settles form"),
+        ("{unit: act.py}", "unit 'act.py' is not one of gelu, .*, nor FILE.py:NAME"),
+    ],
+)
+def test_an_own_activation_has_no_alpha_gate_or_form(arm, problem):
+    with pytest.raises(StudyError, match=problem):
+        with_arm(arm)

@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import pagating
+from analysis.io import study as tables
+from analysis.report.methods import methods
 from pagating.gating.gates import GATES
 from pagating.model.gpt2 import GPT2Size, activations
 from tests.studies import TINY, changed, study_of, yaml_of
 from tests.tune.helpers import run_of, typed
+from tune import sweep
+from tune.backend.inline import Inline
 from tune.errors import StudyError
 from tune.run import ledger
 from tune.study.own_gates import check_gates, copy_of, digests, keep_gates, place_gate, references
@@ -50,7 +55,7 @@ def study(tmp_path):
 
 
 def test_the_arms_that_name_a_file(study):
-    assert references(study) == {"gates/own.py:mine": ["mine", "learned"]}
+    assert references(study) == ["gates/own.py:mine"]
     assert study.arms["mine"].arguments({}) == {"gate": "gates/own.py:mine", "alpha": 0.5, "base": "identity"}
 
 
@@ -126,6 +131,67 @@ def test_a_gate_that_cannot_be_loaded_is_one_line_and_writes_nothing(
     with pytest.raises(StudyError, match=message):
         check_gates(study, tmp_path, tmp_path / "none")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gates", "own.yaml"]
+
+
+UNITS = """
+import torch
+from torch import nn
+
+
+def snake(x):
+    return x + torch.sin(x) ** 2
+
+
+class Snake(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(features))
+
+    def forward(self, x):
+        return x + torch.sin(self.rate * x) ** 2 / self.rate
+"""
+
+
+def test_a_study_trains_keeps_and_loads_activations_of_a_file(tmp_path, monkeypatch, capsys):
+    arms = {"wrong": {"gate": "act.py:snake", "alpha": 1.0}, "right": {"unit": "act.py:snake"}}
+    arms |= {"mine": None, "learned": {"unit": "act.py:Snake"}}
+    (tmp_path / "act.py").write_text(UNITS)
+    (tmp_path / "units.yaml").write_text(yaml_of(STUDY, arms=arms))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = typed(monkeypatch, capsys, "try", "units.yaml", "--steps", "1", "--arm", "learned")
+    assert (code, err) == (0, "")
+    note, line = out.splitlines()
+    assert note == (
+        "arms.wrong.gate: snake(x) grows with x, as an activation does; the arm trains x * snake(x): write "
+        "`unit: act.py:snake` if snake(x) is the whole activation"
+    )
+    learned = int(re.match(r"learned: Snake\(x\); ([\d,]+) parameters, train_nll ", line)[1].replace(",", ""))
+    warned: list[str] = []
+    study = study_of(STUDY, "units", arms=arms)
+    run = sweep.sweep(study, tmp_path, tmp_path / "studies", Inline(), warn=warned.append)
+    assert [line for line in warned if line.startswith("arms.")] == [note]
+    provenance = json.loads((run.folder / "provenance.json").read_text())
+    assert provenance["formulas"] == {
+        "gelu": "the stock activation",
+        "wrong": "x * snake(x)",
+        "right": "snake(x)",
+        "learned": "Snake(x)",
+    }
+    assert any("wrong: x * snake(x); right: snake(x)" in line for line in methods(tables.load(run.folder)))
+    losses = {
+        arm: {r.cell.seed: r.final["val_nll"] for r in run.records.values() if r.cell.key.startswith(f"confirm/{arm}")}
+        for arm in study.arms
+    }
+    assert losses["right"] != losses["wrong"] != losses["learned"] != losses["right"]
+    for arm, name in (("right", "snake"), ("learned", "Snake")):
+        facts = json.loads((run.folder / "models" / arm / "model.json").read_text())
+        model = pagating.load_model(run.folder / "models" / arm, unit=f"studies/units/gates/{facts['unit']['unit']}")
+        assert facts["unit"]["unit"].endswith(f".py:{name}")
+        assert sum(p.numel() for p in model.parameters()) == facts["final"]["parameters"]
+        assert facts["final"]["parameters"] == learned - (32 if arm == "right" else 0)
+    (tmp_path / "act.py").write_text(UNITS.replace("** 2", "** 4"))
+    with pytest.raises(StudyError, match=r"arms.learned.unit: .*act.py has changed since the study began"):
+        sweep.sweep(study, tmp_path, tmp_path / "studies", Inline())
 
 
 def test_a_gate_that_is_neither_built_in_nor_a_file_is_refused():

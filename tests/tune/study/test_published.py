@@ -72,9 +72,9 @@ def test_a_dry_run_may_take_fewer_micro_batches_a_step_and_none_smaller(tmp_path
 
 
 def test_a_line_of_the_dry_run():
-    tried = dry_run.Tried("a", 3.5, 3.25, 0.5, 2048.0, 1234567)
+    tried = dry_run.Tried("a", 3.5, 3.25, 0.5, 2048.0, 1234567, formula="x * tanh(x)")
     assert dry_run.line(tried) == (
-        "a: 1,234,567 parameters, train_nll 3.5000 -> 3.2500, 2.0 GiB at the peak, 0.5 s per step"
+        "a: x * tanh(x); 1,234,567 parameters, train_nll 3.5000 -> 3.2500, 2.0 GiB at the peak, 0.5 s per step"
     )
     assert dry_run.line("a note") == "a note"
 
