@@ -20,6 +20,7 @@ from pagating.gating.catalog import (
     PER,
     RANGES,
     STUDY_GATES,
+    OwnCode,
     own_code,
 )
 from tune.study.sections import Distribution, OneOf, Section
@@ -246,18 +247,23 @@ class Arm(Section):
         return self.form == "glu" or (self.unit in COMPETITORS and COMPETITORS[self.unit].is_glu)
 
     @property
+    def own_code(self) -> OwnCode | None:
+        """The arm's gate or activation if it is the user's own."""
+        return own_code({"gate": self.gate, "unit": self.unit})
+
+    @property
     def formula(self) -> str:
         """Formula of the arm's activation. `x` is the pre-activation, `alpha` a strength that is no number."""
         if self.unit is not None:
-            if own := own_code({"unit": self.unit}):
-                return f"{own.name}(x)"
+            if self.own_code:
+                return f"{self.own_code.name}(x)"
             row = COMPETITORS[self.unit]
             strength = _strength(row.settings["alpha"] if self.alpha is None else self.alpha)
             return re.sub(r"\balpha\b", strength, row.formula.partition("; ")[0])
         if self.gate is None:
             return "the stock activation"
-        own, base = own_code({"gate": self.gate}), "gelu(x)" if self.base == "gelu" else "x"
-        gate, strength = own.name if own else self.gate, _strength(self.alpha)
+        base = "gelu(x)" if self.base == "gelu" else "x"
+        gate, strength = self.own_code.name if self.own_code else self.gate, _strength(self.alpha)
         rest = f"{1 - self.alpha:.6g}" if isinstance(self.alpha, float) else f"(1 - {strength})"
         if self.form != "pointwise":
             one, two = ("a", "b") if self.form == "glu" else ("A(x)", "B(x)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pagating.gating.catalog import OwnCode, own_code
+from pagating.gating.catalog import OwnCode
 from pagating.trial import Trial
 from tune.errors import StudyError
 from tune.study.study import Study
@@ -21,7 +21,7 @@ def own_codes(study: Study) -> dict[OwnCode, list[str]]:
     """Return the arms of each own gate and each own activation, in the study's order."""
     found: dict[OwnCode, list[str]] = {}
     for name, arm in study.arms.items():
-        if own := own_code({"gate": arm.gate, "unit": arm.unit}):
+        if own := arm.own_code:
             found.setdefault(own, []).append(name)
     return found
 
@@ -94,7 +94,7 @@ def digests(study: Study, folder: Path) -> dict[str, str]:
 
 
 def with_moved_gates(before: Study, folder: Path, now: Study, base: Path) -> Study:
-    """Return `before` with the new reference of each gate whose file has moved: its copy has the same bytes.
+    """Return `before` with the new reference of each gate or activation whose file has moved with its bytes.
 
     Args:
         before: The study of the folder.
@@ -104,12 +104,11 @@ def with_moved_gates(before: Study, folder: Path, now: Study, base: Path) -> Stu
     """
     arms = dict(before.arms)
     for name in arms.keys() & now.arms.keys():
-        old, new = arms[name].gate, now.arms[name].gate
-        if old and new and old != new and OWN_GATE.fullmatch(old) and OWN_GATE.fullmatch(new):
-            copy, file = copy_of(old, folder), base / new.rpartition(":")[0]
-            same_name = old.rpartition(":")[2] == new.rpartition(":")[2]
-            if same_name and copy.is_file() and file.is_file() and copy.read_bytes() == file.read_bytes():
-                arms[name] = arms[name].model_copy(update={"gate": new})
+        old, new = arms[name].own_code, now.arms[name].own_code
+        if old and new and old != new and (old.key, old.name) == (new.key, new.name):
+            copy, file = copy_of(old.reference, folder), base / new.file
+            if copy.is_file() and file.is_file() and copy.read_bytes() == file.read_bytes():
+                arms[name] = arms[name].model_copy(update={new.key: new.reference})
     return before.model_copy(update={"arms": arms})
 
 
