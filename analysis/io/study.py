@@ -63,6 +63,14 @@ class Study:
         cap = (self.settings.get("confirm") or {}).get("max_seeds")
         return () if self.rule == "fixed" else plan(self.rule, cap)
 
+    @property
+    def added(self) -> list[str]:
+        """Arms that joined the study after the configurations of the other arms had been chosen."""
+        if self.folder is None or "added" not in self.trials.columns:
+            return []
+        later = set(self.trials.loc[self.trials["added"] == True, "arm"])  # noqa: E712 (the column may hold null)
+        return [arm for arm in self.arms if arm in later]
+
     def losses(self, metric: str | None = None) -> pd.DataFrame:
         """Return the confirm losses, seeds down and arms across: +inf = infeasible (diverged), NaN = no such run.
 

@@ -68,8 +68,21 @@ def summary_parts(rows: Sequence[Comparison], study: Study) -> tuple[str, list[s
         number = "" if value is None else f" ({value:+.2f}%{_interval(row)}, n = {row.n})"
         parts.append(f"{row.arm}: {row.verdict}{number}")
     edges = dict.fromkeys(arm for row in rows for arm in row.at_edge)
-    warning = f"Warning: the learning rate of {', '.join(edges)} is an end of the grid." if edges else ""
-    return f"Against {study.baseline}, on {study.metric}:", parts, warning
+    warnings = [f"Warning: the learning rate of {', '.join(edges)} is an end of the grid."] if edges else []
+    if study.added:
+        said = _added(study)
+        warnings.append(f"{said[0].upper()}{said[1:]}.")
+    return f"Against {study.baseline}, on {study.metric}:", parts, " ".join(warnings)
+
+
+def _added(study: Study) -> str:
+    """State which arms joined late, and what this does to the correction and the level."""
+    others = len(study.arms) - 1
+    how = "is corrected" if study.correction != "none" else "is not corrected"
+    return (
+        f"added after the configurations of the other arms had been chosen: {', '.join(study.added)}; p {how} for all "
+        f"{others} arms, and the level of {study.level:g} holds only if no result led to the addition"
+    )
 
 
 def _interval(row: Comparison) -> str:
@@ -94,6 +107,8 @@ def _more_seeds(row: Comparison) -> str:
 def caveats(row: Comparison, study: Study) -> list[str]:
     """Return the caveats of one arm's verdict, as one phrase each."""
     notes = [_rule_note(row, study)] if row.path else []
+    if row.arm in study.added:
+        notes.append(_added(study))
     if row.at_edge:
         arms = " and ".join(row.at_edge)
         notes.append(f"the learning rate of {arms} is an end of the calibration grid: a better one may lie outside")

@@ -2,13 +2,16 @@
 
 Nothing here trains or waits. `next_cell` returns a cell that may start now. `complete` receives its result. Both depend
 only on the study and the results, so replaying a ledger leads to the same cells.
+
+Arms that are added after a decision follow the stages on their own, on the same grid and seeds. The configurations
+that were chosen for the other arms stay.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +33,21 @@ class Stages:
         study: The study.
         decided: Called with each decision between stages, for the ledger.
         suggested: Configurations that an earlier run of the study recorded, by arm and number.
+        added: Groups of arms that were added after a decision, in the order of their addition.
     """
 
     def __init__(
-        self, study: Study, decided: Callable[..., Any], suggested: dict[tuple[str, int], dict[str, float]]
+        self,
+        study: Study,
+        decided: Callable[..., Any],
+        suggested: dict[tuple[str, int], dict[str, float]],
+        added: Sequence[Sequence[str]] = (),
     ) -> None:
         self.study, self._decided, self._suggested = study, decided, suggested
         self.stage = "search"
+        later = {arm for group in added for arm in group}
+        self._arms = [arm for arm in study.arms if arm not in later]  # the group whose stages run now
+        self._later = deque(list(group) for group in added)
         self.search = {arm: ArmSearch(arm, study.space(arm), study.search) for arm in study.arms}
         self.grid: list[float] = []
         self.chosen: dict[str, dict[str, float]] = {}
@@ -47,7 +58,7 @@ class Stages:
         self._losses: dict[tuple[str, float, int], float] = {}
         self._best: dict[str, dict[str, float]] = {}
         self._confirmed: dict[tuple[str, int], float] = {}  # by arm and seed; NaN if the machine failed
-        self._planned = 0  # confirm seeds per arm that are planned so far
+        self._planned = 0  # confirm seeds that are planned so far for each arm with a chosen configuration
 
     # --- what to train next ---
 
@@ -65,17 +76,21 @@ class Stages:
 
     def remaining(self) -> int:
         """Return the number of cells that are left or may follow. A sequential rule may stop before all of them."""
-        arms, confirm = len(self.study.arms), self.study.confirm.looks[-1] if self.study.runs("confirm") else 0
-        if self.stage == "search":
-            ended = sum(search.ended for search in self.search.values())
-            grid = self.study.calibrate.points * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
-            return arms * (self.study.search.trials_per_arm + grid + confirm) - ended
         if self.stage == "done":
             return 0
-        return len(self._pending) + len(self._open) + arms * (confirm - self._planned)
+        confirm = self.study.confirm.looks[-1] if self.study.runs("confirm") else 0
+        points = len(self.grid) or self.study.calibrate.points
+        grid = points * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
+        left = sum(map(len, self._later)) * (self.study.search.trials_per_arm + grid + confirm)
+        left += len(self.chosen) * (confirm - self._planned)
+        if self.stage == "search":
+            ended = sum(self.search[arm].ended for arm in self._arms)
+            return left + len(self._arms) * (self.study.search.trials_per_arm + grid + confirm) - ended
+        left += len(self._arms) * confirm if self.stage == "calibrate" else 0
+        return left + len(self._pending) + len(self._open)
 
     def _next_search(self) -> Cell | None:
-        ready = [search for search in self.search.values() if search.may_suggest()]
+        ready = [self.search[arm] for arm in self._arms if self.search[arm].may_suggest()]
         if not ready:
             return None
         search = min(ready, key=lambda search: search.asked)  # arms take turns
@@ -111,7 +126,7 @@ class Stages:
         self._open.discard(cell.key)
         if cell.stage == "search":
             self.search[cell.arm].finish(cell.index, outcome, loss, step)
-            if all(search.done for search in self.search.values()):
+            if all(self.search[arm].done for arm in self._arms):
                 self.hopeless = not any(search.feasible for search in self.search.values())
                 self._after_search()
         elif cell.stage == "calibrate":
@@ -125,7 +140,7 @@ class Stages:
                 self._after_look()
 
     def _after_search(self) -> None:
-        self._best = {arm: search.best() for arm, search in self.search.items()}
+        self._best |= {arm: self.search[arm].best() for arm in self._arms}
         if self.hopeless:
             self.stage = "done"
         elif self.study.runs("calibrate"):
@@ -138,17 +153,18 @@ class Stages:
     def _begin_calibrate(self) -> None:
         self.stage = "calibrate"
         settings = self.study.calibrate
-        centre = geometric_mean([config["lr"] for config in self._best.values()])
-        self.grid = geometric_grid(centre, settings.points, settings.spacing)
+        if not self.grid:
+            centre = geometric_mean([config["lr"] for config in self._best.values()])
+            self.grid = geometric_grid(centre, settings.points, settings.spacing)
         self._decided("grid", grid=self.grid, best=self._best)
-        self._plan_grid(self.grid)
+        self._plan_grid(self.grid, self._arms)
 
-    def _plan_grid(self, rates: list[float]) -> None:
+    def _plan_grid(self, rates: list[float], arms: Iterable[str]) -> None:
         seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self.study.calibrate.seeds)
         for seed in seeds:
             for rate in rates:
-                for arm, best in self._best.items():
-                    config = {**best, "lr": rate}
+                for arm in arms:
+                    config = {**self._best[arm], "lr": rate}
                     self._pending.append(self._cell("calibrate", arm, self.grid.index(rate), seed, config))
 
     def grid_mean(self, arm: str, rate: float) -> float:
@@ -161,7 +177,7 @@ class Stages:
 
     def _after_grid(self) -> None:
         """Extend the grid, for all arms, at each end that is an arm's optimum. Without any, go on to confirm."""
-        points = {self._best_point(arm) for arm in self.study.arms}
+        points = {self._best_point(arm) for arm in self._arms}
         spacing, room = self.study.calibrate.spacing, self.study.calibrate.max_points - len(self.grid)
         new = [self.grid[0] / spacing] if 0 in points else []
         new += [self.grid[-1] * spacing] if len(self.grid) - 1 in points else []
@@ -169,7 +185,7 @@ class Stages:
             new = new[:room]
             self.grid = sorted(self.grid + new)
             self._decided("grid", grid=self.grid, best=self._best)
-            self._plan_grid(new)
+            self._plan_grid(new, self._best)
             return
         self.grid_capped = bool(new)
         self._choose()
@@ -186,10 +202,10 @@ class Stages:
         )
 
     def _choose(self) -> None:
-        """Choose the configuration of each arm and go on to the confirm stage, if the study has one."""
-        self.stage = "confirm" if self.study.runs("confirm") else "done"
+        """Choose the configuration of each arm that has none and go on to the confirm stage, if the study has one."""
         found = self._optima() if self.grid else {}
-        for arm, best in self._best.items():
+        for arm in self._arms:
+            best = self._best[arm]
             if not self.grid:
                 self.chosen[arm] = best
                 self._decided("chosen", arm=arm, config=best, config_key=digest(best), grid_best=None, at_edge=False)
@@ -207,25 +223,37 @@ class Stages:
                 grid_best=self.grid[point],
                 at_edge=point in (0, len(self.grid) - 1),
             )
-        if self.stage == "confirm":
-            self._plan_confirm(self.study.confirm.looks[0])
-
-    def _plan_confirm(self, seeds: int) -> None:
-        """Plan further confirm seeds, so that every arm has `seeds` in total."""
-        first = self.study.confirm.first_seed  # this seed and the following ones are not used in earlier stages
-        for seed in range(first + self._planned, first + seeds):
-            for arm, config in self.chosen.items():
-                self._pending.append(self._cell("confirm", arm, 0, seed, config))
+        if not self.study.runs("confirm"):
+            self._next_group()
+            return
+        self.stage = "confirm"
+        seeds = self._planned or self.study.confirm.looks[0]
+        self._plan_confirm(range(seeds), self._arms)
         self._planned = seeds
 
+    def _plan_confirm(self, seeds: range, arms: Iterable[str]) -> None:
+        """Plan confirm seeds, which are counted from the first fresh one."""
+        first = self.study.confirm.first_seed  # this seed and the following ones are not used in earlier stages
+        for seed in seeds:
+            for arm in arms:
+                self._pending.append(self._cell("confirm", arm, 0, first + seed, self.chosen[arm]))
+
     def _after_look(self) -> None:
-        """Finish the study if every arm is decided or the cap is reached. Otherwise plan the next look."""
+        """Plan the next look, unless every arm is decided or the cap is reached. Then go on to the next added arms."""
         confirm = self.study.confirm
         later = [n for n in confirm.looks if n > self._planned]
         if not later or not self._undecided():
-            self.stage = "done"
+            self._next_group()
         else:
-            self._plan_confirm(later[0])
+            self._plan_confirm(range(self._planned, later[0]), self.chosen)
+            self._planned = later[0]
+
+    def _next_group(self) -> None:
+        """Begin the stages of the arms that were added next, or finish the study."""
+        if self._later:
+            self._arms, self.stage = self._later.popleft(), "search"
+        else:
+            self.stage = "done"
 
     def _undecided(self) -> list[str]:
         """Return the arms that the sequential rule has not decided yet."""

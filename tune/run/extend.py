@@ -1,10 +1,14 @@
-"""Decide whether a study folder may be continued with a changed study file."""
+"""Decide whether a study folder may be continued with a changed study file, and which arms were added to a study."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from analysis.io.text import one_line
 from tune.errors import StudyError
 from tune.run import ledger
 from tune.study.files import parse
@@ -25,12 +29,37 @@ ANY = (
 )
 # places of inputs, which `Inputs.check_begun` compares by their digests
 PLACES = ("corpus.source", "corpus.hub", "corpus.files", "tokenizer", "model.pretrained")
+DECISIONS = ("grid", "chosen")  # events of the ledger
+MOST_SHOWN = 3  # changes that a refusal lists
+
+
+def groups(events: Iterable[dict[str, Any]], arms: Iterable[str] = ()) -> list[list[str]]:
+    """Return the arms in groups that go through the stages one after the other.
+
+    The first group is that of the arms with which the study began. Arms that were added before anything was decided
+    join it. Arms that were added after the decisions of a group form the next one.
+
+    Args:
+        events: Events of the study's ledger.
+        arms: All arms of the study; without them, only those that the ledger has.
+    """
+    found: list[list[str]] = [[]]
+    seen: set[str] = set()
+    decided = False
+    for event in events:
+        decided |= event["event"] in DECISIONS
+        if event["event"] == "suggested" and event["arm"] not in seen:
+            seen.add(event["arm"])
+            found, decided = [*found, []] if decided else found, False
+            found[-1].append(event["arm"])
+    new = [arm for arm in arms if arm not in seen]
+    return [*found, new] if decided and new else [*found[:-1], [*found[-1], *new]]
 
 
 def check_folder(study: Study, folder: Path, base: Path = Path()) -> None:
     """Raise StudyError if the folder belongs to another configuration.
 
-    More seeds or trials than before are allowed, and other places of inputs with the same bytes.
+    More arms, seeds or trials than before are allowed, and other places of inputs with the same bytes.
 
     Args:
         study: The study.
@@ -43,51 +72,90 @@ def check_folder(study: Study, folder: Path, base: Path = Path()) -> None:
             raise StudyError(f"{folder}: is not empty and contains no study; choose another name or --output")
         return
     before = with_moved_gates(parse(recorded.read_text(encoding="utf-8"), recorded), folder, study, base)
-    free = (*ANY, *PLACES)
-    if before.digest(*free, *EXTENDABLE) != study.digest(*free, *EXTENDABLE):
-        changed = ", ".join(_differences(before.model_dump(), study.model_dump()))
-        raise StudyError(f"{folder}: belongs to another configuration; changed: {changed}; give the study another name")
-    if refused := _not_an_extension(before, study, folder):
-        raise StudyError(f"{folder}: {refused}")
+    path = folder / "ledger.jsonl"
+    events = ledger.read(path) if path.exists() else []
+    if refused := _changed(before, study) or _not_an_extension(before, study, events):
+        raise StudyError(f"{folder}: {refused}, or give the study another name")
 
 
-def _not_an_extension(before: Study, now: Study, folder: Path) -> str | None:
-    """Return the reason why a study cannot change its numbers of seeds and trials, or None if it can.
+def _changed(before: Study, now: Study) -> str:
+    """Return the changes that a begun study cannot take, and what to do instead; "" without any."""
+    gone = [arm for arm in before.arms if arm not in now.arms]
+    if gone:
+        new = [arm for arm in now.arms if arm not in before.arms]
+        how = f" (if it is now called {new[0]}: an arm cannot be renamed)" if len(gone) == len(new) == 1 else ""
+        return f"arms.{gone[0]} is no longer in the study file{how}; an arm cannot be removed: put it back"
+    if before.baseline != now.baseline:
+        return (
+            f"the baseline was {before.baseline} and is now {now.baseline}; it cannot change: mark the first one again"
+        )
+    was, is_now = (item.model_dump(exclude_none=True) for item in (before, now))
+    is_now["arms"] = {arm: is_now["arms"][arm] for arm in was["arms"]}
+    free = (*ANY, *PLACES, *EXTENDABLE)
+    changes = [
+        change
+        for change in _differences(was, is_now)
+        if not f"{change[0]}.".startswith(tuple(f"{key}." for key in free))
+    ]
+    if not changes:
+        return ""
+    shown = [f"{key} was {_words(old)} and is now {_words(new)}" for key, old, new in changes[:MOST_SHOWN]]
+    more = f", and {len(changes) - MOST_SHOWN} more" if len(changes) > MOST_SHOWN else ""
+    in_arms = all(key.startswith("arms.") for key, _, _ in changes)
+    instead = "keep the arm as it was and add the changed one as a new arm" if in_arms else "undo the change"
+    return f"{', '.join(shown)}{more}; the study has trials of the earlier configuration: {instead}"
+
+
+def _not_an_extension(before: Study, now: Study, events: list[dict[str, Any]]) -> str:
+    """Return the reason why a study cannot change its arms or its numbers of seeds and trials, or "" if it can.
 
     The fixed rule allows more seeds. An e-process does too, because it is valid at any number of seeds. The bounds of
-    an O'Brien-Fleming rule belong to its looks, so its cap cannot change. Search trials may be added until the grid of
-    learning rates is centred on the best of them.
+    an O'Brien-Fleming rule belong to its looks and to their arms, so its cap cannot change, and no arm can be added
+    after the learning rates were chosen. Search trials may be added until the grid of learning rates is centred on the
+    best of them.
     """
-    cap = (before.confirm.looks[-1], now.confirm.looks[-1])
-    if now.confirm.seeds < before.confirm.seeds:
+    sizes = {
+        "confirm.seeds": (before.confirm.seeds, now.confirm.seeds),
+        "confirm.max_seeds": (before.confirm.looks[-1], now.confirm.looks[-1]),
+        "search.trials_per_arm": (before.search.trials_per_arm, now.search.trials_per_arm),
+    }
+    changes = {key: f"{key} was {old} and is now {new}" for key, (old, new) in sizes.items() if old != new}
+    for key, change in changes.items():
+        if sizes[key][0] > sizes[key][1]:
+            return f"{change}; it can only grow: undo the change"
+    decided = any(event["event"] in DECISIONS for event in events)
+    added = [arm for arm in now.arms if arm not in before.arms]
+    if now.confirm.rule == "obrien-fleming":
+        if "confirm.max_seeds" in changes:
+            return (
+                f"{changes['confirm.max_seeds']}; the bounds of obrien-fleming hold only for the looks that were set "
+                "before the first one: undo the change"
+            )
+        if added and decided:
+            return (
+                f"arms.{added[0]} is new, and the bounds of obrien-fleming hold only for the arms that were set before "
+                "the learning rates were chosen: leave it out"
+            )
+    if "search.trials_per_arm" in changes and decided:
         return (
-            f"confirm.seeds was {before.confirm.seeds} and is now {now.confirm.seeds}; seeds can be added to a study, "
-            "not removed"
+            f"{changes['search.trials_per_arm']}; the learning rates were already chosen around the best trials, and "
+            "more trials would change that choice: undo the change"
         )
-    if cap[1] < cap[0]:
-        return f"confirm.max_seeds was {cap[0]} and is now {cap[1]}; seeds can be added to a study, not removed"
-    if cap[1] > cap[0] and now.confirm.rule == "obrien-fleming":
-        return (
-            f"confirm.max_seeds was {cap[0]} and is now {cap[1]}; the bounds of obrien-fleming hold only for the looks "
-            "that were set before the first one: give the study another name"
-        )
-    trials = (before.search.trials_per_arm, now.search.trials_per_arm)
-    if trials[1] < trials[0]:
-        return f"search.trials_per_arm was {trials[0]} and is now {trials[1]}; trials can be added, not removed"
-    path = folder / "ledger.jsonl"
-    if trials[1] > trials[0] and path.exists() and any(event["event"] == "grid" for event in ledger.read(path)):
-        return (
-            f"search.trials_per_arm was {trials[0]} and is now {trials[1]}; the learning rates were already chosen "
-            "around the best trials, and more trials would change that choice: give the study another name"
-        )
-    return None
+    return ""
 
 
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """Return a line for each value that differs between two nested dicts, except those under `ANY`."""
+def _differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key, the earlier value and the present one of each value that differs in two nested mappings."""
     if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        return [
-            line for key in keys for line in _differences(before.get(key), now.get(key), f"{where}.{key}".strip("."))
-        ]
-    return [] if before == now or where.startswith((*ANY, *PLACES)) else [f"{where} ({before} -> {now})"]
+        for key in dict.fromkeys([*before, *now]):
+            yield from _differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
+    elif before != now:
+        yield where, before, now
+
+
+def _words(value: Any) -> str:
+    """Return a value as a study file has it, on one line."""
+    if value is None:
+        return "not set"
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
+    return one_line(text.removesuffix("...\n"), 120)

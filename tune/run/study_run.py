@@ -13,6 +13,7 @@ from typing import Any
 from tune.decide.stages import Stages
 from tune.errors import LedgerError, StudyError, StudyStopped
 from tune.run import ledger as ledgers
+from tune.run.extend import groups
 from tune.run.heartbeat import HeartbeatWriter
 from tune.run.interrupt import Interruption
 from tune.run.ledger import Ledger, MemoryLedger
@@ -114,7 +115,7 @@ class StudyRun:
         suggested = {
             (r.cell.arm, r.cell.index): r.cell.config for r in self.records.values() if r.cell.stage == "search"
         }
-        self.stages = Stages(self.study, self._decided, suggested)
+        self.stages = Stages(self.study, self._decided, suggested, groups(self.ledger.events, self.study.arms)[1:])
         self.ended = 0
         self._progress, self._taken = Progress(self.study, self.ledger.events), len(self.ledger.events)
         self._progress.set_running(())  # cells that an earlier run left unfinished do not run now

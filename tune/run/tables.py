@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.io.write import replacing
+from tune.run.extend import groups
 from tune.run.ledger import records
 from tune.study.cell import COST, FINAL, ON_GPU, Record
 
@@ -22,7 +23,9 @@ def _searched_layers(config: dict[str, float]) -> list[float]:
     return [config[name] for name in map("alpha_{}".format, range(len(config))) if name in config]
 
 
-def _trial_rows(study: str, cells: dict[str, Record], chosen: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _trial_rows(
+    study: str, cells: dict[str, Record], chosen: dict[str, str], added: set[str]
+) -> Iterator[dict[str, Any]]:
     for record in cells.values():
         if record.outcome is None:
             continue
@@ -45,6 +48,7 @@ def _trial_rows(study: str, cells: dict[str, Record], chosen: dict[str, str]) ->
             **{name: final[name] for name in ON_GPU if name in final},
             **{name: value for name, value in cell.config.items() if name not in ("lr", "alpha")},
             **_layers(last.get("alpha") or _searched_layers(cell.config)),
+            **({"added": cell.arm in added} if added else {}),
         }
 
 
@@ -52,7 +56,8 @@ def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.D
     """Return the two tidy tables of a study.
 
     Returns:
-        `trials`, with one row per cell that has ended, and `curves`, with one row per evaluation of such a cell.
+        `trials`, with one row per cell that has ended, and `curves`, with one row per evaluation of such a cell. If
+        arms were added to a study after a decision, `trials` has a column `added`.
     """
     cells = records(events)
     chosen = {event["arm"]: event["config_key"] for event in events if event["event"] == "chosen"}
@@ -68,7 +73,8 @@ def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.D
         if record.outcome is not None
         for row in record.curve
     ]
-    return pd.DataFrame(list(_trial_rows(study, cells, chosen))), pd.DataFrame(curves)
+    added = {arm for group in groups(events)[1:] for arm in group}
+    return pd.DataFrame(list(_trial_rows(study, cells, chosen, added))), pd.DataFrame(curves)
 
 
 def write_tables(study: str, events: list[dict[str, Any]], folder: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_trial_with_a_gpu_trains_on_it(packed):
 def test_where_trials_run_may_change_within_a_study(tmp_path):
     (tmp_path / "study.yaml").write_text(sweep.dump(study()))
     extend.check_folder(study(address="auto", storage="/mnt/shared"), tmp_path)
-    with pytest.raises(StudyError, match=r"belongs to another configuration; changed: resources.cpus \(1 -> 2\)"):
+    with pytest.raises(StudyError, match=r"resources.cpus was 1 and is now 2; the study has trials of"):
         extend.check_folder(study(address="auto", resources={"cpus": 2}), tmp_path)
 
 

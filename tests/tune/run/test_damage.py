@@ -301,7 +301,7 @@ def test_an_e_process_may_get_a_higher_cap(tmp_path):
     rule = {"seeds": 10, "rule": "e-process", "max_seeds": 5}
     (tmp_path / "study.yaml").write_text(dump(study(confirm=rule)))
     extend.check_folder(study(confirm={**rule, "max_seeds": 8}), tmp_path)
-    with pytest.raises(StudyError, match=r"confirm.max_seeds was 5 and is now 4; seeds can be added"):
+    with pytest.raises(StudyError, match=r"confirm.max_seeds was 5 and is now 4; it can only grow"):
         extend.check_folder(study(confirm={**rule, "max_seeds": 4}), tmp_path)
 
 
@@ -321,12 +321,9 @@ def test_search_trials_can_be_added_until_the_grid_is_chosen(whole, tmp_path):
     assert sum(key.startswith("search/") for key in finals(tmp_path)) == 8
     with pytest.raises(StudyError, match=r"trials_per_arm was 2 and is now 4; the learning rates were already chosen"):
         extend.check_folder(more, whole)
-    with pytest.raises(StudyError, match=r"trials_per_arm was 2 and is now 1; trials can be added, not removed"):
+    with pytest.raises(StudyError, match=r"trials_per_arm was 2 and is now 1; it can only grow"):
         extend.check_folder(study(search={"trials_per_arm": 1}), whole)
 
 
-def test_anything_else_changed_is_refused_with_the_list(whole):
-    changed = study(confirm={"level": 0.01}, resources={"cpus": 2})
-    with pytest.raises(StudyError, match=r"changed: confirm.level \(0.05 -> 0.01\), resources.cpus \(1 -> 2\); give"):
-        extend.check_folder(changed, whole)
-    extend.check_folder(study(resources={"stall_timeout": 60.0}), whole)  # no result depends on it
+def test_what_no_result_depends_on_may_change(whole):
+    extend.check_folder(study(resources={"stall_timeout": 60.0}, question="Another?"), whole)
