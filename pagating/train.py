@@ -284,6 +284,8 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
     final["compiled"] = float(task.compiled(loss_of))
     if trial.test:
         final["test_nll"] = yield from task.evaluate(model, task.held(trial, "test"), batch, trial.precision)
+        if not math.isfinite(final["test_nll"]):
+            raise Diverged(f"step {trial.steps}: test loss {final['test_nll']}")
         if trial.task == "causal":
             final["padded_nll"] = row["padded_nll"] if trial.padding else (yield from padded_loss(trial, model))
     final |= device_metrics(device, final)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
 import time
@@ -20,6 +21,21 @@ from tune.errors import LedgerError
 from tune.study.cell import Cell, Record
 
 SCHEMA = 1
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: null for a number that is not finite, text for an unknown object."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if callable(item := getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:
+        return plain(item())  # a number of numpy or torch
+    return str(value)
 
 
 def encode_event(event: dict[str, Any]) -> bytes:
@@ -72,7 +88,7 @@ class Ledger:
         Raises:
             LedgerError: The disk is full, or the file was removed or moved. The earlier events are kept.
         """
-        record = {"event": event, "time": round(time.time(), 3), **fields}
+        record = {"event": event, "time": round(time.time(), 3), **plain(fields)}
         line = encode_event(record)
         try:
             if not self._in_place():
@@ -119,7 +135,7 @@ class MemoryLedger:
 
     def append(self, event: str, *, sync: bool = True, **fields: Any) -> dict[str, Any]:
         """Append an event; return it with its time. `sync` has no effect."""
-        record = {"event": event, "time": round(time.time(), 3), **fields}
+        record = {"event": event, "time": round(time.time(), 3), **plain(fields)}
         self.events.append(record)
         return record
 

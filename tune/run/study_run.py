@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tune.decide.stages import Stages
-from tune.errors import LedgerError, StudyError, StudyStopped
+from tune.errors import PagatingError, StudyError, StudyStopped
 from tune.run import ledger as ledgers
 from tune.run.extend import groups
 from tune.run.heartbeat import HeartbeatWriter
@@ -27,7 +27,10 @@ from tune.study.study import Study, digest
 from tune.subject.subject import TRAINED, Job, Subject
 
 SPACE_SECONDS = 10.0  # between two checks of the disk; a check counts parameters, which is slower than a short cell
-FATAL = (OSError, LedgerError, StudyError)  # errors that end a study, because it can no longer record its trials
+FATAL = (
+    OSError,
+    PagatingError,
+)  # errors with a message for the user that end a study, because it can no longer record its trials
 
 
 @dataclass
@@ -259,7 +262,7 @@ class StudyRun:
     def report(self, cell: Cell, row: dict[str, Any]) -> None:
         """Record an evaluation of a running cell."""
         event = self.ledger.append("report", sync=False, cell=cell.key, row=row)
-        record = self.records[cell.key]
+        record, row = self.records[cell.key], event["row"]
         record.curve.append(row)
         record.times.append(event["time"])
         self.tracker.reported(record, row)
@@ -288,6 +291,7 @@ class StudyRun:
         """
         record = self.records[cell.key]
         event = self.ledger.append("ended", cell=cell.key, outcome=outcome, final=final, reason=reason)
+        final = event["final"]
         record.outcome, record.final, record.reason, record.ended = outcome, final, reason, event["time"]
         self.tracker.ended(record)
         self._running.discard(cell.key)
@@ -331,14 +335,17 @@ class StudyRun:
             self._short_of_space = True
 
     def give_up(self, error: Exception) -> None:
-        """End the run because of an error in recording its trials."""
-        self.fatal = error
+        """End the run because of an error. The first one counts."""
+        self.fatal = self.fatal or error
 
     def raise_if_fatal(self) -> None:
         """Raise StudyStopped if the run cannot continue."""
         if (fatal := self.fatal) is not None:
             named = isinstance(fatal, OSError) and fatal.filename
             cause = f"{fatal.filename}: {fatal.strerror}" if named else str(fatal)  # type: ignore[attr-defined]
+            if not isinstance(fatal, FATAL):  # an error of our own code
+                log = f"; see {self._folder / 'logs'}" if self._folder else ""
+                cause = f"{type(fatal).__name__}: {cause}{log}"
             raise StudyStopped(f"the study stopped: {cause}") from fatal
 
     def close(self) -> None:

@@ -206,11 +206,16 @@ class Runs:
                 ("tokens_per_second", row["tokens_per_second"]),
                 *((f"alpha/layer_{layer}", value) for layer, value in enumerate(row["alpha"])),
             ]
+            if value is not None  # the ledger's null for a number that is not finite
         ]
         tags: list[Any] = []
         if record.outcome is not None:
             last = record.curve[-1]["step"] if record.curve else 0
-            metrics += [Metric(f"final/{name}", float(value), stamps[-1], last) for name, value in record.final.items()]
+            metrics += [
+                Metric(f"final/{name}", float(value), stamps[-1], last)
+                for name, value in record.final.items()
+                if value is not None
+            ]
             tags = [RunTag("outcome", record.outcome)]
             if reason := one_line(record.reason or REASONS.get(record.outcome, "")):
                 tags += [RunTag("reason", reason), RunTag(NOTE, f"**{record.outcome}**: {markdown(reason)}")]

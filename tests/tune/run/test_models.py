@@ -198,7 +198,7 @@ def _left(run, cell):
     return (run.checkpoints(cell) / TRAINED / "model.json").is_file()
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Exception that stands for the end of the process."""
 
 
