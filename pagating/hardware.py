@@ -1,8 +1,14 @@
-"""The devices that a trial may ask for, and the peak speeds of known GPUs. Imports no torch."""
+"""The devices that a trial may ask for, the peak speeds of known GPUs, and the usable cores. Imports no torch."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T", bound=float)
 
 DEVICES = ("cpu", "cuda", "auto")
 UTILISATION = 0.3  # share of the peak that a plan assumes; a small model reaches far less
@@ -53,3 +59,64 @@ def utilisation(flops_per_token: int, tokens_per_second: float, device: str) -> 
     """
     peak = peak_tflops(device)
     return None if peak is None else flops_per_token * tokens_per_second / (peak * 1e12)
+
+
+# --- cores -----------------------------------------------------------------------------------------------------------
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def usable_cores() -> float:
+    """Return the number of cores that this process may use: its CPU affinity and the quotas of its control groups.
+
+    A container with half a core has 0.5.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([float(cores), *_quotas("cpu", _cores_of)])
+
+
+def process_limit() -> int | None:
+    """Return the number of processes and threads that the control groups still allow, or None without a limit."""
+    return min(_quotas("pids", _processes_of), default=None)
+
+
+def _quotas(controller: str, read: Callable[[Path], T | None]) -> Iterator[T]:
+    """Yield the limits of this process's control groups and of all groups around them, versions 1 and 2.
+
+    In a container the groups' paths may be those of the host. Then the mount itself is the container's group.
+    """
+    try:
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return  # not Linux
+    for line in lines:
+        _, names, path = line.split(":", 2)
+        if names and controller not in names.split(","):
+            continue
+        mounts = [CGROUPS / names, CGROUPS / controller] if names else [CGROUPS, CGROUPS / "unified"]
+        for mount in mounts:
+            group = mount / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(mount) and (limit := read(folder)) is not None:
+                    yield limit
+
+
+def _cores_of(folder: Path) -> float | None:
+    """Return the CPU quota of a control group in cores, or None if it has none."""
+    if (folder / "cpu.max").is_file():
+        quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+    elif (folder / "cpu.cfs_quota_us").is_file():
+        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period"))
+    else:
+        return None
+    return None if quota.strip() in ("max", "-1") else int(quota) / int(period)
+
+
+def _processes_of(folder: Path) -> int | None:
+    """Return the number of processes and threads that a control group still allows, or None if it has no limit."""
+    try:
+        most, now = ((folder / f"pids.{name}").read_text(encoding="ascii").strip() for name in ("max", "current"))
+    except OSError:
+        return None
+    return None if most == "max" else int(most) - int(now)

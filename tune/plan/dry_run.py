@@ -13,6 +13,7 @@ from pathlib import Path
 
 from analysis.io.text import readable
 from pagating.trial import Trial
+from tune.backend.preflight import check_granted
 from tune.errors import StudyError
 from tune.plan.child import ChildError, answers, start
 from tune.plan.plan import arm_example, corpus_of, stand_in
@@ -64,6 +65,8 @@ def try_arms(
     unknown = [arm for arm in arms if arm not in study.arms]
     if unknown:
         raise StudyError(f"--arm {unknown[0]}: {study.name} has the arms {', '.join(study.arms)}")
+    if not study.address:
+        check_granted(study, slots=None)
     corpus, missing = corpus_of(study, output, base)
     if missing:
         yield f"{missing}; random tokens replace it, so the losses show only that it trains"

@@ -18,6 +18,7 @@ from typing import Any
 
 from analysis.io.text import readable
 from pagating.trial import Trial
+from tune.backend.preflight import check_granted, local_slots
 from tune.errors import StudyError
 from tune.plan.child import ChildError
 from tune.plan.power import confirm_power, percentage, study_noise
@@ -41,11 +42,6 @@ from tune.study.trial_spec import trial_spec
 
 PROBE_SECONDS = 10.0
 SPLITS = ("train", "validation", "test")
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str | None]:
@@ -105,8 +101,8 @@ def calibrate(
 
     models = {arm: arm_model(study, arm, vocab_size) for arm in study.arms}
     need = sum(memory_parts(study, largest(study, vocab_size), vocab_size, measured()["worker_mb"]).values())
-    room, cores = psutil.virtual_memory().available, usable_cores()
-    processes = min(slots, max(1, cores // study.resources.cpus), int(room // need))
+    room = psutil.virtual_memory().available
+    processes = min(slots, local_slots(study), int(room // need))
     if not processes:
         raise StudyError(
             f"a trial needs about {readable(need)} of memory, but {readable(room)} are free here, too little to "
@@ -214,9 +210,10 @@ def run(
     if form not in FORMS:
         raise StudyError(f"--format {form}: allowed: {', '.join(FORMS)}")
     spread, source = _noise(noise, output)
-    cores = usable_cores()
-    wanted = slots or max(1, cores // study.resources.cpus)
+    wanted = slots or local_slots(study)
     check_device(hours_from, utilisation)
+    if hours_from == MEASURE and not study.address:
+        check_granted(study, slots)
     corpus, missing = corpus_of(study, output, config.parent)
     notes = ([missing] if missing else []) + idle_slots(study, wanted) + doubtful(study, config.parent)
     from pagating.data.corpus import read_meta
