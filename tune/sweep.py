@@ -63,13 +63,15 @@ def sweep(
         raise StudyError(f"{there}: cannot be written (read-only, or owned by another user); give another --output")
     check_folder(study, folder, base)
     backend = backend or RayBackend(address=study.address, warn=warn)
+    if not (folder / "ledger.jsonl").exists():  # with a ledger, it is not known yet if any cell is missing
+        backend.check(study)
     try:
         if warn:
             for line in doubtful(study, base):
                 warn(line)
         with drafted(study, base, folder, output) as draft:
             space = _space(study, folder, backend.slots, draft.vocab_size)
-            if not (folder / "ledger.jsonl").exists():  # with a ledger, it is not known yet if any cell is missing
+            if not (folder / "ledger.jsonl").exists():
                 backend.start(study, lambda: space(None))
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / "study.yaml").exists():

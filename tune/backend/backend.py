@@ -17,6 +17,15 @@ class Backend(Protocol):
         """Number of trials that run in parallel, as far as it is known before the start."""
         ...
 
+    def check(self, study: Study) -> None:
+        """Check that this machine can run the study. Nothing is started or written.
+
+        Raises:
+            StudyError: A trial asks for more than this machine has.
+            StudyStopped: A limit of this machine keeps the backend from starting.
+        """
+        ...
+
     def start(self, study: Study, beside: Callable[[], None]) -> None:
         """Start the processes that trials need. A second call does nothing.
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tune.backend.ray_private import is_outside_the_cluster
+from tune.backend.ray_private import is_outside_the_cluster, may_grow, shut_down
 from tune.errors import StudyError
 from tune.study.addresses import ADDRESS, check_address
 from tune.study.study import Study
@@ -29,6 +29,7 @@ SAME = ("torch", "ray", "numpy", "tokenizers")  # another version may change a r
 ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # workers use huge pages if the machine has them
 COUNT_SECONDS = 1.0  # shortest time between two counts of the slots
 REACH_SECONDS = 15.0  # longest wait for the cluster's port
+WAIT_SECONDS = 1800.0  # longest wait for a node that can run a trial
 
 
 def _own_packages_first() -> Callable[[], None]:
@@ -91,10 +92,11 @@ def connected(address: str, study: Study, warn: Callable[[str], None] = lambda l
                 "code on all of its nodes; start them with RAY_AUTH_MODE=token, and set it here (docs/cluster.md)"
             )
         check_nodes()
+        check_capacity(address, study, warn)
         yield
         ask_for(study, 0)
     finally:
-        ray.shutdown()
+        shut_down()
 
 
 def _first_line(error: Exception) -> str:
@@ -176,6 +178,40 @@ def slots_of(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int:
             fits.append(has.get("GPU", 0.0) * math.floor(1 / gpus + 1e-9))
         total += int(min(fits))
     return total
+
+
+def check_capacity(address: str, study: Study, warn: Callable[[str], None]) -> None:
+    """Check that a node of the cluster can run a trial, or that one may come.
+
+    Args:
+        address: Address of the cluster.
+        study: The study.
+        warn: Called with one line if the study has to wait for a node.
+
+    Raises:
+        StudyError: No node can run a trial, and the cluster has no autoscaler that could add one.
+    """
+    import ray
+
+    cpus, gpus = study.resources.cpus, study.resources.gpus
+    nodes = ray.nodes()
+    if slots_of(nodes, cpus, gpus):
+        return
+    asked = f"{cpus} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    most = {name: max((node.get(name, 0.0) for node in alive), default=0.0) for name in ("CPU", "GPU")}
+    waits = f"a trial asks for {asked}, and no node of the cluster at '{address}' has them yet; the study waits for"
+    if not is_outside_the_cluster() and may_grow(ray.get_runtime_context().gcs_address):
+        warn(f"{waits} one that the autoscaler adds, up to {WAIT_SECONDS / 60:.0f} min")
+    elif not most["CPU"]:  # the head is there first, and its workers join
+        warn(f"{waits} one that joins, up to {WAIT_SECONDS / 60:.0f} min")
+    else:
+        key = "gpus" if gpus > most["GPU"] else "cpus"
+        held = f"{most['CPU']:g} cores and {most['GPU']:g} GPUs" if gpus else f"{most['CPU']:g} cores"
+        raise StudyError(
+            f"resources.{key}: a trial asks for {asked} of one node, and the largest of the cluster at '{address}' has "
+            f"{held}: lower it, or start a larger node first"
+        )
 
 
 class Capacity:

@@ -23,6 +23,9 @@ class Inline:
 
     slots = 1
 
+    def check(self, study: Study) -> None:
+        """Do nothing. A trial trains on whatever this machine has."""
+
     def start(self, study: Study, beside: Callable[[], None] = lambda: None) -> None:
         """Call `beside`. Nothing else has to start."""
         beside()
@@ -39,6 +42,8 @@ class Inline:
                 while not run.stopping and (cell := run.next_cell()) is not None:
                     _train(run, cell)
             except FATAL as error:
+                run.give_up(error)
+            except Exception as error:  # noqa: BLE001 (an error of our own code ends the study with its reason, as with Ray)
                 run.give_up(error)
         run.raise_if_fatal()
 

@@ -6,6 +6,8 @@ Importing this module imports Ray, which takes seconds.
 from __future__ import annotations
 
 import functools
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from ray.tune.search import Searcher
 
 from tune.backend.ray_faults import Heartbeats, Processes, failure
 from tune.backend.ray_private import actor_of, forget_results, keep_idle_actors, waits_for_its_actor
+from tune.backend.ray_watch import ANNOUNCE_SECONDS, Waiting
+from tune.errors import StudyStopped
 from tune.run.study_run import FATAL, StudyRun
 from tune.study.cell import Cell
 
@@ -28,6 +32,8 @@ class Session:
     Attributes:
         run: The run.
         slots: Function that returns the current number of slots.
+        step: Called with each step of Tune's loop, if it is not None.
+        waiting: Watch for cells that wait while none runs.
         request_slots: Called with each stage that starts, to request its slots from a cluster. None requests nothing.
         idle: Number of idle actors to keep, for example at the end of a stage.
         cells: Cells of the trials that have not ended, by Ray's trial id.
@@ -38,6 +44,8 @@ class Session:
 
     run: StudyRun
     slots: Callable[[], int]
+    step: Callable[[], None] | None = None
+    waiting: Waiting = field(default_factory=lambda: Waiting(math.inf))
     request_slots: Callable[[str], None] | None = None
     idle: int = 0
     cells: dict[str, Cell] = field(default_factory=dict)
@@ -50,7 +58,10 @@ class Session:
         return {}
 
     def guarded(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a method so that a fatal error (full disk, removed folder) ends the run. Ray would swallow it."""
+        """Wrap a method so that any error ends the run with its reason. Ray would swallow it, and the study would hang.
+
+        The traceback of an error that is not in `FATAL` goes to the study's log.
+        """
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -58,6 +69,9 @@ class Session:
                 try:
                     return method(*args, **kwargs)
                 except FATAL as error:
+                    self.run.give_up(error)
+                except Exception as error:
+                    logging.getLogger("ray").exception("a callback of the study raised")
                     self.run.give_up(error)
             return None
 
@@ -77,12 +91,12 @@ class Cells(Searcher):
         run = session.run
         if run.stopping:
             return Searcher.FINISHED
-        if len(session.cells) >= session.slots():
-            return None
         given = session.guarded(self._next)(trial_id)
         return Searcher.FINISHED if given is None and (run.stages.finished or run.stopping) else given
 
     def _next(self, trial_id: str) -> dict[str, Any] | None:
+        if len(self._session.cells) >= self._session.slots():
+            return None
         cell = self._session.run.next_cell()
         if cell is None:
             return None
@@ -109,6 +123,9 @@ class StopWithinArm(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Register a new trial; tell Ray at the first one how many idle actors to keep."""
+        self._session.guarded(self._add)(tune_controller, trial)
+
+    def _add(self, tune_controller: Any, trial: Any) -> None:
         self._session.live[trial.trial_id] = trial
         if self._kept < self._session.idle:
             keep_idle_actors(tune_controller, trial, self._session.idle - self._kept)
@@ -126,6 +143,9 @@ class StopWithinArm(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop a trial if earlier trials of its arm were better."""
+        return str(self._session.guarded(self._decide)(trial, result) or TrialScheduler.STOP)
+
+    def _decide(self, trial: Any, result: dict[str, Any]) -> str:
         cell = self._session.cells[trial.trial_id]
         loss = result.get("row/val_nll")  # Ray flattens a result; a heartbeat has no loss
         if loss is not None and self._session.run.should_stop(cell, result["fraction"], loss):
@@ -159,8 +179,14 @@ class Records(ray_tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Write the run's heartbeat; kill the processes of trials whose own heartbeat stopped."""
+        if self._session.step:
+            self._session.step()
+        self._session.guarded(self._step)()
+
+    def _step(self) -> None:
         session = self._session
         session.run.heartbeat(session.slots())
+        self._watch_waiting()
         if session.request_slots and session.run.stages.stage != self._stage:
             self._stage = session.run.stages.stage
             session.request_slots(self._stage)
@@ -172,8 +198,26 @@ class Records(ray_tune.Callback):
             session.hung.add(trial_id)
             self._processes.kill(session.live[trial_id])
 
+    def _watch_waiting(self) -> None:
+        """Announce that no trial runs because none can start, and end the run after the longest wait."""
+        session = self._session
+        runs = any(trial.status == "RUNNING" for trial in session.live.values())
+        waits = not runs and not session.run.stopping
+        seconds = session.waiting.seconds(waits)
+        if seconds < ANNOUNCE_SECONDS:
+            return
+        patience = session.waiting.patience
+        cause = "no node can run a trial" if not session.slots() else "no worker has started"
+        line = f"{cause} for {ANNOUNCE_SECONDS:.0f} s; the study waits up to {patience / 60:.0f} min"
+        if seconds > patience:
+            raise StudyStopped(f"{cause} for {patience / 60:.0f} min; the same command continues from here")
+        session.run.warn(line)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Start to watch the heartbeat of a trial."""
+        self._session.guarded(self._watch)(trial)
+
+    def _watch(self, trial: Any) -> None:
         self._heartbeats.beat(trial.trial_id)
         self._processes.ask(trial)
 
@@ -181,10 +225,11 @@ class Records(ray_tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Record an evaluation or a heartbeat."""
-        self._heartbeats.beat(trial.trial_id)
-        self._session.guarded(self._take)(self._session.cells[trial.trial_id], result)
+        self._session.guarded(self._take)(trial, result)
 
-    def _take(self, cell: Cell, result: dict[str, Any]) -> None:
+    def _take(self, trial: Any, result: dict[str, Any]) -> None:
+        self._heartbeats.beat(trial.trial_id)
+        cell = self._session.cells[trial.trial_id]
         self._session.run.cell_heartbeat(cell, result["fraction"], result.get("warning"))
         if result.get("row"):
             self._session.run.report(cell, result["row"])
@@ -193,7 +238,7 @@ class Records(ray_tune.Callback):
         """Record the outcome of a trial."""
         if cell := self._session.cells.pop(trial.trial_id, None):
             self._session.guarded(self._end)(cell, trial)
-        self._forget(trial)
+        self._session.guarded(self._forget)(trial)
 
     def _end(self, cell: Cell, trial: Any) -> None:
         result = trial.last_result or {}
@@ -210,7 +255,7 @@ class Records(ray_tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that a trial failed, unless the study is stopping."""
-        self._forget(trial)
+        self._session.guarded(self._forget)(trial)
         cell = self._session.cells.pop(trial.trial_id, None)
         if cell and not self._session.run.stopping:
             self._session.guarded(self._failed)(cell, trial)

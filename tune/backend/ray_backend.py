@@ -10,20 +10,26 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
-from tune.backend.cluster import Capacity, ask_for, driver_node
+from pagating.hardware import usable_cores
+from tune.backend.cluster import WAIT_SECONDS, Capacity, ask_for, driver_node
+from tune.backend.preflight import check_granted, check_limits, check_loopback, local_slots
+from tune.backend.ray_private import ended_processes, kill_processes
 from tune.backend.ray_start import started
+from tune.backend.ray_watch import RayWatch, Reach, Waiting
 from tune.errors import StudyStopped
 from tune.run.study_run import StudyRun
+from tune.study.addresses import ADDRESS
 from tune.study.sizes import side_by_side
 from tune.study.study import Study
 from tune.subject.gpt2 import Gpt2
+
+LOCAL_WAIT_SECONDS = 600.0  # longest wait for a worker of this machine's Ray
 
 
 class RayBackend:
@@ -35,6 +41,8 @@ class RayBackend:
         trainable: Tune trainable that trains a cell. None means `tune.backend.ray_trial.CellTrainable`. A simulated
             one serves to measure the cost of everything else.
         warn: Called with each warning for the user, one line each.
+        again: Called if Ray is lost, with the reason and the run. It may replace this process by one that continues the
+            study. None, or a return, ends the study.
     """
 
     def __init__(
@@ -43,8 +51,9 @@ class RayBackend:
         address: str | None = None,
         trainable: Any = None,
         warn: Callable[[str], None] | None = None,
+        again: Callable[[str, StudyRun], None] | None = None,
     ) -> None:
-        self._slots, self._address, self._trainable = slots, address, trainable
+        self._slots, self._address, self._trainable, self._again = slots, address, trainable, again
         self._warn = warn or (lambda line: None)
         self._until = ExitStack()
         self._started = False
@@ -52,7 +61,21 @@ class RayBackend:
     @property
     def slots(self) -> int:
         """Number of trials that run in parallel, as far as it is known before the start."""
-        return self._slots or os.cpu_count() or 1
+        return self._slots or max(1, int(usable_cores()))
+
+    def check(self, study: Study) -> None:
+        """Check that this machine can run Ray and the study's trials. A cluster is checked when it is joined.
+
+        Raises:
+            StudyError: A trial asks for more than this machine has.
+            StudyStopped: A limit of this machine keeps Ray from starting.
+        """
+        import ray
+
+        if not self._address and not ray.is_initialized():
+            check_granted(study, self._slots)
+            check_limits(self._slots or local_slots(study))
+            check_loopback()
 
     def start(self, study: Study, beside: Callable[[], None] = lambda: None) -> None:
         """Start Ray or join the cluster, and call `beside` meanwhile. A second call does nothing.
@@ -66,6 +89,7 @@ class RayBackend:
             StudyError: The cluster cannot be used.
         """
         if not self._started:
+            self.check(study)
             self._started = True
             loads = self._trainable is None
             ray = started(self._slots, study, self._address, self._warn, beside, loads)
@@ -83,7 +107,6 @@ class RayBackend:
         """
         import ray
         from ray import tune as ray_tune
-        from ray.tune.error import TuneError
 
         from tune.backend.ray_adapters import Cells, Records, Session, StopWithinArm, WhenAsked
         from tune.backend.ray_private import REMOTE, stage_files_in
@@ -99,15 +122,18 @@ class RayBackend:
             slots = Capacity(self._slots, resources.cpus, resources.gpus, ray.nodes)
             own = self._trainable is None
             run.begin(slots(), sees_models=own and (not address or bool(run.study.storage)))
+            watch = RayWatch(run.warn, functools.partial(self._lost, run), self._ended())
             session = Session(
                 run,
                 slots,
+                watch.step,
+                Waiting(WAIT_SECONDS if address else LOCAL_WAIT_SECONDS),
                 functools.partial(_request_slots, run.study, self._slots) if address else None,
                 idle=0 if address else run.slots,  # an idle node of a cluster may be released
             )
             trainable = self._trainable or CellTrainable
             needs = {"cpu": resources.cpus, **({"gpu": resources.gpus} if resources.gpus else {})}
-            with run.interruption.orderly() if run.interruption else nullcontext():
+            with run.interruption.orderly() if run.interruption else nullcontext(), watch:
                 try:
                     ray_tune.run(
                         _delivered(trainable, run) if address else trainable,
@@ -127,11 +153,33 @@ class RayBackend:
                         raise_on_failed_trial=False,
                         **REMOTE,
                     )
-                except TuneError as error:
-                    if run.fatal is None:
-                        cause = str(error).strip().splitlines()[-1]
+                except Exception as error:
+                    if run.fatal is None and not watch.look():
+                        logging.getLogger("ray").exception("Ray Tune stopped with an error")
+                        cause = (str(error).strip() or type(error).__name__).splitlines()[-1]
                         raise StudyStopped(f"Ray Tune stopped with an error: {cause}; see {logs}") from error
         run.raise_if_fatal()
+
+    def _ended(self) -> Callable[[], list[str]]:
+        """Return the function that tells what of Ray has ended: its processes, or a cluster's server."""
+        import ray
+
+        if not self._address:
+            return ended_processes
+        match = ADDRESS.fullmatch(self._address)
+        place = f"{match['host']}:{match['port']}" if match and match["host"] else ray.get_runtime_context().gcs_address
+        return Reach(self._address, place)
+
+    def _lost(self, run: StudyRun, reason: str) -> None:
+        """End or restart a study whose Ray is lost. Called in the watcher's thread."""
+        if run.stopping:
+            return
+        kill_processes()
+        if self._again and not self._address:
+            self._again(reason, run)
+        error = StudyStopped(f"{reason}; what has ended is kept, and the same command continues from there")
+        run.warn(str(error))  # the main thread may be blocked
+        run.give_up(error)
 
 
 def _log_to(path: Path, library: str) -> None:

@@ -5,6 +5,7 @@ Check this module first after an upgrade of Ray. The rest of the project uses do
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -49,6 +50,83 @@ def stage_files_in(folder: str) -> None:
     from ray.train._internal import storage
 
     storage._get_ray_train_session_dir = lambda: folder
+
+
+def gpus_of_this_machine() -> int:
+    """Return the number of GPUs that Ray would offer on this machine, without starting it."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    seen = manager.get_current_process_visible_accelerator_ids()
+    found = int(manager.get_current_node_num_accelerators())
+    return found if seen is None else min(found, len(seen))
+
+
+def may_grow(gcs_address: str) -> bool:
+    """Return True if the cluster has an autoscaler that can add nodes.
+
+    Ray names the types of nodes that nobody can add after the nodes themselves.
+    """
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report", {})
+    types = dict(report.get("node_type_mapping") or {})
+    status = get_cluster_status(gcs_address)
+    types |= {node.node_id: node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)} | types
+    return any(kind and kind != f"node_{node}" for node, kind in types.items())
+
+
+def ended_processes() -> list[str]:
+    """Return a text for each process of this process's own Ray that has ended and that no study runs without."""
+    from ray._private import worker
+
+    node = worker._global_node
+    found = dict(node.all_processes) if node else {}
+    return [
+        f"Ray's {what} ended (exit code {one.process.returncode})"
+        for kind, what in (("gcs_server", "server (gcs_server)"), ("raylet", "scheduler (raylet)"))
+        for one in found.get(kind, [])
+        if one.process.poll() is not None
+    ]
+
+
+def kill_processes() -> None:
+    """Kill all processes of this process's own Ray, without waiting for any answer of theirs."""
+    from ray._private import worker
+
+    if node := worker._global_node:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+class _Leaving:
+    """Stand-in for Ray's connection that ignores references which another thread frees while Ray shuts down.
+
+    Ray would end this process at once, with exit code 1 and no word: its C++ code takes the call for one after the
+    shutdown. The job's end frees all references anyway.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def remove_object_ref_reference(self, ref: Any) -> None:
+        """Do nothing."""
+
+    def remove_actor_handle_reference(self, actor_id: Any) -> None:
+        """Do nothing."""
+
+
+def shut_down() -> None:
+    """Stop this process's Ray or leave the cluster. Other threads may free references meanwhile."""
+    import ray
+    from ray._private import worker
+
+    if hasattr(worker.global_worker, "core_worker"):
+        worker.global_worker.core_worker = _Leaving(worker.global_worker.core_worker)
+    ray.shutdown()
 
 
 def is_outside_the_cluster() -> bool:

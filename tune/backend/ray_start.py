@@ -10,14 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.io.names import STAGES
+from pagating.hardware import usable_cores
 from tune.backend.cluster import ALLOCATOR, connected
-from tune.backend.ray_private import GUARDED, LOADED, PRESTART, serve_prestarted
+from tune.backend.preflight import (
+    local_slots,
+    store_bytes,
+    temporary_folder,
+)
+from tune.backend.ray_private import GUARDED, LOADED, PRESTART, serve_prestarted, shut_down
+from tune.backend.ray_watch import announced
 from tune.errors import StudyStopped
 from tune.study.sizes import side_by_side
 from tune.study.study import Study
 
 OPEN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: listen on loopback only; 1: accept other machines too
-GIVES_UP = (ConnectionError, RuntimeError, TimeoutError)
+GIVES_UP = (ConnectionError, RuntimeError, TimeoutError)  # raised if Ray's processes do not answer
 TRIES = 3  # Ray fails if its processes do not answer within 30 s, also on a machine that is only busy
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -61,10 +68,10 @@ def _prestart_settings(slots: int | None, study: Study) -> dict[str, str]:
     """
     used = min(side_by_side(study, stage) for stage in STAGES)
     alike = study.resources.cpus == 1 and not study.resources.gpus
-    return LOADED if alike and (slots or os.cpu_count() or 1) <= used else {PRESTART: "0", **GUARDED}
+    return LOADED if alike and (slots or local_slots(study)) <= used else {PRESTART: "0", **GUARDED}
 
 
-def _start(slots: int | None, study: Study, load: bool) -> None:
+def _start(slots: int | None, study: Study, load: bool, folder: str) -> None:
     _private_token()
     for name, value in ALLOCATOR.items():
         os.environ.setdefault(name, value)
@@ -72,13 +79,13 @@ def _start(slots: int | None, study: Study, load: bool) -> None:
     settings = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(settings)
     try:
-        _init(slots * study.resources.cpus if slots else None)
+        _init((slots or local_slots(study)) * study.resources.cpus, folder)
     finally:
         for name in settings:
             del os.environ[name]  # the next Ray of this process may need other settings
 
 
-def _init(cpus: int | None) -> None:
+def _init(cpus: int, folder: str) -> None:
     import ray
 
     for attempt in range(1, TRIES + 1):
@@ -86,6 +93,8 @@ def _init(cpus: int | None) -> None:
             ray.init(
                 address="local",
                 num_cpus=cpus,
+                object_store_memory=store_bytes(),
+                _temp_dir=folder,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -93,13 +102,22 @@ def _init(cpus: int | None) -> None:
             )
             return
         except Exception as error:
-            ray.shutdown()
-            # Ray raises a bare Exception if its processes do not answer; any other type is passed on
+            shut_down()
+            cause = " ".join(str(error).split()) or type(error).__name__
+            # Ray raises a bare Exception if its processes do not answer; another attempt changes no other error
             if type(error) is not Exception and not isinstance(error, GIVES_UP):
-                raise
+                raise StudyStopped(f"Ray did not start: {type(error).__name__}: {cause}{own_settings()}") from error
             if attempt == TRIES:
-                cause = " ".join(str(error).split())
-                raise StudyStopped(f"Ray did not start ({TRIES} attempts; a busy machine?): {cause}") from error
+                raise StudyStopped(
+                    f"Ray did not start ({TRIES} attempts; a busy machine?): {cause}{own_settings()}"
+                ) from error
+
+
+def own_settings() -> str:
+    """Return a note that names the user's own settings of Ray, which may be the cause, or an empty text."""
+    ours = {*QUIET, *LOADED, PRESTART, "RAY_AUTH_TOKEN"}
+    own = sorted(name for name in os.environ if name.startswith("RAY_") and name not in ours)
+    return f"; set in the environment: {', '.join(own)}" if own else ""
 
 
 def open_warning() -> str | None:
@@ -155,10 +173,13 @@ def started(
     try:
         with ThreadPoolExecutor(1) as thread:  # for `beside`: Ray's processes end with the thread that starts them
             done = thread.submit(beside)
-            _start(slots, study, load)
+            with announced(
+                warn, f"Ray has not started yet on this machine's {usable_cores():g} cores; it is given time"
+            ):
+                _start(slots, study, load, temporary_folder(warn))
             done.result()
         if load:
             serve_prestarted()
         yield
     finally:
-        ray.shutdown()
+        shut_down()

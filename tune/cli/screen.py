@@ -82,6 +82,13 @@ class Screen:
         """Print the last line before the process ends without cleanup."""
         os.write(self._err.fileno(), f"{os.linesep if self._live else ''}{line}{os.linesep}".encode())
 
+    def restore(self) -> None:
+        """Give descriptors 1 and 2 back to the terminal, because another program replaces this one."""
+        for number, stream in ((1, self._out), (2, self._err)):
+            with suppress(OSError, ValueError):
+                stream.flush()
+                os.dup2(stream.fileno(), number)
+
     def _report_progress(self, run: StudyRun) -> None:
         if time.monotonic() - self._last_line >= SILENT_SECONDS:
             view = View(run.progress, time.time(), run.slots_now)

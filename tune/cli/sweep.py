@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from tune.cli.ui import ui_command
 
 if TYPE_CHECKING:
     from analysis.verdict.kinds import Result
+    from tune.backend.backend import Backend
+    from tune.cli.endings import LastLine
     from tune.cli.screen import Screen
     from tune.run.interrupt import Interruption
     from tune.study.study import Study
@@ -38,10 +41,13 @@ def sweep(
 
     You can interrupt it: the same command continues where it stopped.
     """
+    from tune.backend.inline import Inline
+    from tune.backend.ray_backend import RayBackend
+    from tune.cli.endings import LastLine, restart
     from tune.cli.screen import Screen
     from tune.errors import StudyError
     from tune.run.interrupt import Interruption
-    from tune.study.addresses import check_tracking
+    from tune.study.addresses import check_address, check_tracking
     from tune.study.files import load
     from tune.tracking.store import default_uri
 
@@ -51,11 +57,13 @@ def sweep(
     uri = check_tracking(tracking or study.tracking or default_uri(output), "tracking")
     typer.echo(f"{study.name}: {study.question}")
     screen = Screen("" if uri == "none" else ui_command(uri))
-    with Interruption(screen.say, screen.last) as interruption:
+    last_line = LastLine()
+    with Interruption(screen.say, functools.partial(_last, screen, last_line)) as interruption, last_line.watching():
+        where = check_address(address) if address else study.address
+        again = restart(screen, last_line)
+        backend = Inline() if inline else RayBackend(slots, where, warn=screen.warn, again=again)
         try:
-            code = _run(
-                study, config.parent, output, slots, uri, interruption, address, screen, inline, require_verdict
-            )
+            code = _run(study, config.parent, output, uri, interruption, backend, screen, require_verdict)
         except KeyboardInterrupt:  # no trial was running
             code = None
     if code is None:
@@ -65,16 +73,20 @@ def sweep(
     raise typer.Exit(code)
 
 
+def _last(screen: Screen, last_line: LastLine, line: str) -> None:
+    """Print the last line of a process that ends without cleanup."""
+    screen.last(line)
+    last_line.dismiss()
+
+
 def _run(
     study: Study,
     base: Path,
     output: Path,
-    slots: int | None,
     uri: str,
     interruption: Interruption,
-    address: str | None,
+    backend: Backend,
     screen: Screen,
-    inline: bool = False,
     require_verdict: bool = False,
 ) -> int | None:
     """Run a study and report it; return its exit code, or None if it was interrupted."""
@@ -82,16 +94,12 @@ def _run(
     from analysis.verdict.exits import end
     from analysis.verdict.kinds import as_object
     from tune import sweep as runner
-    from tune.backend.inline import Inline
-    from tune.backend.ray_backend import RayBackend
-    from tune.study.addresses import check_address
 
-    where = check_address(address) if address else study.address
     run = runner.sweep(
         study,
         base,
         output,
-        Inline() if inline else RayBackend(slots, where, warn=screen.warn),
+        backend,
         tracking_uri=None if uri == "none" else uri,
         listen=screen.ended,
         interruption=interruption,

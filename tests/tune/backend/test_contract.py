@@ -1,9 +1,12 @@
 """Contract tests that run over every backend, subject and tracker."""
 
+import copy
 import json
 import math
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 
@@ -12,10 +15,11 @@ from tests.studies import TINY, changed, study_of
 from tests.tune.helpers import Caught, meta_of
 from tune.backend.backend import Backend
 from tune.backend.inline import Inline
+from tune.backend.ray_adapters import Cells, Records, StopWithinArm
 from tune.backend.ray_backend import RayBackend
 from tune.backend.ray_start import QUIET
 from tune.errors import StudyError, StudyStopped
-from tune.run import ledger
+from tune.run import ledger, tables
 from tune.run.ledger import MemoryLedger
 from tune.run.study_run import StudyRun
 from tune.run.tracker import NoTracker
@@ -156,6 +160,102 @@ def test_a_ledger_that_is_removed_ends_the_study_with_its_reason(one_ray, name, 
 
     with pytest.raises(StudyStopped, match=r"the study stopped: .*ledger\.jsonl: was removed or moved"):
         trained(BACKENDS[name](), lambda given, folder: Known(given, bowl), folder, study(), listen=removing)
+
+
+def broken_after(calls):
+    """Return a function that raises an error at a call, counted from 1, and before that does nothing."""
+    seen = []
+
+    def call(*given, **named):
+        seen.append(given)
+        if len(seen) >= calls:
+            raise KeyError("a bug")
+
+    return call
+
+
+class BrokenTracker(NoTracker):
+    """Tracker one of whose methods has a bug."""
+
+    def __init__(self, method):
+        setattr(self, method, broken_after(3))
+
+
+HOOKS = {
+    "listen": {"listen": broken_after(2)},
+    "tracker.started": {"tracker": BrokenTracker("started")},
+    "tracker.reported": {"tracker": BrokenTracker("reported")},
+    "tracker.ended": {"tracker": BrokenTracker("ended")},
+    "check_space": {"check_space": broken_after(1)},
+}
+METHODS = ["next_cell", "start", "cell_heartbeat", "report", "should_stop", "end", "heartbeat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        *(("inline", place) for place in (*HOOKS, *METHODS)),
+        ("ray", "report"),
+        *(pytest.param("ray", place, marks=pytest.mark.slow) for place in (*HOOKS, *METHODS) if place != "report"),
+    ],
+)
+def test_an_error_in_any_callback_ends_the_study_with_its_reason(one_ray, name, place, tmp_path, monkeypatch):
+    given = study(arms={"linear-floor": None}, search={"trials_per_arm": 2})
+    if place in METHODS:
+        own, fail = getattr(StudyRun, place), broken_after(3)
+
+        def method(run, *args, **named):
+            fail()
+            return own(run, *args, **named)
+
+        monkeypatch.setattr(StudyRun, place, method)
+    subject = lambda given, folder: Known(given, bowl)  # noqa: E731
+    with pytest.raises(StudyStopped, match=r"^the study stopped: KeyError: 'a bug'; see .*logs$"):
+        trained(BACKENDS[name](), subject, tmp_path / name, given, **copy.deepcopy(HOOKS.get(place, {})))
+    monkeypatch.undo()
+    whole = StudyRun(given, tmp_path / name, Known(given, bowl))  # the ledger is not damaged
+    Inline().train(whole)
+    whole.close()
+    assert whole.stages.finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "place", ["_add", "_decide", "choose_trial_to_run", "_step", "_watch", "_take", "_end", "_forget", "suggest"]
+)
+def test_an_error_in_any_of_rays_adapters_ends_the_study_with_its_reason(one_ray, place, tmp_path, monkeypatch):
+    kind = next(one for one in (StopWithinArm, Records, Cells) if place in vars(one))
+    monkeypatch.setattr(kind, place, broken_after(2 if place != "_step" else 20))
+    given = study(arms={"linear-floor": None}, search={"trials_per_arm": 2})
+    with pytest.raises(StudyStopped, match=r"KeyError.*a bug|stopped with an error: .*'a bug'"):
+        trained(RayBackend(1), lambda given, folder: Known(given, bowl), tmp_path / "broken", given)
+
+
+@pytest.mark.parametrize("name", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_what_json_cannot_hold_is_recorded_as_null_or_text(one_ray, name, tmp_path):
+    class Odd(Known):
+        def train(self, trial, checkpoints, model):
+            for done, row in super().train(trial, checkpoints, model):
+                row["grad_norm"], row["note"] = np.float32(math.inf), Path("a")
+                if "final" in row:
+                    row["final"] |= {"val_ppl": math.inf, "seconds": np.float64(0.5), "tokens": np.int64(7)}
+                yield done, row
+
+    given = study(stages=["search"], search={"trials_per_arm": 1})
+    run = trained(BACKENDS[name](), lambda given, folder: Odd(given, lambda cell, share: 900.0), tmp_path / name, given)
+    assert run.stages.finished
+    for record in run.records.values():
+        assert record.final["val_ppl"] is None
+        assert record.final["val_nll"] == 900.0
+        assert (record.final["seconds"], record.final["tokens"]) == (0.5, 7)
+        assert (record.curve[-1]["grad_norm"], record.curve[-1]["note"]) == (None, "a")
+    read = ledger.records(ledger.read(tmp_path / name / "ledger.jsonl"))
+    assert {key: record.final for key, record in read.items()} == {
+        key: record.final for key, record in run.records.items()
+    }
+    trials, curves = tables.tables("x", run.ledger.events)
+    assert trials["val_ppl"].isna().all()
+    assert curves["grad_norm"].isna().all()
 
 
 @pytest.mark.parametrize("name", ["inline", pytest.param("ray", marks=pytest.mark.slow)])

@@ -20,7 +20,7 @@ def test_a_hopeless_study_says_why_in_one_line_without_a_password(monkeypatch, c
     records = {str(number): SimpleNamespace(reason=reason) for number, reason in enumerate(reasons)}
     run = SimpleNamespace(stages=SimpleNamespace(finished=True, hopeless=True), records=records)
     monkeypatch.setattr(study_sweep, "sweep", lambda *args, **kwargs: run)
-    code = sweep._run(load(SMOKE), SMOKE.parent, Path("none"), None, "none", None, None, Screen())
+    code = sweep._run(load(SMOKE), SMOKE.parent, Path("none"), "none", None, None, Screen())
     out, err = capsys.readouterr()
     assert (code, out) == (1, "")
     assert err == (

@@ -1,0 +1,152 @@
+"""Watch Ray while a study runs: announce a wait, and end it if Ray's own processes end or answer no more."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from analysis.io.exits import Exit
+from tune.backend.ray_private import ended_processes
+
+ANNOUNCE_SECONDS = 20.0  # a wait that lasts this long is announced
+LOOK_SECONDS = 1.0  # between two looks at Ray's processes
+SILENT_SECONDS = 50.0  # longest time without a step of Tune's loop; Ray ends this process after 60 s without its server
+SURE_SECONDS = 2.0  # between the loss of Ray and the reaction; a batch system may be ending this process too
+TRY_SECONDS = 3.0  # between two connections to a cluster's server, and the longest wait for one
+UNREACHED_SECONDS = 25.0
+BLOCKED_SECONDS = 20.0  # after the loss of Ray, longest time in which the main thread has to stop
+
+
+@contextmanager
+def announced(warn: Callable[[str], None], line: str) -> Iterator[None]:
+    """Announce a wait: call `warn` with the line if the block takes longer than `ANNOUNCE_SECONDS`."""
+    timer = threading.Timer(ANNOUNCE_SECONDS, warn, [f"after {ANNOUNCE_SECONDS:.0f} s: {line}"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class RayWatch:
+    """Watcher of Ray in a thread of its own, because a call to a dead Ray blocks the thread that calls it.
+
+    Without its scheduler (raylet) Ray starts no trial and says nothing. Without its server (GCS) it ends this process
+    after a minute.
+
+    Args:
+        warn: Called with one line for the user.
+        lost: Called with the reason once Ray is lost. It may end the process.
+        ended: Function that returns a text for each of Ray's processes that has ended.
+        clock: Function that returns a monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        warn: Callable[[str], None],
+        lost: Callable[[str], None],
+        ended: Callable[[], list[str]] = ended_processes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._warn, self._lost, self._ended, self._clock = warn, lost, ended, clock
+        self._stepped = self._looked = clock()
+        self._said = self._is_lost = False
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="ray-watch", daemon=True)
+
+    def __enter__(self) -> RayWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def step(self) -> None:
+        """Record a step of Tune's loop."""
+        self._stepped, self._said = self._clock(), False
+
+    def look(self) -> bool:
+        """Look at Ray; return True if it is lost. The time in which this process was stopped does not count."""
+        with self._lock:
+            if not self._is_lost and (reason := self._reason()):
+                self._is_lost = True
+                time.sleep(SURE_SECONDS)
+                self._lost(reason)
+            return self._is_lost
+
+    def _reason(self) -> str | None:
+        """Return why Ray is lost, or None. Announce its silence."""
+        now = self._clock()
+        self._stepped += max(0.0, now - self._looked - 5.0)
+        self._looked, silent = now, now - self._stepped
+        if ended := self._ended():
+            return " and ".join(ended)
+        if silent > SILENT_SECONDS:
+            return f"Ray has not answered for {SILENT_SECONDS:.0f} s"
+        if silent > ANNOUNCE_SECONDS and not self._said:
+            self._said = True
+            self._warn(f"Ray has not answered for {ANNOUNCE_SECONDS:.0f} s; it is given {SILENT_SECONDS:.0f} s")
+        return None
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            if self.look():
+                if not self._over.wait(BLOCKED_SECONDS):
+                    os._exit(Exit.COULD_NOT)  # the main thread is blocked in a call to the lost Ray
+                return
+
+
+class Reach:
+    """Watch for a cluster whose server cannot be reached any more.
+
+    Args:
+        name: Address of the cluster, for the message.
+        address: HOST:PORT of its server.
+        clock: Function that returns a monotonic time in seconds.
+    """
+
+    def __init__(self, name: str, address: str, clock: Callable[[], float] = time.monotonic) -> None:
+        host, _, port = address.rpartition(":")
+        self._name, self._server, self._clock = name, (host.strip("[]"), int(port)), clock
+        self._tried = self._reached = clock()
+
+    def __call__(self) -> list[str]:
+        """Return a text if the server has not been reached for `UNREACHED_SECONDS`. Try once per `TRY_SECONDS`."""
+        now = self._clock()
+        if now - self._tried > TRY_SECONDS:
+            self._tried = now
+            with contextlib.suppress(OSError):
+                socket.create_connection(self._server, TRY_SECONDS).close()
+                self._reached = now
+        unreached = now - self._reached
+        return [f"the cluster at '{self._name}' is not reached any more"] if unreached > UNREACHED_SECONDS else []
+
+
+class Waiting:
+    """Watch for a study whose cells wait while none runs.
+
+    Args:
+        patience: Longest wait in seconds.
+        clock: Function that returns a monotonic time in seconds.
+    """
+
+    def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.patience, self._clock = patience, clock
+        self._since: float | None = None
+
+    def seconds(self, waits: bool) -> float:
+        """Return the seconds since cells began to wait; 0 if none waits now."""
+        if not waits:
+            self._since = None
+            return 0.0
+        now = self._clock()
+        self._since = now if self._since is None else self._since
+        return now - self._since
