@@ -115,7 +115,7 @@ def _init(cpus: int, folder: str) -> None:
 
 def own_settings() -> str:
     """Return a note that names the user's own settings of Ray, which may be the cause, or an empty text."""
-    ours = {*QUIET, *LOADED, PRESTART, "RAY_AUTH_TOKEN"}
+    ours = {*QUIET, *LOADED, *GUARDED, PRESTART, "RAY_AUTH_TOKEN"}
     own = sorted(name for name in os.environ if name.startswith("RAY_") and name not in ours)
     return f"; set in the environment: {', '.join(own)}" if own else ""
 
