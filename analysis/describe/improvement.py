@@ -35,15 +35,16 @@ COLUMNS: formats.Columns = {
 def extend(study: Study, result: Result) -> dict[str, Any]:
     """Return the object of verdict.json with more units in each comparison, and with the tables beside it.
 
-    `perplexity_reduction_percent` is 100 (1 - exp(arm - baseline)) of the mean losses. `bits_per_byte` is the mean
-    paired difference of val_bpb. `validation_percent` is the improvement on val_nll if the metric is another one.
+    `perplexity_reduction_percent` is 100 (1 - exp(arm - baseline)) of the mean losses if they are in nats.
+    `bits_per_byte` is the mean paired difference of val_bpb. `validation_percent` is the improvement on val_nll if the
+    metric is another one.
     """
     found = as_object(result)
     for row, shown in zip(result.comparisons, found["comparisons"], strict=True):
         b, a = row.baseline_mean, row.arm_mean
         shown["perplexity_reduction_percent"] = (
             None
-            if b is None or a is None or max(b, a) >= math.log(1e300)
+            if b is None or a is None or max(b, a) >= math.log(1e300) or study.unit != "nats"
             else estimates.perplexity_reduction_percent(b, a)
         )
         shown["bits_per_byte"] = _paired_mean(study, row, "val_bpb")[0]
@@ -87,8 +88,12 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
         print(formats.to_json(result))
     else:
         rows = result["comparisons"]
-        shown = {k: c for k, c in COLUMNS.items() if any(r[k] is not None for r in rows) or k == "arm"}
+        own = {"mean_difference", "difference_low", "difference_high"}
+        table = formats.of_table(rows, study.unit) if study.table else {}
+        units = {**COLUMNS, **{k: c for k, c in table.items() if k in own}}
+        shown = {k: c for k, c in units.items() if any(r[k] is not None for r in rows) or k == "arm"}
         command.emit_rows(rows, shown, options.format, title=f"Improvement over {study.baseline} on {study.metric}")
+        command.say(study.table.notes if study.table else ())
         if options.format == "terminal":
             grid, slopes = result["at_equal_learning_rate"], result["slopes"]
             optima = calibration.optimum_rows(study)

@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from analysis.io import formats
 from analysis.io.exits import Exit
 from analysis.io.mlflow import load_mlflow
 from analysis.io.study import CORRECTIONS, Study, TableError, load
+from analysis.io.tables.columns import Options
 from analysis.io.text import one_line, redact
 
 
@@ -22,17 +24,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(Exit.BAD_INPUT, f"{self.prog}: {one_line(redact(message))}\n")
 
 
-def parser(prog: str, description: str | None, many: bool = False) -> argparse.ArgumentParser:
+def parser(prog: str, description: str | None, many: bool = False, tables: bool = True) -> argparse.ArgumentParser:
     """Return a parser with the options of every script, for `study` or `studies`.
 
     Args:
         prog: The command as the user types it, for usage lines and errors.
         description: Help text; its first line is shown.
         many: True if --study may be given several times.
+        tables: True if the script reads tables from elsewhere too.
     """
     p = Parser(prog=prog, description=(description or "").split("\n")[0])
     p.add_argument(
-        "source", nargs="?", metavar="STUDY|CSV", help="a study folder, or a table of arm, seed and one loss"
+        "source",
+        nargs="?",
+        metavar="STUDY|TABLE",
+        help="a study folder, or a table of runs (- for stdin)",
     )
     p.add_argument("--mlflow", metavar="URI", help="read from this MLflow store instead (with --study)")
     p.add_argument(
@@ -43,11 +49,26 @@ def parser(prog: str, description: str | None, many: bool = False) -> argparse.A
     )
     p.add_argument("--baseline", help="the arm to compare with (a study folder names its own)")
     p.add_argument("--floor", help="the control arm that must lose")
-    p.add_argument("--metric", help="the loss column (default: test_nll if there is one, else val_nll)")
-    p.add_argument("--level", type=float, help="level of the tests, for a CSV (default 0.05)")
-    p.add_argument("--margin", help="margin of TOST, for a CSV: nats, or a percentage (default 0.5%%)")
-    p.add_argument("--correction", choices=CORRECTIONS, help="for a CSV (default holm)")
+    p.add_argument("--metric", help="the metric's column (default: test_nll if there is one, else val_nll)")
     p.add_argument("--format", choices=formats.FORMATS, default="terminal")
+    p.set_defaults(tables=tables)
+    if not tables:
+        p.set_defaults(level=None, margin=None, correction=None)
+        return p
+    t = p.add_argument_group("for a table (docs/tables.md)")
+    t.add_argument("--level", type=float, help="level of the tests (default 0.05)")
+    t.add_argument("--margin", help="margin of TOST: in the metric's unit, or a percentage (default 0.5%%)")
+    t.add_argument("--correction", choices=CORRECTIONS, help="for several arms and tasks (default holm)")
+    way = t.add_mutually_exclusive_group()
+    way.add_argument("--higher-is-better", action="store_true", default=None, help="the metric is no loss")
+    way.add_argument("--lower-is-better", action="store_false", dest="higher_is_better", default=None)
+    t.add_argument("--unpaired", action="store_true", help="runs are no pairs: Welch's test instead of the paired one")
+    for role in ("arm", "seed", "task", "step"):
+        t.add_argument(f"--{role}", metavar="COLUMN", help=f"the column of the {role} (default: {role})")
+    t.add_argument("--wide", metavar="ARM,ARM", help="these columns are arms")
+    t.add_argument("--unit", metavar="UNIT", help="unit of the metric; nats gives a perplexity too")
+    t.add_argument("--decimal", choices=(".", ","), help="decimal sign of the numbers")
+    t.add_argument("--sheet", metavar="NAME", help="sheet of a spreadsheet")
     return p
 
 
@@ -55,16 +76,22 @@ def study(options: argparse.Namespace) -> Study:
     """Load the study that the options name; raise TableError if the options or the tables are wrong."""
     if options.mlflow is not None:
         if options.study is None or options.source is not None:
-            raise TableError("--mlflow URI; allowed: with --study NAME and no folder or CSV")
+            raise TableError("--mlflow URI; allowed: with --study NAME and no folder or table")
         named = {key: getattr(options, key) for key in ("baseline", "floor", "metric")}
+        if (of_table := _of_table(options)) != Options():
+            raise TableError(f"{of_table.named()} is an option of tables; allowed: --mlflow without it")
         return load_mlflow(options.mlflow, options.study, **named)
     source = options.source if options.study is None else options.study
     if source is None:
-        raise TableError("no source; allowed: a study folder, a CSV, or --mlflow URI --study NAME")
+        raise TableError("no source; allowed: a study folder, a table, or --mlflow URI --study NAME")
     if options.source is not None and options.study is not None:
         raise TableError(f"two sources, {options.source} and --study {options.study}; allowed: one")
     names = ("baseline", "floor", "metric", "level", "margin", "correction")
-    return load(source, **{name: getattr(options, name) for name in names})
+    return load(source, options=_of_table(options), **{name: getattr(options, name) for name in names})
+
+
+def _of_table(options: argparse.Namespace) -> Options:
+    return Options(**{f.name: getattr(options, f.name) for f in fields(Options)}) if options.tables else Options()
 
 
 def studies(options: argparse.Namespace) -> list[Study]:
@@ -105,6 +132,12 @@ def nothing_to_show(reason: str) -> Exit:
     """Print on standard error why a table has no rows; return the exit code, which is 0."""
     print(f"nothing to show: {one_line(reason)}", file=sys.stderr)
     return Exit.DONE
+
+
+def say(notes: Iterable[str]) -> None:
+    """Print notes on standard error, one line each."""
+    for note in notes:
+        print(f"note: {one_line(note)}", file=sys.stderr)
 
 
 def emit_rows(rows: list[dict[str, Any]], columns: dict[str, Any], kind: str, *, title: str = "") -> None:

@@ -52,6 +52,27 @@ REPORT_COLUMNS: Columns = {
 }
 
 
+def of_table(rows: list[dict[str, Any]], unit: str) -> Columns:
+    """Return the verdict's columns for rows of a table from elsewhere, whose metric has its own unit.
+
+    The interval of the difference stands beside it, and columns without any value are left out.
+    """
+    heading = {"%": "points", "": "difference"}.get(unit, unit)
+    own = {
+        "mean_difference": (heading, "+.5g"),
+        "difference_low": ("low", "+.5g"),
+        "difference_high": ("high", "+.5g"),
+    }
+    counts = {"n": VERDICT_COLUMNS["n"]}
+    if any(row["test"] != "paired t" for row in rows):
+        counts = {"n_baseline": ("n baseline", "d"), "n_arm": ("n arm", "d"), "test": ("test", "")}
+    elif any(row["complete_pairs"] not in (0, row["n"]) for row in rows):
+        counts["complete_pairs"] = ("in the interval", "d")
+    rest = {key: value for key, value in VERDICT_COLUMNS.items() if key not in ("arm", "n", *own)}
+    columns = {"arm": VERDICT_COLUMNS["arm"], **counts, **own, **rest}
+    return {k: c for k, c in columns.items() if k == "mean_difference" or any(row[k] is not None for row in rows)}
+
+
 def cell(value: Any, spec: str) -> str:
     """Return one value as text; null is a dash."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):

@@ -1,28 +1,48 @@
-"""Checked study tables from a folder or a CSV; input that would invalidate a test is refused here."""
+"""Checked study tables from a folder or a file; input that would invalidate a test is refused here."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.io.files import TableError, read_json, read_settings, read_table, shown
-from analysis.io.names import OUTCOMES, STAGES
+from analysis.io.files import TableError, read_json, read_settings, read_table
+from analysis.io.names import STAGES
+from analysis.io.trials import confirm_rows, last_step, normalise, numeric_columns, to_numbers
 from analysis.stats.sequential import RULES, plan
+
+if TYPE_CHECKING:
+    from analysis.io.tables.columns import Options
 
 CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
 METRICS = ("test_nll", "val_nll")  # the default is the first one that the table has
 DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # for a table without a study file
-NUMERIC = (
-    *("test_nll", "val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll", "lr", "alpha", "step", "tokens"),
-    *("steps", "seconds", "tokens_per_second", "peak_rss_mb", "parameters", "flops_per_token", "grad_norm"),
-    *("compiled", "peak_gpu_mb", "flops_utilisation"),
-)
 MOST_LOSS = 1e100  # squares of larger losses overflow
-MOST_NAME = 200
 _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome", "reason", "chosen")
+
+
+@dataclass(frozen=True, eq=False)
+class TableFacts:
+    """What a table from elsewhere means, besides its rows; a study of our own needs none of it.
+
+    `unit` is the metric's unit, "" if it is not known. `not_made` has the seeds of each arm whose cells were empty.
+    `tasks` has one study per task if the rows are means over tasks, and `task` is the name of the task otherwise.
+    """
+
+    higher_is_better: bool = False
+    unit: str = "nats"
+    unpaired: bool = False
+    notes: tuple[str, ...] = ()
+    not_made: dict[str, list[int]] = field(default_factory=dict)
+    task: str = ""
+    tasks: tuple["Study", ...] = ()
+
+    @property
+    def sign(self) -> int:
+        """Factor that makes a loss of the metric: 1, or -1 if a higher value is better."""
+        return -1 if self.higher_is_better else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +50,8 @@ class Study:
     """Tables of one study, and the decision rule that was fixed before it ran.
 
     `trials` has one row per cell (stage, arm, configuration, seed). `curves` has one row per cell and evaluation step.
-    Losses are in nats per token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss.
+    Losses are in nats per token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss. `table`
+    describes a table from elsewhere, whose metric may have another unit and direction.
     """
 
     name: str
@@ -46,6 +67,17 @@ class Study:
     curves: pd.DataFrame
     folder: Path | None
     settings: dict[str, Any]
+    table: TableFacts | None = None
+
+    @property
+    def sign(self) -> int:
+        """Factor that makes a loss of the metric: 1, or -1 if a higher value is better."""
+        return self.table.sign if self.table else 1
+
+    @property
+    def unit(self) -> str:
+        """Unit of the metric; "" if it is not known."""
+        return self.table.unit if self.table else "nats"
 
     @property
     def rule(self) -> str:
@@ -75,21 +107,14 @@ class Study:
         """Return the confirm losses, seeds down and arms across: +inf = infeasible (diverged), NaN = no such run.
 
         A `failed` trial counts as no run, because the machine failed and not the arm. A diverged run keeps its place.
+        A metric of which a higher value is better has its sign changed, so that lower is better here.
         """
         rows = confirm_rows(self.trials)
         rows = rows[rows["outcome"] != "failed"]
-        loss = rows[metric or self.metric].astype(float)
+        loss = self.sign * rows[metric or self.metric].astype(float)
         loss = loss.where((rows["outcome"] == "completed") & np.isfinite(loss), np.inf)
         table = rows.assign(_loss=loss).pivot(index="seed", columns="arm", values="_loss")
         return table.sort_index().reindex(columns=self.arms)
-
-
-def confirm_rows(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that a test may use: the confirm stage, and only `chosen` rows if the table has that column."""
-    rows = trials[trials["stage"] == "confirm"]
-    if "chosen" in rows.columns:
-        rows = rows[rows["chosen"].isna() | (rows["chosen"] == True)]  # noqa: E712 (the column holds null too)
-    return rows
 
 
 def load(
@@ -101,45 +126,41 @@ def load(
     level: float | None = None,
     margin: float | str | None = None,
     correction: str | None = None,
+    options: "Options | None" = None,
 ) -> Study:
-    """Read a study folder, or a CSV or Parquet table of (arm, seed, loss), and check it.
+    """Read a study folder, or a table of (arm, seed, metric) from elsewhere, and check it.
 
     A study folder names its own baseline, floor, level, margin and correction. The last three were fixed before the
     study ran and cannot be changed here. A table with a `step` column is reduced to the last step of each run.
 
     Args:
-        path: Study folder, or a .csv or .parquet file.
+        path: Study folder; or a file with a table, "-" for standard input.
         baseline: Arm to use as baseline instead of the marked one.
         floor: Arm to use as floor instead of the marked one.
         metric: Column to use as metric instead of the default.
         level: Significance level.
         margin: Margin in nats, or a text such as "0.5%" of the baseline's mean loss.
         correction: Correction of p for several arms, one of `CORRECTIONS`.
+        options: What the columns of a table mean.
 
     Raises:
         TableError: If the input cannot be read or would invalidate a test.
     """
+    from analysis.io.tables.columns import Options  # these modules make a Study
+    from analysis.io.tables.load import Question, load_table
+
     source = Path(path)
     if os.path.isdir(source):  # False also for a name that is not possible for a folder
         for name, value in (("level", level), ("margin", margin), ("correction", correction)):
             if value is not None:
                 raise TableError(f"--{name} {value}: {source}/study.yaml fixed it before the study ran")
+        if options is not None and options != Options():
+            raise TableError(f"{source}: {options.named()} is an option of tables; allowed: a study folder without it")
         return _load_folder(source, baseline, floor, metric)
-    if not os.path.isfile(source):
-        raise TableError(f"{source}: no such file or folder; allowed: a study folder, a .csv or a .parquet file")
-    trials = read_table(source)
-    settings = {"confirm": {"level": level, "margin": margin, "correction": correction}}
-    settings["confirm"] = {k: v for k, v in settings["confirm"].items() if v is not None}
-    return assemble(
-        str(source),
-        source.stem,
-        trials,
-        pd.DataFrame(),
-        settings,
-        baseline=baseline,
-        floor=floor,
-        metric=metric,
-    )
+    if str(path) != "-" and not os.path.isfile(source):
+        raise TableError(f"{source}: no such file or folder; allowed: a study folder, or a file with a table")
+    question = Question(baseline, floor, metric, level, margin, correction)
+    return load_table(str(path), question, options or Options())
 
 
 def assemble(
@@ -153,6 +174,7 @@ def assemble(
     floor: str | None = None,
     metric: str | None = None,
     folder: Path | None = None,
+    facts: TableFacts | None = None,
 ) -> Study:
     """Check two tables and a study's settings, and make a `Study` of them.
 
@@ -164,11 +186,12 @@ def assemble(
         settings: Content of the study file; may be empty.
         baseline, floor, metric: As for `load`.
         folder: Folder of the study, if it has one.
+        facts: What a table from elsewhere means, if it is one.
 
     Raises:
         TableError: If the input would invalidate a test.
     """
-    trials = _normalise(source, trials)
+    trials = normalise(source, trials)
     declared = settings.get("arms") or {}
     arms = list(declared) if declared else list(dict.fromkeys(trials["arm"]))
     if unknown := sorted(set(trials["arm"]) - set(arms)):
@@ -185,41 +208,45 @@ def assemble(
         margin=confirm["margin"],
         metric=_metric(source, trials, metric),
         trials=trials,
-        curves=_numeric_columns(f"{source} (curves)", curves),
+        curves=numeric_columns(f"{source} (curves)", curves),
         folder=folder,
         settings=settings,
+        table=facts,
     )
     if study.floor == study.baseline:
         raise TableError(f"{source}: {study.floor!r} is both baseline and floor; allowed: two different arms")
-    margin_in_nats(study.margin, 1.0, source)
+    margin_in_nats(study.margin, 1.0, source, study.unit)
     _choice(source, "rule", study.rule, RULES)
-    study = replace(study, trials=_last_step(source, study.trials, study.metric))
+    study = replace(study, trials=last_step(source, study.trials, study.metric))
     _check_confirm(source, study)
     return study
 
 
-def margin_in_nats(margin: float | str, baseline_mean: float, source: str = "study") -> float:
-    """Return the margin in nats.
+def margin_in_nats(margin: float | str, baseline_mean: float, source: str = "study", unit: str = "nats") -> float:
+    """Return the margin in nats, or in the unit of a table's metric.
 
     Args:
         margin: A number in nats, or a text "m%" for m percent of the baseline's mean loss.
         baseline_mean: Mean loss of the baseline in nats.
         source: Name of the input in error messages.
+        unit: Unit of the metric in error messages.
 
     Raises:
         TableError: If the margin is not above 0, or is a percentage of a mean that is not above 0.
     """
-    text = str(margin).strip()
+    text, in_unit = str(margin).strip(), f" in {unit}" if unit else ""
     try:
         value = float(text.removesuffix("%"))
     except ValueError:
         value = float("nan")
     if isinstance(margin, bool) or not (np.isfinite(value) and value > 0):
-        raise TableError(f"{source}: margin {margin!r}; allowed: nats above 0, or a percentage such as 0.5%")
+        raise TableError(
+            f"{source}: margin {margin!r}; allowed: {unit or 'a number'} above 0, or a percentage such as 0.5%"
+        )
     if not text.endswith("%"):
         return value
     if baseline_mean <= 0:
-        raise TableError(f"{source}: margin {margin!r} of a mean of {baseline_mean:g}; allowed: a number in nats")
+        raise TableError(f"{source}: margin {margin!r} of a mean of {baseline_mean:g}; allowed: a number{in_unit}")
     return value / 100 * baseline_mean
 
 
@@ -232,58 +259,10 @@ def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: 
     if provenance := read_json(folder / "provenance.json"):
         settings["provenance"] = provenance
     curves = read_table(curves_file) if curves_file.is_file() else pd.DataFrame()
-    given = {"baseline": baseline, "floor": floor, "metric": metric}
     trials, name = read_table(trials_file), folder.resolve().name
-    return assemble(str(folder), name, trials, curves, settings, folder=folder, **given)
-
-
-def _normalise(source: str, trials: pd.DataFrame) -> pd.DataFrame:
-    for column in ("arm", "seed"):
-        if column not in trials.columns:
-            raise TableError(f"{source}: column {column} is missing; it has {', '.join(map(str, trials.columns))}")
-        if trials[column].isna().any():
-            row = int(np.flatnonzero(trials[column].isna())[0]) + 1
-            raise TableError(f"{source}: column {column} is empty in row {row}; allowed: a value in every row")
-    seed = _to_numbers(source, trials, "seed")
-    whole = (seed == np.floor(seed)) & (seed.abs() < 2**53)
-    if not whole.all():
-        raise TableError(f"{source}: column seed has {seed[~whole].iloc[0]}; allowed: whole numbers below 2^53")
-    trials = trials.assign(arm=trials["arm"].astype(str), seed=seed.astype("int64"))
-    for arm in trials["arm"].unique():
-        if not arm.isprintable() or not 0 < len(arm) <= MOST_NAME:
-            raise TableError(
-                f"{source}: column arm has {shown(arm)}; allowed: printable names, {MOST_NAME} letters at most"
-            )
-    if (
-        "chosen" in trials.columns
-        and not (known := trials["chosen"].isna() | trials["chosen"].isin([True, False])).all()
-    ):
-        raise TableError(
-            f"{source}: column chosen has {shown(trials.loc[~known, 'chosen'].iloc[0])}; allowed: true, false"
-        )
-    for column, allowed, default in (("stage", STAGES, "confirm"), ("outcome", OUTCOMES, "completed")):
-        if column not in trials.columns:
-            trials = trials.assign(**{column: default})
-        if not (known := trials[column].isin(allowed)).all():
-            value = shown(trials.loc[~known, column].iloc[0])
-            raise TableError(f"{source}: column {column} has {value}; allowed: {', '.join(allowed)}")
-    return _numeric_columns(source, trials)
-
-
-def _numeric_columns(source: str, table: pd.DataFrame) -> pd.DataFrame:
-    names = [c for c in table.columns if c in NUMERIC or str(c).startswith("alpha_layer_")]
-    return table.assign(**{c: _to_numbers(source, table, c) for c in names})
-
-
-def _to_numbers(source: str, table: pd.DataFrame, column: str) -> pd.Series:
-    if pd.api.types.is_numeric_dtype(table[column]):
-        return table[column].astype(float)
-    numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
-    text = table[column].astype(str).str.strip().str.lower()
-    bad = numbers.isna() & table[column].notna() & (text != "nan")
-    if bad.any():
-        raise TableError(f"{source}: column {column} has {shown(table.loc[bad, column].iloc[0])}; allowed: numbers")
-    return numbers
+    return assemble(
+        str(folder), name, trials, curves, settings, baseline=baseline, floor=floor, metric=metric, folder=folder
+    )
 
 
 def _marked_arms(declared: dict[str, Any], key: str) -> list[str]:
@@ -321,39 +300,12 @@ def _metric(source: str, trials: pd.DataFrame, metric: str | None) -> str:
     found = found or [m for m in METRICS if m in candidates] or candidates
     if not found or (len(found) > 1 and found[0] not in METRICS):
         raise TableError(f"{source}: which column is the metric? Name it with --metric: {', '.join(map(str, found))}")
-    values = _to_numbers(source, trials, found[0])
+    values = to_numbers(source, trials, found[0])
     if np.isneginf(values).any():
         raise TableError(f"{source}: column {found[0]} has -inf; allowed: a loss, or NaN or inf for a diverged run")
     if (large := np.isfinite(values) & (values.abs() > MOST_LOSS)).any():
         raise TableError(f"{source}: column {found[0]} has {values[large].iloc[0]:g}; allowed: up to {MOST_LOSS:g}")
     return str(found[0])
-
-
-def _last_step(source: str, trials: pd.DataFrame, metric: str) -> pd.DataFrame:
-    # Checkpoints of one run are never samples: the unit of analysis is the run, at its last step.
-    if "step" not in trials.columns:
-        return trials
-    trials = trials.assign(step=_to_numbers(source, trials, "step"))
-    if not (finite := np.isfinite(trials["step"])).all():
-        raise TableError(
-            f"{source}: column step has {trials.loc[~finite, 'step'].iloc[0]}; allowed: a number in each row"
-        )
-    run = ["stage", "arm", "seed"] + [c for c in ("config_key",) if c in trials.columns]
-    if (twice := trials.duplicated([*run, "step"], keep=False)).any():
-        row = trials[twice].iloc[0]
-        raise TableError(
-            f"{source}: arm {row['arm']!r} seed {row['seed']} has step {row['step']:g} twice; allowed: one row per step"
-        )
-    last = trials.sort_values("step", kind="stable").drop_duplicates(run, keep="last").sort_index()
-    confirm = confirm_rows(last)
-    cut = confirm[(confirm["step"] < confirm["step"].max()) & np.isfinite(confirm[metric].astype(float))]
-    if len(cut):
-        row = cut.iloc[0]
-        raise TableError(
-            f"{source}: arm {row['arm']!r} seed {row['seed']} ends at step {row['step']:g}, others at "
-            f"{confirm['step'].max():g}; allowed: runs of equal length (a run stopped early is not evidence)"
-        )
-    return last
 
 
 def _check_confirm(source: str, study: Study) -> None:

@@ -79,7 +79,7 @@ def _round(rate: float) -> float:
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """Make the parser of the options of the command `prog`."""
-    p = command.parser(prog, __doc__)
+    p = command.parser(prog, __doc__, tables=False)
     p.add_argument("--arm", required=True, help="the arm whose learned alphas are frozen")
     p.add_argument("--seeds", type=int, help="confirm seeds of the new study (default: as many as before)")
     return p

@@ -43,14 +43,52 @@ def fieller(
     if no_spread(b, a):
         return None
     q = stats.t.ppf(1 - level / 2, n - 1) ** 2 / n
-    (s_bb, s_bd), (_, s_dd) = np.cov(b, d, ddof=1)
-    curvature = b.mean() ** 2 - q * s_bb
+    return _fieller(b.mean(), d.mean(), q, np.cov(b, d, ddof=1))
+
+
+def fieller_unpaired(baseline: np.ndarray, arm: np.ndarray, level: float, df: float) -> tuple[float, float] | None:
+    """Return Fieller's interval for the improvement in percent, from two independent samples of losses.
+
+    It excludes 0 exactly if Welch's test rejects.
+
+    Args:
+        baseline: At least 2 losses of the baseline.
+        arm: At least 2 losses of the arm.
+        level: 1 - confidence of the interval.
+        df: Welch's degrees of freedom.
+
+    Returns:
+        The two bounds. None if the baseline's mean is not clearly above zero.
+    """
+    if baseline.mean() <= 0:
+        return None
+    of_b, of_a = baseline.var(ddof=1) / len(baseline), arm.var(ddof=1) / len(arm)
+    q = float(stats.t.ppf(1 - level / 2, df)) ** 2
+    covariance = np.array([[of_b, of_b], [of_b, of_b + of_a]])
+    return _fieller(baseline.mean(), baseline.mean() - arm.mean(), q, covariance)
+
+
+def _fieller(b: float, d: float, q: float, covariance: np.ndarray) -> tuple[float, float] | None:
+    # b is the baseline's mean, d the mean difference; q scales their covariance
+    (s_bb, s_bd), (_, s_dd) = covariance
+    curvature = b**2 - q * s_bb
     if curvature <= 0:
         return None
-    centre = b.mean() * d.mean() - q * s_bd
-    constant = d.mean() ** 2 - q * s_dd
+    centre = b * d - q * s_bd
+    constant = d**2 - q * s_dd
     half = math.sqrt(max(centre**2 - curvature * constant, 0.0))
     return float(100 * (centre - half) / curvature), float(100 * (centre + half) / curvature)
+
+
+def clearly_positive(values: np.ndarray, level: float) -> bool:
+    """Check if the t interval of the mean lies above zero; a single value only has to be above zero itself.
+
+    Otherwise a percentage of the mean has no bounds (`fieller`).
+    """
+    n, mean = len(values), float(np.mean(values)) if len(values) else 0.0
+    if n < 2 or mean <= 0:
+        return mean > 0
+    return bool(mean**2 > stats.t.ppf(1 - level / 2, n - 1) ** 2 / n * np.var(values, ddof=1))
 
 
 def no_spread(baseline: np.ndarray, arm: np.ndarray) -> bool:
@@ -58,6 +96,12 @@ def no_spread(baseline: np.ndarray, arm: np.ndarray) -> bool:
     d = np.asarray(baseline, float) - np.asarray(arm, float)
     largest = float(max(np.abs(baseline).max(), np.abs(arm).max()))
     return len(d) > 1 and float(d.std(ddof=1)) <= 1e-12 * largest
+
+
+def constant(baseline: np.ndarray, arm: np.ndarray) -> bool:
+    """Check if neither sample varies by more than float rounding: sd <= 1e-12 * the largest loss."""
+    largest = float(max(np.abs(baseline).max(), np.abs(arm).max()))
+    return float(max(baseline.std(ddof=1), arm.std(ddof=1))) <= 1e-12 * largest
 
 
 def perplexity_reduction_percent(baseline_nll: float, arm_nll: float) -> float:

@@ -42,6 +42,12 @@ def paired_t(d: Values) -> tuple[float, int, float]:
     return float(result.statistic), len(x) - 1, float(result.pvalue)
 
 
+def mean_interval(values: Values, level: float) -> tuple[float, float]:
+    """Return the t interval of the mean of at least 2 finite values; `level` is 1 - its confidence."""
+    interval = stats.ttest_1samp(_finite(values, 2), 0.0).confidence_interval(1 - level)
+    return float(interval.low), float(interval.high)
+
+
 def one_sample_t(values: Values, target: float, alternative: str = "two-sided") -> float:
     """Return p of the t test that the mean of `values` is `target`.
 

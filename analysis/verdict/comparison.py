@@ -7,7 +7,7 @@ from analysis.stats.pairs import Pairs
 from analysis.verdict.kinds import Comparison, Refusal, Verdict
 
 
-def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float) -> Comparison:
+def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float | None, sign: int = 1) -> Comparison:
     """Compute the numbers of one comparison; its kind is identical or not testable if no test can be made.
 
     `p_deciding` is the p of the paired t test if no run diverged. Otherwise it is the p of the worst-rank test over
@@ -18,7 +18,8 @@ def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float) 
         baseline: Name of the baseline.
         pairs: Their losses by seed, in nats.
         level: Level of the tests, in (0, 1).
-        margin: Margin of the equivalence test, in nats.
+        margin: Margin of the equivalence test, in nats; None for no such test.
+        sign: -1 if the losses are values of which a higher one is better, with their sign changed; else 1.
     """
     d, keep = pairs.differences, pairs.complete
     b, a = pairs.baseline[keep], pairs.arm[keep]
@@ -33,12 +34,12 @@ def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float) 
         dropped_seeds_arm=pairs.dropped_arm,
         diverged_seeds_baseline=pairs.diverged_baseline,
         diverged_seeds_arm=pairs.diverged_arm,
-        baseline_mean=float(b.mean()) if len(b) else None,
-        arm_mean=float(a.mean()) if len(a) else None,
-        improvement_percent=estimates.improvement_percent(b, a),
+        baseline_mean=sign * float(b.mean()) if len(b) else None,
+        arm_mean=sign * float(a.mean()) if len(a) else None,
+        improvement_percent=percent(b, a, level, sign),
         mean_difference=float((b - a).mean()) if len(b) else None,
         probability_of_improvement=estimates.probability_of_improvement(pairs.baseline, pairs.arm),
-        margin=margin,
+        margin=margin or 0.0,
     )
     if len(d) > 1 and keep.all() and not np.any(d):
         row.kind, row.p_sign_flip, row.d_z = Verdict.IDENTICAL, 1.0, 0.0
@@ -50,7 +51,7 @@ def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float) 
         row.p_deciding = row.p_worst_rank = paired_tests.worst_rank(d)
         row.p_sign_test = paired_tests.sign_test(d)
     if len(b) > 1 and not estimates.no_spread(b, a):
-        _mean_based(row, b, a, level)
+        _mean_based(row, b, a, level, sign)
         if keep.all():
             row.p_deciding = row.p_t
     return row
@@ -68,21 +69,44 @@ def _refusal(pairs: Pairs, d: np.ndarray, b: np.ndarray, a: np.ndarray) -> Refus
     return Refusal.ZERO_VARIANCE if pairs.complete.all() and estimates.no_spread(b, a) else None
 
 
-def _mean_based(row: Comparison, b: np.ndarray, a: np.ndarray, level: float) -> None:
+def percent(b: np.ndarray, a: np.ndarray, level: float, sign: int) -> float | None:
+    """Return the improvement of losses in percent; None if the baseline's mean is not clearly above zero.
+
+    Args:
+        b: Losses of the baseline.
+        a: Losses of the arm.
+        level: Level of the test that the baseline's mean is above zero.
+        sign: As for `measure`.
+    """
+    if not estimates.clearly_positive(sign * b, level):
+        return None
+    value = estimates.improvement_percent(sign * b, sign * a)
+    return None if value is None else sign * value
+
+
+def bounds(interval: tuple[float, float] | None, sign: int) -> tuple[float | None, float | None]:
+    """Return an interval in percent of the metric as one of the improvement; two times None if there is none."""
+    if interval is None:
+        return None, None
+    return interval if sign > 0 else (-interval[1], -interval[0])
+
+
+def _mean_based(row: Comparison, b: np.ndarray, a: np.ndarray, level: float, sign: int) -> None:
     d, n = b - a, len(b)
     sd = float(d.std(ddof=1))
     row.t, row.df, row.p_t = paired_tests.paired_t(d)
     if row.p_worst_rank is None:  # without all pairs, a sign flip of means is no intention-to-treat test
         row.p_sign_flip, row.p_sign_flip_error = paired_tests.sign_flip(d)
-    row.improvement_low, row.improvement_high = estimates.fieller(b, a, level) or (None, None)
+    row.improvement_low, row.improvement_high = bounds(estimates.fieller(sign * b, sign * a, level), sign)
     row.d_z = float(d.mean()) / sd
     row.sd_difference = sd
     # gain of shared seeds: sd of the difference of unpaired runs divided by that of paired runs
     row.pairing_gain = float(np.sqrt(b.var(ddof=1) + a.var(ddof=1))) / sd
     row.e_value = sequential.e_value(row.t, n)
-    row.p_tost = paired_tests.tost(d, row.margin)[0]
+    row.p_tost = paired_tests.tost(d, row.margin)[0] if row.margin else None
     row.tost_excludes = paired_tests.tost_excludes(d, level)
     row.power_at_effect_seen = power.power(row.d_z, n, level)
-    if b.mean() > 0:
-        row.mde_percent = 100 * power.detectable_d_z(n, level) * sd / float(b.mean())
-        row.tost_excludes_percent = 100 * row.tost_excludes / float(b.mean())
+    if row.improvement_percent is not None:
+        mean = sign * float(b.mean())
+        row.mde_percent = 100 * power.detectable_d_z(n, level) * sd / mean
+        row.tost_excludes_percent = 100 * row.tost_excludes / mean

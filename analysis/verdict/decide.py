@@ -1,6 +1,6 @@
 """Decide every arm against the baseline, with p adjusted for the number of arms.
 
-`pagating significance STUDY|CSV`.
+`pagating significance STUDY|TABLE`.
 
 The primary test is the two-sided paired t test over seeds; if a run diverged, it is the worst-rank test over all pairs.
 """
@@ -8,6 +8,7 @@ The primary test is the two-sided paired t test over seeds; if a run diverged, i
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +21,7 @@ from analysis.io import command, formats
 from analysis.io.study import Study, margin_in_nats
 from analysis.stats import estimates, multiplicity, power, sequential
 from analysis.stats.pairs import Pairs, pair
-from analysis.verdict import words
+from analysis.verdict import elsewhere, words
 from analysis.verdict.checks import assay, edge_hits, unfinished
 from analysis.verdict.comparison import measure
 from analysis.verdict.exits import add_require_verdict, end
@@ -35,21 +36,59 @@ def verdict(study: Study) -> dict[str, Any]:
 
 
 def decide(study: Study) -> Result:
-    """Compare every arm of a study with its baseline and decide."""
+    """Compare every arm of a study with its baseline and decide; tasks of a table are decided as one family more."""
+    (result,) = _decide_family([study])
+    if study.table and study.table.tasks:
+        result.tasks = _decide_family(study.table.tasks)
+    return result
+
+
+@dataclass
+class _Part:
+    # one study with its comparisons on the way to a result
+    study: Study
+    losses: pd.DataFrame
+    paired: dict[str, Pairs]
+    margin: float | None
+    rows: list[Comparison]
+
+
+def _decide_family(studies: Sequence[Study]) -> list[Result]:
+    # the studies differ in their losses only; p is adjusted over all their arms
+    parts = [_measured(study) for study in studies]
+    _adjust([row for part in parts for row in part.rows], studies[0])
+    return [_result(part) for part in parts]
+
+
+def _measured(study: Study) -> _Part:
     losses = study.losses()
     treatments = [arm for arm in study.arms if arm != study.baseline]
     paired = {arm: pair(losses, study.baseline, arm) for arm in treatments}
     baseline_losses = losses[study.baseline].to_numpy(float)
-    finite = baseline_losses[np.isfinite(baseline_losses)]
-    margin = margin_in_nats(study.margin, float(finite.mean()) if len(finite) else 1.0, str(study.folder or study.name))
-    rows = [measure(arm, study.baseline, paired[arm], study.level, margin) for arm in treatments]
+    margin = _margin(study, study.sign * baseline_losses[np.isfinite(baseline_losses)])
+    rows = [measure(arm, study.baseline, paired[arm], study.level, margin, study.sign) for arm in treatments]
+    if study.table:
+        rows = [elsewhere.describe(row, paired[row.arm], losses, study) for row in rows]
     hits = edge_hits(study)
     for row in rows if not study.confirms else []:
         row.kind, row.refusal = Verdict.NOT_TESTABLE, Refusal.NO_CONFIRM_STAGE
     for row in rows:
         _look(row, paired[row.arm], losses, study)
         row.at_edge = [arm for arm in (study.baseline, row.arm) if arm in hits]
-    _adjust(rows, study)
+    return _Part(study, losses, paired, margin, rows)
+
+
+def _margin(study: Study, baseline: np.ndarray) -> float | None:
+    # a table without a margin of its own has none if a percentage of its baseline has no meaning
+    unasked = study.table and "margin" not in (study.settings.get("confirm") or {})
+    if unasked and not estimates.clearly_positive(baseline, study.level):
+        return None
+    mean = float(baseline.mean()) if len(baseline) else 1.0
+    return margin_in_nats(study.margin, mean, str(study.folder or study.name), study.unit)
+
+
+def _result(part: _Part) -> Result:
+    study, losses, rows = part.study, part.losses, part.rows
     for row in rows:
         _decide(row, study)
     sensitivity = assay(rows, study)
@@ -58,10 +97,10 @@ def decide(study: Study) -> Result:
             row.why = f"{sensitivity.why}; alone it would read: {row.verdict}; {row.why}"
             row.kind, row.refusal = Verdict.NOT_TESTABLE, Refusal.FLOOR_DOES_NOT_LOSE
             row.verdict = words.sentence(row, study)
-    _secondary(rows, paired, study)
+    _secondary(rows, part.paired, study)
     return Result(
         schema=SCHEMA,
-        study=study.name,
+        study=study.table.task if study.table and study.table.task else study.name,
         question=study.question,
         metric=study.metric,
         level=study.level,
@@ -69,7 +108,7 @@ def decide(study: Study) -> Result:
         comparisons=rows,
         sensitivity=sensitivity,
         margin=study.margin,
-        margin_nats=margin,
+        margin_nats=part.margin,
         baseline=study.baseline,
         floor=study.floor,
         rule=study.rule,
@@ -81,6 +120,7 @@ def decide(study: Study) -> Result:
         commit=_find(study.settings, "commit"),
         versions=dict(_versions()),
         unfinished=unfinished(study),
+        facts=None if study.table is None else words.facts(study.table),
     )
 
 
@@ -130,12 +170,16 @@ def _decide(row: Comparison, study: Study) -> None:
     elif p is not None and p <= study.level:
         direction = _direction(row) if worst else row.mean_difference or 0.0
         row.kind = Verdict.BETTER if direction > 0 else Verdict.WORSE
-        notes.append(f"adjusted p = {p:.3g} ({study.correction}) <= {study.level:g} over n = {row.n} seeds")
+        notes.append(
+            f"adjusted p = {p:.3g} ({study.correction}) <= {study.level:g} over n = {row.n} {words.samples(study)}"
+        )
         if equivalent:
             notes.append(f"yet the difference is smaller than the margin of {study.margin}")
     elif not worst and equivalent:
         row.kind = Verdict.NO_DIFFERENCE
-        notes.append(f"TOST p = {row.p_tost:.3g} <= {study.level:g} at that margin over n = {row.n} seeds")
+        notes.append(
+            f"TOST p = {row.p_tost:.3g} <= {study.level:g} at that margin over n = {row.n} {words.samples(study)}"
+        )
     else:
         row.kind, row.seeds_needed = Verdict.UNDECIDED, _total_seeds(row, study)
         notes.append(
@@ -148,6 +192,8 @@ def _decide(row: Comparison, study: Study) -> None:
 
 def _direction(row: Comparison) -> float:
     # the sign is that of the rank sum of `worst_rank`
+    if row.of_table and not row.seeds:
+        return (row.probability_of_improvement or 0.0) - 0.5
     d = _with_divergence(row)
     d = d[d != 0]
     return float(np.sum(np.sign(d) * rankdata(np.abs(d))))
@@ -164,6 +210,8 @@ def _with_divergence(row: Comparison) -> np.ndarray:
 
 def _total_seeds(row: Comparison, study: Study) -> int | None:
     step = row.level_of_this_step
+    if row.p_worst_rank is not None and not row.seeds:
+        return None
     if row.p_worst_rank is not None:
         return power.seeds_needed_worst_rank(_with_divergence(row), step)
     if row.d_z is None or row.sd_difference is None:
@@ -180,6 +228,8 @@ def _secondary(rows: Sequence[Comparison], paired: Mapping[str, Pairs], study: S
                 for prefix, arm in (("", row.arm), ("baseline_", row.baseline)):
                     value = first.get(arm, np.nan)
                     setattr(row, prefix + column, float(value) if np.isfinite(value) else None)
+    if study.table and study.table.unpaired:
+        return
     names = [arm for arm in paired if len(paired[arm].seeds)]
     balanced = names and len({tuple(paired[arm].seeds) for arm in names}) == 1 and study.rule == "fixed"
     tested = [row for row in rows if row.p_t is not None]
@@ -203,13 +253,32 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.signific
     parser = command.parser(prog, __doc__)
     add_require_verdict(parser)
     options = parser.parse_args(argv)
-    result = decide(command.study(options))
+    study = command.study(options)
+    result = decide(study)
     if options.format == "json":
         print(formats.to_json(as_object(result)))
     else:
-        rows = as_rows(result.comparisons)
-        command.emit_rows(rows, formats.VERDICT_COLUMNS, options.format, title=result.summary)
-        if options.format == "terminal":
-            notes = [f"{row.arm}: {row.why}" for row in result.comparisons]
-            formats.print_notes([*notes, f"sensitivity: {result.sensitivity.why}"])
+        show(result, study, options.format)
     return end(result, options.require_verdict)
+
+
+def show(result: Result, study: Study, kind: str) -> None:
+    """Print a verdict in a format that is not JSON, with its tasks below it.
+
+    Args:
+        result: The verdict.
+        study: Its study.
+        kind: One of `formats.FORMATS`.
+    """
+    rows = as_rows(result.comparisons)
+    columns = formats.of_table(rows, study.unit) if study.table else formats.VERDICT_COLUMNS
+    command.emit_rows(rows, columns, kind, title=result.summary)
+    notes = list(result.facts.notes) if result.facts else []
+    if kind == "terminal":
+        formats.print_notes([f"{row.arm}: {row.why}" for row in result.comparisons])
+        formats.print_notes([f"sensitivity: {result.sensitivity.why}", *(f"note: {note}" for note in notes)])
+    else:
+        command.say(notes)
+    for task, part in zip(result.tasks, study.table.tasks if study.table else (), strict=True):
+        print()
+        show(task, part, kind)

@@ -1,5 +1,7 @@
 """Types of a verdict: the decision on each arm, the numbers behind it, and their JSON."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -36,8 +38,32 @@ class Refusal(StrEnum):
 
 
 @dataclass
+class OfTable:
+    """Numbers of a comparison that only a table from elsewhere has.
+
+    `difference_low` and `difference_high` are the t interval of the mean difference in the metric's own unit.
+    `n_baseline` and `n_arm` are the runs of an unpaired test; `p_paired` is the paired test's p over the `n_paired`
+    seeds that both have. `not_made_seeds_*` are those with empty cells. `p_welch` is the unpaired test's p if pairs
+    gain nothing.
+    """
+
+    difference_low: float | None = None
+    difference_high: float | None = None
+    test: str = "paired t"
+    n_baseline: int = 0
+    n_arm: int = 0
+    p_paired: float | None = None
+    n_paired: int = 0
+    p_welch: float | None = None
+    not_made_seeds_baseline: list[int] = field(default_factory=list)
+    not_made_seeds_arm: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Comparison:
     """Comparison of one arm with the baseline. Losses and differences are in nats; a missing number is None.
+
+    A table from elsewhere has its own unit, and `of_table`. There a difference is positive if the arm is better.
 
     `verdict` states `kind` as a sentence, and `why` gives its reasons. `differences` holds the baseline's loss minus
     the arm's for each of `seeds`. `level_of_this_step` is the level of the arm's own step in the correction.
@@ -53,7 +79,7 @@ class Comparison:
     improvement_high: float | None = None
     mean_difference: float | None = None
     t: float | None = None
-    df: int | None = None
+    df: float | None = None
     p_t: float | None = None
     p_sign_flip: float | None = None
     p_adjusted: float | None = None
@@ -95,6 +121,7 @@ class Comparison:
     flops_per_token: float | None = None
     baseline_flops_per_token: float | None = None
     p_dunnett: float | None = None
+    of_table: OfTable | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -125,6 +152,16 @@ class Sensitivity:
 
 
 @dataclass
+class MetricFacts:
+    """What a table from elsewhere says of its metric, and the notes on its reading."""
+
+    higher_is_better: bool
+    unit: str
+    unpaired: bool
+    notes: list[str]
+
+
+@dataclass
 class Result:
     """Decision on a whole study. `unfinished` names what the study still lacks, and is empty if it is complete."""
 
@@ -137,7 +174,7 @@ class Result:
     comparisons: list[Comparison]
     sensitivity: Sensitivity
     margin: float | str
-    margin_nats: float
+    margin_nats: float | None
     baseline: str
     floor: str | None
     rule: str
@@ -149,6 +186,8 @@ class Result:
     commit: str | None
     versions: dict[str, str]
     unfinished: str
+    facts: MetricFacts | None = None
+    tasks: list[Result] = field(default_factory=list)
 
     @property
     def in_question(self) -> list[Comparison]:
@@ -164,10 +203,24 @@ def in_question(rows: Iterable[Comparison], floor: str | None) -> list[Compariso
 
 def as_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
     """Return the comparisons as rows of a table, which are also their objects in JSON."""
-    return [dict(vars(row)) for row in comparisons]
+    return [_joined(vars(row), "of_table", row.of_table) for row in comparisons]
 
 
 def as_object(result: Result) -> dict[str, Any]:
-    """Return the object of verdict.json."""
-    nested = {"comparisons": as_rows(result.comparisons), "sensitivity": dict(vars(result.sensitivity))}
-    return {**vars(result), **nested}
+    """Return the object of verdict.json; a table from elsewhere has more keys, and one object per task."""
+    nested: dict[str, Any] = {
+        "comparisons": as_rows(result.comparisons),
+        "sensitivity": dict(vars(result.sensitivity)),
+    }
+    if result.tasks:
+        nested["tasks"] = {task.study: as_object(task) for task in result.tasks}
+    else:
+        nested["tasks"] = None
+    found = _joined({**vars(result), **nested}, "facts", result.facts)
+    return {key: value for key, value in found.items() if key != "tasks" or value is not None}
+
+
+def _joined(values: dict[str, Any], key: str, more: object | None) -> dict[str, Any]:
+    # the keys of a nested object stand beside the others
+    rest = {name: value for name, value in values.items() if name != key}
+    return rest if more is None else rest | vars(more)

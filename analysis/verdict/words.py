@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.io.study import Study
-from analysis.verdict.kinds import Comparison, Refusal, Verdict, in_question
+from analysis.io.study import Study, TableFacts
+from analysis.verdict.kinds import Comparison, MetricFacts, Refusal, Verdict, in_question
 
 CLAIM_SEEDS = 8  # seeds that a claim needs
 _REFUSALS = {
@@ -25,13 +25,21 @@ def sentence(row: Comparison, study: Study) -> str:
     if row.refusal in _REFUSALS:
         return not_testable(row.refusal)
     needs = f" ({what_it_needs(row, study)})" if row.kind is Verdict.UNDECIDED else ""
-    return headline(row, study.margin) + needs
+    return headline(row, study.margin, study.unit) + needs
 
 
-def headline(row: Comparison, margin: float | str) -> str:
-    """Return the verdict of one arm without its detail; `margin` is a number of nats or a percentage as text."""
+def headline(row: Comparison, margin: float | str, unit: str = "nats") -> str:
+    """Return the verdict of one arm without its detail.
+
+    Args:
+        row: The comparison.
+        margin: A number in `unit`, or a percentage as text.
+        unit: Unit of the metric.
+    """
     if row.kind is Verdict.NO_DIFFERENCE:
-        return f"no difference larger than {margin.strip() if isinstance(margin, str) else f'{margin:g} nats'}"
+        return (
+            f"no difference larger than {margin.strip() if isinstance(margin, str) else f'{margin:g} {unit}'}".strip()
+        )
     return _CANNOT_TELL if row.refusal is Refusal.FLOOR_DOES_NOT_LOSE else row.kind.replace("_", " ")
 
 
@@ -62,17 +70,13 @@ def summary_parts(rows: Sequence[Comparison], study: Study) -> tuple[str, list[s
         return "No treatment runs: there is nothing to compare with the baseline.", [], ""
     if all(row.refusal is Refusal.FLOOR_DOES_NOT_LOSE for row in rows):
         return f"{_CANNOT_TELL[0].upper()}{_CANNOT_TELL[1:]} ({study.floor} against {study.baseline}).", [], ""
-    parts = []
-    for row in rows:
-        value = row.improvement_percent
-        number = "" if value is None else f" ({value:+.2f}%{_interval(row)}, n = {row.n})"
-        parts.append(f"{row.arm}: {row.verdict}{number}")
+    parts = [f"{row.arm}: {row.verdict}{_numbers(row, study)}" for row in rows]
     edges = dict.fromkeys(arm for row in rows for arm in row.at_edge)
     warnings = [f"Warning: the learning rate of {', '.join(edges)} is an end of the grid."] if edges else []
     if study.added:
         said = _added(study)
         warnings.append(f"{said[0].upper()}{said[1:]}.")
-    return f"Against {study.baseline}, on {study.metric}:", parts, " ".join(warnings)
+    return f"Against {study.baseline}, on {study.metric}{_of_metric(study)}:", parts, " ".join(warnings)
 
 
 def _added(study: Study) -> str:
@@ -83,6 +87,44 @@ def _added(study: Study) -> str:
         f"added after the configurations of the other arms had been chosen: {', '.join(study.added)}; p {how} for all "
         f"{others} arms, and the level of {study.level:g} holds only if no result led to the addition"
     )
+
+
+def _of_metric(study: Study) -> str:
+    # what a table from elsewhere leaves open: direction and task
+    if study.table is None:
+        return ""
+    way = f" ({'higher' if study.table.higher_is_better else 'lower'} is better)"
+    if study.table.tasks:
+        return f"{way}, mean over {len(study.table.tasks)} tasks of the relative difference"
+    return f"{way}, task {study.table.task}" if study.table.task else way
+
+
+def _numbers(row: Comparison, study: Study) -> str:
+    # the improvement with its interval, and the number of pairs that they are made of
+    value = row.improvement_percent
+    n = f"n = {row.n}" if row.complete_pairs in (0, row.n) else f"n = {row.complete_pairs} of {row.n}"
+    if row.of_table is None:
+        return "" if value is None else f" ({value:+.2f}%{_interval(row)}, {n})"
+    if row.mean_difference is None:
+        return ""
+    if study.table and study.table.unpaired:
+        n = f"n = {row.of_table.n_baseline} + {row.of_table.n_arm}"
+    low, high = row.of_table.difference_low, row.of_table.difference_high
+    own = f"{row.mean_difference:+.4g}" + ("" if low is None else f" [{low:+.4g}, {high:+.4g}]")
+    percent = "" if value is None else f"{value:+.2f}%{_interval(row)}"
+    if study.table and study.table.tasks and percent:  # its own unit is a percentage
+        return f" ({percent}, {n})"
+    return f" ({', '.join(part for part in (own + in_unit(study), percent, n) if part)})"
+
+
+def in_unit(study: Study) -> str:
+    """Return the unit as it follows a number of a table's metric; "" if it is not known."""
+    return {"%": " points", "": ""}.get(study.unit, f" {study.unit}")
+
+
+def facts(table: TableFacts) -> MetricFacts:
+    """Return what a verdict says of a table's metric and of its reading."""
+    return MetricFacts(table.higher_is_better, table.unit, table.unpaired, list(table.notes))
 
 
 def _interval(row: Comparison) -> str:
@@ -118,7 +160,9 @@ def caveats(row: Comparison, study: Study) -> list[str]:
     for arm, seeds in ((row.baseline, row.diverged_seeds_baseline), (row.arm, row.diverged_seeds_arm)):
         if seeds:
             notes.append(f"{arm} diverged on seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}")
-    if row.p_worst_rank is not None:
+    if row.of_table:
+        notes += _of_table(row, study)
+    if row.p_worst_rank is not None and row.p_sign_test is not None:
         complete = "" if row.p_t is None else f"; t, p_t, d_z and interval (p_t = {row.p_t:.3g})"
         notes.append(
             f"intention to treat decides: worst-rank p = {row.p_worst_rank:.3g}, "
@@ -130,10 +174,45 @@ def caveats(row: Comparison, study: Study) -> list[str]:
     failed = _failed(study, row.arm, row.baseline)
     if failed:
         notes.append(f"failed for reasons outside the arm and left out: {', '.join(failed[:10])}")
-    if 1 < row.n < CLAIM_SEEDS and study.rule == "fixed":
-        notes.append(f"n = {row.n}: fewer than {CLAIM_SEEDS} seeds are no claim")
+    n = min(row.of_table.n_baseline, row.of_table.n_arm) if _unpaired(study) and row.of_table else row.n
+    if 1 < n < CLAIM_SEEDS and study.rule == "fixed":
+        notes.append(f"n = {n}: fewer than {CLAIM_SEEDS} seeds are no claim")
     if row.p_t is not None and row.improvement_low is None:
-        notes.append("Fieller's interval has no bounds: the baseline's mean is not clearly above zero")
+        own = "; no percentage, and the difference stands in the metric's own unit" if study.table else ""
+        notes.append(f"Fieller's interval has no bounds: the baseline's mean is not clearly above zero{own}")
+    return notes
+
+
+def samples(study: Study) -> str:
+    """Return what n counts: seeds of pairs, or runs that are not pairs."""
+    return "runs" if _unpaired(study) else "seeds"
+
+
+def _unpaired(study: Study) -> bool:
+    return bool(study.table and study.table.unpaired)
+
+
+def _of_table(row: Comparison, study: Study) -> list[str]:
+    more, notes = row.of_table, []
+    assert more is not None
+    for arm, seeds in ((row.baseline, more.not_made_seeds_baseline), (row.arm, more.not_made_seeds_arm)):
+        if seeds:
+            runs = "run was" if len(seeds) == 1 else f"{len(seeds)} runs were"
+            notes.append(f"{arm}: {runs} not made (empty cells, seeds {_listed(seeds)}), and left out")
+    if more.p_welch is not None:
+        notes.append(
+            f"pairing gains nothing here ({row.pairing_gain:.2f}x) and leaves out "
+            f"{len(row.dropped_seeds_baseline) + len(row.dropped_seeds_arm)} runs; if seeds are only run numbers, "
+            f"--unpaired compares all runs (Welch's p = {more.p_welch:.3g})"
+        )
+    if _unpaired(study) and row.p_t is not None:
+        notes.append(f"{more.test} of {more.n_baseline} and {more.n_arm} runs that are not pairs")
+        if row.p_worst_rank is not None:
+            notes.append(f"a diverged run counts as the worst: rank-sum p = {row.p_worst_rank:.3g} decides")
+        if more.p_paired is not None:
+            both = (more.p_paired, row.p_deciding or 1.0)
+            worse = "the larger of the two" if both[0] > both[1] else "the smaller of the two"
+            notes.append(f"the paired test over {more.n_paired} common seeds gives p = {more.p_paired:.3g}, {worse}")
     return notes
 
 

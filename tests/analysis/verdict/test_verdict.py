@@ -90,7 +90,7 @@ def test_identical_arms(csv: Path):
 def test_a_diverged_run_is_kept_as_the_worst_rank(csv: Path):
     expected = CASES["edge_diverged_worst_rank"]["expected"]
     d = [float(x) for x in CASES["edge_diverged_worst_rank"]["inputs"]["diff"]]
-    arm = [3.3 - x if math.isfinite(x) else math.nan for x in d]
+    arm = [3.3 - x if math.isfinite(x) else math.inf for x in d]
     row = decide(csv, {"gelu": [3.3] * 8, "arm": arm})["comparisons"][0]
     assert row["n"] == 8
     assert row["complete_pairs"] == expected["complete_pairs_n"]

@@ -1,0 +1,280 @@
+"""Make a checked study of anybody's table: one row per run, with arm, seed and one metric."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.io.files import TableError, shown
+from analysis.io.study import METRICS, Study, TableFacts, assemble
+from analysis.io.tables import cells, columns, metrics, records, shapes, source, tasks
+from analysis.io.tables.columns import Options
+from analysis.io.tables.shapes import Layout
+from analysis.io.trials import NUMERIC
+
+_OUTCOMES = {
+    "completed": "completed finished complete success succeeded successful terminated done ok",
+    "stopped_early": "stopped_early pruned early_stopped",
+    "infeasible": "infeasible diverged",
+    "failed": "failed fail error errored crashed killed cancelled canceled preempted timeout running pending scheduled "
+    "queued waiting paused",
+}
+_STATES = {word: outcome for outcome, words in _OUTCOMES.items() for word in words.split()}
+_TRUTH = {"true": True, "false": False, "": None}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a test of a table needs besides the table; see `analysis.io.study.load`."""
+
+    baseline: str | None = None
+    floor: str | None = None
+    metric: str | None = None
+    level: float | None = None
+    margin: float | str | None = None
+    correction: str | None = None
+
+
+def load_table(path: str, question: Question, options: Options) -> Study:
+    """Read a table, find its columns, and check it.
+
+    Args:
+        path: File, or "-" for standard input.
+        question: What is asked of it.
+        options: What the command line says of its columns.
+
+    Raises:
+        TableError: If the table cannot be read, cannot be understood without an option, or would invalidate a test.
+    """
+    where = "standard input" if path == "-" else path
+    read = source.read(path, options.sheet)
+    table, metric = shapes.one_metric(where, records.unpack(read.table), question.metric)
+    table, layout = shapes.long(where, table, options, question.baseline, metric)
+    layout = layout or _layout(where, table, options, metric)
+    if layout.seed is None and not options.unpaired:
+        raise TableError(f"{columns.missing(where, table, 'seed')}, or if runs are not pairs: --unpaired")
+    notes = list(read.notes)
+    facts = TableFacts(
+        higher_is_better=_direction(where, layout.name, options, notes),
+        unit=metrics.unit(layout.metric) if layout.name else "",
+        unpaired=options.unpaired,
+    )
+    values = cells.numbers(where, table[layout.metric], options.decimal, read.separator)
+    unit = values.unit or facts.unit if options.unit is None else options.unit
+    runs = _runs(where, table, layout, values, read.separator, notes)
+    facts = replace(facts, unit=unit, notes=(*notes, *([values.note] if values.note else [])), not_made=_not_made(runs))
+    runs = runs[runs["made"]].drop(columns="made")
+    if runs.empty:
+        raise TableError(f"{where}: column {layout.metric} is empty in every row; allowed: a number per run")
+    _check_twice(where, table.loc[runs.index], runs, layout)
+    return _study(where, "stdin" if path == "-" else Path(path).stem, runs, layout, question, facts)
+
+
+def _layout(where: str, table: pd.DataFrame, options: Options, metric: str | None) -> Layout:
+    arm, seed, task = (columns.find(where, table, role, getattr(options, role)) for role in ("arm", "seed", "task"))
+    assert arm is not None  # else `shapes.long` has refused the table
+    step = columns.find(where, table, "step", options.step) if options.step else _step(table, [arm, seed, task])
+    taken = {c for c in (arm, seed, task, step) if c} | {
+        str(c) for c in table.columns if columns.bare(c) in columns.STEPS
+    }
+    found = columns.metric(where, table, metric, taken, METRICS)
+    short = columns.bare(found)
+    place = found.casefold().find(short)
+    return Layout(arm, seed, task, step, found, found[place : place + len(short)] if place >= 0 else found)
+
+
+def _step(table: pd.DataFrame, keys: list[str | None]) -> str | None:
+    # a column called step always counts; another one only if a run has several rows
+    several = keys[1] is not None and bool(table.duplicated([k for k in keys if k is not None]).any())
+    for name in columns.STEPS:
+        for column in table.columns:
+            if columns.bare(column) == name and (name == "step" or several):
+                return str(column)
+    return None
+
+
+def _direction(where: str, metric: str, options: Options, notes: list[str]) -> bool:
+    known = metrics.higher_is_better(metric) if metric else None
+    if options.higher_is_better is None:
+        if known is None:
+            asked = f"of {metric!r}" if metric else "in the cells"
+            raise TableError(
+                f"{where}: is a higher or a lower value {asked} better? No name says it: "
+                "--higher-is-better or --lower-is-better"
+            )
+        return known
+    if known is not None and known != options.higher_is_better:
+        notes.append(
+            f"{metric}: {'higher' if options.higher_is_better else 'lower'} is better, because the option says so"
+        )
+    return options.higher_is_better
+
+
+def _runs(
+    where: str, table: pd.DataFrame, layout: Layout, values: cells.Numbers, separator: str, notes: list[str]
+) -> pd.DataFrame:
+    # the rows in the columns that `assemble` reads; `made` marks those that are runs
+    runs = pd.DataFrame(index=table.index)
+    runs["arm"] = _names(where, table[layout.arm], "arm")
+    if layout.seed is not None:
+        runs["seed"] = _filled(where, "seed", cells.numbers(where, table[layout.seed].rename("seed")))
+    elif layout.step is None and layout.task is None:
+        runs["seed"] = runs.groupby("arm").cumcount() + 1
+        notes.append("no column of seeds: each row counts as a run of its own")
+    else:
+        raise columns.missing(where, table, "seed")
+    runs["task"] = "" if layout.task is None else _names(where, table[layout.task], "task")
+    runs = runs.assign(**_own(where, table, layout.metric, separator))
+    runs[layout.name or shapes.VALUE] = values.values
+    if layout.step is not None:
+        steps = cells.numbers(where, table[layout.step], values.decimal or None, separator)
+        steps = replace(steps, empty=steps.empty & ~values.empty)
+        runs["step"] = _filled(where, layout.step, steps)
+    runs["outcome"] = _outcomes(where, table, notes)
+    confirm = runs["stage"] == "confirm" if "stage" in runs else True
+    runs["made"] = ~values.empty | runs["outcome"].isin(("infeasible", "failed")) | ~pd.Series(confirm, runs.index)
+    return runs
+
+
+def _filled(where: str, role: str, found: cells.Numbers) -> pd.Series:
+    if found.empty.any():
+        row = int(np.flatnonzero(found.empty)[0]) + 1
+        raise TableError(f"{where}: column {role} is empty in row {row}; allowed: a value in every row")
+    return found.values
+
+
+def _names(where: str, column: pd.Series, role: str) -> pd.Series:
+    codes, texts = pd.factorize(column)
+    known = [cells.name(source.as_text(text)) for text in texts]
+    if "" in known:
+        row = int(np.flatnonzero(codes == known.index(""))[0]) + 1
+        raise TableError(f"{where}: column {role} is empty in row {row}; allowed: a value in every row")
+    if twins := cells.twins(known):
+        raise TableError(
+            f"{where}: column {role} has {shown(twins[0])} and {shown(twins[1])}, which differ in case, spaces or "
+            "look-alike letters only; allowed: one spelling per name"
+        )
+    return pd.Series(np.array(known, object)[codes], index=column.index)
+
+
+def _own(where: str, table: pd.DataFrame, metric: str, separator: str) -> dict[str, pd.Series]:
+    # the columns of a study's own table that other rooms read
+    out: dict[str, pd.Series] = {}
+    for column in map(str, table.columns):
+        if column == metric or column in ("step", "outcome"):
+            continue
+        if column in NUMERIC or column.startswith("alpha_layer_"):
+            found = cells.numbers(where, table[column], None, separator)
+            out[column] = found.values.mask(found.empty)
+        elif column in ("stage", "config_key", "reason"):
+            out[column] = table[column]
+        elif column == "chosen":
+            out[column] = table[column].map(lambda v: _TRUTH.get(str(v).casefold(), v)).astype(object)
+    return out
+
+
+def _outcomes(where: str, table: pd.DataFrame, notes: list[str]) -> pd.Series:
+    for name in columns.STATES:
+        column = next((c for c in table.columns if columns.bare(c) == name), None)
+        if column is None:
+            continue
+        states = table[column].map(lambda v: _STATES.get(str(v).strip().casefold().replace(" ", "_")))
+        if states.isna().all() and name != "outcome":
+            continue
+        if states.isna().any():
+            value = shown(table.loc[states.isna(), column].iloc[0])
+            allowed = "completed, stopped_early, infeasible, failed"
+            raise TableError(f"{where}: column {column} has {value}; allowed: {allowed}")
+        if name != "outcome" and (out := int((states == "failed").sum())):
+            kinds = ", ".join(dict.fromkeys(table.loc[states == "failed", column].astype(str)))
+            notes.append(f"{out} row{'s' if out > 1 else ''} left out because of column {column}: {kinds}")
+        return states
+    return pd.Series("completed", index=table.index)
+
+
+def _not_made(runs: pd.DataFrame) -> dict[str, list[int]]:
+    # runs without a value in any of their rows
+    made = runs.groupby(["arm", "seed", "task"], sort=False)["made"].any()
+    absent = made[~made].reset_index()
+    return {str(arm): sorted({int(s) for s in rows["seed"]}) for arm, rows in absent.groupby("arm", sort=False)}
+
+
+def _check_twice(where: str, table: pd.DataFrame, runs: pd.DataFrame, layout: Layout) -> None:
+    known = ("arm", "seed", "task", "step", "stage", "config_key", "chosen")
+    keys = [c for c in known if c in runs]
+    if not (twice := runs.duplicated(keys, keep=False)).any():
+        return
+    first = runs[twice].iloc[0]
+    same = table[(runs[keys] == first[keys]).all(axis=1)]
+    apart = [str(c) for c in table.columns if c != layout.metric and same[c].nunique() == len(same)]
+    for role in ("task", "step"):
+        likely = [c for c in apart if columns.bare(c) in columns.LIKELY[role].split()]
+        if likely and getattr(layout, role) is None:
+            raise TableError(
+                f"{where}: arm {first['arm']!r} seed {first['seed']:g} has several rows; allowed: one row per run, or "
+                f"the name of the column that tells them apart: --{role} {likely[0]}"
+            )
+
+
+def _study(where: str, name: str, runs: pd.DataFrame, layout: Layout, question: Question, facts: TableFacts) -> Study:
+    arms = list(dict.fromkeys(runs["arm"]))
+    confirm = {key: getattr(question, key) for key in ("level", "margin", "correction")}
+    settings = {"confirm": {key: value for key, value in confirm.items() if value is not None}}
+    baseline, floor = (_arm(where, key, getattr(question, key), arms) for key in ("baseline", "floor"))
+
+    def part(rows: pd.DataFrame, called: str, known: TableFacts) -> Study:
+        study = assemble(
+            where,
+            called,
+            rows.drop(columns="task"),
+            pd.DataFrame(),
+            settings,
+            baseline=baseline,
+            floor=floor,
+            metric=layout.name or shapes.VALUE,
+            facts=known,
+        )
+        _check_pairs(where, study)
+        return study
+
+    if layout.task is None:
+        return part(runs, name, facts)
+    parts = tuple(part(rows, str(task), replace(facts, notes=(), task=str(task))) for task, rows in _by_task(runs))
+    if len(parts) == 1:
+        return parts[0]
+    return part(tasks.together(where, parts), name, replace(facts, unit="% of the baseline", tasks=parts))
+
+
+def _by_task(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return [(str(task), rows) for task, rows in runs.groupby("task", sort=False)]
+
+
+def _arm(where: str, key: str, given: str | None, arms: list[str]) -> str | None:
+    if given is None:
+        if key == "floor":
+            return None
+        listed = columns.listed(arms)
+        raise TableError(
+            f"{where}: no arm is marked baseline; allowed: exactly one of {listed}: --baseline {arms[0]!r}"
+        )
+    name = cells.name(given)
+    if name in arms:
+        return name
+    near = next((arm for arm in arms if cells.twins([arm, name])), arms[0])
+    raise TableError(f"{where}: {key} {name!r} is not an arm; allowed: {columns.listed(arms)}: --{key} {near!r}")
+
+
+def _check_pairs(where: str, study: Study) -> None:
+    # without any pair, the runs can only be compared as two samples
+    assert study.table is not None
+    losses = study.losses().notna()
+    others = [arm for arm in study.arms if arm != study.baseline and losses[arm].any()]
+    base = losses[study.baseline]
+    if study.table.unpaired or not others or not base.any() or any((losses[arm] & base).any() for arm in others):
+        return
+    within = f" in task {study.table.task}" if study.table.task else ""
+    raise TableError(
+        f"{where}: {study.baseline} and {others[0]} have no seed in common{within}; runs that are not pairs are "
+        "compared by Welch's test: --unpaired"
+    )
