@@ -27,7 +27,7 @@ from simulation import expected
 from simulation.page import markdown, percent, write
 from simulation.world import CONFIRM, SCENARIOS, STUDY, TEST_GAP, TREATMENTS, Scenario, World
 
-from analysis.io.study import assemble
+from analysis.io.assemble import assemble
 from analysis.io.write import write_whole
 from analysis.stats.sequential import RULES
 from analysis.verdict import decide as verdicts

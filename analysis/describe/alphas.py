@@ -8,7 +8,9 @@ import pandas as pd
 from scipy import stats
 
 from analysis.io import command, formats
-from analysis.io.study import Study, TableError, confirm_rows
+from analysis.io.assemble import Study
+from analysis.io.files import TableError
+from analysis.io.trials import confirm_rows
 
 COLUMNS: formats.Columns = {
     "arm": ("arm", ""),

@@ -12,7 +12,7 @@ import numpy as np
 from analysis.describe.hyperparameters import ALPHA_COLUMNS, against_alpha, importance
 from analysis.describe.hyperparameters import COLUMNS as IMPORTANCE_COLUMNS
 from analysis.io import command, formats
-from analysis.io.study import Study
+from analysis.io.assemble import Study
 from analysis.stats.paired_tests import Values
 
 COLUMNS: formats.Columns = {

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from analysis.io.assemble import Study
 from analysis.io.formats import Columns
-from analysis.io.study import Study, confirm_rows
+from analysis.io.trials import confirm_rows
 from analysis.stats import estimates
 from analysis.stats.optimum import optima
 from analysis.verdict.checks import edge_hits

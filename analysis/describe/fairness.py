@@ -4,8 +4,9 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.io.assemble import Study
 from analysis.io.names import OUTCOMES, STAGES
-from analysis.io.study import Study, confirm_rows
+from analysis.io.trials import confirm_rows
 
 SLOWER = 0.98  # an arm counts as slower below this share of the baseline's speed
 COLUMNS = {

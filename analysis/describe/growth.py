@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis.describe import curves
 from analysis.io import command, formats
-from analysis.io.study import Study
+from analysis.io.assemble import Study
 from analysis.stats import multiplicity
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.io.assemble import Study
 from analysis.io.formats import Columns
-from analysis.io.study import Study
 
 COLUMNS: Columns = {
     "arm": ("arm", ""),

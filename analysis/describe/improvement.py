@@ -11,7 +11,8 @@ import numpy as np
 from analysis.describe import calibration, curves
 from analysis.describe.calibration import at_grid
 from analysis.io import command, formats
-from analysis.io.study import Study, confirm_rows
+from analysis.io.assemble import Study
+from analysis.io.trials import confirm_rows
 from analysis.stats import estimates
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import Comparison, Result, as_object
@@ -88,10 +89,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
         print(formats.to_json(result))
     else:
         rows = result["comparisons"]
-        own = {"mean_difference", "difference_low", "difference_high"}
-        table = formats.of_table(rows, study.unit) if study.table else {}
-        units = {**COLUMNS, **{k: c for k, c in table.items() if k in own}}
-        shown = {k: c for k, c in units.items() if any(r[k] is not None for r in rows) or k == "arm"}
+        columns = COLUMNS if study.table is None else formats.with_own_unit(COLUMNS, study.unit)
+        shown = {k: c for k, c in columns.items() if any(r[k] is not None for r in rows) or k == "arm"}
         command.emit_rows(rows, shown, options.format, title=f"Improvement over {study.baseline} on {study.metric}")
         command.say(study.table.notes if study.table else ())
         if options.format == "terminal":

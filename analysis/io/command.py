@@ -9,9 +9,11 @@ from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from analysis.io import formats
+from analysis.io.assemble import CORRECTIONS, Study
 from analysis.io.exits import Exit
+from analysis.io.files import TableError
 from analysis.io.mlflow import load_mlflow
-from analysis.io.study import CORRECTIONS, Study, TableError, load
+from analysis.io.study import load
 from analysis.io.tables.columns import Options
 from analysis.io.text import one_line, redact
 

@@ -52,24 +52,25 @@ REPORT_COLUMNS: Columns = {
 }
 
 
-def of_table(rows: list[dict[str, Any]], unit: str) -> Columns:
-    """Return the verdict's columns for rows of a table from elsewhere, whose metric has its own unit.
-
-    The interval of the difference stands beside it, and columns without any value are left out.
-    """
+def with_own_unit(columns: Columns, unit: str) -> Columns:
+    """Return columns with the difference in the unit of a table's metric, and its interval beside it."""
     heading = {"%": "points", "": "difference"}.get(unit, unit)
-    own = {
-        "mean_difference": (heading, "+.5g"),
-        "difference_low": ("low", "+.5g"),
-        "difference_high": ("high", "+.5g"),
-    }
+    own = {"mean_difference": (heading, "+.5g"), "difference_low": ("low", "+.5g"), "difference_high": ("high", "+.5g")}
+    out: Columns = {}
+    for key, column in columns.items():
+        out |= own if key == "mean_difference" else {key: column}
+    return out
+
+
+def of_table(rows: list[dict[str, Any]], unit: str) -> Columns:
+    """Return the verdict's columns for rows of a table from elsewhere; columns without any value are left out."""
     counts = {"n": VERDICT_COLUMNS["n"]}
     if any(row["test"] != "paired t" for row in rows):
         counts = {"n_baseline": ("n baseline", "d"), "n_arm": ("n arm", "d"), "test": ("test", "")}
     elif any(row["complete_pairs"] not in (0, row["n"]) for row in rows):
         counts["complete_pairs"] = ("in the interval", "d")
-    rest = {key: value for key, value in VERDICT_COLUMNS.items() if key not in ("arm", "n", *own)}
-    columns = {"arm": VERDICT_COLUMNS["arm"], **counts, **own, **rest}
+    ordered = {"arm": VERDICT_COLUMNS["arm"], **counts, "mean_difference": VERDICT_COLUMNS["mean_difference"]}
+    columns = with_own_unit(ordered | {k: c for k, c in VERDICT_COLUMNS.items() if k not in (*ordered, "n")}, unit)
     return {k: c for k, c in columns.items() if k == "mean_difference" or any(row[k] is not None for row in rows)}
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.io import plain_yaml
+from analysis.io.assemble import Study, assemble
 from analysis.io.files import TableError, checked_settings
 from analysis.io.names import OUTCOMES
-from analysis.io.study import Study, assemble
 from analysis.io.text import one_line, redact
 
 _STEP_METRICS = {"val/nll": "val_nll", "train/nll": "train_nll"}

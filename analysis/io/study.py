@@ -1,120 +1,14 @@
-"""Checked study tables from a folder or a file; input that would invalidate a test is refused here."""
+"""Read a study from its folder or from a table."""
 
 import os
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
+from analysis.io.assemble import Study, assemble
 from analysis.io.files import TableError, read_json, read_settings, read_table
-from analysis.io.names import STAGES
-from analysis.io.trials import confirm_rows, last_step, normalise, numeric_columns, to_numbers
-from analysis.stats.sequential import RULES, plan
-
-if TYPE_CHECKING:
-    from analysis.io.tables.columns import Options
-
-CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
-METRICS = ("test_nll", "val_nll")  # the default is the first one that the table has
-DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # for a table without a study file
-MOST_LOSS = 1e100  # squares of larger losses overflow
-_DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome", "reason", "chosen")
-
-
-@dataclass(frozen=True, eq=False)
-class TableFacts:
-    """What a table from elsewhere means, besides its rows; a study of our own needs none of it.
-
-    `unit` is the metric's unit, "" if it is not known. `not_made` has the seeds of each arm whose cells were empty.
-    `tasks` has one study per task if the rows are means over tasks, and `task` is the name of the task otherwise.
-    """
-
-    higher_is_better: bool = False
-    unit: str = "nats"
-    unpaired: bool = False
-    notes: tuple[str, ...] = ()
-    not_made: dict[str, list[int]] = field(default_factory=dict)
-    task: str = ""
-    tasks: tuple["Study", ...] = ()
-
-    @property
-    def sign(self) -> int:
-        """Factor that makes a loss of the metric: 1, or -1 if a higher value is better."""
-        return -1 if self.higher_is_better else 1
-
-
-@dataclass(frozen=True, eq=False)
-class Study:
-    """Tables of one study, and the decision rule that was fixed before it ran.
-
-    `trials` has one row per cell (stage, arm, configuration, seed). `curves` has one row per cell and evaluation step.
-    Losses are in nats per token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss. `table`
-    describes a table from elsewhere, whose metric may have another unit and direction.
-    """
-
-    name: str
-    question: str
-    baseline: str
-    floor: str | None
-    arms: list[str]
-    level: float
-    correction: str
-    margin: float | str
-    metric: str
-    trials: pd.DataFrame
-    curves: pd.DataFrame
-    folder: Path | None
-    settings: dict[str, Any]
-    table: TableFacts | None = None
-
-    @property
-    def sign(self) -> int:
-        """Factor that makes a loss of the metric: 1, or -1 if a higher value is better."""
-        return self.table.sign if self.table else 1
-
-    @property
-    def unit(self) -> str:
-        """Unit of the metric; "" if it is not known."""
-        return self.table.unit if self.table else "nats"
-
-    @property
-    def rule(self) -> str:
-        """Rule for adding seeds: fixed, obrien-fleming or e-process."""
-        return str((self.settings.get("confirm") or {}).get("rule") or "fixed")
-
-    @property
-    def confirms(self) -> bool:
-        """True if the study has a confirm stage, the only one whose runs a test may use."""
-        return "confirm" in (self.settings.get("stages") or STAGES)
-
-    @property
-    def looks(self) -> tuple[int, ...]:
-        """Numbers of seeds at the looks of a sequential rule; empty for the fixed rule."""
-        cap = (self.settings.get("confirm") or {}).get("max_seeds")
-        return () if self.rule == "fixed" else plan(self.rule, cap)
-
-    @property
-    def added(self) -> list[str]:
-        """Arms that joined the study after the configurations of the other arms had been chosen."""
-        if self.folder is None or "added" not in self.trials.columns:
-            return []
-        later = set(self.trials.loc[self.trials["added"] == True, "arm"])  # noqa: E712 (the column may hold null)
-        return [arm for arm in self.arms if arm in later]
-
-    def losses(self, metric: str | None = None) -> pd.DataFrame:
-        """Return the confirm losses, seeds down and arms across: +inf = infeasible (diverged), NaN = no such run.
-
-        A `failed` trial counts as no run, because the machine failed and not the arm. A diverged run keeps its place.
-        A metric of which a higher value is better has its sign changed, so that lower is better here.
-        """
-        rows = confirm_rows(self.trials)
-        rows = rows[rows["outcome"] != "failed"]
-        loss = self.sign * rows[metric or self.metric].astype(float)
-        loss = loss.where((rows["outcome"] == "completed") & np.isfinite(loss), np.inf)
-        table = rows.assign(_loss=loss).pivot(index="seed", columns="arm", values="_loss")
-        return table.sort_index().reindex(columns=self.arms)
+from analysis.io.tables.columns import Options
+from analysis.io.tables.load import Question, load_table
 
 
 def load(
@@ -126,7 +20,7 @@ def load(
     level: float | None = None,
     margin: float | str | None = None,
     correction: str | None = None,
-    options: "Options | None" = None,
+    options: Options | None = None,
 ) -> Study:
     """Read a study folder, or a table of (arm, seed, metric) from elsewhere, and check it.
 
@@ -146,9 +40,6 @@ def load(
     Raises:
         TableError: If the input cannot be read or would invalidate a test.
     """
-    from analysis.io.tables.columns import Options  # these modules make a Study
-    from analysis.io.tables.load import Question, load_table
-
     source = Path(path)
     if os.path.isdir(source):  # False also for a name that is not possible for a folder
         for name, value in (("level", level), ("margin", margin), ("correction", correction)):
@@ -161,93 +52,6 @@ def load(
         raise TableError(f"{source}: no such file or folder; allowed: a study folder, or a file with a table")
     question = Question(baseline, floor, metric, level, margin, correction)
     return load_table(str(path), question, options or Options())
-
-
-def assemble(
-    source: str,
-    name: str,
-    trials: pd.DataFrame,
-    curves: pd.DataFrame,
-    settings: dict[str, Any],
-    *,
-    baseline: str | None = None,
-    floor: str | None = None,
-    metric: str | None = None,
-    folder: Path | None = None,
-    facts: TableFacts | None = None,
-) -> Study:
-    """Check two tables and a study's settings, and make a `Study` of them.
-
-    Args:
-        source: Name of the input in error messages.
-        name: Name of the study if the settings give none.
-        trials: One row per cell.
-        curves: One row per cell and evaluation step; may be empty.
-        settings: Content of the study file; may be empty.
-        baseline, floor, metric: As for `load`.
-        folder: Folder of the study, if it has one.
-        facts: What a table from elsewhere means, if it is one.
-
-    Raises:
-        TableError: If the input would invalidate a test.
-    """
-    trials = normalise(source, trials)
-    declared = settings.get("arms") or {}
-    arms = list(declared) if declared else list(dict.fromkeys(trials["arm"]))
-    if unknown := sorted(set(trials["arm"]) - set(arms)):
-        raise TableError(f"{source}: column arm has {unknown[0]!r}; allowed: {', '.join(arms)}")
-    confirm = {**DEFAULTS, **(settings.get("confirm") or {})}
-    study = Study(
-        name=str(settings.get("name") or name),
-        question=str(settings.get("question") or ""),
-        baseline=_one_arm(source, "baseline", baseline, declared, arms),
-        floor=_one_arm(source, "floor", floor, declared, arms) if floor or _marked_arms(declared, "floor") else None,
-        arms=arms,
-        level=_level(source, confirm["level"]),
-        correction=_choice(source, "correction", confirm["correction"], CORRECTIONS),
-        margin=confirm["margin"],
-        metric=_metric(source, trials, metric),
-        trials=trials,
-        curves=numeric_columns(f"{source} (curves)", curves),
-        folder=folder,
-        settings=settings,
-        table=facts,
-    )
-    if study.floor == study.baseline:
-        raise TableError(f"{source}: {study.floor!r} is both baseline and floor; allowed: two different arms")
-    margin_in_nats(study.margin, 1.0, source, study.unit)
-    _choice(source, "rule", study.rule, RULES)
-    study = replace(study, trials=last_step(source, study.trials, study.metric))
-    _check_confirm(source, study)
-    return study
-
-
-def margin_in_nats(margin: float | str, baseline_mean: float, source: str = "study", unit: str = "nats") -> float:
-    """Return the margin in nats, or in the unit of a table's metric.
-
-    Args:
-        margin: A number in nats, or a text "m%" for m percent of the baseline's mean loss.
-        baseline_mean: Mean loss of the baseline in nats.
-        source: Name of the input in error messages.
-        unit: Unit of the metric in error messages.
-
-    Raises:
-        TableError: If the margin is not above 0, or is a percentage of a mean that is not above 0.
-    """
-    text, in_unit = str(margin).strip(), f" in {unit}" if unit else ""
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        value = float("nan")
-    if isinstance(margin, bool) or not (np.isfinite(value) and value > 0):
-        raise TableError(
-            f"{source}: margin {margin!r}; allowed: {unit or 'a number'} above 0, or a percentage such as 0.5%"
-        )
-    if not text.endswith("%"):
-        return value
-    if baseline_mean <= 0:
-        raise TableError(f"{source}: margin {margin!r} of a mean of {baseline_mean:g}; allowed: a number{in_unit}")
-    return value / 100 * baseline_mean
 
 
 def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: str | None) -> Study:
@@ -263,69 +67,3 @@ def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: 
     return assemble(
         str(folder), name, trials, curves, settings, baseline=baseline, floor=floor, metric=metric, folder=folder
     )
-
-
-def _marked_arms(declared: dict[str, Any], key: str) -> list[str]:
-    return [arm for arm, options in declared.items() if isinstance(options, dict) and options.get(key) is True]
-
-
-def _one_arm(source: str, key: str, given: str | None, declared: dict[str, Any], arms: list[str]) -> str:
-    names = [given] if given is not None else _marked_arms(declared, key)
-    if len(names) != 1:
-        found = f"{len(names)} arms are marked {key}: {', '.join(names)}" if names else f"no arm is marked {key}"
-        raise TableError(f"{source}: {found}; allowed: exactly one (--{key} NAME) of {', '.join(arms)}")
-    if names[0] not in arms:
-        raise TableError(f"{source}: {key} {names[0]!r} is not an arm; allowed: {', '.join(arms)}")
-    return names[0]
-
-
-def _choice(source: str, key: str, value: object, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise TableError(f"{source}: {key} {value!r}; allowed: {', '.join(allowed)}")
-    return str(value)
-
-
-def _level(source: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 0.5:
-        raise TableError(f"{source}: level {value!r}; allowed: a number above 0 and below 0.5")
-    return float(value)
-
-
-def _metric(source: str, trials: pd.DataFrame, metric: str | None) -> str:
-    candidates = [c for c in trials.columns if c not in _DESCRIPTIVE]
-    if metric is not None and metric not in candidates:
-        raise TableError(f"{source}: no column {metric!r} for the metric; allowed: {', '.join(map(str, candidates))}")
-    rows = confirm_rows(trials)
-    found = [metric] if metric else [m for m in METRICS if m in candidates and rows[m].notna().any()]
-    found = found or [m for m in METRICS if m in candidates] or candidates
-    if not found or (len(found) > 1 and found[0] not in METRICS):
-        raise TableError(f"{source}: which column is the metric? Name it with --metric: {', '.join(map(str, found))}")
-    values = to_numbers(source, trials, found[0])
-    if np.isneginf(values).any():
-        raise TableError(f"{source}: column {found[0]} has -inf; allowed: a loss, or NaN or inf for a diverged run")
-    if (large := np.isfinite(values) & (values.abs() > MOST_LOSS)).any():
-        raise TableError(f"{source}: column {found[0]} has {values[large].iloc[0]:g}; allowed: up to {MOST_LOSS:g}")
-    return str(found[0])
-
-
-def _check_confirm(source: str, study: Study) -> None:
-    rows = confirm_rows(study.trials)
-    early = rows[rows["outcome"] == "stopped_early"]
-    if len(early):
-        cells = ", ".join(f"{r.arm} seed {r.seed}" for r in early.head(5).itertuples())
-        raise TableError(
-            f"{source}: column outcome is stopped_early in the confirm stage ({cells}); "
-            "allowed: completed, infeasible, failed"
-        )
-    if (twice := rows.duplicated(["arm", "seed"], keep=False)).any():
-        cells = ", ".join(f"{a} seed {s}" for a, s in rows.loc[twice, ["arm", "seed"]].drop_duplicates().head(5).values)
-        raise TableError(
-            f"{source}: duplicated confirm rows ({cells}); allowed: one row per arm and seed "
-            "(checkpoints of one run need a step column; they are not samples)"
-        )
-    selection = set(study.trials.loc[study.trials["stage"] != "confirm", "seed"])
-    if shared := sorted(selection & set(rows["seed"])):
-        raise TableError(
-            f"{source}: confirm seeds {', '.join(map(str, shared[:10]))} were used in search or calibrate; "
-            "allowed: fresh seeds, because a seed that chose a configuration cannot test it"
-        )

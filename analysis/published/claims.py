@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from analysis.io import command, formats
-from analysis.io.study import Study
+from analysis.io.assemble import Study
 from analysis.published.claims_ours import BYTES, notes, said, text
 from analysis.stats import estimates
 from analysis.verdict.kinds import Refusal

@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from analysis.describe import curves, growth
-from analysis.io.study import Study, confirm_rows
+from analysis.io.assemble import Study
+from analysis.io.trials import confirm_rows
 from analysis.stats import estimates
 from analysis.stats.pairs import pair
 from analysis.verdict.decide import decide

@@ -14,7 +14,9 @@ import yaml
 
 from analysis.describe import alphas
 from analysis.io import command
-from analysis.io.study import Study, TableError, confirm_rows
+from analysis.io.assemble import Study
+from analysis.io.files import TableError
+from analysis.io.trials import confirm_rows
 
 RANGE = (-10.0, 10.0)  # allowed values of a layer's fixed alpha in a study
 SPREAD = 1.5  # the search draws its rates within this factor of the confirmed ones

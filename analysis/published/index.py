@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.describe import alphas, curves, growth
 from analysis.io import formats
-from analysis.io.study import Study
+from analysis.io.assemble import Study
 from analysis.io.text import markdown
 from analysis.published import claims, claims_ours, page
 from analysis.report import plots

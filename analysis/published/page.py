@@ -10,8 +10,8 @@ from analysis.describe import alphas, calibration, curves, growth
 from analysis.describe.fairness import PUBLISHED as LEDGER_COLUMNS
 from analysis.describe.fairness import slower
 from analysis.io import formats
+from analysis.io.assemble import Study
 from analysis.io.names import STAGES
-from analysis.io.study import Study
 from analysis.io.text import markdown, readable
 from analysis.report import plots
 from analysis.report.build import decision

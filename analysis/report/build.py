@@ -13,6 +13,7 @@ from rich.table import Table
 
 from analysis.describe import calibration, curves, fairness, hyperparameters
 from analysis.io import command, formats
+from analysis.io.files import TableError
 from analysis.io.study import load
 from analysis.io.text import markdown
 from analysis.io.write import write_whole
@@ -117,6 +118,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("study", metavar="STUDY", help="a study folder")
     add_require_verdict(p)
     options = p.parse_args(argv)
+    if options.study == "-" or Path(options.study).is_file():
+        advice = f"python -m analysis.significance {options.study}"
+        raise TableError(f"{options.study}: is a file; allowed: a study folder (the verdict on a table: {advice})")
     found = Findings(load(options.study))
     print(write(found, Path(options.study)))
     return end(found.result, options.require_verdict)

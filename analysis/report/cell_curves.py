@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from analysis.io.study import Study
+from analysis.io.assemble import Study
 from analysis.report.plots import WIDTH, arm_style, legend, tokens_text
 
 Line = tuple[str, int, str, pd.DataFrame]  # arm, rank of the configuration in its arm, label, (tokens, val_nll)

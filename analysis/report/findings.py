@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.describe import alphas, budget, calibration, curves, fairness, growth, hyperparameters
 from analysis.io import formats
-from analysis.io.study import Study
+from analysis.io.assemble import Study
 from analysis.report.cell_curves import Line, lines
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import Result, as_rows

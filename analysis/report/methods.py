@@ -3,7 +3,8 @@
 from typing import Any
 
 from analysis.describe.fairness import unfair
-from analysis.io.study import STAGES, Study
+from analysis.io.assemble import Study
+from analysis.io.names import STAGES
 from analysis.report.findings import Findings
 from analysis.verdict.checks import STRONG_GAP, edge_hits
 from analysis.verdict.kinds import Refusal, Verdict

@@ -18,7 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.describe.alphas import alpha_columns, arms_with_alphas
 from analysis.describe.curves import SCALES
-from analysis.io.study import Study, confirm_rows
+from analysis.io.assemble import Study
+from analysis.io.trials import confirm_rows
 from analysis.report.palette import INK, colour_of
 from analysis.verdict.kinds import Comparison
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from analysis.describe.alphas import ALL_LAYERS
 from analysis.describe.curves import GROWS, NO_TREND, SHRINKS
-from analysis.io.study import Study, confirm_rows
+from analysis.io.assemble import Study
+from analysis.io.trials import confirm_rows
 from analysis.report.cell_curves import Line
 from analysis.verdict.kinds import Comparison
 from analysis.verdict.words import headline

@@ -1,6 +1,7 @@
 """Tests of two independent samples of runs: Welch's t, its equivalence test, and the rank test with diverged runs."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,9 @@ def welch(baseline: np.ndarray, arm: np.ndarray, level: float) -> Welch:
         raise ValueError(f"{len(baseline)} and {len(arm)} runs, at least 2 each needed")
     if constant(baseline, arm):
         raise ValueError("zero variance: all runs of an arm are equal; no t test")
-    found = stats.ttest_ind(baseline, arm, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of one constant sample, which Welch's test allows
+        found = stats.ttest_ind(baseline, arm, equal_var=False)
     interval = found.confidence_interval(1 - level)
     return Welch(
         difference=float(baseline.mean() - arm.mean()),

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.io.study import Study, confirm_rows
+from analysis.io.assemble import Study
+from analysis.io.trials import confirm_rows
 from analysis.stats.pairs import differences
 from analysis.stats.sequential import undecided
 from analysis.verdict.kinds import Comparison, Sensitivity
@@ -26,6 +27,12 @@ def assay(rows: Sequence[Comparison], study: Study) -> Sensitivity:
     out.gap_percent, out.gap_low, out.gap_high, out.n, out.p = gap, low, high, row.n, row.p_t
     out.testable = low is not None and low > 0
     out.strong = bool(out.testable and gap is not None and gap >= STRONG_GAP)
+    if row.of_table and gap is None and row.of_table.difference_high is not None:
+        low, high = -row.of_table.difference_high, -(row.of_table.difference_low or 0.0)
+        out.testable = low > 0
+        out.why = f"{study.floor} is {-(row.mean_difference or 0.0):+.4g} [{low:+.4g}, {high:+.4g}] worse than "
+        out.why += f"{study.baseline} (n = {row.n})" + ("" if out.testable else ", not clearly above zero")
+        return out
     if gap is None or low is None:
         out.why = f"the gap between {study.floor} and {study.baseline} has no interval: {row.why}"
         return out

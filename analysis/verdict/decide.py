@@ -18,7 +18,8 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from analysis.io import command, formats
-from analysis.io.study import Study, margin_in_nats
+from analysis.io.assemble import Study, margin_in_nats
+from analysis.io.files import TableError
 from analysis.stats import estimates, multiplicity, power, sequential
 from analysis.stats.pairs import Pairs, pair
 from analysis.verdict import elsewhere, words
@@ -79,10 +80,15 @@ def _measured(study: Study) -> _Part:
 
 
 def _margin(study: Study, baseline: np.ndarray) -> float | None:
-    # a table without a margin of its own has none if a percentage of its baseline has no meaning
-    unasked = study.table and "margin" not in (study.settings.get("confirm") or {})
-    if unasked and not estimates.clearly_positive(baseline, study.level):
-        return None
+    # a percentage of a table's baseline has a meaning only if its mean is clearly above zero
+    of_mean = study.table and len(baseline) and str(study.margin).strip().endswith("%")
+    if of_mean and not estimates.clearly_positive(baseline, study.level):
+        if "margin" not in (study.settings.get("confirm") or {}):
+            return None
+        raise TableError(
+            f"{study.name}: --margin {study.margin} of a mean of {baseline.mean():g}, which is not clearly above zero; "
+            f"allowed: a number{words.in_unit(study)}: --margin NUMBER"
+        )
     mean = float(baseline.mean()) if len(baseline) else 1.0
     return margin_in_nats(study.margin, mean, str(study.folder or study.name), study.unit)
 

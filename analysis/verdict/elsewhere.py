@@ -2,14 +2,15 @@
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from analysis.io.study import Study
+from analysis.io.assemble import Study
 from analysis.stats import estimates, paired_tests, unpaired_tests
 from analysis.stats.pairs import Pairs
 from analysis.verdict.comparison import bounds, percent
 from analysis.verdict.kinds import Comparison, OfTable, Refusal, Verdict
 
-NO_GAIN = 1.05  # pairing that gains less than this does not pay for a lost run
+RELATED = 0.05  # level at which the correlation of shared seeds counts as above zero
 
 
 def describe(row: Comparison, pairs: Pairs, losses: pd.DataFrame, study: Study) -> Comparison:
@@ -27,18 +28,28 @@ def describe(row: Comparison, pairs: Pairs, losses: pd.DataFrame, study: Study) 
         seeds += study.table.not_made.get(arm, [])
     b, a = (losses[arm].dropna() for arm in (row.baseline, row.arm))
     if study.table.unpaired:
-        more.p_paired, more.n_paired = row.p_deciding, row.n
+        if study.table.has_seeds:
+            more.p_paired, more.n_paired = row.p_deciding, row.n
         return _unpaired(row, b, a, study, more)
     if row.p_t is not None:
         more.difference_low, more.difference_high = paired_tests.mean_interval(
             pairs.differences[pairs.complete], study.level
         )
     more.n_baseline = more.n_arm = row.complete_pairs
-    gain, dropped = row.pairing_gain, [*row.dropped_seeds_baseline, *row.dropped_seeds_arm]
-    if dropped and gain is not None and gain < NO_GAIN and np.isfinite([*b, *a]).all():
+    dropped = row.dropped_seeds_baseline or row.dropped_seeds_arm
+    if dropped and row.pairing_gain is not None and not _related(pairs) and np.isfinite([*b, *a]).all():
         more.p_welch = unpaired_tests.welch(b.to_numpy(), a.to_numpy(), study.level).p
     row.of_table = more
     return row
+
+
+def _related(pairs: Pairs) -> bool:
+    # pairing gains only if runs of one seed resemble each other
+    if len(pairs.seeds) < 3 or estimates.constant(pairs.baseline, pairs.baseline):
+        return False
+    if estimates.constant(pairs.arm, pairs.arm):
+        return False
+    return bool(stats.pearsonr(pairs.baseline, pairs.arm, alternative="greater").pvalue <= RELATED)
 
 
 def _unpaired(paired: Comparison, all_b: pd.Series, all_a: pd.Series, study: Study, more: OfTable) -> Comparison:

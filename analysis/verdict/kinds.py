@@ -37,19 +37,22 @@ class Refusal(StrEnum):
     FLOOR_DOES_NOT_LOSE = "floor_does_not_lose"
 
 
+PAIRED = "paired t"
+
+
 @dataclass
 class OfTable:
     """Numbers of a comparison that only a table from elsewhere has.
 
     `difference_low` and `difference_high` are the t interval of the mean difference in the metric's own unit.
     `n_baseline` and `n_arm` are the runs of an unpaired test; `p_paired` is the paired test's p over the `n_paired`
-    seeds that both have. `not_made_seeds_*` are those with empty cells. `p_welch` is the unpaired test's p if pairs
-    gain nothing.
+    seeds that both have. `not_made_seeds_*` are those with empty cells. `p_welch` is the unpaired test's p over
+    all runs if pairing leaves out runs without a clear gain.
     """
 
     difference_low: float | None = None
     difference_high: float | None = None
-    test: str = "paired t"
+    test: str = PAIRED
     n_baseline: int = 0
     n_arm: int = 0
     p_paired: float | None = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.io.study import Study, TableFacts
-from analysis.verdict.kinds import Comparison, MetricFacts, Refusal, Verdict, in_question
+from analysis.io.assemble import Study, TableFacts
+from analysis.verdict.kinds import PAIRED, Comparison, MetricFacts, Refusal, Verdict, in_question
 
 CLAIM_SEEDS = 8  # seeds that a claim needs
 _REFUSALS = {
@@ -142,6 +142,9 @@ def _more_seeds(row: Comparison) -> str:
     total = row.seeds_needed
     if total is None:
         return "more than 10000 more seeds"
+    if row.of_table and row.of_table.test != PAIRED:
+        more = max(1, total - min(row.of_table.n_baseline, row.of_table.n_arm))
+        return f"about {more} more run{'s' if more > 1 else ''} of each arm"
     more = max(1, total - row.n)
     return f"about {more} more seed{'s' if more > 1 else ''}"
 
@@ -197,11 +200,13 @@ def _of_table(row: Comparison, study: Study) -> list[str]:
     assert more is not None
     for arm, seeds in ((row.baseline, more.not_made_seeds_baseline), (row.arm, more.not_made_seeds_arm)):
         if seeds:
-            runs = "run was" if len(seeds) == 1 else f"{len(seeds)} runs were"
-            notes.append(f"{arm}: {runs} not made (empty cells, seeds {_listed(seeds)}), and left out")
+            runs, s = ("one run was", "") if len(seeds) == 1 else (f"{len(seeds)} runs were", "s")
+            notes.append(f"{arm}: {runs} not made (empty cell{s}, seed{s} {_listed(seeds)}), and left out")
+    if row.refusal is Refusal.NO_COMMON_SEED:
+        notes.append("runs that are not pairs are compared by Welch's test: --unpaired")
     if more.p_welch is not None:
         notes.append(
-            f"pairing gains nothing here ({row.pairing_gain:.2f}x) and leaves out "
+            f"pairing shows no clear gain ({row.pairing_gain:.2f}x) and leaves out "
             f"{len(row.dropped_seeds_baseline) + len(row.dropped_seeds_arm)} runs; if seeds are only run numbers, "
             f"--unpaired compares all runs (Welch's p = {more.p_welch:.3g})"
         )

@@ -34,7 +34,8 @@ def study_noise(folder: Path) -> tuple[float, dict[str, float]]:
     floor, weighted by degrees of freedom. Seeds on which either trial diverged are left out. Raises StudyError if no
     arm has two pairs left.
     """
-    from analysis.io.study import TableError, load
+    from analysis.io.files import TableError
+    from analysis.io.study import load
     from analysis.stats.pairs import pair
 
     try:

@@ -36,7 +36,7 @@ STATES = ("outcome", "status", "state")
 _ASIDE = _words(
     "lr learning epoch epochs step steps iter iteration iterations time runtime seconds minutes hours "
     "timestamp duration tokens params parameters flops memory mem gpu gpus batch size depth width layers dim "
-    "id index number created started ended alpha beta dropout decay date trial run"
+    "id index number created started ended datetime start complete end wall alpha beta dropout decay date trial run"
 )
 OWN = frozenset(("study", "stage", "config_key", "outcome", "reason", "chosen"))
 
@@ -103,6 +103,12 @@ def find(source: str, table: pd.DataFrame, role: str, named: str | None) -> str 
     raise TableError(
         f"{source}: no column {wanted!r} for --{role}; it has {listed(columns)}{nearest(table, role, wanted)}"
     )
+
+
+def is_aside(name: str) -> bool:
+    """Check by its name if a column describes a run instead of holding results."""
+    likely = {word for words in LIKELY.values() for word in words.split()} - {"model", "name"}
+    return bool(_ASIDE & set(metrics.words(name))) or bare(name) in likely
 
 
 def listed(names: list[str]) -> str:

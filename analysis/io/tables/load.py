@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.io.assemble import METRICS, Study, TableFacts, assemble
 from analysis.io.files import TableError, shown
-from analysis.io.study import METRICS, Study, TableFacts, assemble
 from analysis.io.tables import cells, columns, metrics, records, shapes, source, tasks
 from analysis.io.tables.columns import Options
 from analysis.io.tables.shapes import Layout
@@ -49,25 +49,26 @@ def load_table(path: str, question: Question, options: Options) -> Study:
     """
     where = "standard input" if path == "-" else path
     read = source.read(path, options.sheet)
-    table, metric = shapes.one_metric(where, records.unpack(read.table), question.metric)
-    table, layout = shapes.long(where, table, options, question.baseline, metric)
+    as_read, metric = shapes.one_metric(where, records.unpack(read.table), question.metric)
+    table, layout = shapes.long(where, as_read, options, question.baseline, metric)
     layout = layout or _layout(where, table, options, metric)
     if layout.seed is None and not options.unpaired:
-        raise TableError(f"{columns.missing(where, table, 'seed')}, or if runs are not pairs: --unpaired")
+        raise TableError(f"{columns.missing(where, as_read, 'seed')}, or if runs are not pairs: --unpaired")
     notes = list(read.notes)
     facts = TableFacts(
         higher_is_better=_direction(where, layout.name, options, notes),
         unit=metrics.unit(layout.metric) if layout.name else "",
         unpaired=options.unpaired,
+        has_seeds=layout.seed is not None,
     )
     values = cells.numbers(where, table[layout.metric], options.decimal, read.separator)
     unit = values.unit or facts.unit if options.unit is None else options.unit
     runs = _runs(where, table, layout, values, read.separator, notes)
-    facts = replace(facts, unit=unit, notes=(*notes, *([values.note] if values.note else [])), not_made=_not_made(runs))
-    runs = runs[runs["made"]].drop(columns="made")
-    if runs.empty:
+    facts = replace(facts, unit=unit, notes=(*notes, *([values.note] if values.note else [])))
+    if not runs["made"].any():
         raise TableError(f"{where}: column {layout.metric} is empty in every row; allowed: a number per run")
-    _check_twice(where, table.loc[runs.index], runs, layout)
+    made = runs[runs["made"]]
+    _check_twice(where, table.loc[made.index], made, layout)
     return _study(where, "stdin" if path == "-" else Path(path).stem, runs, layout, question, facts)
 
 
@@ -195,7 +196,7 @@ def _outcomes(where: str, table: pd.DataFrame, notes: list[str]) -> pd.Series:
 
 def _not_made(runs: pd.DataFrame) -> dict[str, list[int]]:
     # runs without a value in any of their rows
-    made = runs.groupby(["arm", "seed", "task"], sort=False)["made"].any()
+    made = runs.groupby(["arm", "seed"], sort=False)["made"].any()
     absent = made[~made].reset_index()
     return {str(arm): sorted({int(s) for s in rows["seed"]}) for arm, rows in absent.groupby("arm", sort=False)}
 
@@ -218,36 +219,43 @@ def _check_twice(where: str, table: pd.DataFrame, runs: pd.DataFrame, layout: La
 
 
 def _study(where: str, name: str, runs: pd.DataFrame, layout: Layout, question: Question, facts: TableFacts) -> Study:
-    arms = list(dict.fromkeys(runs["arm"]))
     confirm = {key: getattr(question, key) for key in ("level", "margin", "correction")}
     settings = {"confirm": {key: value for key, value in confirm.items() if value is not None}}
+    arms = list(dict.fromkeys(runs["arm"]))
     baseline, floor = (_arm(where, key, getattr(question, key), arms) for key in ("baseline", "floor"))
 
     def part(rows: pd.DataFrame, called: str, known: TableFacts) -> Study:
         study = assemble(
             where,
             called,
-            rows.drop(columns="task"),
+            rows[rows["made"]].drop(columns=["task", "made"]),
             pd.DataFrame(),
             settings,
             baseline=baseline,
             floor=floor,
             metric=layout.name or shapes.VALUE,
-            facts=known,
+            facts=replace(known, not_made=known.not_made or _not_made(rows)),
         )
         _check_pairs(where, study)
         return study
 
     if layout.task is None:
         return part(runs, name, facts)
-    parts = tuple(part(rows, str(task), replace(facts, notes=(), task=str(task))) for task, rows in _by_task(runs))
+    parts = []
+    for task, rows in runs.groupby("task", sort=False):
+        if lacking := {baseline, floor} - {None, *rows["arm"]}:
+            raise TableError(
+                f"{where}: task {task!r} has no run of {lacking.pop()!r}; allowed: tasks with the baseline"
+            )
+        parts.append(part(rows, str(task), replace(facts, notes=(), task=str(task))))
     if len(parts) == 1:
-        return parts[0]
-    return part(tasks.together(where, parts), name, replace(facts, unit="% of the baseline", tasks=parts))
-
-
-def _by_task(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return [(str(task), rows) for task, rows in runs.groupby("task", sort=False)]
+        return part(runs, name, replace(facts, task=parts[0].name))
+    mean = tasks.together(where, parts)
+    whole = replace(facts, unit="% of the baseline", tasks=tuple(parts), not_made={arm: [] for arm in arms})
+    lacking_runs = tuple(
+        f"{arm}: {n} of its runs lack a task and are left out" for arm, n in tasks.lacking(parts, mean)
+    )
+    return part(mean.assign(task="", made=True), name, replace(whole, notes=(*facts.notes, *lacking_runs)))
 
 
 def _arm(where: str, key: str, given: str | None, arms: list[str]) -> str | None:

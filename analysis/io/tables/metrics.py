@@ -8,15 +8,15 @@ def _words(text: str) -> frozenset[str]:
 
 
 _LOWER = _words(
-    "loss nll ce xent crossentropy bce error err ppl perplexity bpb bpc bpd bits nats wer cer mse rmse mae "
-    "mape brier fid kid kl regret cost eer ece logloss deviance misclassification latency"
+    "loss losses nll ce xent crossentropy bce error errors err ppl perplexity bpb bpc bpd bits nats wer cer mse rmse "
+    "mae mape brier fid kid kl regret cost eer ece logloss deviance misclassification latency"
 )
 _HIGHER = _words(
-    "acc accuracy f1 fscore fbeta bleu sacrebleu chrf rouge meteor cider auc auroc auprc aupr roc ap map "
-    "reward return elo precision recall iou miou dice psnr ssim mrr ndcg r2 kappa mcc em correct loglik "
-    "likelihood loglikelihood logprob elbo elpd throughput winrate specificity sensitivity spearman pearson"
+    "acc accuracy f1 fscore fbeta bleu sacrebleu chrf rouge rougel rougelsum meteor cider auc auroc auprc aupr roc ap "
+    "map reward rewards return returns elo precision recall iou miou dice psnr ssim mrr ndcg r2 kappa mcc em correct "
+    "loglik likelihood loglikelihood logprob elbo elpd throughput winrate specificity sensitivity spearman pearson"
 )
-_WEAK = frozenset(("score",))  # higher is better, unless another word says otherwise (brier score)
+_WEAK = frozenset(("score", "scores"))  # higher is better, unless another word says otherwise (brier score)
 _PHRASES = (  # words in a row that mean something else together
     (("negative", "log", "likelihood"), "nll"),
     (("neg", "log", "likelihood"), "nll"),
@@ -67,7 +67,7 @@ def higher_is_better(name: str) -> bool | None:
     stems = [w if w in _LOWER | _HIGHER else w.rstrip("0123456789") for w in found]
     down, up = any(s in _LOWER for s in stems), any(s in _HIGHER for s in stems)
     if not (down or up):
-        up = any(s in _WEAK or (s in _COUNTED and re.search(r"\d", name)) for s in stems)
+        up = any(s in _WEAK or (s in _COUNTED and re.search(r"[\d@]", name)) for s in stems)
     if down == up:
         return None
     turned = [w for w in found if w in _TURNED] or re.match(r"\s*(1|100)?\s*[-\u2212]", name)

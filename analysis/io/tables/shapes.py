@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.io.files import TableError
 from analysis.io.tables import cells
-from analysis.io.tables.columns import OWN, STATES, STEPS, Options, bare, find, listed, missing
+from analysis.io.tables.columns import OWN, STATES, STEPS, Options, bare, find, is_aside, listed, missing
 
 VALUE = "value"  # the column of a reshaped table
 _SEED = re.compile(r"(?:seed|run|rep|trial)?[ _#-]*(\d+)", re.IGNORECASE)
@@ -83,9 +83,9 @@ def long(
             raise TableError(f"{source}: no column {unknown[0]!r} for --wide; it has {listed(names)}")
     elif baseline is not None and cells.name(baseline) in free:
         arms = free
-        if text := [c for c in arms if not _holds_numbers(table[c])]:
-            rest = ",".join(c for c in arms if c not in text)
-            raise TableError(f"{source}: column {text[0]!r} holds no numbers; which columns are arms? --wide {rest}")
+        if others := [c for c in arms if not _holds_numbers(table[c]) or is_aside(c)]:
+            rest = ",".join(c for c in arms if c not in others)
+            raise TableError(f"{source}: column {others[0]!r} seems to be no arm; which ones are? --wide {rest}")
     else:
         error = missing(source, table, "arm")
         wide = roles["seed"] is not None and len(free) > 1 and all(_holds_numbers(table[c]) for c in free)

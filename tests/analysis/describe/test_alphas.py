@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from analysis.describe import alphas
-from analysis.io.study import TableError, load
+from analysis.io.files import TableError
+from analysis.io.study import load
 from analysis.published import freeze
 from analysis.report import takeaways
 from pagating.gating.catalog import COMPETITORS

@@ -11,7 +11,8 @@ import pytest
 from analysis.describe import alphas, budget, calibration, fairness, improvement
 from analysis.describe.curves import SCALES, over_training, slopes
 from analysis.io import command
-from analysis.io.study import assemble, load
+from analysis.io.assemble import assemble
+from analysis.io.study import load
 from analysis.published import claims
 from analysis.report import build
 from analysis.report.methods import methods

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.io import command, files
-from analysis.io.study import TableError, load
+from analysis.io.files import TableError
+from analysis.io.study import load
 
 SCRIPTS = ("significance", "improvement", "alphas", "budget", "claims", "report")
 LOSSES = {"gelu": (3.0, 3.02, 3.01, 3.05), "x": (3.11, 3.1, 3.13, 3.16)}

@@ -8,8 +8,9 @@ import pytest
 
 from analysis.describe.curves import slopes
 from analysis.io import command
+from analysis.io.files import TableError
 from analysis.io.mlflow import load_mlflow
-from analysis.io.study import TableError, load
+from analysis.io.study import load
 from analysis.significance import main
 from analysis.verdict import decide
 from tests.analysis.helpers import simulate

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis.io.study import TableError, load, margin_in_nats
+from analysis.io.assemble import margin_in_nats
+from analysis.io.files import TableError
+from analysis.io.study import load
 
 
 def change(folder: Path, **changes: object) -> Path:

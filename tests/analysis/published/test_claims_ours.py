@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis.io.study import Study, load
+from analysis.io.assemble import Study
+from analysis.io.study import load
 from analysis.published import claims, claims_ours, index
 from analysis.verdict.decide import verdict
 

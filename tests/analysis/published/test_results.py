@@ -15,7 +15,8 @@ import yaml
 from scipy import stats
 
 from analysis.describe import curves, growth
-from analysis.io.study import TableError, load
+from analysis.io.files import TableError
+from analysis.io.study import load
 from analysis.published import freeze, index
 from tune.study.files import load as load_study
 from tune.study.files import parse

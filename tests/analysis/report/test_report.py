@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis.io.study import TableError, load
+from analysis.io.files import TableError
+from analysis.io.study import load
 from analysis.report import build, plots
 from analysis.verdict import decide
 from tests.analysis.helpers import simulate

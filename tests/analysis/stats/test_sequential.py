@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.io.study import TableError, assemble
+from analysis.io.assemble import assemble
+from analysis.io.files import TableError
 from analysis.stats import sequential
 from analysis.stats.pairs import differences
 from analysis.stats.sequential import NOMINAL, e_process, nominal, path, plan, undecided

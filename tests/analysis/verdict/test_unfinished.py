@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.io.study import Study, assemble
+from analysis.io.assemble import Study, assemble
 from analysis.verdict.checks import unfinished
 
 ARMS = {"gelu": {"baseline": True}, "a": {}}

@@ -12,7 +12,8 @@ import pytest
 
 from analysis import improvement, significance
 from analysis.io import command, formats
-from analysis.io.study import TableError, load
+from analysis.io.files import TableError
+from analysis.io.study import load
 from analysis.stats.power import power
 from analysis.verdict.decide import verdict
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.io.study import assemble
+from analysis.io.assemble import assemble
 from analysis.stats import power
 from analysis.verdict.decide import decide
 from tests.studies import SMALL, changed, study_of
