@@ -38,6 +38,7 @@ def complete_config(incomplete: str) -> list[str]:
 Config = Annotated[Path, typer.Argument(help="Study file, such as configs/sweep.yaml.", autocompletion=complete_config)]
 Output = Annotated[Path, typer.Option(help="Folder of the studies.")]
 Name = Annotated[str, typer.Argument(help="Name of a study, or its folder.", autocompletion=complete_study)]
+Names = Annotated[list[str], typer.Argument(help="Names of studies, or their folders.", autocompletion=complete_study)]
 RequireVerdict = Annotated[
     bool,
     typer.Option("--require-verdict", help="Exit with 3 if an arm other than the floor is undecided or not testable."),

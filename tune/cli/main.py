@@ -12,7 +12,7 @@ import typer
 
 import pagating
 from analysis.io.exits import Exit
-from tune.cli import ahead, studies, sweep, ui
+from tune.cli import ahead, folders, studies, sweep, ui
 from tune.cli.analyses import ANALYSES, Forwarded, forwarded
 from tune.cli.common import INTERRUPTED
 
@@ -34,12 +34,14 @@ COMMANDS: list[tuple[str, Any, list[str]]] = [
     ),
     ("plan", ahead.plan, ["plan configs/laptop.yaml", "plan my.yaml --hours-from a100 --noise studies/sweep"]),
     ("try", ahead.try_, ["try configs/published/fair.yaml", "try my.yaml --steps 10 --arm gelu"]),
+    ("ls", folders.ls, ["ls", "ls docs/results", "ls --json"]),
     ("status", studies.status, ["status sweep", "status sweep --output ~/studies"]),
     ("report", studies.report, ["report sweep", "report sweep --require-verdict"]),
     ("ui", ui.ui, ["ui", "ui --port 5001"]),
     ("trial", studies.trial, ["trial sweep", "trial sweep confirm/gelu/0123456789ab/101 > trial.json"]),
     ("sync", studies.sync, ["sync sweep", "sync sweep --tracking http://127.0.0.1:5000"]),
     ("repair", studies.repair, ["repair sweep"]),
+    ("rm", folders.rm, ["rm sweep", "rm old older --yes"]),
 ]
 
 for name, function, examples in COMMANDS:

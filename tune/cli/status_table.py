@@ -15,6 +15,7 @@ from analysis.io.names import STAGES
 from analysis.io.text import duration, one_line
 from tune.run import heartbeat, ledger
 from tune.run.progress import Progress
+from tune.run.standing import concluded_after, verdict_of
 from tune.study.study import Study
 
 HEADINGS = {  # state of cells: (heading in a wide terminal, in a narrow one)
@@ -81,20 +82,16 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
     view = View(progress, now, beat.slots if beat and held else 0, [f"Log:     {folder / 'logs'}"])
     last = max((moment for moment in (progress.last, beat.time if beat else None) if moment), default=now)
     age = duration(max(0.0, now - last))
-    over = progress.finished or _concluded_after(folder, progress.last)
+    over = progress.finished or concluded_after(folder, progress.last)
     if held:
         view.note = f"It runs: {one_line(driver)}; last update {age} ago."
     elif over:
+        if summary := verdict_of(folder, progress.last)[1]:
+            view.lines.insert(0, f"Verdict: {one_line(summary)}")
         view.note = f"It has ended, {age} ago. The report: {folder / 'report.html'}"
     else:
         view.note = f"It is not running; last update {age} ago. `pagating sweep` with its study file continues it."
     return view
-
-
-def _concluded_after(folder: Path, last: float | None) -> bool:
-    """Return True if the verdict is newer than the last event, that is, if a sequential rule stopped before its cap."""
-    verdict = folder / "verdict.json"
-    return last is not None and verdict.is_file() and verdict.stat().st_mtime >= last
 
 
 def _title(progress: Progress) -> Text:

@@ -68,9 +68,14 @@ def status(study: Name, output: Output = Path("studies")) -> None:
     from rich.console import Console
 
     from tune.cli.status_table import look
+    from tune.run.standing import standing
     from tune.study.files import load
 
     folder = study_folder(study, output)
+    if not (folder / "ledger.jsonl").exists():
+        found = standing(folder)
+        typer.echo(f"{found.name}: {found.state}. {found.problem or found.summary}".rstrip())
+        return
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # no path is broken in a pipe
     Console(highlight=False, width=width).print(look(load(folder / "study.yaml"), folder))
 
