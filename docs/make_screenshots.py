@@ -28,7 +28,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from tune.study.files import load
-from tune.tracking.store import default_uri
+from tune.tracking.store import tracking_uri
 from tune.tracking.views import view_link
 
 LARGEST = 150_000  # bytes of a picture
@@ -103,10 +103,10 @@ def shoot(page: Page, path: Path) -> None:
 
 def run_pages(study: Path) -> dict[str, tuple[str, str]]:
     """For each picture the link within the UI, and words that its page shows once it is there."""
-    client = MlflowClient(tracking_uri=default_uri(study.parent))
+    client = MlflowClient(tracking_uri=tracking_uri(None, None, study.parent))
     experiment = client.get_experiment_by_name(study.name)
     if experiment is None:
-        sys.exit(f"{default_uri(study.parent)}: has no study {study.name}; allowed: a store with its runs")
+        sys.exit(f"{tracking_uri(None, None, study.parent)}: has no study {study.name}; allowed: a store with its runs")
     number = experiment.experiment_id
 
     def first(wanted: str, order: str = "attributes.start_time") -> Run:

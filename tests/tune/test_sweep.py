@@ -65,7 +65,7 @@ def test_the_study_ends_with_table_report_and_how_to_browse(study):
     output, done = study
     assert "verdict" in done.stdout
     assert f"Report:  {output / 'smoke' / 'report.html'}" in done.stdout
-    assert "mlflow ui --backend-store-uri sqlite:///" in done.stdout
+    assert f"pagating ui --tracking sqlite:///{output.parent / 'mlflow.db'}" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     left = {path.name for path in (output / "smoke").iterdir()}
     assert {"study.yaml", "ledger.jsonl", "trials.parquet", "curves.parquet", "verdict.json", "verdict.md"} <= left

@@ -12,7 +12,7 @@ import typer
 
 from tune.cli.common import Name, Output, RequireVerdict, study_folder
 from tune.cli.sweep import show_verdict
-from tune.cli.ui import ui_command
+from tune.cli.ui import browse
 
 
 def report(study: Name, output: Output = Path("studies"), require_verdict: RequireVerdict = False) -> None:
@@ -20,12 +20,11 @@ def report(study: Name, output: Output = Path("studies"), require_verdict: Requi
     from analysis.verdict.exits import end
     from tune.run import ledger, tables
     from tune.study.files import load
-    from tune.tracking.store import default_uri
 
     folder = study_folder(study, output)
     loaded = load(folder / "study.yaml")
     tables.write_tables(loaded.name, ledger.read(folder / "ledger.jsonl"), folder)
-    result = show_verdict(loaded, folder, ui_command(loaded.tracking or default_uri(folder.parent)))
+    result = show_verdict(loaded, folder, browse(loaded, folder.parent))
     raise typer.Exit(end(result, require_verdict))
 
 
@@ -37,16 +36,17 @@ def sync(
     """Send those cells of a study's ledger to MLflow that it lacks, which may be all of them."""
     from analysis.io.text import redact
     from tune.errors import StudyError
-    from tune.study.addresses import check_tracking
     from tune.study.files import load
     from tune.tracking import tracker
-    from tune.tracking.store import default_uri
+    from tune.tracking.check import check_store
+    from tune.tracking.store import tracking_uri
 
     folder = study_folder(study, output)
     loaded = load(folder / "study.yaml")
-    uri = check_tracking(tracking or loaded.tracking or default_uri(folder.parent), "tracking")
+    uri = tracking_uri(tracking, loaded.tracking, folder.parent)
     if uri == "none":
         raise StudyError("tracking 'none': no store to fill; name one with --tracking")
+    check_store(uri)
     cells, written = tracker.sync(uri, loaded, folder)
     typer.echo(f"MLflow at {redact(uri)} has all {cells} cells of {loaded.name}; {written} were written now.")
 

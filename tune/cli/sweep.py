@@ -41,21 +41,29 @@ def sweep(
 
     You can interrupt it: the same command continues where it stopped.
     """
+    from analysis.io.text import redact
     from tune.backend.inline import Inline
     from tune.backend.ray_backend import RayBackend
     from tune.cli.endings import LastLine, restart
     from tune.cli.screen import Screen
     from tune.errors import StudyError
     from tune.run.interrupt import Interruption
-    from tune.study.addresses import check_address, check_tracking
+    from tune.study.addresses import check_address
     from tune.study.files import load
-    from tune.tracking.store import default_uri
+    from tune.tracking.check import check_store
+    from tune.tracking.store import tracking_uri
 
     study = load(config)
     if resume and not (output / study.name / "study.yaml").is_file():
         raise StudyError(f"{output / study.name}: no study was begun here; leave out --resume to begin it")
-    uri = check_tracking(tracking or study.tracking or default_uri(output), "tracking")
+    uri = tracking_uri(tracking, study.tracking, output)
+    away = None if uri == "none" else check_store(uri)
     typer.echo(f"{study.name}: {study.question}")
+    if away:
+        typer.echo(
+            f"MLflow at {redact(uri)} cannot be used now ({away}). The study goes on, and logs to it when it is back.",
+            err=True,
+        )
     screen = Screen("" if uri == "none" else ui_command(uri))
     last_line = LastLine()
     with Interruption(screen.say, functools.partial(_last, screen, last_line)) as interruption, last_line.watching():

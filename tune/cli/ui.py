@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tune.cli.common import LOOPBACK, Output
+
+if TYPE_CHECKING:
+    from tune.study.study import Study
 
 
 def ui(
@@ -22,17 +25,17 @@ def ui(
     from ipaddress import ip_address
 
     from tune.errors import StudyError
-    from tune.study.addresses import check_tracking
-    from tune.tracking.store import default_uri
+    from tune.tracking.store import sqlite_file, tracking_uri
 
-    uri = check_tracking(tracking or default_uri(output), "tracking")
+    uri = tracking_uri(tracking, None, output)
     if uri == "none":
         raise StudyError("tracking 'none': nothing is logged; allowed: the tracking URI of a sweep")
     try:
         open_to_others = host != "localhost" and not ip_address(host).is_loopback
     except ValueError:
         raise StudyError(f"--host '{host}': allowed: localhost or an IP address of this machine") from None
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    path = sqlite_file(uri)
+    if path is not None and not path.exists():
         raise StudyError(f"{uri}: nothing was logged here yet; run a sweep first")
     # no jobs, no telemetry and no warnings of MLflow's libraries
     quiet = {
@@ -58,8 +61,26 @@ def ui(
 
 
 def ui_command(uri: str) -> str:
-    """Return the command that opens the UI of a tracking URI. A password in the URI is removed."""
-    from analysis.io.text import redact
+    """Return the command or the address that shows the runs of a tracking URI. A password in the URI is removed."""
+    import shlex
 
-    own = f"sqlite:///{Path('mlflow.db').resolve()}"
-    return "make ui" if uri == own else f"mlflow ui --backend-store-uri {redact(uri)}"
+    from analysis.io.text import redact
+    from tune.tracking.store import sqlite_uri
+
+    if uri.startswith(("http://", "https://")):
+        return redact(uri)
+    if uri == sqlite_uri(Path("mlflow.db").resolve()):
+        return "make ui" if "MAKELEVEL" in os.environ else "pagating ui"
+    return f"pagating ui --tracking {shlex.quote(redact(uri))}"
+
+
+def browse(study: Study, output: Path) -> str:
+    """Return `ui_command` of a study in a folder of studies, or nothing if its runs are in no store."""
+    from tune.errors import StudyError
+    from tune.tracking.store import tracking_uri
+
+    try:
+        uri = tracking_uri(None, study.tracking, output)
+    except StudyError:  # a resolved study has no credentials
+        uri = study.tracking or "none"
+    return "" if uri == "none" else ui_command(uri)

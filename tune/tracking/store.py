@@ -10,6 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tune.study.addresses import SQLITE, check_tracking
+
 ARTIFACTS = "mlruns"  # folder beside a sqlite store
 PATHS = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 OURS = """
@@ -26,14 +28,62 @@ RUNS = """
 """
 
 
-def default_uri(output: Path) -> str:
-    """Return `MLFLOW_TRACKING_URI` if it is set, else the URI of `mlflow.db` next to the folder of studies."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve().parent / 'mlflow.db'}"
+def tracking_uri(option: str | None, key: str | None, output: Path) -> str:
+    """Return the tracking URI of a command, or `none`.
+
+    Args:
+        option: Value of the option `--tracking`, or None.
+        key: Value of the key `tracking` of the study file, or None.
+        output: Folder of studies. By default, the store is `mlflow.db` next to it.
+
+    Raises:
+        StudyError: One line if the URI cannot be one.
+    """
+    given = (("--tracking", option), ("tracking", key), ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI")))
+    for source, text in given:
+        if text:
+            return _absolute(check_tracking(text, source))
+    return sqlite_uri(output.resolve().parent / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI of a sqlite store.
+
+    SQLAlchemy would read a % and a ? in a plain URI in its own way. In a URI with an escaped path, MLflow would create
+    the folder of the escaped name, unless the URI also names the driver.
+    """
+    if not {"%", "?"} & set(str(path)):
+        return f"sqlite:///{path}"
+    from sqlalchemy import URL
+
+    return URL.create("sqlite+pysqlite", database=str(path)).render_as_string(hide_password=False)
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a sqlite store, or None for another kind of store."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    """Return the file of a sqlite store, or None for another kind of store. `uri` comes from `tracking_uri`."""
+    if uri.startswith("sqlite+pysqlite:///"):
+        from sqlalchemy import make_url
+
+        return Path(str(make_url(uri).database))
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def _absolute(uri: str) -> str:
+    """Return the URI of a sqlite store with an absolute path. Return another URI as it is.
+
+    In a URI that a user wrote, a path may be escaped. It is taken literally if only the literal one exists.
+    """
+    match = SQLITE.fullmatch(uri)
+    if not match:
+        return uri
+    text, mark, query = match["path"].rpartition("?")
+    if not mark or "/" in query or "=" not in query:  # the ? is part of a name
+        text, mark, query = match["path"], "", ""
+    if text.startswith("file:"):  # SQLite's own URI
+        return uri
+    literal, decoded = Path(text), Path(unquote(text))
+    there = literal.exists() or (literal.parent.is_dir() and not decoded.parent.is_dir())
+    return f"{sqlite_uri((literal if there else decoded).absolute())}{mark}{query}"
 
 
 def prepare_store(uri: str) -> None:
@@ -54,7 +104,7 @@ def prepare_store(uri: str) -> None:
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as scratch:
         made = Path(scratch) / "mlflow.db"
-        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
+        MlflowClient(tracking_uri=sqlite_uri(made)).search_experiments(max_results=1)
         try:
             os.link(made, path)  # in one step, and only if no other study has created it meanwhile
         except FileExistsError:

@@ -213,7 +213,8 @@ def test_names_cannot_leave_the_folder_of_studies(name):
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "http://", "http://[::1", "http://h:99999", "gopher://h", "h:5000", "http://a b", "./runs"]
+    "uri",
+    ["", "http://", "http://[::1", "http://h:99999", "gopher://h", "h:5000", "http://a b", "sqlite:x.db", "s3://b/x"],
 )
 def test_tracking_uris_that_mlflow_can_make_nothing_of(uri):
     with pytest.raises(
@@ -222,8 +223,45 @@ def test_tracking_uris_that_mlflow_can_make_nothing_of(uri):
         check_tracking(uri, "tracking")
 
 
+FOLDERS = {
+    "file:///tmp/mlruns": "/tmp/mlruns.db",
+    "FILE:mlruns": "mlruns.db",
+    "file:": "mlruns.db",
+    "file://localhost/my%20runs/": "/my runs.db",
+    "./mlruns": "./mlruns.db",
+    "/data/mlruns/": "/data/mlruns.db",
+    "~/runs": "~/runs.db",
+    "mlruns": "mlruns.db",
+    "mlflow.db": "mlflow.db",
+}
+
+
+@pytest.mark.parametrize("uri", FOLDERS)
+def test_a_store_that_is_a_folder_is_refused_with_a_file_instead(uri):
+    with pytest.raises(
+        StudyError, match=r"^MLFLOW_TRACKING_URI '.*ended its support for stores that are folders"
+    ) as no:
+        check_tracking(uri, "MLFLOW_TRACKING_URI")
+    assert f"such as sqlite:///{FOLDERS[uri]}, or leave out MLFLOW_TRACKING_URI" in str(no.value)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///:memory:", "sqlite:///:memory:?cache=shared"])
+def test_a_store_in_memory_is_refused(uri):
+    with pytest.raises(StudyError, match="keeps nothing"):
+        check_tracking(uri, "tracking")
+
+
 @pytest.mark.parametrize(
-    "uri", ["none", "sqlite:///mlflow.db", "http://127.0.0.1:5000", "https://u:p@h/x", "postgresql+psycopg2://u:p@h/d"]
+    "uri",
+    [
+        "none",
+        "sqlite:////sp ace/mlflow.db",
+        "databricks://me",
+        "sqlite:///mlflow.db",
+        "http://127.0.0.1:5000",
+        "https://u:p@h/x",
+        "postgresql+psycopg2://u:p@h/d",
+    ],
 )
 def test_tracking_uris_that_are_taken(uri):
     assert check_tracking(uri, "tracking") == uri

@@ -15,7 +15,7 @@ from tune.study.files import load
 from tune.tracking import runs as mlflow_runs
 from tune.tracking import store as mlflow_store
 from tune.tracking.runs import Runs, numeric_alpha
-from tune.tracking.store import default_uri, prepare_store
+from tune.tracking.store import prepare_store
 from tune.tracking.tracker import MlflowTracker
 
 ROOT = Path(__file__).parents[3]
@@ -208,10 +208,3 @@ def test_every_arm_has_a_number_for_alpha():
     found = {arm: numeric_alpha(study, arm, {"lr": 1e-3}) for arm in study.arms if arm != "paglu-searched"}
     assert found == {"gelu": 0.0, "linear-floor": 0.0, "paglu-learnable": 0.5, "paglu-per-layer": 0.5}
     assert numeric_alpha(study, "paglu-searched", {"lr": 1e-3, "alpha": 1.25}) == 1.25
-
-
-def test_the_default_store_stands_beside_the_studies(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert default_uri(tmp_path / "studies") == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert default_uri(tmp_path / "studies") == "http://127.0.0.1:5000"
