@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from analysis.io.exits import Exit
 from tune.cli.common import LOOPBACK, Output
 
 if TYPE_CHECKING:
     from tune.study.study import Study
 
+PORT = 5000  # default
+PORTS = 100  # ports that are tried if the first one is in use
+
 
 def ui(
     output: Output = Path("studies"),
     tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help=f"Port to listen on. Default: {PORT}, or the next free one.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on. Any other than loopback lets others in.")] = LOOPBACK,
 ) -> None:
     """Open the MLflow UI of the logged studies, by default on this machine's loopback address only."""
+    import sqlite3
     from ipaddress import ip_address
 
+    from analysis.io.text import redact
     from tune.errors import StudyError
-    from tune.tracking.store import sqlite_file, tracking_uri
+    from tune.tracking.check import check_file
+    from tune.tracking.store import move_artifacts, sqlite_file, tracking_uri
 
     uri = tracking_uri(tracking, None, output)
     if uri == "none":
         raise StudyError("tracking 'none': nothing is logged; allowed: the tracking URI of a sweep")
+    if uri.startswith(("http://", "https://", "databricks")):
+        raise StudyError(f"tracking '{redact(uri)}': has a UI of its own; open it in a browser")
     try:
         open_to_others = host != "localhost" and not ip_address(host).is_loopback
     except ValueError:
         raise StudyError(f"--host '{host}': allowed: localhost or an IP address of this machine") from None
-    path = sqlite_file(uri)
-    if path is not None and not path.exists():
-        raise StudyError(f"{uri}: nothing was logged here yet; run a sweep first")
+    if (path := sqlite_file(uri)) is not None:
+        if not path.exists():
+            raise StudyError(f"{uri}: nothing was logged here yet; run a sweep first")
+        check_file(path, write=False)
+        with contextlib.suppress(sqlite3.Error):  # read-only, or a sweep writes to it: then `sync` does it
+            move_artifacts(path)
+    port = _free_port(host, port)
     # no jobs, no telemetry and no warnings of MLflow's libraries
     quiet = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONWARNINGS": "ignore",
-        "PYTHONSAFEPATH": "1",  # for the server's workers: no module of the working directory
     }
     # the URI is not passed as an argument, because a list of processes would show its password
     environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
@@ -56,8 +75,73 @@ def ui(
             f"ssh -L {port}:{LOOPBACK}:{port} THIS_MACHINE",
             err=True,
         )
-    server = [sys.executable, "-P", "-m", "mlflow", "ui", "--app-name", "pagating-study", "--workers", "1"]
-    os.execve(sys.executable, [*server, "--host", host, "--port", str(port)], environment)
+    sys.stdout.flush()
+    server = [sys.executable, "-m", "mlflow", "ui", "--app-name", "pagating-study", "--workers", "1"]
+    raise typer.Exit(_serve([*server, "--host", host, "--port", str(port)], environment))
+
+
+def _free_port(host: str, wanted: int | None) -> int:
+    """Return the wanted port, or the first free one from `PORT` on if none is wanted.
+
+    Raises:
+        StudyError: The server could not listen there.
+    """
+    from tune.errors import StudyError
+
+    first = wanted or PORT
+    ports = range(first, min(first + PORTS, 1 << 16))
+    refusal = _refusal(host, first)
+    if refusal == errno.EADDRINUSE:
+        free = next((port for port in ports[1:] if not _refusal(host, port)), None)
+        if free and not wanted:
+            return free
+        raise StudyError(f"port {first} of {host} is in use{f'; --port {free} is free' if free else ''}")
+    if refusal in (errno.EACCES, errno.EPERM):
+        raise StudyError(f"--port {first}: only root may use it; allowed: 1024 to 65535")
+    if refusal:
+        raise StudyError(f"--host '{host}': {os.strerror(refusal)}; allowed: an IP address of this machine")
+    return first
+
+
+def _refusal(host: str, port: int) -> int:
+    """Return the number of the error with which the system refuses to listen at an address, or 0."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+            tried.listen()
+    except socket.gaierror:
+        return errno.EADDRNOTAVAIL
+    except OSError as error:
+        return error.errno or errno.EADDRNOTAVAIL
+    return 0
+
+
+def _serve(command: list[str], environment: dict[str, str]) -> int:
+    """Run the server until a signal ends it or it ends by itself; return the exit code."""
+    caught: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def end(number: int, _: object) -> None:
+        caught.append(number)
+        for server in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM if len(caught) == 1 else signal.SIGKILL)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    started.append(server)
+    if caught:  # before there was a server
+        server.kill()
+    code = server.wait()
+    if caught:
+        return 128 + caught[0]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    typer.echo(f"pagating: the MLflow UI ended by itself (exit code {code}); its last lines say why", err=True)
+    return Exit.COULD_NOT
 
 
 def ui_command(uri: str) -> str:

@@ -28,7 +28,7 @@ def check_store(uri: str) -> str | None:
         None, or the reason why the store cannot be used now, on one line. It may be back later.
     """
     if (path := sqlite_file(uri)) is not None:
-        return _check_file(path)
+        return check_file(path)
     if uri.startswith(("http://", "https://")):
         return _check_server(uri)
     check = _check_databricks if uri.startswith("databricks") else _check_driver
@@ -36,14 +36,15 @@ def check_store(uri: str) -> str | None:
     return None
 
 
-def _check_file(path: Path) -> str | None:
+def check_file(path: Path, write: bool = True) -> str | None:
+    """Do as `check_store` for the file of a sqlite store. With `write` false, the file is only read."""
     place = next(each for each in (path, *path.parents) if each.exists())
     if path.is_dir():
         raise StudyError(f"{path}: is a folder, not an MLflow database; {ELSE}")
     if place != path and not place.is_dir():
         raise StudyError(f"{path}: {place} is not a folder; {ELSE}")
     for each in {place, path.parent if path.exists() else place}:
-        if not os.access(each, os.W_OK):
+        if write and not os.access(each, os.W_OK):
             raise StudyError(f"{path}: {each} cannot be written (read-only, or owned by another user); {ELSE}")
     if not path.exists() or path.stat().st_size == 0:
         return None
