@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tune.backend.ray_private import is_outside_the_cluster, may_grow, shut_down
+from tune.backend.ray_private import is_outside_the_cluster, may_grow, refusal, shut_down
 from tune.errors import StudyError
 from tune.study.addresses import ADDRESS, check_address
 from tune.study.study import Study
@@ -67,6 +67,8 @@ def connected(address: str, study: Study, warn: Callable[[str], None] = lambda l
     match = ADDRESS.fullmatch(check_address(address))
     if match and match["host"]:
         _reach(address, match["host"].strip("[]"), int(match["port"]))
+    if not (match and match["client"]) and (reason := refusal(address)):
+        raise StudyError(f"address '{address}': {reason}")
     environment = {
         "py_modules": [str(ROOT / wing) for wing in WINGS],
         "excludes": ["**/__pycache__/**"],

@@ -53,7 +53,7 @@ def check_granted(study: Study, slots: int | None) -> None:
         )
     if wanted.gpus > (found := gpus_of_this_machine() if wanted.gpus else 0):
         raise StudyError(
-            f"resources.gpus: a trial asks for {wanted.gpus:g} GPUs, and Ray sees {found or 'none'} on this machine"
+            f"resources.gpus: a trial asks for {wanted.gpus:g}, and Ray sees {found or 'no'} GPUs on this machine"
             f"{hidden_gpus()}: lower it, or give --address of a cluster"
         )
 

@@ -6,6 +6,7 @@ Check this module first after an upgrade of Ray. The rest of the project uses do
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 
@@ -60,6 +61,36 @@ def gpus_of_this_machine() -> int:
     seen = manager.get_current_process_visible_accelerator_ids()
     found = int(manager.get_current_node_num_accelerators())
     return found if seen is None else min(found, len(seen))
+
+
+def refusal(address: str) -> str | None:
+    """Return why no study can use the cluster at HOST:PORT, or at `auto`; None if nothing is known against it.
+
+    Ray itself asks again for half a minute, with a line on standard error each time, and loses the answer.
+    """
+    import ray
+    from ray import _raylet
+    from ray._private import services
+
+    place = services.canonicalize_bootstrap_address(address)
+    if place is None:
+        return None  # `ray.init` says that there is none
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        _raylet.GcsClient(address=place)  # type: ignore[attr-defined]
+    except ray.exceptions.AuthenticationError:
+        return (
+            "it wants a token, and this process has none or another: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to the cluster's (docs/cluster.md)"
+        )
+    except ray.exceptions.RayError as error:
+        return f"no Ray cluster answers there: {str(error).splitlines()[0]}"
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+    return None
 
 
 def may_grow(gcs_address: str) -> bool:

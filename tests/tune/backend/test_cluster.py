@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -18,7 +19,7 @@ from tests.studies import STEADY, changed, study_of
 from tests.tune.helpers import job_of, run_of
 from tune import sweep
 from tune.backend import cluster, delivery, ray_backend
-from tune.backend.cluster import Capacity, ask_for, check_nodes, slots_of
+from tune.backend.cluster import Capacity, ask_for, check_capacity, check_nodes, slots_of
 from tune.backend.delivery import Parcel, pack, unpack
 from tune.backend.ray_faults import failure
 from tune.backend.ray_trial import CellTrainable
@@ -144,6 +145,48 @@ def test_capacity_follows_the_nodes_and_looks_once_a_second():
     assert room() == 3
     assert looked == [0.0, 1.0, 2.5]
     assert Capacity(9, 1, 0.0, lambda: [])() == 9  # the user's number
+
+
+def node(alive=True, **resources):
+    return {"Alive": alive, "Resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "grows", "resources", "said"),
+    [
+        ([node(CPU=4.0)], False, {"gpus": 1}, "resources.gpus: a trial asks for 1 cores and 1 GPUs of one node"),
+        ([node(CPU=4.0), node(CPU=2.0)], False, {"cpus": 6}, "the largest of the cluster at 'x:1' has 4 cores: lower"),
+        ([node(CPU=4.0), node(CPU=8.0, alive=False)], False, {"cpus": 6}, "has 4 cores: lower it, or start a larger"),
+        ([node(CPU=4.0), node(CPU=1.0, GPU=1.0)], False, {"cpus": 2, "gpus": 1}, "resources.cpus: "),
+    ],
+    ids=["gpu", "cores of two nodes", "a lost node", "not on one node"],
+)
+def test_what_no_node_of_a_cluster_holds_is_refused(monkeypatch, nodes, grows, resources, said):
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "is_outside_the_cluster", lambda: not grows)
+    with pytest.raises(StudyError) as caught:
+        check_capacity("x:1", study(resources=resources), lambda line: None)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "grows", "resources", "said"),
+    [
+        ([node(CPU=4.0)], True, {"gpus": 1}, ["one that the autoscaler adds, up to 30 min"]),
+        ([node(CPU=4.0)], True, {"cpus": 8}, ["one that the autoscaler adds, up to 30 min"]),
+        ([node()], False, {}, ["one that joins, up to 30 min"]),
+        ([node(CPU=4.0)], False, {"cpus": 4}, []),
+        ([node(CPU=4.0, GPU=1.0)], False, {"gpus": 0.5}, []),
+    ],
+)
+def test_a_cluster_that_may_grow_says_what_it_waits_for(monkeypatch, nodes, grows, resources, said):
+    found = []
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "is_outside_the_cluster", lambda: False)
+    monkeypatch.setattr(cluster, "may_grow", lambda address: grows)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="x:1"))
+    check_capacity("x:1", study(resources=resources), found.append)
+    assert [line.rpartition("waits for ")[2] for line in found] == said
 
 
 def test_what_a_stage_can_use_at_a_time():

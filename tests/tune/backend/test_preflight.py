@@ -38,9 +38,15 @@ def asking(**resources):
 @pytest.mark.parametrize(
     ("cores", "gpus", "resources", "slots", "said"),
     [
-        (2, 0, {"gpus": 1}, None, "resources.gpus: a trial asks for 1 GPUs, and Ray sees none on this machine: lower"),
-        (2, 0, {"gpus": 0.25}, 1, "asks for 0.25 GPUs, and Ray sees none"),
-        (2, 1, {"gpus": 2}, None, "asks for 2 GPUs, and Ray sees 1 on"),
+        (
+            2,
+            0,
+            {"gpus": 1},
+            None,
+            "resources.gpus: a trial asks for 1, and Ray sees no GPUs on this machine: lower",
+        ),
+        (2, 0, {"gpus": 0.25}, 1, "asks for 0.25, and Ray sees no GPUs"),
+        (2, 1, {"gpus": 2}, None, "asks for 2, and Ray sees 1 GPUs on"),
         (2, 0, {"cpus": 8}, None, "resources.cpus: a trial asks for 8 cores, and this machine has 2: lower it, give "),
         (1.5, 0, {"cpus": 2}, None, "asks for 2 cores, and this machine has 1.5"),
     ],
@@ -78,7 +84,7 @@ def test_slots_are_the_whole_trials_that_fit_on_the_cores(machine, cores, cpus, 
 def test_hidden_gpus_are_named(machine, monkeypatch):
     machine(2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(StudyError, match=r"Ray sees none on this machine \(CUDA_VISIBLE_DEVICES=''\)"):
+    with pytest.raises(StudyError, match=r"Ray sees no GPUs on this machine \(CUDA_VISIBLE_DEVICES=''\)"):
         check_granted(asking(gpus=1), None)
 
 

@@ -23,6 +23,7 @@ def no_ray(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster, "check_nodes", lambda: None)
     monkeypatch.setattr(cluster, "check_capacity", lambda *given: None)
+    monkeypatch.setattr(cluster, "refusal", lambda address: None)
     monkeypatch.setattr(cluster, "_reach", lambda *given: None)
     monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: None)
     monkeypatch.setattr(ray_start, "_private_token", lambda: None)
