@@ -147,10 +147,6 @@ def test_capacity_follows_the_nodes_and_looks_once_a_second():
     assert Capacity(9, 1, 0.0, lambda: [])() == 9  # the user's number
 
 
-def node(alive=True, **resources):
-    return {"Alive": alive, "Resources": resources}
-
-
 @pytest.mark.parametrize(
     ("nodes", "grows", "resources", "said"),
     [
