@@ -27,8 +27,8 @@ from tune.subject.gpt2 import Gpt2
 
 def sweep(
     study: Study,
-    base: Path,
-    output: Path,
+    base: str | Path,
+    output: str | Path,
     backend: Backend | None = None,
     *,
     tracking_uri: str | None = None,
@@ -57,6 +57,7 @@ def sweep(
         StudyError, CorpusError, LedgerError: The study cannot start or continue. Nothing of a new study is written.
         StudyStopped, OSError: The study stopped early. The cells that have ended are kept.
     """
+    base, output = Path(base), Path(output)
     folder = output / study.name
     there = next(path for path in (output.resolve(), *output.resolve().parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):

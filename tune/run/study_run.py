@@ -109,7 +109,13 @@ class StudyRun:
         """Restore the state of the study from the ledger."""
         known = next((event for event in self.ledger.events if event["event"] == "study"), None)
         if known:
-            self.subject.check_begun(known)
+            gates = dict(known.get("gates", {}))
+            for event in self.ledger.events:
+                gates |= event["gates"] if event["event"] == "gates" else {}
+            self.subject.check_begun({**known, "gates": gates})
+            now = self.subject.identity().get("gates", {})
+            if new := {name: digest for name, digest in now.items() if name not in gates}:
+                self.ledger.append("gates", gates=new)
         else:
             self.ledger.append("study", schema=ledgers.SCHEMA, study=self.study.name, **self.subject.identity())
         self.records: dict[str, Record] = ledgers.records(self.ledger.events)

@@ -15,16 +15,17 @@ from tune.study.explain import explain
 from tune.study.study import Study
 
 
-def parse(text: str, path: Path) -> Study:
+def parse(text: str, path: str | Path) -> Study:
     """Return the study of a YAML text. `path` is named in errors; its stem is the study's name if the text has none."""
     try:
-        return _study(plain_yaml.parse(text), path)
+        return _study(plain_yaml.parse(text), Path(path))
     except plain_yaml.PlainYamlError as error:
         raise StudyError(f"{path}: {error}") from error
 
 
-def load(path: Path) -> Study:
+def load(path: str | Path) -> Study:
     """Read a study file. Raises StudyError, one line with file, key, value and what is allowed."""
+    path = Path(path)
     try:
         return _study(plain_yaml.read(path), path)
     except plain_yaml.PlainYamlError as error:

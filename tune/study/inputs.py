@@ -52,13 +52,16 @@ class Inputs:
         return found
 
     def check_begun(self, begun: Mapping[str, Any]) -> None:
-        """Raise StudyError if the study was begun with other inputs. `begun` is the ledger's first event."""
+        """Raise StudyError if the study was begun with other inputs. Own gates of added arms are allowed.
+
+        `begun` is the ledger's first event, with the gates of arms that were added since.
+        """
         if begun["corpus"] != self.meta["digest"]:
             raise StudyError(
                 f"{self.folder}: the study was begun on corpus {begun['corpus']}; the text or the tokenizer has "
                 f"changed (now {self.meta['digest']}): give the study another name, or bring the old text back"
             )
-        if _contents(begun.get("gates", {})) != _contents(self.gates):
+        if not _contents(begun.get("gates", {})) <= _contents(self.gates):
             raise StudyError(
                 f"{self.folder}: the gates in {self.folder / 'gates'} are not those that the study was begun with"
             )

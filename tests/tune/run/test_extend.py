@@ -1,6 +1,7 @@
 """Changes of a study that has begun: added arms, and refusals in the words of the study file."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tune.run.extend import check_folder, groups
 from tune.run.study_run import StudyRun
 from tune.run.tables import write_tables
 from tune.study.files import dump
+from tune.study.inputs import Inputs
 from tune.subject.known import Known
 
 STUDY = changed(
@@ -282,3 +284,34 @@ def test_a_changed_arm_beside_a_new_one_is_refused_too(finished):
 def test_the_order_of_arms_and_keys_changes_nothing(finished):
     turned = json.loads(json.dumps({**STUDY, "arms": dict(reversed(STUDY["arms"].items()))}))
     check_folder(study_of(turned, name="s"), finished)
+
+
+# --- own gates -------------------------------------------------------------------------------------------------------
+
+
+class Gated(Known):
+    """Known losses of a study with own gates, whose digests are compared as those of real inputs are."""
+
+    def __init__(self, study, gates):
+        super().__init__(study, loss)
+        self.inputs = Inputs(Path(), Path(), {"digest": "known"}, gates, None)
+
+    def identity(self):
+        return self.inputs.identity()
+
+    def check_begun(self, begun):
+        self.inputs.check_begun(begun)
+
+
+def test_the_gate_of_an_added_arm_is_recorded_and_may_not_change(tmp_path):
+    run(study(), tmp_path)
+    more = study(arms={**STUDY["arms"], "new": {"gate": "g.py:hard", "alpha": 0.5}})
+
+    def begin(digest):
+        StudyRun(more, tmp_path, Gated(more, {"g.py:hard": digest})).close()
+
+    begin("a" * 64)
+    begin("a" * 64)
+    assert [event["gates"] for event in events(tmp_path, "gates")] == [{"g.py:hard": "a" * 64}]
+    with pytest.raises(StudyError, match="are not those that the study was begun with"):
+        begin("b" * 64)
