@@ -41,6 +41,7 @@ def plan(
         effect=effect,
         noise=noise,
         form=form,
+        say=lambda line: typer.echo(line, err=True),
     )
     typer.echo(text)
 

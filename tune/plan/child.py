@@ -81,8 +81,8 @@ def calibrate(arms: list[tuple[str, dict[str, Any], int]], seconds: float) -> di
     imported = time.perf_counter() - begun
     trials = [(arm, Trial.from_dict(fields), flops) for arm, fields, flops in arms]
     each, trial = seconds / len(trials), trials[0][1]
-    first = tiny_trial(trial)
-    found: dict[str, Any] = {"import_seconds": imported, "first_seconds": max(0.0, first - tiny_trial(trial))}
+    first = seconds_of(tiny(trial))
+    found: dict[str, Any] = {"import_seconds": imported, "first_seconds": max(0.0, first - seconds_of(tiny(trial)))}
     found |= {"base_mb": peak_rss_mb(), "arms": {}}
     begun = time.perf_counter()
     text_rows(trial.corpus, "validation", trial.eval_windows)
@@ -177,12 +177,10 @@ def first_steps(trial: Trial, flops: int, seconds: float) -> dict[str, float]:
     }
 
 
-def tiny_trial(trial: Trial) -> float:
-    """Return the seconds of one step of a tiny model, which are mostly the process's first loading of libraries."""
-    from pagating.train import train
-
+def tiny(trial: Trial) -> Trial:
+    """Return a trial of one step of one window of a tiny model without a gate."""
     n_ctx = trial.model["n_ctx"]
-    tiny = replace(
+    return replace(
         trial,
         model={**trial.model, "n_layer": 1, "d_model": 8, "n_head": 1},
         batch_tokens=n_ctx,
@@ -193,8 +191,14 @@ def tiny_trial(trial: Trial) -> float:
         test=False,
         compile="never",
     )
+
+
+def seconds_of(trial: Trial) -> float:
+    """Return the seconds that a trial takes. Of a tiny one they are mostly the process's first loading of libraries."""
+    from pagating.train import train
+
     begun = time.perf_counter()
-    for _ in train(tiny):
+    for _ in train(trial):
         pass
     return time.perf_counter() - begun
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,9 @@ def run(
     effect: str,
     noise: str | None,
     form: str,
+    say: Callable[[str], None] | None = None,
 ) -> str:
-    """Return the plan of a study file as text. Raises StudyError or CorpusError, with one line."""
+    """Return the plan of a study file as text; `say` gets a line before a wait. Raises StudyError or CorpusError."""
     from tune.plan.page import FORMS, show
     from tune.study.files import load
 
@@ -221,6 +222,11 @@ def run(
     vocab_size = read_meta(corpus)["vocab_size"] if corpus else vocabulary(study)
     calibration: Calibration | None = None
     if hours_from == MEASURE:
+        if say:
+            say(
+                f"calibrating: the first steps of {len(study.arms)} arms are trained here, which takes seconds for a "
+                f"small model and minutes for a large one; --hours-from {next(iter(DEVICES))} needs none"
+            )
         try:
             calibration, held = calibrate(study, config.parent, corpus, vocab_size, wanted)
         except ChildError as error:
