@@ -21,6 +21,7 @@ from tune.run.tracker import NoTracker, Tracker
 from tune.study.files import dump
 from tune.study.inputs import Inputs, drafted
 from tune.study.own_gates import doubtful
+from tune.study.sizes import short_searches
 from tune.study.study import Study
 from tune.subject.gpt2 import Gpt2
 
@@ -68,7 +69,7 @@ def sweep(
         backend.check(study)
     try:
         if warn:
-            for line in doubtful(study, base):
+            for line in [*doubtful(study, base), *short_searches(study)]:
                 warn(line)
         with drafted(study, base, folder, output) as draft:
             space = _space(study, folder, backend.slots, draft.vocab_size)

@@ -1,6 +1,5 @@
 """Importance of the hyperparameters in the search trials, and the loss against alpha."""
 
-import re
 import warnings
 from typing import Any
 
@@ -10,6 +9,7 @@ from scipy import stats
 
 from analysis.io.assemble import Study
 from analysis.io.formats import Columns
+from analysis.io.space import searched
 
 COLUMNS: Columns = {
     "arm": ("arm", ""),
@@ -26,21 +26,6 @@ ALPHA_COLUMNS: Columns = {
     "trials": ("trials", "d"),
 }
 FEWEST = 8  # fewest fully trained trials for an importance or a curve
-
-
-def searched(study: Study, arm: str) -> dict[str, dict[str, Any]]:
-    """Return hyperparameter -> its range in the study file, for those that the arm's search tuned."""
-    found = dict(study.settings.get("nuisance") or {})
-    alpha = (study.settings.get("arms") or {}).get(arm) or {}
-    alpha = alpha.get("alpha") if isinstance(alpha, dict) else None
-    if isinstance(alpha, dict) and alpha.get("search"):
-        layers = [name for name in study.trials.columns if re.fullmatch(r"alpha_\d+", str(name))]
-        names = layers if alpha["search"].get("per") == "layer" else ["alpha"]
-        found |= dict.fromkeys(names, alpha["search"])
-    trained = (alpha.get("learnable") or alpha.get("token")) if isinstance(alpha, dict) else None
-    if isinstance(trained, dict) and isinstance(trained.get("lr_multiplier"), dict):
-        found["alpha_lr_multiplier"] = trained["lr_multiplier"]
-    return {name: where for name, where in found.items() if name in study.trials.columns}
 
 
 def completed(study: Study, arm: str) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.io.assemble import Study
+from analysis.io.space import search_trials
 from analysis.io.trials import confirm_rows
 from analysis.stats.pairs import differences
 from analysis.stats.sequential import undecided
@@ -65,13 +66,14 @@ def unfinished(study: Study) -> str:
     if not arms:
         return ""
     search = study.trials[study.trials["stage"] == "search"]
-    per_arm = (study.settings.get("search") or {}).get("trials_per_arm")
-    if per_arm and len(search) and (search["outcome"].isin(("infeasible", "failed"))).all():
-        return "no search trial could be trained" if len(search) >= per_arm * len(arms) else "search has not ended"
+    asked = {arm: search_trials(study, arm) or 0 for arm in arms}
+    if any(asked.values()) and len(search) and (search["outcome"].isin(("infeasible", "failed"))).all():
+        done = len(search) >= sum(asked.values())
+        return "no search trial could be trained" if done else "search has not ended"
     if not study.confirms:
         counts = search["arm"].value_counts()
-        short = [arm for arm in arms if per_arm and counts.get(arm, 0) < per_arm]
-        return f"search: {short[0]} has {counts.get(short[0], 0)} of {per_arm} trials" if short else ""
+        short = [arm for arm in arms if counts.get(arm, 0) < asked[arm]]
+        return f"search: {short[0]} has {counts.get(short[0], 0)} of {asked[short[0]]} trials" if short else ""
     seeds = confirm_rows(study.trials).groupby("arm")["seed"].nunique()
     fewest = min(arms, key=lambda arm: seeds.get(arm, 0))
     n, planned = int(seeds.get(fewest, 0)), study.looks[-1] if study.looks else confirm.get("seeds")

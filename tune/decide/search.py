@@ -15,6 +15,7 @@ from itertools import product
 import optuna
 
 from tune.study.sections import Distribution, SearchSection
+from tune.study.sizes import search_trials
 from tune.study.study import digest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -29,11 +30,14 @@ def distribution(where: Distribution) -> optuna.distributions.BaseDistribution:
 
 
 def grid(space: dict[str, Distribution]) -> list[dict[str, float]]:
-    """Return every combination of the choices of a space. The last hyperparameter changes fastest.
+    """Return every combination of the choices of a space once. The last hyperparameter changes fastest.
 
     Optuna's GridSampler is not used, because its order is random and it forgets used combinations after a resume.
     """
-    return [dict(zip(space, point, strict=True)) for point in product(*(where.values for where in space.values()))]
+    return [
+        dict(zip(space, point, strict=True))
+        for point in product(*(dict.fromkeys(where.values) for where in space.values()))
+    ]
 
 
 def make_sampler(kind: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
@@ -58,8 +62,11 @@ def make_sampler(kind: str, seed: int, trials: int) -> optuna.samplers.BaseSampl
 class ArmSearch:
     """Search of one arm. Call `suggest` until `trials_per_arm`, and `finish` for each trial in any order."""
 
-    def __init__(self, arm: str, space: dict[str, Distribution], settings: SearchSection) -> None:
+    def __init__(self, arm: str, space: dict[str, Distribution], settings: SearchSection, recorded: int = 0) -> None:
+        """Prepare the search of an arm whose ledger has `recorded` trials, which may repeat each other."""
         self.arm, self.settings = arm, settings
+        self.trials = max(search_trials(space, settings), min(recorded, settings.trials_per_arm))
+        self._choices = space if all(where.choice for where in space.values()) else {}
         self._grid = grid(space) if settings.sampler == "grid" else []
         self.space = {name: distribution(where) for name, where in space.items()}
         self._study = optuna.create_study(direction="minimize")
@@ -73,7 +80,7 @@ class ArmSearch:
     def may_suggest(self) -> bool:
         """Return True if a trial is left and all trials that its suggestion depends on have ended."""
         asked = len(self._asked)
-        return asked < self.settings.trials_per_arm and self._ended_up_to() >= asked - self.settings.parallel + 1
+        return asked < self.trials and self._ended_up_to() >= asked - self.settings.parallel + 1
 
     def suggest(self, recorded: dict[str, float] | None = None) -> tuple[int, dict[str, float]]:
         """Return the number and the configuration of the next trial.
@@ -87,14 +94,35 @@ class ArmSearch:
             self._tell(self._told)
         # one seed per number, the same in all arms: a suggestion does not depend on earlier calls of the sampler
         seed = int(digest(["search", index]), 16) % (1 << 32)
-        self._study.sampler = make_sampler(self.settings.sampler, seed, self.settings.trials_per_arm)
+        # a choice has no place in a Sobol sequence, whose number a replaced suggestion would also advance
+        kind = "random" if self._choices and self.settings.sampler == "qmc" else self.settings.sampler
+        self._study.sampler = make_sampler(kind, seed, self.settings.trials_per_arm)
         if recorded is None and self._grid:
             recorded = self._grid[index]
-        if recorded is not None:
-            self._study.enqueue_trial(recorded)
-        trial = self._study.ask(self.space)
+        trial = self._ask(recorded)
+        if recorded is None and self._choices and (unused := self._unused(trial.params)):
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)  # samplers pass over failed trials
+            trial = self._ask(unused[seed % len(unused)])
         self._asked.append(trial)
         return index, dict(trial.params)
+
+    def _ask(self, given: dict[str, float] | None) -> optuna.Trial:
+        if given is not None:
+            self._study.enqueue_trial(given)
+        return self._study.ask(self.space)
+
+    def _unused(self, suggested: dict[str, float]) -> list[dict[str, float]]:
+        """Return the combinations of the choices that no trial has, or an empty list if `suggested` is one of them.
+
+        A repeated configuration gives the same loss bit for bit, because all search trials have the same seed. Of the
+        combinations, those that differ from the suggested one in the fewest hyperparameters are returned.
+        """
+        asked = [trial.params for trial in self._asked]
+        if suggested not in asked:
+            return []
+        unused = [point for point in grid(self._choices) if point not in asked]
+        apart = [sum(point[name] != suggested[name] for name in point) for point in unused]
+        return [point for point, number in zip(unused, apart, strict=True) if number == min(apart)]
 
     def finish(self, index: int, outcome: str, loss: float, step: int) -> None:
         """Record the result of a trial.
@@ -154,7 +182,7 @@ class ArmSearch:
     @property
     def done(self) -> bool:
         """True if every trial of the arm has ended."""
-        return self.ended == self.settings.trials_per_arm
+        return self.ended == self.trials
 
     @property
     def feasible(self) -> bool:

@@ -10,7 +10,7 @@ that were chosen for the other arms stay.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -48,7 +48,8 @@ class Stages:
         later = {arm for group in added for arm in group}
         self._arms = [arm for arm in study.arms if arm not in later]  # the group whose stages run now
         self._later = deque(list(group) for group in added)
-        self.search = {arm: ArmSearch(arm, study.space(arm), study.search) for arm in study.arms}
+        recorded = Counter(arm for arm, _ in suggested)
+        self.search = {arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm]) for arm in study.arms}
         self.grid: list[float] = []
         self.chosen: dict[str, dict[str, float]] = {}
         self.grid_capped = False
@@ -81,11 +82,12 @@ class Stages:
         confirm = self.study.confirm.looks[-1] if self.study.runs("confirm") else 0
         points = len(self.grid) or self.study.calibrate.points
         grid = points * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
-        left = sum(map(len, self._later)) * (self.study.search.trials_per_arm + grid + confirm)
+        later = [arm for group in self._later for arm in group]
+        left = sum(self.search[arm].trials + grid + confirm for arm in later)
         left += len(self.chosen) * (confirm - self._planned)
         if self.stage == "search":
-            ended = sum(self.search[arm].ended for arm in self._arms)
-            return left + len(self._arms) * (self.study.search.trials_per_arm + grid + confirm) - ended
+            searches = [self.search[arm] for arm in self._arms]
+            return left + sum(search.trials - search.ended + grid + confirm for search in searches)
         left += len(self._arms) * confirm if self.stage == "calibrate" else 0
         return left + len(self._pending) + len(self._open)
 

@@ -36,7 +36,7 @@ from tune.plan.time import (
 )
 from tune.plan.work import arm_model, total, work
 from tune.study.own_gates import doubtful
-from tune.study.sizes import confirm_seeds, example, side_by_side
+from tune.study.sizes import confirm_seeds, example, short_searches, side_by_side
 from tune.study.study import Study
 from tune.study.trial_spec import trial_spec
 
@@ -217,6 +217,7 @@ def run(
         check_granted(study, slots)
     corpus, missing = corpus_of(study, output, config.parent)
     notes = ([missing] if missing else []) + idle_slots(study, wanted) + doubtful(study, config.parent)
+    notes += short_searches(study)
     from pagating.data.corpus import read_meta
 
     vocab_size = read_meta(corpus)["vocab_size"] if corpus else vocabulary(study)

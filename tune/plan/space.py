@@ -18,7 +18,7 @@ from tune.errors import StudyError
 from tune.plan.work import Model, arm_model
 from tune.study.arm import Arm
 from tune.study.cell import COST, FINAL, Cell
-from tune.study.sizes import confirm_seeds, evaluations, example, grid_points, steps
+from tune.study.sizes import all_trials, confirm_seeds, evaluations, example, grid_points, steps
 from tune.study.study import Study, digest
 
 WEIGHT, MOMENTS, GRADIENT = 4, 8, 4  # bytes per parameter: float32, AdamW's two moments, the gradient
@@ -46,7 +46,7 @@ def largest(study: Study, vocab_size: int) -> Model:
 def most_cells(study: Study) -> int:
     """Return the number of cells of a study whose grid is fully extended and whose rule goes to its last look."""
     grid = grid_points(study)[2] * study.calibrate.seeds
-    return len(study.arms) * (study.search.trials_per_arm + int(grid) + int(confirm_seeds(study)[2]))
+    return all_trials(study) + len(study.arms) * (int(grid) + int(confirm_seeds(study)[2]))
 
 
 # --- disk ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pagating.hardware import PEAKS
 from tune.errors import StudyError
 from tune.plan.probe import Calibration, Speed
 from tune.plan.work import Model, stopped
-from tune.study.sizes import Span, evaluations, grid_chances, grid_points, rung, steps, validation_tokens
+from tune.study.sizes import Span, arm_trials, evaluations, grid_chances, grid_points, rung, steps, validation_tokens
 from tune.study.study import Study
 
 # GPUs whose float32 peak is listed, by the name that --hours-from takes
@@ -110,15 +110,16 @@ def stage_seconds(
 ) -> dict[str, Span]:
     """Return the wall seconds of each stage. `cell` is the time between two cells of a slot, `rows` to cut lines."""
     arms = list(study.arms)
-    trials, cut = study.search.trials_per_arm, rung(study)
+    cut, early = rung(study), {arm: stopped(study, arm) for arm in arms}
 
-    def search(early: float) -> float:
-        # an arm's last `early` trials are stopped; a fraction shortens one more trial
+    def search(which: int) -> float:
+        # an arm's last trials are stopped; a fraction shortens one more trial
         def chain(arm: str) -> list[float]:
+            trials, cuts = arm_trials(study, arm), early[arm][which]
             whole, short = (cell_seconds(study, speeds[arm], "search", until) + cell for until in (None, cut))
             lengths = [whole] * trials
-            for i in range(math.ceil(early)):
-                lengths[trials - 1 - i] -= min(1.0, early - i) * (whole - short)
+            for i in range(math.ceil(cuts)):
+                lengths[trials - 1 - i] -= min(1.0, cuts - i) * (whole - short)
             return lengths
 
         return search_seconds([chain(arm) for arm in arms], study.search.parallel, slots)
@@ -142,10 +143,9 @@ def stage_seconds(
             before = look
         return seconds
 
-    least, likely, most = stopped(study)
     points = grid_points(study)
     return {
-        "search": (search(most), search(likely), search(least)),
+        "search": (search(2), search(1), search(0)),
         "calibrate": (
             grid(int(points[0])),
             sum(chance * grid(size) for size, chance in grid_chances(study).items()),

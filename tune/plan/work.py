@@ -16,6 +16,7 @@ from typing import Any
 from analysis.io.names import STAGES
 from tune.study.sizes import (
     Span,
+    arm_trials,
     countable_unit,
     evaluation_tokens,
     evaluations,
@@ -97,9 +98,9 @@ def stop_chance(study: Study, index: int) -> float:
     return max(0, seen + 1 - least) / (seen + 1)
 
 
-def stopped(study: Study) -> Span:
-    """Return the number of search trials of one arm that are stopped early."""
-    chances = [stop_chance(study, index) for index in range(study.search.trials_per_arm)]
+def stopped(study: Study, arm: str) -> Span:
+    """Return the number of search trials of an arm that are stopped early."""
+    chances = [stop_chance(study, index) for index in range(arm_trials(study, arm))]
     return 0.0, sum(chances), float(sum(chance > 0 for chance in chances))
 
 
@@ -118,10 +119,9 @@ def work(study: Study, models: dict[str, Model], seeds: Span, windows: dict[str,
     if study.corpus.rows == "packed":
         last += evaluation_tokens(study)  # padded lines
     batch = study.fixed.batch_tokens
-    least, likely, most = stopped(study)
-    trials = study.search.trials_per_arm
     found = []
     for arm, model in models.items():
+        (least, likely, most), trials = stopped(study, arm), arm_trials(study, arm)
 
         def flops(tokens: float, evaluated: float, rate: int = model.flops_per_token) -> float:
             return rate * (tokens + evaluated / 3)  # an evaluation is a forward pass, a third of a training step

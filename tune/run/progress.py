@@ -14,7 +14,7 @@ from typing import Any
 from analysis.io.names import OUTCOMES, STAGES
 from tune.run.ledger import cell_of
 from tune.study.cell import Cell
-from tune.study.sizes import Span, grid_points
+from tune.study.sizes import Span, all_trials, arm_trials, grid_points
 from tune.study.study import Study
 
 STATES = ("running", "waiting", *OUTCOMES)
@@ -160,8 +160,8 @@ class Progress:
         if not study.runs(stage) or (self._hopeless and stage != "search"):
             return 0.0, 0.0, 0.0
         if stage == "search":
-            points: Span = (study.search.trials_per_arm,) * 3
-        elif stage == "calibrate":
+            return (float(max(all_trials(study), self.count(stage, *STATES))),) * 3
+        if stage == "calibrate":
             seeds, grid = study.calibrate.seeds, float(self._grid)
             least, likely, most = (grid,) * 3 if self._chosen else grid_points(study)
             points = max(grid, least) * seeds, max(grid, likely) * seeds, most * seeds
@@ -174,8 +174,7 @@ class Progress:
     @property
     def _hopeless(self) -> bool:
         """True if no search trial gave a loss, so that nothing follows."""
-        trials = len(self.study.arms) * self.study.search.trials_per_arm
-        return self.count("search", "infeasible", "failed") == trials
+        return self.count("search", "infeasible", "failed") >= all_trials(self.study)
 
     def seconds_left(self, slots: int, now: float) -> tuple[float, float] | None:
         """Return the expected and the largest number of seconds until the study ends, or None if unknown.
@@ -195,8 +194,9 @@ class Progress:
         for which in (1, 2):
             work = 0.0
             for stage in STAGES:
-                each = self.planned(stage)[which] / len(self.study.arms)
+                mean = self.planned(stage)[which] / len(self.study.arms)
                 for arm in self.study.arms:
+                    each = arm_trials(self.study, arm) if stage == "search" else mean
                     left = each - self.count(stage, *OUTCOMES, arm=arm)
                     work += max(0.0, left) * (seconds[stage, arm] or 0.0)
             longest = 0.0

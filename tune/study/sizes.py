@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from pagating.gating.catalog import DEFAULTS, own_code
 from pagating.trial import evaluation_interval, step_count
-from tune.study.sections import Distribution
+from tune.study.sections import Distribution, SearchSection
 from tune.study.study import Study
 
 Span = tuple[float, float, float]  # least, expected, most
@@ -36,6 +37,36 @@ def countable_unit(study: Study, arm: str) -> dict[str, Any] | None:
     unit = study.arms[arm].arguments(example(study, arm))
     own = own_code(unit)
     return {**(unit or {}), own.key: DEFAULTS["gate"] if own.key == "gate" else "silu"} if own else unit
+
+
+def search_trials(space: Mapping[str, Distribution], settings: SearchSection) -> int:
+    """Return the search trials of an arm: `trials_per_arm`, or the combinations of its choices if they are fewer."""
+    if not all(where.choice for where in space.values()):
+        return settings.trials_per_arm
+    return min(settings.trials_per_arm, math.prod(len(set(where.values)) for where in space.values()))
+
+
+def arm_trials(study: Study, arm: str) -> int:
+    """Return the search trials of an arm of a study."""
+    return search_trials(study.space(arm), study.search)
+
+
+def all_trials(study: Study) -> int:
+    """Return the search trials of all arms of a study."""
+    return sum(arm_trials(study, arm) for arm in study.arms)
+
+
+def short_searches(study: Study) -> list[str]:
+    """Return a note for the arms whose search ends before `trials_per_arm`; else an empty list."""
+    short: dict[int, list[str]] = {}
+    for arm in study.arms:
+        if (trials := arm_trials(study, arm)) < study.search.trials_per_arm:
+            short.setdefault(trials, []).append(arm)
+    return [
+        f"search: {', '.join(arms)} can have {trials} different configuration{'s' if trials > 1 else ''}, fewer than "
+        f"search.trials_per_arm={study.search.trials_per_arm}; the search of each ends after {trials}"
+        for trials, arms in short.items()
+    ]
 
 
 def steps(study: Study) -> int:

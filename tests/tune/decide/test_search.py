@@ -191,3 +191,57 @@ def test_distributions_are_optunas():
     assert distribution(SPACE["lr"]) == optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
     assert distribution(Distribution(choice=[1.0, 10.0])) == optuna.distributions.CategoricalDistribution([1.0, 10.0])
     assert isinstance(make_sampler("tpe", 1, 30), optuna.samplers.TPESampler)
+
+
+# --- spaces with few points ------------------------------------------------------------------------------------------
+
+CHOICES = {"lr": Distribution(choice=[1e-3, 2e-3, 4e-3])}
+TWO = {**CHOICES, "alpha": Distribution(choice=[0.0, 0.5, 0.5, 1.0])}  # nine different points
+
+
+def searched(space, recorded=(), **settings):
+    """Return all configurations of a search of choices. The first ones are those of a ledger."""
+    search, configs = ArmSearch("arm", space, SearchSection(**settings), len(recorded)), []
+    while search.may_suggest():
+        given = recorded[len(configs)] if len(configs) < len(recorded) else None
+        index, config = search.suggest(given)
+        configs.append(config)
+        search.finish(index, "completed", 1.0 + 100 * config["lr"] + config.get("alpha", 0.0), 10)
+    assert search.done
+    return configs
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+@pytest.mark.parametrize(("space", "points"), [(CHOICES, 3), (TWO, 9)], ids=["one", "two"])
+def test_no_configuration_is_tried_twice_and_a_search_ends_with_its_last_one(sampler, space, points):
+    for trials in (2, points - 1, points, points + 1, 2 * points, 40):
+        configs = searched(space, trials_per_arm=trials, sampler=sampler)
+        assert len(configs) == len({tuple(config.values()) for config in configs}) == min(trials, points)
+        assert all(config["lr"] in CHOICES["lr"].values for config in configs)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_a_replay_of_choices_gives_the_same_configurations(sampler):
+    configs = searched(TWO, trials_per_arm=9, sampler=sampler)
+    for known in range(10):
+        assert searched(TWO, configs[:known], trials_per_arm=9, sampler=sampler) == configs
+
+
+def test_a_ledger_with_repeated_configurations_is_followed_as_it_is():
+    old = [{"lr": 1e-3}, {"lr": 1e-3}, {"lr": 4e-3}, {"lr": 1e-3}]
+    assert searched(CHOICES, old, trials_per_arm=6) == old
+    assert searched(CHOICES, old[:2], trials_per_arm=6)[:2] == old[:2]
+    assert len(searched(CHOICES, old[:2], trials_per_arm=6)) == 3
+
+
+def test_the_search_of_choices_learns():
+    space = {name: Distribution(choice=[round(0.1 * i, 1) for i in range(10)]) for name in ("lr", "alpha")}
+    found = searched(space, trials_per_arm=40)
+    assert min(100 * c["lr"] + c["alpha"] for c in found[:40]) < 1.0
+    mean = lambda configs: sum(c["lr"] for c in configs) / len(configs)  # noqa: E731
+    assert mean(found[20:]) < mean(searched(space, trials_per_arm=40, sampler="random")[20:])
+
+
+def test_a_range_is_never_seen_as_few_points():
+    mixed = {**CHOICES, "alpha": Distribution(uniform=[0.0, 1.0])}
+    assert len(searched(mixed, trials_per_arm=7)) == 7

@@ -73,7 +73,7 @@ def test_the_chance_of_being_stopped_is_that_of_the_rung_rule_on_equal_trials():
     assert np.all(chances[:3] == 0)
     assert np.all(stops[:3] == 0)
     assert np.all(np.abs(stops / rounds - chances) < 4 * np.sqrt(0.25 / rounds))
-    assert work.stopped(study)[1] == pytest.approx(chances.sum())
+    assert work.stopped(study, study.baseline)[1] == pytest.approx(chances.sum())
     by_hand = [work.stop_chance(study_of(SMALL), index) for index in range(6)]  # keep 0.5, one at a time
     assert by_hand == pytest.approx([0, 0, 1 / 3, 2 / 4, 2 / 5, 3 / 6])
 
@@ -81,7 +81,7 @@ def test_the_chance_of_being_stopped_is_that_of_the_rung_rule_on_equal_trials():
 def test_no_trial_is_stopped_without_a_pruner_or_a_look_before_the_end():
     for search in ({"pruner": "none"}, {"spare": 0.95}):
         study = study_of(SMALL, search=search)
-        assert work.stopped(study) == (0, 0, 0)
+        assert work.stopped(study, study.baseline) == (0, 0, 0)
         assert rows_of(study)[0].tokens[0] == 6 * 6400
 
 
