@@ -93,6 +93,21 @@ def test_the_menu_offers_the_saved_views(runs):
     page.get_by_text("Group: gelu").wait_for()
 
 
+CHARTS = {"curves": "Validation loss by step, nats per token", "search": "Every trial: alpha, arm, learning rate, loss"}
+
+
+@pytest.mark.parametrize("view", CHARTS)
+def test_the_menu_opens_charts_and_the_table_can_still_be_chosen(runs, view):
+    page = runs()
+    page.get_by_role("button", name="Views").click()
+    page.get_by_text(VIEWS[view][0]).last.click()
+    page.get_by_text(CHARTS[view], exact=True).first.wait_for()
+    assert "compareRunsMode=CHART" in page.url
+    page.evaluate("location.hash = location.hash.replace('compareRunsMode=CHART', 'compareRunsMode=TABLE')")
+    page.get_by_text(CHARTS[view], exact=True).first.wait_for(state="hidden")
+    assert "compareRunsMode=TABLE" in page.url
+
+
 def test_arms_are_rows_with_the_mean_over_their_seeds_the_best_first(runs, records):
     page = runs("arms")
     page.get_by_text("Group: gelu").wait_for()

@@ -2,7 +2,8 @@
 
 MLflow 3 opens pages for agents, with an assistant over a third of the window. It lists only a hundred runs, without
 their hyperparameters, and assigns random colours to groups. Except for the hundred, these settings are in the browser's
-storage. The page sets them there once, so a user's own choices are kept.
+storage. The page sets them there once, so a user's own choices are kept. Its menu Views opens every saved view as a
+table, because only the address of a page says whether it shows charts. The page adds that to the address.
 
 MLflow 3 has no setting for any of this. A link can name the workflow (`?workflowType=`) and a saved view. No
 environment variable, option or tag sets the columns of a first visit, the colours of groups, the assistant or the
@@ -23,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.server import app as flask_app
 from mlflow.server.fastapi_app import app
 
-from tune.tracking.views import ARM_COLOURS, PAGE, VIEW
+from tune.tracking.views import ARM_COLOURS, PAGE, VIEW, VIEWS
 
 LISTED = 200  # number of latest experiments whose columns are set
 AT_ONCE = 1000  # number of runs to load, so that an arm's mean is taken over all of its runs
@@ -34,11 +35,25 @@ SETTINGS: dict[str, Any] = {
     "mlflow.assistant.panelOpen_v1": False,
 }
 SCRIPT = """<script>
-const [once, colours, entry] = %s;
+const [once, colours, entry, modes] = %s;
 for (const [name, value] of Object.entries(once))
   if (localStorage.getItem(name) === null) localStorage.setItem(name, JSON.stringify(value));
 localStorage.setItem(entry, JSON.stringify({...colours, ...JSON.parse(localStorage.getItem(entry) ?? "{}")}));
 if (location.hash === "" || location.hash === "#/") location.replace("#/experiments");
+let tries = 0;
+const chart = () => {
+  const [path, query] = location.hash.split("?"), asked = new URLSearchParams(query);
+  const mode = modes[asked.get("viewStateShareKey")];
+  if (!mode) tries = 0;
+  else if (!asked.has("compareRunsMode") && tries++ < 5) {
+    asked.set("compareRunsMode", mode);
+    location.replace(`${path}?${asked}`);
+  }
+};
+for (const name of ["pushState", "replaceState"]) {
+  const real = history[name];
+  history[name] = function (...given) { real.apply(this, given); setTimeout(chart); };
+}
 </script>"""
 
 
@@ -68,7 +83,10 @@ def with_settings(page: str, found: dict[str, Any], colours: dict[str, str]) -> 
     """
     if "<head>" not in page:
         raise ValueError("MLflow's page has no <head>: `mlflow ui` serves it unchanged")
-    safe = json.dumps([found, colours, GROUP_COLOURS]).replace("<", "\\u003c")  # a study's text cannot end the script
+    modes = {view: mode for view, (_, mode) in VIEWS.items()}
+    safe = json.dumps([found, colours, GROUP_COLOURS, modes]).replace(
+        "<", "\\u003c"
+    )  # a study's text cannot end the script
     return page.replace("<head>", f"<head>{SCRIPT % safe}", 1)
 
 
