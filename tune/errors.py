@@ -25,6 +25,12 @@ class LedgerError(PagatingError):
     """A ledger that cannot be used. The message names the file, the line and the condition."""
 
 
+class LedgerWriteError(LedgerError):
+    """A ledger that cannot be written, for example on a full disk. The events in it are kept."""
+
+    exit_code = Exit.COULD_NOT
+
+
 class TrackingError(PagatingError):
     """An MLflow store that cannot be written. The message names the store and the cause."""
 

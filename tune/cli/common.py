@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 INTERRUPTED = 130  # 128 + SIGINT
 LOOPBACK = "127.0.0.1"
+MOST_NAMED = 10  # studies that an error lists
 
 
 def studies_in(output: Path) -> list[str]:
@@ -44,6 +45,18 @@ RequireVerdict = Annotated[
     typer.Option("--require-verdict", help="Exit with 3 if an arm other than the floor is undecided or not testable."),
 ]
 Slots = Annotated[int | None, typer.Option(min=1, help="Trials at the same time. Default: as many as cores.")]
+
+
+def missing_hint(error: Any) -> str:
+    """Return what to give for a missing argument: a study file, or one of the studies; "" for another usage error."""
+    name = getattr(getattr(error, "param", None), "name", None)
+    if type(error).__name__ != "MissingParameter":
+        return ""
+    if name == "config":
+        return " A study file is meant, such as configs/sweep.yaml."
+    output = Path(error.ctx.params.get("output") or "studies")
+    found = studies_in(output)
+    return f" Studies in {output}: {', '.join(found[:MOST_NAMED])}." if found else f" There are no studies in {output}."
 
 
 def study_folder(name: str, output: Path) -> Path:

@@ -14,7 +14,7 @@ import pagating
 from analysis.io.exits import Exit
 from tune.cli import ahead, folders, studies, sweep, ui
 from tune.cli.analyses import ANALYSES, Forwarded, forwarded
-from tune.cli.common import INTERRUPTED
+from tune.cli.common import INTERRUPTED, missing_hint
 
 app = typer.Typer(
     add_completion=True,
@@ -85,7 +85,7 @@ def main() -> None:
         if not error.format_message():
             error.show()
             sys.exit(Exit.BAD_INPUT)
-        code = _bad_input(error.format_message())
+        code = _bad_input(error.format_message() + missing_hint(error))
     except BrokenPipeError:  # the reader (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = Exit.DONE
@@ -97,7 +97,7 @@ def main() -> None:
         _bad_input(str(error))
         code = error.exit_code
     except OSError as error:
-        _bad_input(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _bad_input(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
         code = Exit.COULD_NOT
     sys.exit(code or Exit.DONE)
 

@@ -17,7 +17,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from tune.errors import LedgerError
+from tune.errors import LedgerError, LedgerWriteError
 from tune.study.cell import Cell, Record
 
 SCHEMA = 1
@@ -86,13 +86,13 @@ class Ledger:
             fields: The other keys of the event.
 
         Raises:
-            LedgerError: The disk is full, or the file was removed or moved. The earlier events are kept.
+            LedgerWriteError: The disk is full, or the file was removed or moved. The earlier events are kept.
         """
         record = {"event": event, "time": round(time.time(), 3), **plain(fields)}
         line = encode_event(record)
         try:
             if not self._in_place():
-                raise LedgerError(
+                raise LedgerWriteError(
                     f"{self.path}: was removed or moved while the study ran; nothing more can be recorded"
                 )
             self._write(line)
@@ -100,7 +100,7 @@ class Ledger:
                 os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, self._size)  # the next event would turn an incomplete line into a damaged one
-            raise LedgerError(
+            raise LedgerWriteError(
                 f"{self.path}: cannot be written ({error.strerror}); the events in it are kept, and the same command "
                 "continues from there"
             ) from error

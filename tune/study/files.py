@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ def load(path: str | Path) -> Study:
         return _study(plain_yaml.read(path), path)
     except plain_yaml.PlainYamlError as error:
         raise StudyError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        near = get_close_matches(path.name, [each.name for each in path.parent.glob("*.y*ml")], 1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise StudyError(f"{path}: {error.strerror}{hint}") from error
     except OSError as error:
         raise StudyError(f"{path}: {error.strerror}") from error
 

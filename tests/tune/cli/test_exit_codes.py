@@ -1,5 +1,6 @@
 """Tests of the exit code of each command that shows a verdict, for each verdict, on studies of known losses."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.io import command
@@ -14,7 +16,7 @@ from analysis.report import build, plots
 from analysis.verdict import decide
 from analysis.verdict.kinds import Verdict
 from tests.studies import TINY, changed, yaml_of
-from tests.tune.helpers import played
+from tests.tune.helpers import played, typed
 from tune.cli import main
 from tune.run import ledger
 from tune.run.tables import write_tables
@@ -124,6 +126,42 @@ def test_a_result_is_0_and_with_require_verdict_3_if_it_is_none(name, kind, stud
 def test_a_study_that_only_searches_did_what_it_was_asked(name, studies, monkeypatch):
     assert called(name, studies, SEARCHED, monkeypatch=monkeypatch) == 0
     assert called(name, studies, SEARCHED, "--require-verdict", monkeypatch=monkeypatch) == 3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_status_and_ls_do_what_they_are_asked(case, studies, monkeypatch, capsys):
+    assert typed(monkeypatch, capsys, "status", case, "--output", studies)[0] == 0
+    assert typed(monkeypatch, capsys, "ls", studies / case)[0] == 0
+
+
+def test_a_full_disk_is_1_and_one_line(studies, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = studies / "tiny.yaml"
+    config.write_text(yaml_of(STUDY))
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.Ledger, "_write", full)
+        said = typed(patch, capsys, "sweep", config, "--output", studies, "--tracking", "none", "--inline")
+    path = studies / "tiny" / "ledger.jsonl"
+    kept = "the events in it are kept, and the same command continues from there"
+    assert said[0] == 1
+    assert said[2] == f"pagating: {path}: cannot be written (No space left on device); {kept}\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_parquet", full)
+        said = typed(patch, capsys, "report", SEARCHED, "--output", studies)
+    assert (said[0], said[2]) == (1, "pagating: No space left on device\n")
+
+
+@pytest.mark.parametrize("words", [["significance", "better", "--format", "csv"], ["ls", "."]])
+def test_a_full_disk_below_the_output_is_1_in_a_fresh_process(words, studies):
+    command = [sys.executable, "-c", "from pagating_study import main; main()", *words]
+    with open("/dev/full", "w") as full:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=studies, env=environment, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "pagating: No space left on device\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS[1:])  # a sweep would finish it

@@ -123,10 +123,16 @@ def test_help_stays_narrow_in_a_wide_terminal():
         (["sweep", "x.yaml", "--slot", "3"], "No such option: --slot (Possible options: --slots)"),
         (["status", "smoek"], "did you mean 'smoke'?"),
         (["report", "smoke2"], "did you mean 'smoke'?"),
+        (["report"], "Missing argument 'study'. Studies in studies: other, smoke."),
+        (["rm", "--output", "none"], "Missing argument 'studies'. There are no studies in none."),
+        (["sweep"], "Missing argument 'config'. A study file is meant, such as configs/sweep.yaml."),
+        (["sweep", "mien.yaml"], "mien.yaml: No such file or directory; did you mean mine.yaml?"),
+        (["plan", "mine"], "mine: No such file or directory; did you mean mine.yaml?"),
     ],
 )
 def test_a_typing_error_is_answered_with_what_was_meant(words, hint, monkeypatch, capsys, tmp_path):
     begun(tmp_path, "smoke", "other")
+    (tmp_path / "mine.yaml").touch()
     monkeypatch.chdir(tmp_path)
     code, out, err = pagating(monkeypatch, capsys, *words)
     assert (code, out) == (2, "")
