@@ -32,7 +32,7 @@ def command(tmp_path, *before, base=TINY, **changes):
     """Return a command that runs a small study, with words before it."""
     (tmp_path / "hostile.yaml").write_text(yaml_of(base, **changes))
     sweep = [sys.executable, "-m", "tune.cli", "sweep", str(tmp_path / "hostile.yaml")]
-    return [*before, *sweep, "--output", str(tmp_path / "studies"), "--tracking", "none"]
+    return [*before, *sweep, "--output", str(tmp_path / "studies ö"), "--tracking", "none"]
 
 
 def settings(cache, **env):
@@ -53,7 +53,7 @@ def ran(tmp_path, cache, *before, env=None, limit=300, **changes):
 
 def finals(tmp_path):
     """Return outcome, result and curve of each cell, without clocks."""
-    found = ledger.records(ledger.read(tmp_path / "studies" / "hostile" / "ledger.jsonl"))
+    found = ledger.records(ledger.read(tmp_path / "studies ö" / "hostile" / "ledger.jsonl"))
     clean = lambda row: {name: value for name, value in row.items() if name not in TIMES}  # noqa: E731
     return {key: (one.outcome, clean(one.final), [clean(row) for row in one.curve]) for key, one in found.items()}
 
@@ -152,7 +152,7 @@ def test_a_limit_is_named_before_ray_starts(tmp_path, cache, limit, said):
     assert code == 1
     assert lines[-1].startswith(said)
     assert len(lines) == 2
-    assert not (tmp_path / "studies").exists()
+    assert not (tmp_path / "studies ö").exists()
 
 
 @root
@@ -182,7 +182,7 @@ def test_a_quota_of_cores_sets_the_slots(tmp_path, cache, quota, slots):
                 break
             time.sleep(1)
     assert code == 0, lines
-    assert f'"slots": {slots}' in (tmp_path / "studies" / "hostile" / "provenance.json").read_text()
+    assert f'"slots": {slots}' in (tmp_path / "studies ö" / "hostile" / "provenance.json").read_text()
 
 
 # --- folders, locales, variables -------------------------------------------------------------------------------------

@@ -66,8 +66,21 @@ def pagating_(
     """Does an activation beat an equally tuned baseline, and how sure can you be?"""
 
 
+def _to_utf8() -> None:
+    """Start this command again in Python's UTF-8 mode if the locale has another encoding, such as C with ASCII.
+
+    Libraries write paths and files in UTF-8, whatever the locale says. The output keeps the locale's encoding.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or sys.flags.utf8_mode:
+        return
+    os.environ.setdefault("PYTHONIOENCODING", f"{getattr(sys.stdout, 'encoding', None) or 'ascii'}:backslashreplace")
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main() -> None:
     """Run `pagating`. Bad input is one line on standard error and exit code 2. Without a command it shows the help."""
+    _to_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # do not fail on a letter that the terminal lacks
@@ -76,6 +89,9 @@ def main() -> None:
     words = sys.argv[1:]
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]
+    for word in (*words, os.getcwd()):
+        if not word.isprintable() and word != word.encode("utf-8", "replace").decode("utf-8"):
+            sys.exit(_bad_input(f"{os.fsencode(word)!r}: not UTF-8; rename the file or folder"))
     try:
         code = app(words, standalone_mode=False, prog_name="pagating")
         sys.stdout.flush()
