@@ -23,7 +23,7 @@ from analysis.report.findings import PATH_COLUMNS, Findings
 from analysis.report.methods import methods, would_change
 from analysis.verdict.exits import add_require_verdict, end
 from analysis.verdict.kinds import Result, as_object, as_rows
-from analysis.verdict.words import summary_parts
+from analysis.verdict.words import doubts, summary_parts
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -74,9 +74,10 @@ def verdict_markdown(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def terminal_table(result: Result) -> Table:
-    """Return the verdict's table for a terminal (rich), as wide as the terminal."""
-    return formats.verdict_table(as_rows(result.comparisons), result.summary, Console().width)
+def terminal_table(result: Result, width: int | None = None) -> Table:
+    """Return the verdict's table for a terminal (rich) of a width; None: this terminal's."""
+    title = f"{result.summary} {doubts(result)}".rstrip()
+    return formats.verdict_table(as_rows(result.comparisons), title, width or Console().width)
 
 
 def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.io.assemble import Study, TableFacts
-from analysis.verdict.kinds import PAIRED, Comparison, MetricFacts, Refusal, Verdict, in_question
+from analysis.verdict.checks import STRONG_GAP
+from analysis.verdict.kinds import PAIRED, Comparison, MetricFacts, Refusal, Result, Verdict, in_question
 
 CLAIM_SEEDS = 8  # seeds that a claim needs
 _REFUSALS = {
@@ -77,6 +78,26 @@ def summary_parts(rows: Sequence[Comparison], study: Study) -> tuple[str, list[s
         said = _added(study)
         warnings.append(f"{said[0].upper()}{said[1:]}.")
     return f"Against {study.baseline}, on {study.metric}{_of_metric(study)}:", parts, " ".join(warnings)
+
+
+def doubts(result: Result) -> str:
+    """Return sentences on what weakens a `better` or `worse`: few seeds, a small difference, a small gap of the floor.
+
+    They follow the summary where a person reads it. Returns "" if there is nothing to say.
+    """
+    rows = [row for row in result.in_question if row.kind in (Verdict.BETTER, Verdict.WORSE)]
+    said = []
+    fewest = min((row.n for row in rows), default=CLAIM_SEEDS)
+    if result.rule == "fixed" and fewest < CLAIM_SEEDS:
+        said.append(f"Preliminary: {fewest} seeds, and a claim needs {CLAIM_SEEDS}.")
+    small = [row.arm for row in rows if row.mean_difference is not None and abs(row.mean_difference) < row.margin]
+    if small:
+        unit = "" if isinstance(result.margin, str) else " nats"
+        said.append(f"Smaller than the margin of {result.margin}{unit}: {', '.join(small)}.")
+    floor = result.sensitivity
+    if rows and floor.testable and not floor.strong:
+        said.append(f"{floor.floor} loses by {floor.gap_percent:.2f}%, and ranking arms needs {STRONG_GAP:g}%.")
+    return " ".join(said)
 
 
 def _added(study: Study) -> str:
