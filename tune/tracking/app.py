@@ -40,13 +40,13 @@ for (const [name, value] of Object.entries(once))
   if (localStorage.getItem(name) === null) localStorage.setItem(name, JSON.stringify(value));
 localStorage.setItem(entry, JSON.stringify({...colours, ...JSON.parse(localStorage.getItem(entry) ?? "{}")}));
 if (location.hash === "" || location.hash === "#/") location.replace("#/experiments");
-let tries = 0;
+let last = null, tries = 0;
 const chart = () => {
   const [path, query] = location.hash.split("?"), asked = new URLSearchParams(query);
-  const mode = modes[asked.get("viewStateShareKey")];
-  if (!mode) tries = 0;
-  else if (!asked.has("compareRunsMode") && tries++ < 5) {
-    asked.set("compareRunsMode", mode);
+  const view = asked.get("viewStateShareKey");
+  if (view !== last) [last, tries] = [view, 0];
+  if (view in modes && !asked.has("compareRunsMode") && tries++ < 5) {
+    asked.set("compareRunsMode", modes[view]);
     location.replace(`${path}?${asked}`);
   }
 };

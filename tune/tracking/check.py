@@ -15,6 +15,7 @@ from tune.errors import StudyError
 from tune.tracking.store import sqlite_file
 
 PATIENCE = 10.0  # seconds for a server's answer
+USUAL = {"MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY"}  # text, or set by us
 ELSE = "name another store with --tracking"
 
 
@@ -27,6 +28,7 @@ def check_store(uri: str) -> str | None:
     Returns:
         None, or the reason why the store cannot be used now, on one line. It may be back later.
     """
+    _check_settings()
     if (path := sqlite_file(uri)) is not None:
         return check_file(path)
     if uri.startswith(("http://", "https://")):
@@ -34,6 +36,24 @@ def check_store(uri: str) -> str | None:
     check = _check_databricks if uri.startswith("databricks") else _check_driver
     check(uri)
     return None
+
+
+def _check_settings() -> None:
+    """Raise StudyError if MLflow cannot read a variable of the environment, which it would say only later."""
+    given = [name for name in os.environ if name.startswith("MLFLOW_") and name not in USUAL]
+    if not given:
+        return  # the import takes seconds
+    try:
+        from mlflow import environment_variables
+
+        for name in given:
+            if (variable := getattr(environment_variables, name, None)) is not None:
+                variable.get()
+    except ValueError as error:
+        raise StudyError(
+            f"MLflow cannot use the environment ({', '.join(sorted(given))}): {one_line(str(error), 200)}; unset or "
+            "correct the variable"
+        ) from None
 
 
 def check_file(path: Path, write: bool = True) -> str | None:

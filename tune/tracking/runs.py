@@ -92,12 +92,15 @@ class Runs:
 
     @staticmethod
     def errors() -> tuple[type[Exception], ...]:
-        """Return the types of the errors of a store that is unreachable, slow, full or damaged."""
+        """Return the types of the errors of a store that is unreachable, slow, full or damaged.
+
+        MLflow raises ValueError for a setting that it cannot use and for an answer that is no JSON.
+        """
         from mlflow.exceptions import MlflowException
         from requests.exceptions import RequestException
         from sqlalchemy.exc import SQLAlchemyError
 
-        return MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError, json.JSONDecodeError
+        return MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError, ValueError
 
     def connect(self, again: bool = False) -> None:
         """Find or create the experiment and the parent run, list the runs and delete duplicates.

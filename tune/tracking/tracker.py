@@ -221,9 +221,11 @@ def sync(uri: str, study: Study, folder: Path) -> tuple[int, int]:
             else:
                 runs.pause()
         except Runs.errors() as error:
+            said = _message(error)
+            damaged = "not a database" in said or "malformed" in said
+            advice = "so the damaged file may be moved away and synced again" if damaged else "so sync again later"
             raise TrackingError(
-                f"MLflow at {redact(uri)} cannot be written: {_message(error)}; the ledger has everything, so a "
-                "damaged mlflow.db may be moved away and synced again"
+                f"MLflow at {redact(uri)} cannot be written: {said}; the ledger has everything, {advice}"
             ) from error
     finally:
         ledger.close()

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.tune.helpers import typed, write_ledger
-from tune.errors import StudyError
+from tune.errors import StudyError, TrackingError
 from tune.study.files import dump, load
 from tune.tracking.check import check_store
 from tune.tracking.store import sqlite_file, sqlite_uri, tracking_uri
@@ -253,3 +253,58 @@ def test_a_sweep_says_so_before_anything_starts(tmp_path, monkeypatch, capsys):
     assert (code, out) == (2, "")
     assert "--tracking './mlruns': MLflow has ended its support for stores that are folders" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "smoke.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "soon", "Failed to convert 'soon' for MLFLOW_HTTP_REQUEST_TIMEOUT"),
+        ("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "x", "Failed to convert 'x' for MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"),
+    ],
+)
+def test_a_setting_of_mlflow_that_it_cannot_read_is_named(monkeypatch, empty_store, name, value, said):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StudyError, match=f"cannot use the environment .*{said}"):
+        check_store(sqlite_uri(empty_store))
+
+
+def test_a_setting_that_only_the_store_refuses_is_one_line(place, monkeypatch):
+    folder, _, uri = place
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "Nope")
+    with pytest.raises(TrackingError, match="cannot be written: Invalid poolclass parameter: Nope"):
+        sync(uri, SMOKE, folder)
+
+
+def test_a_users_variables_change_neither_place_nor_content(place, monkeypatch, tmp_path):
+    folder, _, uri = place
+    write_ledger(folder)
+    for name, value in {
+        "MLFLOW_EXPERIMENT_NAME": "other",
+        "MLFLOW_EXPERIMENT_ID": "77",
+        "MLFLOW_RUN_ID": "0123456789abcdef0123456789abcdef",
+        "MLFLOW_REGISTRY_URI": f"file://{tmp_path / 'registry'}",
+        "MLFLOW_TRACKING_USERNAME": "me",
+        "MLFLOW_TRACKING_TOKEN": "t0ken",
+        "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": "/nowhere",
+        "MLFLOW_TRUNCATE_LONG_VALUES": "false",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert check_store(uri) is None
+    assert sync(uri, SMOKE, folder) == (3, 3)
+    client = MlflowClient(uri)
+    assert sorted(each.name for each in client.search_experiments()) == ["Default", "smoke"]
+    found = client.search_runs([client.get_experiment_by_name("smoke").experiment_id])
+    assert len(found) == 4
+    assert {key.split("/")[0] for run in found for key in run.data.metrics} == {
+        "alpha",
+        "final",
+        "grad_norm",
+        "lr",
+        "tokens_per_second",
+        "train",
+        "val",
+    }
+    assert (tmp_path / "mlruns" / "smoke").is_dir()
+    assert not (tmp_path / "registry").exists()

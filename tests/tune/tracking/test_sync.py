@@ -1,6 +1,7 @@
 """Test that MLflow finally has each cell once, after unreachable or slow servers and damaged stores."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -147,6 +148,17 @@ def test_a_sync_while_a_sweep_runs_is_refused(place):
     with pytest.raises(LedgerError, match="another sweep is running this study: process"):
         sync(uri, load(SMOKE), folder)
     held.close()
+
+
+def test_a_store_that_another_process_locks_is_named_and_can_be_synced_later(place):
+    folder, _, uri = place
+    write_ledger(folder)
+    with sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None) as other:
+        other.execute("begin exclusive")
+        with pytest.raises(TrackingError, match=r"database is locked; the ledger has everything, so sync again later"):
+            sync(uri, load(SMOKE), folder)
+        other.execute("rollback")
+    assert sync(uri, load(SMOKE), folder) == (3, 3)
 
 
 def test_a_damaged_store_is_refused_in_one_line_and_left_alone(place):
