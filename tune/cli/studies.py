@@ -16,14 +16,18 @@ from tune.cli.ui import browse
 
 
 def report(study: Name, output: Output = Path("studies"), require_verdict: RequireVerdict = False) -> None:
-    """Rebuild the tables, the verdict and the report of a study from its ledger."""
+    """Rebuild the tables, the verdict and the report of a study from its ledger.
+
+    The report of a published study, which has no ledger, is made from its tables.
+    """
     from analysis.verdict.exits import end
     from tune.run import ledger, tables
     from tune.study.files import load
 
     folder = study_folder(study, output)
     loaded = load(folder / "study.yaml")
-    tables.write_tables(loaded.name, ledger.read(folder / "ledger.jsonl"), folder)
+    if (folder / "ledger.jsonl").exists() or not (folder / "trials.parquet").exists():
+        tables.write_tables(loaded.name, ledger.read(folder / "ledger.jsonl"), folder)
     result = show_verdict(loaded, folder, browse(loaded, folder.parent))
     raise typer.Exit(end(result, require_verdict))
 

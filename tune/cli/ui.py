@@ -57,11 +57,12 @@ def ui(
         with contextlib.suppress(sqlite3.Error):  # read-only, or a sweep writes to it: then `sync` does it
             move_artifacts(path)
     port = _free_port(host, port)
-    # no jobs, no telemetry and no warnings of MLflow's libraries
+    # no jobs, no telemetry, no warnings of MLflow's libraries, and no modules of the working directory
     quiet = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONWARNINGS": "ignore",
+        "PYTHONSAFEPATH": "1",
     }
     # the URI is not passed as an argument, because a list of processes would show its password
     environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
@@ -76,7 +77,7 @@ def ui(
             err=True,
         )
     sys.stdout.flush()
-    server = [sys.executable, "-m", "mlflow", "ui", "--app-name", "pagating-study", "--workers", "1"]
+    server = [sys.executable, "-P", "-m", "mlflow", "ui", "--app-name", "pagating-study", "--workers", "1"]
     raise typer.Exit(_serve([*server, "--host", host, "--port", str(port)], environment))
 
 

@@ -116,6 +116,16 @@ def test_status_has_the_verdict_of_a_finished_study_only(made, monkeypatch, caps
     assert (code, out.startswith("published: tables only. Against gelu, on test_nll: mine: better (+")) == (0, True)
 
 
+def test_a_published_study_is_reported_from_its_tables(made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made / "published", tmp_path / "published")
+    (tmp_path / "published" / "report.html").unlink()
+    monkeypatch.setattr(plots, "render", lambda *args, **kwargs: b"<svg></svg>")
+    code, out, err = typed(monkeypatch, capsys, "report", tmp_path / "published")
+    assert (code, err) == (0, "")
+    assert "mine: better (+" in out
+    assert (tmp_path / "published" / "report.html").exists()
+
+
 # --- rm --------------------------------------------------------------------------------------------------------------
 
 

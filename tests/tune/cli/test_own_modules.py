@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 
 from tests.studies import TINY, yaml_of
+from tests.tune.helpers import typed
+from tune.cli import ui
 
 ROOT = Path(__file__).parents[3]
 PAGATING = [sys.executable, "-P", "-c", "from pagating_study import main; main()"]  # the installed command
@@ -75,6 +77,16 @@ def test_a_module_of_the_user_that_is_not_called_like_ours_is_found(own):
     (own / "mine.py").write_text("VALUE = 5\n")
     program = [sys.executable, "-c", "import pagating_study, mine, tune.errors as e; print(mine.VALUE, e.__file__)"]
     assert called(own, program=program).stdout.split() == ["5", str(ROOT / "tune" / "errors.py")]
+
+
+def test_the_server_of_mlflow_sees_no_module_of_the_working_directory(tmp_path, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(ui, "_serve", lambda command, environment: given.append((command, environment)) or 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://127.0.0.1:9/mlflow")
+    assert typed(monkeypatch, capsys, "ui", "--output", tmp_path)[0] == 0
+    ((command, environment),) = given
+    assert command[1:5] == ["-P", "-m", "mlflow", "ui"]
+    assert environment["PYTHONSAFEPATH"] == "1"  # for the processes that the server starts
 
 
 @pytest.mark.slow
