@@ -32,7 +32,6 @@ class Session:
     Attributes:
         run: The run.
         slots: Function that returns the current number of slots.
-        step: Called with each step of Tune's loop, if it is not None.
         waiting: Watch for cells that wait while none runs.
         request_slots: Called with each stage that starts, to request its slots from a cluster. None requests nothing.
         idle: Number of idle actors to keep, for example at the end of a stage.
@@ -44,7 +43,6 @@ class Session:
 
     run: StudyRun
     slots: Callable[[], int]
-    step: Callable[[], None] | None = None
     waiting: Waiting = field(default_factory=lambda: Waiting(math.inf))
     request_slots: Callable[[str], None] | None = None
     idle: int = 0
@@ -179,8 +177,6 @@ class Records(ray_tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Write the run's heartbeat; kill the processes of trials whose own heartbeat stopped."""
-        if self._session.step:
-            self._session.step()
         self._session.guarded(self._step)()
 
     def _step(self) -> None:

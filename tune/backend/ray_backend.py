@@ -19,9 +19,9 @@ from typing import Any
 from pagating.hardware import usable_cores
 from tune.backend.cluster import WAIT_SECONDS, Capacity, ask_for, driver_node
 from tune.backend.preflight import check_granted, check_limits, check_loopback, local_slots
-from tune.backend.ray_private import ended_processes, kill_processes
+from tune.backend.ray_private import kill_processes
 from tune.backend.ray_start import started
-from tune.backend.ray_watch import RayWatch, Reach, Waiting
+from tune.backend.ray_watch import OwnRay, RayWatch, Reach, Waiting
 from tune.errors import StudyStopped
 from tune.run.study_run import StudyRun
 from tune.study.addresses import ADDRESS
@@ -122,11 +122,10 @@ class RayBackend:
             slots = Capacity(self._slots, resources.cpus, resources.gpus, ray.nodes)
             own = self._trainable is None
             run.begin(slots(), sees_models=own and (not address or bool(run.study.storage)))
-            watch = RayWatch(run.warn, functools.partial(self._lost, run), self._ended())
+            watch = RayWatch(self._ended(), functools.partial(self._lost, run))
             session = Session(
                 run,
                 slots,
-                watch.step,
                 Waiting(WAIT_SECONDS if address else LOCAL_WAIT_SECONDS),
                 functools.partial(_request_slots, run.study, self._slots) if address else None,
                 idle=0 if address else run.slots,  # an idle node of a cluster may be released
@@ -165,7 +164,7 @@ class RayBackend:
         import ray
 
         if not self._address:
-            return ended_processes
+            return OwnRay()
         match = ADDRESS.fullmatch(self._address)
         place = f"{match['host']}:{match['port']}" if match and match["host"] else ray.get_runtime_context().gcs_address
         return Reach(self._address, place)

@@ -108,18 +108,14 @@ def may_grow(gcs_address: str) -> bool:
     return any(kind and kind != f"node_{node}" for node, kind in types.items())
 
 
-def ended_processes() -> list[str]:
-    """Return a text for each process of this process's own Ray that has ended and that no study runs without."""
+def ray_processes() -> list[tuple[str, Any]]:
+    """Return the name and the process of each part of this process's own Ray that no study runs without."""
     from ray._private import worker
 
     node = worker._global_node
     found = dict(node.all_processes) if node else {}
-    return [
-        f"Ray's {what} ended (exit code {one.process.returncode})"
-        for kind, what in (("gcs_server", "server (gcs_server)"), ("raylet", "scheduler (raylet)"))
-        for one in found.get(kind, [])
-        if one.process.poll() is not None
-    ]
+    parts = (("gcs_server", "server (gcs_server)"), ("raylet", "scheduler (raylet)"))
+    return [(what, one.process) for kind, what in parts for one in found.get(kind, [])]
 
 
 def kill_processes() -> None:

@@ -9,13 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import psutil
 
 from analysis.io.exits import Exit
-from tune.backend.ray_private import ended_processes
+from tune.backend.ray_private import ray_processes
 
 ANNOUNCE_SECONDS = 20.0  # a wait that lasts this long is announced
 LOOK_SECONDS = 1.0  # between two looks at Ray's processes
-SILENT_SECONDS = 50.0  # longest time without a step of Tune's loop; Ray ends this process after 60 s without its server
+STOPPED_SECONDS = 20.0  # longest time in which a process of Ray may be stopped (SIGSTOP); Ray gives up after 60 s
 SURE_SECONDS = 2.0  # between the loss of Ray and the reaction; a batch system may be ending this process too
 TRY_SECONDS = 3.0  # between two connections to a cluster's server, and the longest wait for one
 UNREACHED_SECONDS = 25.0
@@ -34,6 +37,42 @@ def announced(warn: Callable[[str], None], line: str) -> Iterator[None]:
         timer.cancel()
 
 
+class OwnRay:
+    """Watch for processes of this process's own Ray that have ended, or that are stopped for long.
+
+    Args:
+        processes: Function that returns the name and the process of each part of Ray that no study runs without.
+        clock: Function that returns a monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        processes: Callable[[], list[tuple[str, Any]]] = ray_processes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._processes, self._clock = processes, clock
+        self._stopped: dict[str, float] = {}  # since when a part is seen stopped
+
+    def __call__(self) -> list[str]:
+        """Return a text for each part that is lost."""
+        lost, now = [], self._clock()
+        for what, process in self._processes():
+            if (code := process.poll()) is not None:
+                lost.append(f"Ray's {what} ended (exit code {code})")
+            elif not _is_stopped(process.pid):
+                self._stopped.pop(what, None)
+            elif now - self._stopped.setdefault(what, now) > STOPPED_SECONDS:
+                lost.append(f"Ray's {what} is stopped")
+        return lost
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return str(psutil.Process(pid).status()) == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False  # it has just ended
+
+
 class RayWatch:
     """Watcher of Ray in a thread of its own, because a call to a dead Ray blocks the thread that calls it.
 
@@ -41,22 +80,13 @@ class RayWatch:
     after a minute.
 
     Args:
-        warn: Called with one line for the user.
+        ended: Function that returns a text for each part of Ray that is lost.
         lost: Called with the reason once Ray is lost. It may end the process.
-        ended: Function that returns a text for each of Ray's processes that has ended.
-        clock: Function that returns a monotonic time in seconds.
     """
 
-    def __init__(
-        self,
-        warn: Callable[[str], None],
-        lost: Callable[[str], None],
-        ended: Callable[[], list[str]] = ended_processes,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._warn, self._lost, self._ended, self._clock = warn, lost, ended, clock
-        self._stepped = self._looked = clock()
-        self._said = self._is_lost = False
+    def __init__(self, ended: Callable[[], list[str]], lost: Callable[[str], None]) -> None:
+        self._ended, self._lost = ended, lost
+        self._is_lost = False
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="ray-watch", daemon=True)
@@ -69,32 +99,14 @@ class RayWatch:
         self._over.set()
         self._thread.join()
 
-    def step(self) -> None:
-        """Record a step of Tune's loop."""
-        self._stepped, self._said = self._clock(), False
-
     def look(self) -> bool:
-        """Look at Ray; return True if it is lost. The time in which this process was stopped does not count."""
+        """Look at Ray; return True if it is lost."""
         with self._lock:
-            if not self._is_lost and (reason := self._reason()):
+            if not self._is_lost and (ended := self._ended()):
                 self._is_lost = True
                 time.sleep(SURE_SECONDS)
-                self._lost(reason)
+                self._lost(" and ".join(ended))
             return self._is_lost
-
-    def _reason(self) -> str | None:
-        """Return why Ray is lost, or None. Announce its silence."""
-        now = self._clock()
-        self._stepped += max(0.0, now - self._looked - 5.0)
-        self._looked, silent = now, now - self._stepped
-        if ended := self._ended():
-            return " and ".join(ended)
-        if silent > SILENT_SECONDS:
-            return f"Ray has not answered for {SILENT_SECONDS:.0f} s"
-        if silent > ANNOUNCE_SECONDS and not self._said:
-            self._said = True
-            self._warn(f"Ray has not answered for {ANNOUNCE_SECONDS:.0f} s; it is given {SILENT_SECONDS:.0f} s")
-        return None
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_SECONDS):

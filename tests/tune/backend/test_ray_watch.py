@@ -1,57 +1,67 @@
 """Test the watcher of Ray and the announcements of a wait, on fake clocks."""
 
+import signal
 import socket
+import subprocess
 import threading
 import time
 
+import psutil
 import pytest
 
 from tune.backend import ray_watch
-from tune.backend.ray_watch import RayWatch, Reach, Waiting, announced
+from tune.backend.ray_watch import OwnRay, RayWatch, Reach, Waiting, announced
 
 
 @pytest.fixture
-def watched(monkeypatch):
-    """Return a watcher of a fake Ray, its clock, its ended processes, and the lists of warnings and losses."""
+def part():
+    """Return a process that stands for a part of Ray."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_process_of_ray_that_ended_is_a_loss_and_said_once(monkeypatch, part):
     monkeypatch.setattr(ray_watch, "SURE_SECONDS", 0.0)
-    now, ended, warnings, losses = [0.0], [], [], []
-    watch = RayWatch(warnings.append, losses.append, lambda: ended, lambda: now[0])
-    return watch, now, ended, warnings, losses
-
-
-def test_a_process_of_ray_that_ended_is_a_loss_and_said_once(watched):
-    watch, _, ended, _, losses = watched
+    losses = []
+    watch = RayWatch(OwnRay(lambda: [("scheduler (raylet)", part)]), losses.append)
     assert not watch.look()
-    ended.append("Ray's scheduler (raylet) ended (exit code -9)")
+    part.kill()
+    part.wait()
     assert watch.look()
     assert watch.look()
     assert losses == ["Ray's scheduler (raylet) ended (exit code -9)"]
 
 
-def test_silence_is_announced_and_then_ends(watched):
-    watch, now, _, warnings, losses = watched
-    for now[0] in range(0, 50, 2):
-        assert not watch.look()
-    assert warnings == ["Ray has not answered for 20 s; it is given 50 s"]
-    watch.step()
-    for now[0] in range(50, 98, 2):
-        assert not watch.look()
-    now[0] = 100.0
-    assert watch.look()
-    assert losses == ["Ray has not answered for 50 s"]
-    assert len(warnings) == 2
+def test_a_process_of_ray_that_is_stopped_for_long_is_a_loss(part):
+    now = [0.0]
+    lost = OwnRay(lambda: [("server (gcs_server)", part)], lambda: now[0])
 
+    def signalled(signum, status):
+        part.send_signal(signum)
+        deadline = time.monotonic() + 10
+        while (psutil.Process(part.pid).status() == psutil.STATUS_STOPPED) != status:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
-def test_a_process_that_was_stopped_itself_has_not_waited(watched):
-    watch, now, *_ = watched
-    now[0] = 3600.0
-    assert not watch.look()
+    signalled(signal.SIGSTOP, True)
+    assert lost() == []
+    now[0] = 19.0
+    assert lost() == []
+    signalled(signal.SIGCONT, False)
+    assert lost() == []  # a user stops and continues the whole command
+    signalled(signal.SIGSTOP, True)
+    now[0] = 30.0
+    assert lost() == []
+    now[0] = 51.0
+    assert lost() == ["Ray's server (gcs_server) is stopped"]
 
 
 def test_the_watcher_ends_with_its_block(monkeypatch):
     monkeypatch.setattr(ray_watch, "LOOK_SECONDS", 0.01)
     seen = threading.Event()
-    with RayWatch(print, lambda reason: None, lambda: seen.set() or []) as watch:
+    with RayWatch(lambda: seen.set() or [], lambda reason: None) as watch:
         assert seen.wait(10)
     assert not watch._thread.is_alive()
 
