@@ -1,6 +1,6 @@
 """Measure the improvement in percent, nats, perplexity and bits per byte, at equal learning rate and over training.
 
-`pagating improvement STUDY|CSV`.
+`pagating improvement STUDY|TABLE`.
 """
 
 import math

@@ -23,14 +23,16 @@ _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome"
 class TableFacts:
     """What a table from elsewhere means, besides its rows; a study of our own needs none of it.
 
-    `unit` is the metric's unit, "" if it is not known. `not_made` has the seeds of each arm whose cells were empty.
-    `tasks` has one study per task if the rows are means over tasks, and `task` is the name of the task otherwise.
+    `unit` is the metric's unit, "" if it is not known. `has_seeds` is false if the rows have no seeds and are numbered.
+    `arms` includes arms without any run. `not_made` has the seeds of each arm whose cells were empty. `tasks` has one
+    study per task if the rows are means over tasks, and `task` is the name of the task otherwise.
     """
 
     higher_is_better: bool = False
     unit: str = "nats"
     unpaired: bool = False
     has_seeds: bool = True
+    arms: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     not_made: dict[str, list[int]] = field(default_factory=dict)
     task: str = ""
@@ -144,7 +146,7 @@ def assemble(
     """
     trials = normalise(source, trials)
     declared = settings.get("arms") or {}
-    arms = list(declared) if declared else list(dict.fromkeys([*trials["arm"], *(facts.not_made if facts else ())]))
+    arms = list(declared) if declared else list(dict.fromkeys(facts.arms if facts else trials["arm"]))
     if unknown := sorted(set(trials["arm"]) - set(arms)):
         raise TableError(f"{source}: column arm has {unknown[0]!r}; allowed: {', '.join(arms)}")
     confirm = {**DEFAULTS, **(settings.get("confirm") or {})}

@@ -29,34 +29,20 @@ def shown(value: object) -> str:
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """Return the rows of a CSV or Parquet file. Raises TableError if it cannot be read, is empty or is too long."""
+    """Return the rows of a study's Parquet file. Raises TableError if it cannot be read, is empty or is too long."""
     try:
-        table = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
-    except (ValueError, OSError, ArrowException) as error:  # pandas' parser errors are ValueErrors
+        # Drop pandas' metadata: the columns are complete without it, and damaged metadata raises errors of any kind.
+        with ParquetFile(file) as opened:
+            arrow = opened.read().replace_schema_metadata(None)
+        arrow.validate(full=True)  # otherwise text that is not UTF-8 would fail later, at its first use
+        table = arrow.to_pandas()
+    except (ValueError, OSError, ArrowException) as error:
         raise TableError(f"{file}: cannot be read as a table: {one_line(str(error), 300)}") from None
     if len(table) > MOST_ROWS:
         raise TableError(f"{file}: has {len(table):,} rows; allowed: {MOST_ROWS:,}")
     if table.empty and file.name != "curves.parquet":
         raise TableError(f"{file}: has no rows")
     return table
-
-
-def _read_parquet(file: Path) -> pd.DataFrame:
-    # Drop the metadata of pandas: the columns are complete without it, and damaged metadata raises errors of any kind.
-    with ParquetFile(file) as opened:
-        table = opened.read().replace_schema_metadata(None)
-    table.validate(full=True)  # otherwise text that is not UTF-8 would fail later, at its first use
-    return table.to_pandas()
-
-
-def _read_csv(file: Path) -> pd.DataFrame:
-    how: dict[str, Any] = {"skipinitialspace": True, "encoding": "utf-8-sig"}
-    names = list(pd.read_csv(file, header=None, nrows=1, dtype=str, **how).iloc[0])
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"column {twice[0]!r} appears twice")  # pandas would rename the second
-    if len(names) == 1 and (found := [sign for sign in (";", "\t") if sign in str(names[0])]):
-        raise ValueError(f"columns are separated by {found[0]!r}; allowed: commas")
-    return pd.read_csv(file, dtype={"arm": str}, nrows=MOST_ROWS + 1, **how)
 
 
 def read_settings(file: Path) -> dict[str, Any]:

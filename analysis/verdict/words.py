@@ -41,7 +41,9 @@ def headline(row: Comparison, margin: float | str, unit: str = "nats") -> str:
         return (
             f"no difference larger than {margin.strip() if isinstance(margin, str) else f'{margin:g} {unit}'}".strip()
         )
-    return _CANNOT_TELL if row.refusal is Refusal.FLOOR_DOES_NOT_LOSE else row.kind.replace("_", " ")
+    if row.refusal is Refusal.FLOOR_DOES_NOT_LOSE:
+        return _CANNOT_TELL if row.of_table is None else f"not testable: the floor does not lose to {row.baseline}"
+    return row.kind.replace("_", " ")
 
 
 def not_testable(refusal: Refusal) -> str:
@@ -70,7 +72,8 @@ def summary_parts(rows: Sequence[Comparison], study: Study) -> tuple[str, list[s
     if not rows:
         return "No treatment runs: there is nothing to compare with the baseline.", [], ""
     if all(row.refusal is Refusal.FLOOR_DOES_NOT_LOSE for row in rows):
-        return f"{_CANNOT_TELL[0].upper()}{_CANNOT_TELL[1:]} ({study.floor} against {study.baseline}).", [], ""
+        said = headline(rows[0], study.margin)
+        return f"{said[0].upper()}{said[1:]} ({study.floor} against {study.baseline}).", [], ""
     parts = [f"{row.arm}: {row.verdict}{_numbers(row, study)}" for row in rows]
     edges = dict.fromkeys(arm for row in rows for arm in row.at_edge)
     warnings = [f"Warning: the learning rate of {', '.join(edges)} is an end of the grid."] if edges else []
@@ -226,10 +229,10 @@ def _of_table(row: Comparison, study: Study) -> list[str]:
     if row.refusal is Refusal.NO_COMMON_SEED:
         notes.append("runs that are not pairs are compared by Welch's test: --unpaired")
     if more.p_welch is not None:
+        out = len(row.dropped_seeds_baseline) + len(row.dropped_seeds_arm)
         notes.append(
-            f"pairing shows no clear gain ({row.pairing_gain:.2f}x) and leaves out "
-            f"{len(row.dropped_seeds_baseline) + len(row.dropped_seeds_arm)} runs; if seeds are only run numbers, "
-            f"--unpaired compares all runs (Welch's p = {more.p_welch:.3g})"
+            f"pairing shows no clear gain ({row.pairing_gain:.2f}x) and leaves out {out} run{'s' if out > 1 else ''}; "
+            f"if seeds are only run numbers, --unpaired compares all runs (Welch's p = {more.p_welch:.3g})"
         )
     if _unpaired(study) and row.p_t is not None:
         notes.append(f"{more.test} of {more.n_baseline} and {more.n_arm} runs that are not pairs")

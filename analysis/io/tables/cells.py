@@ -11,7 +11,7 @@ from analysis.io.files import TableError, shown
 
 MISSING = frozenset(("", "na", "n/a", "<na>", "#n/a", "null", "none", "-", "--", "---", "\u2013", "\u2014"))
 _LOST = {"nan": np.nan, "inf": np.inf, "infinity": np.inf, "\u221e": np.inf}
-_PLAIN = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_PLAIN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _POWER = r"(?:[eE][+-]?\d+)?"
 _POINT = re.compile(rf"[+-]?(?:[1-9]\d{{0,2}}(?:[,' _]\d{{3}})+|\d+)?(?:\.\d*)?{_POWER}")  # 1,234.5
 _COMMA = re.compile(rf"[+-]?(?:[1-9]\d{{0,2}}(?:[.' _]\d{{3}})+|\d+)?(?:,\d*)?{_POWER}")  # 1.234,5
@@ -127,22 +127,23 @@ def _parts(where: str, text: str) -> tuple[str | None, str]:
 def _decimal(source: str, name: str, texts: list[str], given: str | None, separator: str) -> str:
     if given is not None:
         return given
-    comma = next((t for t in texts if _COMMA.fullmatch(t) and not _POINT.fullmatch(t)), None)
-    point = next((t for t in texts if _POINT.fullmatch(t) and not _COMMA.fullmatch(t)), None)
-    if comma is not None and point is not None:
+    comma = next((t for t in texts if not _POINT.fullmatch(t)), None)  # "3,31" can only be a decimal comma
+    point = next((t for t in texts if not _COMMA.fullmatch(t)), None)
+    with_comma = next((t for t in texts if "," in t and "." not in t), None)
+    with_point = next((t for t in texts if "." in t and "," not in t), None)
+    both = any("," in t and "." in t for t in texts)
+    if (comma is not None and point is not None) or (with_comma is not None and with_point is not None and not both):
         raise TableError(
-            f"{source}: column {name} has {comma!r} and {point!r}, two decimal signs; allowed: one in all rows"
+            f"{source}: column {name} has {comma or with_comma!r} and {point or with_point!r}: two decimal signs, or "
+            "thousands? Name the decimal sign: --decimal . or --decimal ,"
         )
-    if comma is not None or point is not None:
-        return "," if comma is not None else "."
-    either = next((t for t in texts if "," in t), None)
-    if either is not None and separator != ";":
-        point_value, comma_value = either.replace(",", ""), either.replace(",", ".")
+    if comma is None and point is None and with_comma is not None and separator != ";":
+        point_value, comma_value = with_comma.replace(",", ""), with_comma.replace(",", ".")
         raise TableError(
-            f"{source}: column {name} has {either!r}: {point_value} or {comma_value}? Name the decimal sign: "
+            f"{source}: column {name} has {with_comma!r}: {point_value} or {comma_value}? Name the decimal sign: "
             "--decimal . or --decimal ,"
         )
-    return "." if either is None else ","
+    return "," if comma is not None or (point is None and with_comma is not None) else "."
 
 
 def name(text: object) -> str:

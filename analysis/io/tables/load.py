@@ -21,6 +21,7 @@ _OUTCOMES = {
     "queued waiting paused",
 }
 _STATES = {word: outcome for outcome, words in _OUTCOMES.items() for word in words.split()}
+_FOLDS = ("fold", "cv_fold", "cv", "split")
 _TRUTH = {"true": True, "false": False, "": None}
 
 
@@ -52,8 +53,7 @@ def load_table(path: str, question: Question, options: Options) -> Study:
     as_read, metric = shapes.one_metric(where, records.unpack(read.table), question.metric)
     table, layout = shapes.long(where, as_read, options, question.baseline, metric)
     layout = layout or _layout(where, table, options, metric)
-    if layout.seed is None and not options.unpaired:
-        raise TableError(f"{columns.missing(where, as_read, 'seed')}, or if runs are not pairs: --unpaired")
+    _check_seed(where, as_read, layout.seed, options)
     notes = list(read.notes)
     facts = TableFacts(
         higher_is_better=_direction(where, layout.name, options, notes),
@@ -63,11 +63,13 @@ def load_table(path: str, question: Question, options: Options) -> Study:
     )
     values = cells.numbers(where, table[layout.metric], options.decimal, read.separator)
     unit = values.unit or facts.unit if options.unit is None else options.unit
-    runs = _runs(where, table, layout, values, read.separator, notes)
+    runs = _runs(where, table, layout, values, options.decimal, read.separator, notes)
     facts = replace(facts, unit=unit, notes=(*notes, *([values.note] if values.note else [])))
     if not runs["made"].any():
         raise TableError(f"{where}: column {layout.metric} is empty in every row; allowed: a number per run")
     made = runs[runs["made"]]
+    if not values.unit and metrics.is_share(layout.name):
+        _check_scale(where, made, layout)
     _check_twice(where, table.loc[made.index], made, layout)
     return _study(where, "stdin" if path == "-" else Path(path).stem, runs, layout, question, facts)
 
@@ -79,10 +81,16 @@ def _layout(where: str, table: pd.DataFrame, options: Options, metric: str | Non
     taken = {c for c in (arm, seed, task, step) if c} | {
         str(c) for c in table.columns if columns.bare(c) in columns.STEPS
     }
+    _check_seed(where, table, seed, options)
     found = columns.metric(where, table, metric, taken, METRICS)
     short = columns.bare(found)
     place = found.casefold().find(short)
     return Layout(arm, seed, task, step, found, found[place : place + len(short)] if place >= 0 else found)
+
+
+def _check_seed(where: str, table: pd.DataFrame, seed: str | None, options: Options) -> None:
+    if seed is None and not options.unpaired:
+        raise TableError(f"{columns.missing(where, table, 'seed')}, or if runs are not pairs: --unpaired")
 
 
 def _step(table: pd.DataFrame, keys: list[str | None]) -> str | None:
@@ -113,11 +121,22 @@ def _direction(where: str, metric: str, options: Options, notes: list[str]) -> b
 
 
 def _runs(
-    where: str, table: pd.DataFrame, layout: Layout, values: cells.Numbers, separator: str, notes: list[str]
+    where: str,
+    table: pd.DataFrame,
+    layout: Layout,
+    values: cells.Numbers,
+    decimal: str | None,
+    separator: str,
+    notes: list[str],
 ) -> pd.DataFrame:
     # the rows in the columns that `assemble` reads; `made` marks those that are runs
     runs = pd.DataFrame(index=table.index)
     runs["arm"] = _names(where, table[layout.arm], "arm")
+    if layout.seed is not None and columns.bare(layout.seed) in _FOLDS:
+        raise TableError(
+            f"{where}: column {layout.seed} numbers folds, which share training data; a t test over them errs too "
+            "often; allowed: runs with different seeds"
+        )
     if layout.seed is not None:
         runs["seed"] = _filled(where, "seed", cells.numbers(where, table[layout.seed].rename("seed")))
     elif layout.step is None and layout.task is None:
@@ -129,7 +148,7 @@ def _runs(
     runs = runs.assign(**_own(where, table, layout.metric, separator))
     runs[layout.name or shapes.VALUE] = values.values
     if layout.step is not None:
-        steps = cells.numbers(where, table[layout.step], values.decimal or None, separator)
+        steps = cells.numbers(where, table[layout.step], values.decimal or decimal, separator)
         steps = replace(steps, empty=steps.empty & ~values.empty)
         runs["step"] = _filled(where, layout.step, steps)
     runs["outcome"] = _outcomes(where, table, notes)
@@ -218,6 +237,18 @@ def _check_twice(where: str, table: pd.DataFrame, runs: pd.DataFrame, layout: La
             )
 
 
+def _check_scale(where: str, runs: pd.DataFrame, layout: Layout) -> None:
+    # 0.81 in one arm and 84 in another are a share and a percentage
+    of_arm = runs[np.isfinite(runs[layout.name])].groupby("arm", sort=False)[layout.name]
+    largest, smallest = of_arm.max(), of_arm.min()
+    shares, percents = largest[(largest > 0) & (largest <= 1)], largest[(largest > 1.5) & (smallest > 1)]
+    if len(shares) and len(percents):
+        raise TableError(
+            f"{where}: {layout.name} is up to {shares.iloc[0]:g} for {shares.index[0]} and {percents.iloc[0]:g} for "
+            f"{percents.index[0]}; allowed: all as shares or all as percentages"
+        )
+
+
 def _study(where: str, name: str, runs: pd.DataFrame, layout: Layout, question: Question, facts: TableFacts) -> Study:
     confirm = {key: getattr(question, key) for key in ("level", "margin", "correction")}
     settings = {"confirm": {key: value for key, value in confirm.items() if value is not None}}
@@ -234,7 +265,7 @@ def _study(where: str, name: str, runs: pd.DataFrame, layout: Layout, question: 
             baseline=baseline,
             floor=floor,
             metric=layout.name or shapes.VALUE,
-            facts=replace(known, not_made=known.not_made or _not_made(rows)),
+            facts=replace(known, arms=known.arms or tuple(rows["arm"].unique()), not_made=_not_made(rows)),
         )
         _check_pairs(where, study)
         return study
@@ -251,9 +282,10 @@ def _study(where: str, name: str, runs: pd.DataFrame, layout: Layout, question: 
     if len(parts) == 1:
         return part(runs, name, replace(facts, task=parts[0].name))
     mean = tasks.together(where, parts)
-    whole = replace(facts, unit="% of the baseline", tasks=tuple(parts), not_made={arm: [] for arm in arms})
+    whole = replace(facts, unit="% of the baseline", tasks=tuple(parts), arms=tuple(arms))
     lacking_runs = tuple(
-        f"{arm}: {n} of its runs lack a task and are left out" for arm, n in tasks.lacking(parts, mean)
+        f"mean over tasks: {n} of the runs of {arm} left out for lack of a task"
+        for arm, n in tasks.lacking(parts, mean)
     )
     return part(mean.assign(task="", made=True), name, replace(whole, notes=(*facts.notes, *lacking_runs)))
 

@@ -44,6 +44,7 @@ _TURNED = _words(
     "improvement gain std stderr stdev sd sem var variance ratio rank weight coef scale lambda threshold "
     "target"
 )
+_SHARES = _words("acc accuracy f1 auc auroc precision recall em winrate iou miou")
 _NATS = frozenset(("nll", "ce", "xent", "nats"))
 _COUNTED = frozenset(("pass", "top", "hit", "hits"))  # pass@1, top5, hits@10: higher is better, with a number
 
@@ -74,6 +75,11 @@ def higher_is_better(name: str) -> bool | None:
     if turned:  # scikit-learn writes neg_mean_squared_error for a score
         return True if down and found[0] == "neg" and not up else None
     return up
+
+
+def is_share(name: str) -> bool:
+    """Check by its name if a metric is a share of cases, which some write as a percentage."""
+    return bool(_SHARES & {word.rstrip("0123456789") for word in words(name)} | _SHARES & set(words(name)))
 
 
 def in_nats(name: str) -> bool:

@@ -52,7 +52,7 @@ REFUSED = {
     "no arm": (GOOD.replace("arm", "arn", 1), "column arm is missing; it has arn, seed, val_nll"),
     "no seed": (GOOD.replace("seed", "sede", 1), "column seed is missing"),
     "no metric": ("arm,seed\ngelu,1\nx,1\n", "which column is the metric"),
-    "one decimal comma": (GOOD.replace("3.02", '"3,02"'), "column val_nll has '3,02' and '3.0', two decimal signs"),
+    "one decimal comma": (GOOD.replace("3.02", '"3,02"'), "column val_nll has '3,02' and '3.0': two decimal signs"),
     "decimal commas between commas": (re.sub(r"(\d)\.", r"\1,", GOOD), "a decimal comma needs quotes"),
     "text": (GOOD.replace("3.02", "abc"), "column val_nll has 'abc'; allowed: numbers"),
     "truth": (GOOD.replace("3.02", "True"), "column val_nll has 'True'; allowed: numbers"),

@@ -188,7 +188,7 @@ def test_a_floor_that_does_not_lose_makes_everything_untestable(csv: Path):
     arms = {"gelu": base, "lin": base + noise, "arm": base - 0.1 + 0.1 * noise}
     result = decide(csv, {k: list(v) for k, v in arms.items()}, floor="lin")
     words = {r["arm"]: r["verdict"] for r in result["comparisons"]}
-    assert words["arm"] == "not testable: this regime cannot tell a linear MLP from GELU"
+    assert words["arm"] == "not testable: the floor does not lose to gelu"
     assert result["sensitivity"]["testable"] is False
     assert [(r["arm"], r["kind"]) for r in result["comparisons"]][1:] == [("arm", "not_testable")]
     # the gap is the floor's improvement with the opposite sign
