@@ -25,8 +25,10 @@ HEAD = """# The study file
 `python docs/make_configuration.py` writes this page from the fields that the program checks; `make docs` runs it.
 
 A study is one YAML file with the values that differ from the defaults. An unknown key is an error that names the
-nearest known one. Paths are relative to the study file. YAML reads `1e-3` as text, so write `1.0e-3`. The shipped
-studies are in `configs/`. A sweep writes all values, with the defaults, to `studies/NAME/study.yaml`.
+nearest known one. Paths are relative to the study file; of a link, to the file that it names; of standard input, to the
+working directory. A key is text as it is written, so `yes` and `1` are names of arms. Anchors and merge keys (`<<`) are
+read, and a key at the top that starts with `x-` only holds a value for an anchor. JSON is read too. The shipped studies
+are in `configs/`. A sweep writes all values, with the defaults, to `studies/NAME/study.yaml`.
 """
 ABOUT = {"Distribution": "The values of a hyperparameter that is searched: exactly one of these keys."}
 

@@ -13,13 +13,13 @@ from tune.backend.backend import Backend
 from tune.backend.ray_backend import RayBackend
 from tune.errors import StudyError
 from tune.run import tables
-from tune.run.extend import check_folder
+from tune.run.extend import check_folder, own_corpus
 from tune.run.interrupt import Interruption
 from tune.run.provenance import write_provenance
 from tune.run.study_run import CellEnded, StudyRun
 from tune.run.tracker import NoTracker, Tracker
-from tune.study.files import dump
-from tune.study.inputs import Inputs, drafted
+from tune.study.files import FILE, LEDGER, dump
+from tune.study.inputs import Inputs, drafted, relocated
 from tune.study.own_gates import doubtful
 from tune.study.sizes import short_searches
 from tune.study.study import Study
@@ -64,20 +64,21 @@ def sweep(
     if not os.access(there, os.W_OK | os.X_OK):
         raise StudyError(f"{there}: cannot be written (read-only, or owned by another user); give another --output")
     check_folder(study, folder, base)
+    resolved = dump(relocated(study, base, folder))
     backend = backend or RayBackend(address=study.address, warn=warn)
-    if not (folder / "ledger.jsonl").exists():  # with a ledger, it is not known yet if any cell is missing
+    if not (folder / LEDGER).exists():  # with a ledger, it is not known yet if any cell is missing
         backend.check(study)
     try:
         if warn:
-            for line in [*doubtful(study, base), *short_searches(study)]:
+            for line in [*doubtful(study, base, folder), *short_searches(study)]:
                 warn(line)
-        with drafted(study, base, folder, output) as draft:
+        with drafted(study, base, folder, output, own_corpus(base, folder)) as draft:
             space = _space(study, folder, backend.slots, draft.vocab_size)
-            if not (folder / "ledger.jsonl").exists():
+            if not (folder / LEDGER).exists():
                 backend.start(study, lambda: space(None))
             folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / "study.yaml").exists():
-                write_whole(folder / "study.yaml", dump(study))  # first: it marks the folder as a study
+            if not (folder / FILE).exists():
+                write_whole(folder / FILE, resolved)  # first: it marks the folder as a study
             inputs = draft.write()
         run = StudyRun(
             study,
@@ -89,7 +90,7 @@ def sweep(
             check_space=space,
         )
         with watch(run) if watch and run.missing else nullcontext():
-            _train(run, backend, inputs, tracking_uri, lambda: space(run.stages.remaining()))
+            _train(run, backend, inputs, resolved, tracking_uri, lambda: space(run.stages.remaining()))
     finally:
         backend.stop()
     if run.ledger.events:
@@ -111,11 +112,25 @@ def _space(study: Study, folder: Path, slots: int, vocab_size: int) -> Callable[
 
 
 def _train(
-    run: StudyRun, backend: Backend, inputs: Inputs, tracking_uri: str | None, check_space: Callable[[], None]
+    run: StudyRun,
+    backend: Backend,
+    inputs: Inputs,
+    resolved: str,
+    tracking_uri: str | None,
+    check_space: Callable[[], None],
 ) -> None:
-    """Train the missing cells, update the tracker, and always close the ledger."""
+    """Train the missing cells, update the tracker, and always close the ledger.
+
+    Args:
+        run: The run.
+        backend: Backend that runs the cells.
+        inputs: Inputs of the study.
+        resolved: Content of the study.yaml that is written into the study's folder.
+        tracking_uri: MLflow tracking URI, or None.
+        check_space: Raises StudyError if the disk is too small for the cells that are left.
+    """
     try:
-        write_whole(run.folder / "study.yaml", dump(run.study))
+        write_whole(run.folder / FILE, resolved)
         run.tracker = _tracker(run, inputs, tracking_uri)
         if run.missing:
             backend.start(run.study, check_space)

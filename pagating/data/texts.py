@@ -186,7 +186,8 @@ def files_texts(base: Path | None = None, **patterns: str | list[str]) -> dict[s
         for pattern in [given] if isinstance(given, str) else given:
             found = matching_files(base, pattern)
             if not found:
-                raise CorpusError(f"corpus files for '{split}': no file matches '{pattern}'")
+                where = "" if os.path.isabs(os.path.expanduser(pattern)) else f" in {os.path.abspath(base or '')}"
+                raise CorpusError(f"corpus files for '{split}': no file matches '{pattern}'{where}")
             paths += found
         texts[split] = "".join(read_text(path) for path in _filled(paths, split))
     return texts

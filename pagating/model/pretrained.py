@@ -28,6 +28,10 @@ class PretrainedError(ValueError):
     """Unusable weights. The message is one line with the file, what was found and what is needed."""
 
 
+class WeightsNotDownloaded(PretrainedError):
+    """Weights of the hub without a copy on this machine. They may still exist."""
+
+
 def find_weights(given: str, base: Path | None = None) -> Path:
     """Return the file of weights of a folder (relative to `base`) or of a model on the hub, downloaded if needed.
 
@@ -40,12 +44,15 @@ def find_weights(given: str, base: Path | None = None) -> Path:
     if folder.is_dir():
         raise PretrainedError(f"pretrained '{given}': {folder} has no {FILE}; {wanted}")
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(hf_hub_download(given, FILE)).resolve()
+    except HFValidationError as error:
+        raise PretrainedError(f"pretrained '{given}' cannot be loaded: {folder} does not exist; {wanted}") from error
     except (OSError, ValueError) as error:
-        raise PretrainedError(
-            f"pretrained '{given}' cannot be loaded: no such folder and no copy on the hub; {wanted}"
+        raise WeightsNotDownloaded(
+            f"pretrained '{given}' cannot be loaded: no such folder ({folder}) and no copy on the hub; {wanted}"
         ) from error
 
 

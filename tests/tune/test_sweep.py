@@ -247,11 +247,11 @@ def test_bad_input_writes_nothing(tmp_path):
     [
         ("", "", "{0}/text.txt: is empty"),
         ("a b c\n" * 40, "", "the validation split has "),
-        ("a b c\n" * 4000, "tokenizer: {path: none}", "tokenizer '{0}/none' cannot be loaded: no such folder; "),
+        ("a b c\n" * 4000, "tokenizer: {path: none}", "tokenizer 'none' cannot be loaded: {0}/none does not exist; "),
         (
             "a b c\n" * 4000,
             "model.pretrained",
-            "pretrained 'none' cannot be loaded: no such folder and no copy on the hub",
+            "pretrained 'none' cannot be loaded: no such folder ({0}/none) and no copy on the hub",
         ),
     ],
 )

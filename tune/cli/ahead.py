@@ -60,10 +60,11 @@ def try_(
     Writes only the shared token cache.
     """
     from tune.plan import dry_run
-    from tune.study.files import load
+    from tune.study.files import find
 
     failed = False
-    for tried in dry_run.try_arms(load(config), config.parent, output, steps, arm or (), micro_batches):
+    found = find(config, output)
+    for tried in dry_run.try_arms(found.study, found.base, found.output, steps, arm or (), micro_batches):
         failed |= not isinstance(tried, str) and tried.problem is not None
         typer.echo(dry_run.line(tried))
     raise typer.Exit(Exit.COULD_NOT if failed else Exit.DONE)

@@ -36,7 +36,14 @@ def complete_config(incomplete: str) -> list[str]:
     return found
 
 
-Config = Annotated[Path, typer.Argument(help="Study file, such as configs/sweep.yaml.", autocompletion=complete_config)]
+STUDIES = Path("studies")  # default of --output
+Config = Annotated[
+    Path,
+    typer.Argument(
+        help="Study file, such as configs/sweep.yaml; - for standard input; or the name of a study that has begun.",
+        autocompletion=complete_config,
+    ),
+]
 Output = Annotated[Path, typer.Option(help="Folder of the studies.")]
 Name = Annotated[str, typer.Argument(help="Name of a study, or its folder.", autocompletion=complete_study)]
 Names = Annotated[list[str], typer.Argument(help="Names of studies, or their folders.", autocompletion=complete_study)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analysis.io.exits import Exit
-from tune.cli.common import Config, Output, RequireVerdict, Slots
+from tune.cli.common import STUDIES, Config, Output, RequireVerdict, Slots
 from tune.cli.ui import ui_command
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def sweep(
     config: Config,
-    output: Output = Path("studies"),
+    output: Output = STUDIES,
     slots: Slots = None,
     tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI, or 'none'.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Only continue a study; refuse to begin one.")] = False,
@@ -49,11 +49,12 @@ def sweep(
     from tune.errors import StudyError
     from tune.run.interrupt import Interruption
     from tune.study.addresses import check_address
-    from tune.study.files import load
+    from tune.study.files import find
     from tune.tracking.check import check_store
     from tune.tracking.store import tracking_uri
 
-    study = load(config)
+    found = find(config, output)
+    study, output = found.study, found.output if output == STUDIES else output
     if resume and not (output / study.name / "study.yaml").is_file():
         raise StudyError(f"{output / study.name}: no study was begun here; leave out --resume to begin it")
     uri = tracking_uri(tracking, study.tracking, output)
@@ -71,7 +72,7 @@ def sweep(
         again = restart(screen, last_line)
         backend = Inline() if inline else RayBackend(slots, where, warn=screen.warn, again=again)
         try:
-            code = _run(study, config.parent, output, uri, interruption, backend, screen, require_verdict)
+            code = _run(study, found.base, output, uri, interruption, backend, screen, require_verdict)
         except KeyboardInterrupt:  # no trial was running
             code = None
     if code is None:

@@ -20,7 +20,7 @@ from tune.plan.plan import arm_example, corpus_of, stand_in
 from tune.plan.space import vocabulary
 from tune.study.own_gates import doubtful
 from tune.study.study import Study
-from tune.study.weights import check_arms
+from tune.study.weights import local_weights
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,19 @@ def try_arms(
     unknown = [arm for arm in arms if arm not in study.arms]
     if unknown:
         raise StudyError(f"--arm {unknown[0]}: {study.name} has the arms {', '.join(study.arms)}")
+    from pagating.data.corpus import read_meta
+
     if not study.address:
         check_granted(study, slots=None)
     corpus, missing = corpus_of(study, output, base)
     if missing:
         yield f"{missing}; random tokens replace it, so the losses show only that it trains"
-    yield from doubtful(study, base)
+    yield from doubtful(study, base, output / study.name)
     with tempfile.TemporaryDirectory(prefix="pagating-try-") as scratch:
         tokens, lines = max(1 << 16, 4 * study.model.n_ctx), study.corpus.rows == "lines"
         place = corpus or stand_in(Path(scratch), vocabulary(study), tokens, lines)
-        weights, lacking = local_weights(study, base, place)
+        size = read_meta(place)["vocab_size"] if study.model.pretrained else None
+        weights, lacking = local_weights(study, base, size)
         if lacking:
             yield f"{lacking}; the trials start from initial weights"
         for arm in arms or study.arms:
@@ -83,27 +86,6 @@ def try_arms(
             yield tried
             if warning := too_silent(study, tried, trial.batch_tokens):
                 yield warning
-
-
-def local_weights(study: Study, base: Path, corpus: Path) -> tuple[str | None, str | None]:
-    """Return the file of the study's initial weights, or else a line that says why it is not on this machine.
-
-    Raises StudyError if the weights do not have the study's sizes.
-    """
-    if study.model.pretrained is None:
-        return None, None
-    from pagating.data.corpus import read_meta
-    from pagating.model.pretrained import PretrainedError, find_weights
-
-    try:
-        path = find_weights(study.model.pretrained, base)
-    except PretrainedError as error:
-        return None, str(error)
-    try:
-        check_arms(study, path, read_meta(corpus)["vocab_size"])
-    except PretrainedError as error:
-        raise StudyError(str(error)) from error
-    return str(path), None
 
 
 def shortened(study: Study, arm: str, base: Path, corpus: Path, steps: int, micro_batches: int | None = None) -> Trial:

@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ from tune.plan.time import (
     wall_seconds,
 )
 from tune.plan.work import arm_model, total, work
-from tune.study.own_gates import doubtful
+from tune.run.extend import check_folder, own_corpus
+from tune.study.own_gates import check_gates, doubtful, file_of
 from tune.study.sizes import confirm_seeds, example, short_searches, side_by_side
 from tune.study.study import Study
 from tune.study.trial_spec import trial_spec
+from tune.study.weights import local_weights
 
 PROBE_SECONDS = 10.0
 SPLITS = ("train", "validation", "test")
@@ -47,20 +50,26 @@ SPLITS = ("train", "validation", "test")
 def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str | None]:
     """Return the packed corpus, made in the shared cache if its text is on this machine; else None and a message.
 
-    Nothing is downloaded. A corpus or tokenizer of the hub is on this machine only if it was downloaded before.
+    Nothing is downloaded. A corpus or tokenizer of the hub is on this machine only if it was downloaded before. What a
+    sweep would refuse is refused here too.
+
+    Raises:
+        CorpusError: The text or the tokenizer cannot be used.
+        StudyError: An own gate cannot be used.
     """
-    remote = study.corpus.hub is not None or study.tokenizer.pretrained or study.tokenizer.path
-    if remote:
+    if study.corpus.hub is not None or study.tokenizer.pretrained or study.tokenizer.path:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries are imported
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    from pagating.data.corpus import CorpusError
-    from tune.study.inputs import packed_corpus
+    from pagating.data.errors import NotDownloaded
+    from tune.study import inputs
 
+    folder = output / study.name
+    check_gates(study, base, folder)
     try:
-        return packed_corpus(study, output, base), None
-    except CorpusError as error:
-        if not remote:
-            raise
+        return inputs.packed_corpus(study, output, base, own_corpus(base, folder)), None
+    except NotDownloaded as error:
+        with suppress(NotDownloaded):
+            inputs.check_tokenizer(study, base)
         return None, f"corpus: not on this machine, planned from the study file's sizes ({error})"
 
 
@@ -125,7 +134,7 @@ def arm_example(study: Study, arm: str, base: Path, corpus: Path) -> Trial:
     config = {**example(study, arm), "lr": _lowest_rate(study)}
     trial = replace(trial_spec(study, arm, config, 1, corpus, test=False), pretrained=None)  # same cost
     own = trial.own_code
-    return trial.with_own(base.resolve() / own.file) if own else trial
+    return trial.with_own(file_of(own.reference, base.resolve(), base.resolve())) if own else trial
 
 
 def _lowest_rate(study: Study) -> float:
@@ -205,9 +214,10 @@ def run(
 ) -> str:
     """Return the plan of a study file as text; `say` gets a line before a wait. Raises StudyError or CorpusError."""
     from tune.plan.page import FORMS, show
-    from tune.study.files import load
+    from tune.study.files import find
 
-    study, share = load(config), percentage(effect, "--effect")
+    found = find(config, output)
+    study, base, share = found.study, found.base, percentage(effect, "--effect")
     if form not in FORMS:
         raise StudyError(f"--format {form}: allowed: {', '.join(FORMS)}")
     spread, source = _noise(noise, output)
@@ -215,12 +225,16 @@ def run(
     check_device(hours_from, utilisation)
     if hours_from == MEASURE and not study.address:
         check_granted(study, slots)
-    corpus, missing = corpus_of(study, output, config.parent)
-    notes = ([missing] if missing else []) + idle_slots(study, wanted) + doubtful(study, config.parent)
-    notes += short_searches(study)
+    folder = found.output / study.name
+    check_folder(study, folder, base)
+    corpus, missing = corpus_of(study, found.output, base)
     from pagating.data.corpus import read_meta
 
-    vocab_size = read_meta(corpus)["vocab_size"] if corpus else vocabulary(study)
+    meta = read_meta(corpus) if corpus else None
+    _, lacking = local_weights(study, base, meta["vocab_size"] if meta else None)
+    notes = [line for line in (missing, lacking) if line] + idle_slots(study, wanted)
+    notes += doubtful(study, base, folder) + short_searches(study)
+    vocab_size = meta["vocab_size"] if meta else vocabulary(study)
     calibration: Calibration | None = None
     if hours_from == MEASURE:
         if say:
@@ -229,7 +243,7 @@ def run(
                 f"small model and minutes for a large one; --hours-from {next(iter(DEVICES))} needs none"
             )
         try:
-            calibration, held = calibrate(study, config.parent, corpus, vocab_size, wanted)
+            calibration, held = calibrate(study, base, corpus, vocab_size, wanted)
         except ChildError as error:
             raise StudyError(f"{config}: the calibration failed: {error}") from error
         notes += held

@@ -11,7 +11,7 @@ import yaml
 from analysis.io.text import one_line
 from tune.errors import StudyError
 from tune.run import ledger
-from tune.study.files import parse
+from tune.study.files import LEDGER, parse
 from tune.study.own_gates import with_moved_gates
 from tune.study.study import Study
 
@@ -54,6 +54,14 @@ def groups(events: Iterable[dict[str, Any]], arms: Iterable[str] = ()) -> list[l
             found[-1].append(event["arm"])
     new = [arm for arm in arms if arm not in seen]
     return [*found, new] if decided and new else [*found[:-1], [*found[-1], *new]]
+
+
+def own_corpus(base: Path, folder: Path) -> str | None:
+    """Return the digest of the corpus that a study was begun with if its file is the one in its folder; else None."""
+    path = folder / LEDGER
+    if base.resolve() != folder.resolve() or not path.exists():
+        return None
+    return next((event["corpus"] for event in ledger.read(path) if event["event"] == "study"), None)
 
 
 def check_folder(study: Study, folder: Path, base: Path = Path()) -> None:

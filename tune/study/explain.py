@@ -47,6 +47,22 @@ def _is_key(part: str | int) -> bool:
     return not (branch or part[:1].isupper())
 
 
+def _advice(kind: str, value: Any) -> str:
+    """Return what to write instead of a value that YAML reads as another type than the one that is meant."""
+    if kind in ("string_type", "literal_error") and isinstance(value, bool | int | float):
+        read = f"{value}".lower() if isinstance(value, bool) else "a number"
+        return f"; YAML reads it as {read}: put text in quotes"
+    if kind in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    if kind in ("float_type", "int_type") and isinstance(value, str) and _is_number(value):
+        return "; it is text: write the number without quotes, with a decimal point and no spaces"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?[\d.,_' ]*\d(e[-+]?\d+)?", text.strip(), re.IGNORECASE) is not None
+
+
 def explain(error: ValidationError, path: Path, root: type[BaseModel]) -> str:
     """Return the most telling error of a file as one line. `root` is the model of the whole file."""
     # for a union, report the branch that fits the input's type: the others only say "not a number"
@@ -72,10 +88,10 @@ def explain(error: ValidationError, path: Path, root: type[BaseModel]) -> str:
     if kind == "missing":
         return f"{path}: key '{key}' is missing"
     message = re.sub(r"dictionary( or instance of \w+)?", "mapping", problem["msg"].removeprefix("Value error, "))
-    if isinstance(value, str) and kind in ("float_type", "int_type"):
-        message += (
-            " (text; YAML reads 1e-3 as text: write 1.0e-3)" if re.fullmatch(r"[\d.]+e[+-]?\d+", value, re.I) else ""
-        )
     if kind == "value_error":
         return f"{path}: {key}: {one_line(message)}"
+    if value is None:
+        empty = "write {} or leave it out" if "mapping" in message else "give it a value, or leave the key out"
+        return f"{path}: {key}: is empty; {empty}"
+    message += _advice(kind, value)
     return f"{path}: {key}: {shown} is not allowed: {message[:1].lower() + message[1:]}"

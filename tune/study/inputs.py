@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ class DraftInputs:
 
 
 @contextmanager
-def drafted(study: Study, base: Path, folder: Path, output: Path) -> Iterator[DraftInputs]:
+def drafted(study: Study, base: Path, folder: Path, output: Path, digest: str | None = None) -> Iterator[DraftInputs]:
     """Find and check the inputs of a study; write nothing.
 
     Args:
@@ -118,6 +118,7 @@ def drafted(study: Study, base: Path, folder: Path, output: Path) -> Iterator[Dr
         base: Folder of the study file, at which its relative paths start.
         folder: The study's folder, which may not exist yet.
         output: Folder of studies. The corpus cache is `PAGATING_CACHE`, or else `.cache` in it.
+        digest: Digest of a corpus that is taken from the cache if it is there and intact. Its text need not exist.
 
     Raises:
         StudyError: A gate or the weights are refused, or differ from those that the study was begun with.
@@ -127,16 +128,78 @@ def drafted(study: Study, base: Path, folder: Path, output: Path) -> Iterator[Dr
 
     check_gates(study, base, folder)
     find_pretrained(study, base)  # before the corpus is packed, which may take minutes
-    with drafted_corpus(*_corpus_of(study), _cache(output), base) as corpus:
+    cached = _cached(output, digest) if digest else None
+    with nullcontext(cached) if cached else drafted_corpus(*_corpus_of(study), _cache(output), base) as corpus:
         weights = check_pretrained(study, base, folder, corpus.meta["vocab_size"])
         yield DraftInputs(study, base, folder, corpus, weights)
 
 
-def packed_corpus(study: Study, output: Path, base: Path) -> Path:
-    """Return the study's packed corpus from the cache; pack it if needed. Raises CorpusError."""
+def _cached(output: Path, digest: str) -> Draft | None:
+    """Return the intact corpus with this digest in the cache, or None."""
+    from pagating.data.corpus import CorpusError, read_meta
+    from pagating.data.prepare import Draft, fault
+
+    for path in sorted(_cache(output).glob("corpus-*")):
+        try:
+            meta = read_meta(path)
+        except (CorpusError, OSError):
+            continue  # another study's corpus is damaged
+        if meta["digest"] == digest and fault(path) is None:
+            return Draft(path, meta, {})
+    return None
+
+
+def relocated(study: Study, base: Path, folder: Path) -> Study:
+    """Return the study with the relative paths of its text, tokenizer and weights written anew.
+
+    They start at `folder` instead of `base`, so that a study file in `folder` finds the same files. Own gates keep
+    their names, because the study has copies of them.
+    """
+    start, end = os.path.realpath(base), os.path.realpath(folder)
+
+    def anew(path: str) -> str:
+        local = not os.path.isabs(os.path.expanduser(path))
+        return os.path.relpath(os.path.join(start, path), end) if local else path
+
+    def if_there(name: str | None) -> str | None:
+        return anew(name) if name and os.path.exists(os.path.join(start, os.path.expanduser(name))) else name
+
+    corpus, tokenizer, model = study.corpus, study.tokenizer, study.model
+    if corpus.files:
+        given = corpus.files.model_dump(include={"train", "validation", "test"}, exclude_none=True)
+        moved = {split: anew(one) if isinstance(one, str) else [anew(p) for p in one] for split, one in given.items()}
+        corpus = corpus.model_copy(update={"files": corpus.files.model_copy(update=moved)})
+    if corpus.hub:
+        hub = corpus.hub.model_copy(update={"name": if_there(corpus.hub.name)})
+        corpus = corpus.model_copy(update={"hub": hub})
+    if tokenizer.path:
+        tokenizer = tokenizer.model_copy(update={"path": anew(tokenizer.path)})
+    tokenizer = tokenizer.model_copy(update={"pretrained": if_there(tokenizer.pretrained)})
+    model = model.model_copy(update={"pretrained": if_there(model.pretrained)})
+    return study.model_copy(update={"corpus": corpus, "tokenizer": tokenizer, "model": model})
+
+
+def packed_corpus(study: Study, output: Path, base: Path, digest: str | None = None) -> Path:
+    """Return the study's packed corpus from the cache; pack it if needed. Raises CorpusError.
+
+    Args:
+        study: The study.
+        output: Folder of studies, which has the cache.
+        base: Folder of the study file.
+        digest: Digest of a corpus that is taken if the cache has it. Its text need not exist.
+    """
     from pagating.data.prepare import prepare
 
-    return prepare(*_corpus_of(study), _cache(output), base)
+    cached = _cached(output, digest) if digest else None
+    return cached.folder if cached else prepare(*_corpus_of(study), _cache(output), base)
+
+
+def check_tokenizer(study: Study, base: Path) -> None:
+    """Load a pretrained tokenizer, to see if it can be used. Raises CorpusError."""
+    from pagating.data.tokenizer import make_tokenizer
+
+    if study.tokenizer.path or study.tokenizer.pretrained:
+        make_tokenizer(study.tokenizer.model_dump(), "", base)
 
 
 def opened(study: Study, folder: Path, corpus: Path) -> Inputs:
@@ -151,15 +214,7 @@ def begun(study: Study, folder: Path, digest: str) -> Inputs:
 
     The corpus is packed again if the cache lacks it. Relative paths then start at the study's folder.
     """
-    from pagating.data.corpus import CorpusError, read_meta
-
-    for path in sorted(_cache(folder.parent).glob("corpus-*")):
-        try:
-            if read_meta(path)["digest"] == digest:
-                return opened(study, folder, path)
-        except (CorpusError, OSError):
-            continue  # another study's corpus is damaged
-    return opened(study, folder, packed_corpus(study, folder.parent, folder))
+    return opened(study, folder, packed_corpus(study, folder.parent, folder, digest))
 
 
 def _corpus_of(study: Study) -> tuple[dict[str, Any], dict[str, Any], int]:

@@ -37,14 +37,25 @@ def copy_of(reference: str, folder: Path) -> Path:
     return folder / FOLDER / f"{Path(given).stem}-{hashlib.sha256(given.encode()).hexdigest()[:8]}.py"
 
 
+def file_of(reference: str, base: Path, folder: Path) -> Path:
+    """Return the file of a gate: the one that the study file names, or the study's copy if that one is gone."""
+    file, copy = base / reference.rpartition(":")[0], copy_of(reference, folder)
+    return copy if copy.is_file() and not file.exists() else file
+
+
+def placed(reference: str, base: Path, folder: Path) -> str:
+    """Return the reference of a gate with the path of its file."""
+    return f"{file_of(reference, base, folder)}:{reference.rpartition(':')[2]}"
+
+
 def check_gates(study: Study, base: Path, folder: Path) -> None:
     """Load all own code from the study file's folder `base`, and compare its files with the copies in `folder`.
 
     Raises StudyError, which names the arm, if `pagating.gating.own_gate` refuses it or if its file has changed.
     """
     for own, arms in own_codes(study).items():
-        load(study, own, arms[0], base)
-        copy, file = copy_of(own.reference, folder), base / own.file
+        load(study, own, arms[0], base, folder)
+        copy, file = copy_of(own.reference, folder), file_of(own.reference, base, folder)
         if copy.is_file() and copy.read_bytes() != file.read_bytes():
             raise StudyError(
                 f"arms.{arms[0]}.{own.key}: {file} has changed since the study began (the trials ran {copy}); "
@@ -52,24 +63,32 @@ def check_gates(study: Study, base: Path, folder: Path) -> None:
             )
 
 
-def load(study: Study, own: OwnCode, arm: str, base: Path) -> None:
-    """Load the own code of an arm from the study file's folder `base`. Raises StudyError, which names the arm."""
+def load(study: Study, own: OwnCode, arm: str, base: Path, folder: Path) -> None:
+    """Load the own code of an arm. Raises StudyError, which names the arm.
+
+    Args:
+        study: The study.
+        own: The code.
+        arm: The arm that it belongs to.
+        base: Folder of the study file.
+        folder: The study's folder.
+    """
     from pagating.gating.own_gate import load_own  # torch takes seconds to load
 
     try:
-        load_own(own.key, str(base / own.reference), study.fixed.precision)
+        load_own(own.key, placed(own.reference, base, folder), study.fixed.precision)
     except ValueError as error:
         raise StudyError(f"arms.{arm}.{error}") from error
 
 
-def doubtful(study: Study, base: Path) -> list[str]:
+def doubtful(study: Study, base: Path, folder: Path) -> list[str]:
     """Return a warning for each own gate that looks like an activation. Raises StudyError as `check_gates`."""
     found = []
     for own, arms in own_codes(study).items():
-        load(study, own, arms[0], base)
+        load(study, own, arms[0], base, folder)
         from pagating.gating.own_gate import grows
 
-        if own.key == "gate" and grows(str(base / own.reference)):
+        if own.key == "gate" and grows(placed(own.reference, base, folder)):
             found.append(
                 f"arms.{arms[0]}.gate: {own.name}(x) grows with x, as an activation does; the arm trains "
                 f"{study.arms[arms[0]].formula}: write `unit: {own.reference}` if {own.name}(x) is the whole activation"
@@ -82,7 +101,7 @@ def keep_gates(study: Study, base: Path, folder: Path) -> None:
     for reference in references(study):
         copy = copy_of(reference, folder)
         copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes((base / reference.rpartition(":")[0]).read_bytes())
+        copy.write_bytes(file_of(reference, base, folder).read_bytes())
 
 
 def digests(study: Study, folder: Path) -> dict[str, str]:

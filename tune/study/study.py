@@ -78,7 +78,10 @@ class Study(Section):
     @classmethod
     def _name(cls, given: str) -> str:
         if not NAME.fullmatch(given):
-            raise ValueError(f"name '{given}' must be 1 to 64 of A-Z a-z 0-9 . _ - and start with a letter or digit")
+            raise ValueError(
+                f"name '{given}' must be 1 to 64 of A-Z a-z 0-9 . _ - and start with a letter or digit (without the "
+                "key name, it is the file's name)"
+            )
         return given
 
     @field_validator("tracking")

@@ -59,6 +59,31 @@ def check_pretrained(study: Study, base: Path, folder: Path, vocab_size: int) ->
     return found
 
 
+def local_weights(study: Study, base: Path, vocab_size: int | None) -> tuple[str | None, str | None]:
+    """Return the file of the study's initial weights, or else a line that says why it is not on this machine.
+
+    Args:
+        study: the study.
+        base: folder of the study file.
+        vocab_size: vocabulary of the packed corpus; None if it is unknown, so that no size is checked.
+
+    Raises: StudyError if the weights cannot exist on any machine or do not have the study's sizes.
+    """
+    if study.model.pretrained is None:
+        return None, None
+    from pagating.model.pretrained import PretrainedError, WeightsNotDownloaded, find_weights
+
+    try:
+        path = find_weights(study.model.pretrained, base)
+        if vocab_size is not None:
+            check_arms(study, path, vocab_size)
+    except WeightsNotDownloaded as error:
+        return None, str(error)
+    except PretrainedError as error:
+        raise StudyError(str(error)) from error
+    return str(path), None
+
+
 def check_arms(study: Study, path: Path, vocab_size: int) -> None:
     """Raise PretrainedError if the weights do not fit an arm's model, which is built on torch's `meta` device."""
     import torch

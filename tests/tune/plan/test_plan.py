@@ -59,9 +59,9 @@ def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, mon
     config.write_text(yaml_of(SMALL, tokenizer=tokenizer, corpus={"hub": {"name": "far/away"}}))
 
     def gone(*arguments):
-        from pagating.data.corpus import CorpusError
+        from pagating.data.errors import NotDownloaded
 
-        raise CorpusError("hub dataset 'far/away' cannot be loaded: offline")
+        raise NotDownloaded("hub dataset 'far/away' cannot be loaded: offline")
 
     monkeypatch.setattr("tune.study.inputs.packed_corpus", gone)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -109,7 +109,7 @@ def test_bad_options_are_one_line(tmp_path, cache, option, value, message):
 def test_bad_input_of_the_command_is_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "tune.cli", "plan"]
     for arguments, message in (
-        ([str(tmp_path / "none.yaml")], "none.yaml: No such file or directory"),
+        ([str(tmp_path / "none.yaml")], "none.yaml: no such file in "),
         ([str(ROOT / "configs" / "smoke.yaml"), "--hours-from", "abacus"], "--hours-from abacus: allowed: measure, t4"),
     ):
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)

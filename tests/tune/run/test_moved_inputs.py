@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pagating.data.errors import CorpusError
 from pagating.model.gpt2 import GPT2
 from pagating.model.size import GPT2Size
 from tests.studies import TINY, study_of
@@ -28,7 +29,8 @@ def study(**changes):
 def run(given, base):
     """Run a study from a folder with its text. Return the number of cells that were trained now."""
     ended = []
-    sweep(given, base, base.parent / "studies", Inline(), listen=ended.append)
+    output = base.parent if base.name == given.name else base.parent / "studies"
+    sweep(given, base, output, Inline(), listen=ended.append)
     return len(ended)
 
 
@@ -55,6 +57,25 @@ def test_a_text_that_has_moved_is_the_same_and_a_changed_one_is_refused(here):
     moved.write_text(TEXT + "more\n")
     with pytest.raises(StudyError, match=r"was begun on corpus .*; the text or the tokenizer has changed"):
         run(again, here)
+
+
+def test_a_study_continues_from_its_own_folder_without_its_text_and_gate(here):
+    (here / "gate.py").write_text(GATE)
+    arms = {"linear-floor": None, "mine": {"gate": "gate.py:mine", "alpha": 0.5}}
+    folder = here.parent / "studies" / "moved"
+    assert run(study(arms=arms), here) == 2
+    (here / "gate.py").unlink()
+    resolved = (folder / "study.yaml").read_text()
+    assert "train: ../../here/text.txt" in resolved
+    more = parse(resolved.replace("trials_per_arm: 1", "trials_per_arm: 2"), folder / "study.yaml")
+    shutil.rmtree(folder.parent / ".cache")
+    assert run(more, folder) == 2  # the text is packed again
+    (here / "text.txt").unlink()
+    more = parse(resolved.replace("trials_per_arm: 1", "trials_per_arm: 3"), folder / "study.yaml")
+    assert run(more, folder) == 2
+    shutil.rmtree(folder.parent / ".cache")
+    with pytest.raises(CorpusError, match=r"no file matches '../../here/text.txt' in .*/studies/moved"):
+        run(more, folder)
 
 
 def test_a_tokenizer_may_move_and_not_change(here):

@@ -70,8 +70,22 @@ BAD = {
     ),
     "unknown nuisance": (changed("{lr: {", "{lrr: {"), "nuisance.lrr"),
     "missing key": (changed("question: Is it better?", ""), "key 'question' is missing"),
-    "text for a number": (changed("1.0e-4", "1e-4"), r"nuisance.lr.loguniform.0: '1e-4' is not allowed"),
-    "text for a number says how to write it": (changed("1.0e-4", "1e-4"), "write 1.0e-3"),
+    "text for a number": (changed("1.0e-4", "'1e-4'"), r"nuisance.lr.loguniform.0: '1e-4' is not allowed"),
+    "text for a number says how to write it": (changed("1.0e-4", "'1e-4'"), "write the number without quotes"),
+    "thousands": (changed("tokens: 4096", "tokens: 4'096"), "it is text: write the number without quotes"),
+    "a whole number with an exponent": (
+        changed("tokens: 4096", "tokens: 4.096e3"),
+        "4096.0 is not allowed: input should",
+    ),
+    "and what to write": (changed("tokens: 4096", "tokens: 4.096e3"), "; write 4096"),
+    "a number for text": (changed("Is it better?", "1e5"), "; YAML reads it as a number: put text in quotes"),
+    "a word that is no text": (changed("Is it better?", "no"), "; YAML reads it as false: put text in quotes"),
+    "an empty section": (changed("question: ", "search:\nquestion: "), "search: is empty; write {} or leave it out"),
+    "an empty value": (changed("Is it better?", ""), "question: is empty; give it a value, or leave the key out"),
+    "two documents": ("---\nquestion: a\n---\nquestion: b\n", "the file has two documents, divided by ---; give one"),
+    "a colon": ("question: Is it: better?", "put text that contains a colon and a space in quotes"),
+    "nothing": ("# only a comment\n", "bad.yaml: is empty, not a mapping of keys such as question"),
+    "one word": ("question", "bad.yaml: holds text, not a mapping of keys such as question"),
     "text for an integer": (
         changed("tokens: 4096", "tokens: many"),
         "fixed.tokens: 'many' is not allowed: input should be",
@@ -110,7 +124,7 @@ BAD = {
     "two sources": (SMALL + "corpus: {hub: {name: x}, files: {train: y}}", "give one of hub and files"),
     "key given twice": (SMALL + "question: Twice?\n", "key 'question' is given twice"),
     "not YAML": ("arms: [", "is not YAML"),
-    "not a mapping": ("- 1", "is not a mapping of keys"),
+    "not a mapping": ("- 1", "holds a list, not a mapping of keys"),
 }
 
 
@@ -126,8 +140,8 @@ def test_bad_input_is_one_line_naming_file_key_and_what_is_allowed(text, message
 def test_missing_and_binary_files_are_one_line(tmp_path):
     with pytest.raises(StudyError, match="No such file"):
         load(tmp_path / "none.yaml")
-    (tmp_path / "bin.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(StudyError, match="is not UTF-8 text"):
+    (tmp_path / "bin.yaml").write_bytes(b"a: \xff\xfe")
+    with pytest.raises(StudyError, match=r"is not UTF-8 text \(offset 3\); save it as UTF-8"):
         load(tmp_path / "bin.yaml")
 
 
