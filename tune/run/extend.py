@@ -144,7 +144,7 @@ def _not_an_extension(before: Study, now: Study, events: list[dict[str, Any]]) -
                 f"arms.{added[0]} is new, and the bounds of obrien-fleming hold only for the arms that were set before "
                 "the learning rates were chosen: leave it out"
             )
-    if "search.trials_per_arm" in changes and decided:
+    if "search.trials_per_arm" in changes and decided and now.stages != ["search"]:  # else nothing builds on a choice
         return (
             f"{changes['search.trials_per_arm']}; the learning rates were already chosen around the best trials, and "
             "more trials would change that choice: undo the change"
