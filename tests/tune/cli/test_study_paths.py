@@ -139,4 +139,4 @@ def test_what_sweep_refuses_plan_and_try_refuse(here):
         assert refused[file.removesuffix(".yaml")][1] in text, (command, file, text)
         assert text.count("\n") == 1 + (command == "sweep"), (command, file, text)  # after the question
     assert done[-1][0] == 2
-    assert "confirm.seeds was 3 and is now 2; seeds can be added to a study, not removed" in done[-1][1]
+    assert "confirm.seeds was 3 and is now 2; it can only grow: undo the change" in done[-1][1]
