@@ -82,14 +82,13 @@ def _path(given: Path, output: Path) -> Path:
             raise StudyError(f"{given}: {error.strerror}") from error
     if given.is_dir():
         raise StudyError(f"{given}: is a folder without a {FILE}; name a study file")
-    files = {path.name: path for path in given.parent.glob("*.y*ml")}
+    files = {path.stem: path for path in given.parent.glob("*.y*ml")}
     studies = [path.parent.name for path in sorted(output.glob(f"*/{FILE}"))]
-    file = get_close_matches(given.name, files, 1) or [name for name in files if Path(name).stem == given.name]
-    near = [str(files[name]) for name in file] or get_close_matches(str(given), studies, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise StudyError(
-        f"{given}: no such file in {os.path.abspath(given.parent)}, and no study of that name in {output}{hint}"
-    )
+    near = [str(files[stem]) for stem in get_close_matches(given.stem, files, 1)]
+    near = near or get_close_matches(str(given), studies, 1)
+    searched = f"; looked in {os.path.abspath(given.parent)}, and for a study of that name in {output}"
+    hint = f"; did you mean {near[0]}?" if near else "" if given.is_absolute() else searched
+    raise StudyError(f"{given}: No such file or directory{hint}")
 
 
 def parse(text: str, path: str | Path) -> Study:

@@ -109,7 +109,7 @@ def test_bad_options_are_one_line(tmp_path, cache, option, value, message):
 def test_bad_input_of_the_command_is_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "tune.cli", "plan"]
     for arguments, message in (
-        ([str(tmp_path / "none.yaml")], "none.yaml: no such file in "),
+        ([str(tmp_path / "none.yaml")], "none.yaml: No such file or directory"),
         ([str(ROOT / "configs" / "smoke.yaml"), "--hours-from", "abacus"], "--hours-from abacus: allowed: measure, t4"),
     ):
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)

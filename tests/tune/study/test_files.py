@@ -151,7 +151,7 @@ def test_what_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text(TEXT)
     (tmp_path / "folder").mkdir()
     for given, message in {
-        "nothing.yaml": f"nothing.yaml: no such file in {tmp_path}, and no study of that name in studies$",
+        "nothing.yaml": f"nothing.yaml: No such file or directory; looked in {tmp_path}, and for a study of ",
         "smok": r"did you mean smoke\?$",
         "mine": r"did you mean mine.yaml\?$",
         "folder": "folder: is a folder without a study.yaml; name a study file",
