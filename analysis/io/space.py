@@ -1,10 +1,15 @@
-"""The hyperparameters that an arm's search tuned, read from the study file, and the trials that this makes."""
+"""The hyperparameters that an arm's search tuned, by the study file, its number of trials and the chosen values."""
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pandas as pd
+
 from analysis.io.assemble import Study
+from analysis.io.formats import Columns
+from analysis.io.trials import confirm_rows
 
 
 def searched(study: Study, arm: str) -> dict[str, dict[str, Any]]:
@@ -33,3 +38,35 @@ def search_trials(study: Study, arm: str) -> int | None:
         return int(asked) if asked else None
     points: int = math.prod(len(set(values)) for values in choices)
     return min(int(asked), points)
+
+
+def chosen_values(study: Study) -> dict[str, dict[str, float]]:
+    """Return the values of its searched hyperparameters that each arm was given, by arm.
+
+    They are those of its confirm runs. Without a confirm stage they are those of its best search trial, which has no
+    learning rate to show if a calibrate stage chose another one.
+    """
+    found: dict[str, dict[str, float]] = {}
+    confirm, trials = confirm_rows(study.trials), study.trials
+    calibrated = not study.confirms and (trials["stage"] == "calibrate").any()
+    for arm in study.arms if study.settings.get("arms") else ():
+        rows = confirm[confirm["arm"] == arm]
+        if not study.confirms and "val_nll" in trials.columns:
+            done = (trials["stage"] == "search") & (trials["arm"] == arm) & (trials["outcome"] == "completed")
+            rows = trials[done].sort_values("val_nll", kind="stable")
+        names = [name for name in searched(study, arm) if not (calibrated and name == "lr")]
+        if len(rows):
+            row = rows.iloc[0]
+            found[arm] = {name: float(row[name]) for name in names if pd.notna(row[name])}
+    return found
+
+
+def chosen_rows(chosen: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Return the chosen values as rows of a table, one per arm."""
+    return [{"arm": arm, **values} for arm, values in chosen.items()]
+
+
+def chosen_columns(rows: Iterable[Mapping[str, Any]]) -> Columns:
+    """Return the columns of `chosen_rows`: the arm, then each hyperparameter that any arm searched."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "arm")
+    return {"arm": ("arm", ""), **{name: (name, ".4g") for name in names}}

@@ -1,6 +1,7 @@
 """Cleaning of text from other sources for display: one line, without credentials and without Markdown."""
 
 import re
+from collections.abc import Mapping
 
 # A path shows only one slash after the scheme. Then a URI counts only if it contains a password.
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/(?:/[^\s'\"<>]+|[^\s'\"<>/@:]+:[^\s'\"<>]*@[^\s'\"<>]*)")
@@ -65,3 +66,13 @@ def duration(seconds: float) -> str:
         if seconds < below:
             return f"{seconds / size:.0f} {unit}" if unit == "s" else f"{seconds / size:.1f} {unit}"
     return f"{seconds / 86_400:.1f} days"
+
+
+def chosen_line(chosen: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the chosen values of each arm as one line, or "" if no arm tuned anything but its learning rate."""
+    if not any(set(values) - {"lr"} for values in chosen.values()):
+        return ""
+    each = (
+        f"{arm}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}" for arm, values in chosen.items()
+    )
+    return f"Chosen: {'; '.join(each)}"

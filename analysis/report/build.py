@@ -14,8 +14,9 @@ from rich.table import Table
 from analysis.describe import calibration, curves, fairness, hyperparameters
 from analysis.io import command, formats
 from analysis.io.files import TableError
+from analysis.io.space import chosen_columns
 from analysis.io.study import load
-from analysis.io.text import markdown
+from analysis.io.text import chosen_line, markdown
 from analysis.io.write import write_whole
 from analysis.report import plots
 from analysis.report.figures import Drawn, drawn
@@ -67,6 +68,8 @@ def verdict_markdown(result: Result) -> str:
     lines = [f"# {markdown(result.study)}", "", markdown(result.question), ""]
     lines += [f"**{markdown(result.summary)}**", ""]
     lines += decision(result)
+    if line := chosen_line(result.chosen):
+        lines += [f"{markdown(line)}.", ""]
     lines.append(
         f"Metric {markdown(result.metric)}, level {result.level:g}, correction {result.correction}, "
         f"margin {result.margin}."
@@ -99,6 +102,8 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         figures=figures,
         svg={name: Markup(plots.inline(content, name)) for name, content in svg.items()},
         verdict_columns=formats.REPORT_COLUMNS,
+        chosen=found.chosen,
+        chosen_columns=chosen_columns(found.chosen),
         slower=fairness.slower(found.fairness),
         ledger_columns=formats.with_values(found.fairness, fairness.COLUMNS),
         importance_columns=hyperparameters.COLUMNS,

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.describe import alphas, budget, calibration, curves, fairness, growth, hyperparameters
 from analysis.io import formats
 from analysis.io.assemble import Study
+from analysis.io.space import chosen_columns, chosen_rows
 from analysis.report.cell_curves import Line, lines
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import Result, as_rows
@@ -41,6 +42,11 @@ class Findings:
     def verdict(self) -> Rows:
         """Comparisons of the verdict, one row per arm."""
         return as_rows(self.result.comparisons)
+
+    @cached_property
+    def chosen(self) -> Rows:
+        """Chosen values of each arm's searched hyperparameters (`space.chosen_values`)."""
+        return chosen_rows(self.result.chosen)
 
     @cached_property
     def sequential(self) -> Rows:
@@ -112,6 +118,7 @@ class Findings:
         """Rows and columns of every table that has rows, by file name."""
         every: dict[str, tuple[Rows, formats.Columns]] = {
             "verdict": (self.verdict, formats.VERDICT_COLUMNS),
+            "chosen": (self.chosen, chosen_columns(self.chosen)),
             "fairness": (self.fairness, fairness.COLUMNS),
             "sequential": (self.sequential, PATH_COLUMNS),
             "calibration": (self.calibration, calibration.COLUMNS),

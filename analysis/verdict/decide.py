@@ -20,6 +20,8 @@ from scipy.stats import rankdata
 from analysis.io import command, formats
 from analysis.io.assemble import Study, margin_in_nats
 from analysis.io.files import TableError
+from analysis.io.space import chosen_values
+from analysis.io.text import chosen_line
 from analysis.stats import estimates, multiplicity, power, sequential
 from analysis.stats.pairs import Pairs, pair
 from analysis.verdict import elsewhere, words
@@ -126,6 +128,7 @@ def _result(part: _Part) -> Result:
         commit=_find(study.settings, "commit"),
         versions=dict(_versions()),
         unfinished=unfinished(study),
+        chosen=chosen_values(study),
         facts=None if study.table is None else words.facts(study.table),
     )
 
@@ -281,6 +284,7 @@ def show(result: Result, study: Study, kind: str) -> None:
     command.emit_rows(rows, columns, kind, title=result.summary)
     notes = list(result.facts.notes) if result.facts else []
     if kind == "terminal":
+        formats.print_notes([line] if (line := chosen_line(result.chosen)) else [])
         formats.print_notes([f"{row.arm}: {row.why}" for row in result.comparisons])
         formats.print_notes([f"sensitivity: {result.sensitivity.why}", *(f"note: {note}" for note in notes)])
     else:

@@ -166,7 +166,11 @@ class MetricFacts:
 
 @dataclass
 class Result:
-    """Decision on a whole study. `unfinished` names what the study still lacks, and is empty if it is complete."""
+    """Decision on a whole study.
+
+    `unfinished` names what the study still lacks, and is empty if it is complete. `chosen` has the values of the
+    searched hyperparameters that each arm was given.
+    """
 
     schema: int
     study: str
@@ -189,6 +193,7 @@ class Result:
     commit: str | None
     versions: dict[str, str]
     unfinished: str
+    chosen: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: MetricFacts | None = None
     tasks: list[Result] = field(default_factory=list)
 
@@ -220,7 +225,8 @@ def as_object(result: Result) -> dict[str, Any]:
     else:
         nested["tasks"] = None
     found = _joined({**vars(result), **nested}, "facts", result.facts)
-    return {key: value for key, value in found.items() if key != "tasks" or value is not None}
+    left_out = {key for key in ("tasks", "chosen") if not found[key]}
+    return {key: value for key, value in found.items() if key not in left_out}
 
 
 def _joined(values: dict[str, Any], key: str, more: object | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.io.names import STAGES
-from analysis.io.text import duration, one_line
+from analysis.io.text import chosen_line, duration, one_line
 from tune.run import heartbeat, ledger
 from tune.run.progress import Progress
 from tune.run.standing import concluded_after, verdict_of
@@ -54,7 +54,8 @@ class View:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
-        texts = [Text(line) for line in [pace(self), *self.lines, self.note] if line]
+        lines = [pace(self), one_line(chosen_line(self.progress.chosen)), *self.lines, self.note]
+        texts = [Text(line) for line in lines if line]
         above, cells = [_title(self.progress)] if self.title else [], stages(self.progress, width)
         room = None
         if self.fit:

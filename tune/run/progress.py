@@ -45,7 +45,7 @@ class Progress:
         self._speeds: dict[str, float] = {}  # tokens per second of the running cells
         self._arm_speeds: dict[str, float] = {}  # last reported speed of each arm
         self._grid = 0
-        self._chosen = False
+        self.chosen: dict[str, dict[str, float]] = {}  # configuration of each arm after the calibrate stage
         self._warm = False  # True after the first report: cells that start earlier wait for imports of their workers
         self._cold: set[str] = set()  # the cells that started earlier
         for event in events:
@@ -75,7 +75,7 @@ class Progress:
         elif kind == "grid":
             self._grid = len(event["grid"])
         elif kind == "chosen":
-            self._chosen = True
+            self.chosen[event["arm"]] = event["config"]
 
     def _end(self, cell: Cell, event: dict[str, Any]) -> None:
         self._move(cell, event["outcome"])
@@ -163,7 +163,7 @@ class Progress:
             return (float(max(all_trials(study), self.count(stage, *STATES))),) * 3
         if stage == "calibrate":
             seeds, grid = study.calibrate.seeds, float(self._grid)
-            least, likely, most = (grid,) * 3 if self._chosen else grid_points(study)
+            least, likely, most = (grid,) * 3 if self.chosen else grid_points(study)
             points = max(grid, least) * seeds, max(grid, likely) * seeds, most * seeds
         else:
             looks = study.confirm.looks
