@@ -160,7 +160,7 @@ class Progress:
         if not study.runs(stage) or (self._hopeless and stage != "search"):
             return 0.0, 0.0, 0.0
         if stage == "search":
-            return (float(max(all_trials(study), self.count(stage, *STATES))),) * 3
+            return (float(all_trials(study)),) * 3
         if stage == "calibrate":
             seeds, grid = study.calibrate.seeds, float(self._grid)
             least, likely, most = (grid,) * 3 if self.chosen else grid_points(study)
