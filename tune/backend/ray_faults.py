@@ -21,6 +21,7 @@ NODE_SIGNS = (
     "NodeDiedError",
     "node was preempted",
     "may or may not have been executed on the actor",
+    "its owner has died",  # the driver's node, and all actors with it
 )
 MACHINE_ERRORS = (
     "ImportError",

@@ -85,6 +85,7 @@ DIED = (
     "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End "
     "of file. Some common causes include: (1) the process was killed by the OOM killer due to high memory usage."
 )
+OWNER = "The actor is dead because its owner has died. Worker exit detail: Owner's node has crashed."
 SHORT = "Task was killed due to the node running low on memory.\nMemory on the node was 15 GB / 15 GB"
 
 
@@ -92,11 +93,12 @@ SHORT = "Task was killed due to the node running low on memory.\nMemory on the n
     ("text", "outcome", "reason"),
     [
         (DIED, "failed", "its worker died: Worker unexpectedly exits with a connection error code 2"),
+        (OWNER, "failed", f"its node was lost: {OWNER}"),
         (SHORT, "failed", "Ray killed its worker: the node was running low on memory"),
         ('  File "a.py", line 1\nZeroDivisionError: by zero', "infeasible", "ZeroDivisionError: by zero"),
         ('Traceback:\n  File "a.py"\nModuleNotFoundError: no x', "failed", "ModuleNotFoundError: no x"),
     ],
-    ids=["died", "memory", "raised", "machine"],
+    ids=["died", "owner", "memory", "raised", "machine"],
 )
 def test_what_ray_says_of_a_failure_is_read_as_the_trials_or_the_machines_fault(text, outcome, reason):
     assert failure(text) == (outcome, {}, reason)
