@@ -38,8 +38,10 @@ def python_m(module: str) -> list[str]:
 
 def main() -> None:
     """Run the command `pagating`."""
-    from tune.cli.main import main as run
-
+    try:
+        from tune.cli.main import main as run
+    except KeyboardInterrupt:  # Ctrl-C in the first second
+        sys.exit(130)
     run()
 
 

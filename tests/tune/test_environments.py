@@ -40,7 +40,7 @@ def settings(cache, **env):
     return {name: value for name, value in given.items() if value is not None}
 
 
-def ran(tmp_path, cache, *before, env=None, limit=300, **changes):
+def ran(tmp_path, cache, *before, env=None, limit=800, **changes):
     """Run a small study to its end. Return its exit code, its lines and its seconds."""
     began = time.monotonic()
     done = subprocess.run(
@@ -104,7 +104,7 @@ def test_a_lost_part_of_ray_is_said_and_the_study_goes_on(tmp_path, cache, undis
             found.send_signal(signum)
         if struck and said is None and line.startswith("Warning: Ray"):
             said = time.monotonic()
-    assert running.wait(300) == 0, lines
+    assert running.wait(800) == 0, lines
     assert struck, lines
     if ends:
         assert said, lines
@@ -174,7 +174,7 @@ def test_a_quota_of_cores_sets_the_slots(tmp_path, cache, quota, slots):
     try:
         (group / "cpu.cfs_quota_us").write_text(str(quota))
         enter = f'echo $BASHPID > {group}/cgroup.procs; exec "$@"'
-        code, lines, _ = ran(tmp_path, cache, "bash", "-c", enter, "bash", limit=600)
+        code, lines, _ = ran(tmp_path, cache, "bash", "-c", enter, "bash")
     finally:
         for _ in range(100):
             with contextlib.suppress(OSError):  # Ray's agents leave some seconds later

@@ -18,7 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tune.backend.ray_private import is_outside_the_cluster, may_grow, refusal, shut_down
+from tune.backend.ray_private import client_refusal, is_outside_the_cluster, may_grow, refusal, shut_down
+from tune.backend.ray_watch import announced
 from tune.errors import StudyError
 from tune.study.addresses import ADDRESS, check_address
 from tune.study.study import Study
@@ -29,6 +30,8 @@ SAME = ("torch", "ray", "numpy", "tokenizers")  # another version may change a r
 ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # workers use huge pages if the machine has them
 COUNT_SECONDS = 1.0  # shortest time between two counts of the slots
 REACH_SECONDS = 15.0  # longest wait for the cluster's port
+SETTINGS = b"\x04"  # type of an HTTP/2 frame, after three bytes of its length
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + SETTINGS + bytes(5)  # and a frame without settings
 WAIT_SECONDS = 1800.0  # longest wait for a node that can run a trial
 
 
@@ -51,23 +54,52 @@ def _own_packages_first() -> Callable[[], None]:
 
 
 @contextmanager
-def connected(address: str, study: Study, warn: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+def connected(
+    address: str,
+    study: Study,
+    warn: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[None]:
     """Make this process the driver of a job on the cluster. At exit the job ends and the cluster stays.
 
     Args:
         address: Address of the cluster.
         study: The study.
         warn: Called with one line if the cluster is reached without a token.
+        say: Called with a line if the cluster takes long to answer, and at its end.
 
     Raises:
         StudyError: Nothing answers at the address, or a node's Python or packages differ from the driver's.
     """
+    line = f"The cluster at '{address}' has not answered yet. It is given a minute."
+    with announced(say, line, "The cluster has answered"):
+        _join(address)
+    try:
+        # for the address `auto`, Ray sets this variable itself if the user has a token
+        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            warn(
+                f"the cluster at '{address}' is reached without a token: anyone else who reaches its ports can run any "
+                "code on all of its nodes; start them with RAY_AUTH_MODE=token, and set it here (docs/cluster.md)"
+            )
+        line = "The nodes of the cluster have not answered yet. They fetch the study's code first."
+        with announced(say, line, "The nodes have answered"):
+            check_nodes()
+        check_capacity(address, study, warn)
+        yield
+        ask_for(study, 0)
+    finally:
+        shut_down()
+
+
+def _join(address: str) -> None:
+    """Make this process the driver of a job on the cluster."""
     import ray
 
     match = ADDRESS.fullmatch(check_address(address))
     if match and match["host"]:
         _reach(address, match["host"].strip("[]"), int(match["port"]))
-    if not (match and match["client"]) and (reason := refusal(address)):
+    client = match and match["client"]
+    if reason := client_refusal(address.removeprefix("ray://")) if client else refusal(address):
         raise StudyError(f"address '{address}': {reason}")
     environment = {
         "py_modules": [str(ROOT / wing) for wing in WINGS],
@@ -84,21 +116,7 @@ def connected(address: str, study: Study, warn: Callable[[str], None] = lambda l
             configure_logging=True,
         )
     except (ConnectionError, RuntimeError, ValueError, ImportError, AssertionError) as error:
-        hint = '; ray:// needs grpcio: pip install "ray[client]"' if match and match["client"] else ""
-        raise StudyError(f"address '{address}': no study can run there: {_first_line(error)}{hint}") from error
-    try:
-        # for the address `auto`, Ray sets this variable itself if the user has a token
-        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-            warn(
-                f"the cluster at '{address}' is reached without a token: anyone else who reaches its ports can run any "
-                "code on all of its nodes; start them with RAY_AUTH_MODE=token, and set it here (docs/cluster.md)"
-            )
-        check_nodes()
-        check_capacity(address, study, warn)
-        yield
-        ask_for(study, 0)
-    finally:
-        shut_down()
+        raise StudyError(f"address '{address}': no study can run there: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -107,11 +125,22 @@ def _first_line(error: Exception) -> str:
 
 
 def _reach(address: str, host: str, port: int) -> None:
-    """Raise StudyError if the port does not answer within `REACH_SECONDS`. Ray would wait a minute."""
+    """Raise StudyError if no gRPC server answers at the port within `REACH_SECONDS`. Ray would wait a minute.
+
+    A server of gRPC, as Ray's are, answers the preface of HTTP/2 with its settings (RFC 9113, 3.4 and 4.1).
+    """
     try:
-        socket.create_connection((host, port), REACH_SECONDS).close()
+        with socket.create_connection((host, port), REACH_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return  # it answers only to a client with a certificate
+            connection.sendall(PREFACE)
+            frame = connection.recv(4)
+    except TimeoutError as error:
+        raise StudyError(f"address '{address}': nothing answers there within {REACH_SECONDS:.0f} s") from error
     except OSError as error:
         raise StudyError(f"address '{address}': nothing answers there: {error.strerror or error}") from error
+    if frame[3:] != SETTINGS:
+        raise StudyError(f"address '{address}': what answers there is no Ray cluster")
 
 
 def driver_node() -> str:

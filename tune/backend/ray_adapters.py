@@ -19,8 +19,7 @@ from ray.tune.search import Searcher
 
 from tune.backend.ray_faults import Heartbeats, Processes, failure
 from tune.backend.ray_private import actor_of, forget_results, keep_idle_actors, waits_for_its_actor
-from tune.backend.ray_watch import ANNOUNCE_SECONDS, Waiting
-from tune.errors import StudyStopped
+from tune.backend.ray_watch import Waiting
 from tune.run.study_run import FATAL, StudyRun
 from tune.study.cell import Cell
 
@@ -182,7 +181,8 @@ class Records(ray_tune.Callback):
     def _step(self) -> None:
         session = self._session
         session.run.heartbeat(session.slots())
-        self._watch_waiting()
+        runs = any(trial.status == "RUNNING" for trial in session.live.values())
+        session.waiting.look(not runs and not session.run.stopping, session.slots())
         if session.request_slots and session.run.stages.stage != self._stage:
             self._stage = session.run.stages.stage
             session.request_slots(self._stage)
@@ -193,21 +193,6 @@ class Records(ray_tune.Callback):
         for trial_id in self._heartbeats.silent():
             session.hung.add(trial_id)
             self._processes.kill(session.live[trial_id])
-
-    def _watch_waiting(self) -> None:
-        """Announce that no trial runs because none can start, and end the run after the longest wait."""
-        session = self._session
-        runs = any(trial.status == "RUNNING" for trial in session.live.values())
-        waits = not runs and not session.run.stopping
-        seconds = session.waiting.seconds(waits)
-        if seconds < ANNOUNCE_SECONDS:
-            return
-        patience = session.waiting.patience
-        cause = "no node can run a trial" if not session.slots() else "no worker has started"
-        line = f"{cause} for {ANNOUNCE_SECONDS:.0f} s; the study waits up to {patience / 60:.0f} min"
-        if seconds > patience:
-            raise StudyStopped(f"{cause} for {patience / 60:.0f} min; the same command continues from here")
-        session.run.warn(line)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Start to watch the heartbeat of a trial."""

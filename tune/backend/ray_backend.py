@@ -41,6 +41,7 @@ class RayBackend:
         trainable: Tune trainable that trains a cell. None means `tune.backend.ray_trial.CellTrainable`. A simulated
             one serves to measure the cost of everything else.
         warn: Called with each warning for the user, one line each.
+        say: Called with each line on a wait that lasts, and at its end.
         again: Called if Ray is lost, with the reason and the run. It may replace this process by one that continues the
             study. None, or a return, ends the study.
     """
@@ -51,10 +52,11 @@ class RayBackend:
         address: str | None = None,
         trainable: Any = None,
         warn: Callable[[str], None] | None = None,
+        say: Callable[[str], None] | None = None,
         again: Callable[[str, StudyRun], None] | None = None,
     ) -> None:
         self._slots, self._address, self._trainable, self._again = slots, address, trainable, again
-        self._warn = warn or (lambda line: None)
+        self._warn, self._say = warn or (lambda line: None), say or (lambda line: None)
         self._until = ExitStack()
         self._started = False
 
@@ -92,7 +94,7 @@ class RayBackend:
             self.check(study)
             self._started = True
             loads = self._trainable is None
-            ray = started(self._slots, study, self._address, self._warn, beside, loads)
+            ray = started(self._slots, study, self._address, self._warn, self._say, beside, loads)
             self._until.enter_context(ray)
 
     def stop(self) -> None:
@@ -126,7 +128,7 @@ class RayBackend:
             session = Session(
                 run,
                 slots,
-                Waiting(WAIT_SECONDS if address else LOCAL_WAIT_SECONDS),
+                Waiting(WAIT_SECONDS if address else LOCAL_WAIT_SECONDS, self._say),
                 functools.partial(_request_slots, run.study, self._slots) if address else None,
                 idle=0 if address else run.slots,  # an idle node of a cluster may be released
             )

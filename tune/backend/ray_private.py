@@ -63,6 +63,13 @@ def gpus_of_this_machine() -> int:
     return found if seen is None else min(found, len(seen))
 
 
+WANTS_TOKEN = (
+    "it wants a token, and this process has none or another: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+    "RAY_AUTH_TOKEN_PATH to the cluster's (docs/cluster.md)"
+)
+PING_SECONDS = 20.0
+
+
 def refusal(address: str) -> str | None:
     """Return why no study can use the cluster at HOST:PORT, or at `auto`; None if nothing is known against it.
 
@@ -80,16 +87,38 @@ def refusal(address: str) -> str | None:
         os.dup2(null, 2)
         _raylet.GcsClient(address=place)  # type: ignore[attr-defined]
     except ray.exceptions.AuthenticationError:
-        return (
-            "it wants a token, and this process has none or another: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH to the cluster's (docs/cluster.md)"
-        )
+        return WANTS_TOKEN
     except ray.exceptions.RayError as error:
         return f"no Ray cluster answers there: {str(error).splitlines()[0]}"
     finally:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)
+    return None
+
+
+def client_refusal(place: str) -> str | None:
+    """Return why no study can use the cluster behind ray://HOST:PORT; None if nothing is known against it.
+
+    Ray itself asks three times, and then says only that its connection timed out.
+    """
+    try:
+        import grpc
+    except ImportError:
+        return 'ray:// needs grpcio: pip install "ray[client]"'
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import ray_client_pb2, ray_client_pb2_grpc
+
+    request = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
+    channel = init_grpc_channel(place)
+    try:
+        ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(request, timeout=PING_SECONDS)
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            return WANTS_TOKEN
+        return f"no Ray client server answers there: {error.details() or error.code().name}"
+    finally:
+        channel.close()
     return None
 
 

@@ -137,6 +137,7 @@ def started(
     study: Study,
     address: str | None,
     warn: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
     beside: Callable[[], None] = lambda: None,
     load: bool = False,
 ) -> Iterator[None]:
@@ -149,6 +150,7 @@ def started(
         study: The study.
         address: Address of the cluster. None starts Ray on this machine.
         warn: Called with one line if other users can reach this Ray.
+        say: Called with a line if the start takes long, and at its end.
         beside: Called while Ray starts, which is seconds of waiting. An error that it raises stops that Ray.
         load: Let workers import a trial's modules before the first trial.
 
@@ -165,7 +167,7 @@ def started(
         return
     if address:
         beside()
-        with connected(address, study, warn):
+        with connected(address, study, warn, say):
             yield
         return
     if line := open_warning():
@@ -173,9 +175,8 @@ def started(
     try:
         with ThreadPoolExecutor(1) as thread:  # for `beside`: Ray's processes end with the thread that starts them
             done = thread.submit(beside)
-            with announced(
-                warn, f"Ray has not started yet on this machine's {usable_cores():g} cores; it is given time"
-            ):
+            line = f"Ray is starting, which takes longer on a busy machine; it may use {usable_cores():g} cores here."
+            with announced(say, line, "Ray has started"):
                 _start(slots, study, load, temporary_folder(warn))
             done.result()
         if load:

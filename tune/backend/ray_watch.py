@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -15,6 +16,7 @@ import psutil
 
 from analysis.io.exits import Exit
 from tune.backend.ray_private import ray_processes
+from tune.errors import StudyStopped
 
 ANNOUNCE_SECONDS = 20.0  # a wait that lasts this long is announced
 LOOK_SECONDS = 1.0  # between two looks at Ray's processes
@@ -26,15 +28,30 @@ BLOCKED_SECONDS = 20.0  # after the loss of Ray, longest time in which the main 
 
 
 @contextmanager
-def announced(warn: Callable[[str], None], line: str) -> Iterator[None]:
-    """Announce a wait: call `warn` with the line if the block takes longer than `ANNOUNCE_SECONDS`."""
-    timer = threading.Timer(ANNOUNCE_SECONDS, warn, [f"after {ANNOUNCE_SECONDS:.0f} s: {line}"])
+def announced(say: Callable[[str], None], line: str, over: str) -> Iterator[None]:
+    """Announce a wait if the block takes longer than `ANNOUNCE_SECONDS`, and its end.
+
+    Args:
+        say: Called with a line.
+        line: What the wait is for.
+        over: What the end of the wait means.
+    """
+    began = time.monotonic()
+    said = threading.Event()
+
+    def announce() -> None:
+        said.set()
+        say(line)
+
+    timer = threading.Timer(ANNOUNCE_SECONDS, announce)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+    if said.is_set():
+        say(f"{over}, after {time.monotonic() - began:.0f} s.")
 
 
 class OwnRay:
@@ -147,18 +164,36 @@ class Waiting:
 
     Args:
         patience: Longest wait in seconds.
+        say: Called with a line if a wait lasts longer than `ANNOUNCE_SECONDS`, and at its end.
         clock: Function that returns a monotonic time in seconds.
     """
 
-    def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.patience, self._clock = patience, clock
-        self._since: float | None = None
+    def __init__(
+        self,
+        patience: float,
+        say: Callable[[str], None] = lambda line: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._patience, self._say, self._clock = patience, say, clock
+        self._since, self._said = math.inf, False
 
-    def seconds(self, waits: bool) -> float:
-        """Return the seconds since cells began to wait; 0 if none waits now."""
+    def look(self, waits: bool, slots: int) -> None:
+        """Look whether cells wait while none runs, with a number of slots.
+
+        Raises:
+            StudyStopped: They have waited for too long.
+        """
+        now, minutes = self._clock(), f"{self._patience / 60:.0f} min"
+        self._since = min(self._since, now)
+        seconds = now - self._since
+        if waits and seconds > self._patience:
+            cause = "no worker has started" if slots else "no node can run a trial"
+            raise StudyStopped(f"{cause} for {minutes}; the same command continues from here")
+        if waits and seconds >= ANNOUNCE_SECONDS and not self._said:
+            what = "a worker to start, which takes longer on a busy machine" if slots else "a node that can run one"
+            self._say(f"The next trials wait for {what}. The study gives it up to {minutes}.")
+            self._said = True
         if not waits:
-            self._since = None
-            return 0.0
-        now = self._clock()
-        self._since = now if self._since is None else self._since
-        return now - self._since
+            if self._said:
+                self._say(f"Trials run, after {seconds:.0f} s.")
+            self._since, self._said = math.inf, False

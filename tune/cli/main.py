@@ -107,6 +107,10 @@ def main() -> None:
         code = Exit.DONE
     except BAD_PATH as error:
         code = _bad_input(f"{error.filename}: {error.strerror}")
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps one that strikes `__set_name__`
+            raise
+        code = INTERRUPTED
     except ValueError as error:
         if not hasattr(error, "exit_code"):
             raise

@@ -136,7 +136,7 @@ class Screen:
         quiet = self._events == len(run.ledger.events)
         if self._view is None or passed < (CLOCK_SECONDS if quiet else REFRESH_SECONDS):
             return
-        if self._view.note.startswith("Starting"):
+        if not (quiet or run.stopping):  # a note on the start or a wait goes away
             self._view.note = CONTINUES
         self._update(run)
 

@@ -70,7 +70,7 @@ def sweep(
     with Interruption(screen.say, functools.partial(_last, screen, last_line)) as interruption, last_line.watching():
         where = check_address(address) if address else study.address
         again = restart(screen, last_line)
-        backend = Inline() if inline else RayBackend(slots, where, warn=screen.warn, again=again)
+        backend = Inline() if inline else RayBackend(slots, where, warn=screen.warn, say=screen.say, again=again)
         try:
             code = _run(study, found.base, output, uri, interruption, backend, screen, require_verdict)
         except KeyboardInterrupt:  # no trial was running

@@ -376,4 +376,6 @@ class ResourcesSection(Section):
     def _gpus(cls, given: float) -> float:
         if given > 1 and given != int(given):
             raise ValueError(f"gpus={given}: a trial takes a share of one GPU, up to 1, or a whole number of GPUs")
+        if 0 < given < 1e-4:  # Ray counts them in ten-thousandths, and would give a trial none
+            raise ValueError(f"gpus={given}: the smallest share of a GPU is 0.0001")
         return given

@@ -3,6 +3,10 @@
 import hashlib
 import re
 import shutil
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +26,7 @@ from tune.backend import cluster, delivery, ray_backend
 from tune.backend.cluster import Capacity, ask_for, check_capacity, check_nodes, slots_of
 from tune.backend.delivery import Parcel, pack, unpack
 from tune.backend.ray_faults import failure
+from tune.backend.ray_private import client_refusal
 from tune.backend.ray_trial import CellTrainable
 from tune.errors import NODE_LOST, StudyError
 from tune.run import extend
@@ -68,6 +73,51 @@ def test_an_address_of_a_cluster_is_taken(address):
     assert study(address=address).address == address
 
 
+def answering(answer):
+    """Return the port of a server that reads once, sends `answer` and closes, or that stays silent for None."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        connection, _ = server.accept()
+        connection.recv(100)
+        if answer is None:
+            time.sleep(1)
+        else:
+            connection.sendall(answer)
+        connection.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.0 400 Bad request syntax\r\n\r\n", "what answers there is no Ray cluster"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "what answers there is no Ray cluster"),
+        (b"", "what answers there is no Ray cluster"),
+        (None, "nothing answers there within 0 s"),
+    ],
+    ids=["HTTP", "SSH", "closed", "silent"],
+)
+def test_a_port_where_something_else_answers_is_named_at_once(monkeypatch, answer, said):
+    monkeypatch.setattr(cluster, "REACH_SECONDS", 0.3)
+    with pytest.raises(StudyError, match=f"^address 'x:1': {said}$"):
+        cluster._reach("x:1", "127.0.0.1", answering(answer))
+
+
+def test_a_port_where_a_grpc_server_answers_is_taken():
+    grpc = pytest.importorskip("grpc", reason='needs grpcio: pip install "ray[client]"')
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        cluster._reach("x:1", "127.0.0.1", port)
+        assert "no Ray client server answers there" in str(client_refusal(f"127.0.0.1:{port}"))
+    finally:
+        server.stop(None)
+
+
 @pytest.mark.parametrize("address", ["", "local", "head:0", "head:65536", "http://head:1", "ray://head", "a b:1"])
 def test_anything_else_is_refused_with_what_is_allowed(address):
     with pytest.raises(
@@ -88,6 +138,9 @@ def test_storage_is_an_absolute_path_and_gpus_a_share_or_whole():
     assert study(resources={"gpus": 0.25}).resources.gpus == 0.25
     with pytest.raises(StudyError, match=r"gpus=1.5: a trial takes a share of one GPU"):
         study(resources={"gpus": 1.5})
+    with pytest.raises(StudyError, match=r"gpus=1e-09: the smallest share of a GPU is 0.0001"):
+        study(resources={"gpus": 1e-9})
+    assert study(resources={"gpus": 1e-4}).resources.gpus == 1e-4
 
 
 def test_a_trial_with_a_gpu_trains_on_it(packed):

@@ -275,4 +275,5 @@ def test_what_no_study_can_run_on_is_said_in_one_line(nodes, tmp_path):
         return done.stderr.strip().splitlines()[-1]
 
     assert "address '10.77.0.1:6380': nothing answers there: Connection refused" in said("10.77.0.1:6380")
-    assert "address '10.77.0.1:6379': no study can run there:" in said("10.77.0.1:6379", RAY_AUTH_TOKEN="b" * 64)
+    for address in ("10.77.0.1:6379", "ray://10.77.0.1:10001"):
+        assert f"address '{address}': it wants a token" in said(address, RAY_AUTH_TOKEN="b" * 64)

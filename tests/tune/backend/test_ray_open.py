@@ -24,6 +24,7 @@ def no_ray(monkeypatch):
     monkeypatch.setattr(cluster, "check_nodes", lambda: None)
     monkeypatch.setattr(cluster, "check_capacity", lambda *given: None)
     monkeypatch.setattr(cluster, "refusal", lambda address: None)
+    monkeypatch.setattr(cluster, "client_refusal", lambda place: None)
     monkeypatch.setattr(cluster, "_reach", lambda *given: None)
     monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: None)
     monkeypatch.setattr(ray_start, "_private_token", lambda: None)

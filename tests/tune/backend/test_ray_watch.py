@@ -11,6 +11,7 @@ import pytest
 
 from tune.backend import ray_watch
 from tune.backend.ray_watch import OwnRay, RayWatch, Reach, Waiting, announced
+from tune.errors import StudyStopped
 
 
 @pytest.fixture
@@ -69,13 +70,21 @@ def test_the_watcher_ends_with_its_block(monkeypatch):
 def test_only_a_wait_that_lasts_is_announced(monkeypatch):
     monkeypatch.setattr(ray_watch, "ANNOUNCE_SECONDS", 0.05)
     said = []
-    with announced(said.append, "x is not there yet"):
+    with announced(said.append, "x is not there yet", "x is there"):
         pass
     time.sleep(0.1)
     assert said == []
-    with announced(said.append, "x is not there yet"):
+    with announced(said.append, "x is not there yet", "x is there"):
         time.sleep(0.2)
-    assert said == ["after 0 s: x is not there yet"]
+    assert said == ["x is not there yet", "x is there, after 0 s."]
+
+    def fail():
+        time.sleep(0.2)
+        raise KeyError
+
+    with pytest.raises(KeyError), announced(said.append, "y is not there yet", "y is there"):
+        fail()
+    assert said[2:] == ["y is not there yet"]
 
 
 def test_a_cluster_that_is_gone_for_25_seconds_is_lost():
@@ -90,12 +99,21 @@ def test_a_cluster_that_is_gone_for_25_seconds_is_lost():
     assert reach() == ["the cluster at 'head:6379' is not reached any more"]
 
 
-def test_waiting_counts_from_the_first_wait_and_starts_again():
-    now = [0.0]
-    waiting = Waiting(60.0, lambda: now[0])
-    assert waiting.seconds(True) == 0.0
-    now[0] = 7.0
-    assert waiting.seconds(True) == 7.0
-    assert waiting.seconds(False) == 0.0
-    now[0] = 9.0
-    assert waiting.seconds(True) == 0.0
+def test_a_wait_of_cells_is_said_once_and_its_end_too():
+    now, said = [0.0], []
+    waiting = Waiting(60.0, said.append, lambda: now[0])
+    for now[0], waits in [(0, True), (19, True), (20, False), (21, True), (40, True), (41, True), (50, True)]:
+        waiting.look(waits, slots=2)
+    worker = "The next trials wait for a worker to start, which takes longer on a busy machine."
+    assert said == [f"{worker} The study gives it up to 1 min."]
+    for now[0], waits in [(55, False), (56, False), (60, True), (90, True)]:
+        waiting.look(waits, slots=0)
+    assert said[1:] == [
+        "Trials run, after 34 s.",
+        "The next trials wait for a node that can run one. The study gives it up to 1 min.",
+    ]
+    now[0] = 121
+    with pytest.raises(
+        StudyStopped, match=r"^no node can run a trial for 1 min; the same command continues from here$"
+    ):
+        waiting.look(True, slots=0)

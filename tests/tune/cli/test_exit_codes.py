@@ -189,3 +189,21 @@ def test_in_a_fresh_process(name, studies):
     done = subprocess.run(typed, capture_output=True, text=True, check=False, env=os.environ, timeout=300)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "no verdict: mine: undecided (needs about " in done.stderr
+
+
+def test_an_interrupt_that_python_wraps_is_an_interrupt(monkeypatch):
+    """Python 3.11 raises RuntimeError from a KeyboardInterrupt that strikes while a class of pydantic is made."""
+
+    def struck(*given, **settings):
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    def broken(*given, **settings):
+        raise RuntimeError("a bug") from KeyError()
+
+    monkeypatch.setattr(main, "app", struck)
+    with pytest.raises(SystemExit) as left:
+        main.main()
+    assert left.value.code == 130
+    monkeypatch.setattr(main, "app", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main.main()

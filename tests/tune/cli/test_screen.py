@@ -41,7 +41,7 @@ book = Ledger(folder / "ledger.jsonl")
 class Run(SimpleNamespace):
     progress = property(lambda self: Progress(study, book.events))
 
-run = Run(study=study, folder=folder, ledger=book, slots_now=2, on_heartbeat=None)
+run = Run(study=study, folder=folder, ledger=book, slots_now=2, on_heartbeat=None, stopping=False)
 shown = screen.Screen("make ui")
 
 def cell(arm, index, loss, outcome="completed"):
