@@ -226,7 +226,8 @@ def _of_table(row: Comparison, study: Study) -> list[str]:
         if seeds:
             runs, s = ("one run was", "") if len(seeds) == 1 else (f"{len(seeds)} runs were", "s")
             notes.append(f"{arm}: {runs} not made (empty cell{s}, seed{s} {_listed(seeds)}), and left out")
-    if row.refusal is Refusal.NO_COMMON_SEED:
+    unmatched = row.dropped_seeds_baseline and row.dropped_seeds_arm and not _unpaired(study)
+    if row.refusal is Refusal.NO_COMMON_SEED or (row.refusal is Refusal.ONE_SEED and unmatched):
         notes.append("runs that are not pairs are compared by Welch's test: --unpaired")
     if more.p_welch is not None:
         out = len(row.dropped_seeds_baseline) + len(row.dropped_seeds_arm)

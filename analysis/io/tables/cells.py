@@ -9,8 +9,10 @@ import pandas as pd
 
 from analysis.io.files import TableError, shown
 
-MISSING = frozenset(("", "na", "n/a", "<na>", "#n/a", "null", "none", "-", "--", "---", "\u2013", "\u2014"))
-_LOST = {"nan": np.nan, "inf": np.inf, "infinity": np.inf, "\u221e": np.inf}
+MISSING = frozenset(
+    ("", "na", "n/a", "<na>", "#n/a", "null", "none", "-", "--", "---", "\u2013", "\u2014", "?", ".", "n.a.", "missing")
+)
+_LOST = {"nan": np.nan, "diverged": np.nan, "inf": np.inf, "infinity": np.inf, "\u221e": np.inf}
 _PLAIN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _POWER = r"(?:[eE][+-]?\d+)?"
 _POINT = re.compile(rf"[+-]?(?:[1-9]\d{{0,2}}(?:[,' _]\d{{3}})+|\d+)?(?:\.\d*)?{_POWER}")  # 1,234.5
@@ -18,10 +20,10 @@ _COMMA = re.compile(rf"[+-]?(?:[1-9]\d{{0,2}}(?:[.' _]\d{{3}})+|\d+)?(?:,\d*)?{_
 _GROUPS = {".": re.compile(r"[,' _]"), ",": re.compile(r"[.' _]")}
 _SPREAD = re.compile(r"[\d.]\s*(?:\u00b1|\+/-|\+-|\\pm|\()\s*\d")
 _WITH_UNIT = re.compile(r"([+-]?[\d.,][\d.,' _]*?(?:[eE][+-]?\d+)?)\s*(%|[^\W\d_][^\d\s]*(?:[ /][^\W\d_]+)*)")
-# Cyrillic and Greek letters that look like Latin ones, and the dashes
+# Cyrillic and Greek letters that look like Latin ones, the dashes and the underscore
 _TWINS = str.maketrans(
-    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0391\u0392\u0395\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a7\u2010\u2011\u2012\u2013\u2014\u2212",
-    "aeopcyxiabekmhoptx------",
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0391\u0392\u0395\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a7_\u2010\u2011\u2012\u2013\u2014\u2212",
+    "aeopcyxiabekmhoptx-------",
 )
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
 
@@ -56,7 +58,7 @@ def numbers(source: str, column: pd.Series, decimal: str | None = None, separato
         raise TableError(f"{source}: column {column.name} has {shown(column.iloc[0])}; allowed: numbers")
     if pd.api.types.is_numeric_dtype(column):
         return Numbers(column.astype(float), pd.Series(False, index=column.index))
-    if decimal != "," and column.str.fullmatch(_PLAIN).all():
+    if decimal != "," and separator != ";" and column.str.fullmatch(_PLAIN).all():
         values = pd.Series(pd.to_numeric(column).astype(float))
         if (large := np.isinf(values)).any():
             raise TableError(f"{source}: column {column.name} has {column[large].iloc[0]}; allowed: up to 1e100")
@@ -136,6 +138,12 @@ def _decimal(source: str, name: str, texts: list[str], given: str | None, separa
         raise TableError(
             f"{source}: column {name} has {comma or with_comma!r} and {point or with_point!r}: two decimal signs, or "
             "thousands? Name the decimal sign: --decimal . or --decimal ,"
+        )
+    grouped = all(re.fullmatch(r"[+-]?[1-9]\d{0,2}(\.\d{3})?", t) for t in texts)
+    if separator == ";" and with_point is not None and grouped and any(t.isdecimal() and len(t) == 3 for t in texts):
+        raise TableError(
+            f"{source}: column {name} has {with_point!r}: {with_point.replace('.', '')} or {with_point}? Name the "
+            "decimal sign: --decimal . or --decimal ,"
         )
     if comma is None and point is None and with_comma is not None and separator != ";":
         point_value, comma_value = with_comma.replace(",", ""), with_comma.replace(",", ".")

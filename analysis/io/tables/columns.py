@@ -25,18 +25,23 @@ _GIVEN = re.compile(
 # names that are suggested for a role, and never taken for it unasked
 LIKELY = {
     "arm": "method model variant algorithm algo optimizer condition group treatment approach system activation "
-    "experiment name config run_name setting ablation",
-    "seed": "random_seed random_state rng run rep repeat replicate repetition trial fold init number id index",
+    "experiment name config run_name setting ablation variable run",
+    "seed": "random_seed random_state rng run rep repeat replicate repetition trial init number id index",
     "task": "dataset benchmark env environment corpus domain language problem game",
-    "step": "epoch iteration iter global_step training_iteration batch checkpoint tokens samples",
 }
 STEPS = ("step", "_step", "global_step", "trainer/global_step", "training_iteration", "iteration", "epoch")
+_STEP = _words("step iteration iter epoch timestep")  # plurals may be a setting of the run
+_STEP_LIKE = _STEP | _words("steps iterations iters epochs timesteps update updates round checkpoint tokens samples")
 STATES = ("outcome", "status", "state")
 # words of numbers that describe a run and are no result
 _ASIDE = _words(
     "lr learning epoch epochs step steps iter iteration iterations time runtime seconds minutes hours "
-    "timestamp duration tokens params parameters flops memory mem gpu gpus batch size depth width layers dim "
-    "id index number created started ended datetime start complete end wall alpha beta dropout decay date trial run"
+    "timestamp timestep timesteps duration tokens params parameters flops memory mem gpu gpus batch size depth width "
+    "layers dim id index number created started ended datetime start complete end wall alpha beta dropout decay date "
+    "trial run"
+)
+SUMMARY = _words(  # columns that are computed from others
+    "mean avg average median std sd stdev stderr sem var min max n diff delta difference improvement p p_value pvalue"
 )
 OWN = frozenset(("study", "stage", "config_key", "outcome", "reason", "chosen"))
 
@@ -105,6 +110,24 @@ def find(source: str, table: pd.DataFrame, role: str, named: str | None) -> str 
     )
 
 
+def is_step(name: str) -> bool:
+    """Check by its name if a column counts the steps of a run."""
+    words = metrics.words(bare(name))
+    return bare(name) in STEPS or bool(
+        words and words[-1] in _STEP and not {"best", "max", "min", "num", "n", "warmup", "per", "total"} & set(words)
+    )
+
+
+def like_step(name: str) -> bool:
+    """Check by its name if a column may count the steps of a run, so that `--step` is suggested."""
+    return bool(_STEP_LIKE & set(metrics.words(bare(name))))
+
+
+def step_order(name: str) -> int:
+    """Return the place of a column of steps among others."""
+    return STEPS.index(bare(name)) if bare(name) in STEPS else len(STEPS)
+
+
 def is_aside(name: str) -> bool:
     """Check by its name if a column describes a run instead of holding results."""
     likely = {word for words in LIKELY.values() for word in words.split()} - {"model", "name"}
@@ -118,11 +141,18 @@ def listed(names: list[str]) -> str:
 
 def nearest(table: pd.DataFrame, role: str, wanted: str) -> str:
     """Return the end of an error message: the option with the column that fits best, else with a placeholder."""
-    names = {bare(str(c)): str(c) for c in reversed(list(table.columns))}
+    columns = [str(c) for c in reversed(list(table.columns))]
+    names = {re.split(r"[./]", bare(c))[-1]: c for c in columns} | {bare(c): c for c in columns}
     close = difflib.get_close_matches(wanted.casefold(), names, n=1, cutoff=0.6)
     likely = close or [word for word in LIKELY.get(role, "").split() if word in names]
-    value = names[likely[0]] if likely else "COLUMN"
-    return f": --{role} {value!r}" if re.search(r"[^\w./:@%+-]", value) else f": --{role} {value}"
+    value = names[likely[0]] if likely else "Unnamed: 0" if role == "arm" and "Unnamed: 0" in columns else "COLUMN"
+    return f": {option(role, value)}"
+
+
+def option(role: str, value: str) -> str:
+    """Return an option with its value as it is typed."""
+    typed = value if re.fullmatch(r"[-.:/@%+=,\w]+", value) else repr(value)
+    return f"--{role}{'=' if value.startswith('-') else ' '}{typed}"
 
 
 def missing(source: str, table: pd.DataFrame, role: str) -> TableError:
@@ -153,8 +183,9 @@ def metric(source: str, table: pd.DataFrame, named: str | None, taken: set[str],
         except TableError as error:
             if "no column" not in str(error):
                 raise
-            end = nearest(table[free], "metric", named)
-            raise TableError(f"{source}: no column {named!r} for the metric; allowed: {listed(free)}{end}") from None
+            close = difflib.get_close_matches(named.casefold(), free, n=1, cutoff=0)
+            end = option("metric", next(iter(close), free[0]))
+            raise TableError(f"{source}: no column {named!r} for the metric; allowed: {listed(free)}: {end}") from None
         assert found is not None
         return found
     held = [c for c in free if not _GIVEN.match(c) and not _empty(table[c])]
@@ -167,7 +198,9 @@ def metric(source: str, table: pd.DataFrame, named: str | None, taken: set[str],
     if len(candidates) == 1:
         return candidates[0]
     shown = candidates or free
-    end = f"--metric {known[0] if known else 'COLUMN'}"
+    trained = [c for c in known if not {"val", "valid", "validation", "test", "eval"} & set(metrics.words(c))]
+    first = next((c for c in known if c not in trained), next(iter(candidates), "COLUMN"))
+    end = option("metric", first)
     raise TableError(f"{source}: which column is the metric? {listed(shown) or 'There is none left'}: {end}")
 
 

@@ -1,5 +1,6 @@
 """Make a checked study of anybody's table: one row per run, with arm, seed and one metric."""
 
+import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pandas as pd
 
 from analysis.io.assemble import METRICS, Study, TableFacts, assemble
 from analysis.io.files import TableError, shown
-from analysis.io.tables import cells, columns, metrics, records, shapes, source, tasks
+from analysis.io.tables import cells, columns, metrics, records, seeds, shapes, source, tasks
 from analysis.io.tables.columns import Options
 from analysis.io.tables.shapes import Layout
 from analysis.io.trials import NUMERIC
@@ -17,12 +18,12 @@ _OUTCOMES = {
     "completed": "completed finished complete success succeeded successful terminated done ok",
     "stopped_early": "stopped_early pruned early_stopped",
     "infeasible": "infeasible diverged",
-    "failed": "failed fail error errored crashed killed cancelled canceled preempted timeout running pending scheduled "
-    "queued waiting paused",
+    "failed": "failed fail error errored crashed killed cancelled canceled aborted interrupted preempted timeout "
+    "timed_out oom out_of_memory node_fail running pending scheduled queued waiting paused unfinished incomplete",
 }
 _STATES = {word: outcome for outcome, words in _OUTCOMES.items() for word in words.split()}
-_FOLDS = ("fold", "cv_fold", "cv", "split")
 _TRUTH = {"true": True, "false": False, "": None}
+_FLAGS = {**_TRUTH, "1": True, "0": False, "yes": True, "no": False}
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,22 @@ def _layout(where: str, table: pd.DataFrame, options: Options, metric: str | Non
 
 
 def _check_seed(where: str, table: pd.DataFrame, seed: str | None, options: Options) -> None:
+    fold = next((c for c in map(str, table.columns) if columns.bare(c) in seeds.FOLDS), None)
+    if fold is not None and (seed == fold or (seed is None and options.task != fold and table[fold].nunique() > 1)):
+        raise seeds.folds(where, fold)
     if seed is None and not options.unpaired:
         raise TableError(f"{columns.missing(where, table, 'seed')}, or if runs are not pairs: --unpaired")
 
 
 def _step(table: pd.DataFrame, keys: list[str | None]) -> str | None:
-    # a column called step always counts; another one only if a run has several rows
-    several = keys[1] is not None and bool(table.duplicated([k for k in keys if k is not None]).any())
-    for name in columns.STEPS:
-        for column in table.columns:
-            if columns.bare(column) == name and (name == "step" or several):
-                return str(column)
-    return None
+    # a column called step always counts; another one only if it tells the rows of a run apart
+    known = [k for k in keys if k is not None]
+    several = keys[1] is not None and bool(table.duplicated(known).any())
+    found = sorted((c for c in map(str, table.columns) if columns.is_step(c)), key=columns.step_order)
+    for column in found:
+        if columns.bare(column) == "step" or (several and not table.duplicated([*known, column]).any()):
+            return column
+    return next((c for c in found if several and columns.bare(c) in columns.STEPS), None)
 
 
 def _direction(where: str, metric: str, options: Options, notes: list[str]) -> bool:
@@ -132,13 +137,9 @@ def _runs(
     # the rows in the columns that `assemble` reads; `made` marks those that are runs
     runs = pd.DataFrame(index=table.index)
     runs["arm"] = _names(where, table[layout.arm], "arm")
-    if layout.seed is not None and columns.bare(layout.seed) in _FOLDS:
-        raise TableError(
-            f"{where}: column {layout.seed} numbers folds, which share training data; a t test over them errs too "
-            "often; allowed: runs with different seeds"
-        )
     if layout.seed is not None:
-        runs["seed"] = _filled(where, "seed", cells.numbers(where, table[layout.seed].rename("seed")))
+        runs["seed"], note = seeds.read(where, table[layout.seed])
+        notes += [note] if note else []
     elif layout.step is None and layout.task is None:
         runs["seed"] = runs.groupby("arm").cumcount() + 1
         notes.append("no column of seeds: each row counts as a run of its own")
@@ -150,18 +151,11 @@ def _runs(
     if layout.step is not None:
         steps = cells.numbers(where, table[layout.step], values.decimal or decimal, separator)
         steps = replace(steps, empty=steps.empty & ~values.empty)
-        runs["step"] = _filled(where, layout.step, steps)
-    runs["outcome"] = _outcomes(where, table, notes)
+        runs["step"] = seeds.filled(where, layout.step, steps)
+    runs["outcome"] = _outcomes(where, table, layout.metric, notes)
     confirm = runs["stage"] == "confirm" if "stage" in runs else True
     runs["made"] = ~values.empty | runs["outcome"].isin(("infeasible", "failed")) | ~pd.Series(confirm, runs.index)
     return runs
-
-
-def _filled(where: str, role: str, found: cells.Numbers) -> pd.Series:
-    if found.empty.any():
-        row = int(np.flatnonzero(found.empty)[0]) + 1
-        raise TableError(f"{where}: column {role} is empty in row {row}; allowed: a value in every row")
-    return found.values
 
 
 def _names(where: str, column: pd.Series, role: str) -> pd.Series:
@@ -194,23 +188,44 @@ def _own(where: str, table: pd.DataFrame, metric: str, separator: str) -> dict[s
     return out
 
 
-def _outcomes(where: str, table: pd.DataFrame, notes: list[str]) -> pd.Series:
-    for name in columns.STATES:
-        column = next((c for c in table.columns if columns.bare(c) == name), None)
-        if column is None:
+def _outcomes(where: str, table: pd.DataFrame, metric: str, notes: list[str]) -> pd.Series:
+    found = pd.Series("completed", index=table.index)
+    for column in map(str, table.columns):
+        states = None if column == metric else _states(where, table[column])
+        if states is None:
             continue
-        states = table[column].map(lambda v: _STATES.get(str(v).strip().casefold().replace(" ", "_")))
-        if states.isna().all() and name != "outcome":
-            continue
-        if states.isna().any():
-            value = shown(table.loc[states.isna(), column].iloc[0])
-            allowed = "completed, stopped_early, infeasible, failed"
-            raise TableError(f"{where}: column {column} has {value}; allowed: {allowed}")
-        if name != "outcome" and (out := int((states == "failed").sum())):
+        if column == "outcome":
+            return states
+        if (states == "stopped_early").any():
+            value = shown(table.loc[states == "stopped_early", column].iloc[0])
+            raise TableError(
+                f"{where}: column {column} has {value}, a run that was stopped because of its result; allowed: runs "
+                "that were trained to the end"
+            )
+        if out := int((states == "failed").sum()):
             kinds = ", ".join(dict.fromkeys(table.loc[states == "failed", column].astype(str)))
             notes.append(f"{out} row{'s' if out > 1 else ''} left out because of column {column}: {kinds}")
-        return states
-    return pd.Series("completed", index=table.index)
+        found = found.where(found != "completed", states)
+    return found
+
+
+def _states(where: str, column: pd.Series) -> pd.Series | None:
+    # the outcomes that a column states: `status`, `run_status`, or one of true and false called `failed` or `diverged`
+    name = columns.bare(str(column.name))
+    words = column.map(lambda v: source.as_text(v).strip().casefold().replace(" ", "_"))
+    if _STATES.get(name) in ("failed", "infeasible") and words.isin(_FLAGS).all():
+        return words.map(lambda word: _STATES[name] if _FLAGS[word] else "completed")
+    if metrics.words(name)[-1:] not in [[state] for state in columns.STATES]:
+        return None
+    states = words.map(_STATES)
+    if states.isna().all() and name != "outcome":
+        return None
+    if states.isna().any():
+        value = shown(column[states.isna()].iloc[0])
+        raise TableError(
+            f"{where}: column {column.name} has {value}; allowed: completed, stopped_early, infeasible, failed"
+        )
+    return states
 
 
 def _not_made(runs: pd.DataFrame) -> dict[str, list[int]]:
@@ -227,14 +242,22 @@ def _check_twice(where: str, table: pd.DataFrame, runs: pd.DataFrame, layout: La
         return
     first = runs[twice].iloc[0]
     same = table[(runs[keys] == first[keys]).all(axis=1)]
-    apart = [str(c) for c in table.columns if c != layout.metric and same[c].nunique() == len(same)]
-    for role in ("task", "step"):
-        likely = [c for c in apart if columns.bare(c) in columns.LIKELY[role].split()]
-        if likely and getattr(layout, role) is None:
-            raise TableError(
-                f"{where}: arm {first['arm']!r} seed {first['seed']:g} has several rows; allowed: one row per run, or "
-                f"the name of the column that tells them apart: --{role} {likely[0]}"
-            )
+    apart = [str(c) for c in table.columns if c != layout.metric and same[c].nunique() > 1]
+    if "stage" in runs or layout.step is not None:
+        return  # `assemble` names the rows
+    said = f"{where}: arm {first['arm']!r} seed {first['seed']:g} has several rows"
+    allowed = "allowed: one row per run"
+    likely = [c for c in apart if columns.bare(c) in columns.LIKELY["task"].split()]
+    if likely and layout.task is None:
+        raise TableError(f"{said}; {allowed}, or the column that tells them apart: {columns.option('task', likely[0])}")
+    if likely := [c for c in apart if columns.like_step(c)]:
+        raise TableError(f"{said}; {allowed}, or the column that tells them apart: {columns.option('step', likely[0])}")
+    if apart:
+        values = " and ".join(map(str, same[apart[0]].unique()[:2]))
+        raise TableError(
+            f"{said}, with {apart[0]} {values}; {allowed}, or the column that tells them apart: "
+            f"--arm, --step or {columns.option('task', apart[0])}"
+        )
 
 
 def _check_scale(where: str, runs: pd.DataFrame, layout: Layout) -> None:
@@ -253,7 +276,8 @@ def _study(where: str, name: str, runs: pd.DataFrame, layout: Layout, question: 
     confirm = {key: getattr(question, key) for key in ("level", "margin", "correction")}
     settings = {"confirm": {key: value for key, value in confirm.items() if value is not None}}
     arms = list(dict.fromkeys(runs["arm"]))
-    baseline, floor = (_arm(where, key, getattr(question, key), arms) for key in ("baseline", "floor"))
+    baseline = _arm(where, "baseline", question.baseline, arms)
+    floor = _arm(where, "floor", question.floor, arms, baseline)
 
     def part(rows: pd.DataFrame, called: str, known: TableFacts) -> Study:
         study = assemble(
@@ -272,6 +296,12 @@ def _study(where: str, name: str, runs: pd.DataFrame, layout: Layout, question: 
 
     if layout.task is None:
         return part(runs, name, facts)
+    ways = {metrics.higher_is_better(task): task for task in runs["task"].unique()}
+    if True in ways and False in ways:
+        raise TableError(
+            f"{where}: column {layout.task} has {ways[True]!r}, where higher is better, and "
+            f"{ways[False]!r}, where lower is; allowed: tasks with one metric"
+        )
     parts = []
     for task, rows in runs.groupby("task", sort=False):
         if lacking := {baseline, floor} - {None, *rows["arm"]}:
@@ -290,19 +320,21 @@ def _study(where: str, name: str, runs: pd.DataFrame, layout: Layout, question: 
     return part(mean.assign(task="", made=True), name, replace(whole, notes=(*facts.notes, *lacking_runs)))
 
 
-def _arm(where: str, key: str, given: str | None, arms: list[str]) -> str | None:
+def _arm(where: str, key: str, given: str | None, arms: list[str], baseline: str | None = None) -> str | None:
     if given is None:
         if key == "floor":
             return None
-        listed = columns.listed(arms)
-        raise TableError(
-            f"{where}: no arm is marked baseline; allowed: exactly one of {listed}: --baseline {arms[0]!r}"
-        )
+        end = columns.option("baseline", arms[0])
+        raise TableError(f"{where}: no arm is marked baseline; allowed: exactly one of {columns.listed(arms)}: {end}")
     name = cells.name(given)
     if name in arms:
         return name
-    near = next((arm for arm in arms if cells.twins([arm, name])), arms[0])
-    raise TableError(f"{where}: {key} {name!r} is not an arm; allowed: {columns.listed(arms)}: --{key} {near!r}")
+    free = [arm for arm in arms if key == "baseline" or arm != baseline]
+    twin = [arm for arm in arms if cells.twins([arm, name])]
+    near = next(iter(twin or difflib.get_close_matches(name, free, n=1, cutoff=0) or arms))
+    raise TableError(
+        f"{where}: {key} {name!r} is not an arm; allowed: {columns.listed(arms)}: {columns.option(key, near)}"
+    )
 
 
 def _check_pairs(where: str, study: Study) -> None:

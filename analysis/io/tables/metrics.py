@@ -9,12 +9,14 @@ def _words(text: str) -> frozenset[str]:
 
 _LOWER = _words(
     "loss losses nll ce xent crossentropy bce error errors err ppl perplexity bpb bpc bpd bits nats wer cer mse rmse "
-    "mae mape brier fid kid kl regret cost eer ece logloss deviance misclassification latency"
+    "mae mape smape rmsle brier crps fid kid lpips kl regret cost eer ece fpr fnr logloss deviance misclassification "
+    "latency hinge huber"
 )
 _HIGHER = _words(
     "acc accuracy f1 fscore fbeta bleu sacrebleu chrf rouge rougel rougelsum meteor cider auc auroc auprc aupr roc ap "
     "map reward rewards return returns elo precision recall iou miou dice psnr ssim mrr ndcg r2 kappa mcc em correct "
-    "loglik likelihood loglikelihood logprob elbo elpd throughput winrate specificity sensitivity spearman pearson"
+    "loglik likelihood loglikelihood logprob elbo elpd throughput winrate specificity sensitivity spearman pearson "
+    "jaccard tpr"
 )
 _WEAK = frozenset(("score", "scores"))  # higher is better, unless another word says otherwise (brier score)
 _PHRASES = (  # words in a row that mean something else together
@@ -44,6 +46,7 @@ _TURNED = _words(
     "improvement gain std stderr stdev sd sem var variance ratio rank weight coef scale lambda threshold "
     "target"
 )
+_NOUNS = frozenset(("size", "code", "count", "length", "time"))  # map_size and return_code are no metrics
 _SHARES = _words("acc accuracy f1 auc auroc precision recall em winrate iou miou")
 _NATS = frozenset(("nll", "ce", "xent", "nats"))
 _COUNTED = frozenset(("pass", "top", "hit", "hits"))  # pass@1, top5, hits@10: higher is better, with a number
@@ -69,7 +72,7 @@ def higher_is_better(name: str) -> bool | None:
     down, up = any(s in _LOWER for s in stems), any(s in _HIGHER for s in stems)
     if not (down or up):
         up = any(s in _WEAK or (s in _COUNTED and re.search(r"[\d@]", name)) for s in stems)
-    if down == up:
+    if down == up or found[-1] in _NOUNS:
         return None
     turned = [w for w in found if w in _TURNED] or re.match(r"\s*(1|100)?\s*[-\u2212]", name)
     if turned:  # scikit-learn writes neg_mean_squared_error for a score

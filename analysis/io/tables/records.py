@@ -50,13 +50,15 @@ def _records(documents: list[Any]) -> list[Any]:
         return [dict(zip(map(str, whole["columns"]), row, strict=True)) for row in whole["data"]]
     values = list(whole.values())
     lists = [v for v in values if isinstance(v, list)]
+    tables = [v for v in lists if v and all(isinstance(row, dict) for row in v)]
+    if len(tables) == 1:
+        return tables[0]
+    if len(tables) == len(values) > 1:  # one list of runs per arm
+        return [{"arm": name, **row} for name, rows in whole.items() for row in rows]
     if len(lists) == len(values):  # one list per column
         if len({len(v) for v in lists}) > 1:
             raise ValueError("its columns have unequal lengths")
         return [dict(zip(whole, row, strict=True)) for row in zip(*lists, strict=True)]
-    tables = [v for v in lists if v and all(isinstance(row, dict) for row in v)]
-    if len(tables) == 1:
-        return tables[0]
     if values and all(isinstance(v, dict) for v in values):
         keys = list(values[0])
         if all(key.isdecimal() for key in keys):  # pandas: one object per column, keyed by the row

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.io.files import TableError
-from analysis.io.tables import cells
-from analysis.io.tables.columns import OWN, STATES, STEPS, Options, bare, find, is_aside, listed, missing
+from analysis.io.tables import cells, metrics
+from analysis.io.tables.columns import OWN, STATES, STEPS, SUMMARY, Options, bare, find, is_aside, listed, missing
 
 VALUE = "value"  # the column of a reshaped table
-_SEED = re.compile(r"(?:seed|run|rep|trial)?[ _#-]*(\d+)", re.IGNORECASE)
-_NAMING = ("metric", "metric_name", "measure", "key")  # columns that name what the column value holds
+_SEED = re.compile(r"(?:seed|run|rep|trial|s)?[ _#-]*(\d+)", re.IGNORECASE)
+_NAMING = ("metric", "metric_name", "measure", "key", "tag")  # columns that name what the column value holds
 _DIGIT = re.compile(r"\d|(?i:\s*(?:nan|[+-]?inf)\s*$)")
 
 
@@ -73,6 +73,11 @@ def long(
     if arm is not None:
         return _from_seeds(source, table, options, arm, metric)
     names = [str(c) for c in table.columns]
+    if any(name.endswith("__MIN") for name in names):
+        raise TableError(
+            f"{source}: is a chart of Weights & Biases, with one column per run; allowed: its table of runs, with "
+            "columns for --arm, --seed and --metric COLUMN"
+        )
     roles = {role: find(source, table, role, getattr(options, role)) for role in ("seed", "task")}
     step = options.step or next((c for c in names if bare(c) in STEPS), None)
     ids = [c for c in (*roles.values(), step) if c is not None]
@@ -83,7 +88,17 @@ def long(
             raise TableError(f"{source}: no column {unknown[0]!r} for --wide; it has {listed(names)}")
     elif baseline is not None and cells.name(baseline) in free:
         arms = free
-        if others := [c for c in arms if not _holds_numbers(table[c]) or is_aside(c)]:
+        if not _holds_numbers(table[cells.name(baseline)]):
+            raise TableError(
+                f"{source}: column {baseline} holds no numbers; is the first line a run? allowed: a header such as "
+                "arm,seed,loss"
+            )
+        way = metrics.higher_is_better(baseline)
+        if others := [
+            c
+            for c in arms
+            if not _holds_numbers(table[c]) or is_aside(c) or bare(c) in SUMMARY or metrics.higher_is_better(c) != way
+        ]:
             rest = ",".join(c for c in arms if c not in others)
             raise TableError(f"{source}: column {others[0]!r} seems to be no arm; which ones are? --wide {rest}")
     else:
@@ -98,8 +113,9 @@ def long(
 def _from_seeds(
     source: str, table: pd.DataFrame, options: Options, arm: str, metric: str | None
 ) -> tuple[pd.DataFrame, Layout | None]:
-    # one column per seed: every other column is called like a number
-    numbered = {str(c): _SEED.fullmatch(bare(c)) for c in table.columns if c != arm}
+    # one column per seed: every other column is called like a number, or summarises them
+    others = [str(c) for c in table.columns if c != arm and bare(str(c)) not in SUMMARY]
+    numbered = {c: _SEED.fullmatch(bare(c)) for c in others}
     if len(numbered) < 2 or not all(numbered.values()) or find(source, table, "seed", options.seed) is not None:
         return table, None
     melted = _melted(table, [arm], list(numbered), "seed", metric)

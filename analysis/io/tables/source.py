@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -61,6 +62,9 @@ def read(path: str, sheet: str | None = None) -> Cells:
         raise
     except _UNREADABLE as error:
         raise TableError(f"{source}: cannot be read as a table: {one_line(str(error), 300)}") from None
+    blank = (cells.table == "").all(axis=1)  # spreadsheets write rows of empty cells below a table
+    if blank.any():
+        cells = replace(cells, table=cells.table[~blank].reset_index(drop=True))
     if len(cells.table) > files.MOST_ROWS:
         raise TableError(f"{source}: has {len(cells.table):,} rows; allowed: {files.MOST_ROWS:,}")
     if cells.table.empty:

@@ -34,6 +34,8 @@ LOWER = [
     "cross_entropy",
     "CrossEntropyLoss",
     "losses",
+    "fpr",
+    "lpips",
 ]
 HIGHER = [
     "acc",
@@ -78,6 +80,7 @@ HIGHER = [
     "log_likelihood",
     "squad_f1",
     "scores",
+    "jaccard",
 ]
 UNKNOWN = [
     "quux",
@@ -96,6 +99,8 @@ UNKNOWN = [
     "time",
     "gap",
     "f1_loss",
+    "map_size",
+    "return_code",
 ]
 
 

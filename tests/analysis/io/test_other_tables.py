@@ -97,6 +97,20 @@ SAME: dict[str, str | bytes] = {
     + "".join(f"r,finished,9,{a},{s},9,{x}\n" for a, s, x in RUNS),
     "W&B, its API": "summary,config,name\n"
     + "".join(f"\"{{'val_loss': {x}, '_step': 9}}\",\"{{'arm': '{a}', 'seed': {s}}}\",r\n" for a, s, x in RUNS),
+    "seeds called s1": text()
+    .replace(",1,", ",s1,")
+    .replace(",2,", ",s2,")
+    .replace(",3,", ",s3,")
+    .replace(",4,", ",s4,"),
+    "JSON in an object alone": json.dumps({"runs": RECORDS}),
+    "JSON, one list per arm": json.dumps(
+        {arm: [{"seed": s, "val_loss": x} for a, s, x in RUNS if a == arm] for arm in LOSSES}
+    ),
+    "empty rows of a spreadsheet": text() + ",,\n,,\n",
+    "one column per seed, and their mean": "arm,s1,s2,s3,s4,mean,std\n"
+    + "".join(f"{arm},{','.join(map(str, LOSSES[arm]))},9,9\n" for arm in LOSSES),
+    "a setting that is called like a step": "arm,seed,warmup_steps,env_step,val_loss\n"
+    + "".join(f"{a},{s},5,10,9\n{a},{s},5,20,{x}\n" for a, s, x in RUNS),
     "Ray": "val_loss,training_iteration,trial_id,config/arm,config/seed\n"
     + "".join(f"{x},9,t{i},{a},{s}\n" for i, (a, s, x) in enumerate(RUNS)),
 }
@@ -136,11 +150,69 @@ def test_the_state_of_a_run_decides_what_it_is(tmp_path):
     for state, want in states.items():
         rows = "".join(f"{a},{s},{x},{state if (a, s) == ('mine', 4) else 'finished'}\n" for a, s, x in RUNS)
         np.testing.assert_equal(losses(tmp_path / "x.csv", f"arm,seed,val_loss,State\n{rows}").loc[4, "mine"], want)
-    assert "stopped_early" in refused(
+    assert "column State has 'PRUNED', a run that was stopped because of its result" in refused(
         tmp_path / "x.csv", f"arm,seed,val_loss,State\n{rows}".replace("finished", "PRUNED")
     )
+    for head, words in {
+        "run_status": ("finished", "OOM"),
+        "status,state": ("ok,finished", "ok,crashed"),
+        "failed": ("False", "True"),
+        "diverged": ("0", "1"),
+    }.items():
+        rows = "".join(f"{a},{s},{words[(a, s) == ('mine', 4)]},{x}\n" for a, s, x in RUNS)
+        want = np.inf if head == "diverged" else np.nan
+        found = losses(tmp_path / "x.csv", f"arm,seed,{head},val_loss\n{rows}", "val_loss")
+        np.testing.assert_equal(found.loc[4].to_list(), [3.3, want])
     rows = "".join(f"{a},{s},{x},{'diverged' if s == 4 else 'ok'}\n" for a, s, x in RUNS)
     assert losses(tmp_path / "x.csv", f"arm,seed,val_loss,outcome\n{rows}").loc[4].to_list() == [np.inf, np.inf]
+
+
+def test_seeds_that_are_names_pair_runs(tmp_path):
+    file, big = tmp_path / "x.csv", 2**64
+
+    def seeds(name):
+        return "arm,seed,val_loss\n" + "".join(f"{a},{name(s)},{x}\n" for a, s, x in RUNS)
+
+    for name in (lambda s: "abcd"[s - 1], lambda s: big + s, lambda s: f"0x{s}f", lambda s: f"2026-01-0{s}"):
+        np.testing.assert_array_equal(losses(file, seeds(name)), LOSSES)
+    assert load(file, baseline="base").table.notes == (
+        "seeds are names, numbered in the order of the table: 2026-01-01 is 1, 2026-01-02 is 2, 2026-01-03 is 3 "
+        "and so on",
+    )
+    assert list(losses(file, seeds(lambda s: f"seed-{7 * s}")).index) == [7, 14, 21, 28]
+    assert load(file, baseline="base").table.notes == ()
+    for name, message in {
+        (lambda s: f"s{s}" if s < 4 else s): "column seed has '4' and 's1'; allowed: all numbers, or all names",
+        (lambda s: "sSab"[s - 1]): "column seed has 's' and 'S'; allowed: one spelling per seed",
+        (lambda s: f"s{s}" if s < 4 else ""): "column seed is empty in row 4",
+        (lambda s: f"fold {s}"): "column seed numbers folds",
+    }.items():
+        assert message in refused(file, seeds(name))
+    own = "arm,seed,val_loss\n" + "".join(f"{a},{a}-{s},{x}\n" for a, s, x in RUNS)
+    assert refused(file, own).endswith("compared by Welch's test: --unpaired")
+
+
+def test_what_is_no_run_is_not_taken_for_one(tmp_path):
+    file = tmp_path / "x.csv"
+    for name in ("mean", "diff", "p_value"):
+        wide = f"seed,base,mine,{name}\n1,3.3,3.2,0.1\n2,3.4,3.2,0.2\n"
+        assert refused(file, wide, "loss").endswith("which ones are? --wide base,mine")
+    metrics = "seed,base,base_acc,mine\n1,3.3,0.8,3.2\n2,3.4,0.8,3.2\n"
+    assert refused(file, metrics, "loss").endswith(
+        "column 'base_acc' seems to be no arm; which ones are? --wide base,mine"
+    )
+    tasks = "arm,seed,task,value\nbase,1,acc,0.8\nbase,1,loss,3\nmine,1,acc,0.9\nmine,1,loss,2\n"
+    assert "'acc', where higher is better, and 'loss', where lower is" in refused(file, tasks, higher_is_better=False)
+    settings = "arm,seed,num_epochs,loss\nbase,1,10,3\nbase,1,20,2\nmine,1,10,3\n"
+    assert refused(file, settings).endswith("tells them apart: --step num_epochs")
+    settings = "arm,seed,lr,loss\nbase,1,0.1,3\nbase,1,0.2,2\nmine,1,0.1,3\n"
+    assert refused(file, settings).endswith(
+        "with lr 0.1 and 0.2; allowed: one row per run, or the column that tells them apart: --arm, --step or --task lr"
+    )
+    assert "numbers folds" in refused(file, text(head="arm,fold,val_loss"), unpaired=True)
+    assert "is the first line a run?" in refused(file, "base,1,3.3\nbase,2,3.4\n")
+    chart = "Step,base - loss,base - loss__MIN,base - loss__MAX\n1,2,3,4\n"
+    assert "is a chart of Weights & Biases" in refused(file, chart)
 
 
 @pytest.mark.parametrize("names", [("None", "NA"), ("null", "nan"), ("001", "01"), ("1.0", "1e3"), ("True", "False")])
@@ -194,7 +266,7 @@ ADVICE = {
     "a spread": (text(form="{:.2f}\u00b10.1"), "because a test needs the single runs"),
     "a spread in brackets": (text(form="{:.2f} (0.10)"), "because a test needs the single runs"),
     "a column that is no arm": ("seed,base,mine,run\n1,2,3,4\n", "which ones are? --wide base,mine"),
-    "an unknown outcome": (text(head="arm,seed,val_loss").replace("3.258", "diverged"), "inf or nan: diverged)"),
+    "an unknown outcome": (text(head="arm,seed,val_loss").replace("3.258", "crashed"), "inf or nan: diverged)"),
     "two units": (text(form="{:.3f} s").replace("3.258 s", "3258 ms"), "allowed: one unit in all rows"),
     "shares and percentages": ("arm,seed,acc\nbase,1,0.8\nmine,1,81\n", "all as shares or all as percentages"),
     "two decimal signs": (text(";", decimal=",").replace("3,258", "3.258"), "--decimal . or --decimal ,"),
@@ -202,7 +274,14 @@ ADVICE = {
     "an arm called #2": (text().replace("mine", "#2"), "comments of another shape, or a name in quotes"),
     "a file that was cut": (text()[:-12], "has 1 cells, the header 3: was the file cut?"),
     "gzip that was cut": (gzip.compress(text().encode())[:-9], "end-of-stream marker was reached"),
-    "folds": (text(head="arm,fold,val_loss"), "--seed fold, or if runs are not pairs: --unpaired"),
+    "folds": (text(head="arm,fold,val_loss"), "allowed: runs with different seeds"),
+    "whole numbers of four digits": (
+        "arm;seed;cost\nbase;1;3.310\nbase;2;990\nmine;1;1.000\n",
+        "3310 or 3.310? Name the decimal sign: --decimal . or --decimal ,",
+    ),
+    "a melted table": ("seed,variable,value\n1,base,3\n1,mine,2\n", "--arm variable"),
+    "a nested name": (text(head="params.model.arm,seed,val_loss"), "--arm params.model.arm"),
+    "train and validation": ("arm,seed,train_loss,val_loss\nbase,1,2,3\n", "--metric val_loss"),
     "only empty cells": (text(form=""), "is empty in every row; allowed: a number per run"),
     "a run that ends early": (str(SAME["one row per step"]).replace("100,3.258", "100,"), "early is not evidence)"),
     "a workbook": (b"PK\x03\x04", ""),
@@ -230,7 +309,6 @@ def test_what_was_asked_for_is_taken(tmp_path):
 
 
 def test_a_spreadsheet(tmp_path):
-    pytest.importorskip("openpyxl")
     file = tmp_path / "runs.xlsx"
     pd.DataFrame(RECORDS).to_excel(file, index=False)
     pd.testing.assert_frame_equal(load(file, baseline="base").losses(), LOSSES, check_dtype=False)

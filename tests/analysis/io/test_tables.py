@@ -109,7 +109,7 @@ def test_infeasible_is_kept_and_failed_is_no_run(demo: Path):
         ("arm,loss\na,1\n", "column seed is missing; it has arm, loss"),
         ("arm,seed,loss\na,1,3.0\nb,1,abc\n", "column loss has 'abc'; allowed: numbers"),
         ("arm,seed,loss\na,1.5,3.0\n", "column seed has 1.5; allowed: whole numbers"),
-        ("arm,seed,loss\na,x,3.0\n", "column seed has 'x'; allowed: numbers"),
+        ("arm,seed,loss\na,x,3.0\na,1,3.0\n", "column seed has '1' and 'x'; allowed: all numbers, or all names"),
         ("arm,seed,loss\na,,3.0\n", "column seed is empty in row 1"),
         ("arm,seed,loss,other\na,1,3.0,2\n", "which column is the metric"),
         ("arm,seed,loss\na,1,-inf\n", "column loss has -inf"),
