@@ -144,7 +144,7 @@ def run(*words, **kwargs):
 
 
 USAGE = [
-    ("sweep",), ("swep",), ("--version",), ("sweep", "x", "y"), ("sweep", "x", "--slots", "0"),
+    ("sweep",), ("swep",), ("--versions",), ("sweep", "x", "y"), ("sweep", "x", "--slots", "0"),
     ("sweep", "x", "--slots", "a"), ("sweep", "x", "--sloots"), ("sweep", "none.yaml"), ("sweep", "configs"),
     ("status", "../../etc"), ("status", "x" * 300), ("report", "a\nb\x1b[2J"), ("trial", "none"), ("ui", "--port", "0"),
     ("ui", "--host", "everywhere"), ("ui", "--tracking", "http://me:s3cret@"), ("ui", "--tracking", "none"),
@@ -273,7 +273,7 @@ UNUSABLE = {
     "a binary text": ({"text.txt": b"a\0b"}, "is binary, not text"),
     "a short text": ({"text.txt": "a b c\n" * 40}, "tokens; one window needs n_ctx + 1 ="),
     "a text without a line end": ({"text.txt": "a b c " * 4000}, "no line end where the test split"),
-    "no tokenizer": ({"s.yaml": WELL["s.yaml"].replace("tok}", "none}")}, "none' cannot be loaded: no such folder;"),
+    "no tokenizer": ({"s.yaml": WELL["s.yaml"].replace("tok}", "none}")}, "none does not exist; download"),
     "a list for a tokenizer": ({"tok/tokenizer.json": "[]"}, "tokenizer.json: is damaged: holds a list, not an object"),
     "an empty object": ({"tok/tokenizer.json": "{}"}, "tokenizer.json: is damaged: has no 'model'"),
     "text for a tokenizer": ({"tok/tokenizer.json": '"x"'}, "tokenizer.json: is damaged: holds text, not an object"),
@@ -283,12 +283,12 @@ UNUSABLE = {
     "code that is 3": ({"tok/tokenizer_config.json": '{"auto_map": 3}'}, "its 'auto_map' is a number"),
     "no weights": (
         {"s.yaml": WEIGHTS + SOURCES_OF_TEXT["files"] + "tokenizer: {path: tok}\n"},
-        "pretrained 'none' cannot be loaded: no such folder and no copy on the hub",
+        "pretrained 'none' cannot be loaded: no such folder (",
     ),
-    "a script for a data set": (OF_A_HUB | {"data/data.py": "1"}, "Dataset scripts are no longer supported"),
+    "a script for a data set": (OF_A_HUB | {"data/data.py": "1"}, "it holds data.py"),
     "a card that is no YAML": (OF_A_HUB | {"data/train.jsonl": ROWS, "data/README.md": "---\n{[\n---\n"}, "Parser"),
     "numbers for text": (OF_A_HUB | {"data/train.jsonl": '{"text": 3}\n' * 9}, "holds int, not text"),
-    "a data set of nothing": (OF_A_HUB | {"data/train.jsonl": ""}, "data' cannot be loaded: StopIteration"),
+    "a data set of nothing": (OF_A_HUB | {"data/train.jsonl": ""}, "data: train.jsonl is empty; remove it"),
     "a zip that is none": (OF_A_HUB | {"data/train.zip": b"PK\3\4"}, "File is not a zip file"),
 }  # fmt: skip
 
@@ -353,12 +353,16 @@ def test_the_real_command_says_one_line_too(tmp_path):
 
 def test_opening_the_ui_to_others_warns_and_loopback_does_not(tmp_path, monkeypatch, capsys):
     from tune.cli import main as cli
+    from tune.cli import ui as cli_ui
 
     started, before = [], dict(os.environ)
     given = {}
-    monkeypatch.setattr(os, "execve", lambda path, words, settings: (started.append(words), given.update(settings)))
+    monkeypatch.setattr(cli_ui, "_free_port", lambda host, wanted: 5000)  # this machine may lack an address
+    monkeypatch.setattr(
+        cli_ui, "_serve", lambda words, settings: (started.append(words), given.update(settings), 0)[-1]
+    )
     for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::", "192.0.2.7"):
-        words = ["pagating", "ui", "--tracking", "http://me:s3cret@127.0.0.1:1", "--host", host]
+        words = ["pagating", "ui", "--tracking", "postgresql://me:s3cret@127.0.0.1:1/db", "--host", host]
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit):
             cli.main()
@@ -366,7 +370,7 @@ def test_opening_the_ui_to_others_warns_and_loopback_does_not(tmp_path, monkeypa
         assert ("without a password" in err) == (host in ("0.0.0.0", "::", "192.0.2.7"))
         assert started[-1][started[-1].index("--host") + 1] == host
         assert "s3cret" not in out + err + " ".join(started[-1])
-        assert given["MLFLOW_BACKEND_STORE_URI"] == "http://me:s3cret@127.0.0.1:1"
+        assert given["MLFLOW_BACKEND_STORE_URI"] == "postgresql://me:s3cret@127.0.0.1:1/db"
     assert dict(os.environ) == before
 
 

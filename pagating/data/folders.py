@@ -19,6 +19,7 @@ from pagating.data.errors import CorpusError, NotDownloaded, first_line, note
 
 KINDS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")  # of files with rows of text
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".lz4")
+ARCHIVE = ".zip"  # of files with rows
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "README.md")
 
@@ -118,14 +119,14 @@ def data_files(folder: Path) -> list[Path]:
         for name in names:
             suffixes = Path(name).suffixes[-2:]
             kind = suffixes[0] if len(suffixes) == 2 and suffixes[1] in PACKED else "".join(suffixes[-1:])
-            if kind in KINDS and name not in NO_ROWS and not name.startswith("."):
+            if kind in (*KINDS, ARCHIVE) and name not in NO_ROWS and not name.startswith("."):
                 found.append(Path(place) / name)
     return sorted(found)
 
 
 def _check_utf8(path: Path) -> None:
     """Raise CorpusError if a file of text is not UTF-8; the library would replace or drop what it cannot decode."""
-    if path.suffix in (".parquet", ".arrow", ".zst", ".lz4"):
+    if path.suffix in (".parquet", ".arrow", ".zst", ".lz4", ARCHIVE):
         return
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     try:
@@ -176,7 +177,8 @@ def _why(folder: Path, error: Exception) -> str:
     if not files:
         names = sorted(path.name for path in folder.iterdir())
         held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
-        return f"holds no file of rows ({', '.join(KINDS)}, also packed with {', '.join(PACKED)}); it holds {held}"
+        kinds, packed = ", ".join(KINDS), ", ".join((*PACKED, ARCHIVE))
+        return f"holds no file of rows ({kinds}, also packed with {packed}); it holds {held}"
     empty = [path for path in files if not path.stat().st_size]
     if empty:
         return f"{empty[0].relative_to(folder)} is empty; remove it"

@@ -212,9 +212,12 @@ def test_a_finished_study_is_read_not_run_again(study):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"confirm": {"seeds": 2}}, "confirm.seeds was 3 and is now 2; seeds can be added to a study, not removed"),
-        ({"fixed": {"tokens": 40_960, "batch_tokens": 512, "eval_windows": 16}}, r"fixed.tokens (20480 -> 40960)"),
-        ({"confirm": {"seeds": 3, "level": 0.01}}, r"confirm.level (0.05 -> 0.01)"),
+        ({"confirm": {"seeds": 2}}, "confirm.seeds was 3 and is now 2; it can only grow: undo the change"),
+        (
+            {"fixed": {"tokens": 40_960, "batch_tokens": 512, "eval_windows": 16}},
+            "fixed.tokens was 20480 and is now 40960",
+        ),
+        ({"confirm": {"seeds": 3, "level": 0.01}}, "confirm.level was 0.05 and is now 0.01"),
     ],
 )
 def test_a_folder_of_another_configuration_is_refused_and_left_alone(

@@ -2,9 +2,11 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
+import zipfile
 
 import datasets
 import pytest
@@ -26,6 +28,13 @@ def write(folder, files):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
+def zipped(name, content):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(name, content)
+    return packed.getvalue()
+
+
 def refusal(folder, **options):
     """Return the message, one line, for a folder that cannot be used."""
     with pytest.raises(CorpusError) as caught:
@@ -43,6 +52,7 @@ PACKED = {
     "gz": {"a.jsonl.gz": gzip.compress(JSONL.encode())},
     "xz": {"train.txt.xz": lzma.compress(TEXT.encode())},
     "bz2": {"a.jsonl.bz2": bz2.compress(JSONL.encode())},
+    "zip": {"train.zip": zipped("a.jsonl", JSONL)},
     "nested": {"en/a.jsonl": JSONL},
     "byte order mark": {"a.jsonl": b"\xef\xbb\xbf" + JSONL.encode()},
     "one empty file": {"a.jsonl": JSONL, "b.jsonl": ""},

@@ -84,7 +84,7 @@ def test_the_driver_leaves_them_and_takes_the_models_that_are_not_kept(tmp_path,
     folder.mkdir()
     (folder / "study.yaml").write_text(dump(study(keep)))
     run = StudyRun(study(keep), folder, Playing.at(study(keep), folder, corpus))
-    sweep._train(run, Inline(), run.subject.inputs, None, lambda: None)
+    sweep._train(run, Inline(), run.subject.inputs, dump(study(keep)), None, lambda: None)
     assert run.stages.finished
     left = sorted(path.name for path in (folder / "checkpoints").rglob("*") if path.name == TRAINED or path.is_file())
     assert left == (["1.safetensors"] * len(run.records) + ["2.safetensors"] * len(run.records) if keep else [])
