@@ -21,7 +21,7 @@ from tune.backend.cluster import WAIT_SECONDS, Capacity, ask_for, driver_node
 from tune.backend.preflight import check_granted, check_limits, check_loopback, local_slots
 from tune.backend.ray_private import kill_processes
 from tune.backend.ray_start import started
-from tune.backend.ray_watch import OwnRay, RayWatch, Reach, Waiting
+from tune.backend.ray_watch import OWN_UNREACHED_SECONDS, UNREACHED_SECONDS, OwnRay, RayWatch, Reach, Waiting
 from tune.errors import StudyStopped
 from tune.run.study_run import StudyRun
 from tune.study.addresses import ADDRESS
@@ -166,10 +166,12 @@ class RayBackend:
         import ray
 
         if not self._address:
-            return OwnRay()
+            own = OwnRay()
+            server = Reach("Ray's server (gcs_server)", ray.get_runtime_context().gcs_address, OWN_UNREACHED_SECONDS)
+            return lambda: own() or server()
         match = ADDRESS.fullmatch(self._address)
         place = f"{match['host']}:{match['port']}" if match and match["host"] else ray.get_runtime_context().gcs_address
-        return Reach(self._address, place)
+        return Reach(f"the cluster at '{self._address}'", place, UNREACHED_SECONDS)
 
     def _lost(self, run: StudyRun, reason: str) -> None:
         """End or restart a study whose Ray is lost. Called in the watcher's thread."""

@@ -23,7 +23,8 @@ LOOK_SECONDS = 1.0  # between two looks at Ray's processes
 STOPPED_SECONDS = 20.0  # longest time in which a process of Ray may be stopped (SIGSTOP); Ray gives up after 60 s
 SURE_SECONDS = 2.0  # between the loss of Ray and the reaction; a batch system may be ending this process too
 TRY_SECONDS = 3.0  # between two connections to a cluster's server, and the longest wait for one
-UNREACHED_SECONDS = 25.0
+UNREACHED_SECONDS = 25.0  # longest time without a connection to a cluster's server
+OWN_UNREACHED_SECONDS = 8.0  # the same for the server of this machine: it closes its port on SIGTERM, and may then hang
 BLOCKED_SECONDS = 20.0  # after the loss of Ray, longest time in which the main thread has to stop
 
 
@@ -134,21 +135,24 @@ class RayWatch:
 
 
 class Reach:
-    """Watch for a cluster whose server cannot be reached any more.
+    """Watch for a server of Ray that cannot be reached any more.
+
+    Only the connection counts, which the kernel makes, also for a server that is busy or stopped.
 
     Args:
-        name: Address of the cluster, for the message.
-        address: HOST:PORT of its server.
+        name: Name of the server, for the message.
+        address: HOST:PORT of the server.
+        patience: Seconds without a connection after which it is lost.
         clock: Function that returns a monotonic time in seconds.
     """
 
-    def __init__(self, name: str, address: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, address: str, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
         host, _, port = address.rpartition(":")
-        self._name, self._server, self._clock = name, (host.strip("[]"), int(port)), clock
+        self._name, self._server, self._patience, self._clock = name, (host.strip("[]"), int(port)), patience, clock
         self._tried = self._reached = clock()
 
     def __call__(self) -> list[str]:
-        """Return a text if the server has not been reached for `UNREACHED_SECONDS`. Try once per `TRY_SECONDS`."""
+        """Return a text if the server is lost. Try once per `TRY_SECONDS`."""
         now = self._clock()
         if now - self._tried > TRY_SECONDS:
             self._tried = now
@@ -156,7 +160,7 @@ class Reach:
                 socket.create_connection(self._server, TRY_SECONDS).close()
                 self._reached = now
         unreached = now - self._reached
-        return [f"the cluster at '{self._name}' is not reached any more"] if unreached > UNREACHED_SECONDS else []
+        return [f"{self._name} is not reached any more"] if unreached > self._patience else []
 
 
 class Waiting:

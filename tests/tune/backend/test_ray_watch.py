@@ -87,10 +87,10 @@ def test_only_a_wait_that_lasts_is_announced(monkeypatch):
     assert said[2:] == ["y is not there yet"]
 
 
-def test_a_cluster_that_is_gone_for_25_seconds_is_lost():
+def test_a_server_that_is_gone_for_longer_than_the_patience_is_lost():
     now = [0.0]
     with socket.create_server(("127.0.0.1", 0)) as server:
-        reach = Reach("head:6379", f"127.0.0.1:{server.getsockname()[1]}", lambda: now[0])
+        reach = Reach("the cluster at 'head:6379'", f"127.0.0.1:{server.getsockname()[1]}", 25.0, lambda: now[0])
         for now[0] in range(0, 60, 4):
             assert reach() == []
     for now[0] in range(60, 80, 4):
