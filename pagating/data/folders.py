@@ -10,16 +10,19 @@ import lzma
 import os
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pagating.data.errors import CorpusError, NotDownloaded, first_line, note
 
 KINDS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")  # of files with rows of text
+TEXTS = KINDS[:6]
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".lz4")
 ARCHIVE = ".zip"  # of files with rows
+PACKAGES = {"zstd": "zstandard", "lz4": "lz4"}  # that the library needs for a compression
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "README.md")
 
@@ -126,18 +129,30 @@ def data_files(folder: Path) -> list[Path]:
 
 def _check_utf8(path: Path) -> None:
     """Raise CorpusError if a file of text is not UTF-8; the library would replace or drop what it cannot decode."""
-    if path.suffix in (".parquet", ".arrow", ".zst", ".lz4", ARCHIVE):
-        return
+    if path.suffix == ARCHIVE:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if Path(name).suffix in TEXTS:
+                    with archive.open(name) as file:
+                        _check_bytes(file, f"{path}/{name}")
+    elif path.suffix in TEXTS or (path.suffix in OPENERS and Path(path.stem).suffix in TEXTS):
+        with OPENERS.get(path.suffix, open)(path, "rb") as file:
+            _check_bytes(file, str(path))
+
+
+def _check_bytes(file: IO[bytes], shown: str) -> None:
+    """Raise CorpusError if a file has a byte that is not UTF-8, or a NUL byte."""
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     try:
-        with OPENERS.get(path.suffix, open)(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                decoder.decode(piece)
-                offset += len(piece)
-            decoder.decode(b"", final=True)
+        while piece := file.read(1 << 20):
+            decoder.decode(piece)
+            if b"\0" in piece:
+                raise CorpusError(f"{shown}: is binary, not text (a NUL byte at offset {offset + piece.index(0)})")
+            offset += len(piece)
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         at = f"{error.object[error.start]:#04x} after offset {offset}"
-        raise CorpusError(f"{path}: is not UTF-8 text (byte {at}); convert it, for example with iconv") from error
+        raise CorpusError(f"{shown}: is not UTF-8 text (byte {at}); convert it, for example with iconv") from error
 
 
 def _without_wildcards(folder: Path, scratch: Path) -> Path:
@@ -155,18 +170,21 @@ def _without_wildcards(folder: Path, scratch: Path) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library inside the block. Its progress bars stay on a terminal."""
+    """Silence the library, and that of the hub, inside the block. Its progress bars stay on a terminal."""
     import datasets
+    from huggingface_hub.utils import logging as hub_logging
 
-    logging, bars = datasets.utils.logging, datasets.utils.are_progress_bars_disabled()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    bars = datasets.utils.are_progress_bars_disabled()
+    both = [(logging, logging.get_verbosity()) for logging in (datasets.utils.logging, hub_logging)]
+    for logging, _ in both:
+        logging.set_verbosity(logging.CRITICAL)
     if not sys.stderr.isatty():
         datasets.utils.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        for logging, verbosity in both:
+            logging.set_verbosity(verbosity)
         if not bars:
             datasets.utils.enable_progress_bars()
 
@@ -178,12 +196,21 @@ def _why(folder: Path, error: Exception) -> str:
         names = sorted(path.name for path in folder.iterdir())
         held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
         kinds, packed = ", ".join(KINDS), ", ".join((*PACKED, ARCHIVE))
-        return f"holds no file of rows ({kinds}, also packed with {packed}); it holds {held}"
+        return (
+            f"holds no file of rows ({kinds}, also packed with {packed}); it holds {held}. Plain text of any name is "
+            "given as corpus: {files: {train: FOLDER/*}}"
+        )
+    if odd := [path for path in files if not path.is_file()]:
+        return f"{odd[0].relative_to(folder)} is a pipe or device, or a link to nothing; remove it"
     empty = [path for path in files if not path.stat().st_size]
     if empty:
         return f"{empty[0].relative_to(folder)} is empty; remove it"
     said = _reason(error)
-    return f"{said}; set corpus.hub.config" if "Config name is missing" in said else f"cannot be loaded: {said}"
+    for kind, package in PACKAGES.items():
+        if f"type {kind} not supported" in said:
+            return f"has files packed with {kind}; install the package {package}, or unpack them"
+    name = f"{files[0].relative_to(folder)} " if len(files) == 1 else ""
+    return f"{said}; set corpus.hub.config" if "Config name is missing" in said else f"{name}cannot be loaded: {said}"
 
 
 def _reason(error: BaseException) -> str:

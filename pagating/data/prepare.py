@@ -20,7 +20,16 @@ from filelock import FileLock
 from pagating.data.corpus import meta_digest, pad_id, read_meta, rows_file
 from pagating.data.errors import CorpusError
 from pagating.data.texts import SPLITS, load_texts
-from pagating.data.tokenizer import check_alphabet, digest_of, encode, make_tokenizer, tokenizer_key, vocabulary_size
+from pagating.data.tokenizer import (
+    check_alphabet,
+    check_size,
+    check_unknown,
+    digest_of,
+    encode,
+    make_tokenizer,
+    tokenizer_key,
+    vocabulary_size,
+)
 
 FORMAT = 2  # increase it if the packing of the same text changes
 
@@ -98,6 +107,7 @@ def drafted(
             draft = Draft(folder, *_packed(make_tokenizer(tokenizer, texts["train"], base), texts, lines))
         else:
             draft = Draft(folder, read_meta(folder), {})
+        check_size(tokenizer, draft.meta["vocab_size"])
         check_length(draft.meta["splits"], n_ctx)
         yield draft
 
@@ -122,6 +132,7 @@ def _packed(tokenizer: Any, texts: Mapping[str, str], lines: bool) -> tuple[dict
         tokens, rows = ({split: pair[i] for split, pair in both.items()} for i in range(2))
     else:
         tokens = {split: encode(tokenizer, texts[split]) for split in SPLITS}
+    check_unknown(tokenizer, tokens["train"])
     words = tokenizer.to_str().encode("utf-8")
     meta: dict[str, Any] = {
         "format": FORMAT,

@@ -6,6 +6,7 @@ Text is not normalised.
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import stat
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from pagating.data.folders import load_folder, load_hub
 SPLITS = ("train", "validation", "test")
 MARKED = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # text files of columns
 DATA = (*MARKED, ".parquet", ".arrow", ".gz", ".xz", ".zst", ".bz2", ".zip")
+CALLED = {"validation": ("validation", "valid", "val", "dev")}  # names of a split in a dataset, the best first
+APART = "a loss on text that was used before says little: leave the later one out to cut it from the training text"
 CUT = {"validation": 0.05, "test": 0.05}  # share of the training text for a split that the corpus does not have
 
 
@@ -60,11 +63,16 @@ def hub_texts(
         blank: Turn an empty row of the dataset into an empty line (for a corpus of lines), else skip it.
 
     Raises:
-        CorpusError: The dataset cannot be loaded, has no training split or no such column, or a row is not text.
+        CorpusError: The dataset cannot be loaded, has no training split or no such column, or a row is not text, or a
+            local folder is given a revision.
     """
     place = Path(os.path.abspath(os.path.join(base or "", os.path.expanduser(name))))
     shown = f"hub dataset '{name}'" + (f" ({config})" if config else "")
     if place.is_dir():
+        if revision:
+            raise CorpusError(
+                f"{shown}: revision '{revision}' is for the hub, and {place} is a local folder: leave it out"
+            )
         return load_folder(place, config, lambda loaded: _rows(loaded, shown, column, blank))
     if os.path.lexists(place):
         raise CorpusError(f"{shown}: {place} is a file; name the folder that holds it")
@@ -85,13 +93,16 @@ def _rows(loaded: Mapping[str, Any], shown: str, column: str | None, blank: bool
             "or put them into a folder train"
         )
     chosen = column or _text_column(loaded["train"].features, shown)
+    names = {split: next((name for name in CALLED.get(split, (split,)) if name in loaded), None) for split in SPLITS}
+    if unused := [name for name in loaded if name not in names.values()]:
+        note(f"{shown}: its splits {', '.join(unused)} are not used")
     texts = {}
-    for split in SPLITS:
-        if split in loaded:
-            where = f"{shown}, split '{split}', column '{chosen}'"
-            if chosen not in loaded[split].column_names:
-                raise CorpusError(_no_column(shown, chosen, loaded[split].features))
-            rows = (_text(row, number, where) for number, row in enumerate(loaded[split][chosen], 1))
+    for split, name in names.items():
+        if name is not None:
+            where = f"{shown}, split '{name}', column '{chosen}'"
+            if chosen not in loaded[name].column_names:
+                raise CorpusError(_no_column(shown, chosen, loaded[name].features))
+            rows = (_text(row, number, where) for number, row in enumerate(loaded[name][chosen], 1))
             texts[split] = "".join(row if row.endswith("\n") or not (row or blank) else row + "\n" for row in rows)
     return texts
 
@@ -181,6 +192,7 @@ def files_texts(base: Path | None = None, **patterns: str | list[str]) -> dict[s
         CorpusError: No file matches a pattern, or a file cannot be used (see `read_text`).
     """
     texts = {}
+    owners: dict[str, str] = {}  # split of each file
     for split, given in patterns.items():
         paths: list[str] = []
         for pattern in [given] if isinstance(given, str) else given:
@@ -189,6 +201,11 @@ def files_texts(base: Path | None = None, **patterns: str | list[str]) -> dict[s
                 where = "" if os.path.isabs(os.path.expanduser(pattern)) else f" in {os.path.abspath(base or '')}"
                 raise CorpusError(f"corpus files for '{split}': no file matches '{pattern}'{where}")
             paths += found
+        split_of = {path: owners.setdefault(os.path.realpath(path), split) for path in paths}
+        if shared := next((path for path in paths if split_of[path] != split), None):
+            note(f"corpus files: {shared} is in two splits, {split_of[shared]} and {split}; {APART}")
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            note(f"corpus files for '{split}': {twice} is named more than once, and read as often")
         texts[split] = "".join(read_text(path) for path in _filled(paths, split))
     return texts
 
@@ -252,4 +269,7 @@ def load_texts(source: Mapping[str, Any], base: Path | None = None) -> dict[str,
     for split, text in texts.items():
         if not text.strip():
             raise CorpusError(f"the {split} split of the corpus is empty")
+    for one, other in itertools.combinations(texts, 2):
+        if kind == "hub" and texts[one] == texts[other]:
+            note(f"the {one} and the {other} split of the corpus have the same text; {APART}")
     return cut_missing(texts, fractions)

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from pagating.data.errors import CorpusError, NotDownloaded, first_line
+from pagating.data.errors import CorpusError, NotDownloaded, first_line, note
 
 CHUNK = 1 << 20  # least characters of a piece of text that is tokenized separately
 BATCH = 8  # pieces per call of the tokenizer
+MANY = 0.05  # share of unknown tokens that is worth a line
 LARGEST = 1 << 20  # most ids of a vocabulary, as of one that is trained
 SUFFIXES = (".json", ".model", ".txt", ".tiktoken", ".vocab", ".bpe", ".codes")  # of a tokenizer's files
 SPACES = ("\u0120".encode(), rb"\u0120")  # the byte-level form of a space, as it is written in JSON
@@ -75,6 +76,8 @@ def make_tokenizer(spec: Mapping[str, Any], train_text: str, base: Path | None =
         return tokenizer
     trained = tokenizers.ByteLevelBPETokenizer()
     trained.train_from_iterator(chunks(train_text), vocab_size=spec["vocab_size"], show_progress=False)
+    if (made := trained.get_vocab_size()) < spec["vocab_size"]:
+        note(f"tokenizer.vocab_size={spec['vocab_size']}: the training text gives only {made} tokens")
     return tokenizers.Tokenizer.from_str(trained.to_str())
 
 
@@ -108,10 +111,13 @@ def _from_hub(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
     except LocalEntryNotFoundError:
         folder = None
-    whole = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")  # one of them holds the vocabulary
-    if folder is None or not any(path for one in whole for path in folder.glob(one)):
+    if folder is None or not _has_vocabulary(folder):
         folder = Path(snapshot_download(name, allow_patterns=wanted))
     return folder
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any(path for one in ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken") for path in folder.glob(one))
 
 
 def encode(tokenizer: Any, text: str) -> np.ndarray:
@@ -150,27 +156,73 @@ def vocabulary_size(tokenizer: Any) -> int:
     return top + 1
 
 
+def check_size(spec: Mapping[str, Any], held: int) -> None:
+    """Raise CorpusError if a pretrained tokenizer has not the size that is asked for.
+
+    Args:
+        spec: As for `make_tokenizer`; a pretrained one perhaps with a `vocab_size`.
+        held: Number of embeddings that the tokenizer needs.
+    """
+    name, asked = spec.get("path") or spec.get("pretrained"), spec.get("vocab_size", held)
+    if name and asked != held:
+        raise CorpusError(
+            f"tokenizer.vocab_size={asked}: '{name}' has {held} (its largest id + 1); leave vocab_size out, which is "
+            "for a tokenizer that is trained"
+        )
+
+
 def check_alphabet(tokenizer: Any, texts: Iterable[str]) -> None:
-    """Raise CorpusError for a character that a BPE tokenizer without an unknown token would drop without a word."""
+    """Raise CorpusError for a character that a BPE tokenizer without an unknown token would drop without a word.
+
+    One line on standard error names visible characters that the tokenizer's normalizer or pre-tokenizer removes.
+    """
     from tokenizers.models import BPE
 
-    model = tokenizer.model
-    if not isinstance(model, BPE) or model.unk_token is not None or model.byte_fallback:
-        return
-    vocabulary, prefix, suffix = (
-        tokenizer.get_vocab(),
-        model.continuing_subword_prefix or "",
-        model.end_of_word_suffix or "",
-    )
+    model, vocabulary = tokenizer.model, tokenizer.get_vocab()
+    strict = isinstance(model, BPE) and model.unk_token is None
+    prefix, suffix = (model.continuing_subword_prefix or "", model.end_of_word_suffix or "") if strict else ("", "")
+    removed = []
     for character in sorted(set().union(*texts)):
+        if character in vocabulary:  # an added token is taken out of the text first
+            continue
         normal = tokenizer.normalizer.normalize_str(character) if tokenizer.normalizer else character
         pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]
-        for symbol in "".join(piece for piece, _ in pieces):
-            if not {symbol, prefix + symbol, symbol + suffix} & vocabulary.keys():
+        symbols = "".join(piece for piece, _ in pieces)
+        if not symbols and character.isprintable() and not character.isspace():
+            removed.append(ascii(character))
+        for symbol in symbols if strict else "":
+            bytewise = model.byte_fallback and all(f"<0x{byte:02X}>" in vocabulary for byte in symbol.encode())
+            if not bytewise and not {symbol, prefix + symbol, symbol + suffix} & vocabulary.keys():
                 raise CorpusError(
                     f"the tokenizer has no token for {character!a}, which the text has, and no unknown token: the "
                     "character would be lost; give a byte-level tokenizer, or one with an unknown token"
                 )
+    if removed:
+        more = f" and {len(removed) - 3} more" if len(removed) > 3 else ""
+        note(f"the tokenizer removes characters of the text: {', '.join(removed[:3])}{more}")
+
+
+def check_unknown(tokenizer: Any, tokens_N: np.ndarray) -> None:
+    """Raise CorpusError if all tokens of a text are one; note on standard error that many of them are unknown."""
+    counts = np.bincount(tokens_N)
+    if 1 < len(tokens_N) == counts.max():
+        token = tokenizer.id_to_token(int(tokens_N[0]))
+        raise CorpusError(f"the tokenizer makes every token of the training text {token!a}: nothing could be learned")
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    which = tokenizer.token_to_id(unknown) if unknown is not None else _unknown_id(tokenizer)
+    share = counts[which] / len(tokens_N) if which is not None and which < len(counts) else 0
+    if share >= MANY:
+        note(
+            f"the tokenizer has no token for parts of the training text: {share:.0%} of its tokens are "
+            f"{tokenizer.id_to_token(which)!a}"
+        )
+
+
+def _unknown_id(tokenizer: Any) -> int | None:
+    found: int | None = json.loads(tokenizer.to_str())["model"].get(
+        "unk_id"
+    )  # of Unigram, which has no attribute for it
+    return found
 
 
 def token_ids(ids: list[int], vocab_size: int) -> np.ndarray:
@@ -249,6 +301,8 @@ def _load_folder(folder: Path) -> Any:
         raise CorpusError(_why(folder, error)) from error
     finally:
         logging.set_verbosity(verbosity)
+    if not _has_vocabulary(folder):  # transformers then makes an empty one
+        raise CorpusError(_why(folder, ValueError("no file has a vocabulary")))
     if fast is None:
         raise CorpusError(f"tokenizer '{folder}' has no fast form (tokenizer.json)")
     return fast

@@ -219,7 +219,10 @@ def begun(study: Study, folder: Path, digest: str) -> Inputs:
 
 def _corpus_of(study: Study) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Return the arguments of `pagating.data.prepare.drafted` that the study defines."""
-    return study.corpus.model_dump(exclude_none=True), study.tokenizer.model_dump(), study.model.n_ctx
+    tokenizer = study.tokenizer.model_dump()
+    if study.tokenizer.path or study.tokenizer.pretrained:  # the default size is no wish
+        tokenizer = study.tokenizer.model_dump(exclude_defaults=True)
+    return study.corpus.model_dump(exclude_none=True), tokenizer, study.model.n_ctx
 
 
 def _cache(output: Path) -> Path:

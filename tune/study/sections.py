@@ -93,8 +93,9 @@ class Hub(Section):
     """A dataset of the Hugging Face hub, or a local folder in any layout that `datasets` reads."""
 
     name: str = Field(
+        min_length=1,
         description="folder, relative to the study file, with txt, csv, json, jsonl, parquet or arrow files or what "
-        "`save_to_disk` wrote; else a name on the hub, such as Salesforce/wikitext"
+        "`save_to_disk` wrote; else a name on the hub, such as Salesforce/wikitext",
     )
     config: str | None = Field(None, description="configuration, such as wikitext-103-raw-v1")
     column: str | None = Field(None, description="column with the text; default `text`, or else the only one of text")
@@ -138,10 +139,15 @@ class CorpusSection(Section):
 class TokenizerSection(Section):
     """A byte-level BPE that is trained on the training split, or a pretrained tokenizer."""
 
-    vocab_size: int = Field(1024, ge=257, le=1 << 20, description="size of the vocabulary that is trained")
-    pretrained: str | None = Field(None, description="name on the hub, such as gpt2; it defines vocab_size")
+    vocab_size: int = Field(
+        1024, ge=257, le=1 << 20, description="size of the vocabulary that is trained; a given tokenizer has its own"
+    )
+    pretrained: str | None = Field(
+        None, min_length=1, description="name on the hub, such as gpt2; it defines vocab_size"
+    )
     path: str | None = Field(
         None,
+        min_length=1,
         description="folder with tokenizer.json or vocab.json and merges.txt, or a tokenizer.json, relative to the "
         "study file",
     )
@@ -159,6 +165,7 @@ class ModelSection(Section):
     preset: Annotated[str, OneOf(PRESETS)] | None = Field(None, description="sizes of a published GPT-2")
     pretrained: str | None = Field(
         None,
+        min_length=1,
         description="initial weights: a folder with model.safetensors, or a name on the hub, such as gpt2. Sizes and "
         "tokenizer must be theirs; n_ctx may be smaller. The MLPs of an arm with form glu or projected start untrained",
     )

@@ -29,10 +29,11 @@ def write(folder, files):
 
 
 def zipped(name, content):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
+    """Return the bytes of a zip archive with one file."""
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as archive:
         archive.writestr(name, content)
-    return packed.getvalue()
+    return raw.getvalue()
 
 
 def refusal(folder, **options):
@@ -142,12 +143,44 @@ def test_folders_that_cannot_be_used_name_the_file(tmp_path):
         "cut": ({"a.jsonl": '{"text": "a"}\n{"text": "b'}, "cannot be loaded: JSON parse error: Missing a closing"),
         "script": ({"script.py": "x", "a.jsonl": JSONL}, "Dataset scripts are no longer supported"),
         "numbers": ({"a.csv": "text,n\n1,2\n"}, "row 1 holds int, not text"),
+        "binary": ({"train.txt": b"one\n\0two\n"}, "train.txt: is binary, not text (a NUL byte at offset 4)"),
+        "latin-zip": ({"train.zip": zipped("a.txt", b"\xe9\n")}, "train.zip/a.txt: is not UTF-8 text (byte 0xe9"),
+        "broken-gz": ({"a.txt.gz": gzip.compress(TEXT.encode())[:60]}, "a.txt.gz cannot be loaded: EOFError"),
+        "markdown": ({"train.md": TEXT}, "given as corpus: {files: {train: FOLDER/*}}"),
     }
     for name, (files, message) in cases.items():
         folder = tmp_path / name
         folder.mkdir()
         write(folder, files)
         assert message.replace("{folder}", str(folder)) in refusal(folder), name
+
+
+def test_archives_pipes_and_missing_packages(tmp_path, monkeypatch):
+    write(tmp_path / "zip", {"train.zip": zipped("book.txt", TEXT.encode())})
+    assert hub_texts("zip", base=tmp_path) == {"train": TEXT}
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "train.txt")
+    assert refusal(tmp_path / "pipe").endswith("train.txt is a pipe or device, or a link to nothing; remove it")
+    write(tmp_path / "zst", {"train.txt.zst": b"(\xb5/\xfd"})
+    monkeypatch.setattr("datasets.config.ZSTANDARD_AVAILABLE", False)
+    assert "packed with zstd; install the package zstandard, or unpack them" in refusal(tmp_path / "zst")
+
+
+def test_splits_by_other_names_are_used_or_named(tmp_path, capsys):
+    rows = datasets.Dataset.from_dict({"text": ROWS})
+    datasets.DatasetDict({"train": rows, "valid": rows.select([0]), "extra": rows}).save_to_disk(str(tmp_path / "a"))
+    assert hub_texts("a", base=tmp_path) == {"train": TEXT, "validation": f"{ROWS[0]}\n"}
+    assert "hub dataset 'a': its splits extra are not used\n" in capsys.readouterr().err
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "b"))
+    load_texts({"hub": {"name": "b"}}, tmp_path)
+    assert "the train and the test split of the corpus have the same text; a loss on" in capsys.readouterr().err
+
+
+def test_a_local_folder_has_no_revision(tmp_path):
+    write(tmp_path / "a", {"a.jsonl": JSONL})
+    assert f"revision 'main' is for the hub, and {tmp_path}/a is a local folder" in refusal(
+        tmp_path / "a", revision="main"
+    )
 
 
 def test_files_that_the_library_leaves_out_are_named(tmp_path, capsys):

@@ -59,6 +59,18 @@ def test_empty_files_beside_others_are_left_out_and_named(tmp_path, capsys):
     assert capsys.readouterr().err.endswith(f"/c.txt, {tmp_path}/e0.txt and 4 more\n")
 
 
+def test_a_file_in_two_splits_or_twice_in_one_is_named(tmp_path, capsys):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    assert files_texts(tmp_path, train="a.txt", validation="b.txt")["validation"] == "b.txt"
+    assert not capsys.readouterr().err
+    files_texts(tmp_path, train="a.txt", validation=["b.txt", "link.txt"])
+    assert f"{tmp_path}/link.txt is in two splits, train and validation; a loss on" in capsys.readouterr().err
+    assert files_texts(tmp_path, train=["*.txt", "b.txt"]) == {"train": "a.txtb.txta.txtb.txt"}
+    assert f"'train': {tmp_path}/b.txt is named more than once, and read as often\n" in capsys.readouterr().err
+
+
 def test_files_of_columns_are_read_as_text_with_a_line_that_says_so(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
     assert files_texts(tmp_path, train="a.jsonl") == {"train": '{"text": "one"}\n'}

@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers
 
 from pagating.data import prepare
 from pagating.data.corpus import open_split
 from pagating.data.errors import CorpusError, NotDownloaded
 from pagating.data.lines import encode_lines
-from pagating.data.tokenizer import check_alphabet, encode, make_tokenizer, tokenizer_key, vocabulary_size
+from pagating.data.tokenizer import (
+    check_alphabet,
+    check_unknown,
+    encode,
+    make_tokenizer,
+    tokenizer_key,
+    vocabulary_size,
+)
 
 WORDS = "the quick brown fox jumps over the lazy dog\n"
 EVIL = "open({mark!r}, 'w').close()\nclass Evil:\n    pass\n"
@@ -227,6 +234,49 @@ def test_a_bpe_without_unknown_token_must_know_every_character(whole):
     check_alphabet(make_tokenizer({"path": str(whole)}, ""), ["aéb\u4e00\n"])  # byte-level
     ends = Tokenizer(models.BPE({"a</w>": 0, "b": 1}, [], end_of_word_suffix="</w>"))
     check_alphabet(ends, ["ba"])
+    bytewise = Tokenizer(models.BPE({"a": 0, "<0xC3>": 1, "<0xA9>": 2}, [], byte_fallback=True))
+    check_alphabet(bytewise, ["aé"])
+    with pytest.raises(CorpusError, match=r"no token for '\\xe8'"):  # has the bytes C3 A8
+        check_alphabet(bytewise, ["aéè"])
+
+
+def test_what_a_tokenizer_removes_or_does_not_know_is_said(capsys):
+    words = Tokenizer(models.WordLevel({"the": 0, "fox": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    check_alphabet(words, [WORDS])
+    check_unknown(words, np.array([0, 1] * 40 + [2]))
+    assert not capsys.readouterr().err
+    check_unknown(words, np.array([0, 1, 2, 2]))
+    assert "no token for parts of the training text: 50% of its tokens are '?'\n" in capsys.readouterr().err
+    with pytest.raises(CorpusError, match=r"makes every token of the training text '\?': nothing could be learned"):
+        check_unknown(words, np.array([2, 2, 2]))
+    unigram = Tokenizer(models.Unigram([("<u>", 0.0), ("a", -1.0)], 0, False))
+    check_unknown(unigram, np.array([0, 1]))
+    assert "50% of its tokens are '<u>'\n" in capsys.readouterr().err
+    words.normalizer = normalizers.Replace("q", "")
+    check_alphabet(words, [WORDS])
+    assert "the tokenizer removes characters of the text: 'q'\n" in capsys.readouterr().err
+
+
+def test_a_size_that_a_given_tokenizer_does_not_have_is_refused(whole, tmp_path, capsys):
+    (tmp_path / "t").write_text(WORDS * 9)
+    source = {"files": {"train": "t", "validation": "t", "test": "t"}}
+    for size in (None, 281):
+        spec = {"path": str(whole), **({"vocab_size": size} if size else {})}
+        folder = prepare.prepare(source, spec, 8, tmp_path / "cache", tmp_path)
+        assert json.loads((folder / "corpus.json").read_text())["vocab_size"] == 281
+    for cache in ("cache", "fresh"):
+        with pytest.raises(CorpusError, match=r"tokenizer.vocab_size=5000: '.*' has 281 \(its largest id \+ 1\)"):
+            prepare.prepare(source, {"path": str(whole), "vocab_size": 5000}, 8, tmp_path / cache, tmp_path)
+    assert not (tmp_path / "fresh").exists()
+    capsys.readouterr()
+    make_tokenizer({"vocab_size": 4000}, WORDS)
+    assert "tokenizer.vocab_size=4000: the training text gives only " in capsys.readouterr().err
+
+
+def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    assert "no file has a vocabulary; the folder has tokenizer_config.json; download" in refused(tmp_path)
 
 
 def test_vocabulary_and_merges_alone_are_a_byte_level_tokenizer(tmp_path):
