@@ -131,13 +131,13 @@ def load_model(folder: str | Path, gate: str | None = None, unit: str | None = N
                 f"{folder}: was trained with an own {called} ({own.reference}); give {own.key}='FILE.py:NAME'"
             )
         made_of = {**made_of, own.key: str(given)}
-        _check_code(folder, facts, own_code(made_of))
+        _check_code(folder, facts, own, own_code(made_of))
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         return _loaded(Path(folder) / WEIGHTS, facts, made_of)
 
 
-def _check_code(folder: str | Path, facts: Mapping[str, Any], given: OwnCode | None) -> None:
-    """Raise SavedModelError if a file is given whose bytes are not those that the model was trained with."""
+def _check_code(folder: str | Path, facts: Mapping[str, Any], own: OwnCode, given: OwnCode | None) -> None:
+    """Raise SavedModelError if the file or the name in it is not the one that the model was trained with."""
     path = Path(given.file).expanduser() if given else None
     wanted = facts.get("code_sha256")  # older folders have none
     if path and path.is_file() and wanted and (found := _sha256(path)) != wanted:
@@ -145,6 +145,8 @@ def _check_code(folder: str | Path, facts: Mapping[str, Any], given: OwnCode | N
             f"{folder}: {path} is not the file that the model was trained with (its SHA-256 is {found[:16]}, not "
             f"{wanted[:16]}); a study keeps its files in its folder gates/"
         )
+    if given and wanted and given.name != own.name:
+        raise SavedModelError(f"{folder}: was trained with {own.name} of its file, not with {given.name}")
 
 
 def _loaded(path: Path, facts: Mapping[str, Any], unit: Mapping[str, Any] | None) -> nn.Module:

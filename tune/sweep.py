@@ -89,6 +89,8 @@ def sweep(
             interruption=interruption,
             check_space=space,
         )
+        if run.missing:  # a report of the unfinished study reads it
+            write_provenance(folder, study, run.ledger.events, backend.slots)
         with watch(run) if watch and run.missing else nullcontext():
             _train(run, backend, inputs, resolved, tracking_uri, lambda: space(run.stages.remaining()))
     finally:

@@ -4,8 +4,9 @@ Axes of the inputs: B batch, T tokens, F features.
 """
 
 import math
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,48 @@ CUTS = "detach(), .data, .item(), numpy or no_grad()"
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Undo the caller's no_grad, inference mode and default device in a `with` block, and keep torch's generator."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
+    """Undo the caller's no_grad, inference mode and default device in a `with` block, and keep torch's generator.
+
+    What the user's code prints goes to standard error, because a command's standard output may be JSON.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.device("cpu"),
+        torch.random.fork_rng(devices=[]),
+        redirect_stdout(sys.stderr),
+    ):
+        yield
+
+
+@contextmanager
+def kept_settings(what: str) -> Iterator[None]:
+    """Bring torch's settings back after a `with` block. Raise ValueError if the block changed one and did not fail."""
+    before = _settings()
+    try:
+        yield
+        after = _settings()
+    finally:
+        grad, dtype, threads, precision, deterministic = before
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic)
+    if after != before:
+        raise ValueError(
+            f"{what} changes torch's gradient mode, default dtype or threads, or its matmul precision or "
+            "deterministic algorithms, on which other code depends"
+        )
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run functions of torch.compile as they are written: compiling for each shape of the check takes minutes."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and loading it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -40,22 +81,22 @@ def check_function(what: str, function: Function, width: int, dtype: torch.dtype
         width: Features of its input.
         dtype: dtype of its input. A module in float32 may answer in float32.
     """
-    with plain_torch():
+    with plain_torch(), eager():
         torch.manual_seed(20_260)  # a state that the function will not set itself
         shape = (2, 3, width)
         x_BTF = _spread(shape).to(dtype)
-        y_BTF = _called(what, function, x_BTF)
+        y_BTF = called(what, function, x_BTF)
         dtypes = (dtype, torch.float32) if isinstance(function, nn.Module) else (dtype,)
         if not isinstance(y_BTF, Tensor) or y_BTF.shape != shape or y_BTF.dtype not in dtypes:
             made = f"{tuple(y_BTF.shape)} {y_BTF.dtype}" if isinstance(y_BTF, Tensor) else type(y_BTF).__name__
             raise ValueError(f"{what} makes {made} of {shape} {dtype}; it must keep shape and dtype")
-        again = [_called(what, function, x_BTF) for _ in range(3)]
+        again = [called(what, function, x_BTF) for _ in range(3)]
         if not all(torch.equal(torch.nan_to_num(y_BTF), torch.nan_to_num(other)) for other in again):
             raise ValueError(f"{what} gives other values for the same input when it is called again")
         if not torch.isfinite(y_BTF).all():
             raise ValueError(f"{what} is not finite between -4 and 4")
         precision = 1e-4 if dtype == torch.float32 else 2e-2
-        each = [_called(what, function, token_BTF) for token_BTF in x_BTF.reshape(-1, 1, 1, width)]
+        each = [called(what, function, token_BTF) for token_BTF in x_BTF.reshape(-1, 1, 1, width)]
         if not torch.allclose(torch.cat(each).reshape(shape), y_BTF, rtol=precision, atol=precision / 10):
             raise ValueError(f"{what} mixes tokens: a token alone gives another value")
         _check_parameters(what, function, y_BTF)
@@ -70,23 +111,17 @@ def _spread(shape: tuple[int, ...]) -> Tensor:
     return x[torch.arange(count) * 7 % count if count % 7 else torch.arange(count)].reshape(shape)
 
 
-def _called(what: str, function: Function, x: Tensor) -> Tensor:
+def called(what: str, function: Function, x: Tensor) -> Tensor:
     """Call a function with an input that has a gradient and may be written to. Raise ValueError if it writes to it."""
     leaf = x.detach().clone().requires_grad_()
     setattr(leaf, ARGUMENT, True)
     given = leaf * 1
-    generator, grad, dtype, threads = torch.get_rng_state(), *_settings()
-    try:
-        y = function(given)
-    except Exception as error:  # the user's code may raise any error
-        raise ValueError(f"{what} fails on a tensor of shape {tuple(x.shape)}: {one_line(error)}") from error
-    finally:
-        after = _settings()
-        torch.set_grad_enabled(grad)
-        torch.set_default_dtype(dtype)
-        torch.set_num_threads(threads)
-    if after != (grad, dtype, threads):
-        raise ValueError(f"{what} changes torch's gradient mode, default dtype or threads, on which other code depends")
+    generator = torch.get_rng_state()
+    with kept_settings(what):
+        try:
+            y = function(given)
+        except (Exception, SystemExit) as error:  # the user's code may raise any error
+            raise ValueError(f"{what} fails on a tensor of shape {tuple(x.shape)}: {one_line(error)}") from error
     if not torch.equal(generator, torch.get_rng_state()):
         raise ValueError(f"{what} draws random numbers or sets torch's seed")
     if not torch.equal(given.detach(), x):
@@ -94,8 +129,14 @@ def _called(what: str, function: Function, x: Tensor) -> Tensor:
     return y
 
 
-def _settings() -> tuple[bool, torch.dtype, int]:
-    return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+def _settings() -> tuple[bool, torch.dtype, int, str, bool]:
+    return (
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
 
 
 def _check_parameters(what: str, function: Function, y: Tensor) -> None:

@@ -30,7 +30,7 @@ from torch import nn
 
 from .catalog import BASES, COMPETITORS, GATE_ROWS, MODULE_BASES, OWN_CODE, OWN_UNITS, own_code
 from .gates import GATES, Function, Gate
-from .own_check import WIDTHS, check_function, one_line, plain_torch
+from .own_check import WIDTHS, called, check_function, eager, kept_settings, one_line, plain_torch
 
 UNBOUNDED = 100.0  # input at which a gate that grows like an activation is told from a bounded one
 _loaded: dict[tuple[str, str], str] = {}  # key and reference: digest of the source that was registered under it
@@ -61,7 +61,7 @@ def register_gate(name: str, gate: Function | Gate, precision: str = "float32") 
     for dtype, width in product(_dtypes(precision), WIDTHS):
         for function in (row.gate, row.gated) if row is gate else (row.gate,):
             check_function(what, function, width, dtype)
-    with plain_torch(), torch.no_grad():
+    with plain_torch(), eager(), torch.no_grad():
         x = torch.linspace(-4.0, 4.0, 24, dtype=torch.float32)
         if not torch.allclose(row.gated(x), x * row.gate(x), rtol=1e-4, atol=1e-5):
             raise ValueError(f"gate: {name!r}: gated(x) is not x * gate(x)")
@@ -125,7 +125,9 @@ def load_own(key: str, reference: str, precision: str = "float32") -> None:
     module = _run(key, reference, path, digest)
     found = getattr(module, match["name"], None)
     if found is None:
-        raise ValueError(f"{key}: {reference!r}: {path} defines no {match['name']!r}")
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        has = f"; it defines {', '.join(own)}" if own else ""
+        raise ValueError(f"{key}: {reference!r}: {path} defines no {match['name']!r}{has}")
     if not callable(found) and not isinstance(found, Gate):
         raise ValueError(f"{key}: {reference!r} is {type(found).__name__}, neither a function nor a Gate")
     if key == "gate":
@@ -143,10 +145,21 @@ def load_own_of(unit: Mapping[str, Any] | None) -> None:
 
 def grows(reference: str) -> bool:
     """Return True if a registered gate grows like its argument on both sides, as an activation such as `x + f(x)`."""
-    with plain_torch(), torch.no_grad():
-        ends = GATES[reference].gate(torch.tensor([-2 * UNBOUNDED, -UNBOUNDED, UNBOUNDED, 2 * UNBOUNDED]))
+    ends = _far(reference)
     far, near = ends[[0, 3]].abs(), ends[[1, 2]].abs()
     return bool((far > 1.5 * near).any() and (near > UNBOUNDED / 4).any())
+
+
+def overflows(reference: str) -> bool:
+    """Return True if a registered gate is not finite at large arguments, at which a trial would diverge."""
+    return not bool(torch.isfinite(_far(reference)).all())
+
+
+def _far(reference: str) -> torch.Tensor:
+    """Return the values of a registered gate at large arguments. Raise ValueError, one line, if it fails there."""
+    with plain_torch(), eager(), torch.no_grad():
+        x = torch.tensor([-2 * UNBOUNDED, -UNBOUNDED, UNBOUNDED, 2 * UNBOUNDED])
+        return called(f"gate: {reference!r}", GATES[reference].gate, x)
 
 
 def _run(key: str, reference: str, path: Path, digest: str) -> ModuleType:
@@ -158,12 +171,21 @@ def _run(key: str, reference: str, path: Path, digest: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there
     try:
-        with plain_torch():
+        with plain_torch(), kept_settings("its code"):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ValueError(f"{key}: {reference!r} cannot be imported: {one_line(error)}") from error
+        raise ValueError(f"{key}: {reference!r} cannot be imported: {one_line(error)}{_beside(path, error)}") from error
     return module
+
+
+def _beside(path: Path, error: BaseException) -> str:
+    """Return advice if a file failed because it imports a file beside it; else nothing."""
+    if not isinstance(error, ImportError):
+        return ""
+    first = (error.name or "").partition(".")[0]
+    local = "relative import" in str(error) or any((path.parent / one).exists() for one in (first, f"{first}.py"))
+    return f"; a study keeps {path.name} alone: put what it needs from the files beside it into it" if local else ""
 
 
 def _dtypes(precision: str) -> list[torch.dtype]:
@@ -182,6 +204,8 @@ def _maker(what: str, activation: Any) -> Callable[[int], Any]:
     if isinstance(activation, nn.Module):
         return lambda width: copy.deepcopy(activation)
     if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
+        if isinstance(activation, type):
+            raise ValueError(f"{what} is a class that is no nn.Module; give an instance of it, or make it a module")
         return lambda width: activation
     needed = [
         parameter
@@ -198,5 +222,5 @@ def _maker(what: str, activation: Any) -> Callable[[int], Any]:
 def _made(what: str, make: Callable[[int], Any], width: int) -> Any:
     try:
         return make(width)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{what} cannot be made for {width} features: {one_line(error)}") from error

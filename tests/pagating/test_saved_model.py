@@ -150,6 +150,8 @@ def test_another_file_than_the_trained_one_is_refused(packed, tmp_path):
     own = tmp_path / "hard.py"
     own.write_text(HARD)
     trained(make(packed, unit={"gate": f"{own}:hard", "alpha": 1.0}), tmp_path / "model")
+    with pytest.raises(SavedModelError, match=r"model: was trained with hard of its file, not with torch$"):
+        load_model(tmp_path / "model", gate=f"{own}:torch")
     own.write_text(HARD.replace("/ 6", "/ 5"))
     with pytest.raises(SavedModelError, match=r"hard.py is not the file that the model was trained with") as caught:
         load_model(tmp_path / "model", gate=f"{own}:hard")

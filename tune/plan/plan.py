@@ -37,7 +37,7 @@ from tune.plan.time import (
 )
 from tune.plan.work import arm_model, total, work
 from tune.run.extend import check_folder, own_corpus
-from tune.study.own_gates import check_gates, doubtful, file_of
+from tune.study.own_gates import check_gates, doubtful, file_of, with_placed_code
 from tune.study.sizes import confirm_seeds, example, short_searches, side_by_side
 from tune.study.study import Study
 from tune.study.trial_spec import trial_spec
@@ -234,6 +234,7 @@ def run(
     _, lacking = local_weights(study, base, meta["vocab_size"] if meta else None)
     notes = [line for line in (missing, lacking) if line] + idle_slots(study, wanted)
     notes += doubtful(study, base, folder) + short_searches(study)
+    study = with_placed_code(study, base, folder)
     vocab_size = meta["vocab_size"] if meta else vocabulary(study)
     calibration: Calibration | None = None
     if hours_from == MEASURE:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from analysis.io.names import STAGES
+from pagating.gating.catalog import OWN_UNITS
 from tune.study.sizes import (
     Span,
     arm_trials,
@@ -26,6 +27,8 @@ from tune.study.sizes import (
     validation_tokens,
 )
 from tune.study.study import Study
+
+FLOPS_PER_PARAMETER = 6  # of training on a token: two in the forward pass, four in the backward pass
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,31 @@ class Work:
 
 
 def arm_model(study: Study, arm: str, vocab_size: int) -> Model:
-    """Return parameters and FLOPs of an arm's model, which is built on torch's `meta` device without memory."""
+    """Return parameters and FLOPs of an arm's model, which is built on torch's `meta` device without memory.
+
+    Parameters of the user's own activation are counted if it is registered in this process, each like one of a matrix.
+    """
     unit = json.dumps(countable_unit(study, arm))
-    return _model(study.task, vocab_size, json.dumps(study.model.sizes()), unit)
+    model = _model(study.task, vocab_size, json.dumps(study.model.sizes()), unit)
+    own = study.arms[arm].own_code
+    if own is None or own.reference not in OWN_UNITS:
+        return model
+    more = study.mlps * _own_parameters(own.reference, 4 * study.model.d_model)
+    return replace(
+        model, parameters=model.parameters + more, flops_per_token=model.flops_per_token + FLOPS_PER_PARAMETER * more
+    )
+
+
+def _own_parameters(reference: str, width: int) -> int:
+    """Return the parameters of one layer's own activation of `width` features."""
+    from torch import nn
+
+    from pagating.gating.own_check import plain_torch
+    from pagating.gating.own_gate import make_unit
+
+    with plain_torch():
+        made = make_unit(reference, width)
+    return sum(parameter.numel() for parameter in made.parameters()) if isinstance(made, nn.Module) else 0
 
 
 @cache  # a plan asks for the same model several times

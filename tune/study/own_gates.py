@@ -82,13 +82,28 @@ def load(study: Study, own: OwnCode, arm: str, base: Path, folder: Path) -> None
 
 
 def doubtful(study: Study, base: Path, folder: Path) -> list[str]:
-    """Return a warning for each own gate that looks like an activation. Raises StudyError as `check_gates`."""
+    """Return a warning for each own gate that looks like an activation, or that is not finite at large arguments.
+
+    Raises StudyError as `check_gates`.
+    """
     found = []
     for own, arms in own_codes(study).items():
         load(study, own, arms[0], base, folder)
-        from pagating.gating.own_gate import grows
+        if own.key != "gate":
+            continue
+        from pagating.gating.own_gate import UNBOUNDED, grows, overflows
 
-        if own.key == "gate" and grows(placed(own.reference, base, folder)):
+        gate = placed(own.reference, base, folder)
+        try:
+            is_activation, is_infinite = grows(gate), overflows(gate)
+        except ValueError as error:
+            raise StudyError(f"arms.{arms[0]}.{error}") from error
+        if is_infinite:
+            found.append(
+                f"arms.{arms[0]}.gate: {own.name}(x) is not finite at x = {UNBOUNDED:g} to {2 * UNBOUNDED:g} or their "
+                "negatives; a trial whose activations get that far has diverged"
+            )
+        if is_activation:
             found.append(
                 f"arms.{arms[0]}.gate: {own.name}(x) grows with x, as an activation does; the arm trains "
                 f"{study.arms[arms[0]].formula}: write `unit: {own.reference}` if {own.name}(x) is the whole activation"
@@ -129,6 +144,15 @@ def with_moved_gates(before: Study, folder: Path, now: Study, base: Path) -> Stu
             if copy.is_file() and file.is_file() and copy.read_bytes() == file.read_bytes():
                 arms[name] = arms[name].model_copy(update={new.key: new.reference})
     return before.model_copy(update={"arms": arms})
+
+
+def with_placed_code(study: Study, base: Path, folder: Path) -> Study:
+    """Return the study with the names under which `check_gates` has registered its own code in this process."""
+    arms = {
+        name: arm.model_copy(update={own.key: placed(own.reference, base, folder)}) if (own := arm.own_code) else arm
+        for name, arm in study.arms.items()
+    }
+    return study.model_copy(update={"arms": arms})
 
 
 def place_gate(trial: Trial, folder: Path) -> Trial:

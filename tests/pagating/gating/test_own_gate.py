@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import pagating
 from pagating.data.prepare import prepare
 from pagating.gating.gates import GATES, Gate, gate_row
-from pagating.gating.own_gate import load_own, register_gate
+from pagating.gating.own_gate import grows, load_own, overflows, register_gate
 from pagating.gating.units import pointwise
 from pagating.train import Trial, main, train
 
@@ -112,7 +112,13 @@ REFUSED = {
         "import no_such_package\n",
         "cannot be imported: ModuleNotFoundError: No module named",
     ),
-    "name": ("def other(x):\n    return x\n", "defines no 'mine'"),
+    "name": ("def other(x):\n    return x\n", "defines no 'mine'; it defines other$"),
+    "relative": ("from .helper import mine\n", "relative import .*; a study keeps own.py alone: put what it needs"),
+    "dtype at import": (
+        "torch.set_default_dtype(torch.float64)\nmine = torch.tanh\n",
+        "torch's gradient mode, default",
+    ),
+    "exit": ("def mine(x):\n    raise SystemExit(0)\n", r"fails on a tensor of shape \(2, 3, 4\): SystemExit: 0"),
     "not a function": ("mine = 3\n", "is int, neither a function nor a Gate"),
     "shape": ("def mine(x):\n    return x.sum()\n", r"makes \(\) torch.float32 of \(2, 3, 4\) torch.float32"),
     "dtype": ("def mine(x):\n    return torch.tanh(x.double())\n", "torch.float64 of"),
@@ -237,3 +243,37 @@ def test_a_row_whose_parts_disagree_is_refused():
     row = Gate(torch.sigmoid, torch.tanh, "", (0.0, 1.0), (0.0, 1.0), "", "")
     with pytest.raises(ValueError, match=r"gated\(x\) is not x \* gate\(x\)"):
         register_gate("torn", row)
+
+
+def test_a_file_that_needs_the_file_beside_it_is_told_so(tmp_path):
+    (tmp_path / "helper.py").write_text("")
+    with pytest.raises(ValueError, match=r"No module named 'helper'; a study keeps own.py alone: put what it needs"):
+        load_own("gate", own(tmp_path, "from helper import mine\n"))
+    with pytest.raises(ValueError, match=r"No module named 'elsewhere'$"):
+        load_own("gate", own(tmp_path, "from elsewhere import mine\n"))
+
+
+def test_what_a_file_prints_and_sets_does_not_reach_the_caller(tmp_path, capsys):
+    load_own("gate", own(tmp_path, "print('read')\ndef mine(x):\n    print('called')\n    return torch.tanh(x)\n"))
+    assert capsys.readouterr().out == ""
+    before = torch.get_default_dtype()
+    with pytest.raises(ValueError, match="default dtype"):
+        load_own("gate", own(tmp_path, "torch.set_default_dtype(torch.float64)\nmine = torch.tanh\n"))
+    assert torch.get_default_dtype() == before
+
+
+def test_a_gate_under_torch_compile_is_checked_without_compiling(tmp_path):
+    never = "def never(graph, inputs):\n    raise RuntimeError('compiled')\n"
+    reference = own(tmp_path, f"{never}@torch.compile(backend=never)\ndef mine(x):\n    return torch.tanh(x)\n")
+    load_own("gate", reference)
+    assert not grows(reference)
+
+
+def test_a_gate_is_tried_at_large_arguments(tmp_path):
+    register_gate("fair", torch.sigmoid)
+    register_gate("far", lambda x: torch.exp(x) / (1 + torch.exp(x)))
+    assert [overflows(name) for name in ("fair", "far")] == [False, True]
+    reference = own(tmp_path, "def mine(x):\n    assert x.abs().max() < 10, 'too large'\n    return torch.tanh(x)\n")
+    load_own("gate", reference)
+    with pytest.raises(ValueError, match=r"own.py:mine' fails on a tensor of shape \(4,\): AssertionError: too large$"):
+        overflows(reference)

@@ -204,7 +204,11 @@ REFUSED = {
         "class mine(nn.Module):\n    def __init__(self):\n        raise OSError('no disk')\n",
         "cannot be made for 4 features: OSError: no disk",
     ),
-    "plain class": ("class mine:\n    def __init__(self, x):\n        self.x = x\n", "makes mine of"),
+    "plain class": (
+        "class mine:\n    def __init__(self, x):\n        self.x = x\n",
+        "is a class that is no nn.Module; give an instance of it, or make it a module",
+    ),
+    "ends the process": ("def mine(x):\n    raise SystemExit(0)\n", "fails on a tensor .*: SystemExit: 0"),
     "gate row": (
         "from pagating.gating.gates import GATES\nmine = GATES['tanh']\n",
         "is a Gate; a unit is a function, a module or a class of modules",

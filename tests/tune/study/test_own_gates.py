@@ -166,9 +166,18 @@ def test_a_study_trains_keeps_and_loads_activations_of_a_file(tmp_path, monkeypa
         "`unit: act.py:snake` if snake(x) is the whole activation"
     )
     learned = int(re.match(r"learned: Snake\(x\); ([\d,]+) parameters, train_nll ", line)[1].replace(",", ""))
+    code, out, _ = typed(monkeypatch, capsys, "plan", "units.yaml", "--hours-from", "a100", "--format", "json")
+    planned = {arm: model["parameters"] for arm, model in json.loads(out)["models"].items()}
+    assert (planned["learned"], planned["right"], planned["gelu"]) == (learned, learned - 32, learned - 32)
     warned: list[str] = []
     study = study_of(STUDY, "units", arms=arms)
-    run = sweep.sweep(study, tmp_path, tmp_path / "studies", Inline(), warn=warned.append)
+    early: list[str] = []
+
+    def listen(cell):
+        early.append((tmp_path / "studies" / "units" / "provenance.json").read_text())
+
+    run = sweep.sweep(study, tmp_path, tmp_path / "studies", Inline(), warn=warned.append, listen=listen)
+    assert json.loads(early[0])["formulas"]["wrong"] == "x * snake(x)"
     assert [line for line in warned if line.startswith("arms.")] == [note]
     provenance = json.loads((run.folder / "provenance.json").read_text())
     assert provenance["formulas"] == {
