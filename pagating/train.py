@@ -302,13 +302,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m pagating.train") -> int:
     """Run the trial of a JSON file, print its final metrics, and return the exit code.
 
     Exit codes: 0 done, 1 infeasible (diverged, out of memory), 2 bad input, 130 interrupted by SIGINT, 143 by SIGTERM.
     An interrupted trial first saves a checkpoint if it has a folder for them. A second signal ends it at once.
     """
-    parser = _Parser(prog="python -m pagating.train", description="Train one trial, without Ray.")
+    parser = _Parser(prog=prog, description="Train one trial, without Ray.")
     parser.add_argument("trial", type=Path, help="JSON file, as printed by `pagating trial STUDY CELL`")
     parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="save checkpoints and continue from them")
     parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS", help="default: %(default)s")
@@ -319,7 +319,12 @@ def main(arguments: list[str] | None = None) -> int:
         trial = Trial.from_dict(json.loads(given.trial.read_text(encoding="utf-8")))
         task_of(trial).check(trial)
         resolve_device(trial.device)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if given.model:
+            given.model.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"{error.filename or given.trial}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except (ValueError, TypeError, KeyError) as error:
         print(f"{given.trial}: {error}", file=sys.stderr)
         return 2
     folder = CheckpointFolder(given.checkpoints, given.every, given.keep) if given.checkpoints else None

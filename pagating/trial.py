@@ -152,12 +152,17 @@ class Trial:
     def from_dict(cls, fields: Mapping[str, Any]) -> Trial:
         """Return the trial with these fields; those that are left out have their defaults.
 
-        Raises ValueError for an unknown field, and for a value that no trial can have; TypeError if a required field
-        is missing.
+        Raises ValueError for an unknown or a missing field, and for a value that no trial can have.
         """
         known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, Mapping):
+            raise ValueError("is not a mapping of keys such as corpus and seed")
         for name in fields:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
                 raise ValueError(f"unknown key {name!r}; did you mean {near[0]!r}?")
+        none = (dataclasses.MISSING, dataclasses.MISSING)
+        required = [f.name for f in dataclasses.fields(cls) if (f.default, f.default_factory) == none]
+        if missing := [name for name in required if name not in fields]:
+            raise ValueError(f"the keys {', '.join(missing)} are missing")
         return cls(**fields)

@@ -61,6 +61,8 @@ def sweep(
     base, output = Path(base), Path(output)
     folder = output / study.name
     there = next(path for path in (output.resolve(), *output.resolve().parents) if path.exists())
+    if not there.is_dir():
+        raise StudyError(f"{there}: is a file; give a folder as --output")
     if not os.access(there, os.W_OK | os.X_OK):
         raise StudyError(f"{there}: cannot be written (read-only, or owned by another user); give another --output")
     check_folder(study, folder, base)

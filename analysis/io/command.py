@@ -5,12 +5,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from analysis.io import formats
 from analysis.io.assemble import CORRECTIONS, Study
-from analysis.io.exits import Exit
+from analysis.io.exits import Exit, prepare_streams
 from analysis.io.files import TableError
 from analysis.io.mlflow import load_mlflow
 from analysis.io.study import load
@@ -115,9 +114,7 @@ def studies(options: argparse.Namespace) -> list[Study]:
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a script's main and exit with its code; bad input is one line and 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # do not fail on a terminal that cannot show a character
+    prepare_streams()
     try:
         code: int = main()
         sys.stdout.flush()

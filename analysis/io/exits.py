@@ -1,6 +1,9 @@
-"""The exit codes of every command."""
+"""The exit codes and the standard streams of every command."""
 
+import os
+import sys
 from enum import IntEnum
+from io import TextIOWrapper
 
 
 class Exit(IntEnum):
@@ -10,3 +13,21 @@ class Exit(IntEnum):
     COULD_NOT = 1  # the machine or the disk did not let it, or the study has not finished
     BAD_INPUT = 2
     NO_VERDICT = 3  # only with --require-verdict: the study finished without a verdict on every arm
+
+
+def prepare_streams() -> None:
+    """Open the standard streams that the caller closed (`>&-`), on the null device, and let no letter fail.
+
+    Otherwise the next file that is opened, such as a ledger, would get the number of a standard stream, and a library
+    that prints would write into it.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (for as long as the process)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack it

@@ -11,6 +11,7 @@ import typer
 
 INTERRUPTED = 130  # 128 + SIGINT
 LOOPBACK = "127.0.0.1"
+BRING_BACK = "put back a copy, such as that of the study's parent run in MLflow"
 MOST_NAMED = 10  # studies that an error lists
 
 
@@ -73,6 +74,19 @@ def study_folder(name: str, output: Path) -> Path:
     for folder in (Path(name), output / name):
         if os.path.isfile(folder / "study.yaml"):  # False also for an impossible file name
             return folder
+    for folder in (Path(name), output / name):
+        if os.path.isfile(folder / "ledger.jsonl"):
+            raise StudyError(f"{folder}: study.yaml is missing; {BRING_BACK}")
     near = get_close_matches(name, studies_in(output), 1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise StudyError(f"{name}: no study of that name in {output} and no folder with a study.yaml{hint}")
+
+
+def begun_folder(name: str, output: Path) -> Path:
+    """Return the folder of a study that has a ledger. Raises StudyError if there is none."""
+    from tune.errors import StudyError
+
+    folder = study_folder(name, output)
+    if not os.path.isfile(folder / "ledger.jsonl"):
+        raise StudyError(f"{folder}: has no ledger.jsonl: the study was not begun, or has its tables only")
+    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from tune.run.standing import Standing
 
 STUDIES = Path("studies")
+OWN = re.compile(  # names in a study's folder; a scratch file starts with a dot, and a repaired ledger leaves copies
+    r"\.?(study\.yaml|ledger\..*|heartbeat\.json|provenance\.json|pretrained\.json|verdict\.(json|md)|report\.html"
+    r"|(trials|curves)\.parquet)(\.\d+)?|figures|tables|models|logs|gates|checkpoints|\.DS_Store"
+)
 
 
 def ls(
@@ -81,7 +86,7 @@ def rm(
     from tune.run.ledger import Ledger
     from tune.run.standing import standing
 
-    folders = list(dict.fromkeys(_to_remove(name, output) for name in studies))
+    folders = list({folder.resolve(): folder for folder in (_to_remove(name, output) for name in studies)}.values())
     with ExitStack() as held:  # no sweep of these studies can begin meanwhile
         for folder in folders:
             if (folder / "ledger.jsonl").is_file():
@@ -103,19 +108,41 @@ def rm(
 
 
 def _to_remove(name: str, output: Path) -> Path:
-    """Return the folder of a study, which may be damaged. Raises StudyError if there is none."""
+    """Return the folder of a study, which may be damaged.
+
+    Raises StudyError if there is none, or if the folder contains anything that no study writes.
+    """
     from tune.errors import StudyError
 
     for folder in (Path(name), output / name):
         if (folder / "ledger.jsonl").is_file() or (folder / "study.yaml").is_file():
             if folder.is_symlink():
                 raise StudyError(f"{folder}: is a link to {folder.resolve()}; name that folder")
+            _check_own(folder)
             return folder.resolve() if folder == Path() else folder
     return study_folder(name, output)
 
 
+def _check_own(folder: Path) -> None:
+    """Raise StudyError if a folder contains anything that no study writes, or only a study file written by hand."""
+    from tune.errors import StudyError
+    from tune.study.files import dump, load
+
+    foreign = [path.name for path in sorted(folder.iterdir()) if not OWN.fullmatch(path.name)]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise StudyError(f"{folder / foreign[0]}{more}: not written by a study; move it away first")
+    if not (folder / "ledger.jsonl").is_file() and not (folder / "trials.parquet").is_file():
+        path = folder / "study.yaml"
+        if path.read_text(encoding="utf-8") != dump(load(path)):
+            raise StudyError(f"{folder}: contains a study file but no study; nothing is removed")
+
+
 def _parts(folder: Path) -> list[Path]:
-    """Return the folders that a study takes: its own, and that of its checkpoints if it has a storage."""
+    """Return the folders that a study takes: its own, and that of its checkpoints if it has a storage.
+
+    The storage of a renamed or copied folder may be that of the first one, so it is left out.
+    """
     from tune.errors import StudyError
     from tune.study.files import load
 
@@ -123,7 +150,7 @@ def _parts(folder: Path) -> list[Path]:
         study = load(folder / "study.yaml")
     except StudyError:
         return [folder]
-    stored = Path(study.storage) / study.name if study.storage else None
+    stored = Path(study.storage) / study.name if study.storage and study.name == folder.name else None
     return [folder, stored] if stored and stored.is_dir() else [folder]
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
 
 import pagating
-from analysis.io.exits import Exit
+from analysis.io.exits import Exit, prepare_streams
 from tune.cli import ahead, folders, studies, sweep, ui
 from tune.cli.analyses import ANALYSES, Forwarded, forwarded
 from tune.cli.common import INTERRUPTED, missing_hint
@@ -24,6 +23,7 @@ app = typer.Typer(
 USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # ClickException of click, or of typer's copy of click
 BAD_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 HELP_WIDTH = 80
+TRAIN = "Run the trial of a JSON file, as printed by `pagating trial`, without Ray."
 
 # in the order of --help: name, function, examples
 COMMANDS: list[tuple[str, Any, list[str]]] = [
@@ -47,6 +47,7 @@ COMMANDS: list[tuple[str, Any, list[str]]] = [
 for name, function, examples in COMMANDS:
     lines = ["Example:" if len(examples) == 1 else "Examples:", *(f"pagating {example}" for example in examples)]
     app.command(name=name, epilog="\n\n".join(lines))(function)
+app.command(name="train", cls=Forwarded)(forwarded("train", "pagating.train", TRAIN))
 for name, module, text in ANALYSES:
     app.command(name=name, cls=Forwarded, rich_help_panel="Tables")(forwarded(name, module, text))
 
@@ -81,15 +82,17 @@ def _to_utf8() -> None:
 def main() -> None:
     """Run `pagating`. Bad input is one line on standard error and exit code 2. Without a command it shows the help."""
     _to_utf8()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # do not fail on a letter that the terminal lacks
+    prepare_streams()
     if shutil.get_terminal_size().columns > HELP_WIDTH:
         os.environ.setdefault("TERMINAL_WIDTH", str(HELP_WIDTH))  # typer's limit for the width of --help
     words = sys.argv[1:]
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]
-    for word in (*words, os.getcwd()):
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        sys.exit(_bad_input("the working directory was removed; change to one that exists"))
+    for word in (*words, here):
         if not word.isprintable() and word != word.encode("utf-8", "replace").decode("utf-8"):
             sys.exit(_bad_input(f"{os.fsencode(word)!r}: not UTF-8; rename the file or folder"))
     try:
@@ -106,7 +109,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = Exit.DONE
     except BAD_PATH as error:
-        code = _bad_input(f"{error.filename}: {error.strerror}")
+        reason = "is a file where a folder belongs" if isinstance(error, FileExistsError) else error.strerror
+        code = _bad_input(f"{error.filename2 or error.filename}: {reason}")
     except RuntimeError as error:
         if not isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps one that strikes `__set_name__`
             raise

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from tune.cli.common import Name, Output, RequireVerdict, study_folder
+from analysis.io.exits import Exit
+from tune.cli.common import Name, Output, RequireVerdict, begun_folder, study_folder
 from tune.cli.sweep import show_verdict
 from tune.cli.ui import browse
 
@@ -27,7 +28,11 @@ def report(study: Name, output: Output = Path("studies"), require_verdict: Requi
     folder = study_folder(study, output)
     loaded = load(folder / "study.yaml")
     if (folder / "ledger.jsonl").exists() or not (folder / "trials.parquet").exists():
-        tables.write_tables(loaded.name, ledger.read(folder / "ledger.jsonl"), folder)
+        events = ledger.read(folder / "ledger.jsonl") if (folder / "ledger.jsonl").exists() else []
+        if all(record.outcome is None for record in ledger.records(events).values()):
+            typer.echo(f"unfinished: no trial of {folder} has ended yet", err=True)
+            raise typer.Exit(Exit.COULD_NOT)
+        tables.write_tables(loaded.name, events, folder)
     result = show_verdict(loaded, folder, browse(loaded, folder.parent))
     raise typer.Exit(end(result, require_verdict))
 
@@ -45,7 +50,7 @@ def sync(
     from tune.tracking.check import check_store
     from tune.tracking.store import tracking_uri
 
-    folder = study_folder(study, output)
+    folder = begun_folder(study, output)
     loaded = load(folder / "study.yaml")
     uri = tracking_uri(tracking, loaded.tracking, folder.parent)
     if uri == "none":
@@ -63,7 +68,7 @@ def repair(study: Name, output: Output = Path("studies")) -> None:
     from tune.run import repair as repairs
     from tune.study.files import load
 
-    folder = study_folder(study, output)
+    folder = begun_folder(study, output)
     typer.echo(repairs.repair(load(folder / "study.yaml"), folder))
 
 
@@ -89,14 +94,14 @@ def trial(
     cell: Annotated[str | None, typer.Argument(help="Key of a cell. Without it, list the cells.")] = None,
     output: Output = Path("studies"),
 ) -> None:
-    """Print a cell as a trial.json, which `python -m pagating.train` runs without Ray."""
+    """Print a cell as a trial.json, which `pagating train` runs without Ray."""
     from tune.errors import StudyError
     from tune.run import ledger
     from tune.study.files import load
     from tune.study.inputs import begun
     from tune.subject.gpt2 import Gpt2
 
-    folder = study_folder(study, output)
+    folder = begun_folder(study, output)
     events = ledger.read(folder / "ledger.jsonl")
     found = ledger.records(events)
     if cell is None:

@@ -77,8 +77,17 @@ def check_folder(study: Study, folder: Path, base: Path = Path()) -> None:
     recorded = folder / "study.yaml"
     if not recorded.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise StudyError(f"{folder}: is not empty and contains no study; choose another name or --output")
+            raise StudyError(
+                f"{folder}: has a ledger but no study.yaml; put back a copy, or choose another name or --output"
+                if (folder / LEDGER).exists()
+                else f"{folder}: is not empty and contains no study; choose another name or --output"
+            )
         return
+    if not (folder / LEDGER).exists() and (folder / "trials.parquet").exists():
+        raise StudyError(
+            f"{folder}: has tables but no {LEDGER}, so the study cannot continue and a new one would replace them; put "
+            "the ledger back, remove the study, or choose another name or --output"
+        )
     before = with_moved_gates(parse(recorded.read_text(encoding="utf-8"), recorded), folder, study, base)
     path = folder / "ledger.jsonl"
     events = ledger.read(path) if path.exists() else []

@@ -19,7 +19,7 @@ from tune.study.cell import Cell, Record
 from tune.study.study import Study
 
 FACTS = "model.json"  # the same as in `pagating.saved_model`, whose libraries take seconds to load
-LATER = "pagating trial {study} {cell} > trial.json; python -m pagating.train trial.json --model FOLDER"
+LATER = "pagating trial {study} {cell} > trial.json; pagating train trial.json --model FOLDER"
 
 
 def models_folder(study: Study, folder: Path) -> Path:

@@ -40,8 +40,9 @@ def repair(study: Study, folder: Path) -> str:
         ledger.close()
     known = any(event["event"] == "study" for event in kept)
     which = f"line {', '.join(map(str, lost[:5]))}{', ...' if lost[5:] else ''}"
+    removed = "1 damaged line" if len(lost) == 1 else f"{len(lost)} damaged lines"
     return (
-        f"{path}: {len(lost)} damaged lines removed ({which}), {len(again)} cells will be trained again"
+        f"{path}: {removed} removed ({which}), {len(again)} cells will be trained again"
         f"{'' if known else '; the next sweep uses the corpus as it is now'}; the damaged file is kept as {copy.name}"
     )
 

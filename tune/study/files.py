@@ -82,7 +82,7 @@ def _path(given: Path, output: Path) -> Path:
             raise StudyError(f"{given}: {error.strerror}") from error
     if given.is_dir():
         raise StudyError(f"{given}: is a folder without a {FILE}; name a study file")
-    files = {path.stem: path for path in given.parent.glob("*.y*ml")}
+    files = {path.stem: path for path in given.parent.glob("*.y*ml") if path.exists()}  # a broken link does not
     studies = [path.parent.name for path in sorted(output.glob(f"*/{FILE}"))]
     near = [str(files[stem]) for stem in get_close_matches(given.stem, files, 1)]
     near = near or get_close_matches(str(given), studies, 1)

@@ -61,6 +61,8 @@ class Distribution(Section):
         if given[0] == "choice":
             if not values:
                 raise ValueError("choice needs at least one value")
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ValueError(f"choice has {twice[0]:g} twice; name each value once")
         elif len(values) != 2:
             raise ValueError(f"{given[0]} needs two numbers, [low, high]; got {values}")
         elif not values[0] < values[1]:

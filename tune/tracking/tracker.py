@@ -213,7 +213,7 @@ def sync(uri: str, study: Study, folder: Path) -> tuple[int, int]:
             runs.connect()
             for record in found:
                 runs.write(record)
-            if (folder / "verdict.json").is_file():
+            if found and (folder / "verdict.json").is_file():
                 verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
                 log_verdict(uri, study, str(runs.parent_id), folder, verdict)
                 _log_models(uri, study, str(runs.parent_id), folder)

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.report import build, plots
 from analysis.verdict.kinds import Verdict
-from tests.studies import study_of
+from tests.studies import study_of, yaml_of
 from tests.tune.cli.test_exit_codes import STUDY, loss_of
 from tests.tune.helpers import played, typed
 from tune.run import ledger
@@ -189,3 +189,71 @@ def test_rm_says_that_the_runs_in_mlflow_stay_and_removes_checkpoints_elsewhere(
     assert code == 0
     assert "Its runs in MLflow stay: to remove them, delete the experiment done in `pagating ui`" in out
     assert list((tmp_path / "storage").iterdir()) == []
+
+
+def test_rm_keeps_what_no_study_wrote(made, tmp_path, monkeypatch, capsys):
+    project = tmp_path / "project"  # of a user, with a study file of this name
+    project.mkdir()
+    (project / "study.yaml").write_text(yaml_of(STUDY))
+    said = (2, "", f"pagating: {project}: contains a study file but no study; nothing is removed\n")
+    assert typed(monkeypatch, capsys, "rm", project, "--yes") == said
+    (project / "models").mkdir()
+    assert typed(monkeypatch, capsys, "rm", project, "--yes") == said
+    monkeypatch.chdir(project)
+    (project / "data").mkdir()
+    (project / "thesis.tex").touch()
+    code, _, err = typed(monkeypatch, capsys, "rm", ".", "--yes")
+    assert (code, err) == (2, "pagating: data and 1 more: not written by a study; move it away first\n")
+    shutil.copytree(made / "done", tmp_path / "done")
+    (tmp_path / "done" / "notes.md").touch()
+    code, _, err = typed(monkeypatch, capsys, "rm", "done", "--output", tmp_path, "--yes")
+    assert (code, err) == (2, f"pagating: {tmp_path}/done/notes.md: not written by a study; move it away first\n")
+    for scratch in (".study.yaml.123", ".trials.parquet.7", "ledger.damaged", "heartbeat.json", ".DS_Store"):
+        (tmp_path / "done" / scratch).touch()
+    (tmp_path / "done" / "notes.md").unlink()
+    assert typed(monkeypatch, capsys, "rm", "done", tmp_path / "done", "--output", tmp_path, "--yes")[0] == 0
+    assert not (tmp_path / "done").exists()
+
+
+def test_rm_of_a_copy_keeps_the_checkpoints_of_the_study(made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made / "done", tmp_path / "copy")
+    stored = tmp_path / "storage" / "done" / "models"
+    stored.mkdir(parents=True)
+    (tmp_path / "copy" / "study.yaml").write_text(dump(study_of(STUDY, name="done", storage=str(stored.parents[1]))))
+    assert typed(monkeypatch, capsys, "rm", tmp_path / "copy", "--yes")[0] == 0
+    assert stored.exists()
+
+
+# --- parts of a study that are missing -------------------------------------------------------------------------------
+
+
+def test_commands_name_the_part_of_a_study_that_is_missing(made, tmp_path, monkeypatch, capsys):
+    for name in ("published", "lost", "new"):
+        shutil.copytree(made / name, tmp_path / name)
+    for command in ("sync", "repair", "trial"):
+        code, out, err = typed(monkeypatch, capsys, command, "published", "--output", tmp_path)
+        folder = f"pagating: {tmp_path}/published"
+        assert (code, out) == (2, "")
+        assert err == f"{folder}: has no ledger.jsonl: the study was not begun, or has its tables only\n"
+    assert not (tmp_path / "published" / "ledger.jsonl").exists()
+    for command in ("status", "report", "repair"):
+        code, out, err = typed(monkeypatch, capsys, command, "lost", "--output", tmp_path)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"pagating: {tmp_path}/lost: study.yaml is missing; put back a copy")
+    said = (1, "", f"unfinished: no trial of {tmp_path}/new has ended yet\n")
+    assert typed(monkeypatch, capsys, "report", tmp_path / "new") == said
+    (tmp_path / "new" / "ledger.jsonl").touch()
+    assert typed(monkeypatch, capsys, "report", tmp_path / "new") == said
+    assert not (tmp_path / "new" / "trials.parquet").exists()
+
+
+def test_sweep_begins_no_study_over_the_tables_or_the_ledger_of_another(made, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    options = ("--inline", "--tracking", "none", "--output")
+    for name, said in (("published", "has tables but no ledger.jsonl"), ("lost", "has a ledger but no study.yaml")):
+        shutil.copytree(made / name, tmp_path / name)
+        (tmp_path / f"{name}.yaml").write_text(yaml_of(STUDY))
+        code, _, err = typed(monkeypatch, capsys, "sweep", tmp_path / f"{name}.yaml", *options, tmp_path)
+        assert (code, said in err) == (2, True), err
+    code, _, err = typed(monkeypatch, capsys, "sweep", tmp_path / "lost.yaml", *options, tmp_path / "file")
+    assert (code, err) == (2, f"pagating: {tmp_path}/file: is a file; give a folder as --output\n")

@@ -34,7 +34,7 @@ def pagating(monkeypatch, capsys, *words, columns=200):
 
 def test_every_command_has_an_example_that_it_understands():
     group = get_command(main.app)
-    assert sorted(group.commands) == sorted([*NAMES, *(name for name, _, _ in ANALYSES)])
+    assert sorted(group.commands) == sorted([*NAMES, "train", *(name for name, _, _ in ANALYSES)])
     for name, _, examples in main.COMMANDS:
         command = group.commands[name]
         options = {option for parameter in command.params for option in parameter.opts}

@@ -73,6 +73,15 @@ def test_a_table_is_decided_beside_own_modules(own):
     assert "better" in done.stdout
 
 
+def test_a_trial_is_refused_by_our_own_package_beside_own_modules(own):
+    (own / "trial.json").write_text("{}")
+    done = called(own, "train", "trial.json")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "trial.json: the keys corpus, model, lr, tokens, batch_tokens, seed are missing\n",
+    )
+
+
 def test_a_module_of_the_user_that_is_not_called_like_ours_is_found(own):
     (own / "mine.py").write_text("VALUE = 5\n")
     program = [sys.executable, "-c", "import pagating_study, mine, tune.errors as e; print(mine.VALUE, e.__file__)"]

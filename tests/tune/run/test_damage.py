@@ -104,7 +104,7 @@ def test_any_damaged_line_is_named_and_repaired_to_the_same_study(whole, tmp_pat
         with pytest.raises(LedgerError, match=rf"line {number} is damaged .*`pagating repair {folder}` keeps"):
             finish(folder)
         said = repair.repair(study(), folder)
-        assert f"1 damaged lines removed (line {number})" in said, kind
+        assert f"1 damaged line removed (line {number})" in said, kind
         assert (folder / "ledger.damaged-1.jsonl").read_bytes() == b"".join(
             [*lines[: number - 1], damaged, *lines[number:]]
         )

@@ -114,7 +114,7 @@ def test_a_better_model_takes_the_place_and_a_damaged_one_is_not_there(tmp_path)
     assert kept_models(tmp_path / "models", {"gelu": second}) == {}
     assert missing_models(study(), tmp_path, [second]) == [
         "gelu: the model of its best trial is not kept; pagating trial kept 'confirm/gelu/key/102' > trial.json; "
-        "python -m pagating.train trial.json --model FOLDER"
+        "pagating train trial.json --model FOLDER"
     ]
 
 

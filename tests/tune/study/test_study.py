@@ -69,6 +69,7 @@ BAD = {
         "unknown key 'arms.floor.alhpa'; did you mean 'alpha'?",
     ),
     "unknown nuisance": (changed("{lr: {", "{lrr: {"), "nuisance.lrr"),
+    "a choice twice": (changed("{loguniform: [1.0e-4, 1.0e-2]}", "{choice: [0.01, 1e-2]}"), "choice has 0.01 twice"),
     "missing key": (changed("question: Is it better?", ""), "key 'question' is missing"),
     "text for a number": (changed("1.0e-4", "'1e-4'"), r"nuisance.lr.loguniform.0: '1e-4' is not allowed"),
     "text for a number says how to write it": (changed("1.0e-4", "'1e-4'"), "write the number without quotes"),
