@@ -164,5 +164,5 @@ class Trial:
         none = (dataclasses.MISSING, dataclasses.MISSING)
         required = [f.name for f in dataclasses.fields(cls) if (f.default, f.default_factory) == none]
         if missing := [name for name in required if name not in fields]:
-            raise ValueError(f"the keys {', '.join(missing)} are missing")
+            raise ValueError(f"missing: {', '.join(missing)}")
         return cls(**fields)

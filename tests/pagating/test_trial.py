@@ -67,7 +67,7 @@ def test_a_file_without_the_fields_that_have_defaults_is_the_same_trial():
     assert Trial.from_dict({name: make().as_dict()[name] for name in required}) == make()
     with pytest.raises(ValueError, match=r"unknown key 'warm_up'; did you mean 'warmup'\?"):
         Trial.from_dict({**make().as_dict(), "warm_up": 0.1})
-    with pytest.raises(TypeError, match="'seed'"):
+    with pytest.raises(ValueError, match=r"^missing: seed$"):
         Trial.from_dict({name: value for name, value in make().as_dict().items() if name != "seed"})
 
 

@@ -249,7 +249,7 @@ def test_bad_input_writes_nothing(tmp_path):
     ("text", "more", "message"),
     [
         ("", "", "{0}/text.txt: is empty"),
-        ("a b c\n" * 40, "", "the validation split has "),
+        ("a b c\n" * 40, "tokenizer: {vocab_size: 257}", "the validation split has "),
         ("a b c\n" * 4000, "tokenizer: {path: none}", "tokenizer 'none' cannot be loaded: {0}/none does not exist; "),
         (
             "a b c\n" * 4000,

@@ -78,7 +78,7 @@ def test_a_trial_is_refused_by_our_own_package_beside_own_modules(own):
     done = called(own, "train", "trial.json")
     assert (done.returncode, done.stderr) == (
         2,
-        "trial.json: the keys corpus, model, lr, tokens, batch_tokens, seed are missing\n",
+        "trial.json: missing: corpus, model, lr, tokens, batch_tokens, seed\n",
     )
 
 

@@ -109,7 +109,8 @@ def test_what_sweep_refuses_plan_and_try_refuse(here):
         "folder": ({"corpus": {"hub": {"name": "./no/thing"}}}, "/no/thing does not exist"),
         "file": ({"corpus": {"files": {"train": "no.txt"}}}, "corpus files for 'train': no file matches 'no.txt' in /"),
         "split": ({"corpus": {"files": {"train": f"text {ODD}.txt", "test": "no*.txt"}}}, "for 'test': no file"),
-        "short": ({"corpus": {"hub": data}, "model": {"n_ctx": 4096}, "fixed": {"batch_tokens": 4096, "tokens": 8192}},
+        "short": ({"corpus": {"hub": data}, "model": {"n_ctx": 4096}, "fixed": {"batch_tokens": 4096, "tokens": 8192},
+                   "tokenizer": {"vocab_size": 280}},
                   "one window needs n_ctx + 1 = 4097"),
         "tokenizer": ({"tokenizer": {"vocab_size": None, "path": "nowhere"}}, "/nowhere does not exist"),
         "far": (

@@ -196,7 +196,7 @@ def test_distributions_are_optunas():
 # --- spaces with few points ------------------------------------------------------------------------------------------
 
 CHOICES = {"lr": Distribution(choice=[1e-3, 2e-3, 4e-3])}
-TWO = {**CHOICES, "alpha": Distribution(choice=[0.0, 0.5, 0.5, 1.0])}  # nine different points
+TWO = {**CHOICES, "alpha": Distribution(choice=[0.0, 0.5, 1.0])}  # nine points
 
 
 def searched(space, recorded=(), **settings):
