@@ -1,7 +1,6 @@
 """Share what every analysis script does: parse options, read the table, print the result, exit."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
@@ -9,7 +8,7 @@ from typing import Any, NoReturn
 
 from analysis.io import formats
 from analysis.io.assemble import CORRECTIONS, Study
-from analysis.io.exits import Exit, prepare_streams
+from analysis.io.exits import Exit, drop_output, prepare_streams
 from analysis.io.files import TableError
 from analysis.io.mlflow import load_mlflow
 from analysis.io.study import load
@@ -122,8 +121,12 @@ def run(main: Callable[[], int]) -> NoReturn:
         print(one_line(redact(str(error))), file=sys.stderr)
         code = error.exit_code
     except BrokenPipeError:  # the reader (head, less) has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         code = Exit.DONE
+    except OSError as error:  # the disk below the output is full
+        print(one_line(str(error)), file=sys.stderr)
+        drop_output()
+        code = Exit.COULD_NOT
     sys.exit(code)
 
 

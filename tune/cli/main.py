@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import pagating
-from analysis.io.exits import Exit, prepare_streams
+from analysis.io.exits import Exit, drop_output, prepare_streams
 from tune.cli import ahead, folders, studies, sweep, ui
 from tune.cli.analyses import ANALYSES, Forwarded, forwarded
 from tune.cli.common import INTERRUPTED, missing_hint
@@ -106,7 +106,7 @@ def main() -> None:
             sys.exit(Exit.BAD_INPUT)
         code = _bad_input(error.format_message() + missing_hint(error))
     except BrokenPipeError:  # the reader (head, less) has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         code = Exit.DONE
     except BAD_PATH as error:
         reason = "is a file where a folder belongs" if isinstance(error, FileExistsError) else error.strerror
@@ -122,6 +122,7 @@ def main() -> None:
         code = error.exit_code
     except OSError as error:
         _bad_input(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        drop_output()
         code = Exit.COULD_NOT
     sys.exit(code or Exit.DONE)
 

@@ -153,15 +153,25 @@ def test_a_full_disk_is_1_and_one_line(studies, monkeypatch, capsys):
     assert (said[0], said[2]) == (1, "pagating: No space left on device\n")
 
 
-@pytest.mark.parametrize("words", [["significance", "better", "--format", "csv"], ["ls", "."]])
-def test_a_full_disk_below_the_output_is_1_in_a_fresh_process(words, studies):
-    command = [sys.executable, "-c", "from pagating_study import main; main()", *words]
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-c", "from pagating_study import main; main()", "significance", "better", "--format", "csv"],
+        ["-c", "from pagating_study import main; main()", "ls", "."],
+        ["-m", "analysis.significance", "better"],
+    ],
+)
+def test_a_full_disk_below_the_output_is_1_in_a_fresh_process(words, buffered, studies):
+    command = [sys.executable, *words]
     with open("/dev/full", "w") as full:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+        environment["PYTHONUNBUFFERED"] = "" if buffered else "1"
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=studies, env=environment, check=False
         )
-    assert (done.returncode, done.stderr) == (1, "pagating: No space left on device\n")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No space left on device" in done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS[1:])  # a sweep would finish it
