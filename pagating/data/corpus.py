@@ -9,6 +9,7 @@ Axes: B batch, T position in a window, N token in a split.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pagating.data.errors import CorpusError
-from pagating.data.tokenizer import digest_of
 
 if TYPE_CHECKING:
     from torch import Tensor  # torch takes seconds to load and is not needed to check a corpus
@@ -36,6 +36,15 @@ def rows_file(split: str) -> str:
 def pad_id(tokenizer: Any) -> int:
     """Return the id of the padding: `<|endoftext|>`, GPT-2's usual choice, or 0 if the vocabulary has no such token."""
     return tokenizer.token_to_id("<|endoftext|>") or 0
+
+
+def digest_of(*parts: str | bytes) -> str:
+    """Return the SHA-256 of the parts, each preceded by its length, so that it depends on the borders between parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part.encode("utf-8") if isinstance(part, str) else part
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
 
 
 def meta_digest(meta: Mapping[str, Any]) -> str:

@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from pagating.data.corpus import meta_digest, pad_id, read_meta, rows_file
+from pagating.data.corpus import digest_of, meta_digest, pad_id, read_meta, rows_file
 from pagating.data.errors import CorpusError
+from pagating.data.saved_tokenizer import tokenizer_key
 from pagating.data.texts import SPLITS, load_texts
 from pagating.data.tokenizer import (
     check_alphabet,
     check_size,
     check_unknown,
-    digest_of,
     encode,
     make_tokenizer,
-    tokenizer_key,
     vocabulary_size,
 )
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from pagating.data import corpus, prepare, texts
 from pagating.data.errors import CorpusError
-from pagating.data.tokenizer import chunks, digest_of, encode, make_tokenizer
+from pagating.data.tokenizer import chunks, encode, make_tokenizer
 
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from all of them\n"
 TOKENIZER = {"vocab_size": 300}
@@ -378,5 +378,5 @@ def test_large_vocabularies_take_four_bytes():
 
 
 def test_digest_tells_parts_apart():
-    assert digest_of("ab", "c") != digest_of("a", "bc")
-    assert digest_of("a") == hashlib.sha256((1).to_bytes(8, "little") + b"a").hexdigest()
+    assert corpus.digest_of("ab", "c") != corpus.digest_of("a", "bc")
+    assert corpus.digest_of("a") == hashlib.sha256((1).to_bytes(8, "little") + b"a").hexdigest()

@@ -14,12 +14,12 @@ from pagating.data import prepare
 from pagating.data.corpus import open_split
 from pagating.data.errors import CorpusError, NotDownloaded
 from pagating.data.lines import encode_lines
+from pagating.data.saved_tokenizer import tokenizer_key
 from pagating.data.tokenizer import (
     check_alphabet,
     check_unknown,
     encode,
     make_tokenizer,
-    tokenizer_key,
     vocabulary_size,
 )
 
@@ -189,7 +189,7 @@ def test_the_bytes_of_a_hub_tokenizer_and_the_libraries_are_in_the_key(whole, tm
         keys.append(tokenizer_key({"pretrained": "me/mine"}, tmp_path / "elsewhere"))
     assert keys[0] != keys[1]
     assert encode(make_tokenizer({"pretrained": "me/mine"}, ""), WORDS).size > 0
-    for library in ("tokenizers.__version__", "pagating.data.tokenizer.version"):
+    for library in ("tokenizers.__version__", "pagating.data.saved_tokenizer.version"):
         with monkeypatch.context() as patch:
             patch.setattr(library, "0" if library.startswith("tokenizers") else lambda name: "0")
             assert tokenizer_key({"pretrained": "me/mine"}, None) != keys[1]
