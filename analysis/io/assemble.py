@@ -21,7 +21,7 @@ _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome"
 
 @dataclass(frozen=True, eq=False)
 class TableFacts:
-    """What a table from elsewhere means, besides its rows; a study of our own needs none of it.
+    """Meaning of a table from elsewhere, besides its rows. A study of our own needs none of it.
 
     `unit` is the metric's unit, "" if it is not known. `has_seeds` is false if the rows have no seeds and are numbered.
     `arms` includes arms without any run. `not_made` has the seeds of each arm whose cells were empty. `tasks` has one

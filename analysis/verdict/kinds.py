@@ -156,7 +156,7 @@ class Sensitivity:
 
 @dataclass
 class MetricFacts:
-    """What a table from elsewhere says of its metric, and the notes on its reading."""
+    """Facts on the metric of a table from elsewhere, and the notes on its reading."""
 
     higher_is_better: bool
     unit: str

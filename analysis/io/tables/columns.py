@@ -48,7 +48,7 @@ OWN = frozenset(("study", "stage", "config_key", "outcome", "reason", "chosen"))
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says of a table; None or "" is to be found from the table itself."""
+    """Options of the command line for a table. None is found from the table itself."""
 
     arm: str | None = None
     seed: str | None = None

@@ -9,26 +9,15 @@ import pandas as pd
 
 from analysis.io.assemble import METRICS, Study, TableFacts, assemble
 from analysis.io.files import TableError, shown
-from analysis.io.tables import cells, columns, metrics, records, seeds, shapes, source, tasks
+from analysis.io.tables import cells, columns, metrics, outcomes, records, seeds, shapes, source, tasks
 from analysis.io.tables.columns import Options
 from analysis.io.tables.shapes import Layout
 from analysis.io.trials import NUMERIC
 
-_OUTCOMES = {
-    "completed": "completed finished complete success succeeded successful terminated done ok",
-    "stopped_early": "stopped_early pruned early_stopped",
-    "infeasible": "infeasible diverged",
-    "failed": "failed fail error errored crashed killed cancelled canceled aborted interrupted preempted timeout "
-    "timed_out oom out_of_memory node_fail running pending scheduled queued waiting paused unfinished incomplete",
-}
-_STATES = {word: outcome for outcome, words in _OUTCOMES.items() for word in words.split()}
-_TRUTH = {"true": True, "false": False, "": None}
-_FLAGS = {**_TRUTH, "1": True, "0": False, "yes": True, "no": False}
-
 
 @dataclass(frozen=True)
 class Question:
-    """What a test of a table needs besides the table; see `analysis.io.study.load`."""
+    """Settings of the test of a table; see `analysis.io.study.load`."""
 
     baseline: str | None = None
     floor: str | None = None
@@ -152,7 +141,7 @@ def _runs(
         steps = cells.numbers(where, table[layout.step], values.decimal or decimal, separator)
         steps = replace(steps, empty=steps.empty & ~values.empty)
         runs["step"] = seeds.filled(where, layout.step, steps)
-    runs["outcome"] = _outcomes(where, table, layout.metric, notes)
+    runs["outcome"] = outcomes.outcomes(where, table, layout.metric, notes)
     confirm = runs["stage"] == "confirm" if "stage" in runs else True
     runs["made"] = ~values.empty | runs["outcome"].isin(("infeasible", "failed")) | ~pd.Series(confirm, runs.index)
     return runs
@@ -184,48 +173,8 @@ def _own(where: str, table: pd.DataFrame, metric: str, separator: str) -> dict[s
         elif column in ("stage", "config_key", "reason"):
             out[column] = table[column]
         elif column == "chosen":
-            out[column] = table[column].map(lambda v: _TRUTH.get(str(v).casefold(), v)).astype(object)
+            out[column] = table[column].map(lambda v: outcomes.TRUTH.get(str(v).casefold(), v)).astype(object)
     return out
-
-
-def _outcomes(where: str, table: pd.DataFrame, metric: str, notes: list[str]) -> pd.Series:
-    found = pd.Series("completed", index=table.index)
-    for column in map(str, table.columns):
-        states = None if column == metric else _states(where, table[column])
-        if states is None:
-            continue
-        if column == "outcome":
-            return states
-        if (states == "stopped_early").any():
-            value = shown(table.loc[states == "stopped_early", column].iloc[0])
-            raise TableError(
-                f"{where}: column {column} has {value}, a run that was stopped because of its result; allowed: runs "
-                "that were trained to the end"
-            )
-        if out := int((states == "failed").sum()):
-            kinds = ", ".join(dict.fromkeys(table.loc[states == "failed", column].astype(str)))
-            notes.append(f"{out} row{'s' if out > 1 else ''} left out because of column {column}: {kinds}")
-        found = found.where(found != "completed", states)
-    return found
-
-
-def _states(where: str, column: pd.Series) -> pd.Series | None:
-    # the outcomes that a column states: `status`, `run_status`, or one of true and false called `failed` or `diverged`
-    name = columns.bare(str(column.name))
-    words = column.map(lambda v: source.as_text(v).strip().casefold().replace(" ", "_"))
-    if _STATES.get(name) in ("failed", "infeasible") and words.isin(_FLAGS).all():
-        return words.map(lambda word: _STATES[name] if _FLAGS[word] else "completed")
-    if metrics.words(name)[-1:] not in [[state] for state in columns.STATES]:
-        return None
-    states = words.map(_STATES)
-    if states.isna().all() and name != "outcome":
-        return None
-    if states.isna().any():
-        value = shown(column[states.isna()].iloc[0])
-        raise TableError(
-            f"{where}: column {column.name} has {value}; allowed: completed, stopped_early, infeasible, failed"
-        )
-    return states
 
 
 def _not_made(runs: pd.DataFrame) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""What weakens a verdict stands in the sentence that states it."""
+"""Test that the sentence of a verdict names what weakens it."""
 
 from dataclasses import replace
 from pathlib import Path
