@@ -8,6 +8,25 @@ import yaml
 from tune.study.files import parse
 from tune.study.study import Study
 
+# a user's file with activations: a function, and a module with a parameter for each feature
+SNAKES = """
+import torch
+from torch import nn
+
+
+def snake(x):
+    return x + torch.sin(x) ** 2
+
+
+class Snake(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(features))
+
+    def forward(self, x):
+        return x + torch.sin(self.rate * x) ** 2 / self.rate
+"""
+
 
 def changed(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Return a study file with changes. A mapping changes the keys of its section, and None removes a key."""

@@ -16,6 +16,7 @@ from pagating.saved_model import SavedModelError, load_model, read_facts, save_m
 from pagating.tasks.table import task_of
 from pagating.train import build_model, main, steps
 from pagating.trial import Trial
+from tests.studies import SNAKES
 
 torch.set_num_threads(1)
 MODEL = {"n_layer": 2, "d_model": 16, "n_head": 2, "n_ctx": 16}
@@ -88,7 +89,7 @@ def test_leaving_the_model_changes_no_bit_of_the_trial(packed, tmp_path):
 
 def test_the_folder_names_no_path_of_the_machine(packed, tmp_path):
     own = tmp_path / "hard.py"
-    own.write_text("import torch\n\n\ndef hard(x):\n    return torch.clamp(x / 6 + 0.5, 0.0, 1.0)\n")
+    own.write_text(HARD)
     trial = make(packed, unit={"gate": f"{own}:hard", "alpha": 1.0})
     final = trained(trial, tmp_path / "model")
     text = (tmp_path / "model" / "model.json").read_text()
@@ -100,24 +101,11 @@ def test_the_folder_names_no_path_of_the_machine(packed, tmp_path):
 
 
 HARD = "import torch\n\n\ndef hard(x):\n    return torch.clamp(x / 6 + 0.5, 0.0, 1.0)\n"
-LEARNED = """
-import torch
-from torch import nn
-
-
-class Snake(nn.Module):
-    def __init__(self, features):
-        super().__init__()
-        self.rate = nn.Parameter(torch.ones(features))
-
-    def forward(self, x):
-        return x + torch.sin(self.rate * x) ** 2 / self.rate
-"""
 
 
 def test_a_fresh_process_loads_a_model_with_own_code_in_any_mode_of_torch(packed, tmp_path):
     (tmp_path / "hard.py").write_text(HARD)
-    (tmp_path / "snake.py").write_text(LEARNED)
+    (tmp_path / "snake.py").write_text(SNAKES)
     expected = {}
     for key, code, rest in (("gate", "hard.py:hard", {"alpha": 1.0}), ("unit", "snake.py:Snake", {})):
         trial = make(packed, unit={key: str(tmp_path / code), **rest})

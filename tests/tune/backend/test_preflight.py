@@ -90,8 +90,14 @@ def test_hidden_gpus_are_named(machine, monkeypatch):
 
 def test_a_cluster_and_a_backend_without_ray_are_not_checked(machine):
     machine(1)
-    RayBackend(address="10.0.0.1:6379").check(asking(gpus=4, cpus=64))
-    Inline().check(asking(gpus=4, cpus=64))
+    backends = {"cluster": RayBackend(address="10.0.0.1:6379"), "inline": Inline(), "here": RayBackend()}
+    refused = []
+    for name, backend in backends.items():
+        try:
+            backend.check(asking(gpus=4, cpus=64))
+        except StudyError:
+            refused.append(name)
+    assert refused == ["here"]
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

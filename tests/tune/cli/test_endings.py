@@ -78,10 +78,14 @@ def test_restarts_without_progress_end(monkeypatch):
 
 
 def test_a_machine_that_allows_no_watcher_is_not_watched(monkeypatch):
+    asked = []
+
     def refused(*given, **settings):
+        asked.append(given)
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(endings.subprocess, "Popen", refused)
     with LastLine().watching() as last_line:
-        pass
+        assert len(asked) == 1
     last_line.dismiss()
+    assert len(asked) == 1

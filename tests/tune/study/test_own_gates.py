@@ -16,7 +16,7 @@ from analysis.io import study as tables
 from analysis.report.methods import methods
 from pagating.gating.gates import GATES
 from pagating.model.gpt2 import GPT2Size, activations
-from tests.studies import TINY, changed, study_of, yaml_of
+from tests.studies import SNAKES, TINY, changed, study_of, yaml_of
 from tests.tune.helpers import run_of, typed
 from tune import sweep
 from tune.backend.inline import Inline
@@ -133,29 +133,10 @@ def test_a_gate_that_cannot_be_loaded_is_one_line_and_writes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gates", "own.yaml"]
 
 
-UNITS = """
-import torch
-from torch import nn
-
-
-def snake(x):
-    return x + torch.sin(x) ** 2
-
-
-class Snake(nn.Module):
-    def __init__(self, features):
-        super().__init__()
-        self.rate = nn.Parameter(torch.ones(features))
-
-    def forward(self, x):
-        return x + torch.sin(self.rate * x) ** 2 / self.rate
-"""
-
-
 def test_a_study_trains_keeps_and_loads_activations_of_a_file(tmp_path, monkeypatch, capsys):
     arms = {"wrong": {"gate": "act.py:snake", "alpha": 1.0}, "right": {"unit": "act.py:snake"}}
     arms |= {"mine": None, "learned": {"unit": "act.py:Snake"}}
-    (tmp_path / "act.py").write_text(UNITS)
+    (tmp_path / "act.py").write_text(SNAKES)
     (tmp_path / "units.yaml").write_text(yaml_of(STUDY, arms=arms))
     monkeypatch.chdir(tmp_path)
     code, out, err = typed(monkeypatch, capsys, "try", "units.yaml", "--steps", "1", "--arm", "learned")
@@ -198,7 +179,7 @@ def test_a_study_trains_keeps_and_loads_activations_of_a_file(tmp_path, monkeypa
         assert facts["unit"]["unit"].endswith(f".py:{name}")
         assert sum(p.numel() for p in model.parameters()) == facts["final"]["parameters"]
         assert facts["final"]["parameters"] == learned - (32 if arm == "right" else 0)
-    (tmp_path / "act.py").write_text(UNITS.replace("** 2", "** 4"))
+    (tmp_path / "act.py").write_text(SNAKES.replace("** 2", "** 4"))
     with pytest.raises(StudyError, match=r"arms.learned.unit: .*act.py has changed since the study began"):
         sweep.sweep(study, tmp_path, tmp_path / "studies", Inline())
 
