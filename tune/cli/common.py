@@ -62,7 +62,7 @@ def missing_hint(error: Any) -> str:
         return ""
     if name == "config":
         return " A study file is meant, such as configs/sweep.yaml."
-    output = Path(error.ctx.params.get("output") or "studies")
+    output = Path(error.ctx.params.get("output") or STUDIES)
     found = studies_in(output)
     return f" Studies in {output}: {', '.join(found[:MOST_NAMED])}." if found else f" There are no studies in {output}."
 
