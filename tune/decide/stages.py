@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis.stats.optimum import Optimum, optima
 from analysis.stats.pairs import differences
+from tune.decide.calibrate import Calibration
 from tune.decide.search import ArmSearch
 from tune.study.cell import Cell
 from tune.study.study import Study, digest
 
 SEARCH_SEED = 1
-FIRST_SELECTION_SEED = 11  # calibrate: 11, 12, ...
 
 
 class Stages:
@@ -50,14 +49,11 @@ class Stages:
         self._later = deque(list(group) for group in added)
         recorded = Counter(arm for arm, _ in suggested)
         self.search = {arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm]) for arm in study.arms}
-        self.grid: list[float] = []
+        self.calibration = Calibration(study, decided)
         self.chosen: dict[str, dict[str, float]] = {}
-        self.grid_capped = False
         self.hopeless = False  # True if no search trial of any arm gave a loss: then there is nothing to compare
         self._pending: deque[Cell] = deque()
         self._open: set[str] = set()
-        self._losses: dict[tuple[str, float, int], float] = {}
-        self._best: dict[str, dict[str, float]] = {}
         self._confirmed: dict[tuple[str, int], float] = {}  # by arm and seed; NaN if the machine failed
         self._planned = 0  # confirm seeds that are planned so far for each arm with a chosen configuration
 
@@ -75,13 +71,17 @@ class Stages:
         """True if every cell of the study has ended."""
         return self.stage == "done"
 
+    @property
+    def grid_capped(self) -> bool:
+        """True if `calibrate.max_points` ended the extension of the grid."""
+        return self.calibration.capped
+
     def remaining(self) -> int:
         """Return the number of cells that are left or may follow. A sequential rule may stop before all of them."""
         if self.stage == "done":
             return 0
         confirm = self.study.confirm.looks[-1] if self.study.runs("confirm") else 0
-        points = len(self.grid) or self.study.calibrate.points
-        grid = points * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
+        grid = self.calibration.points * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
         later = [arm for group in self._later for arm in group]
         left = sum(self.search[arm].trials + grid + confirm for arm in later)
         left += len(self.chosen) * (confirm - self._planned)
@@ -132,9 +132,11 @@ class Stages:
                 self.hopeless = not any(search.feasible for search in self.search.values())
                 self._after_search()
         elif cell.stage == "calibrate":
-            self._losses[cell.arm, cell.config["lr"], cell.seed] = loss if outcome == "completed" else math.inf
+            self.calibration.record(cell, loss if outcome == "completed" else math.inf)
             if not self._pending and not self._open:
-                self._after_grid()
+                self._pending.extend(self.calibration.extend())
+                if not self._pending:
+                    self._choose()
         else:
             lost = math.nan if outcome == "failed" else math.inf
             self._confirmed[cell.arm, cell.seed] = loss if outcome == "completed" else lost
@@ -142,89 +144,24 @@ class Stages:
                 self._after_look()
 
     def _after_search(self) -> None:
-        self._best |= {arm: self.search[arm].best() for arm in self._arms}
         if self.hopeless:
             self.stage = "done"
         elif self.study.runs("calibrate"):
-            self._begin_calibrate()
+            self.stage = "calibrate"
+            self._pending.extend(self.calibration.begin({arm: self.search[arm].best() for arm in self._arms}))
         else:
             self._choose()
 
-    # --- calibrate ---
-
-    def _begin_calibrate(self) -> None:
-        self.stage = "calibrate"
-        settings = self.study.calibrate
-        if not self.grid:
-            centre = geometric_mean([config["lr"] for config in self._best.values()])
-            self.grid = geometric_grid(centre, settings.points, settings.spacing)
-        self._decided("grid", grid=self.grid, best=self._best)
-        self._plan_grid(self.grid, self._arms)
-
-    def _plan_grid(self, rates: list[float], arms: Iterable[str]) -> None:
-        seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self.study.calibrate.seeds)
-        for seed in seeds:
-            for rate in rates:
-                for arm in arms:
-                    config = {**self._best[arm], "lr": rate}
-                    self._pending.append(self._cell("calibrate", arm, self.grid.index(rate), seed, config))
-
-    def grid_mean(self, arm: str, rate: float) -> float:
-        """Return an arm's mean validation loss at a learning rate of the grid, infinite if a seed was infeasible."""
-        losses = [loss for (a, r, _), loss in self._losses.items() if a == arm and r == rate]
-        return math.fsum(losses) / len(losses) if losses else math.inf  # fsum: independent of the order
-
-    def _best_point(self, arm: str) -> int:
-        return min(range(len(self.grid)), key=lambda point: self.grid_mean(arm, self.grid[point]))
-
-    def _after_grid(self) -> None:
-        """Extend the grid, for all arms, at each end that is an arm's optimum. Without any, go on to confirm."""
-        points = {self._best_point(arm) for arm in self._arms}
-        spacing, room = self.study.calibrate.spacing, self.study.calibrate.max_points - len(self.grid)
-        new = [self.grid[0] / spacing] if 0 in points else []
-        new += [self.grid[-1] * spacing] if len(self.grid) - 1 in points else []
-        if new and room > 0:
-            new = new[:room]
-            self.grid = sorted(self.grid + new)
-            self._decided("grid", grid=self.grid, best=self._best)
-            self._plan_grid(new, self._best)
-            return
-        self.grid_capped = bool(new)
-        self._choose()
-
     # --- confirm ---
-
-    def _optima(self) -> dict[str, Optimum]:
-        """Return the optimum of every arm that has a finite loss for all selection seeds at a learning rate or more."""
-        seeds = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self.study.calibrate.seeds)
-        tables = {arm: [[self._losses[arm, rate, seed] for seed in seeds] for rate in self.grid] for arm in self._best}
-        return optima(
-            self.grid,
-            {arm: np.array(rows) for arm, rows in tables.items() if np.isfinite(rows).all(axis=1).any()},
-        )
 
     def _choose(self) -> None:
         """Choose the configuration of each arm that has none and go on to the confirm stage, if the study has one."""
-        found = self._optima() if self.grid else {}
-        for arm in self._arms:
-            best = self._best[arm]
-            if not self.grid:
-                self.chosen[arm] = best
+        if self.stage == "calibrate":
+            self.chosen |= self.calibration.choose()
+        else:
+            for arm in self._arms:
+                self.chosen[arm] = best = self.search[arm].best()
                 self._decided("chosen", arm=arm, config=best, config_key=digest(best), grid_best=None, at_edge=False)
-                continue
-            point = self._best_point(arm)
-            rate = self.grid[point]
-            if self.study.calibrate.choice == "fit" and arm in found:
-                rate = float(f"{found[arm].rate:.4g}")  # the last bits of a fit depend on the machine
-            self.chosen[arm] = {**best, "lr": rate}
-            self._decided(
-                "chosen",
-                arm=arm,
-                config=self.chosen[arm],
-                config_key=digest(self.chosen[arm]),
-                grid_best=self.grid[point],
-                at_edge=point in (0, len(self.grid) - 1),
-            )
         if not self.study.runs("confirm"):
             self._next_group()
             return
@@ -266,19 +203,3 @@ class Stages:
         losses = {arm: np.array([self._confirmed[arm, seed] for seed in seeds]) for arm in self.chosen}
         pairs = {arm: differences(losses[baseline], loss) for arm, loss in losses.items() if arm != baseline}
         return undecided(pairs, confirm.rule, confirm.looks, confirm.level, confirm.correction)
-
-
-def geometric_grid(centre: float, points: int, spacing: float) -> list[float]:
-    """Return an ascending geometric grid of learning rates.
-
-    Args:
-        centre: Geometric mean of the grid.
-        points: Number of learning rates.
-        spacing: Ratio of neighbouring learning rates.
-    """
-    return [centre * spacing ** (i - (points - 1) / 2) for i in range(points)]
-
-
-def geometric_mean(values: list[float]) -> float:
-    """Return exp(mean(log(values)))."""
-    return math.exp(sum(map(math.log, values)) / len(values))

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from tests.studies import SMALL, changed, study_of
-from tune.decide.stages import Stages, geometric_grid, geometric_mean
+from tune.decide.calibrate import geometric_grid, geometric_mean
+from tune.decide.stages import Stages
 from tune.errors import StudyError
 
 STUDY = changed(
@@ -73,7 +74,7 @@ def test_the_chosen_rate_is_the_bottom_of_the_bowl_and_inside_the_grid():
     assert not stages.grid_capped
     for arm, optimum in OPTIMA.items():
         rate = stages.chosen[arm]["lr"]
-        assert stages.grid[0] < rate < stages.grid[-1]
+        assert stages.calibration.grid[0] < rate < stages.calibration.grid[-1]
         assert rate == float(f"{optimum:.4g}")  # the bowl of `drive` is a parabola, without noise between arms
     chosen = {fields["arm"]: fields for event, fields in decisions if event == "chosen"}
     assert all(chosen[arm]["config"] == stages.chosen[arm] and not chosen[arm]["at_edge"] for arm in OPTIMA)
@@ -83,7 +84,7 @@ def test_the_grids_best_may_be_chosen_instead():
     stages, _, decisions = drive(calibrate={"choice": "grid"})
     for arm, optimum in OPTIMA.items():
         rate = stages.chosen[arm]["lr"]
-        assert rate in stages.grid
+        assert rate in stages.calibration.grid
         assert abs(math.log(rate / optimum)) <= math.log(2.0) / 2 + 1e-9  # no other point of the grid is nearer
     assert all(fields["grid_best"] == fields["config"]["lr"] for event, fields in decisions if event == "chosen")
 
@@ -119,20 +120,20 @@ def test_a_sequential_rule_does_not_depend_on_slots():
 def test_an_optimum_at_the_edge_extends_the_grid_for_all_arms():
     far = {"gelu": 1e-3, "floor": 1e-3, "searched": 1.6e-2}
     stages, cells, decisions = drive(optima=far, calibrate={"max_points": 20})
-    assert stages.grid[0] < stages.chosen["searched"]["lr"] < stages.grid[-1]
+    assert stages.calibration.grid[0] < stages.chosen["searched"]["lr"] < stages.calibration.grid[-1]
     grids = [fields["grid"] for event, fields in decisions if event == "grid"]
     assert [len(grid) for grid in grids] == sorted(len(grid) for grid in grids)
     assert len(grids) > 1
     for arm in far:
         rates = {c.config["lr"] for c in cells if c.stage == "calibrate" and c.arm == arm}
-        assert rates == set(stages.grid)
-    ratios = [b / a for a, b in zip(stages.grid, stages.grid[1:], strict=False)]
+        assert rates == set(stages.calibration.grid)
+    ratios = [b / a for a, b in zip(stages.calibration.grid, stages.calibration.grid[1:], strict=False)]
     assert ratios == pytest.approx([2.0] * len(ratios))
 
 
 def test_the_cap_ends_the_extension_and_is_said():
     stages, _, decisions = drive(optima=dict.fromkeys(OPTIMA, 10.0))
-    assert len(stages.grid) == 7
+    assert len(stages.calibration.grid) == 7
     assert stages.grid_capped
     assert all(fields["at_edge"] for event, fields in decisions if event == "chosen")
 
@@ -152,7 +153,7 @@ def test_an_infeasible_seed_takes_its_learning_rate_out():
         )
     )
     assert all(config["lr"] < 1.2e-3 for config in stages.chosen.values())
-    assert math.isinf(stages.grid_mean("gelu", stages.grid[-1]))
+    assert math.isinf(stages.calibration.grid_mean("gelu", stages.calibration.grid[-1]))
 
 
 def test_the_mean_of_a_point_does_not_depend_on_the_order_in_which_its_trials_end():
@@ -160,8 +161,8 @@ def test_the_mean_of_a_point_does_not_depend_on_the_order_in_which_its_trials_en
     losses = {11: 0.1, 12: 0.2, 13: 0.3}  # 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ in the last place
     means = set()
     for seeds in itertools.permutations(losses):
-        stages._losses = {("gelu", 1e-3, seed): losses[seed] for seed in seeds}
-        means.add(stages.grid_mean("gelu", 1e-3))
+        stages.calibration._losses = {("gelu", 1e-3, seed): losses[seed] for seed in seeds}
+        means.add(stages.calibration.grid_mean("gelu", 1e-3))
     assert means == {math.fsum(losses.values()) / 3}
 
 
