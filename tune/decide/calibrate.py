@@ -96,7 +96,8 @@ class Calibration:
 
     @property
     def _seeds(self) -> range:
-        return range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + self.study.calibrate.seeds)
+        first = self.study.seed(FIRST_SELECTION_SEED)
+        return range(first, first + self.study.calibrate.seeds)
 
     def _cells(self, rates: list[float], arms: Iterable[str]) -> list[Cell]:
         """Return the cells of arms at learning rates of the grid, seed by seed, the arms side by side."""

@@ -40,7 +40,7 @@ def grid(space: dict[str, Distribution]) -> list[dict[str, float]]:
     ]
 
 
-def make_sampler(kind: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
+def make_sampler(kind: str, seed: int, trials: int, replicate: int = 0) -> optuna.samplers.BaseSampler:
     """Create a sampler of Optuna.
 
     Args:
@@ -48,13 +48,14 @@ def make_sampler(kind: str, seed: int, trials: int) -> optuna.samplers.BaseSampl
             (scrambled Sobol), or `grid`, whose trials are all given, so that its sampler is never used.
         seed: Seed of the sampler; `qmc` ignores it.
         trials: Number of trials of the arm.
+        replicate: Seed of the sequence of `qmc`.
     """
     if kind in ("random", "grid"):
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if kind == "qmc":
-            return optuna.samplers.QMCSampler(seed=0, scramble=True)  # always the same sequence: trial i is its point i
+            return optuna.samplers.QMCSampler(seed=replicate, scramble=True)  # one sequence: trial i is its point i
         start = min(10, max(3, trials // 3))
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=start)
 
@@ -62,9 +63,24 @@ def make_sampler(kind: str, seed: int, trials: int) -> optuna.samplers.BaseSampl
 class ArmSearch:
     """Search of one arm. Call `suggest` until `trials_per_arm`, and `finish` for each trial in any order."""
 
-    def __init__(self, arm: str, space: dict[str, Distribution], settings: SearchSection, recorded: int = 0) -> None:
-        """Prepare the search of an arm whose ledger has `recorded` trials, which may repeat each other."""
-        self.arm, self.settings = arm, settings
+    def __init__(
+        self,
+        arm: str,
+        space: dict[str, Distribution],
+        settings: SearchSection,
+        recorded: int = 0,
+        replicate: int = 0,
+    ) -> None:
+        """Prepare the search of an arm.
+
+        Args:
+            arm: Name of the arm.
+            space: Its search space.
+            settings: The search section of the study.
+            recorded: Number of its trials in the ledger, which may repeat each other.
+            replicate: Replicate of the study. Each one has suggestions of its own.
+        """
+        self.arm, self.settings, self._replicate = arm, settings, replicate
         self.trials = max(search_trials(space, settings), min(recorded, settings.trials_per_arm))
         self._choices = space if all(where.choice for where in space.values()) else {}
         self._grid = grid(space) if settings.sampler == "grid" else []
@@ -93,10 +109,11 @@ class ArmSearch:
         while self._told < visible:
             self._tell(self._told)
         # one seed per number, the same in all arms: a suggestion does not depend on earlier calls of the sampler
-        seed = int(digest(["search", index]), 16) % (1 << 32)
+        drawn = ["search", index, self._replicate] if self._replicate else ["search", index]
+        seed = int(digest(drawn), 16) % (1 << 32)
         # a choice has no place in a Sobol sequence, whose number a replaced suggestion would also advance
         kind = "random" if self._choices and self.settings.sampler == "qmc" else self.settings.sampler
-        self._study.sampler = make_sampler(kind, seed, self.settings.trials_per_arm)
+        self._study.sampler = make_sampler(kind, seed, self.settings.trials_per_arm, self._replicate)
         if recorded is None and self._grid:
             recorded = self._grid[index]
         trial = self._ask(recorded)

@@ -48,7 +48,9 @@ class Stages:
         self._arms = [arm for arm in study.arms if arm not in later]  # the group whose stages run now
         self._later = deque(list(group) for group in added)
         recorded = Counter(arm for arm, _ in suggested)
-        self.search = {arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm]) for arm in study.arms}
+        self.search = {
+            arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm], study.replicate) for arm in study.arms
+        }
         self.calibration = Calibration(study, decided)
         self.chosen: dict[str, dict[str, float]] = {}
         self.hopeless = False  # True if no search trial of any arm gave a loss: then there is nothing to compare
@@ -97,7 +99,7 @@ class Stages:
             return None
         search = min(ready, key=lambda search: search.asked)  # arms take turns
         index, config = search.suggest(self._suggested.get((search.arm, search.asked)))
-        return self._cell("search", search.arm, index, SEARCH_SEED, config)
+        return self._cell("search", search.arm, index, self.study.seed(SEARCH_SEED), config)
 
     @staticmethod
     def _cell(stage: str, arm: str, index: int, seed: int, config: dict[str, float]) -> Cell:
@@ -172,7 +174,8 @@ class Stages:
 
     def _plan_confirm(self, seeds: range, arms: Iterable[str]) -> None:
         """Plan confirm seeds, which are counted from the first fresh one."""
-        first = self.study.confirm.first_seed  # this seed and the following ones are not used in earlier stages
+        # this seed and the following ones are not used in earlier stages
+        first = self.study.seed(self.study.confirm.first_seed)
         for seed in seeds:
             for arm in arms:
                 self._pending.append(self._cell("confirm", arm, 0, first + seed, self.chosen[arm]))
@@ -199,7 +202,8 @@ class Stages:
         from analysis.stats.sequential import undecided  # its libraries take seconds to load
 
         confirm, baseline = self.study.confirm, self.study.baseline
-        seeds = range(confirm.first_seed, confirm.first_seed + self._planned)
+        first = self.study.seed(confirm.first_seed)
+        seeds = range(first, first + self._planned)
         losses = {arm: np.array([self._confirmed[arm, seed] for seed in seeds]) for arm in self.chosen}
         pairs = {arm: differences(losses[baseline], loss) for arm, loss in losses.items() if arm != baseline}
         return undecided(pairs, confirm.rule, confirm.looks, confirm.level, confirm.correction)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from analysis.io.names import STAGES
+from analysis.io.names import SEEDS_APART, STAGES
 from analysis.io.text import redact
 from pagating.trial import Trial
 from tune.study.addresses import check_address, check_tracking
@@ -58,6 +58,13 @@ class Study(Section):
         list(STAGES),
         description="stages that run. Without confirm there are few seeds and no verdict. Without calibrate an arm's "
         "learning rate is that of its best search trial",
+    )
+    replicate: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="number of a repetition of the study. Each one has seeds of its own in every stage, "
+        f"{SEEDS_APART:_} apart, and a name of its own: the spread over replicates is that of the whole procedure",
     )
     search: SearchSection = Field(SearchSection(), description="the search stage")
     calibrate: CalibrateSection = Field(CalibrateSection(), description="the calibrate stage")
@@ -224,6 +231,10 @@ class Study(Section):
     def runs(self, stage: str) -> bool:
         """Return True if the study has the stage."""
         return stage in self.stages
+
+    def seed(self, seed: int) -> int:
+        """Return the seed that this replicate has where replicate 0 has `seed`."""
+        return seed + SEEDS_APART * self.replicate
 
     def tests(self, stage: str) -> bool:
         """Return True if the trials of a stage also evaluate the test split, as in the study's last stage."""

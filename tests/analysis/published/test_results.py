@@ -261,6 +261,15 @@ def test_the_frozen_pattern_is_the_mean_over_seeds_and_its_study_has_fresh_ones(
     assert freeze.follow_up(load(demo), "paglu-per-layer", seeds=12)["confirm"]["seeds"] == 12
 
 
+def test_the_follow_up_of_a_replicate_is_a_replicate_whose_seeds_begin_after_its_own(demo: Path):
+    study = load(demo)
+    wanted = freeze.follow_up(study, "paglu-per-layer")["confirm"]["first_seed"]
+    study.settings["replicate"] = 4
+    study.trials["seed"] += 40_000_000
+    settings = freeze.follow_up(study, "paglu-per-layer")
+    assert (settings["replicate"], settings["confirm"]["first_seed"]) == (4, wanted)
+
+
 def test_a_pattern_that_cannot_be_frozen_is_refused(demo: Path):
     study = load(demo)
     with pytest.raises(TableError, match=r"--arm paglu-searched: learned no alpha; allowed: paglu-per-layer"):

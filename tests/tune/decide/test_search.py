@@ -193,6 +193,20 @@ def test_distributions_are_optunas():
     assert isinstance(make_sampler("tpe", 1, 30), optuna.samplers.TPESampler)
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_each_replicate_searches_other_points(sampler):
+    def rates(replicate):
+        search, found = ArmSearch("arm", SPACE, SearchSection(trials_per_arm=9, sampler=sampler), 0, replicate), []
+        while search.may_suggest():
+            index, config = search.suggest()
+            found.append(config["lr"])
+            search.finish(index, "completed", 3.0 + abs(math.log(config["lr"] / 1e-3)), 10)
+        return found
+
+    assert rates(1) == rates(1)
+    assert len({*rates(0), *rates(1), *rates(2)}) == 27
+
+
 # --- spaces with few points ------------------------------------------------------------------------------------------
 
 CHOICES = {"lr": Distribution(choice=[1e-3, 2e-3, 4e-3])}

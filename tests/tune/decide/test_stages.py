@@ -4,10 +4,12 @@ import random
 
 import pytest
 
+from analysis.io.names import SEEDS_APART
 from tests.studies import SMALL, changed, study_of
 from tune.decide.calibrate import geometric_grid, geometric_mean
 from tune.decide.stages import Stages
 from tune.errors import StudyError
+from tune.study.sections import ConfirmSection
 
 STUDY = changed(
     SMALL,
@@ -67,6 +69,28 @@ def test_a_study_that_takes_up_another_one_confirms_on_seeds_of_its_own():
     assert min(c.seed for c in cells if c.stage == "confirm") == 109
     with pytest.raises(StudyError, match=r"confirm.first_seed: 12 is not allowed"):  # a seed of the calibration
         drive(confirm={"first_seed": 12})
+
+
+def test_replicates_share_no_seed_and_no_suggestion():
+    first, second, far = (drive(replicate=number)[1] for number in (0, 1, 1000))
+    assert [cell.key for cell in first] == [cell.key for cell in drive()[1]]
+    seeds = {stage: {c.seed for c in second if c.stage == stage} for stage in ("search", "calibrate", "confirm")}
+    wanted = {"search": {1}, "calibrate": {11, 12}, "confirm": {101, 102, 103}}
+    assert seeds == {stage: {10_000_000 + seed for seed in some} for stage, some in wanted.items()}
+    rates = [{c.config["lr"] for c in cells if c.stage == "search"} for cells in (first, second, far)]
+    assert not rates[0] & rates[1] | rates[0] & rates[2] | rates[1] & rates[2]
+    _, cells, _ = drive(replicate=2, confirm={"first_seed": 10**6, "seeds": 3})
+    assert {c.seed for c in cells if c.stage == "confirm"} == {21_000_000, 21_000_001, 21_000_002}
+    most = [ConfirmSection.model_fields[key].metadata[1].le for key in ("first_seed", "seeds")]
+    assert sum(most) < SEEDS_APART  # however many seeds from whichever first one, the next replicate has others
+
+
+def test_a_sequential_rule_of_a_replicate_looks_at_its_own_seeds():
+    rule = {"seeds": None, "rule": "obrien-fleming"}
+    clear = lambda cell: (cell.arm != "gelu") * (1 + 1e-3 * (cell.seed % 3))  # noqa: E731
+    for number in (0, 3):
+        _, cells, _ = drive(replicate=number, confirm=rule, extra=clear)
+        assert len([cell for cell in cells if cell.stage == "confirm"]) == 3 * 3  # decided at the first look
 
 
 def test_the_chosen_rate_is_the_bottom_of_the_bowl_and_inside_the_grid():

@@ -241,6 +241,7 @@ REFUSED = {
         {"confirm": {"rule": "e-process", "seeds": None}},
         f"confirm.rule was fixed and is now e-process; {EARLIER}",
     ),
+    "a replicate": ({"replicate": 1}, f"replicate was 0 and is now 1; {EARLIER}"),
     "a level": ({"confirm": {"level": 0.01}}, f"confirm.level was 0.05 and is now 0.01; {EARLIER}"),
     "tokens": ({"fixed": {"tokens": 1280}}, f"fixed.tokens was 640 and is now 1280; {EARLIER}"),
     "rows": ({"corpus": {"rows": "lines"}}, f"corpus.rows was packed and is now lines; {EARLIER}"),
