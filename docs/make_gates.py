@@ -1,4 +1,4 @@
-"""Write the tables of docs/gates.md from the catalogue.
+"""Write the tables of docs/gates.md from the catalogue, and the one of learned alphas from docs/results.
 
     python docs/make_gates.py [FILE]
 
@@ -8,11 +8,15 @@ The text around the tables stays as it is.
 import math
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
+from analysis.describe import alphas
+from analysis.io.study import load
 from pagating.gating.catalog import COMPETITORS, FORMS, GATE_ROWS, Competitor, GateRow
 
 PAGE = Path(__file__).parent / "gates.md"
+RESULTS = Path(__file__).parent / "results"
 
 
 def formula(text: str) -> str:
@@ -39,6 +43,33 @@ def learned(row: Competitor) -> str:
     return f"alpha is {alpha:g}" if row.has_alpha else ""
 
 
+def mirrored(alpha: float) -> float:
+    """Return the alpha whose paGLU is that of `alpha` mirrored, `f(-x)`, up to a factor."""
+    return alpha / (alpha - 1)
+
+
+@cache
+def read_as_both() -> list[tuple[str, ...]]:
+    """Return each learned strength of a paGLU or an xSiLU in the published studies as the other one's."""
+    out = []
+    for folder in sorted(path.parent for path in RESULTS.glob("*/study.yaml")):
+        study = load(folder)
+        for row in alphas.summarise(study):
+            options = study.settings["arms"][row["arm"]]
+            if options.get("unit") == "xsilu":
+                strength = row["mean"]
+                alpha = (1 + 2 * strength) / (1 + strength)
+            elif options.get("gate") == "sigmoid" and options.get("form", "pointwise") == "pointwise":
+                alpha = row["mean"]
+                strength = (alpha - 1) / (2 - alpha)
+            else:
+                continue
+            between = f"{mirrored(alpha):.2f}" if not 0 <= alpha <= 2 else ""
+            numbers = (f"{alpha:.2f}", f"{strength:.2f}", f"{2 - alpha:.2f}", between)
+            out.append((folder.name, row["arm"], str(row["layer"]), *numbers))
+    return out
+
+
 def tables() -> dict[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the rows of each table by its heading."""
     return {
@@ -59,6 +90,9 @@ def tables() -> dict[tuple[str, ...], list[tuple[str, ...]]]:
         ("unit", "formula", "alpha", "source"): [
             (f"`{name}`", formula(row.formula), learned(row), row.paper) for name, row in COMPETITORS.items()
         ],
+        ("study", "arm", "layer", "alpha of paGLU", "`a` of xSiLU", "factor `2 - alpha`", "mirrored alpha"): (
+            read_as_both()
+        ),
     }
 
 

@@ -120,6 +120,37 @@ def test_expanded_widens_the_range_of_the_gate() -> None:
     assert ends.tolist() == pytest.approx([-700 * -0.3, 700 * 1.3])
 
 
+EXPANSIONS = [-3.0, -1.424, -0.5, 0.0, 0.25, 0.5, 0.99, 1.0, 1.3, 1.732, 1.9, 1.999, 2.001, 2.5, 4.0]
+
+
+@pytest.mark.parametrize("alpha", EXPANSIONS)
+def test_paglu_is_xsilu_up_to_a_factor(alpha: float) -> None:
+    x = torch.cat([sample(500), torch.linspace(-60, 60, 1201, dtype=torch.float64)]).requires_grad_()
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    strength, factor = (alpha - 1) / (2 - alpha), 2 - alpha
+    for kind in (float, lambda value: torch.tensor(value, dtype=torch.float64)):
+        paglu, xsilu = pointwise(x, kind(alpha)), factor * expanded(x, kind(strength))
+        torch.testing.assert_close(paglu, xsilu, **close)
+        slopes = [torch.autograd.grad(unit.sum(), x, retain_graph=True)[0] for unit in (paglu, xsilu)]
+        torch.testing.assert_close(*slopes, **close)
+    formula = (alpha / (1 + torch.exp(-x)) + 1 - alpha) * x
+    torch.testing.assert_close(pointwise(x, alpha), formula, **close)
+    if alpha not in (0.0, 1.0):  # the mirror image, and a factor that is wrong
+        mirrored = (alpha - 1) * pointwise(x, alpha / (alpha - 1))
+        torch.testing.assert_close(pointwise(-x, alpha), mirrored, **close)
+        assert (pointwise(x, alpha) - alpha * expanded(x, strength)).abs().max() > 0.01
+
+
+def test_at_alpha_two_paglu_is_even_and_no_xsilu() -> None:
+    x = torch.linspace(-60, 60, 1201, dtype=torch.float64)
+    even = x * torch.tanh(x / 2)
+    torch.testing.assert_close(pointwise(x, 2.0), even, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pointwise(-x, 2.0), pointwise(x, 2.0), rtol=1e-12, atol=1e-12)
+    for strength in (10.0, 1e3, 1e5):  # xSiLU gets there with a growing strength and a shrinking factor
+        alpha = (1 + 2 * strength) / (1 + strength)
+        assert ((2 - alpha) * expanded(x, strength) - even).abs().max() == pytest.approx(60 / (1 + strength), rel=0.01)
+
+
 def test_the_step_gate_is_a_leaky_relu_of_slope_one_minus_alpha() -> None:
     x = sample(500)
     torch.testing.assert_close(pointwise(x, 0.75, "step"), F.leaky_relu(x, 0.25), rtol=1e-12, atol=1e-12)
