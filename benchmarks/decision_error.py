@@ -25,10 +25,11 @@ import pandas as pd
 from scipy import stats
 from simulation import expected
 from simulation.page import markdown, percent, write
-from simulation.world import CONFIRM, SCENARIOS, STUDY, TEST_GAP, TREATMENTS, Scenario, World
+from simulation.world import SCENARIOS, TEST_GAP, TREATMENTS, Scenario, World
 
 from analysis.io.assemble import assemble
 from analysis.io.write import write_whole
+from analysis.stats.multiplicity import adjust
 from analysis.stats.sequential import RULES
 from analysis.verdict import decide as verdicts
 from analysis.verdict.kinds import Result, Verdict
@@ -57,9 +58,7 @@ def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
 
     `expected`: the chance of an error given the learning rates it chose, where nothing differs and seeds are fixed.
     """
-    study = parse(
-        STUDY.replace("CHOICE", scenario.choice).replace("CONFIRM", CONFIRM[scenario.rule]), Path("simulated.yaml")
-    )
+    study = parse(scenario.study, Path("simulated.yaml"))
     rows = []
     for seed in seeds:
         world = World(scenario, list(study.arms), seed)
@@ -78,8 +77,8 @@ def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
         usual = world.usual_practice(list(study.arms), tuned)
         row = {"arms": each, "seeds": seeds_used, "capped": stages.grid_capped, "usual": usual, "tuned": tuned}
         if scenario.null and scenario.rule == "fixed" and scenario.floor_gap:
-            rates = {arm: config["lr"] for arm, config in stages.chosen.items()}
-            row["expected"] = expected.error(world, rates, seeds_used, study.confirm.level, seed)
+            chance = expected.error(world, stages.chosen, seeds_used, study.confirm.level, seed)
+            row["expected"] = _errs(row, scenario) if chance is None else chance
         rows.append(row)
     return rows
 
@@ -138,12 +137,20 @@ def _mean(values: list[float]) -> dict[str, float | int | None] | None:
     return {"of": len(values), "share": mean, "low": mean - half, "high": mean + half}
 
 
+def _errs(row: dict[str, Any], scenario: Scenario) -> bool:
+    """Return whether a study called an equal arm better or worse."""
+    equal = [arm for arm in TREATMENTS if not scenario.gaps.get(arm)]
+    return any(row["arms"][arm]["verdict"] in ("better", "worse") for arm in equal)
+
+
 def summarise(scenario: Scenario, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Shares of the studies, or of the comparisons, of one scenario."""
     words = [[row["arms"][arm]["verdict"] for arm in TREATMENTS] for row in rows]
     equal = [arm for arm in TREATMENTS if not scenario.gaps.get(arm)]
-    false = [any(row["arms"][arm]["verdict"] in ("better", "worse") for arm in equal) for row in rows]
+    false = [_errs(row, scenario) for row in rows]
     usual = [any(row["usual"][arm] <= 0.05 for arm in equal) for row in rows]
+    holm = [dict(zip(row["usual"], adjust(list(row["usual"].values()), "holm"), strict=True)) for row in rows]
+    usual_holm = [any(p[arm] <= 0.05 for arm in equal) for p in holm]
     covers = [row["arms"][arm]["covers"] for row in rows for arm in TREATMENTS]
     power, wrong, by_usual = {}, 0, {}
     for arm, gap in scenario.gaps.items():
@@ -158,6 +165,7 @@ def summarise(scenario: Scenario, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "family_error": _share(sum(false), len(rows)) if equal else None,
         "family_error_expected": _mean([row["expected"] for row in rows if "expected" in row]),
         "family_error_usual": _share(sum(usual), len(rows)) if equal else None,
+        "family_error_usual_holm": _share(sum(usual_holm), len(rows)) if equal else None,
         "power": power,
         "power_usual": by_usual,
         "wrong_direction": _share(wrong, len(rows) * len(scenario.gaps)) if scenario.gaps else None,

@@ -69,11 +69,86 @@ def test_the_world_is_what_its_scenario_says():
     assert simulated.curve("first", 3.0, 0.25) > simulated.curve("first", 3.0, 0.75) > 3.0
 
 
-def test_the_drawn_confirm_stages_decide_as_the_verdict_does():
-    study = decision_error.parse(
-        world.STUDY.replace("CHOICE", "fit").replace("CONFIRM", world.CONFIRM["fixed"]), Path("simulated.yaml")
+def test_noise_has_the_moments_that_its_kind_says():
+    rng = np.random.default_rng(1)
+    wanted = {"normal": 0.0, "skewed": 2.0}  # skewness of an exponential: 2
+    for kind, skewness in wanted.items():
+        drawn = world.noise(kind, rng, (400_000,))
+        assert (drawn.mean(), drawn.std()) == (pytest.approx(0, abs=0.01), pytest.approx(1, abs=0.01))
+        assert stats.skew(drawn) == pytest.approx(skewness, abs=0.06)
+    drawn = world.spikes(0.1, rng, (400_000,))
+    assert (drawn > 0).mean() == pytest.approx(0.1, abs=0.003)
+    assert drawn.mean() == pytest.approx(0, abs=3e-4)
+    assert np.unique(drawn) == pytest.approx([-0.01, 0.09])
+
+
+def test_only_the_spiked_arm_has_spikes_and_its_mean_is_the_others():
+    simulated = world.World(world.Scenario("x", spikes={"second": 0.1}, shared_sd=0.0), ["baseline", "second"], 3)
+    at = {arm: math.exp(simulated.optimum[arm]) for arm in simulated.optimum}
+    losses = {arm: np.array([simulated.trial(arm, at[arm], 1) for _ in range(20_000)]) for arm in at}
+    assert losses["second"].mean() == pytest.approx(losses["baseline"].mean(), abs=4 * 0.03 / 20_000**0.5)
+    apart = {arm: float((values > world.LOSS + 0.05).mean()) for arm, values in losses.items()}
+    assert apart == {"baseline": 0.0, "second": pytest.approx(0.1, abs=0.01)}
+    assert losses["baseline"].std() == pytest.approx(0.006, rel=0.03)
+
+
+def test_a_rate_diverges_from_the_stated_multiple_of_the_optimum_on():
+    edge = next(scenario for scenario in world.EDGES if "2.7" in scenario.name)
+    simulated = world.World(edge, ["baseline"], 3)
+    at = math.exp(simulated.optimum["baseline"])
+    shares = {
+        factor: np.mean([math.isinf(simulated.trial("baseline", factor * at, 1)) for _ in range(500)])
+        for factor in (1.0, 2.2, 2.7, 3.3)
+    }
+    assert shares == {1.0: 0.0, 2.2: 0.0, 2.7: pytest.approx(0.5, abs=0.08), 3.3: 1.0}
+
+
+def test_further_nuisances_add_their_bowls_and_their_interaction():
+    further = {"weight_decay": 0.02, "clip": 0.01}
+    plain, joined = (
+        world.World(world.Scenario("x", further=further, interaction=r), ["baseline", "first"], 3) for r in (0.0, 0.6)
     )
+    assert plain.optimum == joined.optimum == world.World(world.Scenario("x"), ["baseline", "first"], 3).optimum
+    assert plain.further == joined.further
+    assert plain.further["baseline"] == plain.further["first"]  # the same optimum in all arms
+    for name, at in plain.further["baseline"].items():
+        assert world.RANGES[name][0] < math.exp(at) < world.RANGES[name][1]
+    z = {"lr": 0.5, "weight_decay": -0.8, "clip": 1.2}
+    lr = math.exp(plain.optimum["first"] + z["lr"])
+    config = {name: math.exp(at + z[name]) for name, at in plain.further["first"].items()}
+    bowls = 0.06 * 0.25 * (1 + 0.2 * math.tanh(0.5)) + 0.02 * 0.64 + 0.01 * 1.44
+    assert plain.excess("first", lr, config) == pytest.approx(bowls)
+    curvature = np.diag([0.06, 0.02, 0.01])
+    correlation = np.array([[1, 0.6, 0.6], [0.6, 1, 0.6], [0.6, 0.6, 1]])
+    form = np.sqrt(curvature) @ correlation @ np.sqrt(curvature)
+    assert np.linalg.eigvalsh(form).min() > 0  # a bowl in every direction
+    v = np.array(list(z.values()))
+    lopsided = 0.06 * 0.25 * 0.2 * math.tanh(0.5)
+    assert joined.excess("first", lr, config) == pytest.approx(v @ form @ v + lopsided)
+    study = decision_error.parse(plain.scenario.study, Path("simulated.yaml"))
+    assert list(study.nuisance) == ["lr", "weight_decay", "clip"]
+
+
+def test_the_chance_of_an_error_with_spikes_is_that_of_studies_that_saw_none():
+    # without a spike in 8 runs (43% of studies), the arm lies one tenth of the height below the others
+    height = 10.0
+    spiked = world.World(world.Scenario("x", spikes={"first": height}), ["baseline", "first"], 5)
+    at = {arm: math.exp(spiked.optimum[arm]) for arm in spiked.optimum}
+    chance = expected.error(spiked, at, 8, 0.05, 1, draws=20_000)
+    assert chance == pytest.approx(0.9**8, abs=0.01)
+
+
+def test_a_rate_near_divergence_has_no_chance_and_its_study_counts_by_its_verdict():
+    edge = next(scenario for scenario in world.EDGES if "twice" in scenario.name)
+    near = world.World(edge, ["baseline", "first"], 5)
+    at = {arm: math.exp(near.optimum[arm]) for arm in near.optimum}
+    assert expected.error(near, at, 8, 0.05, 1) == pytest.approx(0.05, abs=0.03)
+    assert expected.error(near, at | {"first": at["first"] * 1.9}, 8, 0.05, 1) is None
+
+
+def test_the_drawn_confirm_stages_decide_as_the_verdict_does():
     scenario = world.Scenario("x", gaps=world.EFFECT)
+    study = decision_error.parse(scenario.study, Path("simulated.yaml"))
     seen = set()
     for seed in range(6):
         result, _, _ = decision_error.decide(study, world.World(scenario, list(study.arms), seed))
@@ -132,6 +207,18 @@ def test_an_interrupted_run_goes_on_from_what_it_kept(tmp_path, monkeypatch):
     assert decision_error.summarise(scenario, again) == decision_error.summarise(scenario, first)
     with pytest.raises(ValueError, match="is of another scenario of that name; use an empty folder"):
         decision_error._part(world.Scenario("one / two", sd=0.1), range(3, 5), tmp_path)
+
+
+def test_the_usual_practice_is_also_shown_with_holms_correction():
+    scenario = world.Scenario("x")
+    arms = {arm: {"verdict": "undecided", "covers": True} for arm in TREATMENTS}
+    found = [(0.01, 0.3, 0.04), (0.02, 0.5, 0.9), (0.06, 0.5, 0.9), (0.016, 0.9, 0.9)]
+    rows = [
+        {"arms": arms, "seeds": 8, "capped": False, "usual": dict(zip(TREATMENTS, p, strict=True)), "tuned": 12}
+        for p in found
+    ]
+    summary = decision_error.summarise(scenario, rows)
+    assert (summary["family_error_usual"]["hits"], summary["family_error_usual_holm"]["hits"]) == (3, 2)
 
 
 def test_a_share_has_wilsons_interval():

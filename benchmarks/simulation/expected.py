@@ -6,10 +6,11 @@ from the known losses. Its mean over studies is the same error rate, with a tent
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import special
-from simulation.world import TEST_NOISE, TREATMENTS, World, noise
+from simulation.world import TEST_NOISE, TREATMENTS, World, noise, spikes
 
 DRAWS = 400  # confirm stages per study
 
@@ -30,16 +31,36 @@ def rejects(differences: np.ndarray, level: float) -> np.ndarray:
     return out
 
 
-def error(world: World, rates: dict[str, float], seeds: int, level: float, seed: int, draws: int = DRAWS) -> float:
+def error(
+    world: World,
+    chosen: Mapping[str, float | Mapping[str, float]],
+    seeds: int,
+    level: float,
+    seed: int,
+    draws: int = DRAWS,
+) -> float | None:
     """Return the share of drawn confirm stages in which an equal treatment is called different.
 
-    `rates` has the chosen learning rates.
+    Return None if a chosen learning rate may diverge, because no diverged run is drawn.
+
+    Args:
+        world: The world.
+        chosen: The chosen learning rate of each arm, or its configuration.
+        seeds: Number of confirm seeds.
+        level: Level of the family.
+        seed: Seed of the drawn stages.
+        draws: Number of drawn stages.
     """
     rng, s = np.random.default_rng([seed, 11]), world.scenario
-    arms = ["baseline", *(arm for arm in rates if arm != "baseline")]
+    arms = ["baseline", *(arm for arm in chosen if arm != "baseline")]
+    configs = {arm: {"lr": at} if isinstance(at, float) else at for arm, at in chosen.items()}
+    if any(math.log(configs[arm]["lr"]) - world.optimum[arm] > s.diverges - 4 * s.ragged for arm in arms):
+        return None
     own = noise(s.noise, rng, (draws, len(arms), seeds)) + TEST_NOISE * noise(s.noise, rng, (draws, len(arms), seeds))
     sd = np.array([s.sd * s.noisier.get(arm, 1.0) for arm in arms])
-    loss = np.array([world.best(arm) + world.excess(arm, rates[arm]) for arm in arms])
+    loss = np.array([world.best(arm) + world.excess(arm, configs[arm]["lr"], configs[arm]) for arm in arms])
     runs = loss[:, None] + sd[:, None] * own
-    equal = [arms[1:].index(arm) for arm in TREATMENTS if arm in rates and not s.gaps.get(arm)]
+    for arm, height in s.spikes.items():
+        runs[:, arms.index(arm)] += spikes(height, rng, (draws, seeds))
+    equal = [arms[1:].index(arm) for arm in TREATMENTS if arm in chosen and not s.gaps.get(arm)]
     return float(rejects(runs[:, :1] - runs[:, 1:], level)[:, equal].any(1).mean())

@@ -1,6 +1,7 @@
 """Trials of simulated studies with known true losses."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,23 +14,25 @@ STUDY = """
 question: Does an arm beat the baseline?
 model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
 fixed: {tokens: 4096, batch_tokens: 64, eval_every: 16}
-nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
+nuisance: {NUISANCE}
 arms:
   baseline: {baseline: true}
   floor: {gate: sigmoid, alpha: 0.0, floor: true}
   first: {gate: sigmoid, alpha: 0.5}
   second: {gate: sigmoid, alpha: {learnable: {init: 0.5}}}
   searched: {gate: sigmoid, alpha: {search: {uniform: [0.0, 2.0]}}}
-search: {trials_per_arm: 6}
+search: {trials_per_arm: TRIALS}
 calibrate: {points: 3, seeds: 2, choice: CHOICE}
 confirm: CONFIRM
 """
+RANGES = {"lr": (1e-4, 1e-2), "weight_decay": (1e-2, 1.0), "clip": (0.1, 10.0)}  # nuisances that a scenario may have
 CONFIRM = {rule: f"{{rule: {rule}}}" for rule in ("obrien-fleming", "e-process")} | {"fixed": "{seeds: 8}"}
 TREATMENTS = ("first", "second", "searched")
 LOSS = 3.3  # nats, of the baseline at its optimum
 TEST_GAP = 0.02  # nats from validation to test loss
 TEST_NOISE = 0.2  # as a share of the noise that is a run's own
 USUAL_SEEDS = 5
+SPIKED = 0.1  # share of the runs of a spiked arm that have a spike
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Scenario:
     gaps: dict[str, float] = field(default_factory=dict)  # of an arm's best loss to the baseline's
     curvature: float = 0.06  # loss = best + curvature * (log rate - optimum)^2, steeper above than below
     optima_apart: float = 0.0  # each arm's optimum is uniform within this distance of the common one
-    noise: str = "normal"  # or heavy: Student's t with 3 degrees of freedom, scaled to the same sd
+    # normal; heavy: Student's t with 3 degrees of freedom; skewed: exponential, of skewness 2. All of one sd
+    noise: str = "normal"
     sd: float = 0.006  # of a run's own noise, on top of the part its seed shares
     noisier: dict[str, float] = field(default_factory=dict)  # factor of sd by arm
     shared_sd: float = 0.012  # of the noise that all runs of one seed share
@@ -48,11 +52,28 @@ class Scenario:
     choice: str = "fit"
     rule: str = "fixed"
     studies: float = 1.0  # share of the requested number of studies
+    further: dict[str, float] = field(default_factory=dict)  # curvature of each further nuisance, as that of lr
+    interaction: float = 0.0  # correlation of any two nuisances in the bowl: 2 r sqrt(c1 c2) z1 z2 is added
+    trials: int = 6  # search trials per arm
+    diverges: float = 2.0  # distance above the optimum from which a rate diverges
+    ragged: float = 0.2  # standard deviation of that distance from run to run
+    spikes: dict[str, float] = field(default_factory=dict)  # height of the spikes of an arm, whose mean stays
 
     @property
     def null(self) -> bool:
         """True if no treatment differs from the baseline."""
         return not any(self.gaps.values())
+
+    @property
+    def study(self) -> str:
+        """Study file of the scenario."""
+        ranges = {name: RANGES[name] for name in ("lr", *self.further)}
+        nuisance = ", ".join(f"{name}: {{loguniform: [{low}, {high}]}}" for name, (low, high) in ranges.items())
+        parts = {"NUISANCE": nuisance, "TRIALS": str(self.trials), "CHOICE": self.choice}
+        text = STUDY
+        for part, value in {**parts, "CONFIRM": CONFIRM[self.rule]}.items():
+            text = text.replace(part, value)
+        return text
 
 
 EFFECT = {"first": -0.010, "second": -0.020, "searched": 0.020}
@@ -81,13 +102,42 @@ EFFECTS = [
     Scenario("true differences, O'Brien-Fleming", gaps=EFFECT, rule="obrien-fleming", studies=0.2),
     Scenario("true differences, e-process", gaps=EFFECT, rule="e-process", studies=0.15),
 ]
+SEVERAL = [
+    Scenario(f"two nuisances, the second {kind}", further={"weight_decay": curvature}, studies=0.1)
+    for kind, curvature in (("flat", 0.005), ("clear", 0.02), ("steep", 0.06))
+] + [
+    Scenario("two nuisances that interact", further={"weight_decay": 0.02}, interaction=0.6, studies=0.1),
+    Scenario("two nuisances, 16 search trials", further={"weight_decay": 0.02}, trials=16, studies=0.1),
+    Scenario("three nuisances", further={"weight_decay": 0.02, "clip": 0.02}, studies=0.1),
+    Scenario(
+        "three nuisances that interact", further={"weight_decay": 0.02, "clip": 0.02}, interaction=0.6, studies=0.1
+    ),
+]
+EDGES = [
+    Scenario("divergence from twice the optimum on", diverges=math.log(2.0), ragged=0.05, studies=0.1),
+    Scenario("divergence from 2.7 times the optimum on", diverges=math.log(2.7), ragged=0.05, studies=0.1),
+    Scenario("optima up to 4 times apart", optima_apart=math.log(4) / 2, studies=0.1),
+    Scenario("optima up to 13 times apart", optima_apart=math.log(13) / 2, studies=0.1),
+]
+ODD = [
+    Scenario("skewed noise", noise="skewed", studies=0.1),
+    Scenario("skewed noise, one arm 4 times", noise="skewed", noisier={"second": 4.0}, studies=0.1),
+    Scenario("spikes in one arm (10% of runs)", spikes={"second": 0.1}, studies=0.1),
+]
 BLIND = [Scenario("the floor does not lose", floor_gap=0.0, studies=0.1)]
-SCENARIOS = [*NULLS, *SEQUENTIAL, *GRID, *BLIND, *EFFECTS]
+SCENARIOS = [*NULLS, *SEVERAL, *EDGES, *ODD, *SEQUENTIAL, *GRID, *BLIND, *EFFECTS]
 
 
 def noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:
-    """Draw noise of mean 0 and standard deviation 1: normal, or Student's t with 3 degrees of freedom."""
+    """Draw noise of mean 0 and standard deviation 1, of the kinds that `Scenario.noise` names."""
+    if kind == "skewed":
+        return rng.standard_exponential(shape) - 1.0
     return rng.standard_normal(shape) if kind == "normal" else rng.standard_t(3, shape) / math.sqrt(3)
+
+
+def spikes(height: float, rng: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:
+    """Draw spikes: `height` in a share `SPIKED` of the runs, less their mean."""
+    return height * ((rng.random(shape) < SPIKED) - SPIKED)
 
 
 class World:
@@ -99,6 +149,9 @@ class World:
         apart = scenario.optima_apart
         self.optimum = {arm: centre + self._rng.uniform(-apart, apart) for arm in arms}
         self.slowness = {arm: self._rng.uniform(3, 6) for arm in arms}  # how fast a curve falls: slow starters
+        rng = np.random.default_rng([seed, 13])  # of its own, so that a further nuisance changes nothing else
+        middle = {name: math.log(math.prod(RANGES[name])) / 2 + rng.uniform(-1, 1) for name in scenario.further}
+        self.further = {arm: {name: at + rng.uniform(-apart, apart) for name, at in middle.items()} for arm in arms}
         self._shared: dict[int, float] = {}
         self._ends: dict[str, float] = {}  # last validation loss by cell
 
@@ -107,18 +160,33 @@ class World:
         gap = self.scenario.floor_gap if arm == "floor" else self.scenario.gaps.get(arm, 0.0)
         return LOSS + gap
 
-    def trial(self, arm: str, lr: float, seed: int) -> float:
-        """Return the last validation loss of a run; infinite if it diverged."""
-        z = math.log(lr) - self.optimum[arm]
-        if z > 2.0 + 0.2 * self._rng.standard_normal():
-            return math.inf
-        shared = self._shared.setdefault(seed, self.scenario.shared_sd * self._rng.standard_normal())
-        return self.best(arm) + self.excess(arm, lr) + shared + self.own_noise(arm)
+    def trial(self, arm: str, lr: float, seed: int, further: Mapping[str, float] | None = None) -> float:
+        """Return the last validation loss of a run; infinite if it diverged.
 
-    def excess(self, arm: str, lr: float) -> float:
-        """Return the excess of a learning rate's loss over the arm's optimum, without noise, in nats."""
-        z = math.log(lr) - self.optimum[arm]
-        return self.scenario.curvature * z * z * (1 + 0.2 * math.tanh(z))
+        Args:
+            arm: Name of the arm.
+            lr: Learning rate.
+            seed: Seed of the run.
+            further: Values of the further nuisances; None if the scenario has none.
+        """
+        z, s = math.log(lr) - self.optimum[arm], self.scenario
+        if z > s.diverges + s.ragged * self._rng.standard_normal():
+            return math.inf
+        shared = self._shared.setdefault(seed, s.shared_sd * self._rng.standard_normal())
+        spike = float(spikes(s.spikes[arm], self._rng)) if arm in s.spikes else 0.0
+        return self.best(arm) + self.excess(arm, lr, further) + shared + self.own_noise(arm) + spike
+
+    def excess(self, arm: str, lr: float, further: Mapping[str, float] | None = None) -> float:
+        """Return the excess of a configuration's loss over the arm's optimum, without noise, in nats."""
+        z, s = math.log(lr) - self.optimum[arm], self.scenario
+        out = s.curvature * z * z * (1 + 0.2 * math.tanh(z))
+        seen = [(s.curvature, z)]
+        for name, curvature in s.further.items():
+            other = math.log((further or {})[name]) - self.further[arm][name]
+            out += curvature * other * other
+            out += sum(2 * s.interaction * math.sqrt(c * curvature) * each * other for c, each in seen)
+            seen.append((curvature, other))
+        return out
 
     def own_noise(self, arm: str) -> float:
         """Draw the noise that a run does not share with the other runs of its seed."""
@@ -136,7 +204,7 @@ class World:
     def loss(self, cell: Cell, share: float) -> float:
         """Return the validation loss of a cell at a share of its budget, as `tune.subject.known.Known` calls it."""
         if cell.key not in self._ends:
-            self._ends[cell.key] = self.trial(cell.arm, cell.config["lr"], cell.seed)
+            self._ends[cell.key] = self.trial(cell.arm, cell.config["lr"], cell.seed, cell.config)
         end = self._ends[cell.key]
         curved = cell.stage == "search" and share < 1 and math.isfinite(end)
         return self.curve(cell.arm, end, share) if curved else end
@@ -152,9 +220,13 @@ class World:
         """
         runs: dict[str, list[float]] = {}
         for i, arm in enumerate(arms):
-            rates = np.exp(self._rng.uniform(math.log(1e-4), math.log(1e-2), trials))
-            found = [(self.trial(arm, float(rate), 1), float(rate)) for rate in rates]
-            runs[arm] = [self.trial(arm, min(found)[1], 10_000 + 100 * i + k) for k in range(USUAL_SEEDS)]
+            drawn = {
+                name: np.exp(self._rng.uniform(*np.log(RANGES[name]), trials))
+                for name in ("lr", *self.scenario.further)
+            }
+            configs = [{name: float(values[k]) for name, values in drawn.items()} for k in range(trials)]
+            best = configs[int(np.argmin([self.trial(arm, config["lr"], 1, config) for config in configs]))]
+            runs[arm] = [self.trial(arm, best["lr"], 10_000 + 100 * i + k, best) for k in range(USUAL_SEEDS)]
         out = {}
         for arm in TREATMENTS:
             finite = all(np.isfinite(runs[arm] + runs["baseline"]))
