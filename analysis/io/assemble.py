@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.io.files import TableError
 from analysis.io.names import STAGES
 from analysis.io.trials import confirm_rows, last_step, normalise, numeric_columns, to_numbers
-from analysis.stats.sequential import RULES, plan
+from analysis.stats.sequential import MOST_RESERVE, RULES, plan
 
 CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
 METRICS = ("test_nll", "val_nll")  # the default is the first one that the table has
@@ -95,9 +95,33 @@ class Study:
         return () if self.rule == "fixed" else plan(self.rule, cap)
 
     @property
+    def reserve(self) -> float:
+        """Share of the level that the fixed rule keeps for seeds that are added later."""
+        return float((self.settings.get("confirm") or {}).get("reserve") or 0.0)
+
+    @property
+    def made(self) -> tuple[int, ...]:
+        """Numbers of seeds at the looks of any rule. The fixed rule looks at its planned seeds, then at each extension.
+
+        A table from elsewhere has none, because nobody knows how its seeds came about.
+        """
+        if self.table is not None or self.rule != "fixed":
+            return self.looks
+        if "look" in self.trials.columns:
+            return tuple(sorted({int(n) for n in self.trials["look"].dropna()}))
+        planned = (self.settings.get("confirm") or {}).get("seeds")
+        return (int(planned or confirm_rows(self.trials)["seed"].nunique()),)
+
+    @property
+    def races(self) -> bool:
+        """True if an arm that is decided at a look trains no further, so that arms may have different seeds."""
+        several = self.table is None and (self.rule != "fixed" or len(self.made) > 1)
+        return several and (self.settings.get("confirm") or {}).get("racing") is not False
+
+    @property
     def added(self) -> list[str]:
         """Arms that joined the study after the configurations of the other arms had been chosen."""
-        if self.folder is None or "added" not in self.trials.columns:
+        if self.table is not None or "added" not in self.trials.columns:
             return []
         later = set(self.trials.loc[self.trials["added"] == True, "arm"])  # noqa: E712 (the column may hold null)
         return [arm for arm in self.arms if arm in later]
@@ -170,6 +194,8 @@ def assemble(
         raise TableError(f"{source}: {study.floor!r} is both baseline and floor; allowed: two different arms")
     margin_in_nats(study.margin, 1.0, source, study.unit)
     _choice(source, "rule", study.rule, RULES)
+    if not 0 <= study.reserve <= MOST_RESERVE:
+        raise TableError(f"{source}: reserve {study.reserve:g}; allowed: 0 to {MOST_RESERVE}")
     study = replace(study, trials=last_step(source, study.trials, study.metric))
     _check_confirm(source, study)
     return study

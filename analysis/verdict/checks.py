@@ -7,8 +7,7 @@ import numpy as np
 from analysis.io.assemble import Study
 from analysis.io.space import search_trials
 from analysis.io.trials import confirm_rows
-from analysis.stats.pairs import differences
-from analysis.stats.sequential import undecided
+from analysis.verdict import looks
 from analysis.verdict.kinds import Comparison, Sensitivity
 
 STRONG_GAP = 3.0  # percent by which the floor must lose before the order of the arms can be trusted
@@ -75,21 +74,16 @@ def unfinished(study: Study) -> str:
         short = [arm for arm in arms if counts.get(arm, 0) < asked[arm]]
         return f"search: {short[0]} has {counts.get(short[0], 0)} of {asked[short[0]]} trials" if short else ""
     seeds = confirm_rows(study.trials).groupby("arm")["seed"].nunique()
-    fewest = min(arms, key=lambda arm: seeds.get(arm, 0))
-    n, planned = int(seeds.get(fewest, 0)), study.looks[-1] if study.looks else confirm.get("seeds")
-    if not planned or n >= planned or _stopped(study, n):
+    ended, there = {arm: int(seeds.get(arm, 0)) for arm in arms}, looks.reached(study)
+    planned = study.looks or ((int(confirm["seeds"]),) if confirm.get("seeds") else ())
+    if not planned:
         return ""
-    return f"confirm: {fewest} has {n} of {planned} seeds"
-
-
-def _stopped(study: Study, n: int) -> bool:
-    """Return whether the sequential rule stopped at its look at `n` seeds because every arm was decided."""
-    if n not in study.looks:
-        return False
-    losses = study.losses()
-    pairs = {
-        arm: differences(losses[study.baseline].to_numpy(float), losses[arm].to_numpy(float))
-        for arm in study.arms
-        if arm != study.baseline
-    }
-    return not undecided(pairs, study.rule, study.looks, study.level, study.correction)
+    every = tuple(sorted({*study.made, *planned}))
+    to_come = looks.to_come(study, every)
+    lacking = [arm for arm in arms if ended[arm] < there[arm] or there[arm] < min(every) or arm in to_come]
+    if study.looks:  # an arm that was stopped in the middle between two looks
+        lacking += [arm for arm in arms if there[arm] not in every and there[arm] < every[-1]]
+    if not lacking:
+        return ""
+    fewest = min(lacking, key=lambda arm: ended[arm])
+    return f"confirm: {fewest} has {ended[fewest]} of {planned[-1]} seeds"

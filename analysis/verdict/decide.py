@@ -22,9 +22,9 @@ from analysis.io.assemble import Study, margin_in_nats
 from analysis.io.files import TableError
 from analysis.io.space import chosen_values
 from analysis.io.text import chosen_line
-from analysis.stats import estimates, multiplicity, power, sequential
-from analysis.stats.pairs import Pairs, pair
-from analysis.verdict import elsewhere, words
+from analysis.stats import estimates, multiplicity, power
+from analysis.stats.pairs import Pairs
+from analysis.verdict import elsewhere, looks, words
 from analysis.verdict.checks import assay, edge_hits, unfinished
 from analysis.verdict.comparison import measure
 from analysis.verdict.exits import add_require_verdict, end
@@ -66,7 +66,7 @@ def _decide_family(studies: Sequence[Study]) -> list[Result]:
 def _measured(study: Study) -> _Part:
     losses = study.losses()
     treatments = [arm for arm in study.arms if arm != study.baseline]
-    paired = {arm: pair(losses, study.baseline, arm) for arm in treatments}
+    paired = {arm: looks.paired(study, losses, study.baseline, arm) for arm in treatments}
     baseline_losses = losses[study.baseline].to_numpy(float)
     margin = _margin(study, study.sign * baseline_losses[np.isfinite(baseline_losses)])
     rows = [measure(arm, study.baseline, paired[arm], study.level, margin, study.sign) for arm in treatments]
@@ -75,8 +75,9 @@ def _measured(study: Study) -> _Part:
     hits = edge_hits(study)
     for row in rows if not study.confirms else []:
         row.kind, row.refusal = Verdict.NOT_TESTABLE, Refusal.NO_CONFIRM_STAGE
+    margins = looks.margins_at_looks(study, losses) if looks.several(study) else []
     for row in rows:
-        _look(row, paired[row.arm], losses, study)
+        looks.look(row, paired[row.arm], losses, study, margins)
         row.at_edge = [arm for arm in (study.baseline, row.arm) if arm in hits]
     return _Part(study, losses, paired, margin, rows)
 
@@ -139,24 +140,6 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def _look(row: Comparison, pairs: Pairs, losses: pd.DataFrame, study: Study) -> None:
-    # a sequential rule decides by its own p; the level of its interval is the p at which this look would stop
-    if study.rule == "fixed":
-        return
-    by_seed = dict(zip(pairs.seeds, pairs.differences, strict=True))
-    d = [by_seed.get(int(seed), np.nan) for seed in losses.index]
-    row.path = sequential.path(d, study.rule, study.looks, study.level)
-    if row.refused:
-        return
-    row.p_anytime = row.p_deciding = row.path[-1]["p_anytime"] if row.path else 1.0
-    stops_at = row.path[-1]["stops_at"] if row.path else 0.0
-    interval = None
-    if stops_at > 0 and row.p_t is not None:
-        b, a = pairs.baseline[pairs.complete], pairs.arm[pairs.complete]
-        interval = estimates.fieller(b, a, stops_at)
-    row.improvement_low, row.improvement_high = interval or (None, None)
-
-
 def _adjust(rows: Sequence[Comparison], study: Study) -> None:
     # the family is every arm of the study; an arm that cannot be tested enters with p = 1
     p = [1.0 if row.p_deciding is None else row.p_deciding for row in rows]
@@ -171,9 +154,7 @@ def _adjust(rows: Sequence[Comparison], study: Study) -> None:
 def _decide(row: Comparison, study: Study) -> None:
     notes: list[str] = []
     p, worst = row.p_adjusted, row.p_worst_rank is not None
-    # equivalence is tested only at the last look: a test at each look would err more often than its level
-    last_look = not study.looks or (bool(row.path) and row.path[-1]["n"] == study.looks[-1])
-    equivalent = last_look and row.p_tost is not None and row.p_tost <= study.level
+    equivalent = row.p_no_difference is not None and row.p_no_difference <= study.level
     if row.refused:
         notes.append(words.why_refused(row))
     elif p is not None and p <= study.level:
@@ -184,16 +165,17 @@ def _decide(row: Comparison, study: Study) -> None:
         )
         if equivalent:
             notes.append(f"yet the difference is smaller than the margin of {study.margin}")
-    elif not worst and equivalent:
+    elif equivalent:
         row.kind = Verdict.NO_DIFFERENCE
         notes.append(
-            f"TOST p = {row.p_tost:.3g} <= {study.level:g} at that margin over n = {row.n} {words.samples(study)}"
+            f"TOST p = {row.p_no_difference:.3g} <= {study.level:g} at that margin over n = {row.n} "
+            f"{words.samples(study)}"
         )
     else:
         row.kind, row.seeds_needed = Verdict.UNDECIDED, _total_seeds(row, study)
         notes.append(
             f"adjusted p = {p:.3g} ({study.correction}) > {study.level:g}"
-            + ("" if row.p_tost is None or worst else f", TOST p = {row.p_tost:.3g} > {study.level:g}")
+            + ("" if row.p_no_difference is None else f", TOST p = {row.p_no_difference:.3g} > {study.level:g}")
         )
     row.verdict = words.sentence(row, study)
     row.why = "; ".join([*notes, *words.caveats(row, study)])

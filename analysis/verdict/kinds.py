@@ -71,7 +71,7 @@ class Comparison:
     `verdict` states `kind` as a sentence, and `why` gives its reasons. `differences` holds the baseline's loss minus
     the arm's for each of `seeds`. `level_of_this_step` is the level of the arm's own step in the correction.
     `seeds_needed` is the total number of seeds that would decide an undecided arm if the effect seen is the true one.
-    `path` has one entry per look of a sequential rule.
+    `path` has one entry per look, if there may be several. `p_no_difference` is the p of TOST over all looks.
     """
 
     arm: str
@@ -114,6 +114,7 @@ class Comparison:
     power_at_effect_seen: float | None = None
     e_value: float | None = None
     p_anytime: float | None = None
+    p_no_difference: float | None = None
     at_edge: list[str] = field(default_factory=list)
     seeds_needed: int | None = None
     path: list[dict[str, Any]] = field(default_factory=list)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.io.assemble import Study, TableFacts
+from analysis.stats.sequential import CLAIM_SEEDS
 from analysis.verdict.checks import STRONG_GAP
 from analysis.verdict.kinds import PAIRED, Comparison, MetricFacts, Refusal, Result, Verdict, in_question
 
-CLAIM_SEEDS = 8  # seeds that a claim needs
 _REFUSALS = {
     Refusal.NO_CONFIRM_STAGE: "no confirm stage: one seed a configuration",
     Refusal.NO_COMMON_SEED: "no seed in common",

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import numpy as np
-
-from analysis.stats.pairs import differences
 from tune.decide.calibrate import Calibration
+from tune.decide.confirm import Confirmation
 from tune.decide.search import ArmSearch
 from tune.study.cell import Cell
 from tune.study.study import Study, digest
@@ -33,6 +31,8 @@ class Stages:
         decided: Called with each decision between stages, for the ledger.
         suggested: Configurations that an earlier run of the study recorded, by arm and number.
         added: Groups of arms that were added after a decision, in the order of their addition.
+        looked: Numbers of confirm seeds at earlier looks of the fixed rule.
+        confirmed: Arm and seed of each confirm cell that an earlier run of the study recorded.
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class Stages:
         decided: Callable[..., Any],
         suggested: dict[tuple[str, int], dict[str, float]],
         added: Sequence[Sequence[str]] = (),
+        looked: Sequence[int] = (),
+        confirmed: Collection[tuple[str, int]] = (),
     ) -> None:
         self.study, self._decided, self._suggested = study, decided, suggested
         self.stage = "search"
@@ -52,12 +54,11 @@ class Stages:
             arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm], study.replicate) for arm in study.arms
         }
         self.calibration = Calibration(study, decided)
+        self.confirmation = Confirmation(study, decided, looked, confirmed)
         self.chosen: dict[str, dict[str, float]] = {}
         self.hopeless = False  # True if no search trial of any arm gave a loss: then there is nothing to compare
         self._pending: deque[Cell] = deque()
         self._open: set[str] = set()
-        self._confirmed: dict[tuple[str, int], float] = {}  # by arm and seed; NaN if the machine failed
-        self._planned = 0  # confirm seeds that are planned so far for each arm with a chosen configuration
 
     # --- what to train next ---
 
@@ -82,11 +83,11 @@ class Stages:
         """Return the number of cells that are left or may follow. A sequential rule may stop before all of them."""
         if self.stage == "done":
             return 0
-        confirm = self.study.confirm.looks[-1] if self.study.runs("confirm") else 0
+        confirm = self.confirmation.looks[-1] if self.study.runs("confirm") else 0
         grid = self.calibration.points * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
         later = [arm for group in self._later for arm in group]
         left = sum(self.search[arm].trials + grid + confirm for arm in later)
-        left += len(self.chosen) * (confirm - self._planned)
+        left += self.confirmation.left()
         if self.stage == "search":
             searches = [self.search[arm] for arm in self._arms]
             return left + sum(search.trials - search.ended + grid + confirm for search in searches)
@@ -141,9 +142,11 @@ class Stages:
                     self._choose()
         else:
             lost = math.nan if outcome == "failed" else math.inf
-            self._confirmed[cell.arm, cell.seed] = loss if outcome == "completed" else lost
+            self.confirmation.record(cell, loss if outcome == "completed" else lost)
             if not self._pending and not self._open:
-                self._after_look()
+                self._pending.extend(self.confirmation.extend())
+                if not self._pending:
+                    self._next_group()
 
     def _after_search(self) -> None:
         if self.hopeless:
@@ -168,27 +171,7 @@ class Stages:
             self._next_group()
             return
         self.stage = "confirm"
-        seeds = self._planned or self.study.confirm.looks[0]
-        self._plan_confirm(range(seeds), self._arms)
-        self._planned = seeds
-
-    def _plan_confirm(self, seeds: range, arms: Iterable[str]) -> None:
-        """Plan confirm seeds, which are counted from the first fresh one."""
-        # this seed and the following ones are not used in earlier stages
-        first = self.study.seed(self.study.confirm.first_seed)
-        for seed in seeds:
-            for arm in arms:
-                self._pending.append(self._cell("confirm", arm, 0, first + seed, self.chosen[arm]))
-
-    def _after_look(self) -> None:
-        """Plan the next look, unless every arm is decided or the cap is reached. Then go on to the next added arms."""
-        confirm = self.study.confirm
-        later = [n for n in confirm.looks if n > self._planned]
-        if not later or not self._undecided():
-            self._next_group()
-        else:
-            self._plan_confirm(range(self._planned, later[0]), self.chosen)
-            self._planned = later[0]
+        self._pending.extend(self.confirmation.begin({arm: self.chosen[arm] for arm in self._arms}))
 
     def _next_group(self) -> None:
         """Begin the stages of the arms that were added next, or finish the study."""
@@ -196,14 +179,3 @@ class Stages:
             self._arms, self.stage = self._later.popleft(), "search"
         else:
             self.stage = "done"
-
-    def _undecided(self) -> list[str]:
-        """Return the arms that the sequential rule has not decided yet."""
-        from analysis.stats.sequential import undecided  # its libraries take seconds to load
-
-        confirm, baseline = self.study.confirm, self.study.baseline
-        first = self.study.seed(confirm.first_seed)
-        seeds = range(first, first + self._planned)
-        losses = {arm: np.array([self._confirmed[arm, seed] for seed in seeds]) for arm in self.chosen}
-        pairs = {arm: differences(losses[baseline], loss) for arm, loss in losses.items() if arm != baseline}
-        return undecided(pairs, confirm.rule, confirm.looks, confirm.level, confirm.correction)

@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 
 from analysis.io.text import one_line
+from tune.decide.confirm import looks_made
 from tune.errors import StudyError
 from tune.run import ledger
-from tune.study.files import LEDGER, parse
+from tune.study.files import FILE, LEDGER, parse
 from tune.study.own_gates import with_moved_gates
 from tune.study.study import Study
 
-EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "search.trials_per_arm")
+EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "confirm.reserve", "search.trials_per_arm")
 # keys that may change freely, because no result depends on them
 ANY = (
     "question",
@@ -25,6 +26,7 @@ ANY = (
     "storage",
     "keep.models",
     "keep.checkpoints",
+    "confirm.racing",
     "model.preset",  # a name for sizes, which are compared
 )
 # places of inputs, which `Inputs.check_begun` compares by their digests
@@ -54,6 +56,20 @@ def groups(events: Iterable[dict[str, Any]], arms: Iterable[str] = ()) -> list[l
             found[-1].append(event["arm"])
     new = [arm for arm in arms if arm not in seen]
     return [*found, new] if decided and new else [*found[:-1], [*found[-1], *new]]
+
+
+def looked(study: Study, folder: Path | None, events: list[dict[str, Any]]) -> list[int]:
+    """Return the numbers of seeds at which a study of the fixed rule had a look, or must have one (`looks_made`).
+
+    A ledger without any look was written before looks were recorded. Then the study file in the folder, which is that
+    of the last run, has the number of seeds that was planned.
+    """
+    made = looks_made(events, study.seed(study.confirm.first_seed))
+    recorded = folder / FILE if folder else None
+    if any(event["event"] == "look" for event in events) or recorded is None or not recorded.exists():
+        return made
+    before = parse(recorded.read_text(encoding="utf-8"), recorded)
+    return [before.confirm.seeds] if _confirmed(events) and before.confirm.rule == "fixed" else made
 
 
 def own_corpus(base: Path, folder: Path) -> str | None:
@@ -126,7 +142,8 @@ def _changed(before: Study, now: Study) -> str:
 def _not_an_extension(before: Study, now: Study, events: list[dict[str, Any]]) -> str:
     """Return the reason why a study cannot change its arms or its numbers of seeds and trials, or "" if it can.
 
-    The fixed rule allows more seeds. An e-process does too, because it is valid at any number of seeds. The bounds of
+    The fixed rule allows more seeds, at a price (`analysis.stats.sequential.shares`). An e-process does too, because it
+    is valid at any number of seeds. The bounds of
     an O'Brien-Fleming rule belong to its looks and to their arms, so its cap cannot change, and no arm can be added
     after the learning rates were chosen. Search trials may be added until the grid of learning rates is centred on the
     best of them.
@@ -140,6 +157,11 @@ def _not_an_extension(before: Study, now: Study, events: list[dict[str, Any]]) -
     for key, change in changes.items():
         if sizes[key][0] > sizes[key][1]:
             return f"{change}; it can only grow: undo the change"
+    if before.confirm.reserve != now.confirm.reserve and _confirmed(events):
+        return (
+            f"confirm.reserve was {before.confirm.reserve:g} and is now {now.confirm.reserve:g}; it is named before "
+            "the first confirm trial has ended: undo the change"
+        )
     decided = any(event["event"] in DECISIONS for event in events)
     added = [arm for arm in now.arms if arm not in before.arms]
     if now.confirm.rule == "obrien-fleming":
@@ -159,6 +181,11 @@ def _not_an_extension(before: Study, now: Study, events: list[dict[str, Any]]) -
             "more trials would change that choice: undo the change"
         )
     return ""
+
+
+def _confirmed(events: list[dict[str, Any]]) -> bool:
+    """Return True if a confirm trial has ended, of which somebody may have seen the loss."""
+    return any(event["event"] == "ended" and event["cell"].startswith("confirm/") for event in events)
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

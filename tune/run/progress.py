@@ -45,6 +45,7 @@ class Progress:
         self._speeds: dict[str, float] = {}  # tokens per second of the running cells
         self._arm_speeds: dict[str, float] = {}  # last reported speed of each arm
         self._grid = 0
+        self._look: dict[str, dict[str, int]] = {}  # seeds that each arm has and gets next, after the last look
         self.chosen: dict[str, dict[str, float]] = {}  # configuration of each arm after the calibrate stage
         self._warm = False  # True after the first report: cells that start earlier wait for imports of their workers
         self._cold: set[str] = set()  # the cells that started earlier
@@ -55,7 +56,9 @@ class Progress:
 
     def take(self, event: dict[str, Any]) -> None:
         """Add an event of the ledger."""
-        kind, self.last = event["event"], event["time"]
+        if (kind := event["event"]) == "verdict":  # it changes nothing that is planned, and may be written any time
+            return
+        self.last = event["time"]
         if kind == "suggested":
             cell = cell_of(event)
             if cell.key not in self._cells:
@@ -74,6 +77,8 @@ class Progress:
             self._end(self._cells[event["cell"]], event)
         elif kind == "grid":
             self._grid = len(event["grid"])
+        elif kind == "look":
+            self._look = {"has": event["seeds"], "gets": event["next"]}
         elif kind == "chosen":
             self.chosen[event["arm"]] = event["config"]
 
@@ -166,10 +171,20 @@ class Progress:
             least, likely, most = (grid,) * 3 if self.chosen else grid_points(study)
             points = max(grid, least) * seeds, max(grid, likely) * seeds, most * seeds
         else:
-            looks = study.confirm.looks
-            asked = math.ceil(self.count(stage, *STATES) / arms)
-            points = next((look for look in looks if look >= asked), looks[-1]), looks[-1], looks[-1]
+            each = [self._confirm_seeds(arm) for arm in study.arms]
+            return tuple(float(sum(span)) for span in zip(*each, strict=True))  # type: ignore[return-value]
         return tuple(arms * float(number) for number in points)  # type: ignore[return-value]
+
+    def _confirm_seeds(self, arm: str) -> Span:
+        """Return the least, expected and largest number of confirm seeds of an arm."""
+        looks = self.study.confirm.looks
+        if not self._look:  # nothing is planned yet, or the ledger was written before looks were recorded
+            asked = math.ceil(self.count("confirm", *STATES) / len(self.study.arms))
+            return next((look for look in looks if look >= asked), looks[-1]), looks[-1], looks[-1]
+        has, gets = self._look["has"].get(arm, 0), self._look["gets"].get(arm)
+        planned = gets or has or looks[0]
+        most = planned if has and not gets else max(planned, looks[-1])
+        return planned, most, most
 
     @property
     def _hopeless(self) -> bool:
@@ -197,6 +212,8 @@ class Progress:
                 mean = self.planned(stage)[which] / len(self.study.arms)
                 for arm in self.study.arms:
                     each = arm_trials(self.study, arm) if stage == "search" else mean
+                    if stage == "confirm" and mean:
+                        each = self._confirm_seeds(arm)[which]
                     left = each - self.count(stage, *OUTCOMES, arm=arm)
                     work += max(0.0, left) * (seconds[stage, arm] or 0.0)
             longest = 0.0

@@ -13,7 +13,7 @@ from typing import Any
 from tune.decide.stages import Stages
 from tune.errors import PagatingError, StudyError, StudyStopped
 from tune.run import ledger as ledgers
-from tune.run.extend import groups
+from tune.run.extend import groups, looked
 from tune.run.heartbeat import HeartbeatWriter
 from tune.run.interrupt import Interruption
 from tune.run.ledger import Ledger, MemoryLedger
@@ -27,6 +27,7 @@ from tune.study.study import Study, digest
 from tune.subject.subject import TRAINED, Job, Subject
 
 SPACE_SECONDS = 10.0  # between two checks of the disk; a check counts parameters, which is slower than a short cell
+DECISIONS = ("grid", "chosen", "look")  # events that a replay repeats
 FATAL = (
     OSError,
     PagatingError,
@@ -119,12 +120,19 @@ class StudyRun:
         else:
             self.ledger.append("study", schema=ledgers.SCHEMA, study=self.study.name, **self.subject.identity())
         self.records: dict[str, Record] = ledgers.records(self.ledger.events)
-        self._decisions = {_decision(event) for event in self.ledger.events if event["event"] in ("grid", "chosen")}
+        self._decisions = {_decision(event) for event in self.ledger.events if event["event"] in DECISIONS}
         self.models = BestModels(self.study, self._folder, self.records.values())
         suggested = {
             (r.cell.arm, r.cell.index): r.cell.config for r in self.records.values() if r.cell.stage == "search"
         }
-        self.stages = Stages(self.study, self._decided, suggested, groups(self.ledger.events, self.study.arms)[1:])
+        self.stages = Stages(
+            self.study,
+            self._decided,
+            suggested,
+            groups(self.ledger.events, self.study.arms)[1:],
+            looked(self.study, self._folder, self.ledger.events),
+            {(r.cell.arm, r.cell.seed) for r in self.records.values() if r.cell.stage == "confirm"},
+        )
         self.ended = 0
         self._progress, self._taken = Progress(self.study, self.ledger.events), len(self.ledger.events)
         self._progress.set_running(())  # cells that an earlier run left unfinished do not run now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.io.write import replacing
+from tune.decide.confirm import looks_made
 from tune.run.extend import groups
 from tune.run.ledger import records
 from tune.study.cell import COST, FINAL, ON_GPU, Record
@@ -24,7 +26,7 @@ def _searched_layers(config: dict[str, float]) -> list[float]:
 
 
 def _trial_rows(
-    study: str, cells: dict[str, Record], chosen: dict[str, str], added: set[str]
+    study: str, cells: dict[str, Record], chosen: dict[str, str], added: set[str], plans: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
     for record in cells.values():
         if record.outcome is None:
@@ -49,6 +51,7 @@ def _trial_rows(
             **{name: value for name, value in cell.config.items() if name not in ("lr", "alpha")},
             **_layers(last.get("alpha") or _searched_layers(cell.config)),
             **({"added": cell.arm in added} if added else {}),
+            **({"look": plans.get(cell.key)} if plans else {}),
         }
 
 
@@ -57,7 +60,8 @@ def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.D
 
     Returns:
         `trials`, with one row per cell that has ended, and `curves`, with one row per evaluation of such a cell. If
-        arms were added to a study after a decision, `trials` has a column `added`.
+        arms were added to a study after a decision, `trials` has a column `added`. If a study had several looks, a
+        confirm trial has the number of seeds at its own one in a column `look`.
     """
     cells = records(events)
     chosen = {event["arm"]: event["config_key"] for event in events if event["event"] == "chosen"}
@@ -74,7 +78,19 @@ def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.D
         for row in record.curve
     ]
     added = {arm for group in groups(events)[1:] for arm in group}
-    return pd.DataFrame(list(_trial_rows(study, cells, chosen, added))), pd.DataFrame(curves)
+    return pd.DataFrame(list(_trial_rows(study, cells, chosen, added, _plans(events)))), pd.DataFrame(curves)
+
+
+def _plans(events: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the number of seeds at the first look after each confirm trial; empty if there was one look at most."""
+    seeds = {event["cell"]: event["seed"] for event in events if event["event"] == "suggested"}
+    confirm = {cell: seed for cell, seed in seeds.items() if cell.startswith("confirm/")}
+    first = min(confirm.values(), default=0)
+    looks = looks_made(events, first)
+    if len(looks) < 2:
+        return {}
+    places = {cell: bisect.bisect_left(looks, seed - first + 1) for cell, seed in confirm.items()}
+    return {cell: looks[place] for cell, place in places.items() if place < len(looks)}
 
 
 def write_tables(study: str, events: list[dict[str, Any]], folder: Path) -> None:

@@ -306,6 +306,18 @@ class ConfirmSection(Section):
     rule: Literal["fixed", "obrien-fleming", "e-process"] = Field(
         "fixed", description="fixed: stop at `seeds`; the sequential rules: stop as soon as every arm is decided"
     )
+    reserve: float = Field(
+        0.0,
+        ge=0,
+        le=0.25,
+        description="share of `level` that the fixed rule keeps for seeds that are added after a verdict, such as 0.2. "
+        "With 0, a verdict on added seeds says that the level no longer holds",
+    )
+    racing: bool = Field(
+        True,
+        description="true: an arm that is decided at a look trains no further; with added seeds of the fixed rule, if "
+        "it has 8 or more. false: all arms go on",
+    )
     max_seeds: int | None = Field(
         None, ge=3, le=100, description="cap of a sequential rule; default 10 for obrien-fleming, 20 for e-process"
     )
@@ -329,6 +341,8 @@ class ConfirmSection(Section):
             raise ValueError(f"max_seeds={self.max_seeds} is for a sequential rule; the fixed rule takes seeds")
         if self.rule != "fixed" and self.seeds != type(self).model_fields["seeds"].default:
             raise ValueError(f"seeds={self.seeds} is for the fixed rule; {self.rule} takes max_seeds")
+        if self.rule != "fixed" and self.reserve:
+            raise ValueError(f"reserve={self.reserve:g} is for the fixed rule; {self.rule} needs none: leave it out")
         return self
 
     @property

@@ -245,6 +245,11 @@ class Study(Section):
         """Name of the baseline arm."""
         return next(name for name, arm in self.arms.items() if arm.baseline)
 
+    @property
+    def comparisons(self) -> list[tuple[str, str]]:
+        """The comparisons of the study, as reference and arm: every arm with the baseline."""
+        return [(self.baseline, arm) for arm in self.arms if arm != self.baseline]
+
     def space(self, arm: str) -> dict[str, Distribution]:
         """Return the hyperparameters that an arm's search tunes: the nuisance ones of all arms, then the arm's own."""
         return {**self.nuisance, **self.arms[arm].searched(self.mlps)}

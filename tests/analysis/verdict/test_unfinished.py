@@ -39,7 +39,7 @@ def test_a_missing_seed_is_named():
 
 
 def test_a_sequential_rule_may_stop_at_a_look_that_decides_and_at_its_cap():
-    rule = {"rule": "obrien-fleming"}  # looks at 3, 5, 8 and 10 seeds
+    rule = {"rule": "obrien-fleming", "margin": 1e-5}  # looks at 3, 5, 8 and 10 seeds
     assert unfinished(study(5, gap=0.03, confirm=rule)) == ""
     assert unfinished(study(4, gap=0.03, confirm=rule)) == "confirm: gelu has 4 of 10 seeds"
     assert unfinished(study(5, gap=0.0, confirm=rule)) == "confirm: gelu has 5 of 10 seeds"

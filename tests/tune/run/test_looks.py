@@ -1,0 +1,224 @@
+"""Looks of a study: which are recorded, what each costs, and which arms go on after one."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis.io.assemble import assemble
+from analysis.verdict.decide import decide
+from tests.studies import TINY, changed, study_of
+from tune.backend.inline import Inline
+from tune.errors import StudyError
+from tune.run.extend import check_folder
+from tune.run.ledger import Ledger, MemoryLedger, read
+from tune.run.study_run import StudyRun
+from tune.run.tables import tables
+from tune.study.files import dump
+from tune.subject.known import Known
+
+STUDY = changed(
+    TINY,
+    fixed={"tokens": 640},
+    keep={"models": "none"},
+    arms={"one": {"gate": "tanh", "alpha": 0.5}, "two": {"gate": "relu", "alpha": 0.5}},
+    search={"pruner": "none"},
+    stages=["search", "confirm"],
+    confirm={"seeds": 6},
+)
+GAIN = {"gelu": 0.0, "linear-floor": -0.5, "one": 0.03, "two": 0.0}  # nats below the baseline
+
+
+def study(**changes):
+    return study_of(STUDY, name="s", **changes)
+
+
+def loss(cell, share):
+    """Return a loss with noise that a cell always has; `one` is better, and `two` is equal to the baseline."""
+    own = np.random.default_rng([cell.seed, *map(ord, cell.arm)]).normal()
+    return 3.0 + 0.1 * math.sin(cell.seed) + 0.01 * own - GAIN[cell.arm]
+
+
+def run(study, ledger=None, test=loss):
+    """Run a study on a ledger, of which earlier studies may have written a part. Return the run."""
+    run = StudyRun(study, None, Known(study, test), ledger=ledger or MemoryLedger())
+    Inline().train(run)
+    assert run.stages.finished
+    assert run.stages.remaining() == 0
+    assert run.progress.finished
+    return run
+
+
+def decided(run, study):
+    rows, _ = tables("s", run.ledger.events)
+    return decide(assemble("s", "s", rows, pd.DataFrame(), study.model_dump()))
+
+
+def differences(run, arm, n, reference="gelu"):
+    """Return the differences of the first n seeds, from the ledger's own lines."""
+    found = {}
+    for event in run.ledger.events:
+        if event["event"] == "ended" and event["cell"].startswith("confirm/"):
+            _, name, _, seed = event["cell"].split("/")
+            found[name, int(seed)] = event["final"]["test_nll"]
+    return np.array([found[reference, 101 + i] - found[arm, 101 + i] for i in range(n)])
+
+
+def p_of(d):
+    return stats.ttest_1samp(d, 0.0).pvalue
+
+
+def test_an_extension_with_a_reserve_tests_each_look_at_its_share():
+    ledger = MemoryLedger()
+    kept = {"reserve": 0.2, "margin": 1e-6, "correction": "none"}
+    first = run(study(confirm={"seeds": 6, **kept}), ledger)
+    row = {row.arm: row for row in decided(first, first.study).comparisons}["two"]
+    assert row.p_deciding == pytest.approx(min(1.0, p_of(differences(first, "two", 6)) / 0.8), rel=1e-9)
+    more = run(study(confirm={"seeds": 14, **kept}), ledger)
+    more = run(study(confirm={"seeds": 20, **kept}), ledger)
+    row = {row.arm: row for row in decided(more, more.study).comparisons}["two"]
+    by_hand = [p_of(differences(more, "two", n)) / share for n, share in ((6, 0.8), (14, 0.1), (20, 0.05))]
+    assert [look["n"] for look in row.path] == [6, 14, 20]
+    assert row.p_deciding == row.p_anytime == pytest.approx(min(1.0, *by_hand), rel=1e-9)
+    assert [look["stops_at"] for look in row.path] == pytest.approx([0.04, 0.005, 0.0025])
+
+
+def looks(events):
+    return [(max(e["seeds"].values()), max(e["next"].values(), default=0)) for e in events if e["event"] == "look"]
+
+
+def test_every_look_is_in_the_ledger_whether_or_not_a_report_was_made():
+    ledger = MemoryLedger()
+    run(study(), ledger)
+    run(study(), ledger)  # a replay adds nothing
+    assert looks(ledger.events) == [(0, 6), (6, 0)]
+    run(study(confirm={"seeds": 9}), ledger)
+    assert looks(ledger.events) == [(0, 6), (6, 0), (6, 9), (9, 0)]
+    rows, _ = tables("s", ledger.events)
+    rows = rows[rows["stage"] == "confirm"]
+    assert rows.groupby("look")["seed"].agg(["min", "max"]).to_dict("index") == {
+        6: {"min": 101, "max": 106},
+        9: {"min": 107, "max": 109},
+    }
+    assert "look" not in tables("s", run(study(confirm={"seeds": 9})).ledger.events)[0]  # planned at once: one look
+
+
+def test_a_number_of_seeds_that_changed_before_any_result_is_no_look():
+    ledger = MemoryLedger()
+    begun = StudyRun(study(), None, Known(study(), loss), ledger=ledger)
+    cell = begun.next_cell()
+    while cell.stage == "search":
+        begun.start(cell)
+        begun.end(cell, "completed", {"val_nll": loss(cell, 1.0), "steps": 10})
+        cell = begun.next_cell()
+    assert looks(ledger.events) == [(0, 6)]
+    run(study(confirm={"seeds": 9}), ledger)
+    assert looks(ledger.events) == [(0, 6), (0, 9), (9, 0)]
+    assert "look" not in tables("s", ledger.events)[0]
+
+
+def test_a_number_that_changed_after_a_result_counts_even_if_no_report_was_possible():
+    ledger = MemoryLedger()
+    begun = StudyRun(study(), None, Known(study(), loss), ledger=ledger)
+    ended = 0
+    while ended < 5:  # of 24 confirm trials
+        cell = begun.next_cell()
+        begun.start(cell)
+        begun.end(cell, "completed", {"val_nll": loss(cell, 1.0), "test_nll": loss(cell, 1.0), "steps": 10})
+        ended += cell.stage == "confirm"
+    run(study(confirm={"seeds": 9}), ledger)
+    assert looks(ledger.events) == [(0, 6), (6, 9), (9, 0)]
+
+
+def test_a_ledger_from_before_looks_were_recorded_has_the_look_of_its_study_file(tmp_path):
+    old = run(study())
+    events = [event for event in old.ledger.events if event["event"] != "look"]
+    path = Ledger(tmp_path / "ledger.jsonl")
+    for event in events:
+        path.append(**event)
+    path.close()
+    (tmp_path / "study.yaml").write_text(dump(study()))
+    more = study(confirm={"seeds": 9})
+    check_folder(more, tmp_path)
+    again = StudyRun(more, tmp_path, Known(more, loss))
+    (tmp_path / "study.yaml").write_text(dump(more))
+    Inline().train(again)
+    again.close()
+    assert looks(read(tmp_path / "ledger.jsonl")) == [(0, 6), (6, 9), (9, 0)]
+    repeated = StudyRun(more, tmp_path, Known(more, loss))
+    assert repeated.stages.finished
+    repeated.close()
+    assert looks(read(tmp_path / "ledger.jsonl")) == [(0, 6), (6, 9), (9, 0)]
+
+
+def test_an_arm_that_is_decided_stops_and_the_others_go_on_with_the_baseline():
+    found = run(study(confirm={"seeds": None, "rule": "e-process", "margin": 1e-6}))
+    seeds = {arm: sum(key.startswith(f"confirm/{arm}/") for key in found.records) for arm in GAIN}
+    result = decided(found, found.study)
+    rows = {row.arm: row for row in result.comparisons}
+    assert seeds["gelu"] == seeds["two"] == 20
+    assert seeds["linear-floor"] < seeds["one"] < 20
+    assert {arm: row.n for arm, row in rows.items()} == {arm: n for arm, n in seeds.items() if arm != "gelu"}
+    assert not rows["one"].dropped_seeds_baseline
+    assert rows["one"].p_adjusted <= 0.05 < rows["two"].p_adjusted
+    assert rows["one"].p_t == pytest.approx(p_of(differences(found, "one", seeds["one"])), rel=1e-9)
+    assert not result.unfinished
+    whole = run(study(confirm={"seeds": None, "rule": "e-process", "margin": 1e-6, "racing": False}))
+    assert len(whole.records) - len(found.records) == 40 - seeds["one"] - seeds["linear-floor"]
+    other = {row.arm: row for row in decided(whole, whole.study).comparisons}
+    assert {arm: row.kind for arm, row in other.items()} == {arm: row.kind for arm, row in rows.items()}
+
+
+def test_an_arm_that_does_not_differ_stops_too():
+    found = run(study(confirm={"seeds": None, "rule": "obrien-fleming", "margin": 0.1}))
+    seeds = {arm: sum(key.startswith(f"confirm/{arm}/") for key in found.records) for arm in GAIN}
+    row = {row.arm: row for row in decided(found, found.study).comparisons}["two"]
+    assert (row.kind, row.n) == ("no_difference", seeds["two"])
+    assert seeds["two"] < 10
+    d = differences(found, "two", row.n)
+    t = [(0.1 + sign * d.mean()) / d.std(ddof=1) * math.sqrt(row.n) for sign in (1, -1)]
+    assert row.p_tost == pytest.approx(stats.t.sf(min(t), row.n - 1), rel=1e-9)
+    assert row.p_no_difference > row.p_tost  # looks have a price
+
+
+def test_a_decided_arm_with_enough_seeds_is_not_extended_and_one_with_few_is():
+    ledger = MemoryLedger()
+    run(study(confirm={"seeds": 6, "reserve": 0.2, "margin": 1e-6}), ledger)
+    found = run(study(confirm={"seeds": 9, "reserve": 0.2, "margin": 1e-6}), ledger)
+    assert sum(key.startswith("confirm/") for key in found.records) == 4 * 9
+    found = run(study(confirm={"seeds": 12, "reserve": 0.2, "margin": 1e-6}), ledger)
+    seeds = {arm: sum(key.startswith(f"confirm/{arm}/") for key in found.records) for arm in GAIN}
+    assert seeds == {"gelu": 12, "linear-floor": 9, "one": 9, "two": 12}
+    assert not decided(found, found.study).unfinished
+
+
+def test_an_old_ledger_keeps_every_cell_of_a_sequential_study():
+    rule = {"seeds": None, "rule": "e-process", "margin": 1e-6}
+    whole = run(study(confirm={**rule, "racing": False}))
+    old = [event for event in whole.ledger.events if event["event"] != "look"]
+    last = max(i for i, event in enumerate(old) if event["event"] == "ended" and event["cell"].endswith("/112"))
+    ledger = MemoryLedger()
+    ledger.events = old[: last + 1]
+    before = {event["cell"] for event in ledger.events if event["event"] == "ended"}
+    found = run(study(confirm=rule), ledger)
+    seeds = {arm: sum(key.startswith(f"confirm/{arm}/") for key in found.records) for arm in GAIN}
+    assert seeds == {"gelu": 20, "linear-floor": 12, "one": 12, "two": 20}
+    rows = decided(found, found.study).comparisons
+    assert {row.arm: row.n for row in rows} == {"linear-floor": 12, "one": 12, "two": 20}
+    assert before <= set(found.records)
+
+
+def test_the_reserve_is_named_before_the_first_confirm_trial_has_ended(tmp_path):
+    one = study(confirm={"reserve": 0.2})
+    begun = StudyRun(one, tmp_path, Known(one, loss))
+    (tmp_path / "study.yaml").write_text(dump(one))
+    check_folder(study(confirm={"reserve": 0.1}), tmp_path)
+    Inline().train(begun)
+    begun.close()
+    check_folder(study(confirm={"reserve": 0.2, "racing": False}), tmp_path)
+    with pytest.raises(StudyError, match=r"confirm.reserve was 0.2 and is now 0.1; it is named before the first"):
+        check_folder(study(confirm={"reserve": 0.1}), tmp_path)
+    with pytest.raises(StudyError, match=r"reserve=0.2 is for the fixed rule"):
+        study(confirm={"reserve": 0.2, "rule": "e-process", "seeds": None})
