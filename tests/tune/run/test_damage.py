@@ -109,7 +109,7 @@ def test_any_damaged_line_is_named_and_repaired_to_the_same_study(whole, tmp_pat
             [*lines[: number - 1], damaged, *lines[number:]]
         )
         again = finish(folder)
-        assert len(again) == (0 if kind.split(",")[0] in ("study", "grid", "chosen") else 1), kind
+        assert len(again) == (0 if kind.split(",")[0] in ("study", "grid", "chosen", "look") else 1), kind
         assert finals(folder) == finals(whole), kind
 
 
