@@ -6,6 +6,7 @@ from analysis.describe.fairness import unfair
 from analysis.io.assemble import Study
 from analysis.io.names import STAGES
 from analysis.report.findings import Findings
+from analysis.verdict import looks
 from analysis.verdict.checks import STRONG_GAP, edge_hits
 from analysis.verdict.kinds import Refusal, Verdict
 from analysis.verdict.words import CLAIM_SEEDS, what_it_needs
@@ -57,12 +58,29 @@ def methods(study: Study) -> list[str]:
         f"{100 * (1 - study.level):g}% interval. Two-sided paired t test over seeds{_looks(study)}, "
         f"{_TESTS[study.correction]} over all arms, level {study.level:g}; exact sign-flip p beside it. "
         f"Equivalence by two one-sided tests at a margin of {study.margin}, each at that level. "
-        f"A run that diverged keeps its place as the worst rank. All of it was named before the study ran."
+        f"A run that diverged keeps its place as the worst rank. {_named(study)}"
     )
     return [line for line in out if line]
 
 
+def _named(study: Study) -> str:
+    """State what of the decision was named before the study ran."""
+    later = [f"the arm{'s' if len(study.added) > 1 else ''} {', '.join(study.added)}"] if study.added else []
+    if study.rule == "fixed" and len(study.made) > 1:
+        later.append(f"the seeds after the first {study.made[0]}")
+    if later:
+        return f"It was named before the study ran, except {' and '.join(later)}."
+    if study.rule == "e-process":
+        return "All of it was named before the study ran; only the cap of the e-process may grow, at any time."
+    return "All of it was named before the study ran."
+
+
 def _looks(study: Study) -> str:
+    if study.rule == "fixed" and study.reserve:
+        parts = [f"{100 * share:g}% at {n} seeds" for n, share in zip(study.made, looks.shares(study), strict=True)]
+        return (
+            f" (p over the looks, each at its share of the level: {', '.join(parts)}; the intervals are at that level)"
+        )
     if study.rule == "fixed":
         return ""
     return f" (p over all looks of the rule {study.rule}; the interval is that of the look's own level)"
@@ -71,8 +89,8 @@ def _looks(study: Study) -> str:
 def _seeds(study: Study) -> str:
     if study.rule == "fixed":
         return f"{study.settings['confirm']['seeds']} fresh seeds"
-    looks = study.looks
-    when = ", ".join(map(str, looks)) if len(looks) < 6 else f"every number from {looks[0]} to {looks[-1]}"
+    at = study.looks
+    when = ", ".join(map(str, at)) if len(at) < 6 else f"every number from {at[0]} to {at[-1]}"
     return f"fresh seeds added by the rule {study.rule}, with looks at {when} seeds"
 
 

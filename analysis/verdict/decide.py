@@ -200,14 +200,15 @@ def _with_divergence(row: Comparison) -> np.ndarray:
 
 
 def _total_seeds(row: Comparison, study: Study) -> int | None:
-    step = row.level_of_this_step
+    share = looks.next_share(study)
+    step = row.level_of_this_step * share
     if row.p_worst_rank is not None and not row.seeds:
         return None
     if row.p_worst_rank is not None:
         return power.seeds_needed_worst_rank(_with_divergence(row), step)
     if row.d_z is None or row.sd_difference is None:
         return None
-    return power.seeds_needed(row.d_z, row.margin / row.sd_difference, step, study.level)
+    return power.seeds_needed(row.d_z, row.margin / row.sd_difference, step, study.level * share)
 
 
 def _secondary(rows: Sequence[Comparison], paired: Mapping[str, Pairs], study: Study) -> None:

@@ -64,6 +64,31 @@ def look(row: Comparison, pairs: Pairs, losses: pd.DataFrame, study: Study, marg
     row.improvement_low, row.improvement_high = interval or (None, None)
 
 
+def shares(study: Study) -> list[float]:
+    """Return the share of the level that each look of the fixed rule has had."""
+    return sequential.shares(study.reserve, len(study.made))
+
+
+def next_share(study: Study) -> float:
+    """Return the share of the level that a look at added seeds would have; 1 if the rule has no shares."""
+    if study.table is not None or study.rule != "fixed" or not study.reserve:
+        return 1.0
+    return sequential.shares(study.reserve, len(study.made) + 1)[-1]
+
+
+def level_lost(study: Study) -> str:
+    """State that seeds were added after a verdict by a rule that has no level for them; "" otherwise."""
+    if study.table is not None or study.rule != "fixed" or study.reserve or len(study.made) < 2:
+        return ""
+    *first, last = map(str, study.made)
+    spent = 100 * study.level * len(study.made)
+    return (
+        f"The level of {100 * study.level:g}% no longer holds: seeds were added after a verdict, without a reserve. "
+        f"With looks at {', '.join(first)} and {last} seeds, about {spent:g}% of studies without a difference would "
+        "say better or worse."
+    )
+
+
 def several(study: Study) -> bool:
     """Return True if a study may have several looks: by its rule, its reserve or an extension."""
     return study.table is None and (study.rule != "fixed" or bool(study.reserve) or len(study.made) > 1)

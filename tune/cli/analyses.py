@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 import typer
 from typer.core import TyperCommand
+
+from tune.run.verdicts import shown
 
 # name, module with the script's `main`, first line of its help
 ANALYSES: list[tuple[str, str, str]] = [
@@ -68,7 +72,12 @@ def forwarded(name: str, module: str, text: str) -> Callable[[typer.Context], No
     """
 
     def run(ctx: typer.Context) -> None:
-        raise typer.Exit(import_module(module).main(ctx.args, f"pagating {name}"))
+        code = import_module(module).main(ctx.args, f"pagating {name}")
+        if name == "significance":
+            for folder in (Path(argument) for argument in ctx.args):
+                if os.path.isfile(folder / "ledger.jsonl"):  # False also for an impossible file name
+                    shown(folder)
+        raise typer.Exit(code)
 
     run.__doc__ = text
     return run

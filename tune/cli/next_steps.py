@@ -13,6 +13,10 @@ MOST_SEEDS: int = next(item.le for item in ConfirmSection.model_fields["seeds"].
 LONGER = 4  # factor for the tokens of a study that is too short to tell a linear MLP from the baseline
 ANOTHER = "under another name"
 SAME = "then the same command: only the new seeds are trained"
+SPENT = (
+    "has spent its level: a look at added seeds would err more often. Named before a study runs, confirm.reserve: 0.2 "
+    "or confirm.rule: e-process lets it add seeds"
+)
 
 
 def next_steps(result: Result, study: Study, report: str, browse: str) -> list[str]:
@@ -40,39 +44,56 @@ def to_change(result: Result, study: Study) -> list[str]:
         return [f"To make arms differ by more than the noise: {longer}"]
     found = []
     if edges := list(dict.fromkeys(arm for row in rows for arm in row.at_edge)):
-        points = study.calibrate.max_points
+        points, first = study.calibrate.max_points, study.confirm.first_seed
         found.append(
             f"To find the learning rate of {', '.join(edges)}, which is an end of the grid: "
-            f"calibrate.max_points: {points} -> {points + 2}, {ANOTHER}"
+            f"confirm.first_seed: {first} -> {first + study.confirm.looks[-1]} and calibrate.max_points: {points} -> "
+            f"{points + 2}, {ANOTHER}"
         )
     undecided = [row for row in rows if row.kind is Verdict.UNDECIDED]
-    within = [row for row in undecided if (row.seeds_needed or MOST_SEEDS + 1) <= MOST_SEEDS]
-    if within:
-        found.append(f"To decide {_arms(within)}: {_more(within, study)}")
-    if beyond := [row for row in undecided if row not in within]:
-        found.append(f"{_arms(beyond)}: needs more than {MOST_SEEDS} seeds; {longer}; or a larger confirm.margin")
+    if undecided:
+        found += _to_decide(undecided, study)
     refused = [row for row in rows if row.kind is Verdict.NOT_TESTABLE]
     if refused:
         found.append(
             f"Not testable: {_arms(refused)}. The report gives the reason under what would change the conclusion"
         )
-    seeds = study.confirm.seeds
+    seeds, reserve = study.confirm.seeds, study.confirm.reserve
     if not undecided and not refused and study.confirm.rule == "fixed" and seeds < CLAIM_SEEDS:
-        found.append(f"For a claim: confirm.seeds: {seeds} -> {CLAIM_SEEDS}, {SAME}")
+        found.append(
+            f"For a claim: confirm.seeds: {seeds} -> {CLAIM_SEEDS}, {SAME}"
+            if reserve
+            else f"{seeds} seeds are preliminary. A claim needs {CLAIM_SEEDS}, and this study {SPENT}"
+        )
     if not found:
         found.append(f"The verdict holds for this text, model and tokens; for others: corpus or model, {ANOTHER}")
     return found
 
 
-def _more(rows: Sequence[Comparison], study: Study) -> str:
-    """Return the change to the number of seeds that decides all rows if the observed effects are the true ones."""
-    confirm, needed = study.confirm, max(row.seeds_needed or 0 for row in rows)
-    if confirm.rule == "fixed":
-        return f"confirm.seeds: {confirm.seeds} -> {max(needed, confirm.seeds + 1)}, {SAME}"
-    cap = confirm.looks[-1]
-    more = min(MOST_SEEDS, max(needed, 2 * cap))
-    how = SAME if confirm.rule == "e-process" else ANOTHER
-    return f"confirm.max_seeds: {cap} -> {more}, {how}"
+def _to_decide(rows: Sequence[Comparison], study: Study) -> list[str]:
+    """Return how undecided arms may be decided without an error rate above the level.
+
+    The number of seeds is the one that decides with a power of 80% at the level of the next look, if the effects seen
+    are the true ones. A study that has spent its level gets no such advice, however often it is asked.
+    """
+    confirm, cap = study.confirm, study.confirm.looks[-1]
+    if confirm.rule == "obrien-fleming":
+        return [f"{_arms(rows)}: undecided at the last look of {cap} seeds, and this study {SPENT}"]
+    if confirm.rule == "fixed" and not confirm.reserve:
+        return [f"{_arms(rows)}: undecided, and this study {SPENT}"]
+    found = []
+    within = [row for row in rows if (row.seeds_needed or MOST_SEEDS + 1) <= MOST_SEEDS and cap < MOST_SEEDS]
+    if within:
+        needed = max(row.seeds_needed or 0 for row in within)
+        key, more = ("seeds", cap + 1) if confirm.rule == "fixed" else ("max_seeds", 2 * cap)
+        to = min(MOST_SEEDS, max(needed, more))
+        found.append(f"To decide {_arms(within)}: confirm.{key}: {cap} -> {to}, {SAME}")
+    if beyond := [row for row in rows if row not in within]:
+        found.append(
+            f"{_arms(beyond)}: needs more than {MOST_SEEDS} seeds. Longer trials (fixed.tokens) may make arms differ "
+            "more: another study, with a level of its own"
+        )
+    return found
 
 
 def _arms(rows: Sequence[Comparison]) -> str:

@@ -42,6 +42,7 @@ class View:
         note: Last line.
         title: Show the study's name and question above the tables.
         fit: Show only as many arms as the terminal has lines for.
+        concluded: The lines have a verdict.
     """
 
     progress: Progress
@@ -51,6 +52,7 @@ class View:
     note: str = ""
     title: bool = True
     fit: bool = False
+    concluded: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
@@ -89,6 +91,7 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
     elif over:
         if summary := verdict_of(folder, progress.last)[1]:
             view.lines.insert(0, f"Verdict: {one_line(summary)}")
+            view.concluded = True
         view.note = f"It has ended, {age} ago. The report: {folder / 'report.html'}"
     else:
         view.note = f"It is not running; last update {age} ago. `pagating sweep` with its study file continues it."

@@ -78,6 +78,7 @@ def status(study: Name, output: Output = Path("studies")) -> None:
 
     from tune.cli.status_table import look
     from tune.run.standing import standing
+    from tune.run.verdicts import shown
     from tune.study.files import load
 
     folder = study_folder(study, output)
@@ -85,8 +86,11 @@ def status(study: Name, output: Output = Path("studies")) -> None:
         found = standing(folder)
         typer.echo(f"{found.name}: {found.state}. {found.problem or found.summary}".rstrip())
         return
+    view = look(load(folder / "study.yaml"), folder)
+    if view.concluded:
+        shown(folder)
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # no path is broken in a pipe
-    Console(highlight=False, width=width).print(look(load(folder / "study.yaml"), folder))
+    Console(highlight=False, width=width).print(view)
 
 
 def trial(

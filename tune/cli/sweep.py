@@ -140,8 +140,10 @@ def show_verdict(study: Study, folder: Path, browse: str) -> Result:
     from analysis.report import build
     from analysis.report.findings import Findings
     from tune.cli.next_steps import next_steps
+    from tune.run.verdicts import shown
 
     found = Findings(load(folder))
+    shown(folder, found.result)
     page = build.write(found, folder)
     Console().print(build.terminal_table(found.result))
     if line := chosen_line(found.result.chosen):

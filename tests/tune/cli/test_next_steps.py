@@ -41,16 +41,19 @@ def result(plan, one, two, floor=0.5, seeds=6):
 UNSURE, CLEAR, TINY = (0.025, 0.04), (0.1, 0.01), (0.019, 0.4)
 
 
-def test_an_undecided_study_names_the_seeds_that_its_own_differences_ask_for():
-    plan = study()
+SPENT = "this study has spent its level: a look at added seeds would err more often."
+
+
+def test_a_study_with_a_reserve_names_the_seeds_that_decide_at_the_level_of_its_next_look():
+    plan = study(confirm={"reserve": 0.2})
     found = result(plan, UNSURE, CLEAR)
     row = next(row for row in found.comparisons if row.arm == "one")
     assert row.verdict.startswith("undecided (needs about ")
-    d_z, level = UNSURE[0] / UNSURE[1], row.level_of_this_step
+    d_z, level = UNSURE[0] / UNSURE[1], row.level_of_this_step * 0.1
     enough = next(
         n
         for n in range(2, 1000)
-        if max(power.power(d_z, n, level), power.tost_power(d_z, row.margin / UNSURE[1], n, 0.05)) >= 0.8
+        if max(power.power(d_z, n, level), power.tost_power(d_z, row.margin / UNSURE[1], n, level)) >= 0.8
     )
     assert row.seeds_needed == enough > 6
     assert to_change(found, plan) == [
@@ -58,18 +61,30 @@ def test_an_undecided_study_names_the_seeds_that_its_own_differences_ask_for():
     ]
 
 
+def test_a_study_that_has_spent_its_level_is_never_told_to_add_seeds():
+    found = result(study(), UNSURE, CLEAR)
+    (line,) = to_change(found, study())
+    assert line.startswith(f"one: undecided, and {SPENT} Named before a study runs, confirm.reserve: 0.2 or")
+    rule = study(confirm={"seeds": None, "rule": "obrien-fleming", "max_seeds": 8})
+    (line,) = to_change(result(rule, UNSURE, CLEAR, seeds=8), rule)
+    assert line.startswith(f"one: undecided at the last look of 8 seeds, and {SPENT}")
+    (line,) = to_change(result(study(), CLEAR, CLEAR), study())
+    assert line.startswith(f"6 seeds are preliminary. A claim needs 8, and {SPENT}")
+
+
 def test_the_widest_of_several_undecided_arms_counts():
-    plan = study()
+    plan = study(confirm={"reserve": 0.2})
     found = result(plan, UNSURE, (0.02, 0.04))
     needed = [row.seeds_needed for row in found.comparisons if row.arm in ("one", "two")]
     assert to_change(found, plan)[0].startswith(f"To decide one, two: confirm.seeds: 6 -> {max(needed)}, then")
 
 
 def test_more_seeds_than_a_study_takes_are_not_advised():
-    plan = study()
+    plan = study(confirm={"reserve": 0.2})
     found = result(plan, TINY, CLEAR)
     (line,) = to_change(found, plan)
-    assert line.startswith(f"one: needs more than {MOST_SEEDS} seeds; fixed.tokens: 4096 -> 16384")
+    assert line.startswith(f"one: needs more than {MOST_SEEDS} seeds. Longer trials")
+    assert "->" not in line
     study(confirm={"seeds": MOST_SEEDS})
     with pytest.raises(StudyError, match=r"confirm\.seeds"):
         study(confirm={"seeds": MOST_SEEDS + 1})
@@ -82,41 +97,37 @@ def test_a_floor_that_does_not_lose_asks_for_longer_trials():
 
 
 def test_an_end_of_the_grid_is_said_first():
-    plan = study()
+    plan = study(confirm={"reserve": 0.2})
     found = result(plan, UNSURE, CLEAR)
     next(row for row in found.comparisons if row.arm == "two").at_edge = ["two"]
     lines = to_change(found, plan)
     points = plan.calibrate.max_points
     assert lines[0].startswith("To find the learning rate of two, which is an end of the grid: ")
     assert f"calibrate.max_points: {points} -> {points + 2}, under another name" in lines[0]
+    assert "confirm.first_seed: 101 -> 107" in lines[0]  # the same seeds would be a second look at them
     assert lines[1].startswith("To decide one")
 
 
 def test_few_seeds_that_decide_are_no_claim_and_enough_of_them_are():
-    assert to_change(result(study(), CLEAR, CLEAR), study())[0].startswith("For a claim: confirm.seeds: 6 -> 8, then")
+    plan = study(confirm={"reserve": 0.2})
+    assert to_change(result(plan, CLEAR, CLEAR), plan)[0].startswith("For a claim: confirm.seeds: 6 -> 8, then")
     plan = study(confirm={"seeds": 8})
     assert to_change(result(plan, CLEAR, CLEAR, seeds=8), plan) == [
         "The verdict holds for this text, model and tokens; for others: corpus or model, under another name"
     ]
 
 
-@pytest.mark.parametrize(
-    ("rule", "wanted"),
-    [
-        ("e-process", "confirm.max_seeds: 6 -> 12, then the same command: only the new seeds are trained"),
-        ("obrien-fleming", "confirm.max_seeds: 8 -> 16, under another name"),
-    ],
-)
-def test_the_cap_of_a_sequential_rule_is_raised_as_the_rule_allows(rule, wanted):
-    cap = int(wanted.split()[1])
-    plan = study(confirm={"seeds": None, "rule": rule, "max_seeds": cap})
-    found = result(plan, UNSURE, CLEAR, seeds=cap)
+def test_the_cap_of_an_e_process_is_raised_up_to_the_largest_number_of_seeds():
+    plan = study(confirm={"seeds": None, "rule": "e-process", "max_seeds": 6})
+    found = result(plan, UNSURE, CLEAR)
     row = next(row for row in found.comparisons if row.arm == "one")
     assert "cap" in row.verdict
-    row.seeds_needed = 2
-    assert to_change(found, plan)[0] == f"To decide one: {wanted}"
-    row.seeds_needed = 99
-    assert f"-> 99, {wanted.partition(', ')[2]}" in to_change(found, plan)[0]
+    for needed, cap in ((2, 12), (99, 99)):
+        row.seeds_needed = needed
+        wanted = f"To decide one: confirm.max_seeds: 6 -> {cap}, then the same command: only the new seeds are trained"
+        assert to_change(found, plan)[0] == wanted
+    last = study(confirm={"seeds": None, "rule": "e-process", "max_seeds": MOST_SEEDS})
+    assert to_change(found, last)[0].startswith(f"one: needs more than {MOST_SEEDS} seeds.")
 
 
 def test_a_study_without_confirm_is_told_to_have_one():

@@ -1,6 +1,9 @@
 """Looks of a study: which are recorded, what each costs, and which arms go on after one."""
 
+import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -14,8 +17,10 @@ from tune.backend.inline import Inline
 from tune.errors import StudyError
 from tune.run.extend import check_folder
 from tune.run.ledger import Ledger, MemoryLedger, read
+from tune.run.standing import standing
 from tune.run.study_run import StudyRun
-from tune.run.tables import tables
+from tune.run.tables import tables, write_tables
+from tune.run.verdicts import shown
 from tune.study.files import dump
 from tune.subject.known import Known
 
@@ -208,6 +213,42 @@ def test_an_old_ledger_keeps_every_cell_of_a_sequential_study():
     rows = decided(found, found.study).comparisons
     assert {row.arm: row.n for row in rows} == {"linear-floor": 12, "one": 12, "two": 20}
     assert before <= set(found.records)
+
+
+def test_a_verdict_that_was_shown_is_one_event_for_each_state_of_the_data(tmp_path):
+    one, folder = study(confirm={"reserve": 0.2}), tmp_path / "s"
+    folder.mkdir()
+
+    def trained(plan):
+        found = StudyRun(plan, folder, Known(plan, loss))
+        (folder / "study.yaml").write_text(dump(plan))
+        Inline().train(found)
+        found.close()
+        write_tables("s", found.ledger.events, folder)
+
+    def verdicts():
+        return [event for event in read(folder / "ledger.jsonl") if event["event"] == "verdict"]
+
+    trained(one)
+    significance = [sys.executable, "-m", "tune.cli", "significance", str(folder), "--format", "json"]
+    done = subprocess.run(significance, capture_output=True, text=True, check=True)  # a fresh process
+    said = json.loads(done.stdout)
+    (event,) = verdicts()
+    assert event["seeds"] == dict.fromkeys(GAIN, 6)
+    assert event["losses"] == said["losses_sha256"]
+    assert event["verdicts"] == {row["arm"]: row["kind"] for row in said["comparisons"]}
+    assert not shown(folder)
+    assert StudyRun(one, folder, Known(one, loss)).close() is None  # the event is read over
+    assert len(verdicts()) == 1
+    more = study(confirm={"seeds": 8, "reserve": 0.2})
+    trained(more)
+    assert standing(folder).state == "finished"
+    assert shown(folder)
+    assert [event["seeds"]["gelu"] for event in verdicts()] == [6, 8]
+    held = Ledger(folder / "ledger.jsonl")
+    held.append("ended", cell="x", outcome="completed", final={})
+    assert not shown(folder)  # a sweep has the ledger
+    held.close()
 
 
 def test_the_reserve_is_named_before_the_first_confirm_trial_has_ended(tmp_path):
