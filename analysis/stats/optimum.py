@@ -8,12 +8,40 @@ the remaining noise. `docs/protocol.md` has the error rates.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 
 FADE = 4.0  # standard errors above the best mean over which a point's weight fades
 STEADY = 0.5  # standard errors of the curvature that are added to it, for stability in flat curves
 SHARED = 0.5  # upper bound on the shift towards the other arms' optima, in standard errors
+
+
+class Bracket(StrEnum):
+    """Whether the best point of a grid lies between two feasible neighbours, and else why not."""
+
+    CLOSED = "closed"
+    END = "end of the grid"
+    DIVERGES = "divergence next to it"
+    FEW = "too few finite points"
+
+
+def bracket(means: Sequence[float], legal_ends: tuple[bool, bool] = (False, False)) -> Bracket:
+    """Return whether the best point of a grid is bracketed.
+
+    Args:
+        means: Mean losses of the points in the order of the grid, +inf if a run was infeasible.
+        legal_ends: True for an end of the grid beyond which no legal value lies. It needs no neighbour there.
+    """
+    finite = np.isfinite(np.asarray(means, float))
+    if not finite.any():
+        return Bracket.FEW
+    best, last = int(np.argmin(means)), len(means) - 1
+    if (best == 0 and not legal_ends[0]) or (best == last and not legal_ends[1]):
+        return Bracket.END
+    if not finite[max(best - 1, 0) : best + 2].all():
+        return Bracket.DIVERGES
+    return Bracket.CLOSED if finite.sum() >= 3 else Bracket.FEW
 
 
 @dataclass(frozen=True)
@@ -44,11 +72,19 @@ def optima(rates: Sequence[float], losses: Mapping[str, np.ndarray]) -> dict[str
     estimate that is far too low, and one noisy arm says nothing about the others. `share` then combines the optima.
     Raises ValueError if an arm has no rate with a finite loss on every seed.
     """
+    sd = noise(losses)
+    return share({arm: optimum(rates, table, sd[arm]) for arm, table in losses.items()})
+
+
+def noise(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the noise of a run (standard deviation) by arm: the larger of its own estimate and the arms' median.
+
+    `losses` holds an array of points x seeds per arm, +inf for an infeasible run.
+    """
     variances = {arm: _variance(np.asarray(table, float)) for arm, table in losses.items()}
     known = [v for v in variances.values() if v is not None]
     common = float(np.median(known)) if known else 0.0
-    sd = {arm: float(np.sqrt(max(own or 0.0, common))) for arm, own in variances.items()}
-    return share({arm: optimum(rates, table, sd[arm]) for arm, table in losses.items()})
+    return {arm: float(np.sqrt(max(own or 0.0, common))) for arm, own in variances.items()}
 
 
 def share(found: Mapping[str, Optimum]) -> dict[str, Optimum]:
@@ -65,15 +101,25 @@ def share(found: Mapping[str, Optimum]) -> dict[str, Optimum]:
     if len(noisy) < 2:
         return out
     x, error = np.array(list(noisy.values())).T
+    moved = np.exp(x + np.clip(towards_others(x, error), -SHARED * error, SHARED * error))
+    for arm, rate in zip(noisy, moved, strict=True):
+        low, high = found[arm].reach or (rate, rate)
+        out[arm] = replace(found[arm], fitted=float(np.clip(rate, low, high)))
+    return out
+
+
+def towards_others(x: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Return how far each estimate moves towards the common mean: the step of `share` without its bound.
+
+    Args:
+        x: Estimates of the same quantity, one per arm; two or more.
+        error: Their standard errors, above 0.
+    """
     w = error**-2
     q = float(w @ (x - w @ x / w.sum()) ** 2)
     tau2 = max(0.0, (q - (len(x) - 1)) / float(w.sum() - w @ w / w.sum()))
     weight = 1 / (error**2 + tau2)
-    step = error**2 * weight * (weight @ x / weight.sum() - x)
-    moved = np.exp(x + np.clip(step, -SHARED * error, SHARED * error))
-    for arm, rate in zip(noisy, moved, strict=True):
-        low, high = found[arm].reach or (rate, rate)
-        out[arm] = replace(found[arm], fitted=float(np.clip(rate, low, high)))
+    out: np.ndarray = error**2 * weight * (weight @ x / weight.sum() - x)
     return out
 
 

@@ -1,84 +1,307 @@
-"""The calibrate stage: the shared grid of learning rates, its extension, and the rate that each arm takes from it.
+"""The calibrate stage: shared points of every nuisance hyperparameter, and the value that each arm takes from them.
 
 Nothing here trains. The stages ask for cells, record their losses, and ask again until no cell is left.
+
+1. The learning rate has a shared grid. The other nuisance hyperparameters stay at a shared centre.
+2. Each further one has a grid of shared values around that centre. Each arm runs it at the optima found so far.
+3. If there are two or more, corner points around each arm's optimum show how they interact. A joint fit through all
+   points of an arm moves its optimum. New corners follow until no arm gains more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from analysis.stats.optimum import Optimum, optima
+from analysis.stats.optimum import Bracket, bracket, optima
+from analysis.stats.surface import JointOptimum, joint_optima
 from tune.study.cell import Cell
+from tune.study.nuisance import Scale, calibrated, scale_of
+from tune.study.sizes import MOST_ROUNDS, corner_points
 from tune.study.study import Study, digest
 
 FIRST_SELECTION_SEED = 11  # the selection seeds are 11, 12, ...
+CORNER = 0.7  # distance of a corner from the optimum on each axis, in steps
+GAIN = 0.25  # gain of a joint fit over the optimum before, in standard errors of a point, that asks for a new round
+NARROWEST = 1 / 8  # distance to an infeasible neighbour, in steps, up to which no point is inserted
+
+
+@dataclass
+class Axis:
+    """The grid of one nuisance hyperparameter: ascending values, and the configuration of each arm beside it."""
+
+    scale: Scale
+    values: list[float]
+    beside: dict[str, dict[str, float]]
+
+    @property
+    def name(self) -> str:
+        """Name of the hyperparameter."""
+        return self.scale.name
+
+    def config(self, arm: str, value: float) -> dict[str, float]:
+        """Return an arm's configuration at a value of the grid."""
+        return {**self.beside[arm], self.name: value}
+
+    def ends(self) -> tuple[bool, bool]:
+        """Return if no legal value lies beyond the lowest and the highest point of the grid."""
+        return self.scale.is_end(self.values[0], -1), self.scale.is_end(self.values[-1], 1)
+
+    def beyond(self, side: int) -> float:
+        """Return the next value outside the grid, below it (-1) or above it (1)."""
+        if self.name == "lr":
+            spacing = math.exp(self.scale.step)
+            return self.values[0] / spacing if side < 0 else self.values[-1] * spacing
+        return self.scale.value(self.scale.to(self.values[0 if side < 0 else -1]) + side * self.scale.step)
+
+    def between(self, low: float, high: float) -> float | None:
+        """Return the value in the middle of two neighbours, or None if they are too close."""
+        at = [self.scale.to(low), self.scale.to(high)]
+        return self.scale.value(sum(at) / 2) if at[1] - at[0] > NARROWEST * self.scale.step else None
 
 
 class Calibration:
     """The calibrate stage of a study.
 
-    Arms that are added later run on the grid of the first ones. The configurations of the first ones stay.
+    Arms that are added later run on the points of the first ones. The configurations of the first ones stay.
 
     Args:
         study: The study.
         decided: Called with each decision, for the ledger.
+        first_form: Calibrate the learning rate alone and insert no point next to a divergence, as in ledgers whose
+            grid has no name.
     """
 
-    def __init__(self, study: Study, decided: Callable[..., Any]) -> None:
-        self.study, self._decided = study, decided
-        self.grid: list[float] = []
-        self.capped = False  # True if `max_points` ended the extension
+    def __init__(self, study: Study, decided: Callable[..., Any], first_form: bool = False) -> None:
+        self.study, self._decided, self._first_form = study, decided, first_form
+        self.names = ["lr"] if first_form else calibrated(study.nuisance)
+        self.capped = False  # True if `max_points` ended the extension of a grid
+        self._scales = {name: scale_of(name, study.nuisance[name], study.calibrate.spacing) for name in self.names}
+        self._axes: list[Axis] = []
         self._arms: list[str] = []  # the arms whose configurations are sought now
-        self._best: dict[str, dict[str, float]] = {}  # each arm's best configuration of the search
-        self._losses: dict[tuple[str, float, int], float] = {}
+        self._centre: dict[str, float] = {}
+        self._now: dict[str, dict[str, float]] = {}  # each arm's best configuration so far
+        self._axis = 0  # number of the axis whose cells run; that of no axis in the rounds of corners
+        self._round = 0
+        self._signs: list[list[int]] = []  # of each round, one per pair of axes: 1 if its corners are (+, -) and (-, +)
+        self._configs: dict[str, dict[str, dict[str, float]]] = {}  # those that were planned, by arm and digest
+        self._losses: dict[tuple[str, str, int], float] = {}  # by arm, digest of the configuration, and seed
 
     @property
-    def points(self) -> int:
-        """Number of points of the grid, or of the first grid before there is one."""
-        return len(self.grid) or self.study.calibrate.points
+    def grid(self) -> list[float]:
+        """The grid of learning rates, empty before it is known."""
+        return self._axes[0].values if self._axes else []
 
-    def begin(self, best: dict[str, dict[str, float]]) -> list[Cell]:
+    # --- cells ---
+
+    def begin(self, best: Mapping[str, Mapping[str, float]]) -> list[Cell]:
         """Return the first cells of arms whose searches found the configurations `best`."""
-        settings = self.study.calibrate
-        self._arms = list(best)
-        self._best |= best
-        if not self.grid:
-            centre = geometric_mean([config["lr"] for config in best.values()])
-            self.grid = geometric_grid(centre, settings.points, settings.spacing)
-        self._decided("grid", grid=self.grid, best=self._best)
-        return self._cells(self.grid, self._arms)
+        self._arms, self._axis, self._round = list(best), 0, 0
+        if not self._centre:
+            self._centre = {
+                name: self._scales[name].mean(config[name] for config in best.values()) for name in self.names[1:]
+            }
+        self._now |= {arm: {**config, **self._centre} for arm, config in best.items()}
+        return self._begin_axis([config["lr"] for config in best.values()])
+
+    def _begin_axis(self, rates: Iterable[float] = ()) -> list[Cell]:
+        """Return the cells of the current axis for the arms. `rates` are the best learning rates of their searches."""
+        name, settings = self.names[self._axis], self.study.calibrate
+        if self._axis == len(self._axes):
+            scale = self._scales[name]
+            if name == "lr":
+                values = geometric_grid(geometric_mean(list(rates)), settings.points, settings.spacing)
+            else:
+                values = _grid(scale, self._centre[name], settings.points)
+            self._axes.append(Axis(scale, values, {}))
+        axis = self._axes[self._axis]
+        axis.beside |= {arm: self._now[arm] for arm in self._arms}
+        self._decide_grid(axis)
+        return self._axis_cells(axis, axis.values, self._arms)
+
+    def _decide_grid(self, axis: Axis) -> None:
+        named = {} if self._first_form else {"nuisance": axis.name}
+        self._decided("grid", **named, grid=list(axis.values), best=dict(axis.beside))
 
     def record(self, cell: Cell, loss: float) -> None:
         """Record the validation loss of a cell in nats per token, infinite if it was infeasible."""
-        self._losses[cell.arm, cell.config["lr"], cell.seed] = loss
+        self._losses[cell.arm, cell.config_key, cell.seed] = loss
 
-    def extend(self) -> list[Cell]:
-        """Extend the grid, for all arms, at each end that is an arm's optimum; return the new cells, if any."""
-        points = {self._best_point(arm) for arm in self._arms}
-        spacing, room = self.study.calibrate.spacing, self.study.calibrate.max_points - len(self.grid)
-        new = [self.grid[0] / spacing] if 0 in points else []
-        new += [self.grid[-1] * spacing] if len(self.grid) - 1 in points else []
-        self.capped = bool(new) and room <= 0
-        if not new or self.capped:
+    def more(self) -> list[Cell]:
+        """Return the cells that follow after all cells so far have ended; none if every arm can choose."""
+        while self._axis < len(self.names):
+            axis = self._axes[self._axis]
+            if cells := self._extend(axis):
+                return cells
+            for arm, value in self._optima(axis).items():
+                self._now[arm] = {**self._now[arm], axis.name: value}
+            self._axis += 1
+            if self._axis < len(self.names) and (cells := self._begin_axis()):
+                return cells
+        return self._corners() if len(self.names) > 1 and self.study.calibrate.choice == "fit" else []
+
+    def _extend(self, axis: Axis) -> list[Cell]:
+        """Extend the grid, for all arms, at each end that is an arm's optimum; return the new cells, if any.
+
+        If no end is one, insert points between an arm's best one and an infeasible neighbour.
+        """
+        best = {self._best_point(axis, arm) for arm in self._arms}
+        legal = axis.ends()
+        new = [axis.beyond(-1)] if 0 in best and not legal[0] else []
+        new += [axis.beyond(1)] if len(axis.values) - 1 in best and not legal[1] else []
+        if not new and not self._first_form:
+            new = self._inserted(axis)
+        room = self.study.calibrate.max_points - len(axis.values)
+        self.capped |= bool(new) and room <= 0
+        if not new or room <= 0:
             return []
         new = new[:room]
-        self.grid = sorted(self.grid + new)
-        self._decided("grid", grid=self.grid, best=self._best)
-        return self._cells(new, self._best)
+        axis.values = sorted(axis.values + new)
+        self._decide_grid(axis)
+        return self._axis_cells(axis, new, axis.beside)
+
+    def _inserted(self, axis: Axis) -> list[float]:
+        """Return the values halfway between an arm's best point and an infeasible neighbour."""
+        found = set()
+        for arm in self._arms:
+            means, best = self._means(axis, arm), self._best_point(axis, arm)
+            for low, high in ((best - 1, best), (best, best + 1)):
+                pair = means[low : high + 1] if low >= 0 else []
+                if len(pair) == 2 and math.isfinite(min(pair)) and math.isinf(max(pair)):
+                    found.add(axis.between(axis.values[low], axis.values[high]))
+        return sorted(value for value in found if value is not None and value not in axis.values)
+
+    def _axis_cells(self, axis: Axis, values: list[float], arms: Iterable[str]) -> list[Cell]:
+        """Return the cells of arms at values of a grid, seed by seed, the arms side by side."""
+        return self._cells(
+            [(arm, axis.values.index(v), axis.config(arm, v)) for v in values for arm in arms], axis.name
+        )
+
+    def _cells(self, wanted: Iterable[tuple[str, int, dict[str, float]]], axis: str) -> list[Cell]:
+        """Return the cells of arms, numbers and configurations, without those that were planned before."""
+        new = []
+        for arm, index, config in wanted:
+            key = digest(config)
+            if key not in self._configs.setdefault(arm, {}):
+                self._configs[arm][key] = config
+                new.append((arm, index, config, key))
+        axis = axis if len(self.names) > 1 else ""
+        return [
+            Cell("calibrate", arm, index, seed, config, key, axis)
+            for seed in self._seeds
+            for arm, index, config, key in new
+        ]
+
+    @property
+    def _seeds(self) -> range:
+        first = self.study.seed(FIRST_SELECTION_SEED)
+        return range(first, first + self.study.calibrate.seeds)
+
+    def points(self, ahead: bool = False) -> int:
+        """Return the number of points of an arm: those that are known, and the fewest of what is not.
+
+        Args:
+            ahead: Count only those of grids and corners that have not begun.
+        """
+        begun = 0 if ahead else sum(len(axis.values) for axis in self._axes)
+        left = len(self.names) - (self._axis + 1 if ahead else len(self._axes))
+        corners = 0 if self._first_form else corner_points(self.study)
+        rounds = int(self._round == 0) if ahead else max(1, len(self._signs))
+        return begun + max(0, left) * self.study.calibrate.points + rounds * corners
+
+    # --- the grid of one hyperparameter ---
+
+    def mean(self, arm: str, config: Mapping[str, float]) -> float:
+        """Return an arm's mean validation loss at a configuration, infinite if a seed was infeasible or is missing."""
+        losses = [self._losses.get((arm, digest(config), seed), math.inf) for seed in self._seeds]
+        return math.fsum(losses) / len(losses)  # fsum: independent of the order
+
+    def _means(self, axis: Axis, arm: str) -> list[float]:
+        return [self.mean(arm, axis.config(arm, value)) for value in axis.values]
+
+    def _best_point(self, axis: Axis, arm: str) -> int:
+        means = self._means(axis, arm)
+        return means.index(min(means))
+
+    def _table(self, arm: str, configs: Iterable[Mapping[str, float]]) -> np.ndarray:
+        """Return an arm's losses at configurations: configurations x seeds."""
+        return np.array([[self._losses[arm, digest(config), seed] for seed in self._seeds] for config in configs])
+
+    def _optima(self, axis: Axis) -> dict[str, float]:
+        """Return the value that each arm takes from a grid."""
+        chosen = {arm: axis.values[self._best_point(axis, arm)] for arm in self._arms}
+        if self.study.calibrate.choice == "grid":
+            return chosen
+        tables = {arm: self._table(arm, [axis.config(arm, v) for v in axis.values]) for arm in axis.beside}
+        tables = {arm: table for arm, table in tables.items() if np.isfinite(table).all(axis=1).any()}
+        if axis.name == "lr":
+            found = optima(axis.values, tables)
+            fitted = {arm: float(f"{found[arm].rate:.4g}") for arm in found}  # the last bits depend on the machine
+        else:  # on a scale whose step is 1
+            scale, centre = axis.scale, axis.scale.to(self._centre[axis.name])
+            at = [math.exp((scale.to(value) - centre) / scale.step) for value in axis.values]
+            found = optima(at, tables)
+            fitted = {arm: scale.value(centre + scale.step * math.log(found[arm].rate)) for arm in found}
+        return chosen | {arm: fitted[arm] for arm in self._arms if arm in fitted}
+
+    # --- corners ---
+
+    def _corners(self) -> list[Cell]:
+        """Fit jointly, and return the cells of the next round of corners, if any."""
+        scales = list(self._scales.values())
+        if self._round:
+            before = {arm: self._position(self._now[arm]) for arm in self._arms}
+            found = self._joint()
+            gains = [one.gain(before[arm]) / one.standard_error for arm, one in found.items() if arm in before]
+            for arm in self._arms:
+                if arm in found:
+                    at = found[arm].at.tolist()
+                    values = {s.name: s.value(s.step * x) for s, x in zip(scales, at, strict=True)}
+                    self._now[arm] = {**self._now[arm], **values}
+            if self._round == MOST_ROUNDS or max(gains, default=0.0) < GAIN:
+                return []
+            if self._round == len(self._signs):
+                h = np.mean([one.hessian for one in found.values()], axis=0)
+                self._signs.append([1 if h[j, k] >= 0 else -1 for j, k in _pairs(scales)])
+        elif not self._signs:
+            self._signs.append([1] * len(_pairs(scales)))
+        signs = self._signs[self._round]
+        self._round += 1
+        centres = {arm: self._now[arm] for arm in self._arms}
+        self._decided("corners", nuisances=self.names, round=self._round, signs=signs, best=centres)
+        wanted = []
+        for number, ((j, k), sign) in enumerate(zip(_pairs(scales), signs, strict=True)):
+            for arm, centre in centres.items():
+                at = self._position(centre)
+                for i, way in enumerate((CORNER, -CORNER)):
+                    moved = {j: at[j] + way, k: at[k] - sign * way}
+                    corner = {scales[n].name: scales[n].value(scales[n].step * x) for n, x in moved.items()}
+                    wanted.append((arm, 2 * number + i, {**centre, **corner}))
+        return self._cells(wanted, "corners")
+
+    def _position(self, config: Mapping[str, float]) -> list[float]:
+        """Return a configuration's place in steps of each axis."""
+        return [scale.to(config[name]) / scale.step for name, scale in self._scales.items()]
+
+    def _joint(self) -> dict[str, JointOptimum]:
+        """Return the joint optima of all arms through all their points."""
+        points = {arm: [self._position(config) for config in self._configs[arm].values()] for arm in self._now}
+        return joint_optima(points, {arm: self._table(arm, self._configs[arm].values()) for arm in self._now})
+
+    # --- the choice ---
 
     def choose(self) -> dict[str, dict[str, float]]:
         """Return the configuration of each arm that was sought."""
-        found, chosen = self._optima(), {}
+        chosen = {}
         for arm in self._arms:
-            point = self._best_point(arm)
-            rate = self.grid[point]
-            if self.study.calibrate.choice == "fit" and arm in found:
-                rate = float(f"{found[arm].rate:.4g}")  # the last bits of a fit depend on the machine
-            chosen[arm] = {**self._best[arm], "lr": rate}
+            chosen[arm] = self._now[arm]
+            point = self._best_point(self._axes[0], arm)
+            open_sides = {axis.name: bracket(self._means(axis, arm), axis.ends()) for axis in self._axes}
             self._decided(
                 "chosen",
                 arm=arm,
@@ -86,39 +309,25 @@ class Calibration:
                 config_key=digest(chosen[arm]),
                 grid_best=self.grid[point],
                 at_edge=point in (0, len(self.grid) - 1),
+                **({} if self._first_form else {"unbracketed": _named(open_sides)}),
             )
         return chosen
 
-    def grid_mean(self, arm: str, rate: float) -> float:
-        """Return an arm's mean validation loss at a learning rate of the grid, infinite if a seed was infeasible."""
-        losses = [loss for (a, r, _), loss in self._losses.items() if a == arm and r == rate]
-        return math.fsum(losses) / len(losses) if losses else math.inf  # fsum: independent of the order
 
-    @property
-    def _seeds(self) -> range:
-        first = self.study.seed(FIRST_SELECTION_SEED)
-        return range(first, first + self.study.calibrate.seeds)
+def _named(found: Mapping[str, Bracket]) -> dict[str, str]:
+    return {name: str(why) for name, why in found.items() if why is not Bracket.CLOSED}
 
-    def _cells(self, rates: list[float], arms: Iterable[str]) -> list[Cell]:
-        """Return the cells of arms at learning rates of the grid, seed by seed, the arms side by side."""
-        out = []
-        for seed in self._seeds:
-            for rate in rates:
-                for arm in arms:
-                    config = {**self._best[arm], "lr": rate}
-                    out.append(Cell("calibrate", arm, self.grid.index(rate), seed, config, digest(config)))
-        return out
 
-    def _best_point(self, arm: str) -> int:
-        return min(range(len(self.grid)), key=lambda point: self.grid_mean(arm, self.grid[point]))
+def _pairs(axes: Iterable[Any]) -> list[tuple[int, int]]:
+    """Return the pairs of numbers of axes."""
+    return list(combinations(range(len(list(axes))), 2))
 
-    def _optima(self) -> dict[str, Optimum]:
-        """Return the optimum of every arm that has a finite loss for all selection seeds at a learning rate or more."""
-        tables = {arm: [[self._losses[arm, rate, s] for s in self._seeds] for rate in self.grid] for arm in self._best}
-        return optima(
-            self.grid,
-            {arm: np.array(rows) for arm, rows in tables.items() if np.isfinite(rows).all(axis=1).any()},
-        )
+
+def _grid(scale: Scale, centre: float, points: int) -> list[float]:
+    """Return ascending values around a centre, a step of the scale apart, moved into the legal range."""
+    lowest = scale.to(centre) - scale.step * (points - 1) / 2
+    lowest = max(scale.low, min(lowest, scale.high - scale.step * (points - 1)))
+    return sorted({scale.value(lowest + scale.step * i) for i in range(points)})
 
 
 def geometric_grid(centre: float, points: int, spacing: float) -> list[float]:

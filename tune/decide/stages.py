@@ -33,6 +33,7 @@ class Stages:
         added: Groups of arms that were added after a decision, in the order of their addition.
         looked: Numbers of confirm seeds at earlier looks of the fixed rule.
         confirmed: Arm and seed of each confirm cell that an earlier run of the study recorded.
+        first_form: The ledger is of an earlier version, which calibrated the learning rate alone (`Calibration`).
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Stages:
         added: Sequence[Sequence[str]] = (),
         looked: Sequence[int] = (),
         confirmed: Collection[tuple[str, int]] = (),
+        first_form: bool = False,
     ) -> None:
         self.study, self._decided, self._suggested = study, decided, suggested
         self.stage = "search"
@@ -53,7 +55,7 @@ class Stages:
         self.search = {
             arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm], study.replicate) for arm in study.arms
         }
-        self.calibration = Calibration(study, decided)
+        self.calibration = Calibration(study, decided, first_form)
         self.confirmation = Confirmation(study, decided, looked, confirmed)
         self.chosen: dict[str, dict[str, float]] = {}
         self.hopeless = False  # True if no search trial of any arm gave a loss: then there is nothing to compare
@@ -76,7 +78,7 @@ class Stages:
 
     @property
     def grid_capped(self) -> bool:
-        """True if `calibrate.max_points` ended the extension of the grid."""
+        """True if `calibrate.max_points` ended the extension of a grid."""
         return self.calibration.capped
 
     def remaining(self) -> int:
@@ -84,14 +86,16 @@ class Stages:
         if self.stage == "done":
             return 0
         confirm = self.confirmation.looks[-1] if self.study.runs("confirm") else 0
-        grid = self.calibration.points * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
+        grid = self.calibration.points() * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
         later = [arm for group in self._later for arm in group]
         left = sum(self.search[arm].trials + grid + confirm for arm in later)
         left += self.confirmation.left()
         if self.stage == "search":
             searches = [self.search[arm] for arm in self._arms]
             return left + sum(search.trials - search.ended + grid + confirm for search in searches)
-        left += len(self._arms) * confirm if self.stage == "calibrate" else 0
+        if self.stage == "calibrate":
+            ahead = self.calibration.points(ahead=True) * self.study.calibrate.seeds
+            left += len(self._arms) * (ahead + confirm)
         return left + len(self._pending) + len(self._open)
 
     def _next_search(self) -> Cell | None:
@@ -137,7 +141,7 @@ class Stages:
         elif cell.stage == "calibrate":
             self.calibration.record(cell, loss if outcome == "completed" else math.inf)
             if not self._pending and not self._open:
-                self._pending.extend(self.calibration.extend())
+                self._pending.extend(self.calibration.more())
                 if not self._pending:
                     self._choose()
         else:

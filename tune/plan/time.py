@@ -17,7 +17,17 @@ from pagating.hardware import PEAKS
 from tune.errors import StudyError
 from tune.plan.probe import Calibration, Speed
 from tune.plan.work import Model, stopped
-from tune.study.sizes import Span, arm_trials, evaluations, grid_chances, grid_points, rung, steps, validation_tokens
+from tune.study.sizes import (
+    CORNER_ROUNDS,
+    Span,
+    arm_trials,
+    corner_points,
+    evaluations,
+    grid_chances,
+    rung,
+    steps,
+    validation_tokens,
+)
 from tune.study.study import Study
 
 # GPUs whose float32 peak is listed, by the name that --hours-from takes
@@ -129,9 +139,14 @@ def stage_seconds(
             [cell_seconds(study, speeds[arm], stage, rows=rows) + cell for _ in range(count) for arm in arms], slots
         )
 
+    settings, grids, corners = study.calibrate, grid_chances(study), corner_points(study)
+
     def grid(points: int) -> float:
-        first, selection = min(points, study.calibrate.points), study.calibrate.seeds
-        return wave("calibrate", first * selection) + (points - first) * wave("calibrate", selection)
+        first = min(points, settings.points)
+        return wave("calibrate", first * settings.seeds) + (points - first) * wave("calibrate", settings.seeds)
+
+    def rounds(count: float) -> float:
+        return count * wave("calibrate", corners * settings.seeds) if corners else 0.0
 
     def confirm(count: float) -> float:
         looks = study.confirm.looks
@@ -143,13 +158,13 @@ def stage_seconds(
             before = look
         return seconds
 
-    points = grid_points(study)
     return {
         "search": (search(2), search(1), search(0)),
         "calibrate": (
-            grid(int(points[0])),
-            sum(chance * grid(size) for size, chance in grid_chances(study).items()),
-            grid(int(points[2])),
+            len(grids) * grid(settings.points) + rounds(CORNER_ROUNDS[0]),
+            sum(chance * grid(size) for each in grids.values() for size, chance in each.items())
+            + rounds(CORNER_ROUNDS[1]),
+            len(grids) * grid(settings.max_points) + rounds(CORNER_ROUNDS[2]),
         ),
         "confirm": (confirm(seeds[0]), confirm(seeds[1]), confirm(seeds[2])),
     }

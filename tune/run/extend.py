@@ -31,7 +31,7 @@ ANY = (
 )
 # places of inputs, which `Inputs.check_begun` compares by their digests
 PLACES = ("corpus.source", "corpus.hub", "corpus.files", "tokenizer", "model.pretrained")
-DECISIONS = ("grid", "chosen")  # events of the ledger
+DECISIONS = ("grid", "corners", "chosen")  # events of the ledger
 MOST_SHOWN = 3  # changes that a refusal lists
 
 

@@ -227,7 +227,15 @@ def first(path: Path, kind: str) -> dict[str, Any] | None:
 
 def cell_of(event: dict[str, Any]) -> Cell:
     """Return the cell of a `suggested` event."""
-    return Cell(event["stage"], event["arm"], event["index"], event["seed"], event["config"], event["config_key"])
+    return Cell(
+        event["stage"],
+        event["arm"],
+        event["index"],
+        event["seed"],
+        event["config"],
+        event["config_key"],
+        event.get("axis", ""),
+    )
 
 
 def records(events: list[dict[str, Any]]) -> dict[str, Record]:

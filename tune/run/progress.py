@@ -44,8 +44,8 @@ class Progress:
         self._whole: dict[str, tuple[float, int]] = {}  # the same for completed cells, by arm
         self._speeds: dict[str, float] = {}  # tokens per second of the running cells
         self._arm_speeds: dict[str, float] = {}  # last reported speed of each arm
-        self._grid = 0
         self._look: dict[str, dict[str, int]] = {}  # seeds that each arm has and gets next, after the last look
+        self._grids: dict[str, int] = {}  # points of each grid and of each round of corners
         self.chosen: dict[str, dict[str, float]] = {}  # configuration of each arm after the calibrate stage
         self._warm = False  # True after the first report: cells that start earlier wait for imports of their workers
         self._cold: set[str] = set()  # the cells that started earlier
@@ -76,7 +76,9 @@ class Progress:
         elif kind == "ended":
             self._end(self._cells[event["cell"]], event)
         elif kind == "grid":
-            self._grid = len(event["grid"])
+            self._grids[event.get("nuisance", "lr")] = len(event["grid"])
+        elif kind == "corners":
+            self._grids[f"corners {event['round']}"] = 2 * len(event["signs"])
         elif kind == "look":
             self._look = {"has": event["seeds"], "gets": event["next"]}
         elif kind == "chosen":
@@ -167,7 +169,7 @@ class Progress:
         if stage == "search":
             return (float(all_trials(study)),) * 3
         if stage == "calibrate":
-            seeds, grid = study.calibrate.seeds, float(self._grid)
+            seeds, grid = study.calibrate.seeds, float(sum(self._grids.values()))
             least, likely, most = (grid,) * 3 if self.chosen else grid_points(study)
             points = max(grid, least) * seeds, max(grid, likely) * seeds, most * seeds
         else:

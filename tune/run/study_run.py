@@ -27,7 +27,7 @@ from tune.study.study import Study, digest
 from tune.subject.subject import TRAINED, Job, Subject
 
 SPACE_SECONDS = 10.0  # between two checks of the disk; a check counts parameters, which is slower than a short cell
-DECISIONS = ("grid", "chosen", "look")  # events that a replay repeats
+DECISIONS = ("grid", "corners", "chosen", "look")  # events that a replay repeats
 FATAL = (
     OSError,
     PagatingError,
@@ -125,6 +125,7 @@ class StudyRun:
         suggested = {
             (r.cell.arm, r.cell.index): r.cell.config for r in self.records.values() if r.cell.stage == "search"
         }
+        first_form = any(event["event"] == "grid" and "nuisance" not in event for event in self.ledger.events)
         self.stages = Stages(
             self.study,
             self._decided,
@@ -132,6 +133,7 @@ class StudyRun:
             groups(self.ledger.events, self.study.arms)[1:],
             looked(self.study, self._folder, self.ledger.events),
             {(r.cell.arm, r.cell.seed) for r in self.records.values() if r.cell.stage == "confirm"},
+            first_form,
         )
         self.ended = 0
         self._progress, self._taken = Progress(self.study, self.ledger.events), len(self.ledger.events)
@@ -218,6 +220,7 @@ class StudyRun:
         while (cell := self.stages.next_cell()) is not None:
             record = self.records.get(cell.key)
             if record is None:
+                axis: dict[str, Any] = {"axis": cell.axis} if cell.axis else {}
                 self.ledger.append(
                     "suggested",
                     cell=cell.key,
@@ -227,6 +230,7 @@ class StudyRun:
                     seed=cell.seed,
                     config=cell.config,
                     config_key=cell.config_key,
+                    **axis,
                 )
                 self.records[cell.key] = Record(cell)
             elif record.outcome not in (None, "failed"):

@@ -52,6 +52,7 @@ def _trial_rows(
             **_layers(last.get("alpha") or _searched_layers(cell.config)),
             **({"added": cell.arm in added} if added else {}),
             **({"look": plans.get(cell.key)} if plans else {}),
+            **({"axis": cell.axis} if cell.axis else {}),
         }
 
 
@@ -61,7 +62,8 @@ def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.D
     Returns:
         `trials`, with one row per cell that has ended, and `curves`, with one row per evaluation of such a cell. If
         arms were added to a study after a decision, `trials` has a column `added`. If a study had several looks, a
-        confirm trial has the number of seeds at its own one in a column `look`.
+        confirm trial has the number of seeds at its own one in a column `look`. If several hyperparameters were
+        calibrated, a calibrate trial has the one whose grid it belongs to, or `corners`, in a column `axis`.
     """
     cells = records(events)
     chosen = {event["arm"]: event["config_key"] for event in events if event["event"] == "chosen"}

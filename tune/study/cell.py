@@ -14,8 +14,9 @@ ON_GPU = ("peak_gpu_mb", "flops_utilisation")  # only for trials on a GPU; the t
 class Cell:
     """One configuration to train once with one seed.
 
-    `index` is the trial's number in its arm's search, the point of the learning-rate grid in calibrate, and 0 in
-    confirm. `config` holds the values of all tuned hyperparameters.
+    `index` is the trial's number in its arm's search, the point of its grid in calibrate, and 0 in confirm. `config`
+    holds the values of all tuned hyperparameters. `axis` is the hyperparameter whose grid a cell of calibrate belongs
+    to, or `corners`; it is empty if the learning rate is the only one.
     """
 
     stage: str
@@ -24,6 +25,7 @@ class Cell:
     seed: int
     config: dict[str, float]
     config_key: str
+    axis: str = ""
 
     @property
     def key(self) -> str:

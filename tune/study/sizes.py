@@ -11,12 +11,15 @@ import numpy as np
 
 from pagating.gating.catalog import DEFAULTS, own_code
 from pagating.trial import evaluation_interval, step_count
+from tune.study.nuisance import calibrated, scale_of
 from tune.study.sections import Distribution, SearchSection
 from tune.study.study import Study
 
 Span = tuple[float, float, float]  # least, expected, most
 APART = 1.5  # factor by which the arms' best learning rates may differ, as in the simulations of docs/protocol.md
 DRAWS = 4_000
+MOST_ROUNDS = 3  # of corner points
+CORNER_ROUNDS = (1.0, 1.5, float(MOST_ROUNDS))  # least, expected, most; one without interaction, two with it
 
 
 def middle(where: Distribution) -> float:
@@ -106,40 +109,48 @@ def validation_tokens(study: Study, windows: int | None = None) -> int:
     return evaluation_tokens(study, windows) + lines
 
 
-def _log_range(where: Distribution) -> tuple[float, float]:
-    values = where.choice or where.loguniform or where.uniform or [1.0]
-    return math.log(min(values)), math.log(max(values))
+def grid_chances(study: Study) -> dict[str, dict[int, float]]:
+    """Return, per calibrated hyperparameter, the probability of each number of points of its final grid.
 
-
-def grid_chances(study: Study) -> dict[int, float]:
-    """Return the probability of each number of points of the final learning-rate grid.
-
-    It is simulated. The arms share a best rate, uniform in the logarithm over the searched range. Each arm's best rate
-    differs from it by a factor of up to sqrt(APART). The grid is centred on the search trial nearest to the best rate,
-    and search trials are uniform too. An arm's best point is the nearest one. A best rate outside the range would
-    extend the grid further.
+    It is simulated. The arms share a best value, uniform over the searched range on its scale. Each arm's best value
+    differs from it, as a learning rate does by a factor of up to sqrt(APART). The grid is centred on the search trial
+    nearest to the best value, and search trials are uniform too. An arm's best point is the nearest one. A best value
+    outside the range would extend the grid further.
     """
     if not study.runs("calibrate"):
-        return {0: 1.0}
-    settings = study.calibrate
-    low, high = _log_range(study.nuisance["lr"])
-    return _grid_chances(
-        high - low,
-        study.search.trials_per_arm,
-        len(study.arms),
-        settings.points,
-        settings.max_points,
-        math.log(settings.spacing),
-    )
+        return {}
+    settings, found = study.calibrate, {}
+    for name in calibrated(study.nuisance):
+        scale = scale_of(name, study.nuisance[name], settings.spacing)
+        ends = [scale.to(value) for value in study.nuisance[name].values]
+        apart = math.log(APART) * (1.0 if name == "lr" else scale.step / math.log(settings.spacing))
+        found[name] = _grid_chances(
+            max(ends) - min(ends),
+            study.search.trials_per_arm,
+            len(study.arms),
+            settings.points,
+            settings.max_points,
+            scale.step,
+            apart,
+        )
+    return found
+
+
+def corner_points(study: Study) -> int:
+    """Return the points per arm of one round of corners, which show how the calibrated hyperparameters interact."""
+    axes = len(calibrated(study.nuisance))
+    return axes * (axes - 1) if study.runs("calibrate") and study.calibrate.choice == "fit" else 0
 
 
 @lru_cache(maxsize=64)
-def _grid_chances(width: float, trials: int, arms: int, points: int, most: int, spacing: float) -> dict[int, float]:
+def _grid_chances(
+    width: float, trials: int, arms: int, points: int, most: int, spacing: float, apart: float
+) -> dict[int, float]:
     draw = np.random.default_rng(0)
     best = draw.uniform(0, width, DRAWS)
     tried = draw.uniform(0, width, (DRAWS, min(trials, 1_000)))
     centre = np.take_along_axis(tried, np.abs(tried - best[:, None]).argmin(1)[:, None], 1)[:, 0]
-    off = best[:, None] + draw.uniform(-0.5, 0.5, (DRAWS, arms)) * math.log(APART) - centre[:, None]
+    off = best[:, None] + draw.uniform(-0.5, 0.5, (DRAWS, arms)) * apart - centre[:, None]
     inside = (points - 2) / 2  # spacings from the centre within which the best point has a neighbour on either side
     below = np.ceil(np.maximum(0.0, -off.min(1) / spacing - inside)).astype(int)
     above = np.ceil(np.maximum(0.0, off.max(1) / spacing - inside)).astype(int)
@@ -148,11 +159,12 @@ def _grid_chances(width: float, trials: int, arms: int, points: int, most: int, 
 
 
 def grid_points(study: Study) -> Span:
-    """Return the number of points of the final learning-rate grid."""
-    if not study.runs("calibrate"):
-        return 0.0, 0.0, 0.0
-    expected = sum(points * chance for points, chance in grid_chances(study).items())
-    return float(study.calibrate.points), expected, float(study.calibrate.max_points)
+    """Return the number of points per arm of the calibrate stage: of all grids and of the rounds of corners."""
+    chances, corners = grid_chances(study), corner_points(study)
+    expected = sum(points * chance for each in chances.values() for points, chance in each.items())
+    least, most = len(chances) * study.calibrate.points, len(chances) * study.calibrate.max_points
+    rounds = CORNER_ROUNDS
+    return float(least + rounds[0] * corners), expected + rounds[1] * corners, float(most + rounds[2] * corners)
 
 
 def confirm_seeds(study: Study, expected: float | None = None) -> Span:

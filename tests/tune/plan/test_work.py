@@ -122,8 +122,8 @@ def test_an_own_gate_is_counted_without_its_file():
 
 
 def test_the_grid_is_hardly_extended_where_many_trials_found_the_optimum():
-    assert sum(sizes.grid_chances(SMOKE).values()) == pytest.approx(1)
+    assert sum(sizes.grid_chances(SMOKE)["lr"].values()) == pytest.approx(1)
     few, many = study_of(SMALL, search={"trials_per_arm": 2}), study_of(SMALL, search={"trials_per_arm": 200})
     assert 3.0 <= sizes.grid_points(many)[1] < 3.1 < sizes.grid_points(few)[1] < 9
     capped = study_of(SMALL, search={"trials_per_arm": 1}, calibrate={"max_points": 4})
-    assert set(sizes.grid_chances(capped)) == {3, 4}
+    assert set(sizes.grid_chances(capped)["lr"]) == {3, 4}

@@ -1,0 +1,97 @@
+"""The scale of each nuisance hyperparameter: how far apart its values are, its legal range, and how it is rounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tune.study.sections import Distribution
+
+DIGITS = 4  # significant digits of a value that a fit chose: its last bits depend on the machine
+LEGAL = {  # lowest and highest value that calibrate tries
+    "lr": (0.0, 100.0),
+    "weight_decay": (0.0, 10.0),
+    "warmup": (0.0, 0.9),
+    "final_lr": (0.0, 1.0),
+    "beta1": (0.0, 0.9999),
+    "beta2": (0.0, 0.999999),
+    "clip": (0.0, math.inf),
+    "dropout": (0.0, 0.9),
+    "initializer_range": (0.0, 1.0),
+}
+DECAYS = ("beta1", "beta2")  # their natural scale is that of 1 - value, the share that each step forgets
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale of a nuisance hyperparameter. On it, values that matter alike are equally far apart.
+
+    `step` is the distance of neighbouring points of calibrate, `low` and `high` are the legal ends, all on the scale.
+    """
+
+    name: str
+    to: Callable[[float], float]
+    back: Callable[[float], float]
+    step: float
+    low: float
+    high: float
+
+    def value(self, at: float) -> float:
+        """Return the legal value of a position on the scale, rounded."""
+        if at <= self.low + 1e-9 or at >= self.high - 1e-9:
+            return self.back(self.low if at <= self.low + 1e-9 else self.high)
+        found = self.back(at)
+        if self.name in DECAYS:  # rounded as the share that is forgotten
+            return round(1 - float(f"{1 - found:.{DIGITS}g}"), 12)
+        return float(f"{found:.{DIGITS}g}")
+
+    def mean(self, values: Iterable[float]) -> float:
+        """Return the value in the middle of values, on the scale."""
+        at = [self.to(value) for value in values]
+        return self.value(math.fsum(at) / len(at))
+
+    def is_end(self, value: float, side: int) -> bool:
+        """Return True if no point fits between a value and the legal end on a side: -1 below, 1 above."""
+        end = self.low if side < 0 else self.high
+        return abs(end - self.to(value)) < self.step / 4
+
+
+def scale_of(name: str, where: Distribution, spacing: float) -> Scale:
+    """Return the scale of a nuisance hyperparameter.
+
+    It is the logarithm for `loguniform`, and the value itself for `uniform`. For `beta1` and `beta2` it is log(1 -
+    value). A `choice` has the logarithm if all its values are above 0 and the largest is four times the smallest or
+    more. The step is a quarter of the searched range; that of the learning rate is log(spacing).
+
+    Args:
+        name: The hyperparameter.
+        where: Its search range.
+        spacing: Ratio of neighbouring learning rates.
+    """
+    least, most = min(where.values), max(where.values)
+    low, high = LEGAL[name]
+    if name in DECAYS:
+        return _scale(name, lambda v: -math.log1p(-v), lambda u: -math.expm1(-u), (least, most), (low, high))
+    logarithmic = where.loguniform is not None or (where.choice is not None and least > 0 and most >= 4 * least)
+    if name == "lr" or logarithmic:
+        step = math.log(spacing) if name == "lr" else None
+        return _scale(name, math.log, math.exp, (least, most), (low or math.ulp(0.0), high), step)
+    return _scale(name, float, float, (least, most), (low, high))
+
+
+def _scale(
+    name: str,
+    to: Callable[[float], float],
+    back: Callable[[float], float],
+    searched: tuple[float, float],
+    legal: tuple[float, float],
+    step: float | None = None,
+) -> Scale:
+    width = to(searched[1]) - to(searched[0])
+    return Scale(name, to, back, step or width / 4, to(legal[0]), to(legal[1]) if math.isfinite(legal[1]) else math.inf)
+
+
+def calibrated(nuisance: dict[str, Distribution]) -> list[str]:
+    """Return the hyperparameters that calibrate chooses: `lr`, then the others that have more than one value."""
+    return ["lr", *(name for name, where in nuisance.items() if name != "lr" and len(set(where.values)) > 1)]
