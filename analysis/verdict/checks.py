@@ -74,15 +74,15 @@ def unfinished(study: Study) -> str:
         short = [arm for arm in arms if counts.get(arm, 0) < asked[arm]]
         return f"search: {short[0]} has {counts.get(short[0], 0)} of {asked[short[0]]} trials" if short else ""
     seeds = confirm_rows(study.trials).groupby("arm")["seed"].nunique()
-    ended, there = {arm: int(seeds.get(arm, 0)) for arm in arms}, looks.reached(study)
+    ended, there = {arm: int(seeds.get(arm, 0)) for arm in arms}, looks.order(study)
     planned = study.looks or ((int(confirm["seeds"]),) if confirm.get("seeds") else ())
     if not planned:
         return ""
     every = tuple(sorted({*study.made, *planned}))
-    to_come = looks.to_come(study, every)
-    lacking = [arm for arm in arms if ended[arm] < there[arm] or there[arm] < min(every) or arm in to_come]
+    going = looks.to_come(study, there, every)
+    lacking = [arm for arm, n in there.reached.items() if ended[arm] < n or n < min(every) or arm in going]
     if study.looks:  # an arm that was stopped in the middle between two looks
-        lacking += [arm for arm in arms if there[arm] not in every and there[arm] < every[-1]]
+        lacking += [arm for arm, n in there.reached.items() if n not in every and n < every[-1]]
     if not lacking:
         return ""
     fewest = min(lacking, key=lambda arm: ended[arm])

@@ -75,9 +75,8 @@ def _measured(study: Study) -> _Part:
     hits = edge_hits(study)
     for row in rows if not study.confirms else []:
         row.kind, row.refusal = Verdict.NOT_TESTABLE, Refusal.NO_CONFIRM_STAGE
-    margins = looks.margins_at_looks(study, losses) if looks.several(study) else []
+    looks.look(rows, paired, losses, study)
     for row in rows:
-        looks.look(row, paired[row.arm], losses, study, margins)
         row.at_edge = [arm for arm in (study.baseline, row.arm) if arm in hits]
     return _Part(study, losses, paired, margin, rows)
 

@@ -1,8 +1,8 @@
 """The looks that a study took at its results, and the p of a comparison over all of them."""
 
 import bisect
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,41 +27,45 @@ def paired(study: Study, losses: pd.DataFrame, reference: str, arm: str) -> Pair
     pairs = pair(losses, reference, arm)
     if not study.races:
         return pairs
-    rows = confirm_rows(study.trials).groupby("arm")["seed"].max()
-    last = min(int(rows.get(name, 0)) for name in (reference, arm))
+    if not pairs.dropped_baseline and not pairs.dropped_arm:
+        return pairs
+    last = min(max(losses.index[losses[name].notna()], default=0) for name in (reference, arm))
     cut = [[seed for seed in seeds if seed <= last] for seeds in (pairs.dropped_baseline, pairs.dropped_arm)]
     return replace(pairs, dropped_baseline=cut[0], dropped_arm=cut[1])
 
 
-def look(row: Comparison, pairs: Pairs, losses: pd.DataFrame, study: Study, margins: Sequence[float]) -> None:
-    """Set the path of a comparison over the looks of its rule, and the p and the interval that follow from it.
+def look(rows: Sequence[Comparison], paired: Mapping[str, Pairs], losses: pd.DataFrame, study: Study) -> None:
+    """Set the path of each comparison over the looks of its rule, and the p and the interval that follow from it.
 
     The level of the interval is the p at which the last look would stop this arm alone.
 
     Args:
-        row: The comparison, measured on all its seeds.
-        pairs: Its losses by seed.
+        rows: The comparisons, measured on all their seeds.
+        paired: Their losses by seed.
         losses: The study's table of losses.
         study: The study.
-        margins: Margin at each look (`margins_at_looks`).
     """
-    row.p_no_difference = None if row.p_worst_rank is not None else row.p_tost
+    for row in rows:
+        row.p_no_difference = None if row.p_worst_rank is not None else row.p_tost
     if not several(study):
         return
-    d = in_order(study, losses, row.baseline, row.arm)
-    row.path = sequential.path(d, study.rule, study.made, study.level, study.reserve, margins)
-    if row.refused:
-        return
-    last: dict[str, Any] = {"p_anytime": 1.0, "p_no_difference": None, "stops_at": 0.0}
-    if row.path:
-        last = row.path[-1]
-    row.p_anytime = row.p_deciding = last["p_anytime"]
-    row.p_no_difference = last["p_no_difference"]
-    interval = None
-    if last["stops_at"] > 0 and row.p_t is not None:
-        b, a = pairs.baseline[pairs.complete], pairs.arm[pairs.complete]
-        interval = estimates.fieller(b, a, last["stops_at"])
-    row.improvement_low, row.improvement_high = interval or (None, None)
+    there = order(study)
+    margins = margins_at_looks(study, there, losses)
+    for row in rows:
+        d = in_order(there, losses, row.baseline, row.arm)
+        row.path = sequential.path(d, study.rule, study.made, study.level, study.reserve, margins)
+        if row.refused:
+            continue
+        last: dict[str, Any] = {"p_anytime": 1.0, "p_no_difference": None, "stops_at": 0.0}
+        if row.path:
+            last = row.path[-1]
+        row.p_anytime = row.p_deciding = last["p_anytime"]
+        row.p_no_difference = last["p_no_difference"]
+        interval, pairs = None, paired[row.arm]
+        if last["stops_at"] > 0 and row.p_t is not None:
+            b, a = pairs.baseline[pairs.complete], pairs.arm[pairs.complete]
+            interval = estimates.fieller(b, a, last["stops_at"])
+        row.improvement_low, row.improvement_high = interval or (None, None)
 
 
 def shares(study: Study) -> list[float]:
@@ -94,45 +98,51 @@ def several(study: Study) -> bool:
     return study.table is None and (study.rule != "fixed" or bool(study.reserve) or len(study.made) > 1)
 
 
-def planned_seeds(study: Study) -> list[int]:
-    """Return the confirm seeds that any arm ran, in order, those of failed machines too."""
-    return sorted({int(seed) for seed in confirm_rows(study.trials)["seed"]})
+@dataclass(frozen=True)
+class Order:
+    """The confirm seeds that any arm ran, in the planned order, and the number of them up to each arm's last one."""
+
+    seeds: list[int]
+    reached: dict[str, int]
 
 
-def reached(study: Study) -> dict[str, int]:
-    """Return the number of planned seeds up to the last one of each arm."""
-    last = confirm_rows(study.trials).groupby("arm")["seed"].max()
-    return {arm: bisect.bisect_right(planned_seeds(study), last.get(arm, -1)) for arm in study.arms}
+def order(study: Study) -> Order:
+    """Return the order of a study's seeds, those of failed machines too."""
+    last = confirm_rows(study.trials).groupby("arm")["seed"].agg(["max", "unique"])
+    seeds = sorted({int(seed) for each in last["unique"] for seed in each})
+    return Order(seeds, {arm: bisect.bisect_right(seeds, last["max"].get(arm, -1)) for arm in study.arms})
 
 
-def in_order(study: Study, losses: pd.DataFrame, reference: str, arm: str) -> np.ndarray:
-    """Return the differences of two arms in the order of the planned seeds, up to the last seed of either.
+def in_order(there: Order, losses: pd.DataFrame, reference: str, arm: str) -> np.ndarray:
+    """Return the differences of two arms in the order of the seeds, up to the last one that both reached.
 
     A seed on which a machine failed is NaN. A diverged run makes an infinite difference.
     """
-    there = reached(study)
-    seeds = planned_seeds(study)[: min(there[reference], there[arm])]
+    seeds = there.seeds[: min(there.reached[reference], there.reached[arm])]
     b, a = (losses[name].reindex(seeds).to_numpy(float) for name in (reference, arm))
     return differences(b, a)
 
 
-def margins_at_looks(study: Study, losses: pd.DataFrame) -> list[float]:
+def margins_at_looks(study: Study, there: Order, losses: pd.DataFrame) -> list[float]:
     """Return the margin at each look, in nats. A percentage is one of the baseline's mean over the seeds until then."""
-    baseline = losses[study.baseline].reindex(planned_seeds(study)).to_numpy(float)
+    baseline = losses[study.baseline].reindex(there.seeds).to_numpy(float)
     return sequential.margins(lambda mean: margin_in_nats(study.margin, mean, study.name), baseline, study.made)
 
 
-def to_come(study: Study, looks: tuple[int, ...]) -> dict[str, int]:
+def to_come(study: Study, there: Order, looks: tuple[int, ...]) -> dict[str, int]:
     """Return the number of seeds up to which each arm that goes on has to run, by the rule; empty if none does.
 
     Args:
         study: The study.
+        there: Its seeds.
         looks: Numbers of seeds at the looks, with those to come.
     """
-    losses, there = study.losses(), reached(study)
+    if min(there.reached.values()) >= looks[-1]:
+        return {}
+    losses = study.losses()
     pairs = [(study.baseline, arm) for arm in study.arms if arm != study.baseline]
-    d = {pair: in_order(study, losses, *pair) for pair in pairs}
-    margins = margins_at_looks(study, losses)
+    d = {pair: in_order(there, losses, *pair) for pair in pairs}
+    margins = margins_at_looks(study, there, losses)
     open_ = sequential.undecided(d, study.rule, study.made, study.level, study.correction, study.reserve, margins)
     racing = (study.settings.get("confirm") or {}).get("racing") is not False
-    return sequential.next_seeds(there, open_, looks, study.baseline, study.rule, racing)
+    return sequential.next_seeds(there.reached, open_, looks, study.baseline, study.rule, racing)
