@@ -119,6 +119,16 @@ class Study:
         return several and (self.settings.get("confirm") or {}).get("racing") is not False
 
     @property
+    def contrasts(self) -> list[tuple[str, str]]:
+        """Comparisons of two arms other than the baseline, as reference and arm."""
+        return [(str(first), str(second)) for first, second in self.settings.get("contrasts") or []]
+
+    @property
+    def comparisons(self) -> list[tuple[str, str]]:
+        """All comparisons, as reference and arm: every arm with the baseline, then the contrasts."""
+        return [(self.baseline, arm) for arm in self.arms if arm != self.baseline] + self.contrasts
+
+    @property
     def added(self) -> list[str]:
         """Arms that joined the study after the configurations of the other arms had been chosen."""
         if self.table is not None or "added" not in self.trials.columns:
@@ -196,6 +206,7 @@ def assemble(
     _choice(source, "rule", study.rule, RULES)
     if not 0 <= study.reserve <= MOST_RESERVE:
         raise TableError(f"{source}: reserve {study.reserve:g}; allowed: 0 to {MOST_RESERVE}")
+    _check_contrasts(source, study)
     study = replace(study, trials=last_step(source, study.trials, study.metric))
     _check_confirm(source, study)
     return study
@@ -270,6 +281,16 @@ def _metric(source: str, trials: pd.DataFrame, metric: str | None) -> str:
     if (large := np.isfinite(values) & (values.abs() > MOST_LOSS)).any():
         raise TableError(f"{source}: column {found[0]} has {values[large].iloc[0]:g}; allowed: up to {MOST_LOSS:g}")
     return str(found[0])
+
+
+def _check_contrasts(source: str, study: Study) -> None:
+    given = study.settings.get("contrasts") or []
+    others = [arm for arm in study.arms if arm != study.baseline]
+    for pair in given if isinstance(given, list) else [given]:
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(others):
+            raise TableError(f"{source}: contrasts has {pair!r}; allowed: pairs of two of {', '.join(others)}")
+    if twice := [pair for i, pair in enumerate(given) if set(pair) in [set(each) for each in given[:i]]]:
+        raise TableError(f"{source}: contrasts has {twice[0]!r} twice; allowed: each pair once")
 
 
 def _check_confirm(source: str, study: Study) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class Study(Section):
         description="hyperparameters that every arm tunes so that the comparison is fair; always `lr`"
     )
     arms: dict[str, Arm] = Field(description="alternatives under comparison: two or more, one of them the baseline")
+    contrasts: list[list[str]] = Field(
+        [],
+        description="pairs of two arms other than the baseline, such as [[relu2, silu]], that are compared too. The "
+        "second arm is measured against the first. They belong to the same family as the arms",
+    )
     stages: list[Stage] = Field(
         list(STAGES),
         description="stages that run. Without confirm there are few seeds and no verdict. Without calibrate an arm's "
@@ -135,6 +141,29 @@ class Study(Section):
         if given[:1] != ["search"] or given != [stage for stage in STAGES if stage in given]:
             raise ValueError(f"stages {given} must be search, then calibrate or confirm or both, in this order")
         return given
+
+    @model_validator(mode="after")
+    def _contrasts(self) -> Study:
+        seen: list[set[str]] = []
+        for pair in self.contrasts:
+            shown = f"contrasts: [{', '.join(pair)}]"
+            if len(pair) != 2:
+                raise ValueError(f"{shown} is no pair; allowed: two arms, such as [[relu2, silu]]")
+            for arm in pair:
+                if arm not in self.arms:
+                    near = get_close_matches(arm, self.arms, 1)
+                    hint = f"; did you mean '{near[0]}'?" if near else ""
+                    raise ValueError(f"{shown}: there is no arm '{arm}'; the arms are {', '.join(self.arms)}{hint}")
+                if arm == self.baseline:
+                    raise ValueError(f"{shown}: {arm} is the baseline, with which every arm is compared: leave it out")
+            if pair[0] == pair[1]:
+                raise ValueError(f"{shown}: an arm is not compared with itself; name two arms")
+            if set(pair) in seen:
+                raise ValueError(f"{shown} is there twice; name each pair once")
+            seen.append(set(pair))
+        if self.contrasts and not self.runs("confirm"):
+            raise ValueError("contrasts are decided on confirm seeds; add confirm to stages, or leave contrasts out")
+        return self
 
     @model_validator(mode="after")
     def _together(self) -> Study:
@@ -247,8 +276,9 @@ class Study(Section):
 
     @property
     def comparisons(self) -> list[tuple[str, str]]:
-        """The comparisons of the study, as reference and arm: every arm with the baseline."""
-        return [(self.baseline, arm) for arm in self.arms if arm != self.baseline]
+        """The comparisons of the study, as reference and arm: every arm with the baseline, then the contrasts."""
+        arms = [(self.baseline, arm) for arm in self.arms if arm != self.baseline]
+        return arms + [(reference, arm) for reference, arm in self.contrasts]
 
     def space(self, arm: str) -> dict[str, Distribution]:
         """Return the hyperparameters that an arm's search tunes: the nuisance ones of all arms, then the arm's own."""
