@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
-from simulation import expected
+from simulation import advice, expected
 from simulation.page import markdown, percent, write
-from simulation.world import SCENARIOS, TEST_GAP, TREATMENTS, Scenario, World
+from simulation.world import SCENARIOS, TEST_GAP, Scenario, World
 
 from analysis.io.assemble import assemble
 from analysis.io.write import write_whole
@@ -34,23 +34,54 @@ from analysis.stats.sequential import RULES
 from analysis.verdict import decide as verdicts
 from analysis.verdict.kinds import Result, Verdict
 from tune.backend.inline import Inline
+from tune.cli.next_steps import MOST_SEEDS
 from tune.decide.stages import Stages
+from tune.run.ledger import MemoryLedger
 from tune.run.study_run import StudyRun
 from tune.run.tables import tables
 from tune.study.files import parse
 from tune.study.study import Study
 from tune.subject.known import Known
 
+DIFFERENT = (Verdict.BETTER, Verdict.WORSE)
 FIRST = 10_000  # seed of the first study: the constants of the fit were chosen on studies with lower ones
 
 
-def decide(study: Study, world: World) -> tuple[Result, Stages, int]:
-    """Return the verdict of one study whose trials `world` gives, its stages, and how many trials it took."""
-    run = StudyRun(study, None, Known(study, world.loss, world.test))
+def decide(study: Study, world: World, ledger: MemoryLedger | None = None) -> tuple[Result, Stages, pd.DataFrame]:
+    """Return the verdict of one study whose trials `world` gives, its stages, and its trials.
+
+    `ledger` is that of a study that has begun; None begins one.
+    """
+    run = StudyRun(study, None, Known(study, world.loss, world.test), ledger=ledger)
     Inline().train(run)
     rows, _ = tables(study.name, run.ledger.events)
     table = assemble("simulated", "simulated", rows, pd.DataFrame(), {**study.model_dump(), "name": "simulated"})
-    return verdicts.decide(table), run.stages, len(rows)
+    return verdicts.decide(table), run.stages, rows
+
+
+def extend(study: Study, world: World, scenario: Scenario) -> tuple[list[Result], Stages, pd.DataFrame]:
+    """Decide a study, then add confirm seeds and decide again; return every verdict that was shown.
+
+    The advice after a verdict is followed literally, or against it as many seeds are added once as an undecided arm
+    needs if its effect is the true one.
+    """
+    found: list[tuple[Result, Stages, pd.DataFrame]] = []
+
+    def shown(study: Study, ledger: MemoryLedger) -> tuple[Result, int]:
+        found.append(decide(study, world, ledger))
+        return found[-1][0], len(found[-1][2])
+
+    if scenario.added == "as advised":
+        advice.follow(study, shown)
+    else:
+        ledger = MemoryLedger()
+        result, _ = shown(study, ledger)
+        open_ = [row for row in result.comparisons if row.kind == Verdict.UNDECIDED]
+        needed = [min(MOST_SEEDS, row.seeds_needed) for row in open_ if row.seeds_needed]
+        if needed and max(needed) > study.confirm.seeds:
+            confirm = study.confirm.model_copy(update={"seeds": max(needed)})
+            shown(study.model_copy(update={"confirm": confirm}), ledger)
+    return [result for result, _, _ in found], *found[-1][1:]
 
 
 def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
@@ -62,21 +93,29 @@ def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
     rows = []
     for seed in seeds:
         world = World(scenario, list(study.arms), seed)
-        result, stages, trials = decide(study, world)
+        if scenario.added:
+            shown, stages, trials = extend(study, world, scenario)
+        else:
+            result, stages, trials = decide(study, world)
+            shown = [result]
+        result = shown[-1]
         by_arm = {row.arm: row for row in result.comparisons}
+        said = {row.arm: row.kind for each in shown for row in each.comparisons if row.kind in DIFFERENT}
         seeds_used = len(result.seeds["baseline"])
         each = {}
-        for arm in TREATMENTS:
+        for arm in scenario.treatments:
             row = by_arm[arm]
             true = 100 * (1 - (world.best(arm) + TEST_GAP) / (world.best("baseline") + TEST_GAP))
             each[arm] = {
-                "verdict": row.kind,
+                "verdict": said.get(arm, row.kind),
                 "covers": None if row.interval is None else bool(row.interval[0] <= true <= row.interval[1]),
             }
-        tuned = (trials - len(study.arms) * seeds_used) // len(study.arms)
+        confirm = int((trials["stage"] == "confirm").sum())
+        tuned = (len(trials) - confirm) // len(study.arms)
         usual = world.usual_practice(list(study.arms), tuned)
         row = {"arms": each, "seeds": seeds_used, "capped": stages.grid_capped, "usual": usual, "tuned": tuned}
-        if scenario.null and scenario.rule == "fixed" and scenario.floor_gap:
+        row["confirm"] = confirm
+        if scenario.null and scenario.rule == "fixed" and scenario.floor_gap and not scenario.added:
             chance = expected.error(world, stages.chosen, seeds_used, study.confirm.level, seed)
             row["expected"] = _errs(row, scenario) if chance is None else chance
         rows.append(row)
@@ -139,19 +178,18 @@ def _mean(values: list[float]) -> dict[str, float | int | None] | None:
 
 def _errs(row: dict[str, Any], scenario: Scenario) -> bool:
     """Return whether a study called an equal arm better or worse."""
-    equal = [arm for arm in TREATMENTS if not scenario.gaps.get(arm)]
-    return any(row["arms"][arm]["verdict"] in ("better", "worse") for arm in equal)
+    return any(row["arms"][arm]["verdict"] in DIFFERENT for arm in scenario.equal)
 
 
 def summarise(scenario: Scenario, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Shares of the studies, or of the comparisons, of one scenario."""
-    words = [[row["arms"][arm]["verdict"] for arm in TREATMENTS] for row in rows]
-    equal = [arm for arm in TREATMENTS if not scenario.gaps.get(arm)]
+    words = [[row["arms"][arm]["verdict"] for arm in scenario.treatments] for row in rows]
+    equal = scenario.equal
     false = [_errs(row, scenario) for row in rows]
     usual = [any(row["usual"][arm] <= 0.05 for arm in equal) for row in rows]
     holm = [dict(zip(row["usual"], adjust(list(row["usual"].values()), "holm"), strict=True)) for row in rows]
     usual_holm = [any(p[arm] <= 0.05 for arm in equal) for p in holm]
-    covers = [row["arms"][arm]["covers"] for row in rows for arm in TREATMENTS]
+    covers = [row["arms"][arm]["covers"] for row in rows for arm in scenario.treatments]
     power, wrong, by_usual = {}, 0, {}
     for arm, gap in scenario.gaps.items():
         right, opposite = ("better", "worse") if gap < 0 else ("worse", "better")
@@ -170,9 +208,10 @@ def summarise(scenario: Scenario, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "power_usual": by_usual,
         "wrong_direction": _share(wrong, len(rows) * len(scenario.gaps)) if scenario.gaps else None,
         "coverage": _share(sum(c is True for c in covers), sum(c is not None for c in covers)),
-        "equivalent": _share(sum(w.startswith("no difference") for s in words for w in s), 3 * len(rows)),
+        "equivalent": _share(sum(w.startswith("no difference") for s in words for w in s), sum(map(len, words))),
         "not_testable": _share(sum(all(w == Verdict.NOT_TESTABLE for w in s) for s in words), len(rows)),
         "grid_capped": _share(sum(row["capped"] for row in rows), len(rows)),
+        "mean_confirm_trials": float(np.mean([row["confirm"] for row in rows])),
         "mean_seeds": float(np.mean([row["seeds"] for row in rows])),
         "mean_tuning_trials": float(np.mean([row["tuned"] for row in rows])),
     }

@@ -209,12 +209,53 @@ def test_an_interrupted_run_goes_on_from_what_it_kept(tmp_path, monkeypatch):
         decision_error._part(world.Scenario("one / two", sd=0.1), range(3, 5), tmp_path)
 
 
+@pytest.mark.slow
+def test_seeds_are_added_as_the_advice_says_and_each_look_is_in_the_path():
+    by_name = {scenario.name: scenario for scenario in world.EXTENDED}
+    advised, against = (next(s for name, s in by_name.items() if text in name) for text in ("as advised", "against"))
+    seed = 6  # a study that needs few more
+    study = decision_error.parse(advised.study, Path("simulated.yaml"))
+    shown, _, trials = decision_error.extend(study, world.World(advised, list(study.arms), seed), advised)
+    first, result = shown[0], shown[-1]
+    looks = [row["n"] for row in max((row.path for row in result.comparisons), key=len)]
+    assert looks[0] == 8 < looks[1] <= 100
+    assert trials.query("stage == 'confirm'").groupby("arm")["seed"].nunique()["baseline"] == looks[-1]
+    again = {row.arm: row.differences[:8] for row in result.comparisons}
+    assert again == {row.arm: row.differences for row in first.comparisons}
+    plain = decision_error.parse(against.study, Path("simulated.yaml"))
+    extended, _, _ = decision_error.extend(plain, world.World(against, list(plain.arms), seed), against)
+    assert len(extended) == 2
+    literally = world.Scenario("x", added="as advised")
+    untouched, _, _ = decision_error.extend(plain, world.World(against, list(plain.arms), seed), literally)
+    assert len(untouched) == 1  # the advice is to add none
+
+
+@pytest.mark.slow
+def test_six_arms_stop_one_by_one_and_train_less_than_together():
+    racing, together = (s for s in world.EFFECTS if s.more)
+    rows = [decision_error.simulate(scenario, range(10_000, 10_002)) for scenario in (racing, together)]
+    assert all(len(row["arms"]) == 6 for each in rows for row in each)
+    cells = [sum(row["confirm"] for row in each) for each in rows]
+    assert cells[0] < 0.7 * cells[1]
+    assert all(row["confirm"] == 8 * row["seeds"] for row in rows[1])
+    summary = decision_error.summarise(racing, rows[0])
+    assert summary["mean_confirm_trials"] == cells[0] / 2
+    assert summary["family_error"]["of"] == 2
+
+
 def test_the_usual_practice_is_also_shown_with_holms_correction():
     scenario = world.Scenario("x")
     arms = {arm: {"verdict": "undecided", "covers": True} for arm in TREATMENTS}
     found = [(0.01, 0.3, 0.04), (0.02, 0.5, 0.9), (0.06, 0.5, 0.9), (0.016, 0.9, 0.9)]
     rows = [
-        {"arms": arms, "seeds": 8, "capped": False, "usual": dict(zip(TREATMENTS, p, strict=True)), "tuned": 12}
+        {
+            "arms": arms,
+            "seeds": 8,
+            "capped": False,
+            "usual": dict(zip(TREATMENTS, p, strict=True)),
+            "tuned": 12,
+            "confirm": 40,
+        }
         for p in found
     ]
     summary = decision_error.summarise(scenario, rows)
@@ -240,6 +281,13 @@ def test_tables_and_figure_go_between_the_markers(nulls, tmp_path):
     (tmp_path / "none.md").write_text("no markers")
     with pytest.raises(ValueError, match="needs the markers"):
         page.write([nulls[1]], tmp_path / "none.md")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", [*world.SEVERAL, *world.EDGES], ids=lambda scenario: scenario.name)
+def test_the_chance_of_an_error_is_within_the_level_in_60_studies(scenario):
+    rows = decision_error.simulate(scenario, range(1000, 1060))
+    assert decision_error.summarise(scenario, rows)["family_error_expected"]["low"] <= 0.05
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from scipy import special
-from simulation.world import TEST_NOISE, TREATMENTS, World, noise, spikes
+from simulation.world import TEST_NOISE, World, noise, spikes
 
 DRAWS = 400  # confirm stages per study
 
@@ -62,5 +62,5 @@ def error(
     runs = loss[:, None] + sd[:, None] * own
     for arm, height in s.spikes.items():
         runs[:, arms.index(arm)] += spikes(height, rng, (draws, seeds))
-    equal = [arms[1:].index(arm) for arm in TREATMENTS if arm in chosen and not s.gaps.get(arm)]
+    equal = [arms[1:].index(arm) for arm in s.equal if arm in chosen]
     return float(rejects(runs[:, :1] - runs[:, 1:], level)[:, equal].any(1).mean())

@@ -24,9 +24,11 @@ arms:
 search: {trials_per_arm: TRIALS}
 calibrate: {points: 3, seeds: 2, choice: CHOICE}
 confirm: CONFIRM
+keep: {models: none}
 """
+MORE = {"fourth": "alpha: 0.25", "fifth": "alpha: 0.75", "sixth": "alpha: 1.0"}  # further treatments, equal ones
 RANGES = {"lr": (1e-4, 1e-2), "weight_decay": (1e-2, 1.0), "clip": (0.1, 10.0)}  # nuisances that a scenario may have
-CONFIRM = {rule: f"{{rule: {rule}}}" for rule in ("obrien-fleming", "e-process")} | {"fixed": "{seeds: 8}"}
+CONFIRM = {rule: f"rule: {rule}" for rule in ("obrien-fleming", "e-process")} | {"fixed": "seeds: 8"}
 TREATMENTS = ("first", "second", "searched")
 LOSS = 3.3  # nats, of the baseline at its optimum
 TEST_GAP = 0.02  # nats from validation to test loss
@@ -58,6 +60,10 @@ class Scenario:
     diverges: float = 2.0  # distance above the optimum from which a rate diverges
     ragged: float = 0.2  # standard deviation of that distance from run to run
     spikes: dict[str, float] = field(default_factory=dict)  # height of the spikes of an arm, whose mean stays
+    more: int = 0  # further treatments, of `MORE`
+    confirm: str = ""  # keys of the confirm section instead of those of the rule
+    keys: str = ""  # further keys of the study file
+    added: str = ""  # whether confirm seeds are added after the verdict: "as advised" or "against the advice"
 
     @property
     def null(self) -> bool:
@@ -71,12 +77,24 @@ class Scenario:
         nuisance = ", ".join(f"{name}: {{loguniform: [{low}, {high}]}}" for name, (low, high) in ranges.items())
         parts = {"NUISANCE": nuisance, "TRIALS": str(self.trials), "CHOICE": self.choice}
         text = STUDY
-        for part, value in {**parts, "CONFIRM": CONFIRM[self.rule]}.items():
+        for part, value in {**parts, "CONFIRM": f"{{{self.confirm or CONFIRM[self.rule]}}}"}.items():
             text = text.replace(part, value)
-        return text
+        arms = "".join(f"  {name}: {{gate: sigmoid, {MORE[name]}}}\n" for name in self.treatments[len(TREATMENTS) :])
+        return text.replace("\nsearch:", f"\n{arms}search:") + self.keys
+
+    @property
+    def treatments(self) -> tuple[str, ...]:
+        """Arms that are compared with the baseline, except the floor."""
+        return (*TREATMENTS, *list(MORE)[: self.more])
+
+    @property
+    def equal(self) -> list[str]:
+        """Treatments that do not differ from the baseline."""
+        return [arm for arm in self.treatments if not self.gaps.get(arm)]
 
 
 EFFECT = {"first": -0.010, "second": -0.020, "searched": 0.020}
+CLEAR = {"first": -0.020, "second": -0.030, "searched": 0.030, "fourth": 0.040}
 APART = math.log(1.5)
 FLAT = 0.008  # a curvature at which two grid points differ by about the noise: the hardest case for a choice
 NULLS = [
@@ -94,13 +112,30 @@ GRID = [
 ]
 SEQUENTIAL = [
     Scenario("O'Brien-Fleming looks", rule="obrien-fleming", studies=0.5),
+    Scenario("six arms, O'Brien-Fleming looks", rule="obrien-fleming", more=3, studies=0.15),
     Scenario("e-process", rule="e-process", studies=0.25),
+]
+NARROW = "seeds: 8, margin: 0.2%"  # a margin at which many arms stay undecided, so that seeds are added
+EXTENDED = [
+    Scenario(
+        "seeds added as advised, reserve 0.2", confirm=f"{NARROW}, reserve: 0.2", added="as advised", studies=0.15
+    ),
+    Scenario("no reserve, seeds added against the advice", confirm=NARROW, added="against the advice", studies=0.15),
 ]
 EFFECTS = [
     Scenario("true differences", gaps=EFFECT, studies=0.25),
     Scenario("true differences, optima apart", gaps=EFFECT, optima_apart=APART, studies=0.25),
     Scenario("true differences, O'Brien-Fleming", gaps=EFFECT, rule="obrien-fleming", studies=0.2),
     Scenario("true differences, e-process", gaps=EFFECT, rule="e-process", studies=0.15),
+    Scenario("six arms, four differ, e-process", gaps=CLEAR, rule="e-process", more=3, studies=0.025),
+    Scenario(
+        "the same, no arm stops alone",
+        gaps=CLEAR,
+        confirm="rule: e-process, racing: false",
+        rule="e-process",
+        more=3,
+        studies=0.025,
+    ),
 ]
 SEVERAL = [
     Scenario(f"two nuisances, the second {kind}", further={"weight_decay": curvature}, studies=0.1)
@@ -125,7 +160,7 @@ ODD = [
     Scenario("spikes in one arm (10% of runs)", spikes={"second": 0.1}, studies=0.1),
 ]
 BLIND = [Scenario("the floor does not lose", floor_gap=0.0, studies=0.1)]
-SCENARIOS = [*NULLS, *SEVERAL, *EDGES, *ODD, *SEQUENTIAL, *GRID, *BLIND, *EFFECTS]
+SCENARIOS = [*NULLS, *SEVERAL, *EDGES, *ODD, *SEQUENTIAL, *EXTENDED, *GRID, *BLIND, *EFFECTS]
 
 
 def noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:
@@ -228,7 +263,7 @@ class World:
             best = configs[int(np.argmin([self.trial(arm, config["lr"], 1, config) for config in configs]))]
             runs[arm] = [self.trial(arm, best["lr"], 10_000 + 100 * i + k, best) for k in range(USUAL_SEEDS)]
         out = {}
-        for arm in TREATMENTS:
+        for arm in self.scenario.treatments:
             finite = all(np.isfinite(runs[arm] + runs["baseline"]))
             out[arm] = float(stats.ttest_ind(runs[arm], runs["baseline"], equal_var=False).pvalue) if finite else 0.0
         return out
