@@ -7,6 +7,7 @@ order of all other modules stays.
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,17 @@ sys.meta_path.insert(0, OwnPackages)
 def python_m(module: str) -> list[str]:
     """Return the command that runs one of our modules as `python -m` does, whatever the user's modules are called."""
     return [sys.executable, "-P", str(Path(__file__).resolve()), module]
+
+
+def guard_worker() -> None:
+    """Import `PACKAGES` in a worker on a node of a cluster, before a user's modules of these names.
+
+    There Ray puts each of them and this file into a folder of its own, and searches the driver's working directory
+    first.
+    """
+    sys.path.sort(key=lambda folder: "py_modules_files" not in folder)  # Ray's name of these folders
+    for name in PACKAGES:
+        importlib.import_module(name)
 
 
 def main() -> None:

@@ -35,24 +35,6 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + SETTINGS + bytes(5)  
 WAIT_SECONDS = 1800.0  # longest wait for a node that can run a trial
 
 
-def _own_packages_first() -> Callable[[], None]:
-    """Return a function that imports the packages of `py_modules` in a worker before a user's modules of these names.
-
-    Ray lets its workers search the driver's working directory first. The function is local and so is sent by value. Its
-    own module is in one of the packages.
-    """
-
-    def first() -> None:
-        import sys
-
-        sys.path.sort(key=lambda folder: "py_modules_files" not in folder)  # Ray's folder of `py_modules`
-        import analysis  # noqa: F401
-        import pagating  # noqa: F401
-        import tune  # noqa: F401
-
-    return first
-
-
 @contextmanager
 def connected(
     address: str,
@@ -102,9 +84,9 @@ def _join(address: str) -> None:
     if reason := client_refusal(address.removeprefix("ray://")) if client else refusal(address):
         raise StudyError(f"address '{address}': {reason}")
     environment = {
-        "py_modules": [str(ROOT / wing) for wing in WINGS],
+        "py_modules": [str(ROOT / name) for name in (*WINGS, "pagating_study.py")],
         "excludes": ["**/__pycache__/**"],
-        "worker_process_setup_hook": _own_packages_first(),
+        "worker_process_setup_hook": "pagating_study.guard_worker",  # a name: a function cannot be sent by ray://
         "env_vars": {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_DISABLE_TELEMETRY": "1", **ALLOCATOR},
     }
     try:

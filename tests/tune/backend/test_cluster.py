@@ -1,6 +1,8 @@
 """Test how a study counts slots, requests them and sends data, without a cluster. test_nodes.py has a real one."""
 
 import hashlib
+import importlib
+import json
 import re
 import shutil
 import socket
@@ -525,3 +527,19 @@ def test_an_empty_parcel_leaves_the_drivers_node_alone(monkeypatch):
     monkeypatch.setattr(delivery.ray, "get_runtime_context", Here)
     job = Job("a", plain_trial(Path("/there")), Gpt2.train, "/c/a", 1)
     assert unpack(Parcel("/there", "0", "/c", driver="here"), job) is job
+
+
+def test_what_a_job_needs_can_be_sent_to_any_cluster(monkeypatch):
+    """With ray:// Ray writes it as JSON on the head, which has none of our packages."""
+    sent = {}
+    for name in ("_reach", "client_refusal"):
+        monkeypatch.setattr(cluster, name, lambda *given: None)
+    monkeypatch.setattr(ray, "init", lambda **given: sent.update(given))
+    cluster._join("ray://10.0.0.1:10001")
+    environment = sent["runtime_env"]
+    assert json.loads(json.dumps(environment)) == environment
+    files = [Path(path) for path in environment["py_modules"]]
+    assert [path.name for path in files if path.exists()] == ["pagating", "tune", "analysis", "pagating_study.py"]
+    module, _, name = environment["worker_process_setup_hook"].rpartition(".")
+    assert f"{module}.py" in [path.name for path in files]
+    assert callable(getattr(importlib.import_module(module), name))

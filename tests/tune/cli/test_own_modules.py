@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pagating_study import PACKAGES
 from tests.studies import TINY, yaml_of
 from tests.tune.helpers import typed
 from tune.cli import ui
@@ -86,6 +87,25 @@ def test_a_module_of_the_user_that_is_not_called_like_ours_is_found(own):
     (own / "mine.py").write_text("VALUE = 5\n")
     program = [sys.executable, "-c", "import pagating_study, mine, tune.errors as e; print(mine.VALUE, e.__file__)"]
     assert called(own, program=program).stdout.split() == ["5", str(ROOT / "tune" / "errors.py")]
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_worker_on_a_node_takes_the_packages_that_came_with_the_job(own, guarded):
+    """Ray puts each of `py_modules` into a folder of its own and searches the driver's working directory first."""
+    came = own / "py_modules_files"
+    for name in PACKAGES:
+        (came / name / name).mkdir(parents=True)
+        (came / name / name / "__init__.py").touch()
+    (came / "guard").mkdir()
+    shutil.copy(ROOT / "pagating_study.py", came / "guard")
+    guard = "import pagating_study; pagating_study.guard_worker(); " if guarded else ""
+    path = [str(own), *map(str, came.iterdir())]
+    code = f"import sys; sys.path[:0] = {path}; {guard}import analysis, pagating, tune; print(tune.__file__)"
+    done = called(own, program=[sys.executable, "-I", "-S", "-c", code])
+    if guarded:
+        assert done.stdout == f"{came / 'tune' / 'tune' / '__init__.py'}\n", done.stderr
+    else:
+        assert "imported the analysis.py of the user" in done.stderr
 
 
 def test_the_server_of_mlflow_sees_no_module_of_the_working_directory(tmp_path, monkeypatch, capsys):
