@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -31,6 +32,10 @@ class ChildError(RuntimeError):
     """A process ended without an answer. The message gives the reason in one line."""
 
 
+class ChildTimeout(ChildError):
+    """A process was ended because it gave no answer in time."""
+
+
 def start(task: str, threads: int, **request: Any) -> subprocess.Popen[str]:
     """Start a process that runs one of `TASKS` with the arguments in `request`, on `threads` threads."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as given:
@@ -46,10 +51,31 @@ def start(task: str, threads: int, **request: Any) -> subprocess.Popen[str]:
         )
 
 
-def answers(*processes: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """Wait for processes of `start` and return their answers. Raises ChildError if one failed."""
-    said = [process.communicate() for process in processes]
+def answers(*processes: subprocess.Popen[str], limit: float | None = None) -> list[dict[str, Any]]:
+    """Wait for processes of `start` and return their answers.
+
+    Args:
+        processes: The processes.
+        limit: Longest wait for all answers, in seconds. Then all processes are ended.
+
+    Raises:
+        ChildError: A process failed.
+        ChildTimeout: The answers did not come in time.
+    """
+    end = time.monotonic() + (math.inf if limit is None else limit)
+    try:
+        said = [process.communicate(timeout=_until(end)) for process in processes]
+    except subprocess.TimeoutExpired as error:
+        for process in processes:
+            process.kill()
+            process.communicate()
+        raise ChildTimeout(f"no answer within {limit:.0f} s") from error
     return [_answer(process.returncode, *each) for process, each in zip(processes, said, strict=True)]
+
+
+def _until(end: float) -> float | None:
+    """Return the seconds until a moment of the monotonic clock, at least 0; None for an infinite one."""
+    return max(0.0, end - time.monotonic()) if math.isfinite(end) else None
 
 
 def _answer(code: int, out: str, error: str) -> dict[str, Any]:

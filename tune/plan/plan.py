@@ -20,10 +20,10 @@ from typing import Any
 from analysis.io.text import readable
 from pagating.trial import Trial
 from tune.backend.preflight import check_granted, local_slots
-from tune.errors import StudyError
-from tune.plan.child import ChildError
+from tune.errors import StudyError, StudyStopped
+from tune.plan.child import ChildError, ChildTimeout
 from tune.plan.power import confirm_power, percentage, study_noise
-from tune.plan.probe import Calibration, Speed, probe
+from tune.plan.probe import LIMIT_SECONDS, Calibration, Speed, probe
 from tune.plan.space import disk_parts, largest, measured, memory_parts, vocabulary
 from tune.plan.time import (
     DEVICES,
@@ -212,7 +212,10 @@ def run(
     form: str,
     say: Callable[[str], None] | None = None,
 ) -> str:
-    """Return the plan of a study file as text; `say` gets a line before a wait. Raises StudyError or CorpusError."""
+    """Return the plan of a study file as text; `say` gets a line before a wait.
+
+    Raises CorpusError or StudyError, and StudyStopped if the calibration takes too long.
+    """
     from tune.plan.page import FORMS, show
     from tune.study.files import find
 
@@ -241,10 +244,16 @@ def run(
         if say:
             say(
                 f"calibrating: the first steps of {len(study.arms)} arms are trained here, which takes seconds for a "
-                f"small model and minutes for a large one; --hours-from {next(iter(DEVICES))} needs none"
+                f"small model and minutes for a large one, {LIMIT_SECONDS / 60:.0f} at most; "
+                f"--hours-from {next(iter(DEVICES))} needs none"
             )
         try:
             calibration, held = calibrate(study, base, corpus, vocab_size, wanted)
+        except ChildTimeout as error:
+            raise StudyStopped(
+                f"{config}: the calibration was ended: {error}; this machine is too slow or too busy for it; "
+                f"--hours-from {next(iter(DEVICES))} needs none"
+            ) from error
         except ChildError as error:
             raise StudyError(f"{config}: the calibration failed: {error}") from error
         notes += held

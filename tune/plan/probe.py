@@ -50,6 +50,9 @@ class Calibration:
     processes: int
 
 
+LIMIT_SECONDS = 600.0  # longest wait for a calibration; a step of a large model may take minutes on a slow machine
+
+
 def loop_seconds(rounds: int = 200) -> float:
     """Return the seconds of a fixed work in Python: `rounds` times a table of 1,000 numbers to JSON and back."""
     table = {str(i): i / 7 for i in range(1_000)}
@@ -62,14 +65,15 @@ def loop_seconds(rounds: int = 200) -> float:
 def probe(trials: Mapping[str, Trial], flops: Mapping[str, int], processes: int, seconds: float) -> Calibration:
     """Train each arm's first steps in several processes at once, each starting with another arm.
 
-    `flops` are training FLOPs per token, `seconds` the training time per process. Raises ChildError if one fails.
+    `flops` are training FLOPs per token, `seconds` the training time per process. Raises ChildError if one fails, and
+    ChildTimeout if one gives no answer within `LIMIT_SECONDS`.
     """
     arms = list(trials)
     loop, threads = loop_seconds(), next(iter(trials.values())).threads
     turns = [[arms[(i + number) % len(arms)] for i in range(len(arms))] for number in range(processes)]
     each = [[(arm, trials[arm].as_dict(), flops[arm]) for arm in turn] for turn in turns]
     running = [start("calibrate", threads, arms=mine, seconds=seconds) for mine in each]
-    return combine(answers(*running), arms, flops, loop)
+    return combine(answers(*running, limit=LIMIT_SECONDS), arms, flops, loop)
 
 
 def combine(found: list[dict[str, Any]], arms: list[str], flops: Mapping[str, int], loop: float) -> Calibration:
