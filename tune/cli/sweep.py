@@ -41,22 +41,24 @@ def sweep(
 
     You can interrupt it: the same command continues where it stopped.
     """
-    from analysis.io.text import redact
-    from tune.backend.inline import Inline
-    from tune.backend.ray_backend import RayBackend
-    from tune.cli.endings import LastLine, restart
-    from tune.cli.screen import Screen
     from tune.errors import StudyError
-    from tune.run.interrupt import Interruption
-    from tune.study.addresses import check_address
     from tune.study.files import find
-    from tune.tracking.check import check_store
-    from tune.tracking.store import tracking_uri
 
     found = find(config, output)
     study, output = found.study, found.output if output == STUDIES else output
     if resume and not (output / study.name / "study.yaml").is_file():
         raise StudyError(f"{output / study.name}: no study was begun here; leave out --resume to begin it")
+    # what trains and tracks is imported after these checks, because it takes seconds
+    from analysis.io.text import redact
+    from tune.backend.inline import Inline
+    from tune.backend.ray_backend import RayBackend
+    from tune.cli.endings import LastLine, restart
+    from tune.cli.screen import Screen
+    from tune.run.interrupt import Interruption
+    from tune.study.addresses import check_address
+    from tune.tracking.check import check_store
+    from tune.tracking.store import tracking_uri
+
     uri = tracking_uri(tracking, study.tracking, output)
     away = None if uri == "none" else check_store(uri)
     typer.echo(f"{study.name}: {study.question}")
