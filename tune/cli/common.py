@@ -52,7 +52,10 @@ RequireVerdict = Annotated[
     bool,
     typer.Option("--require-verdict", help="Exit with 3 if an arm other than the floor is undecided or not testable."),
 ]
-Slots = Annotated[int | None, typer.Option(min=1, help="Trials at the same time. Default: as many as cores.")]
+MOST_SLOTS = 4096  # far beyond what one machine can run; more is a slip of the keyboard
+Slots = Annotated[
+    int | None, typer.Option(min=1, max=MOST_SLOTS, help="Trials at the same time. Default: as many as cores.")
+]
 
 
 def missing_hint(error: Any) -> str:

@@ -18,6 +18,7 @@ from tune.cli.common import INTERRUPTED, missing_hint
 app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
 )
 USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[2]  # ClickException of click, or of typer's copy of click

@@ -54,6 +54,7 @@ def test_help_shows_the_examples_on_lines_of_their_own(name, monkeypatch, capsys
     assert max(map(len, out.splitlines())) <= 80
     wanted = next((examples for command, _, examples in main.COMMANDS if command == name), [])
     assert all(f"pagating {example}" in lines for example in wanted)
+    assert pagating(monkeypatch, capsys, *([name] if name else []), "-h", columns=80) == (0, out, "")
 
 
 @pytest.mark.parametrize(("name", "module", "text"), ANALYSES)
@@ -121,6 +122,8 @@ def test_help_stays_narrow_in_a_wide_terminal():
     [
         (["stauts", "x"], "No such command 'stauts'. Did you mean 'status'?"),
         (["sweep", "x.yaml", "--slot", "3"], "No such option: --slot (Possible options: --slots)"),
+        (["sweep", "mine.yaml", "--slots", "1000000"], "'--slots': Input should be less than or equal to 4096"),
+        (["plan", "mine.yaml", "--slots", "0"], "'--slots': Input should be greater than or equal to 1"),
         (["status", "smoek"], "did you mean 'smoke'?"),
         (["report", "smoke2"], "did you mean 'smoke'?"),
         (["report"], "Missing argument 'study'. Studies in studies: other, smoke."),
