@@ -1,6 +1,7 @@
 """Improvement over training, and the trend of that improvement in the number of tokens."""
 
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from scipy import stats
 
 from analysis.io.assemble import Study
 from analysis.io.trials import confirm_rows
-from analysis.stats import estimates
+from analysis.stats import estimates, multiplicity
+from analysis.verdict.checks import unfinished
 
 SCALES: dict[
     str, tuple[Callable[[np.ndarray], np.ndarray], str, str]
@@ -17,7 +19,6 @@ SCALES: dict[
     "log2": (np.log2, "% per doubling of tokens", "slope_percent_per_doubling"),
     "linear": (lambda tokens: tokens / 1e6, "% per million tokens", "slope_percent_per_million"),
 }
-GROWS, SHRINKS, NO_TREND = "grows", "shrinks", "no trend shown"  # what a slope that was tested says
 Pair = tuple[np.ndarray, ...]  # the curves of an arm and the baseline's, of the seeds and steps that both have
 SLOPE_COLUMNS = {
     "arm": ("arm", ""),
@@ -26,8 +27,17 @@ SLOPE_COLUMNS = {
     "low": ("low", "+.4f"),
     "high": ("high", "+.4f"),
     "p": ("p", ".3g"),
-    "why": ("why", ""),
+    "p_adjusted": ("p adjusted", ".3g"),
+    "why": ("the improvement", ""),
 }
+
+
+class Trend(StrEnum):
+    """Change of an improvement over training that was tested, in words."""
+
+    RISES = "rises with tokens"
+    FALLS = "falls with tokens"
+    NONE = "no trend shown"
 
 
 def over_training(study: Study, pairs: Mapping[str, Pair] | None = None) -> dict[str, pd.DataFrame]:
@@ -65,14 +75,15 @@ def slopes(
         pairs: The study's `paired_curves`, if they are already computed.
 
     Returns:
-        One row per arm; `values` has the slope of each seed, `why` the trend, or the reason if there is no test.
+        One row per arm; `values` has the slope of each seed. `p_adjusted` is corrected over the arms, as the study
+        says, and decides the `trend`; it is None if there is no test. `why` has the trend, or the reason for no test.
     """
     axis, _, key = SCALES[scale]
     columns = [key if name == SCALES["log2"][2] else name for name in SLOPE_COLUMNS]
     rows = []
     for arm, (seeds, _, tokens, b, a) in (paired_curves(study) if pairs is None else pairs).items():
         late = tokens >= after * tokens.max()
-        row: dict[str, Any] = dict.fromkeys(columns) | {"arm": arm, "n": 0, "values": {}}
+        row: dict[str, Any] = dict.fromkeys(columns) | {"arm": arm, "n": 0, "values": {}, "trend": None}
         usable = np.isfinite(b[:, late]).all(axis=1) & np.isfinite(a[:, late]).all(axis=1)
         row["n"] = int(usable.sum())
         rows.append(row)
@@ -89,13 +100,22 @@ def slopes(
         test = stats.ttest_1samp(per_seed, 0.0)
         low, high = test.confidence_interval(1 - study.level)
         row |= {"low": float(low), "high": float(high), "p": float(test.pvalue)}
-        row["why"] = GROWS if low > 0 else SHRINKS if high < 0 else NO_TREND
+    # an arm that cannot be tested enters the family with p = 1
+    adjusted = multiplicity.adjust([1.0 if row["p"] is None else row["p"] for row in rows], study.correction)
+    for row, p in zip(rows, adjusted, strict=True):
+        if row["p"] is not None:
+            row["p_adjusted"] = p
+            row["trend"] = Trend.NONE if p > study.level else Trend.RISES if row[key] > 0 else Trend.FALLS
+            row["why"] = str(row["trend"])
     return rows
 
 
 def paired_curves(study: Study) -> dict[str, Pair]:
-    """Return arm -> (seeds, steps, tokens, baseline's losses, arm's losses), seeds down and common steps across."""
-    if not len(study.curves):
+    """Return arm -> (seeds, steps, tokens, baseline's losses, arm's losses), seeds down and common steps across.
+
+    An unfinished study has none, because nothing is compared before its last trial has ended.
+    """
+    if not len(study.curves) or unfinished(study):
         return {}
     keys = [k for k in ("arm", "seed", "config_key") if k in study.curves.columns and k in study.trials.columns]
     chosen = confirm_rows(study.trials)[keys].drop_duplicates()

@@ -7,24 +7,14 @@ named before the studies ran. The slope over the second half of training was not
 """
 
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any
 
 from analysis.describe import curves
 from analysis.io import command, formats
 from analysis.io.assemble import Study
-from analysis.stats import multiplicity
+from analysis.verdict.checks import unfinished
+from analysis.verdict.exits import could_not
 
-
-class Trend(StrEnum):
-    """Change of an improvement over training, if it can be tested."""
-
-    RISES = "rises"
-    FALLS = "falls"
-    NONE = "no trend shown"
-
-
-_WORDS = {Trend.RISES: "rises with tokens", Trend.FALLS: "falls with tokens", Trend.NONE: "no trend shown"}
 COLUMNS: formats.Columns = {
     "arm": ("arm", ""),
     "scale": ("slope in", ""),
@@ -68,23 +58,16 @@ def table(study: Study, pairs: Mapping[str, curves.Pair] | None = None) -> list[
     for scale, (_, unit, key) in curves.SCALES.items():
         rows = curves.slopes(study, scale=scale, pairs=pairs)
         late = curves.slopes(study, LATE, scale, pairs)
-        # an arm that cannot be tested enters the family with p = 1
-        adjusted = multiplicity.adjust([1.0 if row["p"] is None else row["p"] for row in rows], study.correction)
-        for row, half, p in zip(rows, late, adjusted, strict=True):
-            trend = None if row["p"] is None else _trend(row[key], p, study.level)
+        for row, half in zip(rows, late, strict=True):
             out.append(
                 {name: row.get(name) for name in ("arm", "n", "low", "high", "p", "values")}
-                | {"scale": unit, "slope": row[key], "p_adjusted": p if trend else None}
+                | {"scale": unit, "slope": row[key], "p_adjusted": row["p_adjusted"]}
                 | {"up": sum(value > 0 for value in row["values"].values())}
                 | {"late": half[key]}
                 | {f"late_{name}": half[name] for name in ("low", "high", "p")}
-                | {"trend": trend, "verdict": _WORDS[trend] if trend else row["why"]}
+                | {"trend": row["trend"], "verdict": row["why"]}
             )
     return out
-
-
-def _trend(slope: float, p: float, level: float) -> Trend:
-    return Trend.NONE if p > level else Trend.RISES if slope > 0 else Trend.FALLS
 
 
 def turned(rows: list[dict[str, Any]]) -> str:
@@ -106,6 +89,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.growth")
     options = command.parser(prog, __doc__).parse_args(argv)
     study = command.study(options)
     rows = table(study)
+    if missing := unfinished(study):
+        return could_not(missing)
     if not rows:
         return command.nothing_to_show("this study has no curves of confirm runs")
     on_terminal = options.format == "terminal"

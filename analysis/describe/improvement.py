@@ -12,9 +12,11 @@ from analysis.describe import calibration, curves
 from analysis.describe.calibration import at_grid
 from analysis.io import command, formats
 from analysis.io.assemble import Study
+from analysis.io.exits import Exit
 from analysis.io.trials import confirm_rows
 from analysis.stats import estimates
 from analysis.verdict.decide import decide
+from analysis.verdict.exits import could_not
 from analysis.verdict.kinds import Comparison, Result, as_object
 
 COLUMNS: formats.Columns = {
@@ -84,12 +86,14 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
     """Run the script; return the exit code."""
     options = command.parser(prog, __doc__).parse_args(argv)
     study = command.study(options)
-    result = extend(study, decide(study))
+    decided = decide(study)
+    result = extend(study, decided)
     if options.format == "json":
         print(formats.to_json(result))
     else:
         rows = result["comparisons"]
         columns = COLUMNS if study.table is None else formats.with_own_unit(COLUMNS, study.unit)
+        columns = formats.with_runs(rows, columns)
         shown = {k: c for k, c in columns.items() if any(r[k] is not None for r in rows) or k == "arm"}
         command.emit_rows(rows, shown, options.format, title=f"Improvement over {study.baseline} on {study.metric}")
         command.say(study.table.notes if study.table else ())
@@ -102,7 +106,9 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
                 command.emit_rows(*calibration.pivot(grid), "terminal", title="At equal learning rate (val_nll)")
             if slopes:
                 command.emit_rows(slopes, curves.SLOPE_COLUMNS, "terminal", title="Over training")
-    if any(row["improvement_percent"] is not None for row in result["comparisons"]):
-        return 0
+    if decided.unfinished:
+        return could_not(decided.unfinished)
+    if any(row["mean_difference"] is not None for row in result["comparisons"]):
+        return Exit.DONE
     reasons = [f"{row['arm']}: {row['verdict']}" for row in result["comparisons"]]
     return command.nothing_to_show("; ".join(reasons) or "no treatment runs")

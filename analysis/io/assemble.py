@@ -13,6 +13,7 @@ from analysis.io.trials import confirm_rows, last_step, normalise, numeric_colum
 from analysis.stats.sequential import MOST_RESERVE, RULES, plan
 
 CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
+TESTS = ("paired", "welch")
 METRICS = ("test_nll", "val_nll")  # the default is the first one that the table has
 DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # for a table without a study file
 MOST_LOSS = 1e100  # squares of larger losses overflow
@@ -84,6 +85,11 @@ class Study:
         return str((self.settings.get("confirm") or {}).get("rule") or "fixed")
 
     @property
+    def unpaired(self) -> bool:
+        """True if runs of one seed are not pairs, so that Welch's test decides."""
+        return self.table.unpaired if self.table else (self.settings.get("confirm") or {}).get("test") == "welch"
+
+    @property
     def confirms(self) -> bool:
         """True if the study has a confirm stage, the only one whose runs a test may use."""
         return "confirm" in (self.settings.get("stages") or STAGES)
@@ -116,7 +122,8 @@ class Study:
     def races(self) -> bool:
         """True if an arm that is decided at a look trains no further, so that arms may have different seeds."""
         several = self.table is None and (self.rule != "fixed" or len(self.made) > 1)
-        return several and (self.settings.get("confirm") or {}).get("racing") is not False
+        paired = not self.unpaired
+        return several and paired and (self.settings.get("confirm") or {}).get("racing") is not False
 
     @property
     def contrasts(self) -> list[tuple[str, str]]:
@@ -207,6 +214,9 @@ def assemble(
     if not 0 <= study.reserve <= MOST_RESERVE:
         raise TableError(f"{source}: reserve {study.reserve:g}; allowed: 0 to {MOST_RESERVE}")
     _check_contrasts(source, study)
+    _choice(source, "test", confirm.get("test", TESTS[0]), TESTS)
+    if study.unpaired and study.rule != "fixed":
+        raise TableError(f"{source}: rule {study.rule} with test welch; allowed: the rule fixed, which has no looks")
     study = replace(study, trials=last_step(source, study.trials, study.metric))
     _check_confirm(source, study)
     return study

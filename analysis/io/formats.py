@@ -22,6 +22,8 @@ VERDICT_COLUMNS: Columns = {
     "improvement_percent": ("improvement %", "+.3f"),
     "improvement_low": ("low", "+.3f"),
     "improvement_high": ("high", "+.3f"),
+    "selected_low": ("low, all arms", "+.3f"),
+    "selected_high": ("high, all arms", "+.3f"),
     "mean_difference": ("nats", "+.4f"),
     "p_t": ("p (t)", ".3g"),
     "p_sign_flip": ("p (flip)", ".3g"),
@@ -41,6 +43,8 @@ REPORT_COLUMNS: Columns = {
         "improvement_percent",
         "improvement_low",
         "improvement_high",
+        "selected_low",
+        "selected_high",
         "p_adjusted",
         "p_t",
         "p_sign_flip",
@@ -56,17 +60,30 @@ def with_own_unit(columns: Columns, unit: str) -> Columns:
     """Return columns with the difference in the unit of a table's metric, and its interval beside it."""
     heading = {"%": "points", "": "difference"}.get(unit, unit)
     own = {"mean_difference": (heading, "+.5g"), "difference_low": ("low", "+.5g"), "difference_high": ("high", "+.5g")}
+    for end in ("low", "high") if "selected_low" in columns else ():
+        own[f"difference_selected_{end}"] = (f"{end}, all arms", "+.5g")
     out: Columns = {}
     for key, column in columns.items():
         out |= own if key == "mean_difference" else {key: column}
     return out
 
 
+def with_runs(rows: list[dict[str, Any]], columns: Columns) -> Columns:
+    """Return the columns with the runs of baseline and arm instead of n, if any row tests runs that are not pairs."""
+    if all(row.get("test", "paired t") == "paired t" for row in rows):
+        return columns
+    runs: Columns = {"n_baseline": ("n baseline", "d"), "n_arm": ("n arm", "d")}
+    out: Columns = {}
+    for key, column in columns.items():
+        out |= runs if key == "n" else {key: column}
+    return out
+
+
 def of_table(rows: list[dict[str, Any]], unit: str) -> Columns:
     """Return the verdict's columns for rows of a table from elsewhere; columns without any value are left out."""
-    counts = {"n": VERDICT_COLUMNS["n"]}
-    if any(row["test"] != "paired t" for row in rows):
-        counts = {"n_baseline": ("n baseline", "d"), "n_arm": ("n arm", "d"), "test": ("test", "")}
+    counts = with_runs(rows, {"n": VERDICT_COLUMNS["n"]})
+    if "n" not in counts:
+        counts["test"] = ("test", "")
     elif any(row["complete_pairs"] not in (0, row["n"]) for row in rows):
         counts["complete_pairs"] = ("in the interval", "d")
     ordered = {"arm": VERDICT_COLUMNS["arm"], **counts, "mean_difference": VERDICT_COLUMNS["mean_difference"]}
@@ -97,9 +114,12 @@ def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
         width: Width of the terminal in characters.
     """
     if width >= 140:
-        return table(rows, VERDICT_COLUMNS, title=title)
+        wide = with_runs(rows, VERDICT_COLUMNS)
+        return table(rows, {k: column for k, column in wide.items() if not k.startswith("selected")}, title=title)
     ends = [("improvement_percent", "{}"), ("improvement_low", " [{}"), ("improvement_high", ", {}]")]
     short = [{**row, "improvement": "".join(form.format(cell(row[key], "+.2f")) for key, form in ends)} for row in rows]
+    for row in short if "n" not in with_runs(rows, VERDICT_COLUMNS) else ():
+        row["n"] = f"{row['n_baseline']} + {row['n_arm']}"
     columns = {key: VERDICT_COLUMNS[key] for key in ("arm", "n", "p_adjusted", "verdict")}
     order = ("arm", "n", "improvement", "p_adjusted", "verdict")
     out = table(short, {key: {**columns, "improvement": ("improvement %", "s")}[key] for key in order}, title=title)

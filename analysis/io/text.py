@@ -68,11 +68,21 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.1f} days"
 
 
+MOST_LAYERS = 4  # layers whose alphas are listed one by one
+
+
+def values_line(values: Mapping[str, float]) -> str:
+    """Return the chosen values of one arm as text: `lr 0.0021, alpha 1.3`; those of many layers as a range."""
+    layers = {name: value for name, value in values.items() if name.startswith("alpha_") and name[6:].isdigit()}
+    many = layers if len(layers) > MOST_LAYERS else {}
+    said = [f"{name} {value:.4g}" for name, value in values.items() if name not in many]
+    if many:
+        said.append(f"alpha {min(many.values()):.4g} to {max(many.values()):.4g} by layer")
+    return ", ".join(said)
+
+
 def chosen_line(chosen: Mapping[str, Mapping[str, float]]) -> str:
     """Return the chosen values of each arm as one line, or "" if no arm tuned anything but its learning rate."""
     if not any(set(values) - {"lr"} for values in chosen.values()):
         return ""
-    each = (
-        f"{arm}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}" for arm, values in chosen.items()
-    )
-    return f"Chosen: {'; '.join(each)}"
+    return f"Chosen: {'; '.join(f'{arm}: {values_line(values)}' for arm, values in chosen.items())}"

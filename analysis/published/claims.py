@@ -119,6 +119,12 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.claims")
     options = command.parser(prog, __doc__, many=True).parse_args(argv)
     studies = command.studies(options)
     command.emit_rows(table(*studies), columns(*studies), options.format, title="The published claims")
+    command.say(
+        f"{each.name} is a table from elsewhere: it says something of a claim only if its arms and its model are those "
+        "of the claim"
+        for each in studies
+        if each.table
+    )
     if options.format == "terminal":
         formats.print_notes([*dict.fromkeys(_notes(*studies).values()), source_note()])
     return 0

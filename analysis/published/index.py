@@ -15,7 +15,7 @@ from analysis.io import formats
 from analysis.io.assemble import Study
 from analysis.io.text import markdown
 from analysis.published import claims, claims_ours, page
-from analysis.report import plots
+from analysis.report import differences, plots
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import Result
 from analysis.verdict.words import CLAIM_SEEDS
@@ -172,7 +172,7 @@ def side_by_side(studies: list[Study]) -> Figure:
     every = list(dict.fromkeys(arm for study in studies for arm in study.arms if arm not in baselines))
     for ax, study, rows in zip(axes.flat, studies, results, strict=True):
         # an arm has one colour in all panels: by its place among the arms of all studies
-        plots.draw_differences(ax, replace(study, arms=[*every, *baselines]), rows)
+        differences.draw_differences(ax, replace(study, arms=[*every, *baselines]), rows)
         ax.set_title(study.name, fontsize=10, loc="left")
     return fig
 

@@ -16,15 +16,15 @@ from analysis.io import command, formats
 from analysis.io.files import TableError
 from analysis.io.space import chosen_columns
 from analysis.io.study import load
-from analysis.io.text import chosen_line, markdown
+from analysis.io.text import markdown
 from analysis.io.write import write_whole
 from analysis.report import plots
-from analysis.report.figures import Drawn, drawn
-from analysis.report.findings import PATH_COLUMNS, Findings
+from analysis.report.figures import FIGURES, Drawn, drawn
+from analysis.report.findings import PATH_COLUMNS, TABLES, Findings
 from analysis.report.methods import methods, would_change
 from analysis.verdict.exits import add_require_verdict, end
 from analysis.verdict.kinds import Result, as_object, as_rows
-from analysis.verdict.words import doubts, summary_parts
+from analysis.verdict.summary import summarise
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -43,6 +43,7 @@ def write(found: Findings, out: Path) -> Path:
     for name in ("figures", "tables"):
         (out / name).mkdir(exist_ok=True)
     shown = drawn(found)
+    _remove_old(out, shown, found.tables)
     svg = {name: plots.render(figure.plot, salt=name) for name, figure in shown.items()}
     for name, figure in shown.items():
         write_whole(out / "figures" / f"{name}.svg", svg[name])
@@ -56,9 +57,20 @@ def write(found: Findings, out: Path) -> Path:
     return out / "report.html"
 
 
+def _remove_old(out: Path, figures: Mapping[str, Drawn], tables: Mapping[str, object]) -> None:
+    # figures and tables of an earlier report that this one lacks, such as those of a verdict before an extension
+    for name in {row.name for row in FIGURES} - set(figures):
+        for kind in ("svg", "pdf"):
+            (out / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
+    for name in set(TABLES) - set(tables):
+        for kind in ("csv", "tex"):
+            (out / "tables" / f"{name}.{kind}").unlink(missing_ok=True)
+
+
 def decision(result: Result) -> list[str]:
     """Return the verdict's table, the reason of each arm and the assay sensitivity, as lines of Markdown."""
-    lines = [formats.to_markdown(as_rows(result.comparisons), formats.VERDICT_COLUMNS), ""]
+    rows = as_rows(result.comparisons)
+    lines = [formats.to_markdown(rows, formats.with_runs(rows, formats.VERDICT_COLUMNS)), ""]
     lines += [f"- {markdown(row.arm)}: {markdown(row.why)}" for row in result.comparisons]
     return [*lines, f"- assay sensitivity: {markdown(result.sensitivity.why)}", ""]
 
@@ -67,9 +79,9 @@ def verdict_markdown(result: Result) -> str:
     """Return the verdict as Markdown: its sentence, its table and its reasons."""
     lines = [f"# {markdown(result.study)}", "", markdown(result.question), ""]
     lines += [f"**{markdown(result.summary)}**", ""]
+    if result.unfinished:
+        return "\n".join(lines)
     lines += decision(result)
-    if line := chosen_line(result.chosen):
-        lines += [f"{markdown(line)}.", ""]
     lines.append(
         f"Metric {markdown(result.metric)}, level {result.level:g}, correction {result.correction}, "
         f"margin {result.margin}."
@@ -79,8 +91,7 @@ def verdict_markdown(result: Result) -> str:
 
 def terminal_table(result: Result, width: int | None = None) -> Table:
     """Return the verdict's table for a terminal (rich) of a width; None: this terminal's."""
-    title = f"{result.summary} {doubts(result)}".rstrip()
-    return formats.verdict_table(as_rows(result.comparisons), title, width or Console().width)
+    return formats.verdict_table(as_rows(result.comparisons), result.summary, width or Console().width)
 
 
 def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]) -> str:
@@ -98,10 +109,10 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         found=found,
         study=found.study,
         result=found.result,
-        summary=summary_parts(found.result.comparisons, found.study),
+        summary=summarise(found.result.comparisons, found.study, found.result.sensitivity, found.result.unfinished),
         figures=figures,
         svg={name: Markup(plots.inline(content, name)) for name, content in svg.items()},
-        verdict_columns=formats.REPORT_COLUMNS,
+        verdict_columns=formats.with_runs(found.verdict, formats.REPORT_COLUMNS),
         chosen=found.chosen,
         chosen_columns=chosen_columns(found.chosen),
         slower=fairness.slower(found.fairness),

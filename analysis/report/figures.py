@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import figure
 
 from analysis.describe.alphas import arms_with_alphas
-from analysis.report import cell_curves, frame, plots, takeaways
+from analysis.report import cell_curves, differences, frame, plots, takeaways
 from analysis.report.findings import Findings
 
 
@@ -52,19 +52,11 @@ def _rates(found: Findings) -> bool:
 FIGURES = (
     Figure(
         "differences",
-        draw=lambda found: plots.differences(found.study, found.result.comparisons),
-        table=lambda found: True,
+        draw=lambda found: differences.differences(found.study, found.result.comparisons),
+        table=lambda found: not found.result.unfinished,
         takeaway=lambda found: takeaways.differences(found.result.comparisons, found.study.margin),
-        caption=(
-            "One dot is one seed (at most 100 are drawn): the baseline's loss minus the arm's, in percent of the "
-            "baseline's mean. Right of zero the arm is better. The tick is the mean, the bar its interval. The grey "
-            "band is the margin of {margin}; a smaller difference counts as none. A bar that crosses zero decides "
-            "nothing."
-        ),
-        short=(
-            "One dot is one seed: the baseline's loss minus the arm's, in percent. The bar is the interval of the "
-            "mean, the band the margin."
-        ),
+        caption=differences.CAPTION,
+        short=differences.SHORT,
     ),
     Figure(
         "learning_rate",

@@ -15,6 +15,10 @@ from analysis.verdict.decide import decide
 from analysis.verdict.kinds import Result, as_rows
 
 Rows = list[dict[str, Any]]
+TABLES = (  # file names of the tables
+    *("verdict", "chosen", "fairness", "sequential", "calibration", "equal_learning_rate", "over_training"),
+    *("search_budget", "importance", "against_alpha", "alphas"),
+)
 PATH_COLUMNS: formats.Columns = {
     "arm": ("arm", ""),
     "n": ("seeds", "d"),
@@ -40,8 +44,8 @@ class Findings:
 
     @cached_property
     def verdict(self) -> Rows:
-        """Comparisons of the verdict, one row per arm."""
-        return as_rows(self.result.comparisons)
+        """Comparisons of the verdict, one row per arm; none before the study has ended."""
+        return [] if self.result.unfinished else as_rows(self.result.comparisons)
 
     @cached_property
     def chosen(self) -> Rows:
@@ -117,7 +121,7 @@ class Findings:
     def tables(self) -> dict[str, tuple[Rows, formats.Columns]]:
         """Rows and columns of every table that has rows, by file name."""
         every: dict[str, tuple[Rows, formats.Columns]] = {
-            "verdict": (self.verdict, formats.VERDICT_COLUMNS),
+            "verdict": (self.verdict, formats.with_runs(self.verdict, formats.VERDICT_COLUMNS)),
             "chosen": (self.chosen, chosen_columns(self.chosen)),
             "fairness": (self.fairness, fairness.COLUMNS),
             "sequential": (self.sequential, PATH_COLUMNS),

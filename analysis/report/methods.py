@@ -37,12 +37,14 @@ def methods(study: Study) -> list[str]:
     out.append("Activations: " + "; ".join(f"{a}: {f}" for a, f in formulas.items()) + "." if formulas else "")
     search, calibrate, confirm = (s.get(k) or {} for k in STAGES)
     if search.get("trials_per_arm") is not None:
-        out.append(f"Search: {search['trials_per_arm']} trials per arm, each arm on its own ({_flat(search)}).")
+        out.append(
+            f"Search: {_count(search['trials_per_arm'], 'trial')} per arm, each arm on its own ({_flat(search)})."
+        )
     stages = s.get("stages") or STAGES
     if calibrate.get("points") is not None and "calibrate" in stages:
         out.append(
             f"Calibration: all arms on one shared learning-rate grid of {calibrate['points']} or more points, "
-            f"{calibrate.get('seeds', 1)} selection seeds each; an arm takes "
+            f"{_count(calibrate.get('seeds', 1), 'selection seed')} each; an arm takes "
             + ("the grid's best by mean." if calibrate.get("choice", "fit") == "grid" else "the fitted optimum.")
         )
     if not study.confirms:
@@ -55,9 +57,9 @@ def methods(study: Study) -> list[str]:
         )
     out.append(
         f"Decision: improvement is 100 * (1 - mean(arm) / mean({study.baseline})), with Fieller's "
-        f"{100 * (1 - study.level):g}% interval. Two-sided paired t test over seeds{_looks(study)}, "
-        f"{_TESTS[study.correction]} over all arms, level {study.level:g}; exact sign-flip p beside it. "
-        f"Equivalence by two one-sided tests at a margin of {study.margin}, each at that level. "
+        f"{100 * (1 - study.level):g}% interval. {_test(study)}, "
+        f"{_TESTS[study.correction]} over all arms, level {study.level:g}; {_beside(study)} beside it. "
+        f"Equivalence by two one-sided tests at a margin of {study.margin}, with the same correction. "
         f"A run that diverged keeps its place as the worst rank. {_named(study)}"
     )
     return [line for line in out if line]
@@ -75,6 +77,20 @@ def _named(study: Study) -> str:
     return "All of it was named before the study ran."
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _test(study: Study) -> str:
+    if study.unpaired:
+        return "Welch's two-sided t test of runs that are not pairs"
+    return f"Two-sided paired t test over seeds{_looks(study)}"
+
+
+def _beside(study: Study) -> str:
+    return "the paired test over seeds" if study.unpaired else "exact sign-flip p"
+
+
 def _looks(study: Study) -> str:
     if study.rule == "fixed" and study.reserve:
         parts = [f"{100 * share:g}% at {n} seeds" for n, share in zip(study.made, looks.shares(study), strict=True)]
@@ -88,7 +104,7 @@ def _looks(study: Study) -> str:
 
 def _seeds(study: Study) -> str:
     if study.rule == "fixed":
-        return f"{study.settings['confirm']['seeds']} fresh seeds"
+        return _count(study.settings["confirm"]["seeds"], "fresh seed")
     at = study.looks
     when = ", ".join(map(str, at)) if len(at) < 6 else f"every number from {at[0]} to {at[-1]}"
     return f"fresh seeds added by the rule {study.rule}, with looks at {when} seeds"

@@ -97,57 +97,6 @@ def legend(ax: Axes, entries: Sequence[tuple[Artist, str]]) -> None:
     ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
 
 
-def differences(study: Study, rows: Sequence[Comparison]) -> Figure:
-    """Draw paired differences in percent of the baseline's mean: one dot per seed, with mean and interval."""
-    rows = [row for row in rows if row.improvement_percent is not None]
-    fig = Figure(figsize=(WIDTH, 1.1 + 0.55 * max(1, len(rows))))
-    draw_differences(fig.subplots(), study, rows)
-    return fig
-
-
-def draw_differences(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None:
-    """Draw `differences` on given axes; every row must have an improvement."""
-    ax.axvline(0, color=INK, lw=1)
-    if rows:
-        margin = _percent(rows[0], rows[0].margin)
-        ax.axvspan(-margin, margin, color=INK, alpha=0.08, lw=0)
-    for y, row in enumerate(rows):
-        colour, marker = arm_style(study, row.arm)
-        percent = [_percent(row, d) for d in row.differences if d is not None][:DRAWN]
-        ax.plot(percent, np.full(len(percent), y + 0.17), marker, color=colour, ms=4.5, alpha=0.65, mew=0)
-        if row.interval:
-            ax.plot(row.interval, [y - 0.17] * 2, color=colour, lw=3)
-        ax.plot([row.improvement_percent or 0.0], [y - 0.17], "|", color=INK, ms=13, mew=2)
-    _zoom(ax, study, rows)
-    ax.set_yticks(range(len(rows)), [row.arm for row in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel(f"improvement over {study.baseline}\n(% of its mean {study.metric}; right of 0 = lower loss)")
-
-
-def _percent(row: Comparison, nats: float) -> float:
-    """Convert nats to percent of the baseline's mean loss."""
-    return nats / (row.baseline_mean or np.nan) * 100
-
-
-def _zoom(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None:
-    # a floor far behind would squeeze the other arms, so its number is written at the edge
-    near = [row for row in rows if row.arm != study.floor]
-    if not near or len(near) == len(rows):
-        return
-    reach = 1.15 * max(
-        [abs(_percent(row, d)) for row in near for d in row.differences[:DRAWN] if d is not None]
-        + [abs(end) for row in near for end in row.interval or ()]
-        + [_percent(rows[0], rows[0].margin)]
-    )
-    for y, row in enumerate(rows):
-        value = row.improvement_percent or 0.0
-        if row.arm == study.floor and abs(value) > reach:
-            side = "left" if value < 0 else "right"
-            arrow = f"\u25c0 {value:+.2f}%" if value < 0 else f"{value:+.2f}% \u25b6"
-            ax.text(-reach if value < 0 else reach, y, arrow, ha=side, va="center", color=arm_style(study, row.arm)[0])
-            ax.set_xlim(-reach, reach)
-
-
 def learning_rate(study: Study) -> Figure:
     """Draw validation loss against learning rate: search trials as dots, the shared grid as lines of means."""
     fig = Figure(figsize=(WIDTH, 3.7))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from analysis.describe.alphas import ALL_LAYERS
-from analysis.describe.curves import GROWS, NO_TREND, SHRINKS
+from analysis.describe.curves import Trend
 from analysis.io.assemble import Study
 from analysis.io.trials import confirm_rows
 from analysis.report.cell_curves import Line
@@ -91,10 +91,10 @@ def lowest_cell(lines: Sequence[Line]) -> str:
 
 
 def over_training(rows: list[dict[str, Any]]) -> str:
-    """List the arms by the sign of their slope over training, if its interval leaves out zero."""
-    words = {GROWS: "rises for", SHRINKS: "falls for", NO_TREND: "has no clear trend for"}
-    groups = _grouped((str(row["why"]), row["arm"]) for row in rows)
-    said = [f"{word} {_listed(groups[why])}" for why, word in words.items() if why in groups]
+    """List the arms by the trend of their improvement over training, if it was tested; p is adjusted."""
+    words = {Trend.RISES: "rises for", Trend.FALLS: "falls for", Trend.NONE: "has no clear trend for"}
+    groups = _grouped((row["trend"], row["arm"]) for row in rows if row["trend"])
+    said = [f"{word} {_listed(groups[trend])}" for trend, word in words.items() if trend in groups]
     return f"Over training the improvement {'; '.join(said)}." if said else ""
 
 

@@ -30,6 +30,33 @@ def adjust(p: Sequence[float], correction: str) -> list[float]:
     return adjusted.clip(max=1.0).tolist()
 
 
+def decision_levels(p: Sequence[float], correction: str, level: float) -> list[float]:
+    """Return for each p the unadjusted level that decides it: p is at or below it exactly if `adjust` rejects.
+
+    An interval of that confidence leaves out the null value exactly if the test is rejected. A rejected test has the
+    level of its own step, and every other test that of the first step that fails.
+
+    Args:
+        p: The p values of a family.
+        correction: As for `adjust`.
+        level: Level of the family.
+    """
+    m = len(p)
+    rank = np.argsort(np.argsort(np.asarray(p, float), kind="stable"))
+    rejected = np.asarray(adjust(p, correction)) <= level
+    done = int(rejected.sum())
+    if correction == "holm":
+        return [level / (m - min(int(i), done)) for i in rank]
+    if correction == "benjamini-hochberg":
+        return [level * (done if out else done + 1) / m for out in rejected]
+    return [first_level(m, correction, level)] * m
+
+
+def first_level(tests: int, correction: str, level: float) -> float:
+    """Return the level at which one test alone is rejected, whatever the others say: that of the first step."""
+    return level if correction == "none" else level / max(1, tests)
+
+
 def dunnett_blocked(baseline: Values, arms: Sequence[Values]) -> dict[str, list[float]]:
     """Test k arms against the baseline with Dunnett's two-sided test in the model loss ~ arm + seed.
 

@@ -17,7 +17,7 @@ def _legendre() -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=512)
-def sd_ratio_nodes(df: int) -> tuple[np.ndarray, np.ndarray]:
+def sd_ratio_nodes(df: float) -> tuple[np.ndarray, np.ndarray]:
     """Return quadrature nodes and weights of s = sample sd / true sd with `df` degrees of freedom (chi / sqrt(df))."""
     if df < 1:
         raise ValueError(f"df = {df}; at least 1 needed")
@@ -36,16 +36,49 @@ def power(d_z: float, n: int, level: float = 0.05) -> float:
         n: Number of pairs, at least 2.
         level: Significance level.
     """
-    s, weight = sd_ratio_nodes(n - 1)
-    bound = stats.t.isf(level / 2, n - 1) * s
-    shift = abs(d_z) * math.sqrt(n)
+    return power_of_t(d_z * math.sqrt(n), n - 1, level)
+
+
+def power_of_t(shift: float, df: float, level: float) -> float:
+    """Return P(p <= level) of a two-sided t test, also of Welch's.
+
+    Args:
+        shift: True difference, in units of its standard error.
+        df: Degrees of freedom, at least 1.
+        level: Significance level.
+    """
+    s, weight = sd_ratio_nodes(df)
+    bound, shift = stats.t.isf(level / 2, df) * s, abs(shift)
     return float(weight @ (stats.norm.sf(bound - shift) + stats.norm.cdf(-bound - shift)))
 
 
+def exaggeration(shift: float, df: float, level: float) -> float:
+    """Return E(|estimate| given p <= level) / |true difference|: how many times too large a detected effect looks.
+
+    It is 1 for a certain detection and grows without limit as the power falls. Source: Gelman and Carlin, Perspect.
+    Psychol. Sci. 9 (2014) 641-651.
+
+    Args:
+        shift: True difference, in units of its standard error; not 0.
+        df: Degrees of freedom, at least 1.
+        level: Significance level.
+    """
+    s, weight = sd_ratio_nodes(df)
+    bound, shift = stats.t.isf(level / 2, df) * s, abs(shift)
+    above, below = bound - shift, -bound - shift  # E|z| over both tails of a normal z with mean `shift`
+    size = shift * (stats.norm.sf(above) - stats.norm.cdf(below)) + stats.norm.pdf(above) + stats.norm.pdf(below)
+    return float(weight @ size) / (power_of_t(shift, df, level) * shift)
+
+
 @lru_cache(maxsize=512)
+def detectable_shift(df: float, level: float = 0.05, target: float = 0.8) -> float:
+    """Return the difference, in units of its standard error, that a t test detects with the power `target`."""
+    return float(optimize.brentq(lambda shift: power_of_t(shift, df, level) - target, 0.0, 1e5, xtol=1e-10))
+
+
 def detectable_d_z(n: int, level: float = 0.05, target: float = 0.8) -> float:
     """Return the effect size d_z that n pairs detect at this level with the power `target`."""
-    return float(optimize.brentq(lambda d: power(d, n, level) - target, 0.0, 1e4 / math.sqrt(n), xtol=1e-10))
+    return detectable_shift(n - 1, level, target) / math.sqrt(n)
 
 
 def tost_power(d_z: float, margin_z: float, n: int, level: float = 0.05) -> float:

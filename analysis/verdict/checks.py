@@ -8,7 +8,7 @@ from analysis.io.assemble import Study
 from analysis.io.space import search_trials
 from analysis.io.trials import confirm_rows
 from analysis.verdict import looks
-from analysis.verdict.kinds import Comparison, Sensitivity
+from analysis.verdict.kinds import Comparison, Refusal, Sensitivity, Verdict
 
 STRONG_GAP = 3.0  # percent by which the floor must lose before the order of the arms can be trusted
 
@@ -23,22 +23,31 @@ def assay(rows: Sequence[Comparison], study: Study) -> Sensitivity:
     if row is None:
         return out
     values = (row.improvement_percent, row.improvement_high, row.improvement_low)
-    gap, low, high = (None if value is None else -value for value in values)
+    gap, low, high = (None if value is None else 0.0 - value for value in values)
     out.gap_percent, out.gap_low, out.gap_high, out.n, out.p = gap, low, high, row.n, row.p_t
+    if row.p_worst_rank is not None:  # a floor that diverges loses, whatever its other runs show
+        out.testable, out.gap_low, out.gap_high = row.kind is Verdict.WORSE, None, None
+        out.why = f"{study.floor} is {row.verdict} by ranks, because a run diverged (n = {row.n})"
+        return out
     out.testable = low is not None and low > 0
     out.strong = bool(out.testable and gap is not None and gap >= STRONG_GAP)
+    in_percent = row.margin / abs(row.baseline_mean) * 100 if row.baseline_mean else 0.0
     if row.of_table and gap is None and row.of_table.difference_high is not None:
         low, high = -row.of_table.difference_high, -(row.of_table.difference_low or 0.0)
-        out.testable = low > 0
+        out.testable, out.too_few_seeds = low > 0, low <= 0 and high > row.margin
         out.why = f"{study.floor} is {-(row.mean_difference or 0.0):+.4g} [{low:+.4g}, {high:+.4g}] worse than "
         out.why += f"{study.baseline} (n = {row.n})" + ("" if out.testable else ", not clearly above zero")
         return out
     if gap is None or low is None:
+        out.too_few_seeds = row.refusal is Refusal.ONE_SEED or (row.p_t is not None and low is None)
         out.why = f"the gap between {study.floor} and {study.baseline} has no interval: {row.why}"
         return out
+    out.too_few_seeds = not out.testable and high is not None and high > in_percent
     out.why = f"{study.floor} is {gap:+.2f}% [{low:+.2f}, {high:+.2f}] worse than {study.baseline} (n = {row.n})"
-    if not out.testable:
-        out.why += ", not clearly above zero"
+    if out.too_few_seeds:
+        out.why += f", not clearly above zero, and a gap above the margin of {study.margin} is not excluded"
+    elif not out.testable:
+        out.why += f", and a gap above the margin of {study.margin} is excluded"
     elif not out.strong:
         out.why += f", below the {STRONG_GAP:g}% that ranking arms asks for"
     return out
@@ -60,19 +69,19 @@ def edge_hits(study: Study) -> list[str]:
 
 
 def unfinished(study: Study) -> str:
-    """Name the cells that the study file asks for and the tables lack; return "" if none, or without a study file."""
+    """Count the trials that the study file asks for and the tables lack; return "" if none, or without a study file."""
     arms, confirm = study.settings.get("arms"), study.settings.get("confirm") or {}
     if not arms:
         return ""
     search = study.trials[study.trials["stage"] == "search"]
     asked = {arm: search_trials(study, arm) or 0 for arm in arms}
     if any(asked.values()) and len(search) and (search["outcome"].isin(("infeasible", "failed"))).all():
-        done = len(search) >= sum(asked.values())
-        return "no search trial could be trained" if done else "search has not ended"
+        whole = len(search) >= sum(asked.values())
+        return "no search trial could be trained" if whole else _count(len(search), sum(asked.values()), "search")
     if not study.confirms:
         counts = search["arm"].value_counts()
-        short = [arm for arm in arms if counts.get(arm, 0) < asked[arm]]
-        return f"search: {short[0]} has {counts.get(short[0], 0)} of {asked[short[0]]} trials" if short else ""
+        done = [min(int(counts.get(arm, 0)), asked[arm]) for arm in arms]
+        return _count(sum(done), sum(asked.values()), "search")
     seeds = confirm_rows(study.trials).groupby("arm")["seed"].nunique()
     ended, there = {arm: int(seeds.get(arm, 0)) for arm in arms}, looks.order(study)
     planned = study.looks or ((int(confirm["seeds"]),) if confirm.get("seeds") else ())
@@ -80,10 +89,13 @@ def unfinished(study: Study) -> str:
         return ""
     every = tuple(sorted({*study.made, *planned}))
     going = looks.to_come(study, there, every)
-    lacking = [arm for arm, n in there.reached.items() if ended[arm] < n or n < min(every) or arm in going]
-    if study.looks:  # an arm that was stopped in the middle between two looks
-        lacking += [arm for arm, n in there.reached.items() if n not in every and n < every[-1]]
-    if not lacking:
-        return ""
-    fewest = min(lacking, key=lambda arm: ended[arm])
-    return f"confirm: {fewest} has {ended[fewest]} of {planned[-1]} seeds"
+    goal = {arm: max(n, min(every), going.get(arm, 0)) for arm, n in there.reached.items()}
+    for arm in arms if study.looks else ():  # an arm that was stopped in the middle between two looks
+        goal[arm] = next((n for n in every if n >= goal[arm]), goal[arm])
+    # an arm may have more seeds than its goal, of an earlier run
+    missing = _count(sum(min(ended[arm], goal[arm]) for arm in arms), sum(goal.values()), "confirm")
+    return f"{missing} to the next look" if missing and study.looks else missing
+
+
+def _count(done: int, planned: int, stage: str) -> str:
+    return f"{done} of {planned} {stage} trials" if done < planned else ""

@@ -1,8 +1,10 @@
 """Compute the numbers of one arm against the baseline, or the reason why it cannot be tested."""
 
+import math
+
 import numpy as np
 
-from analysis.stats import estimates, paired_tests, power, sequential
+from analysis.stats import estimates, paired_tests, sequential
 from analysis.stats.pairs import Pairs
 from analysis.verdict.kinds import Comparison, Refusal, Verdict
 
@@ -99,14 +101,11 @@ def _mean_based(row: Comparison, b: np.ndarray, a: np.ndarray, level: float, sig
         row.p_sign_flip, row.p_sign_flip_error = paired_tests.sign_flip(d)
     row.improvement_low, row.improvement_high = bounds(estimates.fieller(sign * b, sign * a, level), sign)
     row.d_z = float(d.mean()) / sd
-    row.sd_difference = sd
+    row.sd_difference, row.standard_error = sd, sd / math.sqrt(n)
     # gain of shared seeds: sd of the difference of unpaired runs divided by that of paired runs
     row.pairing_gain = float(np.sqrt(b.var(ddof=1) + a.var(ddof=1))) / sd
     row.e_value = sequential.e_value(row.t, n)
     row.p_tost = paired_tests.tost(d, row.margin)[0] if row.margin else None
     row.tost_excludes = paired_tests.tost_excludes(d, level)
-    row.power_at_effect_seen = power.power(row.d_z, n, level)
     if row.improvement_percent is not None:
-        mean = sign * float(b.mean())
-        row.mde_percent = 100 * power.detectable_d_z(n, level) * sd / mean
-        row.tost_excludes_percent = 100 * row.tost_excludes / mean
+        row.tost_excludes_percent = 100 * row.tost_excludes / (sign * float(b.mean()))

@@ -8,27 +8,26 @@ The primary test is the two-sided paired t test over seeds; if a run diverged, i
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.stats import rankdata
 
 from analysis.io import command, formats
 from analysis.io.assemble import Study, margin_in_nats
 from analysis.io.files import TableError
 from analysis.io.space import chosen_values
-from analysis.io.text import chosen_line
 from analysis.stats import estimates, multiplicity, power
 from analysis.stats.pairs import Pairs
-from analysis.verdict import elsewhere, looks, words
+from analysis.verdict import elsewhere, family, looks, odd_runs, words
 from analysis.verdict.checks import assay, edge_hits, unfinished
 from analysis.verdict.comparison import measure
 from analysis.verdict.exits import add_require_verdict, end
-from analysis.verdict.kinds import Comparison, Refusal, Result, Verdict, as_object, as_rows
+from analysis.verdict.family import Part
+from analysis.verdict.kinds import Comparison, Refusal, Result, Sensitivity, Verdict, as_object, as_rows
+from analysis.verdict.summary import summarise
 
 SCHEMA = 1
 
@@ -46,31 +45,22 @@ def decide(study: Study) -> Result:
     return result
 
 
-@dataclass
-class _Part:
-    # one study with its comparisons on the way to a result
-    study: Study
-    losses: pd.DataFrame
-    paired: dict[str, Pairs]
-    margin: float | None
-    rows: list[Comparison]
-
-
 def _decide_family(studies: Sequence[Study]) -> list[Result]:
     # the studies differ in their losses only; p is adjusted over all their arms
     parts = [_measured(study) for study in studies]
-    _adjust([row for part in parts for row in part.rows], studies[0])
-    return [_result(part) for part in parts]
+    rows = [row for part in parts for row in part.rows]
+    family.correct(rows, studies[0])
+    return [_result(part, len(rows)) for part in parts]
 
 
-def _measured(study: Study) -> _Part:
+def _measured(study: Study) -> Part:
     losses = study.losses()
     treatments = [arm for arm in study.arms if arm != study.baseline]
     paired = {arm: looks.paired(study, losses, study.baseline, arm) for arm in treatments}
     baseline_losses = losses[study.baseline].to_numpy(float)
     margin = _margin(study, study.sign * baseline_losses[np.isfinite(baseline_losses)])
     rows = [measure(arm, study.baseline, paired[arm], study.level, margin, study.sign) for arm in treatments]
-    if study.table:
+    if study.table or study.unpaired:
         rows = [elsewhere.describe(row, paired[row.arm], losses, study) for row in rows]
     hits = edge_hits(study)
     for row in rows if not study.confirms else []:
@@ -78,7 +68,7 @@ def _measured(study: Study) -> _Part:
     looks.look(rows, paired, losses, study)
     for row in rows:
         row.at_edge = [arm for arm in (study.baseline, row.arm) if arm in hits]
-    return _Part(study, losses, paired, margin, rows)
+    return Part(study, losses, paired, margin, rows)
 
 
 def _margin(study: Study, baseline: np.ndarray) -> float | None:
@@ -95,17 +85,13 @@ def _margin(study: Study, baseline: np.ndarray) -> float | None:
     return margin_in_nats(study.margin, mean, str(study.folder or study.name), study.unit)
 
 
-def _result(part: _Part) -> Result:
-    study, losses, rows = part.study, part.losses, part.rows
-    for row in rows:
-        _decide(row, study)
-    sensitivity = assay(rows, study)
-    for row in rows if sensitivity.testable is False else []:
-        if row.arm != study.floor:
-            row.why = f"{sensitivity.why}; alone it would read: {row.verdict}; {row.why}"
-            row.kind, row.refusal = Verdict.NOT_TESTABLE, Refusal.FLOOR_DOES_NOT_LOSE
-            row.verdict = words.sentence(row, study)
-    _secondary(rows, part.paired, study)
+def _result(part: Part, size: int) -> Result:
+    study, losses, rows, missing = part.study, part.losses, part.rows, unfinished(part.study)
+    if missing:
+        rows = [_untold(row, missing) for row in rows]
+        sensitivity = Sensitivity(study.floor, study.baseline, why=f"unfinished: {missing}")
+    else:
+        sensitivity = _judge(part, size)
     return Result(
         schema=SCHEMA,
         study=study.table.task if study.table and study.table.task else study.name,
@@ -121,16 +107,39 @@ def _result(part: _Part) -> Result:
         floor=study.floor,
         rule=study.rule,
         looks=list(study.looks),
-        summary=words.summary(rows, study),
+        summary=str(summarise(rows, study, sensitivity, missing)),
         seeds={arm: [int(s) for s in losses[arm].dropna().index] for arm in study.arms},
         losses_sha256=hashlib.sha256(losses.to_csv().encode()).hexdigest(),
         data_digest=_find(study.settings, "digest"),
         commit=_find(study.settings, "commit"),
         versions=dict(_versions()),
-        unfinished=unfinished(study),
+        unfinished=missing,
         chosen=chosen_values(study),
         facts=None if study.table is None else words.facts(study.table),
     )
+
+
+def _judge(part: Part, size: int) -> Sensitivity:
+    # decide every row; if the floor does not lose, no other verdict holds
+    study, rows = part.study, part.rows
+    odd_runs.mark(part, size)
+    for row in rows:
+        _decide(row, part, size)
+    sensitivity = assay(rows, study)
+    refusal = Refusal.TOO_FEW_SEEDS if sensitivity.too_few_seeds else Refusal.FLOOR_DOES_NOT_LOSE
+    for row in rows if sensitivity.testable is False else []:
+        if row.arm != study.floor:
+            row.why = f"{sensitivity.why}; alone it would read: {row.verdict}; {row.why}"
+            row.kind, row.refusal = Verdict.NOT_TESTABLE, refusal
+            row.verdict = words.sentence(row, study)
+    _secondary(rows, part.paired, study)
+    return sensitivity
+
+
+def _untold(row: Comparison, missing: str) -> Comparison:
+    # before the last trial has ended, no number of a comparison is shown: to see one is a look
+    why = f"unfinished: {missing}"
+    return Comparison(row.arm, row.baseline, row.n, verdict="unfinished", why=why, kind=Verdict.UNFINISHED)
 
 
 @cache
@@ -139,26 +148,17 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def _adjust(rows: Sequence[Comparison], study: Study) -> None:
-    # the family is every arm of the study; an arm that cannot be tested enters with p = 1
-    p = [1.0 if row.p_deciding is None else row.p_deciding for row in rows]
-    order = np.argsort(p, kind="stable")
-    for row, value in zip(rows, multiplicity.adjust(p, study.correction), strict=True):
-        row.p_adjusted = None if row.p_deciding is None else value
-    for rank, i in enumerate(order):
-        shares = {"holm": len(p) - rank, "bonferroni": len(p), "benjamini-hochberg": len(p) / (rank + 1), "none": 1}
-        rows[i].level_of_this_step = study.level / shares[study.correction]
-
-
-def _decide(row: Comparison, study: Study) -> None:
+def _decide(row: Comparison, part: Part, size: int) -> None:
+    study = part.study
     notes: list[str] = []
     p, worst = row.p_adjusted, row.p_worst_rank is not None
-    equivalent = row.p_no_difference is not None and row.p_no_difference <= study.level
+    equivalent = row.p_tost_adjusted is not None and row.p_tost_adjusted <= study.level
     if row.refused:
         notes.append(words.why_refused(row))
     elif p is not None and p <= study.level:
         direction = _direction(row) if worst else row.mean_difference or 0.0
         row.kind = Verdict.BETTER if direction > 0 else Verdict.WORSE
+        family.after_selection(row, part, size)
         notes.append(
             f"adjusted p = {p:.3g} ({study.correction}) <= {study.level:g} over n = {row.n} {words.samples(study)}"
         )
@@ -167,14 +167,18 @@ def _decide(row: Comparison, study: Study) -> None:
     elif equivalent:
         row.kind = Verdict.NO_DIFFERENCE
         notes.append(
-            f"TOST p = {row.p_no_difference:.3g} <= {study.level:g} at that margin over n = {row.n} "
-            f"{words.samples(study)}"
+            f"adjusted TOST p = {row.p_tost_adjusted:.3g} ({study.correction}) <= {study.level:g} at that margin over "
+            f"n = {row.n} {words.samples(study)}"
         )
     else:
         row.kind, row.seeds_needed = Verdict.UNDECIDED, _total_seeds(row, study)
         notes.append(
             f"adjusted p = {p:.3g} ({study.correction}) > {study.level:g}"
-            + ("" if row.p_no_difference is None else f", TOST p = {row.p_no_difference:.3g} > {study.level:g}")
+            + (
+                ""
+                if row.p_tost_adjusted is None
+                else f", adjusted TOST p = {row.p_tost_adjusted:.3g} > {study.level:g}"
+            )
         )
     row.verdict = words.sentence(row, study)
     row.why = "; ".join([*notes, *words.caveats(row, study)])
@@ -199,15 +203,14 @@ def _with_divergence(row: Comparison) -> np.ndarray:
 
 
 def _total_seeds(row: Comparison, study: Study) -> int | None:
-    share = looks.next_share(study)
-    step = row.level_of_this_step * share
+    step = row.level_of_first_step * looks.next_share(study)
     if row.p_worst_rank is not None and not row.seeds:
         return None
     if row.p_worst_rank is not None:
         return power.seeds_needed_worst_rank(_with_divergence(row), step)
     if row.d_z is None or row.sd_difference is None:
         return None
-    return power.seeds_needed(row.d_z, row.margin / row.sd_difference, step, study.level * share)
+    return power.seeds_needed(row.d_z, row.margin / row.sd_difference, step, step)
 
 
 def _secondary(rows: Sequence[Comparison], paired: Mapping[str, Pairs], study: Study) -> None:
@@ -219,7 +222,7 @@ def _secondary(rows: Sequence[Comparison], paired: Mapping[str, Pairs], study: S
                 for prefix, arm in (("", row.arm), ("baseline_", row.baseline)):
                     value = first.get(arm, np.nan)
                     setattr(row, prefix + column, float(value) if np.isfinite(value) else None)
-    if study.table and study.table.unpaired:
+    if study.unpaired:
         return
     names = [arm for arm in paired if len(paired[arm].seeds)]
     balanced = names and len({tuple(paired[arm].seeds) for arm in names}) == 1 and study.rule == "fixed"
@@ -266,7 +269,6 @@ def show(result: Result, study: Study, kind: str) -> None:
     command.emit_rows(rows, columns, kind, title=result.summary)
     notes = list(result.facts.notes) if result.facts else []
     if kind == "terminal":
-        formats.print_notes([line] if (line := chosen_line(result.chosen)) else [])
         formats.print_notes([f"{row.arm}: {row.why}" for row in result.comparisons])
         formats.print_notes([f"sensitivity: {result.sensitivity.why}", *(f"note: {note}" for note in notes)])
     else:

@@ -1,10 +1,10 @@
-"""Compute what a table from elsewhere needs: intervals in its own unit, and tests of runs that are not pairs."""
+"""Compute intervals in the unit of a table from elsewhere, and the tests of runs that are not pairs."""
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.io.assemble import Study
+from analysis.io.assemble import Study, TableFacts
 from analysis.stats import estimates, paired_tests, unpaired_tests
 from analysis.stats.pairs import Pairs
 from analysis.verdict.comparison import bounds, percent
@@ -20,15 +20,14 @@ def describe(row: Comparison, pairs: Pairs, losses: pd.DataFrame, study: Study) 
         row: The comparison with its paired numbers.
         pairs: Losses of the seeds that both have.
         losses: All losses, seeds down and arms across.
-        study: The study; its table says if runs are pairs.
+        study: The study, which says if runs are pairs.
     """
-    assert study.table is not None
-    more = OfTable()
+    table, more = study.table or TableFacts(), OfTable()
     for seeds, arm in ((more.not_made_seeds_baseline, row.baseline), (more.not_made_seeds_arm, row.arm)):
-        seeds += study.table.not_made.get(arm, [])
+        seeds += table.not_made.get(arm, [])
     b, a = (losses[arm].dropna() for arm in (row.baseline, row.arm))
-    if study.table.unpaired:
-        if study.table.has_seeds:
+    if study.unpaired:
+        if table.has_seeds:
             more.p_paired, more.n_paired = row.p_deciding, row.n
         return _unpaired(row, b, a, study, more)
     if row.p_t is not None:
@@ -81,7 +80,7 @@ def _unpaired(paired: Comparison, all_b: pd.Series, all_a: pd.Series, study: Stu
     if min(len(b), len(a)) < 2 or estimates.constant(b, a):
         return row
     found = unpaired_tests.welch(b, a, study.level)
-    row.t, row.df, row.p_t = found.t, found.df, found.p
+    row.t, row.df, row.p_t, row.standard_error = found.t, found.df, found.p, found.error
     more.difference_low, more.difference_high = found.low, found.high
     interval = estimates.fieller_unpaired(study.sign * b, study.sign * a, study.level, found.df)
     row.improvement_low, row.improvement_high = bounds(interval, study.sign)

@@ -16,7 +16,7 @@ def add_require_verdict(parser: argparse.ArgumentParser) -> None:
 
 
 def exit_code(result: Result, require_verdict: bool = False) -> Exit:
-    """Decide the exit code of `pagating sweep`, `pagating report`, `analysis.significance` and `analysis.report`.
+    """Decide the exit code of every command that shows a verdict.
 
     An unfinished study gives 1, a finished one 0. With `require_verdict` a finished study gives 3 if it has no arm to
     decide, or if an arm other than the floor is undecided or not testable. Worse, no difference and identical give 0.
@@ -33,10 +33,16 @@ def end(result: Result, require_verdict: bool) -> Exit:
     code = exit_code(result, require_verdict)
     missing = [f"{row.arm}: {row.verdict}" for row in result.in_question if not row.kind.settled]
     if code is Exit.COULD_NOT:
-        _say(f"unfinished: {result.unfinished}")
-    elif code is Exit.NO_VERDICT or not result.comparisons:
+        return could_not(result.unfinished)
+    if code is Exit.NO_VERDICT or not result.comparisons:
         _say(f"no verdict: {'; '.join(missing) or 'no treatment runs'}")
     return code
+
+
+def could_not(missing: str) -> Exit:
+    """Print on standard error what an unfinished study lacks; return the exit code, which is 1."""
+    _say(f"unfinished: {missing}")
+    return Exit.COULD_NOT
 
 
 def _say(line: str) -> None:

@@ -17,11 +17,12 @@ class Verdict(StrEnum):
     UNDECIDED = "undecided"
     IDENTICAL = "identical"
     NOT_TESTABLE = "not_testable"
+    UNFINISHED = "unfinished"
 
     @property
     def settled(self) -> bool:
-        """True for every verdict but undecided and not testable."""
-        return self not in (Verdict.UNDECIDED, Verdict.NOT_TESTABLE)
+        """True for better, worse, no difference and identical."""
+        return self not in (Verdict.UNDECIDED, Verdict.NOT_TESTABLE, Verdict.UNFINISHED)
 
 
 class Refusal(StrEnum):
@@ -35,6 +36,12 @@ class Refusal(StrEnum):
     ALL_DIVERGED = "all_diverged"
     ZERO_VARIANCE = "zero_variance"
     FLOOR_DOES_NOT_LOSE = "floor_does_not_lose"
+    TOO_FEW_SEEDS = "too_few_seeds"
+
+    @property
+    def of_floor(self) -> bool:
+        """True if the floor refuses the verdict on the other arms."""
+        return self in (Refusal.FLOOR_DOES_NOT_LOSE, Refusal.TOO_FEW_SEEDS)
 
 
 PAIRED = "paired t"
@@ -44,7 +51,8 @@ PAIRED = "paired t"
 class OfTable:
     """Numbers of a comparison that only a table from elsewhere has.
 
-    `difference_low` and `difference_high` are the t interval of the mean difference in the metric's own unit.
+    `difference_low` and `difference_high` are the t interval of the mean difference in the metric's own unit;
+    `difference_selected_*` is that of an arm that was declared different, as `selected_*` of `Comparison`.
     `n_baseline` and `n_arm` are the runs of an unpaired test; `p_paired` is the paired test's p over the `n_paired`
     seeds that both have. `not_made_seeds_*` are those with empty cells. `p_welch` is the unpaired test's p over
     all runs if pairing leaves out runs without a clear gain.
@@ -52,6 +60,8 @@ class OfTable:
 
     difference_low: float | None = None
     difference_high: float | None = None
+    difference_selected_low: float | None = None
+    difference_selected_high: float | None = None
     test: str = PAIRED
     n_baseline: int = 0
     n_arm: int = 0
@@ -72,6 +82,14 @@ class Comparison:
     the arm's for each of `seeds`. `level_of_this_step` is the level of the arm's own step in the correction.
     `seeds_needed` is the total number of seeds that would decide an undecided arm if the effect seen is the true one.
     `path` has one entry per look, if there may be several. `p_no_difference` is the p of TOST over all looks.
+
+    `mde_percent`, `power_at_effect_seen` and `seeds_needed` are of `level_of_first_step`, at which the arm is found
+    whatever the other arms show. p is at or below `level_of_decision` exactly if the arm is better or worse.
+    `p_tost_adjusted` is `p_no_difference` after the correction, and decides; the latter is at or below
+    `level_of_equivalence` exactly if the former is at or below the level. `selected_low` and `selected_high` are the
+    interval in percent of an arm that was declared different, at 1 - `selected_level`; such intervals hold for all arms
+    together. `exaggeration` is the average ratio of detected to true effect if the effect seen is the true one.
+    `odd_runs` names runs that lie far from the rest.
     """
 
     arm: str
@@ -125,6 +143,16 @@ class Comparison:
     flops_per_token: float | None = None
     baseline_flops_per_token: float | None = None
     p_dunnett: float | None = None
+    standard_error: float | None = None
+    level_of_first_step: float = 0.0
+    level_of_decision: float = 0.0
+    level_of_equivalence: float = 0.0
+    p_tost_adjusted: float | None = None
+    selected_level: float | None = None
+    selected_low: float | None = None
+    selected_high: float | None = None
+    exaggeration: float | None = None
+    odd_runs: list[str] = field(default_factory=list)
     of_table: OfTable | None = None
 
     @property
@@ -141,7 +169,10 @@ class Comparison:
 
 @dataclass
 class Sensitivity:
-    """Assay sensitivity: the gap of the floor to the baseline in percent. `testable` is None without a floor."""
+    """Assay sensitivity: the gap of the floor to the baseline in percent. `testable` is None without a floor.
+
+    `too_few_seeds` is true if the gap is not clearly above zero, but may be as large as the margin.
+    """
 
     floor: str | None
     baseline: str
@@ -153,6 +184,7 @@ class Sensitivity:
     testable: bool | None = None
     why: str = "no floor arm is declared, so assay sensitivity is unknown"
     strong: bool = False
+    too_few_seeds: bool = False
 
 
 @dataclass

@@ -47,7 +47,7 @@ def look(rows: Sequence[Comparison], paired: Mapping[str, Pairs], losses: pd.Dat
     """
     for row in rows:
         row.p_no_difference = None if row.p_worst_rank is not None else row.p_tost
-    if not several(study):
+    if not several(study) or study.unpaired:  # without pairs, the last look alone decides
         return
     there = order(study)
     margins = margins_at_looks(study, there, losses)
@@ -144,5 +144,5 @@ def to_come(study: Study, there: Order, looks: tuple[int, ...]) -> dict[str, int
     d = {pair: in_order(there, losses, *pair) for pair in pairs}
     margins = margins_at_looks(study, there, losses)
     open_ = sequential.undecided(d, study.rule, study.made, study.level, study.correction, study.reserve, margins)
-    racing = (study.settings.get("confirm") or {}).get("racing") is not False
+    racing = (study.settings.get("confirm") or {}).get("racing") is not False and not study.unpaired
     return sequential.next_seeds(there.reached, open_, looks, study.baseline, study.rule, racing)

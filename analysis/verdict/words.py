@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from analysis.io.assemble import Study, TableFacts
 from analysis.stats.sequential import CLAIM_SEEDS
-from analysis.verdict.checks import STRONG_GAP
-from analysis.verdict.kinds import PAIRED, Comparison, MetricFacts, Refusal, Result, Verdict, in_question
+from analysis.verdict.kinds import PAIRED, Comparison, MetricFacts, Refusal, Verdict
 
+IF_ODD = "if an arm has rare runs that end far off, better and worse are said too often: look at them, add seeds"
+SAID_FROM = 1.005  # ratio of detected to true effect from which it is said
 _REFUSALS = {
     Refusal.NO_CONFIRM_STAGE: "no confirm stage: one seed a configuration",
     Refusal.NO_COMMON_SEED: "no seed in common",
@@ -38,12 +37,17 @@ def headline(row: Comparison, margin: float | str, unit: str = "nats") -> str:
         unit: Unit of the metric.
     """
     if row.kind is Verdict.NO_DIFFERENCE:
-        return (
-            f"no difference larger than {margin.strip() if isinstance(margin, str) else f'{margin:g} {unit}'}".strip()
-        )
+        return f"no difference larger than {margin_text(margin, unit)}"
     if row.refusal is Refusal.FLOOR_DOES_NOT_LOSE:
         return _CANNOT_TELL if row.of_table is None else f"not testable: the floor does not lose to {row.baseline}"
+    if row.refusal is Refusal.TOO_FEW_SEEDS:
+        return f"not testable: too few seeds to tell the floor from {row.baseline}"
     return row.kind.replace("_", " ")
+
+
+def margin_text(margin: float | str, unit: str) -> str:
+    """Return the margin with its unit."""
+    return margin.strip() if isinstance(margin, str) else f"{margin:g} {unit}".strip()
 
 
 def not_testable(refusal: Refusal) -> str:
@@ -60,50 +64,7 @@ def what_it_needs(row: Comparison, study: Study) -> str:
     return f"its next look is at {later[0]} seeds" if later else f"the cap of {study.looks[-1]} seeds is reached"
 
 
-def summary(rows: Sequence[Comparison], study: Study) -> str:
-    """Return the verdict of a study in one sentence."""
-    head, parts, warning = summary_parts(rows, study)
-    return head + (" " + "; ".join(parts) + "." if parts else "") + (f" {warning}" if warning else "")
-
-
-def summary_parts(rows: Sequence[Comparison], study: Study) -> tuple[str, list[str], str]:
-    """Return the parts of `summary`: its beginning (all of it if no arm follows), one part per arm, and a warning."""
-    rows = in_question(rows, study.floor)
-    if not rows:
-        return "No treatment runs: there is nothing to compare with the baseline.", [], ""
-    if all(row.refusal is Refusal.FLOOR_DOES_NOT_LOSE for row in rows):
-        said = headline(rows[0], study.margin)
-        return f"{said[0].upper()}{said[1:]} ({study.floor} against {study.baseline}).", [], ""
-    parts = [f"{row.arm}: {row.verdict}{_numbers(row, study)}" for row in rows]
-    edges = dict.fromkeys(arm for row in rows for arm in row.at_edge)
-    warnings = [f"Warning: the learning rate of {', '.join(edges)} is an end of the grid."] if edges else []
-    if study.added:
-        said = _added(study)
-        warnings.append(f"{said[0].upper()}{said[1:]}.")
-    return f"Against {study.baseline}, on {study.metric}{_of_metric(study)}:", parts, " ".join(warnings)
-
-
-def doubts(result: Result) -> str:
-    """Return sentences on what weakens a `better` or `worse`: few seeds, a small difference, a small gap of the floor.
-
-    They follow the summary where a person reads it. Returns "" if there is nothing to say.
-    """
-    rows = [row for row in result.in_question if row.kind in (Verdict.BETTER, Verdict.WORSE)]
-    said = []
-    fewest = min((row.n for row in rows), default=CLAIM_SEEDS)
-    if result.rule == "fixed" and fewest < CLAIM_SEEDS:
-        said.append(f"Preliminary: {fewest} seeds, and a claim needs {CLAIM_SEEDS}.")
-    small = [row.arm for row in rows if row.mean_difference is not None and abs(row.mean_difference) < row.margin]
-    if small:
-        unit = "" if isinstance(result.margin, str) else " nats"
-        said.append(f"Smaller than the margin of {result.margin}{unit}: {', '.join(small)}.")
-    floor = result.sensitivity
-    if rows and floor.testable and not floor.strong:
-        said.append(f"{floor.floor} loses by {floor.gap_percent:.2f}%, and ranking arms needs {STRONG_GAP:g}%.")
-    return " ".join(said)
-
-
-def _added(study: Study) -> str:
+def added(study: Study) -> str:
     """State which arms joined late, and what this does to the correction and the level."""
     others = len(study.arms) - 1
     how = "is corrected" if study.correction != "none" else "is not corrected"
@@ -111,34 +72,6 @@ def _added(study: Study) -> str:
         f"added after the configurations of the other arms had been chosen: {', '.join(study.added)}; p {how} for all "
         f"{others} arms, and the level of {study.level:g} holds only if no result led to the addition"
     )
-
-
-def _of_metric(study: Study) -> str:
-    # what a table from elsewhere leaves open: direction and task
-    if study.table is None:
-        return ""
-    way = f" ({'higher' if study.table.higher_is_better else 'lower'} is better)"
-    if study.table.tasks:
-        return f"{way}, mean over {len(study.table.tasks)} tasks of the relative difference"
-    return f"{way}, task {study.table.task}" if study.table.task else way
-
-
-def _numbers(row: Comparison, study: Study) -> str:
-    # the improvement with its interval, and the number of pairs that they are made of
-    value = row.improvement_percent
-    n = f"n = {row.n}" if row.complete_pairs in (0, row.n) else f"n = {row.complete_pairs} of {row.n}"
-    if row.of_table is None:
-        return "" if value is None else f" ({value:+.2f}%{_interval(row)}, {n})"
-    if row.mean_difference is None:
-        return ""
-    if study.table and study.table.unpaired:
-        n = f"n = {row.of_table.n_baseline} + {row.of_table.n_arm}"
-    low, high = row.of_table.difference_low, row.of_table.difference_high
-    own = f"{row.mean_difference:+.4g}" + ("" if low is None else f" [{low:+.4g}, {high:+.4g}]")
-    percent = "" if value is None else f"{value:+.2f}%{_interval(row)}"
-    if study.table and study.table.tasks and percent:  # its own unit is a percentage
-        return f" ({percent}, {n})"
-    return f" ({', '.join(part for part in (own + in_unit(study), percent, n) if part)})"
 
 
 def in_unit(study: Study) -> str:
@@ -149,10 +82,6 @@ def in_unit(study: Study) -> str:
 def facts(table: TableFacts) -> MetricFacts:
     """Return what a verdict says of a table's metric and of its reading."""
     return MetricFacts(table.higher_is_better, table.unit, table.unpaired, list(table.notes))
-
-
-def _interval(row: Comparison) -> str:
-    return "" if row.interval is None else " [{:+.2f}, {:+.2f}]".format(*row.interval)
 
 
 def why_refused(row: Comparison) -> str:
@@ -176,11 +105,14 @@ def _more_seeds(row: Comparison) -> str:
 def caveats(row: Comparison, study: Study) -> list[str]:
     """Return the caveats of one arm's verdict, as one phrase each."""
     notes = [_rule_note(row, study)] if row.path else []
+    notes += selection(row, study)
     if row.arm in study.added:
-        notes.append(_added(study))
+        notes.append(added(study))
     if row.at_edge:
         arms = " and ".join(row.at_edge)
         notes.append(f"the learning rate of {arms} is an end of the calibration grid: a better one may lie outside")
+    if row.odd_runs:
+        notes.append(f"runs far from the rest: {', '.join(row.odd_runs)}; {IF_ODD}")
     for arm, seeds in ((row.baseline, row.dropped_seeds_baseline), (row.arm, row.dropped_seeds_arm)):
         if seeds and row.n:
             notes.append(f"seeds {_listed(seeds)} of {arm} have no partner and are left out")
@@ -201,7 +133,7 @@ def caveats(row: Comparison, study: Study) -> list[str]:
     failed = _failed(study, row.arm, row.baseline)
     if failed:
         notes.append(f"failed for reasons outside the arm and left out: {', '.join(failed[:10])}")
-    n = min(row.of_table.n_baseline, row.of_table.n_arm) if _unpaired(study) and row.of_table else row.n
+    n = min(row.of_table.n_baseline, row.of_table.n_arm) if study.unpaired and row.of_table else row.n
     if 1 < n < CLAIM_SEEDS and study.rule == "fixed":
         notes.append(f"n = {n}: fewer than {CLAIM_SEEDS} seeds are no claim")
     if row.p_t is not None and row.improvement_low is None:
@@ -210,13 +142,31 @@ def caveats(row: Comparison, study: Study) -> list[str]:
     return notes
 
 
+def selection(row: Comparison, study: Study) -> list[str]:
+    """Return phrases on the interval of an arm that was declared different, and on the size of such effects."""
+    notes = []
+    if row.selected_level is not None and row.selected_level < study.level:
+        confidence = f"at {100 * (1 - row.selected_level):.3g}%, which holds for all arms together and so for the arms"
+        if row.selected_low is not None and row.selected_high is not None:
+            interval = f"[{row.selected_low:+.2f}, {row.selected_high:+.2f}]%"
+        elif row.of_table and row.of_table.difference_selected_low is not None:
+            low, high = row.of_table.difference_selected_low, row.of_table.difference_selected_high
+            interval = f"[{low:+.4g}, {high:+.4g}]{in_unit(study)}"
+        else:
+            interval = ""
+        if interval:
+            notes.append(f"the interval {confidence} that were declared different, is {interval}")
+    if row.exaggeration is not None and row.power_at_effect_seen is not None and row.exaggeration >= SAID_FROM:
+        notes.append(
+            f"if the true effect is the one seen, {row.power_at_effect_seen:.0%} of such studies find it, and an "
+            f"effect that is declared different at this power is on average {row.exaggeration:.2f} times too large"
+        )
+    return notes
+
+
 def samples(study: Study) -> str:
     """Return what n counts: seeds of pairs, or runs that are not pairs."""
-    return "runs" if _unpaired(study) else "seeds"
-
-
-def _unpaired(study: Study) -> bool:
-    return bool(study.table and study.table.unpaired)
+    return "runs" if study.unpaired else "seeds"
 
 
 def _of_table(row: Comparison, study: Study) -> list[str]:
@@ -226,7 +176,7 @@ def _of_table(row: Comparison, study: Study) -> list[str]:
         if seeds:
             runs, s = ("one run was", "") if len(seeds) == 1 else (f"{len(seeds)} runs were", "s")
             notes.append(f"{arm}: {runs} not made (empty cell{s}, seed{s} {_listed(seeds)}), and left out")
-    unmatched = row.dropped_seeds_baseline and row.dropped_seeds_arm and not _unpaired(study)
+    unmatched = row.dropped_seeds_baseline and row.dropped_seeds_arm and not study.unpaired
     if row.refusal is Refusal.NO_COMMON_SEED or (row.refusal is Refusal.ONE_SEED and unmatched):
         notes.append("runs that are not pairs are compared by Welch's test: --unpaired")
     if more.p_welch is not None:
@@ -235,7 +185,7 @@ def _of_table(row: Comparison, study: Study) -> list[str]:
             f"pairing shows no clear gain ({row.pairing_gain:.2f}x) and leaves out {out} run{'s' if out > 1 else ''}; "
             f"if seeds are only run numbers, --unpaired compares all runs (Welch's p = {more.p_welch:.3g})"
         )
-    if _unpaired(study) and row.p_t is not None:
+    if study.unpaired and row.p_t is not None:
         notes.append(f"{more.test} of {more.n_baseline} and {more.n_arm} runs that are not pairs")
         if row.p_worst_rank is not None:
             notes.append(f"a diverged run counts as the worst: rank-sum p = {row.p_worst_rank:.3g} decides")

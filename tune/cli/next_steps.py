@@ -38,10 +38,14 @@ def to_change(result: Result, study: Study) -> list[str]:
     rows = [row for row in result.comparisons if row.arm != result.floor]
     if not study.runs("confirm"):
         return [f"To decide: stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"]
+    if result.unfinished:
+        return [f"To finish it: pagating sweep {study.name}, or the command that began it"]
     tokens = study.fixed.tokens
     longer = f"fixed.tokens: {tokens} -> {LONGER * tokens}, {ANOTHER}"
     if rows and all(row.refusal is Refusal.FLOOR_DOES_NOT_LOSE for row in rows):
         return [f"To make arms differ by more than the noise: {longer}"]
+    if result.sensitivity.too_few_seeds:
+        return [*_to_tell_the_floor(result, study), f"Or longer trials, in which the floor loses by more: {longer}"]
     found = []
     if edges := list(dict.fromkeys(arm for row in rows for arm in row.at_edge)):
         points, first = study.calibrate.max_points, study.confirm.first_seed
@@ -68,6 +72,21 @@ def to_change(result: Result, study: Study) -> list[str]:
     if not found:
         found.append(f"The verdict holds for this text, model and tokens; for others: corpus or model, {ANOTHER}")
     return found
+
+
+def _to_tell_the_floor(result: Result, study: Study) -> list[str]:
+    """Return how the floor may be told from the baseline with more seeds; a study without a look left is run anew."""
+    confirm, floor = study.confirm, [row for row in result.comparisons if row.arm == result.floor]
+    if confirm.rule == "e-process" or confirm.reserve:
+        return _to_decide(floor, study)
+    seeds = confirm.looks[-1]
+    key = "seeds" if confirm.rule == "fixed" else "max_seeds"
+    to = min(MOST_SEEDS, max(seeds + 1, *(row.seeds_needed or 2 * seeds for row in floor)))
+    first = confirm.first_seed
+    return [
+        f"To tell the floor from {result.baseline}: confirm.first_seed: {first} -> {first + seeds} and confirm.{key}: "
+        f"{seeds} -> {to}, {ANOTHER}"
+    ]
 
 
 def _to_decide(rows: Sequence[Comparison], study: Study) -> list[str]:

@@ -27,6 +27,7 @@ HEADINGS = {  # state of cells: (heading in a wide terminal, in a narrow one)
 }
 MEANING = {"search": "best of search", "calibrate": "best of calibrate", "confirm": "mean of confirm"}
 NARROW = 64  # headings are short in a terminal of fewer characters
+LONG = 5000  # characters of a verdict that are shown
 LEAST_ARMS = 3  # number of arms that are shown even if the terminal has too few lines
 
 
@@ -90,7 +91,7 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
         view.note = f"It runs: {one_line(driver)}; last update {age} ago."
     elif over:
         if summary := verdict_of(folder, progress.last)[1]:
-            view.lines.insert(0, f"Verdict: {one_line(summary)}")
+            view.lines.insert(0, f"Verdict: {one_line(summary, LONG)}")
             view.concluded = True
         view.note = f"It has ended, {age} ago. The report: {folder / 'report.html'}"
     else:

@@ -138,7 +138,6 @@ def show_verdict(study: Study, folder: Path, browse: str) -> Result:
     from rich.console import Console
 
     from analysis.io.study import load
-    from analysis.io.text import chosen_line
     from analysis.report import build
     from analysis.report.findings import Findings
     from tune.cli.next_steps import next_steps
@@ -148,8 +147,6 @@ def show_verdict(study: Study, folder: Path, browse: str) -> Result:
     shown(folder, found.result)
     page = build.write(found, folder)
     Console().print(build.terminal_table(found.result))
-    if line := chosen_line(found.result.chosen):
-        typer.echo(line)
     for number, step in enumerate(next_steps(found.result, study, str(page), browse), 1):
         typer.echo(f"{number}. {step}")
     return found.result

@@ -64,7 +64,8 @@ class Confirmation:
 
         confirm = self.study.confirm
         pairs = self._undecided() if min(self._planned.values()) < self.looks[-1] else []
-        further = next_seeds(self._planned, pairs, self.looks, self.study.baseline, confirm.rule, confirm.racing)
+        racing = confirm.racing and confirm.test == "paired"
+        further = next_seeds(self._planned, pairs, self.looks, self.study.baseline, confirm.rule, racing)
         for arm, n in self._planned.items():  # what an earlier run began is not lost
             if self._recorded.get(arm, 0) > max(n, further.get(arm, 0)):
                 further[arm] = next((look for look in self.looks if look > n), n)

@@ -91,9 +91,17 @@ def standing(folder: Path) -> Standing:
 
 
 def concluded_after(folder: Path, last: float | None) -> bool:
-    """Return True if the verdict is newer than the last event, that is, if a sequential rule stopped before its cap."""
+    """Return True if a verdict is newer than the last event, that is, if a sequential rule stopped before its cap.
+
+    The verdict.json of a report on an unfinished study is no verdict.
+    """
     verdict = folder / "verdict.json"
-    return last is not None and verdict.is_file() and verdict.stat().st_mtime >= last
+    if last is None or not verdict.is_file() or verdict.stat().st_mtime < last:
+        return False
+    try:
+        return not json.loads(verdict.read_text(encoding="utf-8"))["unfinished"]
+    except (ValueError, KeyError, TypeError):
+        return True  # damaged, or older than that key
 
 
 def verdict_of(folder: Path, last: float | None) -> tuple[dict[str, str], str]:

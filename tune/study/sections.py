@@ -318,6 +318,11 @@ class ConfirmSection(Section):
         description="true: an arm that is decided at a look trains no further; with added seeds of the fixed rule, if "
         "it has 8 or more. false: all arms go on",
     )
+    test: Literal["paired", "welch"] = Field(
+        "paired",
+        description="paired: t test of differences by seed; welch: Welch's test of runs, if a seed does not make them "
+        "alike; only with the fixed rule, without reserve",
+    )
     max_seeds: int | None = Field(
         None, ge=3, le=100, description="cap of a sequential rule; default 10 for obrien-fleming, 20 for e-process"
     )
@@ -343,6 +348,9 @@ class ConfirmSection(Section):
             raise ValueError(f"seeds={self.seeds} is for the fixed rule; {self.rule} takes max_seeds")
         if self.rule != "fixed" and self.reserve:
             raise ValueError(f"reserve={self.reserve:g} is for the fixed rule; {self.rule} needs none: leave it out")
+        if self.test != "paired" and (self.rule != "fixed" or self.reserve):
+            looks = self.rule if self.rule != "fixed" else f"reserve={self.reserve:g}"
+            raise ValueError(f"test={self.test} has no looks; {looks} takes the paired test")
         return self
 
     @property

@@ -8,11 +8,13 @@ import pytest
 import yaml
 from scipy import stats
 
-from analysis.describe import growth
+from analysis.describe import growth, improvement
 from analysis.describe.curves import SCALES
 from analysis.growth import main
 from analysis.io.study import load
 from analysis.published import claims_ours, page
+from analysis.report import takeaways
+from analysis.report.findings import Findings
 
 TOKENS = np.arange(1, 11) * 60_000
 RISE_THEN_FALL = np.array([0.0, 0.6, 1.2, 1.8, 2.0, 1.9, 1.8, 1.7, 1.6, 1.5])  # in percent, falls after the middle
@@ -41,6 +43,26 @@ def of(rows: list[dict], arm: str) -> dict:
     return next(row for row in rows if row["arm"] == arm and row["scale"] == SCALES["log2"][1])
 
 
+def test_the_report_and_the_growth_command_give_one_adjusted_answer(tmp_path: Path):
+    noise = {100 + i: x for i, x in enumerate((0.02, 0.06, 0.09, 0.02, 0.11, 0.0))}
+    arms = {name: np.zeros(10) for name in ("a", "b", "c")}
+    folder = write(tmp_path, arms, noise)
+    p = stats.ttest_1samp(list(noise.values()), 0.0).pvalue
+    assert p < 0.05 < 3 * p  # each arm alone would rise
+    found = Findings(load(folder))
+    for row in found.slopes:
+        assert row["p"] == pytest.approx(p)
+        assert row["p_adjusted"] == pytest.approx(3 * p)
+        assert (row["why"], row["trend"]) == ("no trend shown", "no trend shown")
+        assert of(found.growth, row["arm"])["verdict"] == row["why"]
+        assert of(found.growth, row["arm"])["p_adjusted"] == row["p_adjusted"]
+    assert takeaways.over_training(found.slopes) == "Over training the improvement has no clear trend for a, b and c."
+    shown = improvement.extend(load(folder), found.result)["slopes"]
+    assert [row["p_adjusted"] for row in shown] == [row["p_adjusted"] for row in found.slopes]
+    alone = Findings(load(write(tmp_path, {"a": np.zeros(10)}, noise)))
+    assert [row["why"] for row in alone.slopes] == ["rises with tokens"]
+
+
 def test_a_rise_that_ends_in_a_fall_is_seen_in_the_second_half(tmp_path: Path):
     rows = growth.table(load(write(tmp_path, {"bends": RISE_THEN_FALL, "rises": 0.5 * np.log2(TOKENS)})))
     bends, rises = of(rows, "bends"), of(rows, "rises")
@@ -55,7 +77,7 @@ def test_a_rise_that_ends_in_a_fall_is_seen_in_the_second_half(tmp_path: Path):
     assert rises["late"] == pytest.approx(0.5 + np.mean(list(NOISE.values())))
     said = growth.turned(rows)
     assert said.startswith(f"In the second half of training the slope has the other sign: bends ({bends['late']:+.3f}")
-    assert said.endswith("over all of training: rises).")
+    assert said.endswith("over all of training: rises with tokens).")
     assert "rises (" not in said
 
 

@@ -106,7 +106,7 @@ def test_improvement_over_training_and_its_slope(demo: Path):
     assert table["improvement_percent"].iloc[-1] == pytest.approx(want)
     assert (table["low"] < table["improvement_percent"]).all()
     rows = {r["arm"]: r for r in slopes(study)}
-    assert rows["paglu-searched"]["why"] == "grows"
+    assert rows["paglu-searched"]["why"] == "rises with tokens"
     assert rows["linear-floor"]["slope_percent_per_doubling"] < 0
     assert rows["paglu-searched"]["n"] == 8
 

@@ -90,3 +90,14 @@ def test_padding_is_a_row_an_arm_with_both_losses(demo: Path):
     percent = 100 * (1 - floor["padded_nll"].mean() / base["padded_nll"].mean())
     assert rows["linear-floor"]["with the padding counted"] == f"{percent:+.2f}% (n = 8)"
     assert list(rows) == list(load(demo).arms)
+
+
+def test_a_table_from_elsewhere_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture, demo: Path):
+    rows = [(arm, seed, 3 + 0.1 * (arm == "base") + seed / 100) for arm in ("base", "mine") for seed in range(4)]
+    rows[0] = ("base", 0, 3.2)
+    pd.DataFrame(rows, columns=["arm", "seed", "loss"]).to_csv(tmp_path / "runs.csv", index=False)
+    assert claims.main([str(tmp_path / "runs.csv"), "--baseline", "base", "--format", "csv"]) == 0
+    said = "is a table from elsewhere: it says something of a claim only if its arms and its model are those of the"
+    assert said in capsys.readouterr().err
+    assert claims.main([str(demo), "--format", "csv"]) == 0
+    assert "elsewhere" not in capsys.readouterr().err

@@ -13,7 +13,7 @@ import yaml
 from analysis.io.study import load
 from analysis.published import index
 from analysis.published import page as results_page
-from analysis.report import plots
+from analysis.report import differences, plots
 from analysis.report.figures import FIGURES, drawn
 from analysis.report.findings import Findings
 from analysis.verdict.decide import verdict
@@ -90,7 +90,7 @@ def test_a_colour_is_of_one_arm_in_all_panels(demo: Path, monkeypatch: pytest.Mo
     two = replace(one, name="two", arms=arms, trials=one.trials[one.trials["arm"].isin(arms)])
     drawn: list[dict[str, tuple[str, str]]] = []
     monkeypatch.setattr(
-        plots,
+        differences,
         "draw_differences",
         lambda ax, study, rows: drawn.append({row.arm: plots.arm_style(study, row.arm) for row in rows}),
     )

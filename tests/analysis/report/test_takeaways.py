@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.describe.curves import Trend
 from analysis.io.study import load
 from analysis.report import build, cell_curves, takeaways
 from analysis.report.figures import drawn
 from analysis.report.findings import Findings
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import Comparison, Refusal, Verdict
-from analysis.verdict.words import summary, summary_parts
+from analysis.verdict.summary import summarise
 
 
 @pytest.fixture
@@ -85,8 +86,8 @@ def test_alphas_name_their_lowest_and_highest_layer(said):
 
 
 def test_trends_are_grouped_and_what_cannot_be_tested_is_left_out():
-    whys = {"a": "grows", "b": "shrinks", "c": "grows", "d": "no trend shown", "e": "not testable (n=1)"}
-    rows = [{"arm": arm, "why": why} for arm, why in whys.items()]
+    trends = {"a": Trend.RISES, "b": Trend.FALLS, "c": Trend.RISES, "d": Trend.NONE, "e": None}
+    rows = [{"arm": arm, "trend": trend} for arm, trend in trends.items()]
     assert takeaways.over_training(rows) == (
         "Over training the improvement rises for a and c; falls for b; has no clear trend for d."
     )
@@ -134,11 +135,11 @@ def test_a_study_without_confirm_runs_names_its_lowest_configuration(demo):
 
 def test_the_summary_is_its_parts(demo):
     study = load(demo)
-    rows = decide(study).comparisons
-    head, parts, warning = summary_parts(rows, study)
-    assert head == "Against gelu, on test_nll:"
-    assert [part.split(":")[0] for part in parts] == ["paglu-searched", "paglu-per-layer"]
-    assert warning == ""
-    assert summary(rows, study) == f"{head} {parts[0]}; {parts[1]}."
+    result = decide(study)
+    said = summarise(result.comparisons, study, result.sensitivity, "")
+    assert said.head == "With 8 seeds (a claim needs 8), against gelu, on test_nll:"
+    assert [part.split(":")[0] for part in said.parts] == ["paglu-searched", "paglu-per-layer"]
+    assert said.after.startswith("The floor linear-floor loses by 4.")
+    assert str(said) == f"{said.head} {said.parts[0]}; {said.parts[1]}. {said.after}" == result.summary
     text = build.build(demo).read_text()
-    assert all(f"<li>{part}</li>" in text for part in parts)
+    assert all(f"<li>{part}</li>" in text for part in said.parts)

@@ -52,7 +52,7 @@ def test_a_higher_accuracy_is_better(tmp_path):
     assert mine["probability_of_improvement"] == 1.0
     assert (mine["kind"], other["kind"]) == ("better", "undecided")
     assert (found["higher_is_better"], found["unit"]) == (True, "")
-    assert "on val_acc (higher is better): mine: better (+0.042" in found["summary"]
+    assert "on val_acc (higher is better): mine: better, beyond the margin of 0.5% (+0.042" in found["summary"]
     swapped = of(file, higher_is_better=False)["comparisons"][0]
     assert swapped["kind"] == "worse"
     assert swapped["improvement_percent"] == pytest.approx(-mine["improvement_percent"])
@@ -95,7 +95,7 @@ def test_n_beside_an_interval_counts_its_pairs(tmp_path):
     mine[2] = np.inf
     found = of(table(tmp_path / "x.csv", "val_loss", {"base": base, "mine": mine}))
     assert found["comparisons"][0]["n"] == 8
-    assert found["summary"].endswith(", n = 7 of 8).")
+    assert ", n = 7 of 8, " in found["summary"]
 
 
 def test_no_percentage_of_a_mean_that_may_be_zero(tmp_path, capsys):
@@ -278,3 +278,13 @@ def test_a_run_that_lacks_a_task_is_left_out_of_the_mean_and_said(tmp_path):
     whole.assign(loss=whole["loss"].where(whole["task"] == "books", whole["loss"] - 1.2)).to_csv(file, index=False)
     with pytest.raises(TableError, match="mean of base in task code is not clearly above zero"):
         of(file)
+
+
+def test_a_difference_without_a_percentage_is_something_to_show(tmp_path, capsys):
+    file = table(tmp_path / "x.csv", "loss", {"base": [3, -2.9, 0.2], "mine": [2, -3.8, -0.9]})
+    assert improvement.main([str(file), "--baseline", "base"]) == 0
+    said = capsys.readouterr()
+    assert "better" in said.out
+    assert "nothing to show" not in said.err
+    assert improvement.main([str(table(tmp_path / "y.csv", "loss", {"base": [3.0, 2.9]})), "--baseline", "base"]) == 0
+    assert "nothing to show: no treatment runs" in capsys.readouterr().err

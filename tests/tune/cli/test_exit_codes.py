@@ -134,6 +134,17 @@ def test_status_and_ls_do_what_they_are_asked(case, studies, monkeypatch, capsys
     assert typed(monkeypatch, capsys, "ls", studies / case)[0] == 0
 
 
+def test_status_of_an_unfinished_study_has_no_verdict_even_after_its_report(studies, monkeypatch, capsys):
+    assert called("report", studies, UNFINISHED, monkeypatch=monkeypatch) == 1
+    out, _ = capsys.readouterr()
+    assert "Unfinished: 17 of 18 confirm trials." in " ".join(out.split())
+    assert "To finish it: pagating sweep unfinished" in out
+    for words in (["status", UNFINISHED, "--output", studies], ["ls", studies / UNFINISHED]):
+        said = typed(monkeypatch, capsys, *words)[1]
+        assert not [word for word in ("better,", "undecided", "not testable", "It has ended") if word in said]
+    assert "It is not running" in typed(monkeypatch, capsys, "status", UNFINISHED, "--output", studies)[1]
+
+
 def test_a_full_disk_is_1_and_one_line(studies, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -178,7 +189,7 @@ def test_a_full_disk_below_the_output_is_1_in_a_fresh_process(words, buffered, s
 @pytest.mark.parametrize("more", [[], ["--require-verdict"]])
 def test_an_unfinished_study_is_1(name, more, studies, monkeypatch, capsys):
     assert called(name, studies, UNFINISHED, *more, monkeypatch=monkeypatch) == 1
-    assert "unfinished: confirm: mine has 5 of 6 seeds\n" in capsys.readouterr().err
+    assert "unfinished: 17 of 18 confirm trials\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

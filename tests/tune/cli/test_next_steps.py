@@ -49,7 +49,7 @@ def test_a_study_with_a_reserve_names_the_seeds_that_decide_at_the_level_of_its_
     found = result(plan, UNSURE, CLEAR)
     row = next(row for row in found.comparisons if row.arm == "one")
     assert row.verdict.startswith("undecided (needs about ")
-    d_z, level = UNSURE[0] / UNSURE[1], row.level_of_this_step * 0.1
+    d_z, level = UNSURE[0] / UNSURE[1], row.level_of_first_step * 0.1
     enough = next(
         n
         for n in range(2, 1000)

@@ -1,0 +1,145 @@
+"""State the verdict of a study in its first lines: how firm it is, each arm, the gap of the floor, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from analysis.io.assemble import Study
+from analysis.io.space import chosen_values
+from analysis.io.text import values_line
+from analysis.verdict import looks, words
+from analysis.verdict.checks import STRONG_GAP
+from analysis.verdict.kinds import Comparison, Sensitivity, Verdict, in_question
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Verdict of a study in words: its beginning, one part per arm, and sentences after the arms."""
+
+    head: str
+    parts: list[str]
+    after: str
+
+    def __str__(self) -> str:
+        said = self.head + (f" {'; '.join(self.parts)}." if self.parts else "")
+        return f"{said} {self.after}".rstrip()
+
+
+def summarise(rows: Sequence[Comparison], study: Study, floor: Sensitivity, unfinished: str) -> Summary:
+    """Return the verdict of a study in words.
+
+    Args:
+        rows: Its comparisons, decided.
+        study: The study.
+        floor: Its assay sensitivity.
+        unfinished: What the study still lacks; "" if it is complete.
+    """
+    asked, chosen = in_question(rows, study.floor), chosen_values(study)
+    if unfinished:
+        return Summary(f"Unfinished: {unfinished}. No arm is compared before the last trial has ended.", [], "")
+    if not asked:
+        return Summary("No treatment runs: there is nothing to compare with the baseline.", [], "")
+    warnings = _warnings(asked, study)
+    if all(row.refusal and row.refusal.of_floor for row in asked):
+        said = words.headline(asked[0], study.margin)
+        each = "; ".join(f"{arm}: {line}" for arm, values in chosen.items() if (line := values_line(values)))
+        tuned = f"Chosen: {each}." if each else ""
+        head = f"{said[0].upper()}{said[1:]}: {floor.why}."
+        return Summary(head, [], " ".join(part for part in (tuned, *warnings) if part))
+    base = values_line(chosen.get(study.baseline, {}))
+    against = study.baseline + (f" ({base})" if base else "")
+    head = f"{_seeds(asked, study)}, against {against}, on {study.metric}{_of_metric(study)}:"
+    parts = [f"{row.arm}: {_word(row, study)}{_numbers(row, study, chosen)}" for row in asked]
+    return Summary(head, parts, " ".join(part for part in (_gap(floor, study), *warnings) if part))
+
+
+def _seeds(rows: Sequence[Comparison], study: Study) -> str:
+    # how firm the verdict is, by the fewest seeds of an arm
+    n, unit = min(_n(row, study) for row in rows), words.samples(study)
+    if study.rule != "fixed":
+        return f"With {n} {unit} by the rule {study.rule}"
+    if n < words.CLAIM_SEEDS:
+        return f"Preliminary, with {n} of the {words.CLAIM_SEEDS} {unit} that a claim needs"
+    return f"With {n} {unit} (a claim needs {words.CLAIM_SEEDS})"
+
+
+def _n(row: Comparison, study: Study) -> int:
+    return min(row.of_table.n_baseline, row.of_table.n_arm) if study.unpaired and row.of_table else row.n
+
+
+def _word(row: Comparison, study: Study) -> str:
+    # the verdict; what an undecided arm needs follows its numbers
+    if row.kind is Verdict.UNDECIDED:
+        return words.headline(row, study.margin, study.unit)
+    return row.verdict + _size(row, study)
+
+
+def _size(row: Comparison, study: Study) -> str:
+    # whether a difference that was found matters
+    if row.kind not in (Verdict.BETTER, Verdict.WORSE) or row.p_worst_rank is not None or not row.margin:
+        return ""
+    margin = f"the margin of {words.margin_text(study.margin, study.unit)}"
+    inside = abs(row.mean_difference or 0.0) < row.margin
+    return f", but inside {margin}" if inside else f", beyond {margin}"
+
+
+def _gap(floor: Sensitivity, study: Study) -> str:
+    if floor.floor is None:
+        return "" if study.table else "No floor was run, so nothing shows that this regime can tell arms apart."
+    if not floor.testable or floor.gap_percent is None or floor.gap_low is None:
+        return f"Floor: {floor.why}."
+    than = "more" if floor.strong else "less"
+    gap = f"The floor {floor.floor} loses by {floor.gap_percent:.2f}% [{floor.gap_low:.2f}, {floor.gap_high:.2f}]"
+    return f"{gap}, {than} than the {STRONG_GAP:g}% that ranking arms needs."
+
+
+def _warnings(rows: Sequence[Comparison], study: Study) -> list[str]:
+    edges = dict.fromkeys(arm for row in rows for arm in row.at_edge)
+    warnings = [f"Warning: the learning rate of {', '.join(edges)} is an end of the grid."] if edges else []
+    if odd := [f"{row.arm} ({', '.join(row.odd_runs)})" for row in rows if row.odd_runs]:
+        warnings.append(f"Warning: runs far from the rest: {'; '.join(odd)}; {words.IF_ODD}.")
+    if lost := looks.level_lost(study):
+        warnings.append(lost)
+    if study.added:
+        said = words.added(study)
+        warnings.append(f"{said[0].upper()}{said[1:]}.")
+    return warnings
+
+
+def _of_metric(study: Study) -> str:
+    # what a table from elsewhere leaves open: direction and task
+    if study.table is None:
+        return ""
+    way = f" ({'higher' if study.table.higher_is_better else 'lower'} is better)"
+    if study.table.tasks:
+        return f"{way}, mean over {len(study.table.tasks)} tasks of the relative difference"
+    return f"{way}, task {study.table.task}" if study.table.task else way
+
+
+def _numbers(row: Comparison, study: Study, chosen: Mapping[str, Mapping[str, float]]) -> str:
+    # the improvement with its interval, the number of pairs that they are made of, and what was tuned
+    value = row.improvement_percent
+    n = f"n = {row.n}" if row.complete_pairs in (0, row.n) else f"n = {row.complete_pairs} of {row.n}"
+    tuned = values_line(chosen.get(row.arm, {}))
+    needs = words.what_it_needs(row, study) if row.kind is Verdict.UNDECIDED else ""
+    percent = "" if value is None else f"{value:+.2f}%{_interval(row)}"
+    if row.of_table is None:
+        return _brackets(percent, n if percent else "", tuned, needs)
+    if row.mean_difference is None:
+        return _brackets(needs)
+    if study.unpaired:
+        n = f"n = {row.of_table.n_baseline} + {row.of_table.n_arm}"
+    low, high = row.of_table.difference_low, row.of_table.difference_high
+    own = f"{row.mean_difference:+.4g}" + ("" if low is None else f" [{low:+.4g}, {high:+.4g}]")
+    relative = bool(study.table is None or study.table.tasks)  # then its own unit is a percentage, or in the table
+    return _brackets("" if relative and percent else own + words.in_unit(study), percent, n, tuned, needs)
+
+
+def _brackets(*parts: str) -> str:
+    said = ", ".join(part for part in parts if part)
+    return f" ({said})" if said else ""
+
+
+def _interval(row: Comparison) -> str:
+    return "" if row.interval is None else " [{:+.2f}, {:+.2f}]".format(*row.interval)
