@@ -76,7 +76,8 @@ def slopes(
 
     Returns:
         One row per arm; `values` has the slope of each seed. `p_adjusted` is corrected over the arms, as the study
-        says, and decides the `trend`; it is None if there is no test. `why` has the trend, or the reason for no test.
+        says, and decides the `trend`; it is None if there is no test. The interval `decision_low`, `decision_high`
+        leaves out 0 exactly if a trend is shown. `why` has the trend, or the reason for no test.
     """
     axis, _, key = SCALES[scale]
     columns = [key if name == SCALES["log2"][2] else name for name in SLOPE_COLUMNS]
@@ -84,6 +85,7 @@ def slopes(
     for arm, (seeds, _, tokens, b, a) in (paired_curves(study) if pairs is None else pairs).items():
         late = tokens >= after * tokens.max()
         row: dict[str, Any] = dict.fromkeys(columns) | {"arm": arm, "n": 0, "values": {}, "trend": None}
+        row |= {"decision_low": None, "decision_high": None}
         usable = np.isfinite(b[:, late]).all(axis=1) & np.isfinite(a[:, late]).all(axis=1)
         row["n"] = int(usable.sum())
         rows.append(row)
@@ -99,12 +101,15 @@ def slopes(
             continue
         test = stats.ttest_1samp(per_seed, 0.0)
         low, high = test.confidence_interval(1 - study.level)
-        row |= {"low": float(low), "high": float(high), "p": float(test.pvalue)}
+        row |= {"low": float(low), "high": float(high), "p": float(test.pvalue), "_test": test}
     # an arm that cannot be tested enters the family with p = 1
-    adjusted = multiplicity.adjust([1.0 if row["p"] is None else row["p"] for row in rows], study.correction)
-    for row, p in zip(rows, adjusted, strict=True):
+    seen = [1.0 if row["p"] is None else row["p"] for row in rows]
+    adjusted = multiplicity.adjust(seen, study.correction)
+    levels = multiplicity.decision_levels(seen, study.correction, study.level)
+    for row, p, level in zip(rows, adjusted, levels, strict=True):
         if row["p"] is not None:
             row["p_adjusted"] = p
+            row["decision_low"], row["decision_high"] = map(float, row.pop("_test").confidence_interval(1 - level))
             row["trend"] = Trend.NONE if p > study.level else Trend.RISES if row[key] > 0 else Trend.FALLS
             row["why"] = str(row["trend"])
     return rows

@@ -35,6 +35,7 @@ LATE_COLUMNS: formats.Columns = {
     "late_high": ("high", "+.3f"),
     "late_p": ("p, not adjusted", ".3g"),
 }
+DECIDING = ("decision_low", "decision_high")
 LATE = 0.5  # share of training left out of the exploratory slope
 EXPLORATORY = (
     "Exploratory: the same slope over the evaluations in the second half of training alone. It was not named before "
@@ -60,7 +61,7 @@ def table(study: Study, pairs: Mapping[str, curves.Pair] | None = None) -> list[
         late = curves.slopes(study, LATE, scale, pairs)
         for row, half in zip(rows, late, strict=True):
             out.append(
-                {name: row.get(name) for name in ("arm", "n", "low", "high", "p", "values")}
+                {name: row.get(name) for name in ("arm", "n", "low", "high", "p", "values", *DECIDING)}
                 | {"scale": unit, "slope": row[key], "p_adjusted": row["p_adjusted"]}
                 | {"up": sum(value > 0 for value in row["values"].values())}
                 | {"late": half[key]}

@@ -56,6 +56,7 @@ def front_page(studies: list[Study], results: Path) -> str:
             "",
         ]
         lines += ["![Paired differences of every arm in every study, one dot per seed](verdicts.svg)", ""]
+        lines += [differences.SHORT, ""]
     slopes = [{"study": study.name} | row for study in first for row in growth.table(study)]
     slopes = [row for row in slopes if row["scale"] == curves.SCALES["log2"][1]]
     if slopes:

@@ -123,7 +123,10 @@ FIGURES = (
         draw=lambda found: plots.figure(found.study, found.growth),
         table=lambda found: found.growth,
         takeaway=lambda found: "",
-        short="The slope of the improvement on log2(tokens): one dot per seed, the bar is the interval of the mean.",
+        short=(
+            "The slope of the improvement on log2(tokens): one dot per seed. The bar of the mean is clear of zero "
+            "exactly if a trend is shown."
+        ),
     ),
     Figure(
         "alphas",

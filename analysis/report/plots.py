@@ -282,7 +282,7 @@ def search_budget(study: Study, rows: list[dict]) -> Figure:
 
 
 def figure(study: Study, rows: list[dict[str, Any]]) -> Figure:
-    """Draw every seed's slope on log2(tokens) as a dot, with the mean and its interval, one row per arm."""
+    """Draw every seed's slope on log2(tokens) as a dot, with the mean and the interval that decides."""
     rows = [row for row in rows if row["scale"] == SCALES["log2"][1] and row["slope"] is not None]
     fig = Figure(figsize=(WIDTH, 1.1 + 0.5 * max(1, len(rows))))
     ax = fig.subplots()
@@ -291,8 +291,8 @@ def figure(study: Study, rows: list[dict[str, Any]]) -> Figure:
         colour, marker = arm_style(study, row["arm"])
         values = np.array(list(row["values"].values())[:DRAWN])
         ax.plot(values, np.full(len(values), y + 0.17), marker, color=colour, ms=4.5, alpha=0.65, mew=0)
-        if row["low"] is not None:
-            ax.plot([row["low"], row["high"]], [y - 0.17] * 2, color=colour, lw=3)
+        if row["decision_low"] is not None:
+            ax.plot([row["decision_low"], row["decision_high"]], [y - 0.17] * 2, color=colour, lw=3)
         ax.plot([row["slope"]], [y - 0.17], "|", color=INK, ms=13, mew=2)
     ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)

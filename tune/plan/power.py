@@ -53,6 +53,9 @@ def study_noise(folder: Path) -> tuple[float, dict[str, float]]:
             continue
         relative = differences / pairs.baseline[pairs.complete].mean()
         each[arm] = float(relative.std(ddof=1))
+        if study.unpaired:
+            runs = (values[pairs.complete].std(ddof=1) for values in (pairs.baseline, pairs.arm))
+            each[arm] = math.hypot(*map(float, runs)) / float(pairs.baseline[pairs.complete].mean())
         if arm != study.floor:
             squares, freedom = squares + each[arm] ** 2 * (len(differences) - 1), freedom + len(differences) - 1
     if not freedom or not squares > 0:
@@ -61,30 +64,37 @@ def study_noise(folder: Path) -> tuple[float, dict[str, float]]:
 
 
 def first_level(study: Study) -> float:
-    """Return the level of Holm's first step (Bonferroni's), the strictest for an arm. The floor is in the family."""
-    comparisons = len(study.arms) - 1
-    return study.confirm.level / (comparisons if study.confirm.correction == "holm" else 1)
+    """Return the level of the correction's first step at the planned seeds, the strictest for an arm.
+
+    The floor is in the family. A reserve for added seeds is not spent at the planned ones.
+    """
+    from analysis.stats.multiplicity import first_level as of_family
+
+    confirm = study.confirm
+    return of_family(len(study.comparisons), confirm.correction, confirm.level * (1 - confirm.reserve))
 
 
 def confirm_power(study: Study, effect: float, noise: float) -> dict[str, Any]:
     """Return the power of a study's confirm stage at `first_level`, as one JSON object.
 
-    The fixed rule is a paired t test (`analysis.stats.power`). A sequential rule is simulated on normal differences,
-    but `smallest` and `needed` are always those of a fixed number of seeds.
+    The fixed rule is a t test (`analysis.stats.power`), paired or Welch's as the study says. A sequential rule is
+    simulated on normal differences, but `smallest` and `needed` are always those of a fixed number of seeds.
 
     Args:
         study: The study.
         effect: Difference to detect, as a share of the baseline's loss.
-        noise: Standard deviation of the paired differences, as a share of the baseline's loss.
+        noise: Standard deviation of the paired differences, as a share of the baseline's loss. For Welch's test it is
+            that of the difference of two runs.
 
     Returns:
         Among others: `power` to detect `effect`; `smallest`, the effect that all seeds detect with power 0.8; `needed`,
         the seeds that detect `effect` with power 0.8; `seeds`, the mean number until an arm with `effect` is decided;
         `study_seeds`, the mean number until all arms except the floor are decided, each with `effect`.
     """
-    from analysis.stats.power import detectable_d_z, power, seeds_needed
+    from analysis.stats.power import detectable_shift, power_of_t, seeds_needed
 
     level, cap = first_level(study), study.confirm.looks[-1]
+    df = (cap - 1) * (2 if study.confirm.test == "welch" else 1)
     found: dict[str, Any] = {
         "effect": effect,
         "noise": noise,
@@ -92,8 +102,8 @@ def confirm_power(study: Study, effect: float, noise: float) -> dict[str, Any]:
         "level_is": "Holm's first step" if study.confirm.correction == "holm" else "no correction",
         "seeds": float(cap),
         "study_seeds": float(cap),
-        "power": power(effect / noise, cap, level),
-        "smallest": detectable_d_z(cap, level, TARGET) * noise,
+        "power": power_of_t(effect / noise * math.sqrt(cap), df, level),
+        "smallest": detectable_shift(df, level, TARGET) / math.sqrt(cap) * noise,
         "needed": seeds_needed(effect / noise, 0.0, level, level, TARGET),
     }
     if study.confirm.rule != "fixed":

@@ -1,10 +1,13 @@
 """Tests of the power of a plan, against statsmodels and the level of the rule."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
+from analysis.io.assemble import assemble
+from analysis.verdict.decide import decide
 from tests.studies import SMALL, study_of
 from tests.tune.helpers import inside, played
 from tune.errors import StudyError
@@ -65,3 +68,22 @@ def test_a_percentage_is_asked_for(text):
 def test_percentages():
     assert power.percentage("0.5%", "--effect") == 0.005
     assert power.percentage(" 2 % ", "--effect") == 0.02
+
+
+def test_the_plan_and_the_verdict_name_one_smallest_effect():
+    """The verdict's MDE of a study with the planned noise is the plan's smallest effect, with any number of arms."""
+    for arms, confirm in ((1, {}), (3, {}), (3, {"reserve": 0.2}), (2, {"test": "welch"}), (3, {"correction": "none"})):
+        named = {f"a{i}": {"gate": "tanh", "alpha": 0.1 * (i + 1)} for i in range(arms)}
+        study = study_of(SMALL, arms={"floor": None, "mine": None, **named}, confirm={"seeds": 8, **confirm})
+        rng, rows = np.random.default_rng(arms), []
+        x = rng.normal(size=8)
+        unit = (x - x.mean()) / x.std(ddof=1)
+        paired = study.confirm.test == "paired"
+        rows += [("gelu", 101 + i, 4 + (0.0 if paired else 0.012 / np.sqrt(2) * u)) for i, u in enumerate(unit)]
+        spread = 0.012 if paired else -0.012 / np.sqrt(2)
+        rows += [(arm, 101 + i, 4.001 + spread * u) for arm in named for i, u in enumerate(unit)]
+        table = pd.DataFrame(rows, columns=["arm", "seed", "test_nll"]).assign(stage="confirm", outcome="completed")
+        result = decide(assemble("x", "x", table, pd.DataFrame(), study.model_dump()))
+        planned = power.confirm_power(study, 0.005, 0.012 / 4)
+        for row in result.comparisons:
+            assert row.mde_percent / 100 == pytest.approx(planned["smallest"], rel=1e-9)
