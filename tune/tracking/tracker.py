@@ -21,6 +21,7 @@ from analysis.io.text import one_line, redact
 from analysis.io.write import write_whole
 from tune.errors import TrackingError
 from tune.run import ledger as ledgers
+from tune.run.standing import concluded_after
 from tune.study.cell import Record
 from tune.study.study import Study
 from tune.tracking.models import log_models
@@ -213,7 +214,8 @@ def sync(uri: str, study: Study, folder: Path) -> tuple[int, int]:
             runs.connect()
             for record in found:
                 runs.write(record)
-            if found and (folder / "verdict.json").is_file():
+            last = max((e["time"] for e in ledger.events if e["event"] == "ended"), default=None)
+            if found and concluded_after(folder, last):
                 verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
                 log_verdict(uri, study, str(runs.parent_id), folder, verdict)
                 _log_models(uri, study, str(runs.parent_id), folder)

@@ -99,10 +99,10 @@ def test_too_few_seeds_and_a_regime_that_cannot_tell_are_different_verdicts(gap,
     assert row.refusal == ("too_few_seeds" if too_few else "floor_does_not_lose")
     said = "too few seeds to tell the floor from gelu" if too_few else "this regime cannot tell a linear MLP from GELU"
     assert row.verdict == f"not testable: {said}"
-    assert result.summary.startswith(f"Not testable: {said}. lin is {gap / 3 * 100:+.2f}% [")
+    assert result.summary.startswith(f"Not testable: {said}: lin is {gap / 3 * 100:+.2f}% [")
     assert f"above the margin of 0.5% is {'not ' if too_few else ''}excluded" in result.summary
-    assert "Chosen: gelu lr 0.004, weight_decay 0.1; " in result.summary
-    assert "a lr 0.004, weight_decay 0.1, alpha 1.25." in result.summary
+    assert "Chosen: gelu: lr 0.004, weight_decay 0.1; " in result.summary
+    assert "a: lr 0.004, weight_decay 0.1, alpha 1.25." in result.summary
 
 
 def test_a_floor_that_diverges_has_lost():
@@ -112,13 +112,13 @@ def test_a_floor_that_diverges_has_lost():
     table.trials.loc[lost, "outcome"] = "infeasible"
     result = decide(table)
     assert (result.sensitivity.testable, result.in_question[0].kind) == (True, "better")
-    assert "Lin is worse by ranks, because a run diverged (n = 8)." in result.summary
+    assert "Floor: lin is worse by ranks, because a run diverged (n = 8)." in result.summary
 
 
 def test_every_place_shows_the_same_first_line():
     found = load(RESULTS / "quick-builtin")
     result = decide(found)
     assert result.summary.startswith("Preliminary, with 6 of the 8 seeds that a claim needs, against gelu (lr ")
-    assert "alpha 1.37" in result.summary
+    assert ", alpha 1.3" in result.summary
     assert build.terminal_table(result).title.plain == result.summary
     assert f"**{markdown(result.summary)}**" in build.verdict_markdown(result)

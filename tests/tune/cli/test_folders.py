@@ -113,7 +113,7 @@ def test_status_has_the_verdict_of_a_finished_study_only(made, monkeypatch, caps
     assert "Verdict" not in typed(monkeypatch, capsys, "status", "half", "--output", made)[1]
     assert typed(monkeypatch, capsys, "status", made / "new")[:2] == (0, "new: not begun.\n")
     code, out, _ = typed(monkeypatch, capsys, "status", made / "published")
-    assert (code, "tables only. Preliminary, with 3 of the 8 seeds" in out) == (0, True)
+    assert (code, "tables only. Preliminary, with " in out) == (0, True)
 
 
 def test_a_published_study_is_reported_from_its_tables(made, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Test that MLflow finally has each cell once, after unreachable or slow servers and damaged stores."""
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -59,6 +60,20 @@ def test_sync_fills_an_empty_store_and_a_second_one_changes_nothing(place):
 
 
 @pytest.mark.slow
+def test_the_report_of_an_unfinished_study_brings_no_verdict(place):
+    folder, _, uri = place
+    write_ledger(folder)
+    text = json.dumps({"unfinished": "2 of 9 confirm trials", "comparisons": [], "floor": None, "summary": "x"})
+    (folder / "verdict.json").write_text(text)
+    (folder / "verdict.md").write_text("# x\n\n?\n\n**better**\n")
+    sync(uri, load(SMOKE), folder)
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("smoke").experiment_id])
+    (parent,) = [run for run in found if run.data.tags["stage"] == "study"]
+    assert parent.info.status != "FINISHED"
+    assert "no verdict yet" in parent.data.tags["mlflow.note.content"]
+
+
 def test_answers_that_get_lost_double_nothing(place, monkeypatch):
     """Let every first call of each kind succeed and then report a failure, like a proxy that times out."""
     folder, corpus, uri = place
