@@ -90,10 +90,10 @@ def unfinished(study: Study) -> str:
     every = tuple(sorted({*study.made, *planned}))
     going = looks.to_come(study, there, every)
     goal = {arm: max(n, min(every), going.get(arm, 0)) for arm, n in there.reached.items()}
-    for arm in arms if study.looks else ():  # an arm that was stopped in the middle between two looks
+    for arm in goal if study.looks else ():  # an arm that was stopped in the middle between two looks
         goal[arm] = next((n for n in every if n >= goal[arm]), goal[arm])
     # an arm may have more seeds than its goal, of an earlier run
-    missing = _count(sum(min(ended[arm], goal[arm]) for arm in arms), sum(goal.values()), "confirm")
+    missing = _count(sum(min(ended[arm], goal[arm]) for arm in goal), sum(goal.values()), "confirm")
     return f"{missing} to the next look" if missing and study.looks else missing
 
 
