@@ -24,6 +24,9 @@ from tune.study.own_gates import doubtful
 from tune.study.sizes import short_searches
 from tune.study.study import Study
 from tune.subject.gpt2 import Gpt2
+from tune.tracking.identity import study_id
+
+OWNER = "study-id"  # file that names the study in its part of a storage
 
 
 def sweep(
@@ -66,6 +69,7 @@ def sweep(
     if not os.access(there, os.W_OK | os.X_OK):
         raise StudyError(f"{there}: cannot be written (read-only, or owned by another user); give another --output")
     check_folder(study, folder, base)
+    _check_storage(study, folder)
     resolved = dump(relocated(study, base, folder))
     backend = backend or RayBackend(address=study.address, warn=warn)
     if not (folder / LEDGER).exists():  # with a ledger, it is not known yet if any cell is missing
@@ -91,6 +95,7 @@ def sweep(
             interruption=interruption,
             check_space=space,
         )
+        _check_storage(study, folder, claim=True)
         if run.missing:  # a report of the unfinished study reads it
             write_provenance(folder, study, run.ledger.events, backend.slots)
         with watch(run) if watch and run.missing else nullcontext():
@@ -102,6 +107,28 @@ def sweep(
     if run.slots:
         write_provenance(folder, study, run.ledger.events, run.slots)
     return run
+
+
+def _check_storage(study: Study, folder: Path, claim: bool = False) -> None:
+    """Raise StudyError if the study's part of its storage is that of another study of the same name.
+
+    Args:
+        study: The study.
+        folder: The study's folder.
+        claim: Write the study's identity into that part.
+    """
+    if not study.storage or not os.path.isdir(study.storage):  # a driver outside the cluster may not see it
+        return
+    mark, ledger = Path(study.storage) / study.name / OWNER, folder / LEDGER
+    mine = study_id(ledger) if ledger.is_file() else None
+    if mark.is_file() and mark.read_text(encoding="utf-8") != mine:
+        raise StudyError(
+            f"storage '{study.storage}': {mark.parent} holds checkpoints and models of another study called "
+            f"'{study.name}': give this one another name or storage, or remove that folder if the other one is gone"
+        )
+    if claim and mine and not mark.exists():
+        mark.parent.mkdir(exist_ok=True)
+        write_whole(mark, mine)
 
 
 def _space(study: Study, folder: Path, slots: int, vocab_size: int) -> Callable[[int | None], None]:

@@ -140,3 +140,21 @@ def test_weights_may_move_and_neither_change_nor_go_nor_come(here):
     save_file(changed, here / "two" / "model.safetensors")
     with pytest.raises(StudyError, match=r"two/model.safetensors is not the file that the study was begun with"):
         run(started("two"), here)
+
+
+def test_two_studies_of_one_name_do_not_share_a_part_of_a_storage(here):
+    shared = here.parent / "shared"
+    shared.mkdir()
+    given = study(storage=str(shared))
+    assert run(given, here) == 1
+    other = here.parent / "other" / "here"
+    shutil.copytree(here, other)
+    with pytest.raises(StudyError, match=rf"storage '{shared}': {shared}/moved holds .* another study called 'moved'"):
+        run(given, other)
+    assert not (other.parent / "studies").exists()
+    (here.parent / "studies").rename(other.parent / "studies")  # the first one, moved
+    assert run(study(storage=str(shared), search={"trials_per_arm": 2}), other) == 1
+    with pytest.raises(StudyError, match="or remove that folder if the other one is gone"):
+        run(given, here)
+    shutil.rmtree(shared / "moved")
+    assert run(given, here) == 1
