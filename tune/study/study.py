@@ -78,7 +78,9 @@ class Study(Section):
     resources: ResourcesSection = Field(ResourcesSection(), description="resources of one trial")
     keep: KeepSection = Field(KeepSection(), description="models and checkpoints that are kept")
     tracking: str | None = Field(
-        None, description="MLflow tracking URI; default MLFLOW_TRACKING_URI, or else mlflow.db beside the studies"
+        None,
+        description="MLflow tracking URI; default MLFLOW_TRACKING_URI, or else mlflow.db beside the studies. The path "
+        "of sqlite:///mlflow.db starts at the working directory, as MLflow reads it",
     )
     address: str | None = Field(
         None, description="Ray cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`; default: trials run on this machine"

@@ -84,6 +84,7 @@ def test_a_uri_that_a_user_wrote_may_be_escaped_relative_or_have_options(tmp_pat
         uri = tracking_uri(f"sqlite:///{path}", None, Path("studies"))
         return sqlite_file(uri), uri
 
+    assert tracking_uri(None, "sqlite:///mlflow.db", Path("studies")) == f"sqlite:///{tmp_path}/mlflow.db"
     assert file("mlflow.db") == (tmp_path / "mlflow.db", f"sqlite:///{tmp_path}/mlflow.db")
     assert file(f"{tmp_path}/sp ace/x.db")[0] == tmp_path / "sp ace" / "x.db"
     assert file(f"{tmp_path}/sp%20ace/x.db")[0] == tmp_path / "sp ace" / "x.db"
