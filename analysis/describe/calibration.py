@@ -1,5 +1,8 @@
-"""Tables of the shared learning-rate grid: each arm's optimum, and all arms at equal learning rate."""
+"""Tables of the shared grids: each arm's optimum of each hyperparameter, and all arms at equal learning rate."""
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +11,13 @@ from analysis.io.assemble import Study
 from analysis.io.formats import Columns
 from analysis.io.trials import confirm_rows
 from analysis.stats import estimates
-from analysis.stats.optimum import optima
+from analysis.stats.optimum import Bracket, Optimum, optima
+from analysis.stats.scale import Scale
 from analysis.verdict.checks import edge_hits
+from analysis.verdict.grids import grid_rows, grids, unbracketed
 
 COLUMNS: Columns = {
+    "nuisance": ("hyperparameter", ""),
     "arm": ("arm", ""),
     "points": ("points", "d"),
     "infeasible": ("infeasible runs", "d"),
@@ -21,48 +27,64 @@ COLUMNS: Columns = {
     "chosen": ("confirmed", ".4g"),
     "standard_error": ("standard error of a point (nats)", ".4f"),
     "at_edge": ("at an end of the grid", ""),
+    "bracketed": ("between finite points", ""),
 }
 
 
+def columns(rows: list[dict[str, Any]]) -> Columns:
+    """Return the columns of `optimum_rows` that have something to tell: without those of one kind only."""
+    left_out = {"nuisance"} if len({row["nuisance"] for row in rows}) < 2 else set()
+    if all(row["bracketed"] == "yes" or row["at_edge"] == "yes" for row in rows):
+        left_out.add("bracketed")
+    return {name: column for name, column in COLUMNS.items() if name not in left_out}
+
+
 def optimum_rows(study: Study) -> list[dict[str, Any]]:
-    """Tabulate, per arm, the learning rate with the lowest mean val_nll, the fitted one and the confirmed one."""
-    if not {"lr", "val_nll"} <= set(study.trials.columns):
-        return []
-    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
-    grid = grid[grid["outcome"] != "failed"]
-    loss = grid["val_nll"].astype(float)
-    finite = (grid["outcome"] == "completed") & np.isfinite(loss)
-    grid = grid.assign(_loss=loss.where(finite, np.inf))
-    tables = {
-        arm: grid[grid["arm"] == arm].pivot_table(index="lr", columns="seed", values="_loss", aggfunc="mean")
-        for arm in study.arms
-    }
-    tables = {arm: table.dropna() for arm, table in tables.items()}  # leave out a rate that lacks a seed
-    confirmed, hits = confirm_rows(study.trials), edge_hits(study)
+    """Tabulate, per hyperparameter and arm, the value of lowest mean val_nll, the fitted and the confirmed one."""
+    confirmed, hits, open_sides = confirm_rows(study.trials), edge_hits(study), unbracketed(study)
     rows = []
-    for arm, table in tables.items():
-        losses = table.to_numpy(float)
-        if not len(losses) or not np.isfinite(losses).all(1).any():
-            continue
-        rates = sorted({*table.index})
-        same = {a: t.to_numpy(float) for a, t in tables.items() if list(t.index) == rates and t.shape == table.shape}
-        same = {a: t for a, t in same.items() if np.isfinite(t).all(1).any()}
-        found = optima(rates, same)[arm]
-        chosen = confirmed.loc[confirmed["arm"] == arm, "lr"].dropna()
-        rows.append(
-            {
-                "arm": arm,
-                "points": len(rates),
-                "infeasible": int(np.isinf(losses).sum()),
-                "grid_best": found.grid_best,
-                "own": found.own,
-                "fitted": found.fitted,
-                "chosen": float(chosen.iloc[0]) if len(chosen) else None,
-                "standard_error": found.standard_error,
-                "at_edge": "yes" if arm in hits else "no",
-            }
-        )
+    for name, grid in grids(study).items():
+        for arm, table in grid.losses.items():
+            losses = table.to_numpy(float)
+            if not len(losses) or not np.isfinite(losses).all(1).any():
+                continue
+            values = sorted({*table.index})
+            same = {a: t.to_numpy(float) for a, t in grid.losses.items() if list(t.index) == values}
+            same = {a: t for a, t in same.items() if t.shape == table.shape and np.isfinite(t).all(1).any()}
+            found = _optimum(grid.scale, values, same, arm)
+            chosen = confirmed.loc[confirmed["arm"] == arm, name].dropna()
+            why = open_sides.get(arm, {}).get(name)
+            edge = arm in hits if name == "lr" else why == Bracket.END
+            rows.append(
+                {
+                    "nuisance": name,
+                    "arm": arm,
+                    "points": len(values),
+                    "infeasible": int(np.isinf(losses).sum()),
+                    "grid_best": found.grid_best,
+                    "own": found.own,
+                    "fitted": found.fitted,
+                    "chosen": float(chosen.iloc[0]) if len(chosen) else None,
+                    "standard_error": found.standard_error,
+                    "at_edge": "yes" if edge else "no",
+                    "bracketed": "yes" if why is None else f"no: {why}",
+                }
+            )
     return rows
+
+
+def _optimum(scale: Scale, values: list[float], losses: Mapping[str, np.ndarray], arm: str) -> Optimum:
+    """Return an arm's optimum of one grid, as calibrate finds it. Learning rates need no change of scale."""
+    if scale.name == "lr":
+        return optima(values, losses)[arm]
+    centre = scale.to(values[0])
+    found = optima([math.exp((scale.to(value) - centre) / scale.step) for value in values], losses)[arm]
+
+    def back(at: float | None) -> float | None:
+        return None if at is None else scale.value(centre + scale.step * math.log(at))
+
+    best = values[int(losses[arm].mean(1).argmin())]
+    return replace(found, grid_best=best, own=back(found.own), fitted=back(found.fitted))
 
 
 def pivot(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Columns]:
@@ -94,12 +116,10 @@ def at_grid(study: Study) -> list[dict[str, Any]]:
 
     The table describes and tests nothing, because these seeds chose the learning rates.
     """
-    if not {"lr", "val_nll"} <= set(study.trials.columns):
+    grid = grid_rows(study)
+    if not len(grid):
         return []
-    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
-    grid = grid[grid["outcome"] != "failed"]
-    finite = (grid["outcome"] == "completed") & np.isfinite(grid["val_nll"].astype(float))
-    grid = grid.assign(_lr=[float(f"{x:.9e}") for x in grid["lr"]], _loss=grid["val_nll"].where(finite, np.inf))
+    grid = grid.assign(_lr=[float(f"{x:.9e}") for x in grid["lr"]])
     rows = []
     for lr, points in grid.groupby("_lr"):
         table = points.pivot_table(index="seed", columns="arm", values="_loss", aggfunc="mean")

@@ -101,7 +101,9 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
             grid, slopes = result["at_equal_learning_rate"], result["slopes"]
             optima = calibration.optimum_rows(study)
             if optima:
-                command.emit_rows(optima, calibration.COLUMNS, "terminal", title="The learning-rate grid")
+                shown = calibration.columns(optima)
+                title = "The calibrated hyperparameters" if "nuisance" in shown else "The learning-rate grid"
+                command.emit_rows(optima, shown, "terminal", title=title)
             if grid:
                 command.emit_rows(*calibration.pivot(grid), "terminal", title="At equal learning rate (val_nll)")
             if slopes:

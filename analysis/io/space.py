@@ -44,17 +44,18 @@ def chosen_values(study: Study) -> dict[str, dict[str, float]]:
     """Return the values of its searched hyperparameters that each arm was given, by arm.
 
     They are those of its confirm runs. Without a confirm stage they are those of its best search trial, which has no
-    learning rate to show if a calibrate stage chose another one.
+    calibrated value to show if a calibrate stage chose another one.
     """
     found: dict[str, dict[str, float]] = {}
     confirm, trials = confirm_rows(study.trials), study.trials
     calibrated = not study.confirms and (trials["stage"] == "calibrate").any()
+    others = {"lr", *(trials["axis"].dropna() if "axis" in trials.columns else ())} if calibrated else set()
     for arm in study.arms if study.settings.get("arms") else ():
         rows = confirm[confirm["arm"] == arm]
         if not study.confirms and "val_nll" in trials.columns:
             done = (trials["stage"] == "search") & (trials["arm"] == arm) & (trials["outcome"] == "completed")
             rows = trials[done].sort_values("val_nll", kind="stable")
-        names = [name for name in searched(study, arm) if not (calibrated and name == "lr")]
+        names = [name for name in searched(study, arm) if name not in others]
         if len(rows):
             row = rows.iloc[0]
             found[arm] = {name: float(row[name]) for name in names if pd.notna(row[name])}

@@ -42,7 +42,7 @@ def page(found: Findings, drawn: Mapping[str, Drawn]) -> str:
     lines += ["## The decision", "", *decision(result), *_shown(drawn, "differences")]
     lines += ["## At equal learning rate", ""]
     optimum = found.calibration
-    lines += [formats.to_markdown(optimum, calibration.COLUMNS), ""] if optimum else []
+    lines += [formats.to_markdown(optimum, calibration.columns(optimum)), ""] if optimum else []
     grid, grid_columns = calibration.pivot(found.equal_learning_rate)
     if grid:
         lines += ["Improvement on `val_nll` at each rate of the grid, on the selection seeds (it tests nothing):", ""]

@@ -119,7 +119,7 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         ledger_columns=formats.with_values(found.fairness, fairness.COLUMNS),
         importance_columns=hyperparameters.COLUMNS,
         path_columns=PATH_COLUMNS,
-        calibration_columns=calibration.COLUMNS,
+        calibration_columns=calibration.columns(found.calibration),
         grid=grid,
         grid_columns=grid_columns,
         slope_columns=curves.SLOPE_COLUMNS,

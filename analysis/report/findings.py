@@ -125,7 +125,7 @@ class Findings:
             "chosen": (self.chosen, chosen_columns(self.chosen)),
             "fairness": (self.fairness, fairness.COLUMNS),
             "sequential": (self.sequential, PATH_COLUMNS),
-            "calibration": (self.calibration, calibration.COLUMNS),
+            "calibration": (self.calibration, calibration.columns(self.calibration)),
             "equal_learning_rate": (self.equal_learning_rate, calibration.GRID_COLUMNS),
             "over_training": (self.slopes, curves.SLOPE_COLUMNS),
             "search_budget": (self.search_budget, budget.COLUMNS),

@@ -21,6 +21,7 @@ from analysis.describe.curves import SCALES
 from analysis.io.assemble import Study
 from analysis.io.trials import confirm_rows
 from analysis.report.palette import INK, colour_of
+from analysis.verdict.grids import grid_rows
 from analysis.verdict.kinds import Comparison
 
 Source = TypeVar("Source")
@@ -102,7 +103,7 @@ def learning_rate(study: Study) -> Figure:
     fig = Figure(figsize=(WIDTH, 3.7))
     ax = fig.subplots()
     entries, seen = [], []
-    trials = study.trials
+    trials, shared = study.trials, grid_rows(study)
     for arm in study.arms:
         colour, marker = arm_style(study, arm)
         search = trials[(trials["arm"] == arm) & (trials["stage"] == "search") & (trials["lr"] > 0)]
@@ -110,14 +111,14 @@ def learning_rate(study: Study) -> Figure:
         early = search[search["outcome"] == "stopped_early"]
         ax.plot(done["lr"], done["val_nll"], marker, color=colour, ms=3.5, alpha=0.45, mew=0)
         ax.plot(early["lr"], early["val_nll"], marker, mfc="none", mec=colour, ms=3.5, alpha=0.45)
-        grid = trials[(trials["arm"] == arm) & (trials["stage"] == "calibrate") & (trials["lr"] > 0)]
-        grid = grid[(grid["outcome"] == "completed") & np.isfinite(grid["val_nll"])]
+        grid = shared[(shared["arm"] == arm) & np.isfinite(shared["_loss"])]
         by_lr = grid.groupby("lr")["val_nll"].agg(["mean", "min", "max"])
         (line,) = ax.plot(by_lr.index, by_lr["mean"], marker=marker, color=colour, ms=6, lw=1.8)
         ax.vlines(by_lr.index, by_lr["min"], by_lr["max"], color=colour, lw=1)
         entries.append((line, arm))
         seen += [*done["val_nll"], *by_lr["min"], *by_lr["max"], *by_lr["max"]]
-    lost = trials[(trials["stage"] != "confirm") & (trials["outcome"] == "infeasible") & (trials["lr"] > 0)]
+    tried = pd.concat([trials[trials["stage"] == "search"], shared])
+    lost = tried[(tried["outcome"] == "infeasible") & (tried["lr"] > 0)]
     for arm in lost["arm"].unique():
         rows = lost[lost["arm"] == arm]
         colour, _ = arm_style(study, arm)

@@ -49,9 +49,14 @@ def learning_rate(rows: list[dict[str, Any]]) -> str:
     """State if every arm's optimum lies inside the grid, and the range of the optima."""
     if not rows:
         return ""
+    rows = [row for row in rows if row["nuisance"] == "lr"]
     edges = [row["arm"] for row in rows if row["at_edge"] == "yes"]
     if edges:
         return f"The optimum of {_listed(edges)} is at an end of the grid, and may lie beyond it."
+    if lonely := [
+        f"{row['arm']} ({row['bracketed'].removeprefix('no: ')})" for row in rows if row["bracketed"] != "yes"
+    ]:
+        return f"The optimum of {_listed(lonely)} has no finite point on each side, and is uncertain."
     found = [row["fitted"] for row in rows if row["fitted"] is not None]
     between = f", between {min(found):.2g} and {max(found):.2g}" if found else ""
     return f"Every arm has its optimum inside the grid{between}."

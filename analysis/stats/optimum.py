@@ -117,7 +117,8 @@ def towards_others(x: np.ndarray, error: np.ndarray) -> np.ndarray:
     """
     w = error**-2
     q = float(w @ (x - w @ x / w.sum()) ** 2)
-    tau2 = max(0.0, (q - (len(x) - 1)) / float(w.sum() - w @ w / w.sum()))
+    spare = float(w.sum() - w @ w / w.sum())
+    tau2 = max(0.0, (q - (len(x) - 1)) / spare) if spare > 0 else 0.0  # 0 if one estimate has all the weight
     weight = 1 / (error**2 + tau2)
     out: np.ndarray = error**2 * weight * (weight @ x / weight.sum() - x)
     return out

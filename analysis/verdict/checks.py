@@ -8,6 +8,7 @@ from analysis.io.assemble import Study
 from analysis.io.space import search_trials
 from analysis.io.trials import confirm_rows
 from analysis.verdict import looks
+from analysis.verdict.grids import grid_rows
 from analysis.verdict.kinds import Comparison, Refusal, Sensitivity, Verdict
 
 STRONG_GAP = 3.0  # percent by which the floor must lose before the order of the arms can be trusted
@@ -57,8 +58,7 @@ def edge_hits(study: Study) -> list[str]:
     """Return the arms whose confirmed learning rate is an end of the calibration grid; a better one may lie outside."""
     if "lr" not in study.trials.columns:
         return []
-    grid = study.trials[(study.trials["stage"] == "calibrate") & study.trials["lr"].notna()]
-    confirm = confirm_rows(study.trials)
+    grid, confirm = grid_rows(study), confirm_rows(study.trials)
     hits = []
     for arm in study.arms:
         points = np.unique(grid.loc[grid["arm"] == arm, "lr"].to_numpy(float))

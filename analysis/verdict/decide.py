@@ -26,6 +26,7 @@ from analysis.verdict.checks import assay, edge_hits, unfinished
 from analysis.verdict.comparison import measure
 from analysis.verdict.exits import add_require_verdict, end
 from analysis.verdict.family import Part
+from analysis.verdict.grids import unbracketed, uncalibrated
 from analysis.verdict.kinds import Comparison, Refusal, Result, Sensitivity, Verdict, as_object, as_rows
 from analysis.verdict.summary import summarise
 
@@ -62,12 +63,14 @@ def _measured(study: Study) -> Part:
     rows = [measure(arm, study.baseline, paired[arm], study.level, margin, study.sign) for arm in treatments]
     if study.table or study.unpaired:
         rows = [elsewhere.describe(row, paired[row.arm], losses, study) for row in rows]
-    hits = edge_hits(study)
+    hits, open_sides, searched_only = edge_hits(study), unbracketed(study), uncalibrated(study)
     for row in rows if not study.confirms else []:
         row.kind, row.refusal = Verdict.NOT_TESTABLE, Refusal.NO_CONFIRM_STAGE
     looks.look(rows, paired, losses, study)
     for row in rows:
         row.at_edge = [arm for arm in (study.baseline, row.arm) if arm in hits]
+        row.unbracketed = {arm: open_sides[arm] for arm in (study.baseline, row.arm) if arm in open_sides}
+        row.uncalibrated = searched_only
     return Part(study, losses, paired, margin, rows)
 
 

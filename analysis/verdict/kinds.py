@@ -134,6 +134,9 @@ class Comparison:
     p_anytime: float | None = None
     p_no_difference: float | None = None
     at_edge: list[str] = field(default_factory=list)
+    # by arm and hyperparameter: why the best point of a grid has no finite neighbour on each side
+    unbracketed: dict[str, dict[str, str]] = field(default_factory=dict)
+    uncalibrated: list[str] = field(default_factory=list)  # hyperparameters that were searched only
     seeds_needed: int | None = None
     path: list[dict[str, Any]] = field(default_factory=list)
     p_sign_flip_error: float | None = None

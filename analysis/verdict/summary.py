@@ -97,6 +97,14 @@ def _gap(floor: Sensitivity, study: Study) -> str:
 def _warnings(rows: Sequence[Comparison], study: Study) -> list[str]:
     edges = dict.fromkeys(arm for row in rows for arm in row.at_edge)
     warnings = [f"Warning: the learning rate of {', '.join(edges)} is an end of the grid."] if edges else []
+    open_sides: dict[str, dict[str, str]] = {}
+    for row in rows:
+        open_sides |= words.open_sides(row)
+    for arm, found in open_sides.items():
+        each = [f"{words.called(name)} ({why})" for name, why in found.items()]
+        warnings.append(f"Warning: no bracket around the best {' and the best '.join(each)} of {arm}.")
+    if rows and rows[0].uncalibrated:
+        warnings.append(f"Warning: {words.were_searched(rows[0].uncalibrated)}, not calibrated.")
     if odd := [f"{row.arm} ({', '.join(row.odd_runs)})" for row in rows if row.odd_runs]:
         warnings.append(f"Warning: runs far from the rest: {'; '.join(odd)}; {words.IF_ODD}.")
     if lost := looks.level_lost(study):

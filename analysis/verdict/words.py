@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from analysis.io.assemble import Study, TableFacts
 from analysis.stats.sequential import CLAIM_SEEDS
 from analysis.verdict.kinds import PAIRED, Comparison, MetricFacts, Refusal, Verdict
@@ -64,6 +66,26 @@ def what_it_needs(row: Comparison, study: Study) -> str:
     return f"its next look is at {later[0]} seeds" if later else f"the cap of {study.looks[-1]} seeds is reached"
 
 
+def called(name: str) -> str:
+    """Return what a reader calls a hyperparameter."""
+    return "learning rate" if name == "lr" else name
+
+
+def open_sides(row: Comparison) -> dict[str, dict[str, str]]:
+    """Return `unbracketed` of a row without the learning rates whose end of the grid is said elsewhere."""
+    out = {
+        arm: {name: why for name, why in found.items() if name != "lr" or arm not in row.at_edge}
+        for arm, found in row.unbracketed.items()
+    }
+    return {arm: found for arm, found in out.items() if found}
+
+
+def were_searched(names: Sequence[str]) -> str:
+    """Return the beginning of a sentence about hyperparameters that were searched only."""
+    *first, last = map(called, names)
+    return f"{', '.join(first)} and {last} were searched" if first else f"{last} was searched"
+
+
 def added(study: Study) -> str:
     """State which arms joined late, and what this does to the correction and the level."""
     others = len(study.arms) - 1
@@ -113,6 +135,17 @@ def caveats(row: Comparison, study: Study) -> list[str]:
         notes.append(f"the learning rate of {arms} is an end of the calibration grid: a better one may lie outside")
     if row.odd_runs:
         notes.append(f"runs far from the rest: {', '.join(row.odd_runs)}; {IF_ODD}")
+    for arm, found in open_sides(row).items():
+        for name, why in found.items():
+            notes.append(
+                f"the best {called(name)} of {arm} has no finite neighbour on each side ({why}), so its optimum is "
+                "uncertain and equal arms may differ more often than the level allows"
+            )
+    if names := row.uncalibrated:
+        notes.append(
+            f"{were_searched(names)}, not calibrated: each arm has what its best trial "
+            "had, so equal arms may differ more often than the level allows"
+        )
     for arm, seeds in ((row.baseline, row.dropped_seeds_baseline), (row.arm, row.dropped_seeds_arm)):
         if seeds and row.n:
             notes.append(f"seeds {_listed(seeds)} of {arm} have no partner and are left out")

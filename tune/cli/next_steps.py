@@ -11,6 +11,7 @@ from tune.study.study import Study
 
 MOST_SEEDS: int = next(item.le for item in ConfirmSection.model_fields["seeds"].metadata if hasattr(item, "le"))
 LONGER = 4  # factor for the tokens of a study that is too short to tell a linear MLP from the baseline
+MOST_POINTS = 99  # of `calibrate.max_points`
 ANOTHER = "under another name"
 SAME = "then the same command: only the new seeds are trained"
 SPENT = (
@@ -54,6 +55,7 @@ def to_change(result: Result, study: Study) -> list[str]:
             f"confirm.first_seed: {first} -> {first + study.confirm.looks[-1]} and calibrate.max_points: {points} -> "
             f"{points + 2}, {ANOTHER}"
         )
+    found += _to_calibrate(rows, study)
     undecided = [row for row in rows if row.kind is Verdict.UNDECIDED]
     if undecided:
         found += _to_decide(undecided, study)
@@ -86,6 +88,28 @@ def _to_tell_the_floor(result: Result, study: Study) -> list[str]:
     return [
         f"To tell the floor from {result.baseline}: confirm.first_seed: {first} -> {first + seeds} and confirm.{key}: "
         f"{seeds} -> {to}, {ANOTHER}"
+    ]
+
+
+def _to_calibrate(rows: Sequence[Comparison], study: Study) -> list[str]:
+    """Return how every hyperparameter of every arm may be calibrated between finite points."""
+    fresh = study.confirm.first_seed + study.confirm.looks[-1]
+    if rows and rows[0].uncalibrated:
+        instead = (
+            f"{ANOTHER} and with confirm.first_seed: {fresh}"
+            if study.runs("calibrate")
+            else f"stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"
+        )
+        return [f"To calibrate {', '.join(rows[0].uncalibrated)}, which the search alone chose: {instead}"]
+    wanting: dict[str, dict[str, str]] = {}
+    for row in rows:
+        wanting |= {arm: found for arm, found in row.unbracketed.items() if arm not in row.at_edge}
+    if not wanting:
+        return []
+    points = study.calibrate.max_points
+    return [
+        f"To bracket the optimum of {', '.join(wanting)}: confirm.first_seed: {study.confirm.first_seed} -> {fresh} "
+        f"and calibrate.max_points: {points} -> {min(points + 4, MOST_POINTS)}, {ANOTHER}"
     ]
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from analysis.stats.optimum import Bracket, bracket, optima
+from analysis.stats.scale import Scale
 from analysis.stats.surface import JointOptimum, joint_optima
 from tune.study.cell import Cell
-from tune.study.nuisance import Scale, calibrated, scale_of
-from tune.study.sizes import MOST_ROUNDS, corner_points
+from tune.study.sizes import MOST_ROUNDS, corner_points, scales
 from tune.study.study import Study, digest
 
 FIRST_SELECTION_SEED = 11  # the selection seeds are 11, 12, ...
@@ -79,9 +79,9 @@ class Calibration:
 
     def __init__(self, study: Study, decided: Callable[..., Any], first_form: bool = False) -> None:
         self.study, self._decided, self._first_form = study, decided, first_form
-        self.names = ["lr"] if first_form else calibrated(study.nuisance)
+        self._scales = {name: scale for name, scale in scales(study).items() if name == "lr" or not first_form}
+        self.names = list(self._scales)
         self.capped = False  # True if `max_points` ended the extension of a grid
-        self._scales = {name: scale_of(name, study.nuisance[name], study.calibrate.spacing) for name in self.names}
         self._axes: list[Axis] = []
         self._arms: list[str] = []  # the arms whose configurations are sought now
         self._centre: dict[str, float] = {}

@@ -38,7 +38,8 @@ class Progress:
         self._cells: dict[str, Cell] = {}
         self._states: dict[str, str] = {}
         self._counts: Counter[tuple[str, str, str]] = Counter()  # by stage, arm and state
-        self._losses: dict[tuple[str, str], dict[float, list[float]]] = {}  # by stage and arm, then learning rate
+        self._losses: dict[tuple[str, str], dict[tuple[float, str], list[float]]] = {}
+        # by stage and arm, then learning rate and configuration
         self._started: dict[str, float] = {}  # start times of the running cells
         self._took: dict[tuple[str, str], tuple[float, int]] = {}  # (seconds, number) of ended cells, by stage and arm
         self._whole: dict[str, tuple[float, int]] = {}  # the same for completed cells, by arm
@@ -98,7 +99,7 @@ class Progress:
         loss = event["final"].get("val_nll")
         if event["outcome"] == "completed" and loss is not None:
             losses = self._losses.setdefault((cell.stage, cell.arm), {})
-            losses.setdefault(cell.config["lr"], []).append(loss)
+            losses.setdefault((cell.config["lr"], cell.config_key), []).append(loss)
 
     def _move(self, cell: Cell, state: str) -> None:
         if before := self._states.get(cell.key):
@@ -140,16 +141,16 @@ class Progress:
         """Return the best result of an arm in a stage, or None before one of its cells is completed.
 
         It is the lowest loss in the search stage and the mean over the seeds in the confirm stage. In the calibrate
-        stage it is the lowest mean among the learning rates with the most seeds.
+        stage it is the lowest mean among the configurations with the most seeds.
         """
         rates = self._losses.get((stage, arm))
         if not rates:
             return None
         if stage == "search":
-            loss, lr = min((min(losses), lr) for lr, losses in rates.items())
+            loss, lr = min((min(losses), lr) for (lr, _), losses in rates.items())
             return Best(loss, lr, 1)
         most = max(map(len, rates.values()))
-        loss, lr = min((sum(losses) / most, lr) for lr, losses in rates.items() if len(losses) == most)
+        loss, lr = min((sum(losses) / most, lr) for (lr, _), losses in rates.items() if len(losses) == most)
         return Best(loss, lr, most)
 
     @property

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from analysis.stats.scale import Scale, calibrated, scale_of
 from pagating.gating.catalog import DEFAULTS, own_code
 from pagating.trial import evaluation_interval, step_count
-from tune.study.nuisance import calibrated, scale_of
 from tune.study.sections import Distribution, SearchSection
 from tune.study.study import Study
 
@@ -109,6 +109,12 @@ def validation_tokens(study: Study, windows: int | None = None) -> int:
     return evaluation_tokens(study, windows) + lines
 
 
+def scales(study: Study) -> dict[str, Scale]:
+    """Return the scale of each hyperparameter that calibrate chooses, the learning rate first."""
+    ranges = {name: where.model_dump(exclude_none=True) for name, where in study.nuisance.items()}
+    return {name: scale_of(name, ranges[name], study.calibrate.spacing) for name in calibrated(ranges)}
+
+
 def grid_chances(study: Study) -> dict[str, dict[int, float]]:
     """Return, per calibrated hyperparameter, the probability of each number of points of its final grid.
 
@@ -120,8 +126,7 @@ def grid_chances(study: Study) -> dict[str, dict[int, float]]:
     if not study.runs("calibrate"):
         return {}
     settings, found = study.calibrate, {}
-    for name in calibrated(study.nuisance):
-        scale = scale_of(name, study.nuisance[name], settings.spacing)
+    for name, scale in scales(study).items():
         ends = [scale.to(value) for value in study.nuisance[name].values]
         apart = math.log(APART) * (1.0 if name == "lr" else scale.step / math.log(settings.spacing))
         found[name] = _grid_chances(
@@ -138,7 +143,7 @@ def grid_chances(study: Study) -> dict[str, dict[int, float]]:
 
 def corner_points(study: Study) -> int:
     """Return the points per arm of one round of corners, which show how the calibrated hyperparameters interact."""
-    axes = len(calibrated(study.nuisance))
+    axes = len(scales(study))
     return axes * (axes - 1) if study.runs("calibrate") and study.calibrate.choice == "fit" else 0
 
 

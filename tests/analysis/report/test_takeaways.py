@@ -70,8 +70,13 @@ def test_optima_inside_the_grid_and_at_its_end(said):
     )
     assert found
     assert 1e-3 < float(found[1]) <= float(found[2]) < 4e-3  # the grid's ends; the bowl's bottom is at 2e-3
-    rows = [{"arm": "a", "at_edge": "yes", "fitted": 1e-3}, {"arm": "b", "at_edge": "no", "fitted": 2e-3}]
+    inside = {"nuisance": "lr", "at_edge": "no", "fitted": 2e-3, "bracketed": "yes"}
+    rows = [{**inside, "arm": "a", "at_edge": "yes"}, {**inside, "arm": "b"}]
     assert takeaways.learning_rate(rows) == "The optimum of a is at an end of the grid, and may lie beyond it."
+    rows = [{**inside, "arm": "a", "bracketed": "no: divergence next to it"}, {**inside, "arm": "b"}]
+    assert takeaways.learning_rate(rows) == (
+        "The optimum of a (divergence next to it) has no finite point on each side, and is uncertain."
+    )
     assert takeaways.learning_rate([]) == ""
 
 

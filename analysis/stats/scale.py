@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-from tune.study.sections import Distribution
 
 DIGITS = 4  # significant digits of a value that a fit chose: its last bits depend on the machine
 LEGAL = {  # lowest and highest value that calibrate tries
@@ -57,7 +55,7 @@ class Scale:
         return abs(end - self.to(value)) < self.step / 4
 
 
-def scale_of(name: str, where: Distribution, spacing: float) -> Scale:
+def scale_of(name: str, where: Mapping[str, Sequence[float]], spacing: float) -> Scale:
     """Return the scale of a nuisance hyperparameter.
 
     It is the logarithm for `loguniform`, and the value itself for `uniform`. For `beta1` and `beta2` it is log(1 -
@@ -66,14 +64,15 @@ def scale_of(name: str, where: Distribution, spacing: float) -> Scale:
 
     Args:
         name: The hyperparameter.
-        where: Its search range.
+        where: Its search range as in a study file: a key `uniform`, `loguniform` or `choice` with its values.
         spacing: Ratio of neighbouring learning rates.
     """
-    least, most = min(where.values), max(where.values)
+    kind, values = next((kind, values) for kind, values in where.items() if values)
+    least, most = min(values), max(values)
     low, high = LEGAL[name]
     if name in DECAYS:
         return _scale(name, lambda v: -math.log1p(-v), lambda u: -math.expm1(-u), (least, most), (low, high))
-    logarithmic = where.loguniform is not None or (where.choice is not None and least > 0 and most >= 4 * least)
+    logarithmic = kind == "loguniform" or (kind == "choice" and least > 0 and most >= 4 * least)
     if name == "lr" or logarithmic:
         step = math.log(spacing) if name == "lr" else None
         return _scale(name, math.log, math.exp, (least, most), (low or math.ulp(0.0), high), step)
@@ -92,6 +91,7 @@ def _scale(
     return Scale(name, to, back, step or width / 4, to(legal[0]), to(legal[1]) if math.isfinite(legal[1]) else math.inf)
 
 
-def calibrated(nuisance: dict[str, Distribution]) -> list[str]:
+def calibrated(nuisance: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
     """Return the hyperparameters that calibrate chooses: `lr`, then the others that have more than one value."""
-    return ["lr", *(name for name, where in nuisance.items() if name != "lr" and len(set(where.values)) > 1)]
+    several = [name for name, where in nuisance.items() if any(len(set(values or ())) > 1 for values in where.values())]
+    return ["lr", *(name for name in several if name != "lr")]

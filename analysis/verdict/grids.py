@@ -1,0 +1,95 @@
+"""The grids of the calibrate stage in a study's table, and the arms whose optimum they do not bracket."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.io.assemble import Study
+from analysis.io.names import STAGES
+from analysis.stats.optimum import Bracket, bracket
+from analysis.stats.scale import Scale, calibrated, scale_of
+
+SPACING = 2.0  # of learning rates, without a study file
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid of one hyperparameter: its scale, and the losses of each arm, values x seeds, infinite if infeasible."""
+
+    scale: Scale
+    losses: dict[str, pd.DataFrame]
+
+
+def ranges(study: Study) -> dict[str, dict[str, list[float]]]:
+    """Return the search range of each nuisance hyperparameter of the study file, without missing keys."""
+    found = study.settings.get("nuisance") or {}
+    return {name: {kind: values for kind, values in where.items() if values} for name, where in found.items()}
+
+
+def grid_rows(study: Study, name: str = "lr") -> pd.DataFrame:
+    """Return the calibrate trials of the grid of a hyperparameter, without those that the machine failed.
+
+    They have their loss in `_loss`, infinite if they were infeasible. A trial that two grids share has one row.
+    """
+    trials = study.trials
+    if not {name, "val_nll"} <= set(trials.columns):
+        return trials.iloc[:0].assign(_loss=[])
+    rows = trials[(trials["stage"] == "calibrate") & trials[name].notna() & (trials["outcome"] != "failed")]
+    loss = rows["val_nll"].astype(float)
+    rows = rows.assign(_loss=loss.where((rows["outcome"] == "completed") & np.isfinite(loss), np.inf))
+    if "axis" not in rows.columns:
+        return rows if name == "lr" else rows.iloc[:0]
+    others = [other for other in calibrated(ranges(study)) if other != name and other in rows.columns]
+    keep = pd.Series(False, index=rows.index)
+    for _, mine in rows.groupby("arm"):
+        own = mine[mine["axis"] == name]
+        if len(own):
+            same = (mine[others] == own.iloc[0][others]).all(axis=1) if others else mine["axis"] == name
+            keep[mine.index[same]] = True
+    return rows[keep]
+
+
+def grids(study: Study) -> dict[str, Grid]:
+    """Return the grid of each hyperparameter that was calibrated, the learning rate first."""
+    given = {"lr": {"loguniform": [1e-4, 1e-2]}} | ranges(study)
+    spacing = (study.settings.get("calibrate") or {}).get("spacing") or SPACING
+    found = {}
+    for name in calibrated(given):
+        rows = grid_rows(study, name)
+        if len(rows):
+            tables = {
+                arm: rows[rows["arm"] == arm].pivot_table(index=name, columns="seed", values="_loss", aggfunc="mean")
+                for arm in study.arms
+            }
+            # a value that lacks a seed is left out
+            losses = {arm: table.dropna() for arm, table in tables.items()}
+            found[name] = Grid(scale_of(name, given[name], spacing), losses)
+    return found
+
+
+def unbracketed(study: Study) -> dict[str, dict[str, str]]:
+    """Return, by arm and hyperparameter, why the best point of a grid has no finite neighbour on either side."""
+    out: dict[str, dict[str, str]] = {}
+    for name, grid in grids(study).items():
+        for arm, table in grid.losses.items():
+            if not len(table):
+                continue
+            values = [float(value) for value in table.index]
+            ends = (grid.scale.is_end(values[0], -1), grid.scale.is_end(values[-1], 1))
+            why = bracket(table.mean(axis=1).to_numpy(float).tolist(), ends)
+            if why is not Bracket.CLOSED:
+                out.setdefault(arm, {})[name] = str(why)
+    return out
+
+
+def uncalibrated(study: Study) -> list[str]:
+    """Return the nuisance hyperparameters that were searched but not calibrated, in the order of the study file.
+
+    Return none for a table of confirm trials alone, which does not show how their values were found.
+    """
+    if not study.confirms or set(study.trials["stage"]) <= {"confirm"}:
+        return []
+    several = [name for name, where in ranges(study).items() if len(set(next(iter(where.values()), []))) > 1]
+    done = {*grids(study), *(["lr"] if "calibrate" in (study.settings.get("stages") or STAGES) else [])}
+    return [name for name in several if name not in done]

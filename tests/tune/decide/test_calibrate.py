@@ -1,0 +1,181 @@
+"""The calibrate stage with several hyperparameters, next to a divergence, and on ledgers of the former version."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.io.assemble import assemble
+from analysis.verdict import decide as verdicts
+from tests.studies import SMALL, changed, study_of
+from tune.backend.inline import Inline
+from tune.decide.stages import Stages
+from tune.run.study_run import StudyRun
+from tune.run.tables import tables
+from tune.subject.known import Known
+
+ARMS = ("gelu", "floor", "one")
+STUDY = changed(
+    SMALL,
+    nuisance={"weight_decay": {"loguniform": [0.01, 1.0]}},
+    arms={"mine": None, "searched": None, "one": {"gate": "tanh", "alpha": 0.5}},
+    search={"trials_per_arm": 4},
+    calibrate={"points": 3, "seeds": 2, "max_points": 9},
+    confirm={"seeds": 3},
+)
+OPTIMA = {"gelu": (1e-3, 0.1), "floor": (1e-3, 0.1), "one": (2e-3, 0.05)}
+
+
+def bowl(cell, optima=OPTIMA, interaction=0.8, diverges=math.inf, noise=0.0):
+    """Return a loss with an interaction of the two hyperparameters, above a rate of `diverges` optima infinite."""
+    rate, decay = optima[cell.arm]
+    x, y = math.log(cell.config["lr"] / rate), math.log(cell.config.get("weight_decay", decay) / decay)
+    if x > math.log(diverges):
+        return math.inf
+    drawn = np.random.default_rng([cell.seed, *f"{cell.arm}{cell.config_key}".encode()]).normal() * noise
+    return 3.0 + 0.06 * x * x + 0.02 * y * y + 2 * interaction * math.sqrt(0.06 * 0.02) * x * y + drawn
+
+
+def drive(loss=bowl, added=(), first_form=False, **changes):
+    """Return the stages, the cells and the decisions of a study whose trials `loss` gives, up to the confirm stage."""
+    decisions, cells = [], []
+    study = study_of(STUDY, **changes)
+    stages = Stages(study, lambda event, **fields: decisions.append((event, fields)), {}, added, first_form=first_form)
+    while not stages.finished:
+        cells.append(cell := stages.next_cell())
+        found = loss(cell)
+        stages.complete(cell, "completed" if math.isfinite(found) else "infeasible", found, 10)
+    return stages, cells, decisions
+
+
+def of(decisions, kind):
+    return [fields for event, fields in decisions if event == kind]
+
+
+def test_every_hyperparameter_of_every_arm_has_its_joint_optimum():
+    stages, cells, decisions = drive()
+    for arm, (rate, decay) in OPTIMA.items():  # an exact quadratic has no error but that of rounding
+        assert stages.chosen[arm]["lr"] == pytest.approx(rate, rel=2e-3)
+        assert stages.chosen[arm]["weight_decay"] == pytest.approx(decay, rel=5e-3)
+    assert [fields["nuisance"] for fields in of(decisions, "grid")][:1] == ["lr"]
+    assert all(fields["unbracketed"] == {} for fields in of(decisions, "chosen"))
+    calibrated = [cell for cell in cells if cell.stage == "calibrate"]
+    assert {cell.axis for cell in calibrated} == {"lr", "weight_decay", "corners"}
+    assert len({cell.key for cell in cells}) == len(cells)
+    for axis, name in (("lr", "lr"), ("weight_decay", "weight_decay")):  # shared values, whatever the arm
+        values = [{c.config[name] for c in calibrated if (c.axis, c.arm) == (axis, arm)} for arm in ARMS]
+        assert values[0] == values[1] == values[2]
+        assert len(values[0]) >= 3
+
+
+def test_one_after_the_other_alone_would_miss_the_optimum():
+    """Without the corners, each arm stays off its optimum by another distance, by which the confirm stage errs."""
+    _, _, decisions = drive()
+    before = of(decisions, "corners")[0]["best"]
+    missed = [abs(math.log(before[arm]["weight_decay"] / decay)) for arm, (_, decay) in OPTIMA.items()]
+    assert max(missed) > 0.2
+
+
+def test_the_best_points_of_the_grids_may_be_chosen_instead():
+    stages, cells, decisions = drive(calibrate={"choice": "grid"})
+    assert "corners" not in {cell.axis for cell in cells}
+    grids = {fields["nuisance"]: fields["grid"] for fields in of(decisions, "grid")}
+    assert all(stages.chosen[arm][name] in grid for name, grid in grids.items() for arm in ARMS)
+
+
+def test_an_added_arm_runs_on_the_points_of_the_others_and_leaves_their_choices():
+    first, before, _ = drive(arms={"one": None})
+    stages, cells, _ = drive(added=[["one"]])
+    assert {arm: stages.chosen[arm] for arm in ("gelu", "floor")} == first.chosen
+    for name in ("lr", "weight_decay"):
+        old = {c.config[name] for c in before if c.axis == name}
+        assert old <= {c.config[name] for c in cells if c.axis == name and c.arm == "one"}
+    assert stages.chosen["one"]["weight_decay"] == pytest.approx(0.05, rel=0.02)
+
+
+def test_remaining_never_counts_too_few_first_points_and_ends_at_nothing():
+    study = study_of(STUDY)
+    stages = Stages(study, lambda event, **fields: None, {})
+    assert stages.remaining() == 3 * (4 + (3 + 3 + 2) * 2 + 3)
+    stages, cells, _ = drive()
+    assert stages.remaining() == 0
+    assert sum(cell.stage == "calibrate" for cell in cells) >= 3 * (3 + 3 + 2) * 2
+
+
+@pytest.mark.parametrize("factor", [1.3, 1.5])
+def test_points_are_inserted_until_each_optimum_has_finite_neighbours(factor):
+    one = {"nuisance": {"weight_decay": None}}
+    stages, _, decisions = drive(lambda cell: bowl(cell, diverges=factor, interaction=0), **one)
+    for arm, (rate, _) in OPTIMA.items():
+        means = {value: stages.calibration.mean(arm, {"lr": value}) for value in stages.calibration.grid}
+        best = min(means, key=means.get)
+        around = sorted(means)[sorted(means).index(best) - 1 :][:3]
+        assert all(math.isfinite(means[value]) for value in around)
+        assert stages.chosen[arm]["lr"] == pytest.approx(rate, rel=1e-3)
+    assert all(fields["unbracketed"] == {} for fields in of(decisions, "chosen"))
+    ratios = np.diff(np.log(stages.calibration.grid))
+    assert ratios.min() < math.log(2) * 0.6  # an inserted point; the others are a factor 2 apart
+
+
+def test_an_arm_without_finite_neighbours_says_so_in_the_ledger_and_in_the_verdict():
+    one = {"nuisance": {"weight_decay": None}, "calibrate": {"max_points": 3}, "confirm": {"seeds": 6}}
+    optima = {"gelu": (1e-3, 1), "floor": (1e-3, 1), "one": (1e-3, 1)}
+
+    def loss(cell, share=1.0):
+        worse = {"floor": 1.0}.get(cell.arm, 0.0)
+        at = bowl(cell, optima, 0, 1.4 if cell.arm == "one" else math.inf, noise=0.01)
+        return at + worse if cell.stage != "search" else 3.0 + abs(math.log(cell.config["lr"] / 1e-3))
+
+    run = StudyRun(study_of(STUDY, **one), None, Known(study_of(STUDY, **one), loss, loss))
+    Inline().train(run)
+    chosen = {event["arm"]: event for event in run.ledger.events if event["event"] == "chosen"}
+    assert chosen["one"]["unbracketed"] in ({"lr": "divergence next to it"}, {"lr": "end of the grid"})
+    rows, _ = tables("x", run.ledger.events)
+    result = verdicts.decide(assemble("x", "x", rows, pd.DataFrame(), run.study.model_dump()))
+    row = next(row for row in result.comparisons if row.arm == "one")
+    assert row.unbracketed["one"] == chosen["one"]["unbracketed"]
+    if "divergence next to it" in chosen["one"]["unbracketed"].values():
+        assert "the best learning rate of one has no finite neighbour on each side (divergence next to it)" in row.why
+        assert "no bracket around the best learning rate (divergence next to it) of one." in result.summary
+
+
+@pytest.mark.parametrize("changes", [{"stages": ["search", "confirm"]}, {}])
+def test_what_is_searched_but_not_calibrated_is_said(changes):
+    study = study_of(STUDY, **changes, confirm={"seeds": 6})
+
+    def loss(cell, share=1.0):
+        return bowl(cell, noise=0.01) + (1.0 if cell.arm == "floor" else 0.0)
+
+    run = StudyRun(study, None, Known(study, loss, loss))
+    Inline().train(run)
+    rows, _ = tables("x", run.ledger.events)
+    result = verdicts.decide(assemble("x", "x", rows, pd.DataFrame(), study.model_dump()))
+    (row,) = (row for row in result.comparisons if row.arm == "one")
+    assert row.uncalibrated == (["lr", "weight_decay"] if changes else [])
+    assert ("learning rate and weight_decay were searched, not calibrated" in result.summary) == bool(changes)
+    assert ("equal arms may differ more often than the level allows" in row.why) == bool(changes)
+
+
+def test_a_ledger_of_the_former_version_keeps_its_cells(tmp_path: Path):
+    stages, cells, decisions = drive(first_form=True)
+    assert {cell.axis for cell in cells} == {""}
+    assert all(set(fields) == {"grid", "best"} for fields in of(decisions, "grid"))
+    assert all("unbracketed" not in fields for fields in of(decisions, "chosen"))
+    best = {arm: stages.search[arm].best() for arm in ARMS}
+    assert all(stages.chosen[arm]["weight_decay"] == best[arm]["weight_decay"] for arm in ARMS)
+    # a new run of such a ledger finds the same cells in it, and decides nothing again
+    study = study_of(STUDY)
+    (tmp_path / "x").mkdir()
+    run = StudyRun(study, tmp_path / "x", Known(study, lambda cell, share: bowl(cell), bowl))
+    run.stages = Stages(study, run._decided, {}, first_form=True)
+    run._first = run._next_missing()
+    Inline().train(run)
+    run.close()
+    again = StudyRun(study, tmp_path / "x", Known(study, lambda cell, share: bowl(cell), bowl))
+    assert not again.missing
+    kinds = [event["event"] for event in again.ledger.events]
+    assert kinds.count("chosen") == 3
+    assert kinds.count("suggested") == len(cells)
+    again.close()
