@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 lets a worker wait for the tests beside it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Longest files first. Two workers take whole files in turn, so a long file at the end would leave one worker idle.
@@ -14,12 +15,19 @@ LONGEST = (
     "test_contract.py",
     "test_faults.py",
     "test_exit_codes.py",
-    "test_models.py",
-    "test_report.py",
-    "test_security.py",
+    "test_identity.py",
+    "test_results.py",
     "test_screen.py",
     "test_decision_error.py",
+    "test_models.py",
+    "test_own_gates.py",
+    "test_train.py",
+    "test_report.py",
+    "test_security.py",
+    "test_tracker.py",
+    "test_damage.py",
     "test_checkpoint_kills.py",
+    "test_study_paths.py",
 )
 
 

@@ -247,17 +247,17 @@ def test_bfloat16_trains_to_about_the_same_loss(packed):
     assert rounded == pytest.approx(exact, rel=0.01)
 
 
-def test_runs_alone_from_a_json_file(packed, tmp_path):
+def test_runs_alone_from_a_json_file(packed, tmp_path, capsys):
     spec = {"corpus": packed, "model": MODEL, "lr": 3e-3, "tokens": 64 * 12, "batch_tokens": 64, "seed": 5}
     (tmp_path / "trial.json").write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "pagating.train"]
-    done = subprocess.run([*command, str(tmp_path / "trial.json")], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "pagating.train", str(tmp_path / "trial.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["val_nll"] == losses(Trial(**spec))[-1][0]
     (tmp_path / "trial.json").write_text(json.dumps({**spec, "color": 1}))
-    bad = subprocess.run([*command, str(tmp_path / "trial.json")], capture_output=True, text=True, check=False)
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert "trial.json: unknown key 'color'; did you mean" in bad.stderr
-    assert bad.stderr.count("\n") == 1
+    assert loop.main([str(tmp_path / "trial.json")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "trial.json: unknown key 'color'; did you mean" in err
 
 
 # --- losses and gradients that are not finite ---------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Tests of faults of workers, drivers, disks and clocks. benchmarks/faults.py tests each more often."""
 
-import math
 import os
 import signal
 import subprocess
@@ -11,12 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import ray
-from ray import tune as ray_tune
 
 from pagating.evaluate import token_nll
 from pagating.model.fused_loss import linear_nll
 from tests.studies import STEADY, study_of
 from tests.tune.helpers import run_of
+from tests.tune.steps import Steps
 from tune import sweep
 from tune.backend.ray_backend import RayBackend
 from tune.backend.ray_start import QUIET
@@ -28,50 +27,6 @@ from tune.study.inputs import packed_corpus
 from tune.subject import training
 
 ROOT = Path(__file__).parents[2]
-
-
-class Steps(ray_tune.Trainable):
-    """Ten steps to a loss that follows from the cell alone. A test asks for a fault with a file.
-
-    The folder FAULTS holds `<mode>-<n>` files: the trial that takes one (by removing it) at step 3 does as it says, or,
-    `between`, hangs before its first step in an actor that had another trial before.
-    """
-
-    def setup(self, config):
-        self._cell, self._trial, self._step = config["job"].cell, config["job"].trial, 0
-
-    def reset_config(self, new_config):
-        if self._asked("between"):
-            os.kill(os.getpid(), signal.SIGSTOP)
-        self.setup(new_config)
-        return True
-
-    def step(self):
-        self._step += 1
-        time.sleep(0.01)
-        asked = self._asked("kill", "hang") if self._step == 3 else None
-        if asked == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if asked == "hang":
-            os.kill(os.getpid(), signal.SIGSTOP)
-        loss = 3.0 + math.log(self._trial.lr / 3e-3) ** 2 + 0.1 * ("floor" in self._cell)
-        row = {"step": 4 * self._step, "tokens": 2048 * self._step, "val_nll": loss, "train_nll": loss, "alpha": []}
-        row |= {"lr": self._trial.lr, "grad_norm": 1.0, "tokens_per_second": 1.0}
-        result = {"row": row, "fraction": self._step / 10}
-        if self._step < 10:
-            return result
-        final = {"val_nll": loss, "test_nll": loss, "tokens": 20_480, "steps": 40, "seconds": 0.1}
-        return {**result, "outcome": "completed", "reason": None, "final": final, "done": True}
-
-    @staticmethod
-    def _asked(*modes):
-        for path in sorted(path for mode in modes for path in Path(os.environ["FAULTS"]).glob(f"{mode}-*")):
-            try:
-                path.unlink()
-            except FileNotFoundError:  # another trial took it
-                continue
-            return path.name.partition("-")[0]
-        return None
 
 
 def study(**changes):
@@ -163,7 +118,7 @@ def test_one_slot_and_an_interruption_change_no_result(place, undisturbed, tmp_p
 
 def launch(output):
     """Start a driver that receives Ctrl-C even if these tests run in the background of a shell."""
-    command = [sys.executable, __file__, str(output)]
+    command = [sys.executable, "-m", "tests.tune.test_faults", str(output)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import ray
 
-from pagating.trial import Diverged
 from tests.studies import TINY, changed, study_of
 from tests.tune.helpers import Caught, meta_of
+from tests.tune.steps import Broken, bowl
 from tune.backend.backend import Backend
 from tune.backend.inline import Inline
 from tune.backend.ray_adapters import Cells, Records, StopWithinArm
@@ -76,12 +76,6 @@ def trained(backend: Backend, subject, folder, given, **options):
     return run
 
 
-def bowl(cell, share):
-    if cell.arm == "searched" and cell.stage == "search" and cell.index == 0:
-        return math.inf
-    return 4.0 - share + math.log(cell.config["lr"] / 3e-3) ** 2 + 0.01 * cell.index + cell.seed / 1000
-
-
 # --- backends --------------------------------------------------------------------------------------------------------
 
 
@@ -129,18 +123,7 @@ def test_a_start_that_is_refused_leaves_nothing_started(name, monkeypatch):
     assert ended == [1]
 
 
-class Broken(Known):
-    """Subject whose trials fail, in another way for each arm."""
-
-    def train(self, trial, checkpoints, model):
-        if trial.arm == "gelu":
-            yield from super().train(trial, checkpoints, model)
-        elif trial.arm == "linear-floor":
-            raise ZeroDivisionError("an own gate divided by zero")
-        raise Diverged("the loss is nan at step 1")
-
-
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_an_error_of_a_trial_is_an_infeasible_row_with_its_last_line(one_ray, name, tmp_path):
     given = study(stages=["search"], search={"trials_per_arm": 1})
     run = trained(BACKENDS[name](), lambda given, folder: Broken(given, bowl), tmp_path / name, given)
@@ -151,7 +134,7 @@ def test_an_error_of_a_trial_is_an_infeasible_row_with_its_last_line(one_ray, na
     assert sum(event["event"] == "ended" for event in run.ledger.events) == 3  # none was tried again
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_ledger_that_is_removed_ends_the_study_with_its_reason(one_ray, name, tmp_path):
     folder = tmp_path / name
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.studies import SMALL, study_of
+from tests.studies import SMALL, TINY, study_of, yaml_of
 from tune.backend import preflight
 from tune.backend.inline import Inline
 from tune.backend.preflight import check_granted, check_limits, check_loopback, local_slots, temporary_folder, unfit
@@ -239,24 +239,31 @@ def test_no_folder_at_all_is_one_line_that_names_the_variable(short, monkeypatch
         temporary_folder(print)
 
 
-TRY = "import sys; from tune.cli.main import main; sys.argv[0] = 'pagating'; main()"
+TRY = """
+import sys
+from tune.cli.main import main
+for command in ("sweep", "plan", "try"):
+    sys.argv = ["pagating", command, *sys.argv[-3:]]
+    try:
+        main()
+    except SystemExit as ended:
+        print(command, ended.code)
+"""
 
 
 def test_the_command_refuses_before_it_writes_anything(tmp_path):
     """A fresh process, as a user has one: what sweep refuses, plan and try refuse."""
     study = tmp_path / "greedy.yaml"
-    study.write_text(
-        "question: q?\ntokenizer: {vocab_size: 300}\nmodel: {n_layer: 1, d_model: 8, n_head: 2, n_ctx: 16}\n"
-        "fixed: {tokens: 1280, batch_tokens: 64, eval_windows: 4}\nnuisance: {lr: {loguniform: [1.0e-3, 1.0e-2]}}\n"
-        "arms: {gelu: {baseline: true}, floor: {gate: sigmoid, alpha: 0.0, floor: true}}\nresources: {cpus: 512}\n"
-    )
-    for command in ("sweep", "plan", "try"):
-        done = subprocess.run(
-            [sys.executable, "-c", TRY, command, str(study), "--output", str(tmp_path / "out")],
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == 2, done.stderr
-        last = done.stderr.splitlines()[-1]
-        assert last.startswith("pagating: resources.cpus: a trial asks for 512 cores, and this machine has ")
-        assert "Traceback" not in done.stderr
-        assert not (tmp_path / "out").exists()
+    study.write_text(yaml_of(TINY, resources={"cpus": 512}))
+    done = subprocess.run(
+        [sys.executable, "-c", TRY, str(study), "--output", str(tmp_path / "out")],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    codes = [line for line in done.stdout.splitlines() if not line.startswith("greedy: ")]
+    assert codes == ["sweep 2", "plan 2", "try 2"]
+    said = [line for line in done.stderr.splitlines() if line.startswith("pagating: ")]
+    refused = "pagating: resources.cpus: a trial asks for 512 cores, and this machine has "
+    assert [line[: len(refused)] for line in said] == [refused] * 3
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -149,9 +149,17 @@ def deleted(home, what):
             client(home).delete_run(run)
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["a new store", "a store without identities"])
-@pytest.mark.parametrize("for_good", [False, True], ids=["in the UI", "by mlflow gc"])
-@pytest.mark.parametrize("what", ["experiment", "parent", "run", "all runs"])
+DELETED = [(what, gone) for what in ("experiment", "parent", "run", "all runs") for gone in (False, True)]
+QUICK = [("parent", True), ("all runs", False)]  # of a store without identities; the others need the slow tests
+
+
+@pytest.mark.parametrize(
+    ("what", "for_good", "old"),
+    [
+        *((*given, False) for given in DELETED),
+        *(pytest.param(*given, True, marks=[] if given in QUICK else pytest.mark.slow) for given in DELETED),
+    ],
+)
 def test_what_a_user_deleted_is_there_once_again(home, what, for_good, old):
     if old:
         forget(home)

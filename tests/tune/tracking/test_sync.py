@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -165,8 +166,9 @@ def test_a_sync_while_a_sweep_runs_is_refused(place):
     held.close()
 
 
-def test_a_store_that_another_process_locks_is_named_and_can_be_synced_later(place):
+def test_a_store_that_another_process_locks_is_named_and_can_be_synced_later(place, monkeypatch):
     folder, _, uri = place
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0.2))  # seconds, instead of 5
     write_ledger(folder)
     with sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None) as other:
         other.execute("begin exclusive")

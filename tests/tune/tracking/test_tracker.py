@@ -1,10 +1,12 @@
 """Test the tracking thread of a study: what it writes, when it waits, what it lacks."""
 
+import shutil
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -191,16 +193,28 @@ def test_the_last_cells_are_tried_again_a_few_times(place, monkeypatch, errors, 
     assert tracker.problem == (None if not owed else "database is locked")
 
 
-def test_the_store_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_the_store_appears_whole_or_not_at_all(tmp_path, monkeypatch, empty_store):
     def broken(*_):
         raise OSError("disk full")
 
+    class Made:
+        """Client of a store whose schema is made at once."""
+
+        def __init__(self, tracking_uri):
+            shutil.copy(empty_store, mlflow_store.sqlite_file(tracking_uri))
+
+        def search_experiments(self, max_results):
+            assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+
+    monkeypatch.setattr(mlflow, "MlflowClient", Made)
     with monkeypatch.context() as patched:
         patched.setattr(mlflow_store.os, "link", broken)
         patched.setattr(mlflow_store.os, "replace", broken)
         with pytest.raises(OSError, match="disk full"):
             prepare_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert list(tmp_path.iterdir()) == []
+    prepare_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_every_arm_has_a_number_for_alpha():
