@@ -45,6 +45,10 @@ def load(
         for name, value in (("level", level), ("margin", margin), ("correction", correction)):
             if value is not None:
                 raise TableError(f"--{name} {value}: {source}/study.yaml fixed it before the study ran")
+        if options is not None and options.unpaired:
+            raise TableError(
+                f"--unpaired: {source}/study.yaml fixed the test before the study ran (confirm.test: welch)"
+            )
         if options is not None and options != Options():
             raise TableError(f"{source}: {options.named()} is an option of tables; allowed: a study folder without it")
         return _load_folder(source, baseline, floor, metric)

@@ -58,7 +58,7 @@ def after_selection(row: Comparison, part: Part, size: int) -> None:
     """Set the interval of an arm that was declared different, and how much too large such effects look on average.
 
     The intervals at `level / size` hold for all comparisons of the family together. So those that are looked at because
-    their arm was declared different err together in at most `level` of studies.
+    their arm was declared different err together in at most `level` of studies. One comparison alone has its own only.
 
     Args:
         row: The comparison.
@@ -68,6 +68,10 @@ def after_selection(row: Comparison, part: Part, size: int) -> None:
     if row.t is None or row.df is None or row.standard_error is None or row.p_worst_rank is not None:
         return
     study = part.study
+    if not row.path and row.t:
+        row.exaggeration = power.exaggeration(row.t, row.df, row.level_of_first_step)
+    if size < 2:
+        return
     row.selected_level = study.level / size
     level = level_at_look(row, study, row.selected_level)
     if not level > 0:
@@ -76,8 +80,6 @@ def after_selection(row: Comparison, part: Part, size: int) -> None:
     if row.of_table and row.of_table.difference_low is not None:
         low, high = difference_interval(row, level)
         row.of_table.difference_selected_low, row.of_table.difference_selected_high = low, high
-    if not row.path and row.t:
-        row.exaggeration = power.exaggeration(row.t, row.df, row.level_of_first_step)
 
 
 def level_at_look(row: Comparison, study: Study, level: float) -> float:

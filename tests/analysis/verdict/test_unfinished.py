@@ -1,6 +1,8 @@
 """Check the cells that a study file asks for and its tables lack."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,9 @@ def test_commands_on_an_unfinished_study_say_so_and_exit_with_1(tmp_path: Path, 
     folder = simulate(tmp_path / "demo")
     trials = pd.read_parquet(folder / "trials.parquet")
     trials[(trials["stage"] != "confirm") | (trials["seed"] < 102)].to_parquet(folder / "trials.parquet")
+    fresh = subprocess.run([sys.executable, "-m", "analysis.significance", str(folder)], capture_output=True, text=True)
+    assert (fresh.returncode, fresh.stderr) == (1, "unfinished: 8 of 32 confirm trials\n")
+    assert "Unfinished: 8 of 32 confirm trials." in fresh.stdout
     for main in (significance.main, improvement.main, growth.main):
         assert main([str(folder)]) == 1
         said = capsys.readouterr()

@@ -13,6 +13,7 @@ from analysis import improvement
 from analysis.io.assemble import assemble
 from analysis.io.files import TableError
 from analysis.io.study import load
+from analysis.io.tables.columns import Options
 from analysis.report import build, methods
 from analysis.report.findings import Findings
 from analysis.verdict.decide import decide
@@ -95,6 +96,12 @@ def test_the_report_of_such_a_study_says_which_test_decided(tmp_path: Path, caps
     assert "paired t test over seeds" not in said
     assert improvement.main([str(folder)]) == 0
     assert "n baseline" in capsys.readouterr().out
+
+
+def test_the_test_of_a_study_cannot_be_changed_after_it_ran(tmp_path: Path):
+    folder = simulate(tmp_path / "demo")
+    with pytest.raises(TableError, match=r"--unpaired: .*study.yaml fixed the test before the study ran"):
+        load(folder, options=Options(unpaired=True))
 
 
 def test_a_table_shows_the_runs_of_each_arm(tmp_path: Path, capsys: pytest.CaptureFixture):
