@@ -3,3 +3,4 @@
 STAGES = ("search", "calibrate", "confirm")  # in the order in which they run
 OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
 SEEDS_APART = 10_000_000  # from a seed of a replicate to the same seed of the next: beyond every seed of a study
+PRELIMINARY = "Preliminary"  # first word of a verdict on too few seeds for a claim

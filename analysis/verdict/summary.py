@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.io.assemble import Study
+from analysis.io.names import PRELIMINARY
 from analysis.io.space import chosen_values
 from analysis.io.text import values_line
 from analysis.verdict import looks, words
@@ -60,7 +61,7 @@ def _seeds(rows: Sequence[Comparison], study: Study) -> str:
     if study.rule != "fixed":
         return f"With {n} {unit} by the rule {study.rule}"
     if n < words.CLAIM_SEEDS:
-        return f"Preliminary, with {n} of the {words.CLAIM_SEEDS} {unit} that a claim needs"
+        return f"{PRELIMINARY}, with {n} of the {words.CLAIM_SEEDS} {unit} that a claim needs"
     return f"With {n} {unit} (a claim needs {words.CLAIM_SEEDS})"
 
 

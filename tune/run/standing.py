@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from analysis.io.names import PRELIMINARY
 from tune.errors import PagatingError
 from tune.run import ledger
 from tune.run.progress import Progress
@@ -56,9 +57,10 @@ class Standing:
 
     @property
     def short(self) -> str:
-        """Number of arms with each verdict, as text."""
+        """Number of arms with each verdict, as text, and whether the seeds are too few for a claim."""
         counts = Counter(kind.replace("_", " ") for kind in self.verdict.values())
-        return ", ".join(f"{number} {kind}" for kind, number in counts.items())
+        text = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+        return f"{text} ({PRELIMINARY.lower()})" if text and self.summary.startswith(PRELIMINARY) else text
 
 
 def standing(folder: Path) -> Standing:

@@ -59,12 +59,12 @@ def test_ls_says_how_each_folder_stands(made, monkeypatch, capsys):
     rows = {line.split()[0]: re.split(r"\s{2,}", line.rstrip()) for line in out.splitlines()[2:]}
     today = time.strftime("%Y-%m-%d")
     assert list(rows) == ["done", "half", "lost", "new", "odd", "open", "photos", "published", "torn"]
-    assert rows["done"][:4] == ["done", "finished", "33 of 33", "1 better"]
+    assert rows["done"][:4] == ["done", "finished", "33 of 33", "1 better (preliminary)"]
     assert rows["done"][4].startswith(today)
-    assert rows["open"][:4] == ["open", "finished", "33 of 33", "1 undecided"]
+    assert rows["open"][:4] == ["open", "finished", "33 of 33", "1 undecided (preliminary)"]
     assert rows["half"][1:3] == ["not finished", "32 of 33"]
     assert rows["half"][3].startswith(today)  # an older verdict is not shown
-    assert rows["published"][1:3] == ["tables only", "1 better"]
+    assert rows["published"][1:3] == ["tables only", "1 better (preliminary)"]
     assert rows["new"][1] == "not begun"
     assert rows["lost"][1:3] == ["damaged", "study.yaml is missing"]
     assert rows["odd"][1:3] == [
