@@ -23,7 +23,7 @@ from analysis.report.figures import FIGURES, Drawn, drawn
 from analysis.report.findings import PATH_COLUMNS, TABLES, Findings
 from analysis.report.methods import methods, would_change
 from analysis.verdict.exits import add_require_verdict, end
-from analysis.verdict.kinds import Result, as_object, as_rows
+from analysis.verdict.kinds import Result, as_object, shown_rows
 from analysis.verdict.summary import summarise
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -69,9 +69,9 @@ def _remove_old(out: Path, figures: Mapping[str, Drawn], tables: Mapping[str, ob
 
 def decision(result: Result) -> list[str]:
     """Return the verdict's table, the reason of each arm and the assay sensitivity, as lines of Markdown."""
-    rows = as_rows(result.comparisons)
+    rows = shown_rows(result.every)
     lines = [formats.to_markdown(rows, formats.with_runs(rows, formats.VERDICT_COLUMNS)), ""]
-    lines += [f"- {markdown(row.arm)}: {markdown(row.why)}" for row in result.comparisons]
+    lines += [f"- {markdown(row.label)}: {markdown(row.why)}" for row in result.every]
     return [*lines, f"- assay sensitivity: {markdown(result.sensitivity.why)}", ""]
 
 
@@ -91,7 +91,7 @@ def verdict_markdown(result: Result) -> str:
 
 def terminal_table(result: Result, width: int | None = None) -> Table:
     """Return the verdict's table for a terminal (rich) of a width; None: this terminal's."""
-    return formats.verdict_table(as_rows(result.comparisons), result.summary, width or Console().width)
+    return formats.verdict_table(shown_rows(result.every), result.summary, width or Console().width)
 
 
 def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]) -> str:
@@ -109,7 +109,7 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         found=found,
         study=found.study,
         result=found.result,
-        summary=summarise(found.result.comparisons, found.study, found.result.sensitivity, found.result.unfinished),
+        summary=summarise(found.result.every, found.study, found.result.sensitivity, found.result.unfinished),
         figures=figures,
         svg={name: Markup(plots.inline(content, name)) for name, content in svg.items()},
         verdict_columns=formats.with_runs(found.verdict, formats.REPORT_COLUMNS),

@@ -12,7 +12,7 @@ from analysis.io.assemble import Study
 from analysis.io.space import chosen_columns, chosen_rows
 from analysis.report.cell_curves import Line, lines
 from analysis.verdict.decide import decide
-from analysis.verdict.kinds import Result, as_rows
+from analysis.verdict.kinds import Result, shown_rows
 
 Rows = list[dict[str, Any]]
 TABLES = (  # file names of the tables
@@ -45,7 +45,7 @@ class Findings:
     @cached_property
     def verdict(self) -> Rows:
         """Comparisons of the verdict, one row per arm; none before the study has ended."""
-        return [] if self.result.unfinished else as_rows(self.result.comparisons)
+        return [] if self.result.unfinished else shown_rows(self.result.every)
 
     @cached_property
     def chosen(self) -> Rows:
@@ -55,7 +55,7 @@ class Findings:
     @cached_property
     def sequential(self) -> Rows:
         """Looks of a sequential rule, one row per arm and look."""
-        return [{"arm": row.arm, **look} for row in self.result.comparisons for look in row.path]
+        return [{"arm": row.label, **look} for row in self.result.every for look in row.path]
 
     @cached_property
     def fairness(self) -> Rows:

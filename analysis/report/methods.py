@@ -60,9 +60,15 @@ def methods(study: Study) -> list[str]:
         f"{100 * (1 - study.level):g}% interval. {_test(study)}, "
         f"{_TESTS[study.correction]} over all arms, level {study.level:g}; {_beside(study)} beside it. "
         f"Equivalence by two one-sided tests at a margin of {study.margin}, with the same correction. "
-        f"A run that diverged keeps its place as the worst rank. {_named(study)}"
+        f"A run that diverged keeps its place as the worst rank. {_contrasts(study)}{_named(study)}"
     )
     return [line for line in out if line]
+
+
+def _contrasts(study: Study) -> str:
+    """Name the contrasts, which belong to the family."""
+    pairs = [f"{arm} against {reference}" for reference, arm in study.contrasts]
+    return f"Contrasts of two arms, in the same family: {', '.join(pairs)}. " if pairs else ""
 
 
 def _named(study: Study) -> str:
@@ -121,14 +127,14 @@ def would_change(found: Findings) -> list[str]:
         out.append(f"Longer trials: {gap.why}; below a gap of {STRONG_GAP:g}% the order of arms may still change.")
     elif gap.floor is None:
         out.append("A floor arm: without one, nothing shows that this regime can tell activations apart.")
-    for row in result.comparisons:
+    for row in result.every:
         if row.kind is Verdict.UNDECIDED:
             guide = "" if study.looks else " (if the effect seen is the true one)"
-            out.append(f"{row.arm}: {what_it_needs(row, study)}{guide}.")
+            out.append(f"{row.label}: {what_it_needs(row, study)}{guide}.")
         if study.rule == "fixed" and row.n < CLAIM_SEEDS and row.refusal is not Refusal.FLOOR_DOES_NOT_LOSE:
-            out.append(f"{row.arm}: {row.n} seeds; a claim asks for {CLAIM_SEEDS}.")
+            out.append(f"{row.label}: {row.n} seeds; a claim asks for {CLAIM_SEEDS}.")
         if row.p_worst_rank is not None:
-            out.append(f"{row.arm}: diverged runs decide; if no run diverged, the t test would apply.")
+            out.append(f"{row.label}: diverged runs decide; if no run diverged, the t test would apply.")
     hits = edge_hits(study)
     if hits:
         out.append(f"A wider grid: the learning rate of {', '.join(hits)} is an end of the calibration grid.")

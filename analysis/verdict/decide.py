@@ -27,7 +27,7 @@ from analysis.verdict.comparison import measure
 from analysis.verdict.exits import add_require_verdict, end
 from analysis.verdict.family import Part
 from analysis.verdict.grids import unbracketed, uncalibrated
-from analysis.verdict.kinds import Comparison, Refusal, Result, Sensitivity, Verdict, as_object, as_rows
+from analysis.verdict.kinds import Comparison, Refusal, Result, Sensitivity, Verdict, as_object, shown_rows
 from analysis.verdict.summary import summarise
 
 SCHEMA = 1
@@ -56,20 +56,23 @@ def _decide_family(studies: Sequence[Study]) -> list[Result]:
 
 def _measured(study: Study) -> Part:
     losses = study.losses()
-    treatments = [arm for arm in study.arms if arm != study.baseline]
-    paired = {arm: looks.paired(study, losses, study.baseline, arm) for arm in treatments}
+    paired = {(reference, arm): looks.paired(study, losses, reference, arm) for reference, arm in study.comparisons}
     baseline_losses = losses[study.baseline].to_numpy(float)
     margin = _margin(study, study.sign * baseline_losses[np.isfinite(baseline_losses)])
-    rows = [measure(arm, study.baseline, paired[arm], study.level, margin, study.sign) for arm in treatments]
+    rows = [
+        measure(arm, reference, pairs, study.level, margin, study.sign) for (reference, arm), pairs in paired.items()
+    ]
+    for row in rows:
+        row.contrast = row.baseline != study.baseline
     if study.table or study.unpaired:
-        rows = [elsewhere.describe(row, paired[row.arm], losses, study) for row in rows]
+        rows = [elsewhere.describe(row, paired[row.baseline, row.arm], losses, study) for row in rows]
     hits, open_sides, searched_only = edge_hits(study), unbracketed(study), uncalibrated(study)
     for row in rows if not study.confirms else []:
         row.kind, row.refusal = Verdict.NOT_TESTABLE, Refusal.NO_CONFIRM_STAGE
     looks.look(rows, paired, losses, study)
     for row in rows:
-        row.at_edge = [arm for arm in (study.baseline, row.arm) if arm in hits]
-        row.unbracketed = {arm: open_sides[arm] for arm in (study.baseline, row.arm) if arm in open_sides}
+        row.at_edge = [arm for arm in (row.baseline, row.arm) if arm in hits]
+        row.unbracketed = {arm: open_sides[arm] for arm in (row.baseline, row.arm) if arm in open_sides}
         row.uncalibrated = searched_only
     return Part(study, losses, paired, margin, rows)
 
@@ -102,7 +105,8 @@ def _result(part: Part, size: int) -> Result:
         metric=study.metric,
         level=study.level,
         correction=study.correction,
-        comparisons=rows,
+        comparisons=[row for row in rows if not row.contrast],
+        contrasts=[row for row in rows if row.contrast],
         sensitivity=sensitivity,
         margin=study.margin,
         margin_nats=part.margin,
@@ -131,7 +135,7 @@ def _judge(part: Part, size: int) -> Sensitivity:
     sensitivity = assay(rows, study)
     refusal = Refusal.TOO_FEW_SEEDS if sensitivity.too_few_seeds else Refusal.FLOOR_DOES_NOT_LOSE
     for row in rows if sensitivity.testable is False else []:
-        if row.arm != study.floor:
+        if row.contrast or row.arm != study.floor:
             row.why = f"{sensitivity.why}; alone it would read: {row.verdict}; {row.why}"
             row.kind, row.refusal = Verdict.NOT_TESTABLE, refusal
             row.verdict = words.sentence(row, study)
@@ -142,7 +146,8 @@ def _judge(part: Part, size: int) -> Sensitivity:
 def _untold(row: Comparison, missing: str) -> Comparison:
     # before the last trial has ended, no number of a comparison is shown: to see one is a look
     why = f"unfinished: {missing}"
-    return Comparison(row.arm, row.baseline, row.n, verdict="unfinished", why=why, kind=Verdict.UNFINISHED)
+    kind = Verdict.UNFINISHED
+    return Comparison(row.arm, row.baseline, row.n, verdict="unfinished", why=why, kind=kind, contrast=row.contrast)
 
 
 @cache
@@ -216,7 +221,7 @@ def _total_seeds(row: Comparison, study: Study) -> int | None:
     return power.seeds_needed(row.d_z, row.margin / row.sd_difference, step, step)
 
 
-def _secondary(rows: Sequence[Comparison], paired: Mapping[str, Pairs], study: Study) -> None:
+def _secondary(rows: Sequence[Comparison], paired: Mapping[tuple[str, str], Pairs], study: Study) -> None:
     sizes = study.trials[study.trials["stage"] == "confirm"].groupby("arm")
     for column in ("parameters", "flops_per_token"):
         if column in study.trials.columns:
@@ -227,11 +232,12 @@ def _secondary(rows: Sequence[Comparison], paired: Mapping[str, Pairs], study: S
                     setattr(row, prefix + column, float(value) if np.isfinite(value) else None)
     if study.unpaired:
         return
-    names = [arm for arm in paired if len(paired[arm].seeds)]
-    balanced = names and len({tuple(paired[arm].seeds) for arm in names}) == 1 and study.rule == "fixed"
+    rows = [row for row in rows if not row.contrast]
+    each = [paired[row.baseline, row.arm] for row in rows]
+    balanced = len({tuple(pairs.seeds) for pairs in each}) == 1 and study.rule == "fixed"
     tested = [row for row in rows if row.p_t is not None]
     if balanced and len(tested) == len(rows) and all(row.p_worst_rank is None for row in rows):
-        result = multiplicity.dunnett_blocked(paired[names[0]].baseline, [paired[arm].arm for arm in names])
+        result = multiplicity.dunnett_blocked(each[0].baseline, [pairs.arm for pairs in each])
         for row, p in zip(rows, result["p_adjusted"], strict=True):
             row.p_dunnett = p
 
@@ -267,12 +273,12 @@ def show(result: Result, study: Study, kind: str) -> None:
         study: Its study.
         kind: One of `formats.FORMATS`.
     """
-    rows = as_rows(result.comparisons)
+    rows = shown_rows(result.every)
     columns = formats.of_table(rows, study.unit) if study.table else formats.VERDICT_COLUMNS
     command.emit_rows(rows, columns, kind, title=result.summary)
     notes = list(result.facts.notes) if result.facts else []
     if kind == "terminal":
-        formats.print_notes([f"{row.arm}: {row.why}" for row in result.comparisons])
+        formats.print_notes([f"{row.label}: {row.why}" for row in result.every])
         formats.print_notes([f"sensitivity: {result.sensitivity.why}", *(f"note: {note}" for note in notes)])
     else:
         command.say(notes)

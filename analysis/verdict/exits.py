@@ -31,7 +31,7 @@ def exit_code(result: Result, require_verdict: bool = False) -> Exit:
 def end(result: Result, require_verdict: bool) -> Exit:
     """Return `exit_code`; print on standard error why it is not 0, or that there is no arm to compare."""
     code = exit_code(result, require_verdict)
-    missing = [f"{row.arm}: {row.verdict}" for row in result.in_question if not row.kind.settled]
+    missing = [f"{row.label}: {row.verdict}" for row in result.in_question if not row.kind.settled]
     if code is Exit.COULD_NOT:
         return could_not(result.unfinished)
     if code is Exit.NO_VERDICT or not result.comparisons:

@@ -20,7 +20,7 @@ class Part:
 
     study: Study
     losses: pd.DataFrame
-    paired: dict[str, Pairs]
+    paired: dict[tuple[str, str], Pairs]  # by reference and arm
     margin: float | None
     rows: list[Comparison]
 
@@ -128,7 +128,7 @@ def improvement_interval(row: Comparison, part: Part, level: float) -> tuple[flo
         b, a = (values[np.isfinite(values)] for values in (part.losses[arm] for arm in (row.baseline, row.arm)))
         interval = estimates.fieller_unpaired(sign * b.to_numpy(), sign * a.to_numpy(), level, row.df or 1.0)
     else:
-        pairs = part.paired[row.arm]
+        pairs = part.paired[row.baseline, row.arm]
         b, a = pairs.baseline[pairs.complete], pairs.arm[pairs.complete]
         interval = estimates.fieller(sign * b, sign * a, level)
     return bounds(interval, sign)

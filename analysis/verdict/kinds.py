@@ -157,6 +157,12 @@ class Comparison:
     exaggeration: float | None = None
     odd_runs: list[str] = field(default_factory=list)
     of_table: OfTable | None = None
+    contrast: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name of the comparison: that of its arm, with its reference if it is a contrast."""
+        return f"{self.arm} against {self.baseline}" if self.contrast else self.arm
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -205,7 +211,8 @@ class Result:
     """Decision on a whole study.
 
     `unfinished` names what the study still lacks, and is empty if it is complete. `chosen` has the values of the
-    searched hyperparameters that each arm was given.
+    searched hyperparameters that each arm was given. `contrasts` compares two arms other than the baseline; there
+    `baseline` is the first of them.
     """
 
     schema: int
@@ -231,29 +238,43 @@ class Result:
     unfinished: str
     chosen: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: MetricFacts | None = None
+    contrasts: list[Comparison] = field(default_factory=list)
     tasks: list[Result] = field(default_factory=list)
 
     @property
+    def every(self) -> list[Comparison]:
+        """Comparisons with the baseline, then the contrasts."""
+        return [*self.comparisons, *self.contrasts]
+
+    @property
     def in_question(self) -> list[Comparison]:
-        """Comparisons of the arms that the study asks about; see the function `in_question`."""
-        return in_question(self.comparisons, self.floor)
+        """Comparisons that the study asks about; see the function `in_question`."""
+        return in_question(self.every, self.floor)
 
 
 def in_question(rows: Iterable[Comparison], floor: str | None) -> list[Comparison]:
-    """Return the comparisons of all arms but the floor; return the floor's if there is no other."""
+    """Return all comparisons but the floor's with the baseline; return the floor's if there is no other."""
     rows = list(rows)
-    return [row for row in rows if row.arm != floor] or rows
+    return [row for row in rows if row.contrast or row.arm != floor] or rows
 
 
 def as_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
-    """Return the comparisons as rows of a table, which are also their objects in JSON."""
-    return [_joined(vars(row), "of_table", row.of_table) for row in comparisons]
+    """Return the comparisons as objects of JSON."""
+    rows = [_joined(vars(row), "of_table", row.of_table) for row in comparisons]
+    return [{key: value for key, value in row.items() if key != "contrast"} for row in rows]
+
+
+def shown_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
+    """Return the comparisons as rows of a table for a reader, each with its label in the column of the arm."""
+    comparisons = list(comparisons)
+    return [row | {"arm": each.label} for row, each in zip(as_rows(comparisons), comparisons, strict=True)]
 
 
 def as_object(result: Result) -> dict[str, Any]:
     """Return the object of verdict.json; a table from elsewhere has more keys, and one object per task."""
     nested: dict[str, Any] = {
         "comparisons": as_rows(result.comparisons),
+        "contrasts": as_rows(result.contrasts),
         "sensitivity": dict(vars(result.sensitivity)),
     }
     if result.tasks:
@@ -261,7 +282,7 @@ def as_object(result: Result) -> dict[str, Any]:
     else:
         nested["tasks"] = None
     found = _joined({**vars(result), **nested}, "facts", result.facts)
-    left_out = {key for key in ("tasks", "chosen") if not found[key]}
+    left_out = {key for key in ("tasks", "chosen", "contrasts") if not found[key]}
     return {key: value for key, value in found.items() if key not in left_out}
 
 

@@ -34,7 +34,9 @@ def paired(study: Study, losses: pd.DataFrame, reference: str, arm: str) -> Pair
     return replace(pairs, dropped_baseline=cut[0], dropped_arm=cut[1])
 
 
-def look(rows: Sequence[Comparison], paired: Mapping[str, Pairs], losses: pd.DataFrame, study: Study) -> None:
+def look(
+    rows: Sequence[Comparison], paired: Mapping[tuple[str, str], Pairs], losses: pd.DataFrame, study: Study
+) -> None:
     """Set the path of each comparison over the looks of its rule, and the p and the interval that follow from it.
 
     The level of the interval is the p at which the last look would stop this arm alone.
@@ -61,7 +63,7 @@ def look(rows: Sequence[Comparison], paired: Mapping[str, Pairs], losses: pd.Dat
             last = row.path[-1]
         row.p_anytime = row.p_deciding = last["p_anytime"]
         row.p_no_difference = last["p_no_difference"]
-        interval, pairs = None, paired[row.arm]
+        interval, pairs = None, paired[row.baseline, row.arm]
         if last["stops_at"] > 0 and row.p_t is not None:
             b, a = pairs.baseline[pairs.complete], pairs.arm[pairs.complete]
             interval = estimates.fieller(b, a, last["stops_at"])
@@ -140,8 +142,7 @@ def to_come(study: Study, there: Order, looks: tuple[int, ...]) -> dict[str, int
     if min(there.reached.values()) >= looks[-1]:
         return {}
     losses = study.losses()
-    pairs = [(study.baseline, arm) for arm in study.arms if arm != study.baseline]
-    d = {pair: in_order(there, losses, *pair) for pair in pairs}
+    d = {pair: in_order(there, losses, *pair) for pair in study.comparisons}
     margins = margins_at_looks(study, there, losses)
     open_ = sequential.undecided(d, study.rule, study.made, study.level, study.correction, study.reserve, margins)
     racing = (study.settings.get("confirm") or {}).get("racing") is not False and not study.unpaired

@@ -60,7 +60,7 @@ def _confirmed(row: Comparison, part: Part, level: float) -> list[str]:
             runs = part.losses[arm].dropna()
             found += [f"{arm} seed {int(runs.index[i])}" for i in far_off(runs.to_numpy(float), level)]
         return found
-    pairs = part.paired[row.arm]
+    pairs = part.paired[row.baseline, row.arm]
     return [f"seed {pairs.seeds[i]}" for i in far_off(pairs.differences, level)]
 
 

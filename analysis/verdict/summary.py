@@ -51,7 +51,9 @@ def summarise(rows: Sequence[Comparison], study: Study, floor: Sensitivity, unfi
     base = values_line(chosen.get(study.baseline, {}))
     against = study.baseline + (f" ({base})" if base else "")
     head = f"{_seeds(asked, study)}, against {against}, on {study.metric}{_of_metric(study)}:"
-    parts = [f"{row.arm}: {_word(row, study)}{_numbers(row, study, chosen)}" for row in asked]
+    if lost := looks.level_lost(study):
+        head = f"{lost} {head}"
+    parts = [f"{row.label}: {_word(row, study)}{_numbers(row, study, chosen)}" for row in asked]
     return Summary(head, parts, " ".join(part for part in (_gap(floor, study), *warnings) if part))
 
 
@@ -106,10 +108,8 @@ def _warnings(rows: Sequence[Comparison], study: Study) -> list[str]:
         warnings.append(f"Warning: no bracket around the best {' and the best '.join(each)} of {arm}.")
     if rows and rows[0].uncalibrated:
         warnings.append(f"Warning: {words.were_searched(rows[0].uncalibrated)}, not calibrated.")
-    if odd := [f"{row.arm} ({', '.join(row.odd_runs)})" for row in rows if row.odd_runs]:
+    if odd := [f"{row.label} ({', '.join(row.odd_runs)})" for row in rows if row.odd_runs]:
         warnings.append(f"Warning: runs far from the rest: {'; '.join(odd)}; {words.IF_ODD}.")
-    if lost := looks.level_lost(study):
-        warnings.append(lost)
     if study.added:
         said = words.added(study)
         warnings.append(f"{said[0].upper()}{said[1:]}.")

@@ -88,11 +88,11 @@ def were_searched(names: Sequence[str]) -> str:
 
 def added(study: Study) -> str:
     """State which arms joined late, and what this does to the correction and the level."""
-    others = len(study.arms) - 1
+    family = f"{len(study.arms) - 1} arms" if not study.contrasts else f"{len(study.comparisons)} comparisons"
     how = "is corrected" if study.correction != "none" else "is not corrected"
     return (
         f"added after the configurations of the other arms had been chosen: {', '.join(study.added)}; p {how} for all "
-        f"{others} arms, and the level of {study.level:g} holds only if no result led to the addition"
+        f"{family}, and the level of {study.level:g} holds only if no result led to the addition"
     )
 
 

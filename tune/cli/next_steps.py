@@ -36,7 +36,7 @@ def next_steps(result: Result, study: Study, report: str, browse: str) -> list[s
 
 def to_change(result: Result, study: Study) -> list[str]:
     """Return a change of the study file for each reason that weakens the verdict; else a line for further questions."""
-    rows = [row for row in result.comparisons if row.arm != result.floor]
+    rows = [row for row in result.every if row.contrast or row.arm != result.floor]
     if not study.runs("confirm"):
         return [f"To decide: stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"]
     if result.unfinished:
@@ -140,7 +140,7 @@ def _to_decide(rows: Sequence[Comparison], study: Study) -> list[str]:
 
 
 def _arms(rows: Sequence[Comparison]) -> str:
-    return ", ".join(row.arm for row in rows)
+    return ", ".join(row.label for row in rows)
 
 
 def _list(names: Sequence[str]) -> str:

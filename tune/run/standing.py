@@ -113,7 +113,9 @@ def verdict_of(folder: Path, last: float | None) -> tuple[dict[str, str], str]:
     try:
         found = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
         rows = {str(row["arm"]): str(row["kind"]) for row in found["comparisons"]}
-        return {arm: kind for arm, kind in rows.items() if arm != found["floor"]} or rows, str(found["summary"])
+        between = {f"{row['arm']} against {row['baseline']}": str(row["kind"]) for row in found.get("contrasts", [])}
+        asked = {arm: kind for arm, kind in rows.items() if arm != found["floor"]} | between
+        return asked or rows, str(found["summary"])
     except (ValueError, KeyError, TypeError):
         return {}, f"verdict.json is damaged; `pagating report {folder.name}` writes it again"
 

@@ -46,7 +46,7 @@ def shown(folder: Path, result: Result | None = None) -> bool:
             level=result.level,
             correction=result.correction,
             losses=result.losses_sha256,
-            verdicts={row.arm: row.kind for row in result.comparisons},
+            verdicts={row.label: row.kind for row in result.every},
         )
     finally:
         held.close()

@@ -234,7 +234,10 @@ def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: d
     now = round(1000 * max(event["time"] for event in events))
     metrics = [
         Metric(f"improvement_percent/{row['arm']}", row["improvement_percent"], now, 0)
-        for row in verdict["comparisons"]
+        for row in [
+            *verdict["comparisons"],
+            *({**row, "arm": f"{row['arm']} against {row['baseline']}"} for row in verdict.get("contrasts", [])),
+        ]
         if row["improvement_percent"] is not None
     ]
     client.log_batch(parent_id, metrics=metrics)

@@ -11,9 +11,13 @@ import pytest
 from scipy import stats
 
 from analysis.io.assemble import assemble
+from analysis.report.build import verdict_markdown
+from analysis.report.methods import methods
 from analysis.verdict.decide import decide
+from analysis.verdict.kinds import as_object
 from tests.studies import TINY, changed, study_of
 from tune.backend.inline import Inline
+from tune.cli.next_steps import to_change
 from tune.errors import StudyError
 from tune.run.extend import check_folder
 from tune.run.ledger import Ledger, MemoryLedger, read
@@ -56,9 +60,14 @@ def run(study, ledger=None, test=loss):
     return run
 
 
-def decided(run, study):
+def table(run):
     rows, _ = tables("s", run.ledger.events)
-    return decide(assemble("s", "s", rows, pd.DataFrame(), study.model_dump()))
+    return assemble("s", "s", rows, pd.DataFrame(), run.study.model_dump())
+
+
+def decided(run, study):
+    assert run.study == study
+    return decide(table(run))
 
 
 def differences(run, arm, n, reference="gelu"):
@@ -249,6 +258,77 @@ def test_a_verdict_that_was_shown_is_one_event_for_each_state_of_the_data(tmp_pa
     held.append("ended", cell="x", outcome="completed", final={})
     assert not shown(folder)  # a sweep has the ledger
     held.close()
+
+
+def test_an_extension_without_a_reserve_says_first_that_the_level_no_longer_holds():
+    ledger = MemoryLedger()
+    plain = {"margin": 1e-6}
+    first = run(study(confirm=plain), ledger)
+    result = decided(first, first.study)
+    assert "level" not in result.summary
+    assert methods(table(first))[-1].endswith("All of it was named before the study ran.")
+    more = run(study(confirm={**plain, "seeds": 9}), ledger)
+    result = decided(more, more.study)
+    assert result.summary.startswith(
+        "The level of 5% no longer holds: seeds were added after a verdict, without a reserve. With looks at 6 and 9 "
+        "seeds, about 10% of studies without a difference would say better or worse. With 9 seeds"
+    )
+    assert methods(table(more))[-1].endswith("It was named before the study ran, except the seeds after the first 6.")
+    row = {row.arm: row for row in result.comparisons}["two"]
+    assert row.p_t == pytest.approx(p_of(differences(more, "two", 9)), rel=1e-9)
+    assert row.p_deciding == row.p_t  # the numbers are those of all seeds
+    assert to_change(result, more.study)[0].startswith("two: undecided, and this study has spent its level")
+
+
+def test_a_contrast_is_one_more_comparison_of_the_family():
+    found = run(study(contrasts=[["two", "one"]], confirm={"margin": 1e-6}))
+    result = decided(found, found.study)
+    (row,) = result.contrasts
+    assert (row.arm, row.baseline, row.kind) == ("one", "two", "better")
+    p = {
+        **{arm: p_of(differences(found, arm, 6)) for arm in ("linear-floor", "one", "two")},
+        "contrast": p_of(differences(found, "one", 6, reference="two")),
+    }
+    running, by_hand = 0.0, {}
+    for rank, name in enumerate(sorted(p, key=p.get)):  # Holm over four comparisons
+        running = max(running, min(1.0, (4 - rank) * p[name]))
+        by_hand[name] = running
+    assert row.p_adjusted == pytest.approx(by_hand["contrast"], rel=1e-9)
+    assert {r.arm: r.p_adjusted for r in result.comparisons} == pytest.approx(
+        {arm: q for arm, q in by_hand.items() if arm != "contrast"}, rel=1e-9
+    )
+    losses = {arm: [e["final"]["test_nll"] for e in found.ledger.events if of(e, arm)] for arm in ("one", "two")}
+    assert row.improvement_percent == pytest.approx(100 * (1 - np.mean(losses["one"]) / np.mean(losses["two"])))
+    assert "one against two: better" in result.summary
+    assert "one against two" in verdict_markdown(result)
+    assert as_object(result)["contrasts"][0]["p_t"] == pytest.approx(p["contrast"], rel=1e-9)
+    assert "contrasts" not in as_object(decided(run(study()), study()))
+
+
+def of(event, arm):
+    return event["event"] == "ended" and event["cell"].startswith(f"confirm/{arm}/")
+
+
+def test_a_contrast_keeps_both_of_its_arms_until_it_is_decided():
+    rule = {"seeds": None, "rule": "e-process", "margin": 1e-6}
+
+    def equal(cell, share):
+        return loss(cell, share) - (0.03 if cell.arm == "two" else 0.0)
+
+    alone = run(study(confirm=rule), test=equal)
+    both = run(study(confirm=rule, contrasts=[["one", "two"]]), test=equal)
+    seeds = [{arm: sum(of(e, arm) for e in each.ledger.events) for arm in GAIN} for each in (alone, both)]
+    assert max(seeds[0].values()) < 20
+    assert [seeds[1][arm] for arm in ("gelu", "one", "two")] == [20, 20, 20]
+    assert seeds[1]["linear-floor"] < 20
+    result = decided(both, both.study)
+    assert {row.label: row.kind for row in result.every} == {
+        "linear-floor": "worse",
+        "one": "better",
+        "two": "better",
+        "two against one": "undecided",
+    }
+    assert to_change(result, both.study)[0].startswith(("To decide two against one: ", "two against one: needs more"))
 
 
 def test_the_reserve_is_named_before_the_first_confirm_trial_has_ended(tmp_path):
