@@ -28,6 +28,7 @@ PATH_COLUMNS: formats.Columns = {
     "e": ("e", ".3g"),
     "stops_at": ("stops one arm at p", ".3g"),
     "p_anytime": ("p over all looks", ".3g"),
+    "p_no_difference": ("p of no difference, over all looks", ".3g"),
 }
 
 
@@ -55,6 +56,8 @@ class Findings:
     @cached_property
     def sequential(self) -> Rows:
         """Looks of a sequential rule, one row per arm and look."""
+        if self.study.rule == "fixed" and len(self.study.made) < 2:
+            return []
         return [{"arm": row.label, **look} for row in self.result.every for look in row.path]
 
     @cached_property

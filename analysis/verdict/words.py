@@ -234,8 +234,9 @@ def _rule_note(row: Comparison, study: Study) -> str:
     seen = "" if last["p"] is None else f", seen {last['p']:.3g}"
     seen += "" if e is None else f", e = {e:.3g}"
     lost = " (a diverged run: no evidence from it on)" if study.rule == "e-process" and last["t"] is None else ""
+    of = f" of {len(study.looks)}" if study.looks else ""
     return (
-        f"{study.rule}: look {len(row.path)} of {len(study.looks)}, at {last['n']} seeds, stops this arm alone at "
+        f"{study.rule}: look {len(row.path)}{of}, at {last['n']} seeds, stops this arm alone at "
         f"p <= {last['stops_at']:.3g}{seen}{lost}; p over all looks = {last['p_anytime']:.3g} before {study.correction}"
     )
 

@@ -165,7 +165,7 @@ def make_plan(
     n_ctx = study.model.n_ctx
     windows = {split: (held["tokens"] - 1) // n_ctx for split, held in meta["splits"].items()} if meta else None
     power = confirm_power(study, effect, noise) if noise is not None and study.runs("confirm") else None
-    seeds = confirm_seeds(study, power["study_seeds"] if power else None)
+    seeds = confirm_seeds(study, _mean_seeds(study, power) if power else None)
     rows = work(study, models, seeds, windows)
     stages = stage_seconds(
         study, speeds, slots, seeds, overheads.cell, calibration.rows_seconds if calibration else 0.0
@@ -191,6 +191,14 @@ def make_plan(
         "memory": memory_parts(study, biggest, vocab_size, base_mb),
         "power": power,
     }
+
+
+def _mean_seeds(study: Study, power: dict[str, Any]) -> float:
+    """Return the expected confirm seeds of an arm. An arm that is decided stops; the baseline goes on with the last."""
+    if not study.confirm.racing:
+        return float(power["study_seeds"])
+    others = len(study.arms) - 1
+    return float(power["study_seeds"] + others * power["seeds"]) / (others + 1)
 
 
 def _corpus_bytes(corpus: Path | None) -> int | None:
