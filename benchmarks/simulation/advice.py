@@ -27,24 +27,29 @@ class Shown:
     trials: int
 
 
-def follow(study: Study, decide: Callable[[Study, MemoryLedger], tuple[Result, int]]) -> list[Shown]:
-    """Return every verdict that is shown to somebody who follows each line of advice.
+def follow(
+    study: Study,
+    decide: Callable[[Study, MemoryLedger], tuple[Result, int]],
+    advice: Callable[[Result, Study], list[str]] = to_change,
+) -> list[Shown]:
+    """Return every verdict that is shown to somebody who follows the first line of advice, again and again.
 
     Args:
         study: The study.
         decide: Runs a study on a ledger, of which earlier looks may have written a part; returns its verdict and the
             number of its trials.
+        advice: Returns the lines of advice after a verdict.
     """
     ledger, shown = MemoryLedger(), list[Shown]()
     while len(shown) < MOST:
         result, trials = decide(study, ledger)
         shown.append(Shown(study, result, trials))
-        lines = [line for line in to_change(result, study) if CHANGE.search(line)]
+        lines = [line for line in advice(result, study) if CHANGE.search(line)]
         if not lines:
             return shown
         content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(study.model_dump(exclude_none=True)))
         for section, key, before, after in CHANGE.findall(lines[0]):
-            if content[section][key] != int(before):
+            if content[section].get(key, int(before)) != int(before):  # a default cap is not in the file
                 raise ValueError(f"{lines[0]}: the study has {content[section][key]}")
             content[section][key] = int(after)
         if ANOTHER in lines[0]:

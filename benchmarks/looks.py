@@ -1,0 +1,245 @@
+"""Measure what looks cost: errors of somebody who follows the terminal's advice, and the trials that racing saves.
+
+    python benchmarks/looks.py [--studies 1000] [--write docs/protocol.md]
+
+The first table runs whole studies, from search to verdict, and follows the printed advice until none is left. A study
+errs if any verdict that was shown says better or worse of an arm that equals the baseline. The last row adds the seeds
+that an undecided verdict names without a reserve, as its first sentence warns of.
+The second table draws the confirm stage of a baseline, a floor and six arms: with racing; with all arms going on until
+each is decided; and with all arms going on until each is better or worse, no difference being tested at the cap only.
+`saved` compares the first with the last.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import stats
+from simulation import advice
+from simulation.world import Scenario, World
+
+from analysis.io.assemble import assemble, margin_in_nats
+from analysis.io.write import write_whole
+from analysis.stats import paired_tests, sequential
+from analysis.stats.multiplicity import adjust
+from analysis.stats.pairs import differences
+from analysis.verdict.decide import decide
+from analysis.verdict.kinds import Result, Verdict
+from tune.backend.inline import Inline
+from tune.cli.next_steps import to_change
+from tune.decide.confirm import Confirmation
+from tune.run.ledger import MemoryLedger
+from tune.run.study_run import StudyRun
+from tune.run.tables import tables
+from tune.study.files import parse
+from tune.study.study import Study
+from tune.subject.known import Known
+
+FIRST = 50_000  # seed of the first study
+NARROW = "0.1%"  # a margin that few seeds resolve, so that most studies are undecided
+KEPT = {"reserve": 0.2, "margin": NARROW}
+ADVISED: list[tuple[str, list[str], dict[str, Any]]] = [
+    *(
+        (f"reserve 0.2, {seeds} seeds, {len(arms)} arm{'s' * (len(arms) > 1)}", arms, {"seeds": seeds, **KEPT})
+        for seeds in (6, 8)
+        for arms in (["first"], ["first", "second", "searched"])
+    ),
+    ("e-process, 1 arm", ["first"], {"rule": "e-process", "margin": NARROW}),
+    ("no reserve, 6 seeds, 1 arm, seeds added all the same", ["first"], {"seeds": 6, "margin": NARROW}),
+]
+SIX = ("a", "b", "c", "d", "e", "f")
+LOSS, SHARED, OWN = 3.3, 0.012, 0.0061  # nats: the baseline's loss, its noise by seed, that of a run
+MARGIN = 0.005  # share of the loss
+MIXED = dict(zip(SIX, (-0.03, -0.012, 0.0, 0.0, 0.012, 0.03), strict=True))
+EFFECTS = {  # nats above the baseline, and the margin as a share of the loss
+    "no true differences": (dict.fromkeys(SIX, 0.0), MARGIN),
+    "no true differences, a narrow margin": (dict.fromkeys(SIX, 0.0), MARGIN / 5),
+    "mixed differences": (MIXED, MARGIN),
+    "mixed differences, a narrow margin": (MIXED, MARGIN / 5),
+    "all arms at the margin": (dict.fromkeys(SIX, MARGIN * LOSS), MARGIN),
+}
+STUDY = """
+question: What does a look cost?
+model: {n_layer: 2, d_model: 16, n_head: 2, n_ctx: 16}
+fixed: {tokens: 4096, batch_tokens: 64}
+nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
+arms: {baseline: {baseline: true}, floor: {gate: sigmoid, alpha: 0.0, floor: true}}
+stages: [search, confirm]
+"""
+
+
+def advised(arms: list[str], confirm: dict[str, Any], seeds: range) -> dict[str, Any]:
+    """Follow the advice in simulated studies without a true difference; return counts."""
+    scenario = Scenario("normal noise")
+    content = yaml.safe_load(scenario.study)
+    content["confirm"] = confirm
+    content["arms"] = {arm: unit for arm, unit in content["arms"].items() if arm in ("baseline", "floor", *arms)}
+    study = parse(yaml.safe_dump(content), Path("simulated.yaml"))
+    lines = to_change if confirm.get("reserve") or "rule" in confirm else _all_the_same
+    ever = first = shown = 0
+    for seed in seeds:
+        world = World(scenario, list(study.arms), seed)
+
+        def run(study: Study, ledger: MemoryLedger, world: World = world) -> tuple[Result, int]:
+            one = StudyRun(study, None, Known(study, world.loss, world.test), ledger=ledger)
+            Inline().train(one)
+            rows, _ = tables(study.name, one.ledger.events)
+            return decide(assemble("simulated", "simulated", rows, pd.DataFrame(), study.model_dump())), len(rows)
+
+        results = [each.result for each in advice.follow(study, run, lines)]
+        wrong = [any(r.arm in arms and r.kind in (Verdict.BETTER, Verdict.WORSE) for r in x.every) for x in results]
+        ever, first, shown = ever + any(wrong), first + wrong[0], shown + len(results)
+    return {"of": len(seeds), "ever": ever, "first": first, "shown": shown / len(seeds)}
+
+
+def _all_the_same(result: Result, study: Study) -> list[str]:
+    """Return the change to the number of seeds that an undecided verdict names, once, whatever the level is."""
+    needed = [
+        int(found[1]) for row in result.in_question if (found := re.search(r"about (\d+) more seed", row.verdict))
+    ]
+    if study.confirm.seeds != 6 or not needed or 6 + max(needed) > 100:
+        return []
+    return [f"confirm.seeds: 6 -> {6 + max(needed)}"]
+
+
+def raced(rule: str, gaps: dict[str, float], margin: float, seeds: range) -> dict[str, Any]:
+    """Draw confirm stages with racing, without it, and without stopping for no difference; return counts of each."""
+    content = yaml.safe_load(STUDY)
+    content["arms"] |= {arm: {"gate": "sigmoid", "alpha": 0.5} for arm in SIX}
+    studies = []
+    for racing in (True, False):
+        content["confirm"] = {"rule": rule, "racing": racing, "margin": f"{100 * margin:g}%"}
+        studies.append(parse(yaml.safe_dump(content), Path("simulated.yaml")))
+    true = {"baseline": 0.0, "floor": 0.15, **gaps}
+    cells, wrong, same, decided = np.zeros((4, 3))
+    for seed in seeds:
+        draw, cap = np.random.default_rng([seed, 13]), studies[0].confirm.looks[-1]
+        shared = SHARED * draw.standard_normal(cap)
+        losses = {arm: LOSS + gap + shared + OWN * draw.standard_normal(cap) for arm, gap in true.items()}
+        for i, study in enumerate([*studies, studies[0]]):
+            kinds, trained = _confirm(study, losses) if i < 2 else _all_arms(study, losses)
+            cells[i] += trained
+            wrong[i] += any(kind == "better" and true[arm] >= 0 for arm, kind in kinds.items())
+            wrong[i] += any(kind == "worse" and true[arm] <= 0 for arm, kind in kinds.items())
+            same[i] += any(kind == "same" and abs(true[arm]) >= margin * LOSS for arm, kind in kinds.items())
+            decided[i] += sum(kind != "undecided" for kind in kinds.values())
+    n = len(seeds)
+    return {"of": n, "cells": cells / n, "wrong": wrong, "same": same, "decided": decided / n}
+
+
+def _all_arms(study: Study, losses: dict[str, np.ndarray]) -> tuple[dict[str, str], int]:
+    """Return decisions and trials if all arms go on until each one is better or worse, and TOST is made at the cap."""
+    confirm, looks = study.confirm, study.confirm.looks
+    arms = [arm for arm in study.arms if arm != "baseline"]
+    paths = {arm: sequential.path(losses["baseline"] - losses[arm], confirm.rule, looks, confirm.level) for arm in arms}
+    for j, n in enumerate(looks):
+        p = adjust([path[j]["p_anytime"] for path in paths.values()], "holm")
+        if max(p) <= confirm.level or n == looks[-1]:
+            words = {arm: "better" if paths[arm][j]["t"] > 0 else "worse" for arm in arms}
+            margin = margin_in_nats(confirm.margin, float(losses["baseline"].mean()))
+            d = {arm: (losses["baseline"] - losses[arm])[:n] for arm in arms}
+            same = adjust([paired_tests.tost(x, margin)[0] for x in d.values()], "holm")
+            for arm, own, q in zip(arms, p, same, strict=True):
+                if own > confirm.level:
+                    words[arm] = "same" if q <= confirm.level and n == looks[-1] else "undecided"
+            return {arm: word for arm, word in words.items() if arm != "floor"}, n * len(study.arms)
+    raise AssertionError
+
+
+def _confirm(study: Study, losses: dict[str, np.ndarray]) -> tuple[dict[str, str], int]:
+    """Run a confirm stage on known losses; return the decision on each arm but the floor, and the trials."""
+    stage, confirm = Confirmation(study, lambda *event, **fields: None), study.confirm
+    seen: dict[str, list[float]] = {arm: [] for arm in study.arms}
+    cells = stage.begin({arm: {"lr": 1e-3} for arm in study.arms})
+    while cells:
+        for cell in cells:
+            loss = float(losses[cell.arm][cell.seed - confirm.first_seed])
+            stage.record(cell, loss)
+            seen[cell.arm].append(loss)
+        cells = stage.extend()
+    b = np.array(seen["baseline"])
+    bands = sequential.margins(lambda mean: margin_in_nats(confirm.margin, mean), b, stage.looks)
+    last = {}
+    for arm in study.arms:
+        if arm != "baseline":
+            d = differences(b[: len(seen[arm])], np.array(seen[arm]))
+            last[arm] = sequential.path(d, confirm.rule, stage.looks, confirm.level, 0.0, bands)[-1]
+    differ, same = (adjust([row[key] for row in last.values()], "holm") for key in ("p_anytime", "p_no_difference"))
+    kinds = {}
+    for arm, p, q in zip(last, differ, same, strict=True):
+        word = "better" if last[arm]["t"] > 0 else "worse"
+        kinds[arm] = word if p <= confirm.level else "same" if q <= confirm.level else "undecided"
+    return {arm: kind for arm, kind in kinds.items() if arm != "floor"}, sum(map(len, seen.values()))
+
+
+def share(hits: float, of: int) -> str:
+    """Return a share in percent with its 95% interval (Wilson 1927)."""
+    interval = stats.binomtest(round(hits), of).proportion_ci(method="wilson")
+    return f"{100 * hits / of:.1f}% [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def advised_table(studies: int, say: Callable[[str], None]) -> list[str]:
+    """Return the first table as lines of Markdown."""
+    lines = [
+        "| no true difference | studies | verdicts shown per study | errs at the first look | errs at any look |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, arms, confirm in ADVISED:
+        found = advised(arms, confirm, range(FIRST, FIRST + studies))
+        n = found["of"]
+        lines.append(
+            f"| {name} | {n} | {found['shown']:.2f} | {share(found['first'], n)} | {share(found['ever'], n)} |"
+        )
+        say(lines[-1])
+    return lines
+
+
+def raced_table(studies: int, say: Callable[[str], None]) -> list[str]:
+    """Return the second table as lines of Markdown."""
+    lines = [
+        "| six arms | studies | confirm trials | of all arms together | TOST at the cap only | saved | errs "
+        "| says no difference wrongly | arms decided | TOST at the cap only |",
+        "| --- | ---: |" + " ---: |" * 8,
+    ]
+    for rule in ("e-process", "obrien-fleming"):
+        for name, (gaps, margin) in EFFECTS.items():
+            found = raced(rule, gaps, margin, range(FIRST, FIRST + studies))
+            n, (mine, together, before), decided = found["of"], found["cells"], found["decided"]
+            saved, errs, same = 100 * (1 - mine / before), share(found["wrong"][0], n), share(found["same"][0], n)
+            lines.append(
+                f"| {rule}, {name} | {n} | {mine:.1f} | {together:.1f} | {before:.1f} | {saved:.0f}% | {errs} | {same} "
+                f"| {decided[0]:.2f} | {decided[2]:.2f} |"
+            )
+            say(lines[-1])
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Simulate both tables, print them, and write them into a page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=1000, help="of each row")
+    parser.add_argument("--table", choices=("advice", "racing"), help="only this table")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the tables between the page's marks")
+    options = parser.parse_args(arguments)
+    paired_tests.EXACT_UP_TO, paired_tests.DRAWS = 10, 10_000  # shown beside the decision only, and slow
+    assert math.isclose(sum(sequential.shares(0.2, 60)), 1.0)
+    for name, table in (("advice", advised_table), ("racing", raced_table)):
+        if options.table in (None, name):
+            lines = table(options.studies, lambda line: print(line, flush=True))
+            if options.write:
+                page = options.write.read_text(encoding="utf-8")
+                begin, end = f"<!-- {name}: start -->\n", f"<!-- {name}: end -->"
+                before, rest = page.split(begin)
+                whole = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+                write_whole(options.write, whole.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
