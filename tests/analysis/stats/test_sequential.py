@@ -12,7 +12,7 @@ from analysis.io.assemble import assemble
 from analysis.io.files import TableError
 from analysis.stats import sequential
 from analysis.stats.pairs import differences
-from analysis.stats.sequential import NOMINAL, e_process, nominal, path, plan, undecided
+from analysis.stats.sequential import NOMINAL, e_process, next_seeds, nominal, path, plan, shares, undecided
 from analysis.verdict.decide import verdict
 
 OBF = plan("obrien-fleming")
@@ -104,6 +104,74 @@ def test_differences_of_diverged_and_missing_runs():
     np.testing.assert_array_equal(d, [1.0, inf, -inf, 0.0, nan, nan])
 
 
+def test_a_reserve_is_spent_by_halves_and_never_whole():
+    assert shares(0.2, 4) == pytest.approx([0.8, 0.1, 0.05, 0.025])
+    assert sum(shares(0.2, 40)) == pytest.approx(1.0)
+    assert shares(0.0, 3) == [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match=r"reserve 0.3; allowed: 0 to 0.25"):
+        shares(0.3, 2)
+
+
+def test_the_fixed_rule_takes_the_smallest_p_per_share_and_without_a_reserve_the_last_p():
+    d = np.concatenate([of_p(6, 0.03), [-0.5, 1.0, 0.2, -0.1]])
+    p = [stats.ttest_1samp(d[:n], 0).pvalue for n in (6, 10)]
+    assert p[0] / 0.8 < p[1] / 0.1
+    kept = path(d, "fixed", (6, 10), 0.05, 0.2)
+    assert [row["p_anytime"] for row in kept] == pytest.approx([p[0] / 0.8] * 2)  # a decision stays
+    assert [row["stops_at"] for row in kept] == pytest.approx([0.04, 0.005])
+    assert [row["p_anytime"] for row in path(d, "fixed", (6, 10), 0.05)] == pytest.approx(p)
+
+
+def test_no_difference_over_the_looks_has_the_boundaries_of_the_rule_on_each_side():
+    x = of_p(10, 0.5)
+    error = x.std(ddof=1) / math.sqrt(10)
+    margin = abs(x.mean()) + stats.t.isf(NOMINAL[10] / 2, 9) * error  # the nearer side is at the last boundary
+    (*_, last) = path(x, "obrien-fleming", OBF, 0.05, margins=[1e-9, 1e-9, 1e-9, margin])
+    assert last["p_no_difference"] == pytest.approx(0.025, rel=1e-3)
+    assert last["p_tost"] == pytest.approx(NOMINAL[10] / 2, rel=1e-9)
+    sides = [max(e for n, e in enumerate(e_process(x + sign * margin), 1) if n > 2) for sign in (1, -1)]
+    (*_, last) = path(x, "e-process", E, 0.05, margins=[margin] * len(E))
+    assert last["p_no_difference"] == pytest.approx(1 / min(sides))
+    (row,) = path(x, "fixed", (10,), 0.05, 0.2, [margin])
+    assert row["p_no_difference"] == pytest.approx(NOMINAL[10] / 2 / 0.8)
+    assert path(x, "fixed", (10,), 0.05)[0]["p_no_difference"] is None
+    x[3] = math.inf
+    assert path(x, "e-process", E, 0.05, margins=[margin] * len(E))[-1]["p_no_difference"] is None
+
+
+@pytest.mark.parametrize("rule", ["obrien-fleming", "e-process"])
+def test_an_arm_at_the_margin_is_called_no_different_in_no_more_than_the_level(rule):
+    looks = plan(rule)
+    rng, studies = np.random.default_rng(2), 250
+    wrong = 0
+    for _ in range(studies):
+        d = 2.0 + rng.standard_normal(looks[-1])
+        wrong += path(d, rule, looks, 0.05, margins=[2.0] * len(looks))[-1]["p_no_difference"] <= 0.05
+    assert stats.binomtest(wrong, studies, 0.05, alternative="greater").pvalue > 0.01
+    naive = 2.0 + rng.standard_normal((1000, looks[-1]))  # TOST at each look errs more often
+    hits = [stats.ttest_1samp(naive[:, :n], 2.0, axis=1, alternative="less").pvalue <= 0.05 for n in looks]
+    assert np.any(hits, axis=0).mean() > 0.08
+
+
+def test_the_next_look_is_for_what_is_undecided():
+    reached = {"base": 5, "one": 5, "two": 3, "three": 5}
+    of = {"looks": (3, 5, 8), "baseline": "base", "rule": "e-process", "racing": True}
+    assert next_seeds(reached, [("base", "one")], **of) == {"one": 8, "base": 8}
+    assert next_seeds(reached, [("base", "two")], **of) == {"two": 5}  # the baseline has those seeds
+    assert next_seeds(reached, [("one", "three")], **of) == {"one": 8, "three": 8, "base": 8}  # a contrast
+    assert next_seeds(reached, [], **of) == {}
+    assert next_seeds(reached, [("base", "one")], **of | {"racing": False}) == {
+        "one": 8,
+        "two": 5,
+        "three": 8,
+        "base": 8,
+    }
+    assert next_seeds({"base": 8, "one": 8}, [("base", "one")], **of) == {}
+    few = {"base": 6, "one": 6}
+    assert next_seeds(few, [], **of | {"rule": "fixed", "looks": (6, 9)}) == {"one": 9, "base": 9}  # no claim yet
+    assert next_seeds({"base": 8, "one": 8}, [], **of | {"rule": "fixed", "looks": (8, 9)}) == {}
+
+
 def study(rule: str, seeds: int, gap: float, **confirm: object):
     rng = np.random.default_rng(5)
     rows = []
@@ -131,12 +199,9 @@ def test_the_verdict_decides_by_the_rule_and_says_so():
 
 def test_a_difference_that_the_fixed_rule_would_take_is_not_taken_at_an_early_look():
     early = verdict(study("obrien-fleming", 3, -0.006))["comparisons"][1]
-    assert early["verdict"] == "undecided (its next look is at 5 seeds)"
+    assert early["verdict"] == "unfinished"  # and the next look is at 5 seeds
     late = verdict(study("obrien-fleming", 10, -0.0005))["comparisons"][1]
     assert late["verdict"] == "no difference larger than 0.5%"
-    before = verdict(study("obrien-fleming", 3, -0.0005, margin="0.6%"))["comparisons"][1]
-    assert before["verdict"].startswith("undecided")  # TOST at this look alone would stop
-    assert before["p_tost"] < 0.05 < before["p_no_difference"]
     capped = verdict(study("obrien-fleming", 10, -0.0005, margin=1e-5))["comparisons"][1]
     assert capped["verdict"] == "undecided (the cap of 10 seeds is reached)"
 
