@@ -115,6 +115,15 @@ def slopes(
     return rows
 
 
+def confirm_curves(study: Study) -> pd.DataFrame:
+    """Return the confirm curves. If arms stopped at different looks, only the seeds that all of them ran are there."""
+    curves = study.curves[study.curves["stage"] == "confirm"] if len(study.curves) else study.curves
+    if not study.races or not len(curves):
+        return curves
+    seeds = set.intersection(*(set(rows) for _, rows in curves.groupby("arm")["seed"]))
+    return curves[curves["seed"].isin(seeds)] if seeds else curves
+
+
 def paired_curves(study: Study) -> dict[str, Pair]:
     """Return arm -> (seeds, steps, tokens, baseline's losses, arm's losses), seeds down and common steps across.
 

@@ -82,6 +82,8 @@ def verdict_markdown(result: Result) -> str:
     if result.unfinished:
         return "\n".join(lines)
     lines += decision(result)
+    if any(row.path for row in result.every) and len({row.n for row in result.every}) > 1:
+        lines += ["An arm that is decided trains no further. Means over different seeds cannot be compared.", ""]
     lines.append(
         f"Metric {markdown(result.metric)}, level {result.level:g}, correction {result.correction}, "
         f"margin {result.margin}."

@@ -52,7 +52,7 @@ def methods(study: Study) -> list[str]:
         return [line for line in out if line]
     if confirm.get("seeds") is not None or study.rule != "fixed":
         out.append(
-            f"Confirmation: {_seeds(study)}, shared by all arms (same initial bits and data order). "
+            f"Confirmation: {_seeds(study)}, shared by all arms (same initial bits and data order){_stops(study)}. "
             f"Metric {study.metric} at the last step, in nats per token."
         )
     out.append(
@@ -106,6 +106,10 @@ def _looks(study: Study) -> str:
     if study.rule == "fixed":
         return ""
     return f" (p over all looks of the rule {study.rule}; the interval is that of the look's own level)"
+
+
+def _stops(study: Study) -> str:
+    return "; an arm that was decided at a look trained no further" if study.races else ""
 
 
 def _seeds(study: Study) -> str:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.describe.alphas import alpha_columns, arms_with_alphas
-from analysis.describe.curves import SCALES
+from analysis.describe.curves import SCALES, confirm_curves
 from analysis.io.assemble import Study
 from analysis.io.trials import confirm_rows
 from analysis.report.palette import INK, colour_of
@@ -142,7 +142,7 @@ def loss_curves(study: Study) -> Figure:
     """Draw the validation loss of the confirm runs against tokens: mean over seeds, band from lowest to highest."""
     fig = Figure(figsize=(WIDTH, 3.7))
     ax = fig.subplots()
-    curves = study.curves[study.curves["stage"] == "confirm"]
+    curves = confirm_curves(study)
     entries, last = [], []
     for arm in study.arms:
         colour, marker = arm_style(study, arm)

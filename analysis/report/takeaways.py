@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from analysis.describe.alphas import ALL_LAYERS
-from analysis.describe.curves import Trend
+from analysis.describe.curves import Trend, confirm_curves
 from analysis.io.assemble import Study
 from analysis.io.trials import confirm_rows
 from analysis.report.cell_curves import Line
@@ -73,10 +73,10 @@ def against_alpha(rows: list[dict[str, Any]]) -> str:
 
 def loss_curves(study: Study) -> str:
     """Name the arms of the lowest and the highest mean loss at the last evaluation, and the spread of the seeds."""
-    curves, chosen = study.curves, confirm_rows(study.trials)
+    curves, chosen = confirm_curves(study), confirm_rows(study.trials)
     if not len(curves) or not len(chosen):
         return ""
-    ends = curves[(curves["stage"] == "confirm") & np.isfinite(curves["val_nll"].astype(float))]
+    ends = curves[np.isfinite(curves["val_nll"].astype(float))]
     ends = ends[ends["tokens"] == ends["tokens"].max()]
     by_arm = ends.groupby("arm")["val_nll"].agg(["mean", "min", "max"])
     if len(by_arm) < 2:

@@ -13,6 +13,7 @@ from scipy import stats
 from analysis.io.assemble import assemble
 from analysis.report.build import verdict_markdown
 from analysis.report.methods import methods
+from analysis.report.takeaways import loss_curves
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import as_object
 from tests.studies import TINY, changed, study_of
@@ -183,6 +184,26 @@ def test_an_arm_that_is_decided_stops_and_the_others_go_on_with_the_baseline():
     assert len(whole.records) - len(found.records) == 40 - seeds["one"] - seeds["linear-floor"]
     other = {row.arm: row for row in decided(whole, whole.study).comparisons}
     assert {arm: row.kind for arm, row in other.items()} == {arm: row.kind for arm, row in rows.items()}
+
+
+def test_means_of_arms_that_stopped_early_are_shown_over_the_seeds_that_all_ran():
+    found = run(study(confirm={"seeds": None, "rule": "e-process", "margin": 1e-6}))
+    rows, curves = tables("s", found.ledger.events)
+    read = assemble("s", "s", rows, curves, found.study.model_dump())
+    shared = min(row.n for row in decide(read).comparisons)
+    ends = {arm: np.mean([loss(cell, 1.0) for cell in cells]) for arm, cells in first_cells(found, shared).items()}
+    low, high = min(ends, key=ends.get), max(ends, key=ends.get)
+    said = loss_curves(read)
+    assert (
+        f"{low} has the lowest mean, {ends[low]:.3f} nats per token, and {high} the highest, {ends[high]:.3f}" in said
+    )
+    assert "Means over different seeds cannot be compared" in verdict_markdown(decide(read))
+
+
+def first_cells(run, n):
+    """Return the confirm cells of each arm on the first n seeds."""
+    cells = [record.cell for record in run.records.values() if record.cell.stage == "confirm"]
+    return {arm: [cell for cell in cells if cell.arm == arm and cell.seed < 101 + n] for arm in GAIN}
 
 
 def test_an_arm_that_does_not_differ_stops_too():
