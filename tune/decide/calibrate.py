@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ class Calibration:
         self._now: dict[str, dict[str, float]] = {}  # each arm's best configuration so far
         self._axis = 0  # number of the axis whose cells run; that of no axis in the rounds of corners
         self._round = 0
-        self._signs: list[list[int]] = []  # of each round, one per pair of axes: 1 if its corners are (+, -) and (-, +)
+        self._rounds = 0  # of the first arms; later ones have as many
         self._configs: dict[str, dict[str, dict[str, float]]] = {}  # those that were planned, by arm and digest
         self._losses: dict[tuple[str, str, int], float] = {}  # by arm, digest of the configuration, and seed
 
@@ -211,7 +211,7 @@ class Calibration:
         begun = 0 if ahead else sum(len(axis.values) for axis in self._axes)
         left = len(self.names) - (self._axis + 1 if ahead else len(self._axes))
         corners = 0 if self._first_form else corner_points(self.study)
-        rounds = int(self._round == 0) if ahead else max(1, len(self._signs))
+        rounds = int(self._round == 0) if ahead else 2 * max(1, self._rounds) - 1  # the first is half a round
         return begun + max(0, left) * self.study.calibrate.points + rounds * corners
 
     # --- the grid of one hyperparameter ---
@@ -265,23 +265,18 @@ class Calibration:
                     self._now[arm] = {**self._now[arm], **values}
             if self._round == MOST_ROUNDS or max(gains, default=0.0) < GAIN:
                 return []
-            if self._round == len(self._signs):
-                h = np.mean([one.hessian for one in found.values()], axis=0)
-                self._signs.append([1 if h[j, k] >= 0 else -1 for j, k in _pairs(scales)])
-        elif not self._signs:
-            self._signs.append([1] * len(_pairs(scales)))
-        signs = self._signs[self._round]
         self._round += 1
+        self._rounds = max(self._rounds, self._round)
         centres = {arm: self._now[arm] for arm in self._arms}
-        self._decided("corners", nuisances=self.names, round=self._round, signs=signs, best=centres)
+        # The first corners alone may lie along a valley. Those of later rounds enclose an optimum that moved.
+        ways = [way for way in product((1, -1), repeat=len(scales)) if self._round > 1 or math.prod(way) < 0]
+        self._decided("corners", nuisances=self.names, round=self._round, points=len(ways), best=centres)
         wanted = []
-        for number, ((j, k), sign) in enumerate(zip(_pairs(scales), signs, strict=True)):
+        for number, way in enumerate(ways):
             for arm, centre in centres.items():
-                at = self._position(centre)
-                for i, way in enumerate((CORNER, -CORNER)):
-                    moved = {j: at[j] + way, k: at[k] - sign * way}
-                    corner = {scales[n].name: scales[n].value(scales[n].step * x) for n, x in moved.items()}
-                    wanted.append((arm, 2 * number + i, {**centre, **corner}))
+                moved = zip(scales, self._position(centre), way, strict=True)
+                corner = {scale.name: scale.value(scale.step * (x + CORNER * sign)) for scale, x, sign in moved}
+                wanted.append((arm, number, {**centre, **corner}))
         return self._cells(wanted, "corners")
 
     def _position(self, config: Mapping[str, float]) -> list[float]:
@@ -316,11 +311,6 @@ class Calibration:
 
 def _named(found: Mapping[str, Bracket]) -> dict[str, str]:
     return {name: str(why) for name, why in found.items() if why is not Bracket.CLOSED}
-
-
-def _pairs(axes: Iterable[Any]) -> list[tuple[int, int]]:
-    """Return the pairs of numbers of axes."""
-    return list(combinations(range(len(list(axes))), 2))
 
 
 def _grid(scale: Scale, centre: float, points: int) -> list[float]:

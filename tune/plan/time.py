@@ -18,7 +18,7 @@ from tune.errors import StudyError
 from tune.plan.probe import Calibration, Speed
 from tune.plan.work import Model, stopped
 from tune.study.sizes import (
-    CORNER_ROUNDS,
+    CORNER_UNITS,
     Span,
     arm_trials,
     corner_points,
@@ -161,10 +161,10 @@ def stage_seconds(
     return {
         "search": (search(2), search(1), search(0)),
         "calibrate": (
-            len(grids) * grid(settings.points) + rounds(CORNER_ROUNDS[0]),
+            len(grids) * grid(settings.points) + rounds(CORNER_UNITS[0]),
             sum(chance * grid(size) for each in grids.values() for size, chance in each.items())
-            + rounds(CORNER_ROUNDS[1]),
-            len(grids) * grid(settings.max_points) + rounds(CORNER_ROUNDS[2]),
+            + rounds(CORNER_UNITS[1]),
+            len(grids) * grid(settings.max_points) + rounds(CORNER_UNITS[2]),
         ),
         "confirm": (confirm(seeds[0]), confirm(seeds[1]), confirm(seeds[2])),
     }

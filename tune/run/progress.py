@@ -79,7 +79,7 @@ class Progress:
         elif kind == "grid":
             self._grids[event.get("nuisance", "lr")] = len(event["grid"])
         elif kind == "corners":
-            self._grids[f"corners {event['round']}"] = 2 * len(event["signs"])
+            self._grids[f"corners {event['round']}"] = event["points"]
         elif kind == "look":
             self._look = {"has": event["seeds"], "gets": event["next"]}
         elif kind == "chosen":

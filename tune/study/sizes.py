@@ -18,8 +18,8 @@ from tune.study.study import Study
 Span = tuple[float, float, float]  # least, expected, most
 APART = 1.5  # factor by which the arms' best learning rates may differ, as in the simulations of docs/protocol.md
 DRAWS = 4_000
-MOST_ROUNDS = 3  # of corner points
-CORNER_ROUNDS = (1.0, 1.5, float(MOST_ROUNDS))  # least, expected, most; one without interaction, two with it
+MOST_ROUNDS = 5  # of corner points
+CORNER_UNITS = (1.0, 2.0, 2.0 * MOST_ROUNDS - 1)  # least, expected, most points in units of a first round
 
 
 def middle(where: Distribution) -> float:
@@ -142,9 +142,9 @@ def grid_chances(study: Study) -> dict[str, dict[int, float]]:
 
 
 def corner_points(study: Study) -> int:
-    """Return the points per arm of one round of corners, which show how the calibrated hyperparameters interact."""
+    """Return the points per arm of the first round of corners, which show how calibrated hyperparameters interact."""
     axes = len(scales(study))
-    return axes * (axes - 1) if study.runs("calibrate") and study.calibrate.choice == "fit" else 0
+    return 2 ** (axes - 1) if axes > 1 and study.runs("calibrate") and study.calibrate.choice == "fit" else 0
 
 
 @lru_cache(maxsize=64)
@@ -168,8 +168,8 @@ def grid_points(study: Study) -> Span:
     chances, corners = grid_chances(study), corner_points(study)
     expected = sum(points * chance for each in chances.values() for points, chance in each.items())
     least, most = len(chances) * study.calibrate.points, len(chances) * study.calibrate.max_points
-    rounds = CORNER_ROUNDS
-    return float(least + rounds[0] * corners), expected + rounds[1] * corners, float(most + rounds[2] * corners)
+    units = CORNER_UNITS
+    return float(least + units[0] * corners), expected + units[1] * corners, float(most + units[2] * corners)
 
 
 def confirm_seeds(study: Study, expected: float | None = None) -> Span:
