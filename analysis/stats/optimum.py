@@ -101,15 +101,18 @@ def share(found: Mapping[str, Optimum]) -> dict[str, Optimum]:
     if len(noisy) < 2:
         return out
     x, error = np.array(list(noisy.values())).T
-    moved = np.exp(x + np.clip(towards_others(x, error), -SHARED * error, SHARED * error))
+    moved = np.exp(x + np.clip(towards_others(x, error)[0], -SHARED * error, SHARED * error))
     for arm, rate in zip(noisy, moved, strict=True):
         low, high = found[arm].reach or (rate, rate)
         out[arm] = replace(found[arm], fitted=float(np.clip(rate, low, high)))
     return out
 
 
-def towards_others(x: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Return how far each estimate moves towards the common mean: the step of `share` without its bound.
+def towards_others(x: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far each estimate moves towards the common mean, as in `share` without its bound.
+
+    Return also the standard errors of the moved estimates. With w = 1 / (e^2 + tau^2), they are the root of e^2 tau^2 w
+    + (e^2 w)^2 / sum w.
 
     Args:
         x: Estimates of the same quantity, one per arm; two or more.
@@ -120,8 +123,8 @@ def towards_others(x: np.ndarray, error: np.ndarray) -> np.ndarray:
     spare = float(w.sum() - w @ w / w.sum())
     tau2 = max(0.0, (q - (len(x) - 1)) / spare) if spare > 0 else 0.0  # 0 if one estimate has all the weight
     weight = 1 / (error**2 + tau2)
-    out: np.ndarray = error**2 * weight * (weight @ x / weight.sum() - x)
-    return out
+    left = np.sqrt(error**2 * tau2 * weight + (error**2 * weight) ** 2 / weight.sum())
+    return error**2 * weight * (weight @ x / weight.sum() - x), left
 
 
 def _variance(losses: np.ndarray) -> float | None:

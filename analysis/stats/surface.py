@@ -11,8 +11,9 @@ from itertools import combinations
 
 import numpy as np
 
-from analysis.stats.optimum import FADE, SHARED, STEADY, noise, towards_others
+from analysis.stats.optimum import SHARED, STEADY, noise, towards_others
 
+FADE = 12.0  # standard errors above the best mean over which a point's weight fades
 NEAR = 1.6  # steps around the best point within which a point has weight 1
 SMALLEST = 1e-9  # nats: standard error of a point if the seeds show no noise
 UNKNOWN = 1e6  # nats: standard error of a coefficient that the points do not determine
@@ -42,14 +43,14 @@ def joint_optima(
 ) -> dict[str, JointOptimum]:
     """Estimate the joint optimum of each arm by least squares of mean loss = a + b' x + x' A x.
 
-    - Weights: 1 for the points less than 1.6 steps from the best one on every axis, exp(-(excess / (4 s))^2 / 2) for
-      the others, as in `optimum`. A point that is infeasible on a seed is left out.
+    - Weights: 1 for the points less than 1.6 steps from the best one on every axis, exp(-(excess / (12 s))^2 / 2)
+      for the others. A point that is infeasible on a seed is left out.
     - The second-order coefficients are shrunk towards the arms' common mean as far as noise explains the distance
       (DerSimonian and Laird, as in `share`, without a bound), because arms mostly differ in their optima. Half of the
-      standard error of the mean is added to each curvature. A cross term g with the standard error e is multiplied by
+      standard error that remains is added to each curvature. A cross term g with the standard error e is multiplied by
       max(0, 1 - e^2 / g^2). The scaled Hessian is kept positive definite.
     - The gradient is fitted again with A fixed. The optimum is the minimum of the fit within the smallest box that has
-      the best point, its neighbours and the points within 4 s of it.
+      the best point, its neighbours and the points within 12 s of it.
     - Each optimum then moves towards the other arms' as in `share`, one axis after the other from the last to the
       first. The earlier axes follow along the fitted valley, so that the loss stays low.
 
@@ -75,7 +76,8 @@ def joint_optima(
     errors = np.array([fit.second_error for fit in fits.values()])
     if len(fits) > 1:
         moved = [towards_others(x, e) for x, e in zip(estimates.T, errors.T, strict=True)]
-        estimates, errors = estimates + np.array(moved).T, errors / np.sqrt(len(fits))
+        estimates = estimates + np.array([step for step, _ in moved]).T
+        errors = np.array([error for _, error in moved]).T
     for fit, second, error in zip(fits.values(), estimates, errors, strict=True):
         fit.solve(_hessian(second, error, fit.axes))
     if len(fits) > 1:
@@ -151,7 +153,7 @@ def _share(fits: list[_Fit]) -> None:
     left = [fit.covariance for fit in fits]  # given the axes that have moved
     for k in reversed(range(fits[0].axes)):
         x, error = np.array([fit.at[k] for fit in fits]), np.sqrt([c[k, k] for c in left])
-        step = np.clip(towards_others(x, error), -SHARED * error, SHARED * error)
+        step = np.clip(towards_others(x, error)[0], -SHARED * error, SHARED * error)
         for i, fit in enumerate(fits):
             at, h = fit.at.copy(), fit.hessian
             at[k] = np.clip(x[i] + step[i], fit.low[k], fit.high[k])

@@ -17,7 +17,9 @@ from pagating.trial import Trial
 from tune.study.addresses import check_address, check_tracking
 from tune.study.arm import Arm
 from tune.study.sections import (
+    MODEL_KEYS,
     NAME,
+    TUNABLE,
     CalibrateSection,
     ConfirmSection,
     CorpusSection,
@@ -35,6 +37,16 @@ from tune.study.sections import (
 )
 
 MOST_LR = 100.0
+_SIZE = "it is a size of the model, which the question is about and all arms share"
+_BUDGET = "it sets the length of a trial, which is the same for every trial"
+_NOT_TUNED = {
+    **dict.fromkeys(("n_layer", "d_model", "n_head", "n_ctx", "vocab_size"), _SIZE),
+    **dict.fromkeys(("tokens", "steps"), _BUDGET),
+    "batch_tokens": "trials of one study have the same number of steps, so that their curves can be compared; study "
+    "another batch in a study of its own",
+    "micro_batch_tokens": "it changes the speed and the memory of a trial, not its result",
+    **dict.fromkeys(("eval_every", "eval_windows"), "losses of different evaluations cannot be compared"),
+}
 
 
 class Study(Section):
@@ -123,6 +135,14 @@ class Study(Section):
             )
         return given
 
+    @field_validator("nuisance", mode="before")
+    @classmethod
+    def _nuisance(cls, given: Any) -> Any:
+        for key in given if isinstance(given, dict) else ():
+            if why := _NOT_TUNED.get(key):
+                raise ValueError(f"{key} cannot be tuned: {why}; allowed: {', '.join(TUNABLE)}")
+        return given
+
     @field_validator("arms")
     @classmethod
     def _arms(cls, given: dict[str, Arm]) -> dict[str, Arm]:
@@ -182,10 +202,13 @@ class Study(Section):
         for key, where in self.nuisance.items():
             for value in where.values if key != "lr" else []:
                 try:
-                    FixedSection.model_validate({key: value})
+                    (ModelSection if key in MODEL_KEYS else FixedSection).model_validate({key: value})
                 except ValidationError as error:
                     problem = error.errors()[0]["msg"]
                     raise ValueError(f"nuisance.{key} has {value}: {problem[:1].lower() + problem[1:]}") from error
+        if "initializer_range" in self.nuisance and (self.model.pretrained or self.task == "span"):
+            why = "the initial weights are those of model.pretrained" if self.model.pretrained else "T5 has its own"
+            raise ValueError(f"nuisance.initializer_range has no effect: {why}; leave it out")
         if self.search.sampler == "grid":
             self._check_grid()
         fixed, n_ctx = self.fixed, self.model.n_ctx

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pagating.trial import Trial
-from tune.study.sections import TUNABLE
+from tune.study.sections import MODEL_KEYS, TRIAL_KEYS
 from tune.study.study import Study
 
 
@@ -22,10 +22,10 @@ def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corp
     """
     fixed = study.fixed.model_dump(exclude={"steps", "padding"})
     return Trial(
-        **{**fixed, **{name: config[name] for name in TUNABLE if name in config}},
+        **{**fixed, **{name: config[name] for name in TRIAL_KEYS if name in config}},
         padding=(study.fixed.padding or "counted") if study.corpus.rows == "lines" else None,
         corpus=str(corpus),
-        model=study.model.sizes(),
+        model={**study.model.sizes(), **{name: config[name] for name in MODEL_KEYS if name in config}},
         unit=study.arms[arm].arguments(config),
         seed=seed,
         test=test,
