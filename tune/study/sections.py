@@ -47,7 +47,7 @@ class Distribution(Section):
 
     uniform: list[float] | None = Field(None, description="[low, high]")
     loguniform: list[float] | None = Field(None, description="[low, high], both above 0, uniform in the logarithm")
-    choice: list[float] | None = Field(None, description="list of the allowed values")
+    choice: list[float] | None = Field(None, description="list of the values that a search tries")
 
     @property
     def values(self) -> list[float]:
@@ -283,15 +283,15 @@ class SearchSection(Section):
 
 
 class CalibrateSection(Section):
-    """The calibrate stage: a learning-rate grid that all arms share."""
+    """The calibrate stage: shared points of every nuisance hyperparameter."""
 
-    points: int = Field(3, ge=3, le=99, description="points of the grid before it is extended")
+    points: int = Field(3, ge=3, le=99, description="points of each grid before it is extended")
     spacing: float = Field(2.0, gt=1, le=100, description="ratio of neighbouring learning rates")
     seeds: int = Field(2, ge=1, le=10, description="selection seeds per point")
-    max_points: int = Field(9, ge=3, le=99, description="largest number of points of the extended grid")
+    max_points: int = Field(9, ge=3, le=99, description="largest number of points of each extended grid")
     choice: Literal["fit", "grid"] = Field(
         "fit",
-        description="an arm's learning rate: the minimum of a local quadratic fit, or the grid point of best mean",
+        description="an arm's values: the minimum of a quadratic fit, or the grid point of best mean",
     )
 
     @model_validator(mode="after")

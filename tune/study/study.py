@@ -64,7 +64,7 @@ class Study(Section):
     model: ModelSection = Field(ModelSection(), description="sizes of the model that all arms share")
     fixed: FixedSection = Field(FixedSection(), description="settings that are the same for every trial")
     nuisance: dict[Tunable, Distribution] = Field(
-        description="hyperparameters that every arm tunes so that the comparison is fair; always `lr`"
+        description="hyperparameters that every arm tunes and calibrates so that the comparison is fair; always `lr`"
     )
     arms: dict[str, Arm] = Field(description="alternatives under comparison: two or more, one of them the baseline")
     contrasts: list[list[str]] = Field(
@@ -74,8 +74,8 @@ class Study(Section):
     )
     stages: list[Stage] = Field(
         list(STAGES),
-        description="stages that run. Without confirm there are few seeds and no verdict. Without calibrate an arm's "
-        "learning rate is that of its best search trial",
+        description="stages that run. Without confirm there are few seeds and no verdict. Without calibrate an arm "
+        "has the values of its best search trial, and equal arms are called different more often",
     )
     replicate: int = Field(
         0,
