@@ -58,6 +58,7 @@ def _unpaired(paired: Comparison, all_b: pd.Series, all_a: pd.Series, study: Stu
     row = Comparison(
         arm=paired.arm,
         baseline=paired.baseline,
+        contrast=paired.contrast,
         n=len(whole_b) + len(whole_a),
         complete_pairs=paired.complete_pairs,
         diverged_seeds_baseline=[int(s) for s in all_b.index[~np.isfinite(whole_b)]],

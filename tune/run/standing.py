@@ -60,7 +60,7 @@ class Standing:
         """Number of arms with each verdict, as text, and whether the seeds are too few for a claim."""
         counts = Counter(kind.replace("_", " ") for kind in self.verdict.values())
         text = ", ".join(f"{number} {kind}" for kind, number in counts.items())
-        return f"{text} ({PRELIMINARY.lower()})" if text and self.summary.startswith(PRELIMINARY) else text
+        return f"{text} ({PRELIMINARY.lower()})" if text and PRELIMINARY in self.summary else text
 
 
 def standing(folder: Path) -> Standing:

@@ -27,7 +27,7 @@ def table(rng, arms, seeds):
 def agree(study):
     """Return the kinds of all arms; fail if a bar does not say what the verdict says."""
     kinds = []
-    for row in decide(study).comparisons:
+    for row in decide(study).every:
         differs, equivalent = decision_bars(row, study)
         assert differs is not None
         assert equivalent is not None
@@ -100,3 +100,15 @@ def test_the_bars_of_a_last_look_have_its_level():
         early = any(look["p_anytime"] <= row.level_of_decision for look in row.path[:-1])
         clear = differs[0] > 0 or differs[1] < 0
         assert clear == (row.kind in ("better", "worse")) or (early and not clear)
+
+
+@pytest.mark.parametrize("contrasts", [None, [["a0", "a1"], ["a2", "a0"]]])
+def test_bars_agree_with_a_reserve_for_added_seeds_and_with_contrasts(contrasts):
+    rng, seen = np.random.default_rng(11), Counter()
+    for _ in range(8):
+        rows = table(rng, 3, 8)
+        arms = {"base": {"baseline": True}, "a0": {}, "a1": {}, "a2": {}}
+        settings = {"arms": arms, "confirm": {"seeds": 8, "reserve": 0.2, "margin": "0.2%"}}
+        settings |= {"contrasts": contrasts} if contrasts else {}
+        seen.update(agree(assemble("x", "x", rows, pd.DataFrame(), settings)))
+    assert {("better", False), ("undecided", False)} <= set(seen)

@@ -31,10 +31,11 @@ LOSSES = {
 ARMS = {"gelu": {"baseline": True}, "lin": {"floor": True}, "a": {}, "b": {}}
 
 
-def study(**confirm):
+def study(contrasts=None, **confirm):
     rows = [(arm, 101 + i, x) for arm, values in LOSSES.items() for i, x in enumerate(values)]
     table = pd.DataFrame(rows, columns=["arm", "seed", "test_nll"]).assign(stage="confirm", outcome="completed")
     settings = {"arms": ARMS, "confirm": {"seeds": 8, "test": "welch", **confirm}}
+    settings |= {"contrasts": contrasts} if contrasts else {}
     return assemble("x", "x", table, pd.DataFrame(), settings)
 
 
@@ -71,6 +72,16 @@ def test_pairs_are_the_default_and_another_verdict():
     paired = decide(study(test="paired")).comparisons[1]
     assert paired.of_table is None
     assert paired.p_t == pytest.approx(stats.ttest_rel(LOSSES["gelu"], LOSSES["a"]).pvalue, rel=1e-9)
+
+
+def test_a_contrast_of_runs_that_are_not_pairs_is_in_the_family():
+    result = decide(study(contrasts=[["a", "b"]]))
+    (row,) = result.contrasts
+    assert row.p_t == pytest.approx(stats.ttest_ind(LOSSES["a"], LOSSES["b"], equal_var=False).pvalue, rel=1e-9)
+    assert len(result.comparisons) == 3
+    assert row.level_of_first_step == pytest.approx(0.05 / 4)
+    error = math.sqrt(LOSSES["a"].var(ddof=1) / 8 + LOSSES["b"].var(ddof=1) / 8)
+    assert row.standard_error == pytest.approx(error)
 
 
 def test_looks_are_refused_before_anything_runs():
