@@ -4,10 +4,12 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats
 
 from analysis.io.assemble import assemble
@@ -204,6 +206,26 @@ def first_cells(run, n):
     """Return the confirm cells of each arm on the first n seeds."""
     cells = [record.cell for record in run.records.values() if record.cell.stage == "confirm"]
     return {arm: [cell for cell in cells if cell.arm == arm and cell.seed < 101 + n] for arm in GAIN}
+
+
+def test_the_recorded_losses_of_a_real_study_are_decided_alike_with_fewer_trials():
+    folder = Path(__file__).parents[3] / "docs" / "results" / "laptop-wikitext-2"
+    recorded = pd.read_parquet(folder / "trials.parquet").query("stage == 'confirm'")
+    losses = {(row.arm, row.seed): row.test_nll for row in recorded.itertuples()}
+    arms = yaml.safe_load((folder / "study.yaml").read_text())["arms"]
+    base = {key: value for key, value in STUDY.items() if key != "arms"} | {
+        "arms": arms,
+        "model": {**STUDY["model"], "n_layer": 4},
+    }
+    found = {}
+    for racing in (True, False):
+        plan = study_of(base, name="s", confirm={"seeds": None, "rule": "e-process", "max_seeds": 8, "racing": racing})
+        found[racing] = run(plan, test=lambda cell, share: losses.get((cell.arm, cell.seed), 3.0))
+    verdicts = {racing: decide(table(each)).comparisons for racing, each in found.items()}
+    assert {row.arm: row.kind for row in verdicts[True]} == {row.arm: row.kind for row in verdicts[False]}
+    trials = {racing: sum(key.startswith("confirm/") for key in each.records) for racing, each in found.items()}
+    assert trials == {True: 52, False: 64}  # relu2 is decided at 5 seeds, and xsilu is not at 8
+    assert {row.arm: row.n for row in verdicts[True]}["relu2"] == 5
 
 
 def test_an_arm_that_does_not_differ_stops_too():
