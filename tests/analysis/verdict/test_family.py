@@ -149,3 +149,18 @@ def test_an_arm_that_was_declared_different_has_the_interval_that_holds_after_se
         assert row.selected_low < row.improvement_low < row.improvement_high < row.selected_high
         assert row.exaggeration == pytest.approx(power.exaggeration(row.t, 7, 0.05 / 3))
     assert (rows[1].kind, rows[1].selected_low, rows[1].exaggeration) == ("undecided", None, None)
+
+
+def test_the_reason_says_how_far_a_found_effect_is_too_large():
+    weak = judged([shaped(0.0055, 0.004, seed=i) for i in range(3)], margin=1e-4)[0]
+    assert weak.kind == "better"
+    assert 1.05 < weak.exaggeration < 1.2
+    assert (
+        f"if the true effect is the one seen, {weak.power_at_effect_seen:.0%} of such studies find it, and an effect "
+        f"that is declared different at this power is on average {weak.exaggeration:.2f} times too large"
+    ) in weak.why
+    low, high = weak.selected_low, weak.selected_high
+    assert "the interval at 98.3%, which holds for all arms together" in weak.why
+    assert f"is [{low:+.2f}, {high:+.2f}]%" in weak.why
+    clear = judged([shaped(0.05, 0.004, seed=i) for i in range(3)], margin=1e-4)[0]
+    assert "times too large" not in clear.why
