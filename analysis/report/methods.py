@@ -8,8 +8,9 @@ from analysis.io.names import STAGES
 from analysis.report.findings import Findings
 from analysis.verdict import looks
 from analysis.verdict.checks import STRONG_GAP, edge_hits
+from analysis.verdict.grids import grids
 from analysis.verdict.kinds import Refusal, Verdict
-from analysis.verdict.words import CLAIM_SEEDS, what_it_needs
+from analysis.verdict.words import CLAIM_SEEDS, called, open_sides, were_searched, what_it_needs
 
 _TESTS = {
     "holm": "Holm's correction",
@@ -43,7 +44,7 @@ def methods(study: Study) -> list[str]:
     stages = s.get("stages") or STAGES
     if calibrate.get("points") is not None and "calibrate" in stages:
         out.append(
-            f"Calibration: all arms on one shared learning-rate grid of {calibrate['points']} or more points, "
+            f"Calibration: all arms on {_grids(study)} of {calibrate['points']} or more points, "
             f"{_count(calibrate.get('seeds', 1), 'selection seed')} each; an arm takes "
             + ("the grid's best by mean." if calibrate.get("choice", "fit") == "grid" else "the fitted optimum.")
         )
@@ -120,6 +121,12 @@ def _seeds(study: Study) -> str:
     return f"fresh seeds added by the rule {study.rule}, with looks at {when} seeds"
 
 
+def _grids(study: Study) -> str:
+    """Return the shared grids in words."""
+    names = [called(name) for name in grids(study)]
+    return "one shared learning-rate grid" if len(names) < 2 else f"shared grids of {', '.join(names)}, each"
+
+
 def would_change(found: Findings) -> list[str]:
     """List what could change the conclusion: sensitivity, seeds, grid ends, infeasible trials, unequal budgets."""
     study, result, ledger_rows = found.study, found.result, found.fairness
@@ -142,6 +149,11 @@ def would_change(found: Findings) -> list[str]:
     hits = edge_hits(study)
     if hits:
         out.append(f"A wider grid: the learning rate of {', '.join(hits)} is an end of the calibration grid.")
+    for arm, found_open in {a: f for row in result.comparisons for a, f in open_sides(row).items()}.items():
+        each = ", ".join(f"{called(name)} ({why})" for name, why in found_open.items())
+        out.append(f"More points: the best {each} of {arm} has no finite neighbour on each side.")
+    if result.comparisons and (names := result.comparisons[0].uncalibrated):
+        out.append(f"A calibrate stage for them: {were_searched(names)}, not calibrated.")
     for ledger_row in ledger_rows:
         total = sum(ledger_row[stage] for stage in STAGES)
         if ledger_row["infeasible"]:

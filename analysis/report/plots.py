@@ -21,8 +21,9 @@ from analysis.describe.curves import SCALES, confirm_curves
 from analysis.io.assemble import Study
 from analysis.io.trials import confirm_rows
 from analysis.report.palette import INK, colour_of
-from analysis.verdict.grids import grid_rows
+from analysis.verdict.grids import grid_rows, grids
 from analysis.verdict.kinds import Comparison
+from analysis.verdict.words import called
 
 Source = TypeVar("Source")
 MARKERS = "sD^vP<>Xph*"  # tell arms apart in grey print; the baseline has the dot
@@ -99,43 +100,54 @@ def legend(ax: Axes, entries: Sequence[tuple[Artist, str]]) -> None:
 
 
 def learning_rate(study: Study) -> Figure:
-    """Draw validation loss against learning rate: search trials as dots, the shared grid as lines of means."""
-    fig = Figure(figsize=(WIDTH, 3.7))
-    ax = fig.subplots()
-    entries, seen = [], []
-    trials, shared = study.trials, grid_rows(study)
+    """Draw validation loss against each calibrated hyperparameter: search trials as dots, shared grids as lines."""
+    shared = grids(study)
+    names = list(shared) or ["lr"]
+    fig = Figure(figsize=(WIDTH, 3.7 * len(names)))
+    for ax, name in zip(fig.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+        entries = _against(ax, study, name, name == "lr" or shared[name].scale.logarithmic)
+    legend(ax, entries)
+    return fig
+
+
+def _against(ax: Axes, study: Study, name: str, logarithmic: bool) -> list[tuple[Artist, str]]:
+    """Draw validation loss against one hyperparameter; return the entries of a legend."""
+    entries: list[tuple[Artist, str]] = []
+    seen: list[float] = []
+    trials, shared = study.trials, grid_rows(study, name)
     for arm in study.arms:
         colour, marker = arm_style(study, arm)
-        search = trials[(trials["arm"] == arm) & (trials["stage"] == "search") & (trials["lr"] > 0)]
+        search = trials[(trials["arm"] == arm) & (trials["stage"] == "search") & trials[name].notna()]
+        search = search[search[name] > 0] if logarithmic else search
         done = search[search["outcome"] == "completed"]
         early = search[search["outcome"] == "stopped_early"]
-        ax.plot(done["lr"], done["val_nll"], marker, color=colour, ms=3.5, alpha=0.45, mew=0)
-        ax.plot(early["lr"], early["val_nll"], marker, mfc="none", mec=colour, ms=3.5, alpha=0.45)
+        ax.plot(done[name], done["val_nll"], marker, color=colour, ms=3.5, alpha=0.45, mew=0)
+        ax.plot(early[name], early["val_nll"], marker, mfc="none", mec=colour, ms=3.5, alpha=0.45)
         grid = shared[(shared["arm"] == arm) & np.isfinite(shared["_loss"])]
-        by_lr = grid.groupby("lr")["val_nll"].agg(["mean", "min", "max"])
-        (line,) = ax.plot(by_lr.index, by_lr["mean"], marker=marker, color=colour, ms=6, lw=1.8)
-        ax.vlines(by_lr.index, by_lr["min"], by_lr["max"], color=colour, lw=1)
+        means = grid.groupby(name)["val_nll"].agg(["mean", "min", "max"])
+        (line,) = ax.plot(means.index, means["mean"], marker=marker, color=colour, ms=6, lw=1.8)
+        ax.vlines(means.index, means["min"], means["max"], color=colour, lw=1)
         entries.append((line, arm))
-        seen += [*done["val_nll"], *by_lr["min"], *by_lr["max"], *by_lr["max"]]
+        seen += [*done["val_nll"], *means["min"], *means["max"], *means["max"]]
     tried = pd.concat([trials[trials["stage"] == "search"], shared])
-    lost = tried[(tried["outcome"] == "infeasible") & (tried["lr"] > 0)]
+    lost = tried[(tried["outcome"] == "infeasible") & (tried[name] > 0 if logarithmic else tried[name].notna())]
     for arm in lost["arm"].unique():
         rows = lost[lost["arm"] == arm]
         colour, _ = arm_style(study, arm)
-        ax.plot(rows["lr"], np.full(len(rows), 0.985), "x", color=colour, ms=6, transform=ax.get_xaxis_transform())
+        ax.plot(rows[name], np.full(len(rows), 0.985), "x", color=colour, ms=6, transform=ax.get_xaxis_transform())
     finite = np.array([x for x in seen if np.isfinite(x)])
     if len(finite):
         low, high = finite.min(), np.quantile(finite, 0.9)
         room = max(high - low, 1e-3 * abs(low))
         ax.set_ylim(low - 0.08 * room, high + 0.15 * room)  # keep one diverging trial from flattening the rest
-    ax.set_xscale("log")
-    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    ax.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
-    ax.set_xlabel("learning rate (log scale)")
+    if logarithmic:
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        ax.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
+    ax.set_xlabel(called(name) + (" (log scale)" if logarithmic else ""))
     ax.set_ylabel("validation loss (nats per token)")
-    legend(ax, entries)
-    return fig
+    return entries
 
 
 def loss_curves(study: Study) -> Figure:

@@ -35,6 +35,11 @@ class Scale:
     low: float
     high: float
 
+    @property
+    def logarithmic(self) -> bool:
+        """True if the scale is the logarithm of the value."""
+        return self.to is math.log
+
     def value(self, at: float) -> float:
         """Return the legal value of a position on the scale, rounded."""
         if at <= self.low + 1e-9 or at >= self.high - 1e-9:

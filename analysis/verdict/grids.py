@@ -40,13 +40,14 @@ def grid_rows(study: Study, name: str = "lr") -> pd.DataFrame:
     rows = rows.assign(_loss=loss.where((rows["outcome"] == "completed") & np.isfinite(loss), np.inf))
     if "axis" not in rows.columns:
         return rows if name == "lr" else rows.iloc[:0]
+    values = rows.loc[rows["axis"] == name, name].unique()
     others = [other for other in calibrated(ranges(study)) if other != name and other in rows.columns]
     keep = pd.Series(False, index=rows.index)
     for _, mine in rows.groupby("arm"):
         own = mine[mine["axis"] == name]
         if len(own):
-            same = (mine[others] == own.iloc[0][others]).all(axis=1) if others else mine["axis"] == name
-            keep[mine.index[same]] = True
+            beside = (mine[others] == own.iloc[0][others]).all(axis=1)
+            keep[mine.index[beside & mine[name].isin(values)]] = True
     return rows[keep]
 
 

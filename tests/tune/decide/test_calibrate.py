@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.describe import calibration
 from analysis.io.assemble import assemble
 from analysis.verdict import decide as verdicts
 from tests.studies import SMALL, changed, study_of
@@ -179,3 +180,25 @@ def test_a_ledger_of_the_former_version_keeps_its_cells(tmp_path: Path):
     assert kinds.count("chosen") == 3
     assert kinds.count("suggested") == len(cells)
     again.close()
+
+
+def test_the_report_tells_the_shared_values_of_each_hyperparameter_and_the_one_that_was_confirmed():
+    study = study_of(STUDY, confirm={"seeds": 8})
+
+    def loss(cell, share=1.0):
+        return bowl(cell, noise=0.004) + (0.2 if cell.arm == "floor" else 0.0)
+
+    run = StudyRun(study, None, Known(study, loss, loss))
+    Inline().train(run)
+    rows, _ = tables("x", run.ledger.events)
+    read = assemble("x", "x", rows, pd.DataFrame(), study.model_dump())
+    table = calibration.optimum_rows(read)
+    assert [(row["nuisance"], row["arm"]) for row in table] == [(n, a) for n in ("lr", "weight_decay") for a in ARMS]
+    assert "nuisance" in calibration.columns(table)
+    grids = {event["nuisance"]: event["grid"] for event in run.ledger.events if event["event"] == "grid"}
+    before = next(event for event in run.ledger.events if event["event"] == "corners")["best"]
+    for row in table:
+        assert row["points"] == len(grids[row["nuisance"]])  # corners belong to no grid
+        assert row["chosen"] == run.stages.chosen[row["arm"]][row["nuisance"]]
+        assert row["fitted"] == pytest.approx(before[row["arm"]][row["nuisance"]], rel=1e-3)  # as calibrate fitted it
+    assert sorted({row["lr"] for row in calibration.at_grid(read)}) == pytest.approx(grids["lr"])
