@@ -1,58 +1,32 @@
-"""Measure what looks cost: errors of somebody who follows the terminal's advice, and the trials that racing saves.
+"""Measure what racing saves: draw the confirm stage of a baseline, a floor and six arms.
 
-    python benchmarks/looks.py [--studies 1000] [--write docs/protocol.md]
+    python benchmarks/looks.py [--studies 500] [--write docs/protocol.md]
 
-The first table runs whole studies, from search to verdict, and follows the printed advice until none is left. A study
-errs if any verdict that was shown says better or worse of an arm that equals the baseline. The last row adds the seeds
-that an undecided verdict names without a reserve, as its first sentence warns of.
-The second table draws the confirm stage of a baseline, a floor and six arms: with racing; with all arms going on until
-each is decided; and with all arms going on until each is better or worse, no difference being tested at the cap only.
-`saved` compares the first with the last.
+Each stage is drawn three times from the same losses: with racing; with all arms going on until each is decided; and
+with all arms going on until each is better or worse, no difference being tested at the cap only. `saved` compares the
+first with the last. `benchmarks/decision_error.py` has the error rates of whole studies, added seeds included.
 """
 
 import argparse
-import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
 from scipy import stats
-from simulation import advice
-from simulation.world import Scenario, World
 
-from analysis.io.assemble import assemble, margin_in_nats
+from analysis.io.assemble import margin_in_nats
 from analysis.io.write import write_whole
 from analysis.stats import paired_tests, sequential
 from analysis.stats.multiplicity import adjust
 from analysis.stats.pairs import differences
-from analysis.verdict.decide import decide
-from analysis.verdict.kinds import Result, Verdict
-from tune.backend.inline import Inline
-from tune.cli.next_steps import to_change
 from tune.decide.confirm import Confirmation
-from tune.run.ledger import MemoryLedger
-from tune.run.study_run import StudyRun
-from tune.run.tables import tables
 from tune.study.files import parse
 from tune.study.study import Study
-from tune.subject.known import Known
 
 FIRST = 50_000  # seed of the first study
-NARROW = "0.1%"  # a margin that few seeds resolve, so that most studies are undecided
-KEPT = {"reserve": 0.2, "margin": NARROW}
-ADVISED: list[tuple[str, list[str], dict[str, Any]]] = [
-    *(
-        (f"reserve 0.2, {seeds} seeds, {len(arms)} arm{'s' * (len(arms) > 1)}", arms, {"seeds": seeds, **KEPT})
-        for seeds in (6, 8)
-        for arms in (["first"], ["first", "second", "searched"])
-    ),
-    ("e-process, 1 arm", ["first"], {"rule": "e-process", "margin": NARROW}),
-    ("no reserve, 6 seeds, 1 arm, seeds added all the same", ["first"], {"seeds": 6, "margin": NARROW}),
-]
+BEGIN, END = "<!-- racing: start -->\n", "<!-- racing: end -->"
 SIX = ("a", "b", "c", "d", "e", "f")
 LOSS, SHARED, OWN = 3.3, 0.012, 0.0061  # nats: the baseline's loss, its noise by seed, that of a run
 MARGIN = 0.005  # share of the loss
@@ -72,40 +46,6 @@ nuisance: {lr: {loguniform: [1.0e-4, 1.0e-2]}}
 arms: {baseline: {baseline: true}, floor: {gate: sigmoid, alpha: 0.0, floor: true}}
 stages: [search, confirm]
 """
-
-
-def advised(arms: list[str], confirm: dict[str, Any], seeds: range) -> dict[str, Any]:
-    """Follow the advice in simulated studies without a true difference; return counts."""
-    scenario = Scenario("normal noise")
-    content = yaml.safe_load(scenario.study)
-    content["confirm"] = confirm
-    content["arms"] = {arm: unit for arm, unit in content["arms"].items() if arm in ("baseline", "floor", *arms)}
-    study = parse(yaml.safe_dump(content), Path("simulated.yaml"))
-    lines = to_change if confirm.get("reserve") or "rule" in confirm else _all_the_same
-    ever = first = shown = 0
-    for seed in seeds:
-        world = World(scenario, list(study.arms), seed)
-
-        def run(study: Study, ledger: MemoryLedger, world: World = world) -> tuple[Result, int]:
-            one = StudyRun(study, None, Known(study, world.loss, world.test), ledger=ledger)
-            Inline().train(one)
-            rows, _ = tables(study.name, one.ledger.events)
-            return decide(assemble("simulated", "simulated", rows, pd.DataFrame(), study.model_dump())), len(rows)
-
-        results = [each.result for each in advice.follow(study, run, lines)]
-        wrong = [any(r.arm in arms and r.kind in (Verdict.BETTER, Verdict.WORSE) for r in x.every) for x in results]
-        ever, first, shown = ever + any(wrong), first + wrong[0], shown + len(results)
-    return {"of": len(seeds), "ever": ever, "first": first, "shown": shown / len(seeds)}
-
-
-def _all_the_same(result: Result, study: Study) -> list[str]:
-    """Return the change to the number of seeds that an undecided verdict names, once, whatever the level is."""
-    needed = [
-        int(found[1]) for row in result.in_question if (found := re.search(r"about (\d+) more seed", row.verdict))
-    ]
-    if study.confirm.seeds != 6 or not needed or 6 + max(needed) > 100:
-        return []
-    return [f"confirm.seeds: 6 -> {6 + max(needed)}"]
 
 
 def raced(rule: str, gaps: dict[str, float], margin: float, seeds: range) -> dict[str, Any]:
@@ -184,22 +124,6 @@ def share(hits: float, of: int) -> str:
     return f"{100 * hits / of:.1f}% [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def advised_table(studies: int, say: Callable[[str], None]) -> list[str]:
-    """Return the first table as lines of Markdown."""
-    lines = [
-        "| no true difference | studies | verdicts shown per study | errs at the first look | errs at any look |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for name, arms, confirm in ADVISED:
-        found = advised(arms, confirm, range(FIRST, FIRST + studies))
-        n = found["of"]
-        lines.append(
-            f"| {name} | {n} | {found['shown']:.2f} | {share(found['first'], n)} | {share(found['ever'], n)} |"
-        )
-        say(lines[-1])
-    return lines
-
-
 def raced_table(studies: int, say: Callable[[str], None]) -> list[str]:
     """Return the second table as lines of Markdown."""
     lines = [
@@ -221,23 +145,16 @@ def raced_table(studies: int, say: Callable[[str], None]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Simulate both tables, print them, and write them into a page."""
+    """Simulate the table, print it, and write it into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=1000, help="of each row")
-    parser.add_argument("--table", choices=("advice", "racing"), help="only this table")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the tables between the page's marks")
+    parser.add_argument("--studies", type=int, default=500, help="of each row")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the table between the page's marks")
     options = parser.parse_args(arguments)
-    paired_tests.EXACT_UP_TO, paired_tests.DRAWS = 10, 10_000  # shown beside the decision only, and slow
-    assert math.isclose(sum(sequential.shares(0.2, 60)), 1.0)
-    for name, table in (("advice", advised_table), ("racing", raced_table)):
-        if options.table in (None, name):
-            lines = table(options.studies, lambda line: print(line, flush=True))
-            if options.write:
-                page = options.write.read_text(encoding="utf-8")
-                begin, end = f"<!-- {name}: start -->\n", f"<!-- {name}: end -->"
-                before, rest = page.split(begin)
-                whole = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
-                write_whole(options.write, whole.encode())
+    lines = raced_table(options.studies, lambda line: print(line, flush=True))
+    if options.write:
+        page = options.write.read_text(encoding="utf-8")
+        before, rest = page.split(BEGIN)
+        write_whole(options.write, (before + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END)[1]).encode())
     return 0
 
 
