@@ -50,8 +50,8 @@ def test_a_value_far_from_the_rest_is_the_outlier_of_a_t_test_by_hand():
 @pytest.mark.parametrize("n", [5, 8, 12])
 def test_normal_noise_rarely_has_a_value_far_from_the_rest(n):
     rng = np.random.default_rng(n)
-    share = np.mean([bool(far_off(rng.normal(size=n), 0.02)) for _ in range(400)])
-    assert share <= 0.02 * 2 * 1.5  # two numbers of values, and chance
+    share = np.mean([bool(far_off(rng.normal(size=n), 0.02)) for _ in range(200)])
+    assert share <= 0.02 * 2 * 2  # two numbers of values, and chance
 
 
 def test_the_run_is_named_where_a_reader_looks():
@@ -75,12 +75,12 @@ def test_a_spike_in_the_calibration_is_seen_if_the_confirm_runs_have_none():
 
 def test_a_noisy_arm_is_not_odd():
     rng, warned = np.random.default_rng(2), 0
-    for _ in range(12):
+    for _ in range(6):
         table = study(rng)
         noisy = table.trials["arm"] == "b"
         table.trials.loc[noisy, "val_nll"] += rng.normal(0, 4 * SD, noisy.sum())
         warned += any(row.odd_runs for row in decide(table).comparisons)
-    assert warned <= 2
+    assert warned <= 1
 
 
 @pytest.mark.slow
