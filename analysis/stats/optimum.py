@@ -6,11 +6,13 @@ The minimum of a fitted curve is wrong only in second order. Shrinking the arms'
 the remaining noise. `docs/protocol.md` has the error rates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
+
+from analysis.stats.scale import Scale
 
 FADE = 4.0  # standard errors above the best mean over which a point's weight fades
 STEADY = 0.5  # standard errors of the curvature that are added to it, for stability in flat curves
@@ -42,6 +44,19 @@ def bracket(means: Sequence[float], legal_ends: tuple[bool, bool] = (False, Fals
     if not finite[max(best - 1, 0) : best + 2].all():
         return Bracket.DIVERGES
     return Bracket.CLOSED if finite.sum() >= 3 else Bracket.FEW
+
+
+def enclosed(chosen: float, tried: Iterable[float], scale: Scale) -> Bracket:
+    """Return whether a value that a joint fit chose lies between values that were tried, or at a legal end.
+
+    Args:
+        chosen: The value.
+        tried: Values of all points that count.
+        scale: Scale of the hyperparameter.
+    """
+    low, high = min(tried), max(tried)
+    below, above = chosen > low or scale.is_end(low, -1), chosen < high or scale.is_end(high, 1)
+    return Bracket.CLOSED if below and above else Bracket.END
 
 
 @dataclass(frozen=True)

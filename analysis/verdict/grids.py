@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.io.assemble import Study
 from analysis.io.names import STAGES
-from analysis.stats.optimum import Bracket, bracket
+from analysis.stats.optimum import Bracket, bracket, enclosed
 from analysis.stats.scale import Scale, calibrated, scale_of
 
 SPACING = 2.0  # of learning rates, without a study file
@@ -70,8 +70,9 @@ def grids(study: Study) -> dict[str, Grid]:
 
 
 def unbracketed(study: Study) -> dict[str, dict[str, str]]:
-    """Return, by arm and hyperparameter, why the best point of a grid has no finite neighbour on either side."""
+    """Return, by arm and hyperparameter, why a grid's best point or the chosen value is not between finite ones."""
     out: dict[str, dict[str, str]] = {}
+    joint = "axis" in study.trials.columns and study.trials["axis"].eq("corners").any()
     for name, grid in grids(study).items():
         for arm, table in grid.losses.items():
             if not len(table):
@@ -79,9 +80,19 @@ def unbracketed(study: Study) -> dict[str, dict[str, str]]:
             values = [float(value) for value in table.index]
             ends = (grid.scale.is_end(values[0], -1), grid.scale.is_end(values[-1], 1))
             why = bracket(table.mean(axis=1).to_numpy(float).tolist(), ends)
+            if joint and why is Bracket.CLOSED:
+                why = _enclosed(study, arm, grid.scale)
             if why is not Bracket.CLOSED:
                 out.setdefault(arm, {})[name] = str(why)
     return out
+
+
+def _enclosed(study: Study, arm: str, scale: Scale) -> Bracket:
+    rows = study.trials[study.trials["arm"] == arm]
+    chosen, points = rows.loc[rows["stage"] == "confirm", scale.name].dropna(), rows[rows["stage"] == "calibrate"]
+    infeasible = points.loc[points["outcome"] != "completed", "config_key"]
+    tried = points.loc[~points["config_key"].isin(infeasible), scale.name]
+    return enclosed(float(chosen.iloc[0]), tried, scale) if len(chosen) and len(tried) else Bracket.CLOSED
 
 
 def uncalibrated(study: Study) -> list[str]:

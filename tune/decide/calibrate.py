@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.stats.optimum import Bracket, bracket, optima
+from analysis.stats.optimum import Bracket, bracket, enclosed, optima
 from analysis.stats.scale import Scale
 from analysis.stats.surface import JointOptimum, joint_optima
 from tune.study.cell import Cell
@@ -290,13 +290,23 @@ class Calibration:
 
     # --- the choice ---
 
+    def _bracket(self, axis: Axis, arm: str) -> Bracket:
+        """Return whether the arm's best point of a grid, and the value that it takes, lie between finite points."""
+        found = bracket(self._means(axis, arm), axis.ends())
+        if found is Bracket.CLOSED and self._round:
+            tried = [
+                config[axis.name] for config in self._configs[arm].values() if math.isfinite(self.mean(arm, config))
+            ]
+            return enclosed(self._now[arm][axis.name], tried, axis.scale)
+        return found
+
     def choose(self) -> dict[str, dict[str, float]]:
         """Return the configuration of each arm that was sought."""
         chosen = {}
         for arm in self._arms:
             chosen[arm] = self._now[arm]
             point = self._best_point(self._axes[0], arm)
-            open_sides = {axis.name: bracket(self._means(axis, arm), axis.ends()) for axis in self._axes}
+            open_sides = {axis.name: self._bracket(axis, arm) for axis in self._axes}
             self._decided(
                 "chosen",
                 arm=arm,

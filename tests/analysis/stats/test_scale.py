@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from analysis.stats.optimum import Bracket, bracket
+from analysis.stats.optimum import Bracket, bracket, enclosed
 from analysis.stats.scale import LEGAL, calibrated, scale_of
 from tune.study.sections import TUNABLE
 
@@ -69,3 +69,18 @@ def test_a_single_value_is_not_calibrated():
 )
 def test_a_best_point_needs_a_finite_neighbour_on_each_side(means, ends, wanted):
     assert bracket(means, ends) is wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "tried", "wanted"),
+    [
+        ("lr", 2e-3, [1e-3, 4e-3, 2e-3], Bracket.CLOSED),
+        ("lr", 4e-3, [1e-3, 4e-3, 2e-3], Bracket.END),
+        ("lr", 1e-3, [1e-3, 4e-3, 2e-3], Bracket.END),
+        ("dropout", 0.0, [0.0, 0.1, 0.2], Bracket.CLOSED),  # nothing lies below
+        ("dropout", 0.2, [0.0, 0.1, 0.2], Bracket.END),
+    ],
+)
+def test_a_joint_optimum_is_enclosed_by_its_points_or_by_a_legal_end(name, chosen, tried, wanted):
+    scale = scale_of(name, {"loguniform": [1e-4, 1e-2]} if name == "lr" else {"uniform": [0.0, 0.4]}, 2.0)
+    assert enclosed(chosen, tried, scale) is wanted

@@ -105,6 +105,28 @@ def test_remaining_never_counts_too_few_first_points_and_ends_at_nothing():
     assert sum(cell.stage == "calibrate" for cell in cells) >= 3 * (3 + 3 + 2) * 2
 
 
+def test_an_optimum_that_moves_until_the_last_round_is_named_in_the_ledger_and_in_the_verdict(monkeypatch):
+    optima = dict.fromkeys(ARMS, (1e-3, 0.1))
+
+    def loss(cell, share=1.0):
+        if cell.stage == "search":  # its trials lead far up the valley
+            return bowl(cell, dict.fromkeys(ARMS, (1e-2, 0.003)), 0)
+        return bowl(cell, optima, 0.8, noise=1e-4) + (0.5 if cell.arm == "floor" else 0.0)
+
+    study, found = study_of(STUDY), {}
+    for rounds in (1, 5):
+        monkeypatch.setattr("tune.decide.calibrate.MOST_ROUNDS", rounds)
+        run = StudyRun(study, None, Known(study, loss, loss))
+        Inline().train(run)
+        chosen = {event["arm"]: event["unbracketed"] for event in run.ledger.events if event["event"] == "chosen"}
+        rows, _ = tables("x", run.ledger.events)
+        result = verdicts.decide(assemble("x", "x", rows, pd.DataFrame(), study.model_dump()))
+        row = next(row for row in result.comparisons if row.arm == "one")
+        assert row.unbracketed == {arm: chosen[arm] for arm in ("gelu", "one") if chosen[arm]}
+        found[rounds] = row.unbracketed.get("one")
+    assert found == {1: {"lr": "end of the grid"}, 5: None}
+
+
 @pytest.mark.parametrize("factor", [1.3, 1.5])
 def test_points_are_inserted_until_each_optimum_has_finite_neighbours(factor):
     one = {"nuisance": {"weight_decay": None}}
