@@ -71,8 +71,9 @@ bench: .venv/.bench  ## Measure gates, trials, packs, tables and studies, an hou
 	$(BIN)/python benchmarks/gate_cost.py --compile --output docs
 	$(BIN)/python benchmarks/large_table.py --output docs
 
-proof: .venv/.run  ## Simulate how often the decision errs, hours; write docs/protocol.md
-	$(BIN)/python benchmarks/decision_error.py --write docs/protocol.md $(ARGS)
+proof: .venv/.run  ## Simulate how often the decision errs, and repeat a study, hours; write docs/protocol.md
+	$(BIN)/python benchmarks/decision_error.py --json docs/decision_error.json --write docs/protocol.md $(ARGS)
+	$(BIN)/python benchmarks/replicates.py --json docs/replicates.json --write docs/protocol.md
 
 docs: .venv/.dev  ## Write the generated pages and build/api, check links and run examples
 	$(BIN)/python docs/make_configuration.py

@@ -108,6 +108,7 @@ def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
             true = 100 * (1 - (world.best(arm) + TEST_GAP) / (world.best("baseline") + TEST_GAP))
             each[arm] = {
                 "verdict": said.get(arm, row.kind),
+                "odd": bool(row.odd_runs),
                 "covers": None if row.interval is None else bool(row.interval[0] <= true <= row.interval[1]),
             }
         confirm = int((trials["stage"] == "confirm").sum())
@@ -115,7 +116,14 @@ def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
         usual = world.usual_practice(list(study.arms), tuned)
         row = {"arms": each, "seeds": seeds_used, "capped": stages.grid_capped, "usual": usual, "tuned": tuned}
         row["confirm"] = confirm
-        if scenario.null and scenario.rule == "fixed" and scenario.floor_gap and not scenario.added:
+        row["contrasts"] = [each.kind for each in result.contrasts]
+        if (
+            scenario.null
+            and scenario.rule == "fixed"
+            and scenario.floor_gap
+            and not scenario.added
+            and not result.contrasts
+        ):
             chance = expected.error(world, stages.chosen, seeds_used, study.confirm.level, seed)
             row["expected"] = _errs(row, scenario) if chance is None else chance
         rows.append(row)
@@ -177,8 +185,9 @@ def _mean(values: list[float]) -> dict[str, float | int | None] | None:
 
 
 def _errs(row: dict[str, Any], scenario: Scenario) -> bool:
-    """Return whether a study called an equal arm better or worse."""
-    return any(row["arms"][arm]["verdict"] in DIFFERENT for arm in scenario.equal)
+    """Return whether a study called an equal arm better or worse, or one of two equal arms of a contrast."""
+    said = [row["arms"][arm]["verdict"] for arm in scenario.equal]
+    return any(word in DIFFERENT for word in said + row.get("contrasts", []))
 
 
 def summarise(scenario: Scenario, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -189,6 +198,7 @@ def summarise(scenario: Scenario, rows: list[dict[str, Any]]) -> dict[str, Any]:
     usual = [any(row["usual"][arm] <= 0.05 for arm in equal) for row in rows]
     holm = [dict(zip(row["usual"], adjust(list(row["usual"].values()), "holm"), strict=True)) for row in rows]
     usual_holm = [any(p[arm] <= 0.05 for arm in equal) for p in holm]
+    warned = [any(arm.get("odd") for arm in row["arms"].values()) for row in rows]
     covers = [row["arms"][arm]["covers"] for row in rows for arm in scenario.treatments]
     power, wrong, by_usual = {}, 0, {}
     for arm, gap in scenario.gaps.items():
@@ -209,6 +219,8 @@ def summarise(scenario: Scenario, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "wrong_direction": _share(wrong, len(rows) * len(scenario.gaps)) if scenario.gaps else None,
         "coverage": _share(sum(c is True for c in covers), sum(c is not None for c in covers)),
         "equivalent": _share(sum(w.startswith("no difference") for s in words for w in s), sum(map(len, words))),
+        "warned": _share(sum(warned), len(rows)),
+        "errors_warned": _share(sum(w and f for w, f in zip(warned, false, strict=True)), sum(false)),
         "not_testable": _share(sum(all(w == Verdict.NOT_TESTABLE for w in s) for s in words), len(rows)),
         "grid_capped": _share(sum(row["capped"] for row in rows), len(rows)),
         "mean_confirm_trials": float(np.mean([row["confirm"] for row in rows])),

@@ -1,6 +1,8 @@
 """Check what benchmarks/replicates.py computes from repeated studies, and that a replicate is a study of its own."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,13 @@ def drawn(between: float, count: int, seed: int = 0) -> list[Repeated]:
         low, high = stats.ttest_1samp(x, 0.0).confidence_interval()
         out.append(Repeated(number, "relu2", "better", float(x.mean()), low, high, 6, 1e-3, None))
     return out
+
+
+def test_the_page_has_the_table_of_its_results():
+    docs = Path(__file__).parents[1] / "docs"
+    rows = [Repeated(**row) for row in json.loads((docs / "replicates.json").read_text())]
+    assert replicates.markdown(rows) in (docs / "protocol.md").read_text()
+    assert len({row.replicate for row in rows}) >= 12
 
 
 def test_intervals_that_tell_all_cover_each_other_as_often_as_student_says():

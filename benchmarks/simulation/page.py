@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from simulation.world import LOSS, USUAL_SEEDS
+from simulation.world import LOSS, ODD, USUAL_SEEDS
 
 from analysis.report import palette, plots
+
+WARNED = [scenario.name for scenario in ODD if scenario.spikes or scenario.noisier]  # rows that err more than promised
 
 
 def percent(share: dict[str, Any] | None, digits: int = 1) -> str:
@@ -14,6 +16,10 @@ def percent(share: dict[str, Any] | None, digits: int = 1) -> str:
         return "-"
     value, low, high = (f"{100 * share[key]:.{digits}f}" for key in ("share", "low", "high"))
     return f"{value}% [{low}, {high}]"
+
+
+def _mean(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
@@ -29,14 +35,21 @@ def markdown(results: list[dict[str, Any]]) -> str:
                 f"| {r['scenario']['name']} | {r['studies']} | {percent(r['family_error'])} "
                 f"| {percent(r['family_error_expected'], 2)} | {percent(r['family_error_usual'])} "
                 f"| {percent(r['family_error_usual_holm'])} | {percent(r['coverage'])} "
-                f"| {r['mean_tuning_trials']:.1f} | {r['mean_seeds']:.1f} |"
+                f"| {_mean(r['mean_tuning_trials'])} | {_mean(r['mean_seeds'])} |"
             )
     blind = [r for r in results if r["scenario"]["floor_gap"] == 0]
     lines += [""] + [
         f"Where {r['scenario']['name']}, {percent(r['not_testable'])} of {r['studies']} studies end as not testable."
         for r in blind
     ]
-    effects = [r for r in results if not r["scenario"]["null"]]
+    odd = [r for r in results if r["scenario"]["name"] in WARNED and r["errors_warned"]]
+    lines += [
+        f"With `{r['scenario']['name']}`, {percent(r['warned'])} of the studies warn of runs far from the rest, and "
+        f"{percent(r['errors_warned'])} of those that err."
+        for r in odd
+    ]
+    several = [r for r in results if not r["scenario"]["null"] and r["scenario"]["more"]]
+    effects = [r for r in results if not r["scenario"]["null"] and not r["scenario"]["more"]]
     if effects:
         gaps = effects[0]["scenario"]["gaps"]
         heads = [f"finds {-100 * gap / LOSS:+.1f}%" for gap in gaps.values()]
@@ -53,11 +66,23 @@ def markdown(results: list[dict[str, Any]]) -> str:
         lines.append(
             f"| usual practice, on the first row's trials | {effects[0]['studies']} | {usual} | - | - | {USUAL_SEEDS} |"
         )
+    if several:
+        heads = ["many arms", "studies", "finds a difference", "calls an equal arm different", "confirm trials"]
+        lines += ["", "| " + " | ".join(heads) + " |", "| --- | ---: | ---: | ---: | ---: |"]
+        for r in several:
+            found = sum(share["share"] for share in r["power"].values()) / len(r["power"])
+            lines.append(
+                f"| {r['scenario']['name']} | {r['studies']} | {100 * found:.1f}% | {percent(r['family_error'])} "
+                f"| {_mean(r['mean_confirm_trials'])} |"
+            )
     return "\n".join(lines)
 
 
 def draw(results: list[dict[str, Any]]) -> Figure:
-    """Draw the family-wise error of each null scenario with its interval, for this protocol and for usual practice."""
+    """Draw the family-wise error of each null scenario with its interval, for this protocol and for usual practice.
+
+    This protocol's is the chance given the choices if it is known, which is the closer one.
+    """
     nulls = [r for r in results if r["scenario"]["null"] and r["scenario"]["floor_gap"] > 0]
     fig = Figure(figsize=(7.2, 1.4 + 0.42 * len(nulls)))
     ax = fig.subplots()
@@ -65,10 +90,10 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     for y, r in enumerate(nulls):
         ours = not r["scenario"]["name"].startswith("grid's best")
         for key, colour, marker, shift in (
-            ("family_error", palette.COLOURS[0] if ours else palette.COLOURS[4], "o", -0.12),
+            ("family_error_expected", palette.COLOURS[0] if ours else palette.COLOURS[4], "o", -0.12),
             ("family_error_usual", palette.COLOURS[1], "s", 0.12),
         ):
-            share = r[key]
+            share = r[key] or r["family_error"]
             ax.plot([100 * share["low"], 100 * share["high"]], [y + shift] * 2, color=colour, lw=2)
             ax.plot([100 * share["share"]], [y + shift], marker, color=colour, ms=5)
     ax.set_yticks(range(len(nulls)), [r["scenario"]["name"] for r in nulls])

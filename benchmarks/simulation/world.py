@@ -75,7 +75,11 @@ class Scenario:
         """Study file of the scenario."""
         ranges = {name: RANGES[name] for name in ("lr", *self.further)}
         nuisance = ", ".join(f"{name}: {{loguniform: [{low}, {high}]}}" for name, (low, high) in ranges.items())
-        parts = {"NUISANCE": nuisance, "TRIALS": str(self.trials), "CHOICE": self.choice}
+        parts = {
+            "NUISANCE": nuisance,
+            "TRIALS": str(self.trials),
+            "CHOICE": self.choice,
+        }
         text = STUDY
         for part, value in {**parts, "CONFIRM": f"{{{self.confirm or CONFIRM[self.rule]}}}"}.items():
             text = text.replace(part, value)
@@ -115,7 +119,11 @@ SEQUENTIAL = [
     Scenario("six arms, O'Brien-Fleming looks", rule="obrien-fleming", more=3, studies=0.15),
     Scenario("e-process", rule="e-process", studies=0.25),
 ]
+CONTRASTS = [
+    Scenario("two contrasts", keys="contrasts: [[first, second], [second, searched]]\n", studies=0.15),
+]
 NARROW = "seeds: 8, margin: 0.2%"  # a margin at which many arms stay undecided, so that seeds are added
+MANY = [Scenario("60 confirm seeds", confirm="seeds: 60", studies=0.05)]
 EXTENDED = [
     Scenario(
         "seeds added as advised, reserve 0.2", confirm=f"{NARROW}, reserve: 0.2", added="as advised", studies=0.15
@@ -160,7 +168,7 @@ ODD = [
     Scenario("spikes in one arm (10% of runs)", spikes={"second": 0.1}, studies=0.1),
 ]
 BLIND = [Scenario("the floor does not lose", floor_gap=0.0, studies=0.1)]
-SCENARIOS = [*NULLS, *SEVERAL, *EDGES, *ODD, *SEQUENTIAL, *EXTENDED, *GRID, *BLIND, *EFFECTS]
+SCENARIOS = [*NULLS, *SEVERAL, *EDGES, *ODD, *SEQUENTIAL, *CONTRASTS, *MANY, *EXTENDED, *GRID, *BLIND, *EFFECTS]
 
 
 def noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:
