@@ -123,8 +123,10 @@ def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
     columns = {key: VERDICT_COLUMNS[key] for key in ("arm", "n", "p_adjusted", "verdict")}
     order = ("arm", "n", "improvement", "p_adjusted", "verdict")
     out = table(short, {key: {**columns, "improvement": ("improvement %", "s")}[key] for key in order}, title=title)
-    for column in out.columns[:4]:
+    for column in out.columns[1:4]:
         column.no_wrap = True
+    for column, key in ((out.columns[0], "arm"), (out.columns[4], "verdict")) if width >= 80 else ():
+        column.min_width = max((len(word) for row in rows for word in str(row[key]).split()), default=1)  # of a word
     return out
 
 

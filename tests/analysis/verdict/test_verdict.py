@@ -1,5 +1,6 @@
 """Check the decision on tables of every edge case that the protocol names."""
 
+import io
 import json
 import math
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from analysis import improvement, significance
 from analysis.io import command, formats
@@ -270,3 +272,18 @@ def test_names_are_text_in_every_format(csv: Path, capsys: pytest.CaptureFixture
     assert json.loads(outputs["json"])["comparisons"][0]["arm"] == name
     assert r"[red]<b>50\%\_\$x\$|\&\textbackslash{}" in outputs["latex"]
     assert r"[red]&lt;b\>50%\_$x$\|&amp;\\ |" in outputs["markdown"]
+
+
+def test_the_table_of_a_narrow_terminal_breaks_lines_between_words():
+    words = {
+        "arm": "paglu-expanded against relu2",
+        "n": 11,
+        "p_adjusted": 0.0365,
+        "verdict": "undecided (the cap is reached)",
+    }
+    numbers = {"n": 11, "p_adjusted": 0.0365, "improvement_percent": -3.08}
+    numbers |= {"improvement_low": -5.85, "improvement_high": -0.18}
+    out = io.StringIO()
+    Console(file=out, width=80).print(formats.verdict_table([words | numbers], "", 80))
+    shown = {word for line in out.getvalue().splitlines() for word in line.strip("│ ").replace("│", " ").split()}
+    assert {"paglu-expanded", "relu2", "undecided", "reached)", "-3.08", "[-5.85,"} <= shown
