@@ -10,8 +10,6 @@ from pathlib import Path
 import typer
 from typer.core import TyperCommand
 
-from tune.run.verdicts import shown
-
 # name, module with the script's `main`, first line of its help
 ANALYSES: list[tuple[str, str, str]] = [
     (
@@ -74,6 +72,8 @@ def forwarded(name: str, module: str, text: str) -> Callable[[typer.Context], No
     def run(ctx: typer.Context) -> None:
         code = import_module(module).main(ctx.args, f"pagating {name}")
         if name == "significance":
+            from tune.run.verdicts import shown
+
             for folder in (Path(argument) for argument in ctx.args):
                 if os.path.isfile(folder / "ledger.jsonl"):  # False also for an impossible file name
                     shown(folder)
