@@ -2,12 +2,16 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 lets a worker wait for the tests beside it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+STORE = os.environ.get("MLFLOW_TRACKING_URI")  # of whoever runs the tests
 
 # Longest files first. Two workers take whole files in turn, so a long file at the end would leave one worker idle.
 LONGEST = (
@@ -34,3 +38,11 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+@pytest.fixture(autouse=True)
+def no_store_of_another_test():
+    """Remove the store that a test's own calls of MLflow name in the environment, where later tests would use it."""
+    yield
+    if STORE is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
