@@ -14,10 +14,9 @@ LONGER = 4  # factor for the tokens of a study that is too short to tell a linea
 MOST_POINTS = 99  # of `calibrate.max_points`
 ANOTHER = "under another name"
 SAME = "then the same command: only the new seeds are trained"
-SPENT = (
-    "has spent its level: a look at added seeds would err more often. Named before a study runs, confirm.reserve: 0.2 "
-    "or confirm.rule: e-process lets it add seeds"
-)
+SPENT = "has spent its level: a look at added seeds would err more often"
+INSTEAD = "Named before a study runs, confirm.reserve: 0.2 or confirm.rule: e-process lets it add seeds"
+INSTEAD_OF_WELCH = "confirm.test: welch has one look, so give the number of seeds before a study runs"
 
 
 def next_steps(result: Result, study: Study, report: str, browse: str) -> list[str]:
@@ -69,7 +68,7 @@ def to_change(result: Result, study: Study) -> list[str]:
         found.append(
             f"For a claim: confirm.seeds: {seeds} -> {CLAIM_SEEDS}, {SAME}"
             if reserve
-            else f"{seeds} seeds are preliminary. A claim needs {CLAIM_SEEDS}, and this study {SPENT}"
+            else f"{seeds} seeds are preliminary. A claim needs {CLAIM_SEEDS}, and this study {_spent(study)}"
         )
     if not found:
         found.append(f"The verdict holds for this text, model and tokens; for others: corpus or model, {ANOTHER}")
@@ -89,6 +88,11 @@ def _to_tell_the_floor(result: Result, study: Study) -> list[str]:
         f"To tell the floor from {result.baseline}: confirm.first_seed: {first} -> {first + seeds} and confirm.{key}: "
         f"{seeds} -> {to}, {ANOTHER}"
     ]
+
+
+def _spent(study: Study) -> str:
+    """Return why a study cannot add seeds, and what a study has to name before it runs if it may want to."""
+    return f"{SPENT}. {INSTEAD_OF_WELCH if study.confirm.test == 'welch' else INSTEAD}"
 
 
 def _to_calibrate(rows: Sequence[Comparison], study: Study) -> list[str]:
@@ -121,9 +125,9 @@ def _to_decide(rows: Sequence[Comparison], study: Study) -> list[str]:
     """
     confirm, cap = study.confirm, study.confirm.looks[-1]
     if confirm.rule == "obrien-fleming":
-        return [f"{_arms(rows)}: undecided at the last look of {cap} seeds, and this study {SPENT}"]
+        return [f"{_arms(rows)}: undecided at the last look of {cap} seeds, and this study {_spent(study)}"]
     if confirm.rule == "fixed" and not confirm.reserve:
-        return [f"{_arms(rows)}: undecided, and this study {SPENT}"]
+        return [f"{_arms(rows)}: undecided, and this study {_spent(study)}"]
     found = []
     within = [row for row in rows if (row.seeds_needed or MOST_SEEDS + 1) <= MOST_SEEDS and cap < MOST_SEEDS]
     if within:

@@ -70,6 +70,12 @@ def test_a_study_that_has_spent_its_level_is_never_told_to_add_seeds():
     assert line.startswith(f"one: undecided at the last look of 8 seeds, and {SPENT}")
     (line,) = to_change(result(study(), CLEAR, CLEAR), study())
     assert line.startswith(f"6 seeds are preliminary. A claim needs 8, and {SPENT}")
+    unpaired = study(confirm={"test": "welch"})  # it takes neither a reserve nor another rule
+    (line,) = to_change(result(unpaired, UNSURE, CLEAR), unpaired)
+    assert (
+        line == f"one: undecided, and {SPENT} confirm.test: welch has one look, so give the number of seeds before a "
+        "study runs"
+    )
 
 
 def test_the_widest_of_several_undecided_arms_counts():
