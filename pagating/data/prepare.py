@@ -27,6 +27,7 @@ from pagating.data.tokenizer import (
     check_unknown,
     encode,
     make_tokenizer,
+    note_size,
     vocabulary_size,
 )
 
@@ -108,6 +109,8 @@ def drafted(
             draft = Draft(folder, read_meta(folder), {})
         check_size(tokenizer, draft.meta["vocab_size"])
         check_length(draft.meta["splits"], n_ctx)
+        if damage:  # after the checks, because a refusal is one line
+            note_size(tokenizer, draft.meta["vocab_size"])
         yield draft
 
 

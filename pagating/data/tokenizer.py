@@ -63,8 +63,6 @@ def make_tokenizer(spec: Mapping[str, Any], train_text: str, base: Path | None =
         return tokenizer
     trained = tokenizers.ByteLevelBPETokenizer()
     trained.train_from_iterator(chunks(train_text), vocab_size=spec["vocab_size"], show_progress=False)
-    if (made := trained.get_vocab_size()) < spec["vocab_size"]:
-        note(f"tokenizer.vocab_size={spec['vocab_size']}: the training text gives only {made} tokens")
     return tokenizers.Tokenizer.from_str(trained.to_str())
 
 
@@ -119,6 +117,12 @@ def check_size(spec: Mapping[str, Any], held: int) -> None:
             f"tokenizer.vocab_size={asked}: '{name}' has {held} (its largest id + 1); leave vocab_size out, which is "
             "for a tokenizer that is trained"
         )
+
+
+def note_size(spec: Mapping[str, Any], held: int) -> None:
+    """Note on standard error that a trained tokenizer has fewer tokens than are asked for. Args as `check_size`."""
+    if not (spec.get("path") or spec.get("pretrained")) and held < spec["vocab_size"]:
+        note(f"tokenizer.vocab_size={spec['vocab_size']}: the training text gives only {held} tokens")
 
 
 def check_alphabet(tokenizer: Any, texts: Iterable[str]) -> None:

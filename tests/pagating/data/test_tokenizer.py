@@ -270,8 +270,13 @@ def test_a_size_that_a_given_tokenizer_does_not_have_is_refused(whole, tmp_path,
             prepare.prepare(source, {"path": str(whole), "vocab_size": 5000}, 8, tmp_path / cache, tmp_path)
     assert not (tmp_path / "fresh").exists()
     capsys.readouterr()
-    make_tokenizer({"vocab_size": 4000}, WORDS)
+    with pytest.raises(CorpusError, match="one window needs n_ctx"):
+        prepare.prepare(source, {"vocab_size": 4000}, 10_000, tmp_path / "fresh", tmp_path)
+    assert "gives only" not in capsys.readouterr().err  # a refusal is one line
+    prepare.prepare(source, {"vocab_size": 4000}, 8, tmp_path / "cache", tmp_path)
     assert "tokenizer.vocab_size=4000: the training text gives only " in capsys.readouterr().err
+    prepare.prepare(source, {"vocab_size": 4000}, 8, tmp_path / "cache", tmp_path)
+    assert "gives only" not in capsys.readouterr().err  # said once
 
 
 def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
