@@ -20,7 +20,7 @@ SHARED = 0.5  # upper bound on the shift towards the other arms' optima, in stan
 
 
 class Bracket(StrEnum):
-    """Whether the best point of a grid lies between two feasible neighbours, and else why not."""
+    """State of the best point of a grid: closed if it lies between two feasible neighbours, else the reason why not."""
 
     CLOSED = "closed"
     END = "end of the grid"

@@ -134,7 +134,7 @@ class Comparison:
     p_anytime: float | None = None
     p_no_difference: float | None = None
     at_edge: list[str] = field(default_factory=list)
-    # by arm and hyperparameter: why the best point of a grid has no finite neighbour on each side
+    # by arm and hyperparameter: why a grid's best point, or the value chosen, is not between finite points
     unbracketed: dict[str, dict[str, str]] = field(default_factory=dict)
     uncalibrated: list[str] = field(default_factory=list)  # hyperparameters that were searched only
     seeds_needed: int | None = None

@@ -64,10 +64,12 @@ def test_the_intervals_of_the_table_would_not_agree():
 
 
 def test_runs_that_are_no_pairs_have_bars_that_agree(tmp_path):
-    rng = np.random.default_rng(7)
+    rng, seen = np.random.default_rng(7), set()
     for _ in range(4):
         table(rng, 3, 9).to_csv(tmp_path / "x.csv", index=False)
-        agree(load(tmp_path / "x.csv", baseline="base", margin="0.2%", options=Options(unpaired=True)))
+        for margin in ("0.2%", "1%"):
+            seen.update(agree(load(tmp_path / "x.csv", baseline="base", margin=margin, options=Options(unpaired=True))))
+    assert seen >= {("undecided", False), ("no_difference", True), ("worse", False), ("worse", True)}
 
 
 def test_the_drawn_bars_are_the_deciding_intervals_in_percent_of_one_mean():
