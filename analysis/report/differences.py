@@ -19,8 +19,8 @@ CAPTION = (
     "lies inside the grey band, the margin of {margin}, exactly if a larger difference is excluded. Both have the "
     "level that the correction for the number of arms gives them; the table's intervals hold for one arm alone. An arm "
     "with a diverged run has no bars, because ranks decide it. Runs that are not pairs have no dots. With looks, the "
-    "bars are those of the last look: a decision of an earlier look stays, and equivalence is tested at the last "
-    "planned look only. If the floor does not lose, no bar decides anything."
+    "bars are those of the last look, and a decision of an earlier look stays. If the floor does not lose, no bar "
+    "decides anything."
 )
 SHORT = (
     "One dot is one seed: the baseline's loss minus the arm's, in percent. The thin line is clear of zero exactly if "

@@ -245,9 +245,10 @@ def sequential_path(study: Study, rows: Sequence[Comparison]) -> Figure:
         entries.append((line, row.arm))
     ax.axhline(study.level, color=INK, lw=1, ls=":")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{p:g}"))  # not the formula of a power of ten
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("confirm seeds")
-    ax.set_ylabel("p over all looks so far (before the correction)")
+    ax.set_ylabel("p over all looks so far")
     legend(ax, entries)
     return fig
 

@@ -37,12 +37,14 @@ def differences(rows: Sequence[Comparison], margin: float | str) -> str:
 
 
 def sequential(rows: Sequence[Comparison]) -> str:
-    """Count the arms that were decided, and the seeds that this took."""
+    """Count the arms that were decided, and state the seeds that they ran."""
     looked = [row for row in rows if row.path]
     if not looked:
         return ""
     decided = [row for row in looked if row.kind.settled]
-    return f"{len(decided)} of {len(looked)} arms were decided after {max(row.n for row in looked)} seeds."
+    n = sorted({row.n for row in decided})
+    seeds = "" if not n else f", with {n[0]} seeds" if len(n) == 1 else f", with {n[0]} to {n[-1]} seeds"
+    return f"{len(decided)} of {len(looked)} arms were decided{seeds}."
 
 
 def learning_rate(rows: list[dict[str, Any]]) -> str:

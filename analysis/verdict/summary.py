@@ -59,9 +59,10 @@ def summarise(rows: Sequence[Comparison], study: Study, floor: Sensitivity, unfi
 
 def _seeds(rows: Sequence[Comparison], study: Study) -> str:
     # how firm the verdict is, by the fewest seeds of an arm
-    n, unit = min(_n(row, study) for row in rows), words.samples(study)
+    each, unit = sorted({_n(row, study) for row in rows}), words.samples(study)
+    n = each[0]
     if study.rule != "fixed":
-        return f"With {n} {unit} by the rule {study.rule}"
+        return f"With {n}{f' to {each[-1]}' if each[1:] else ''} {unit} by the rule {study.rule}"
     if n < words.CLAIM_SEEDS:
         return f"{PRELIMINARY}, with {n} of the {words.CLAIM_SEEDS} {unit} that a claim needs"
     return f"With {n} {unit} (a claim needs {words.CLAIM_SEEDS})"

@@ -75,5 +75,8 @@ def test_the_report_shows_how_seeds_were_added(demo: Path):
     open_arms = [row["arm"] for row in result["comparisons"] if row["verdict"].startswith("undecided")]
     assert all(f"{arm}: its next look is at 10 seeds." in text for arm in open_arms)
     assert "a claim asks for" not in text
-    assert (demo / "figures" / "sequential.svg").exists()
+    drawn = (demo / "figures" / "sequential.svg").read_text()
+    assert ">0.01<" in drawn
+    assert "mathdefault" not in drawn  # the formula of a power of ten, of which no figure is read
+    assert "at the level of its last look" in text
     assert (demo / "tables" / "calibration.csv").exists()

@@ -1,6 +1,7 @@
 """Compare the sentence of each figure with numbers computed from the tables in another way."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -125,7 +126,9 @@ def test_looks_say_how_many_arms_were_decided():
         Comparison("b", "gelu", 8, kind=Verdict.UNDECIDED, path=path),
         Comparison("c", "gelu", 8, kind=Verdict.WORSE),
     ]
-    assert takeaways.sequential(rows) == "1 of 2 arms were decided after 8 seeds."
+    assert takeaways.sequential(rows) == "1 of 2 arms were decided, with 5 seeds."
+    assert takeaways.sequential([*rows, replace(rows[0], n=7)]) == "2 of 3 arms were decided, with 5 to 7 seeds."
+    assert takeaways.sequential(rows[1:]) == "0 of 1 arms were decided."
 
 
 def test_a_study_without_confirm_runs_names_its_lowest_configuration(demo):

@@ -37,6 +37,7 @@ def test_an_arm_that_is_decided_stops_and_the_others_go_on_with_the_baseline():
     assert len(whole.records) - len(found.records) == 40 - seeds["one"] - seeds["linear-floor"]
     other = {row.arm: row for row in decided(whole, whole.study).comparisons}
     assert {arm: row.kind for arm, row in other.items()} == {arm: row.kind for arm, row in rows.items()}
+    assert result.summary.startswith(f"With {seeds['one']} to 20 seeds by the rule e-process, ")
 
 
 def test_means_of_arms_that_stopped_early_are_shown_over_the_seeds_that_all_ran():
