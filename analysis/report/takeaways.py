@@ -48,20 +48,24 @@ def sequential(rows: Sequence[Comparison]) -> str:
 
 
 def learning_rate(rows: list[dict[str, Any]]) -> str:
-    """State if every arm's optimum lies inside the grid, and the range of the optima."""
+    """State if every arm's optimum lies inside the grids, and the range of the optimal learning rates."""
     if not rows:
         return ""
-    rows = [row for row in rows if row["nuisance"] == "lr"]
-    edges = [row["arm"] for row in rows if row["at_edge"] == "yes"]
-    if edges:
-        return f"The optimum of {_listed(edges)} is at an end of the grid, and may lie beyond it."
-    if lonely := [
-        f"{row['arm']} ({row['bracketed'].removeprefix('no: ')})" for row in rows if row["bracketed"] != "yes"
-    ]:
+    several = {row["nuisance"] for row in rows} != {"lr"}
+
+    def named(row: dict[str, Any], *more: str) -> str:
+        said = ", ".join([*([row["nuisance"]] if several else []), *more])
+        return f"{row['arm']} ({said})" if said else str(row["arm"])
+
+    grid = "its grid" if several else "the grid"
+    if edges := [named(row) for row in rows if row["at_edge"] == "yes"]:
+        return f"The optimum of {_listed(edges)} is at an end of {grid}, and may lie beyond it."
+    if lonely := [named(row, row["bracketed"].removeprefix("no: ")) for row in rows if row["bracketed"] != "yes"]:
         return f"The optimum of {_listed(lonely)} has no finite point on each side, and is uncertain."
-    found = [row["fitted"] for row in rows if row["fitted"] is not None]
-    between = f", between {min(found):.2g} and {max(found):.2g}" if found else ""
-    return f"Every arm has its optimum inside the grid{between}."
+    found = sorted({f"{row['fitted']:.2g}" for row in rows if row["nuisance"] == "lr" and row["fitted"]}, key=float)
+    what = ", learning rate " if several else ", "
+    rates = "" if not found else f"{what}{found[0]}" if not found[1:] else f"{what}between {found[0]} and {found[-1]}"
+    return f"Every arm has its optimum inside {'its grids' if several else 'the grid'}{rates}."
 
 
 def against_alpha(rows: list[dict[str, Any]]) -> str:

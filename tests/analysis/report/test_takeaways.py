@@ -79,6 +79,16 @@ def test_optima_inside_the_grid_and_at_its_end(said):
         "The optimum of a (divergence next to it) has no finite point on each side, and is uncertain."
     )
     assert takeaways.learning_rate([]) == ""
+    decay = {**inside, "nuisance": "weight_decay", "fitted": 0.1, "arm": "a"}
+    assert takeaways.learning_rate([{**inside, "arm": "a"}, {**decay, "at_edge": "yes"}]) == (
+        "The optimum of a (weight_decay) is at an end of its grid, and may lie beyond it."
+    )
+    assert takeaways.learning_rate([{**inside, "arm": "a"}, {**decay, "bracketed": "no: too few finite points"}]) == (
+        "The optimum of a (weight_decay, too few finite points) has no finite point on each side, and is uncertain."
+    )
+    assert takeaways.learning_rate([{**inside, "arm": "a"}, decay]) == (
+        "Every arm has its optimum inside its grids, learning rate 0.002."
+    )
 
 
 def test_alphas_name_their_lowest_and_highest_layer(said):
