@@ -133,7 +133,7 @@ def paired_curves(study: Study) -> dict[str, Pair]:
         return {}
     keys = [k for k in ("arm", "seed", "config_key") if k in study.curves.columns and k in study.trials.columns]
     chosen = confirm_rows(study.trials)[keys].drop_duplicates()
-    curves = study.curves[study.curves["stage"] == "confirm"].merge(chosen, on=keys)
+    curves = _at_equal_tokens(study.curves[study.curves["stage"] == "confirm"].merge(chosen, on=keys), study.baseline)
     tables = {
         str(arm): rows.pivot_table(index="seed", columns="step", values="val_nll", aggfunc="last")
         for arm, rows in curves.groupby("arm")
@@ -150,3 +150,26 @@ def paired_curves(study: Study) -> dict[str, Pair]:
             pick = [x.loc[seeds, steps].to_numpy(float) for x in (b, a)]
             out[arm] = (seeds.to_numpy(), steps.to_numpy(), tokens.loc[steps].to_numpy(float), *pick)
     return out
+
+
+def _at_equal_tokens(curves: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Return curves whose steps have the same tokens in every run.
+
+    Arms may have chosen different batches. Then each run's loss is taken at the baseline's tokens, between its own
+    evaluations by a straight line in log2(tokens), and at the end from its last evaluation.
+    """
+    if not len(curves) or (curves.groupby("step")["tokens"].nunique() <= 1).all():
+        return curves
+    points = curves[(curves["arm"] == baseline) & (curves["tokens"] > 0)].drop_duplicates("step").sort_values("step")
+    at = np.log2(points["tokens"].to_numpy(float))
+    out = []
+    for _, run in curves[curves["tokens"] > 0].groupby([k for k in ("arm", "seed", "config_key") if k in curves]):
+        run = run.sort_values("tokens")
+        tokens = run["tokens"].to_numpy(float)
+        losses = np.interp(at, np.log2(tokens), run["val_nll"].to_numpy(float), left=np.nan)
+        losses[np.exp2(at) > tokens[-1] + tokens[0] / run["step"].iloc[0]] = (
+            np.nan
+        )  # the run ended a step or more before
+        same = {k: run.iloc[0][k] for k in ("arm", "seed", "config_key") if k in curves}
+        out.append(points[["step", "tokens"]].assign(val_nll=losses, **same))
+    return pd.concat(out, ignore_index=True) if out else curves

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 DIGITS = 4  # significant digits of a value that a fit chose: its last bits depend on the machine
 LEGAL = {  # lowest and highest value that calibrate tries
@@ -17,6 +18,7 @@ LEGAL = {  # lowest and highest value that calibrate tries
     "clip": (0.0, math.inf),
     "dropout": (0.0, 0.9),
     "initializer_range": (0.0, 1.0),
+    "batch_tokens": (1.0, math.inf),
 }
 DECAYS = ("beta1", "beta2")  # their natural scale is that of 1 - value, the share that each step forgets
 
@@ -26,6 +28,7 @@ class Scale:
     """The scale of a nuisance hyperparameter. On it, values that matter alike are equally far apart.
 
     `step` is the distance of neighbouring points of calibrate, `low` and `high` are the legal ends, all on the scale.
+    Values are multiples of `unit`, or any number if it is None.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Scale:
     step: float
     low: float
     high: float
+    unit: int | None = None
 
     @property
     def logarithmic(self) -> bool:
@@ -45,9 +49,16 @@ class Scale:
         if at <= self.low + 1e-9 or at >= self.high - 1e-9:
             return self.back(self.low if at <= self.low + 1e-9 else self.high)
         found = self.back(at)
+        if self.unit:
+            return float(self.unit * max(1, round(found / self.unit)))
         if self.name in DECAYS:  # rounded as the share that is forgotten
             return round(1 - float(f"{1 - found:.{DIGITS}g}"), 12)
         return float(f"{found:.{DIGITS}g}")
+
+    def beyond(self, value: float, side: int) -> float:
+        """Return the value a step below (-1) or above (1) a value, another one than it."""
+        found = self.value(self.to(value) + side * self.step)
+        return value + side * self.unit if self.unit and found == value else found
 
     def mean(self, values: Iterable[float]) -> float:
         """Return the value in the middle of values, on the scale."""
@@ -60,7 +71,20 @@ class Scale:
         return abs(end - self.to(value)) < self.step / 4
 
 
-def scale_of(name: str, where: Mapping[str, Sequence[float]], spacing: float) -> Scale:
+def batch_limits(model: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the tokens of which a step has a multiple, and the most that it may have: half of a trial.
+
+    Args:
+        model: Section `model` of a study file.
+        fixed: Its section `fixed`.
+    """
+    unit = int(fixed.get("micro_batch_tokens") or model["n_ctx"])
+    return unit, max(1, int(fixed["tokens"]) // 2 // unit) * unit
+
+
+def scale_of(
+    name: str, where: Mapping[str, Sequence[float]], spacing: float, batch: tuple[int, int] | None = None
+) -> Scale:
     """Return the scale of a nuisance hyperparameter.
 
     It is the logarithm for `loguniform`, and the value itself for `uniform`. For `beta1` and `beta2` it is log(1 -
@@ -71,17 +95,21 @@ def scale_of(name: str, where: Mapping[str, Sequence[float]], spacing: float) ->
         name: The hyperparameter.
         where: Its search range as in a study file: a key `uniform`, `loguniform` or `choice` with its values.
         spacing: Ratio of neighbouring learning rates.
+        batch: The `batch_limits` of the study, for `batch_tokens`.
     """
     kind, values = next((kind, values) for kind, values in where.items() if values)
     least, most = min(values), max(values)
     low, high = LEGAL[name]
+    unit = None
+    if name == "batch_tokens" and batch:
+        unit, (low, high) = batch[0], map(float, batch)
     if name in DECAYS:
         return _scale(name, lambda v: -math.log1p(-v), lambda u: -math.expm1(-u), (least, most), (low, high))
     logarithmic = kind == "loguniform" or (kind == "choice" and least > 0 and most >= 4 * least)
     if name == "lr" or logarithmic:
         step = math.log(spacing) if name == "lr" else None
-        return _scale(name, math.log, math.exp, (least, most), (low or math.ulp(0.0), high), step)
-    return _scale(name, float, float, (least, most), (low, high))
+        return _scale(name, math.log, math.exp, (least, most), (low or math.ulp(0.0), high), step, unit)
+    return _scale(name, float, float, (least, most), (low, high), max((most - least) / 4, unit or 0.0), unit)
 
 
 def _scale(
@@ -91,9 +119,11 @@ def _scale(
     searched: tuple[float, float],
     legal: tuple[float, float],
     step: float | None = None,
+    unit: int | None = None,
 ) -> Scale:
     width = to(searched[1]) - to(searched[0])
-    return Scale(name, to, back, step or width / 4, to(legal[0]), to(legal[1]) if math.isfinite(legal[1]) else math.inf)
+    high = to(legal[1]) if math.isfinite(legal[1]) else math.inf
+    return Scale(name, to, back, step or width / 4, to(legal[0]), high, unit)
 
 
 def calibrated(nuisance: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:

@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.io.assemble import Study
 from analysis.io.names import STAGES
 from analysis.stats.optimum import Bracket, bracket, enclosed
-from analysis.stats.scale import Scale, calibrated, scale_of
+from analysis.stats.scale import Scale, batch_limits, calibrated, scale_of
 
 SPACING = 2.0  # of learning rates, without a study file
 
@@ -55,6 +55,8 @@ def grids(study: Study) -> dict[str, Grid]:
     """Return the grid of each hyperparameter that was calibrated, the learning rate first."""
     given = {"lr": {"loguniform": [1e-4, 1e-2]}} | ranges(study)
     spacing = (study.settings.get("calibrate") or {}).get("spacing") or SPACING
+    settings = study.settings
+    batch = batch_limits(settings["model"], settings["fixed"]) if "batch_tokens" in given else None
     found = {}
     for name in calibrated(given):
         rows = grid_rows(study, name)
@@ -65,7 +67,7 @@ def grids(study: Study) -> dict[str, Grid]:
             }
             # a value that lacks a seed is left out
             losses = {arm: table.dropna() for arm, table in tables.items()}
-            found[name] = Grid(scale_of(name, given[name], spacing), losses)
+            found[name] = Grid(scale_of(name, given[name], spacing, batch), losses)
     return found
 
 

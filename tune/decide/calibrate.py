@@ -57,7 +57,7 @@ class Axis:
         if self.name == "lr":
             spacing = math.exp(self.scale.step)
             return self.values[0] / spacing if side < 0 else self.values[-1] * spacing
-        return self.scale.value(self.scale.to(self.values[0 if side < 0 else -1]) + side * self.scale.step)
+        return self.scale.beyond(self.values[0 if side < 0 else -1], side)
 
     def between(self, low: float, high: float) -> float | None:
         """Return the value in the middle of two neighbours, or None if they are too close."""

@@ -21,11 +21,15 @@ from tune.study.study import digest
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def distribution(where: Distribution) -> optuna.distributions.BaseDistribution:
-    """Convert a search range to a distribution of Optuna."""
+def distribution(where: Distribution, unit: int | None = None) -> optuna.distributions.BaseDistribution:
+    """Convert a search range to a distribution of Optuna. With a `unit`, a range is that of the number of units."""
     if where.choice is not None:
         return optuna.distributions.CategoricalDistribution(where.choice)
     low, high = where.loguniform or where.uniform or [0.0, 0.0]
+    if unit:
+        return optuna.distributions.IntDistribution(
+            int(low) // unit, int(high) // unit, log=where.loguniform is not None
+        )
     return optuna.distributions.FloatDistribution(low, high, log=where.loguniform is not None)
 
 
@@ -70,6 +74,7 @@ class ArmSearch:
         settings: SearchSection,
         recorded: int = 0,
         replicate: int = 0,
+        unit: int | None = None,
     ) -> None:
         """Prepare the search of an arm.
 
@@ -79,12 +84,15 @@ class ArmSearch:
             settings: The search section of the study.
             recorded: Number of its trials in the ledger, which may repeat each other.
             replicate: Replicate of the study. Each one has suggestions of its own.
+            unit: Tokens of which `batch_tokens` is a multiple.
         """
         self.arm, self.settings, self._replicate = arm, settings, replicate
         self.trials = max(search_trials(space, settings), min(recorded, settings.trials_per_arm))
         self._choices = space if all(where.choice for where in space.values()) else {}
         self._grid = grid(space) if settings.sampler == "grid" else []
-        self.space = {name: distribution(where) for name, where in space.items()}
+        ranges = {name for name, where in space.items() if not where.choice}
+        self._units = {"batch_tokens": unit} if unit and "batch_tokens" in ranges else {}
+        self.space = {name: distribution(where, self._units.get(name)) for name, where in space.items()}
         self._study = optuna.create_study(direction="minimize")
         self._asked: list[optuna.Trial] = []
         self._results: dict[int, tuple[str, float, int]] = {}
@@ -121,12 +129,17 @@ class ArmSearch:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)  # samplers pass over failed trials
             trial = self._ask(unused[seed % len(unused)])
         self._asked.append(trial)
-        return index, dict(trial.params)
+        return index, self._config(trial)
 
     def _ask(self, given: dict[str, float] | None) -> optuna.Trial:
         if given is not None:
-            self._study.enqueue_trial(given)
+            units = {name: int(given[name]) // unit for name, unit in self._units.items()}
+            self._study.enqueue_trial({**given, **units})
         return self._study.ask(self.space)
+
+    def _config(self, trial: optuna.Trial) -> dict[str, float]:
+        found: dict[str, float] = dict(trial.params)
+        return found | {name: float(found[name] * unit) for name, unit in self._units.items()}
 
     def _unused(self, suggested: dict[str, float]) -> list[dict[str, float]]:
         """Return the combinations of the choices that no trial has, or an empty list if `suggested` is one of them.
@@ -212,7 +225,7 @@ class ArmSearch:
         If none is completed, return the first suggestion. The calibrate stage still tries it at every learning rate.
         """
         completed = [(loss, i) for i, (outcome, loss, _) in self._results.items() if outcome == "completed"]
-        return dict(self._asked[min(completed)[1] if completed else 0].params)
+        return self._config(self._asked[min(completed)[1] if completed else 0])
 
     def _ended_up_to(self) -> int:
         """Return the largest number n such that the trials 0 .. n - 1 have all ended."""

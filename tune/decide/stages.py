@@ -53,7 +53,8 @@ class Stages:
         self._later = deque(list(group) for group in added)
         recorded = Counter(arm for arm, _ in suggested)
         self.search = {
-            arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm], study.replicate) for arm in study.arms
+            arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm], study.replicate, study.batch_limits[0])
+            for arm in study.arms
         }
         self.calibration = Calibration(study, decided, first_form)
         self.confirmation = Confirmation(study, decided, looked, confirmed)

@@ -19,6 +19,7 @@ from tune.plan.child import ChildError, answers, start
 from tune.plan.plan import arm_example, corpus_of, stand_in
 from tune.plan.space import vocabulary
 from tune.study.own_gates import doubtful
+from tune.study.sizes import largest_batch
 from tune.study.study import Study
 from tune.study.weights import local_weights
 
@@ -109,7 +110,7 @@ def too_silent(study: Study, tried: Tried, batch_tokens: int) -> str | None:
 
     `batch_tokens` is the tried batch. An evaluation's batch is the study's, and takes about a third of its update.
     """
-    evaluated = tried.step_seconds * study.fixed.batch_tokens / batch_tokens / 3
+    evaluated = tried.step_seconds * largest_batch(study) / batch_tokens / 3
     silence, timeout = max(tried.silence, evaluated), study.resources.stall_timeout
     if tried.problem or silence < timeout / 2:
         return None

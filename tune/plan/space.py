@@ -18,7 +18,7 @@ from tune.errors import StudyError
 from tune.plan.work import Model, arm_model
 from tune.study.arm import Arm
 from tune.study.cell import COST, FINAL, Cell
-from tune.study.sizes import all_trials, confirm_seeds, evaluations, example, grid_points, steps
+from tune.study.sizes import all_trials, confirm_seeds, evaluations, example, grid_points, largest_batch, steps
 from tune.study.study import Study, digest
 
 WEIGHT, MOMENTS, GRADIENT = 4, 8, 4  # bytes per parameter: float32, AdamW's two moments, the gradient
@@ -173,12 +173,13 @@ def memory_parts(study: Study, model: Model, vocab_size: int, base_mb: float) ->
     """
     from pagating.model.fused_loss import chunk_rows
 
-    size, tokens = study.model, study.fixed.micro_batch_tokens or study.fixed.batch_tokens
+    batch = largest_batch(study)
+    size, tokens = study.model, study.fixed.micro_batch_tokens or batch
     layer = (18 + max(map(gate_values, study.arms.values()))) * size.d_model * tokens
     written_out = study.fixed.precision == "bfloat16" or study.task == "span"
     square = 3 * tokens * size.n_ctx * size.n_head if written_out else 0
     rows = chunk_rows(tokens, vocab_size) if study.task == "causal" else tokens // 5
-    more = 2 if tokens < study.fixed.batch_tokens else 1
+    more = 2 if tokens < batch else 1
     return {
         "base": base_mb * (1 << 20),
         "state": float((WEIGHT + GRADIENT + MOMENTS) * model.parameters),

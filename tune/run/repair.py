@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 from typing import Any
 
 from analysis.io.write import write_whole
 from tune.run.ledger import Ledger, decode_event, encode_event
+from tune.study.sizes import interval
 from tune.study.study import Study
 
 
@@ -53,8 +53,6 @@ def unsure(study: Study, events: list[dict[str, Any]]) -> dict[str, bool]:
     Returns:
         By key of such a cell, True if its suggestion is there.
     """
-    steps = study.fixed.tokens // study.fixed.batch_tokens
-    interval = study.fixed.eval_every or max(1, math.ceil(steps / 10))
     mine: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if "cell" in event:
@@ -67,7 +65,9 @@ def unsure(study: Study, events: list[dict[str, Any]]) -> dict[str, bool]:
         rows = [line["row"]["step"] for line in attempt if line["event"] == "report"]
         end = next((line for line in attempt if line["event"] == "ended"), None)
         last = end["final"].get("steps", rows[-1] if rows else 0) if end else 0
-        whole = [*range(interval, last, interval), *([last] if last else [])]
+        config: dict[str, float] = next((line["config"] for line in lines if line["event"] == "suggested"), {})
+        every = interval(study, config)
+        whole = [*range(every, last, every), *([last] if last else [])]
         if (
             not suggested
             or (end is None and any(line["event"] == "ended" for line in lines))

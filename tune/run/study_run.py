@@ -216,7 +216,6 @@ class StudyRun:
 
     def _next_missing(self) -> Cell | None:
         """Replay the cells that have ended in the stages; return the first cell that has not ended, or None."""
-        whole = steps(self.study)
         while (cell := self.stages.next_cell()) is not None:
             record = self.records.get(cell.key)
             if record is None:
@@ -234,6 +233,7 @@ class StudyRun:
                 )
                 self.records[cell.key] = Record(cell)
             elif record.outcome not in (None, "failed"):
+                whole = steps(self.study, cell.config)
                 for row in record.curve:
                     self.stages.should_stop(cell, row["step"] / whole, row["val_nll"])
                 self._complete(cell, record.outcome, record.final)
@@ -253,7 +253,7 @@ class StudyRun:
             self.subject.trial(cell),
             self.subject.train,
             str(self.checkpoints(cell)) if self._folder else None,
-            steps(self.study),
+            steps(self.study, cell.config),
             self.study.keep.checkpoints,
             self.models.wanted(cell),
         )

@@ -16,7 +16,7 @@ from pagating.model.size import ACTIVATIONS, PRESETS, GPT2Size
 from pagating.trial import PADDINGS, PRECISIONS, TASKS, Trial
 
 NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-TRIAL_KEYS = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip")  # fields of `Trial`
+TRIAL_KEYS = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip", "batch_tokens")  # fields of `Trial`
 MODEL_KEYS = ("dropout", "initializer_range")  # of the section `model`
 TUNABLE = (*TRIAL_KEYS, *MODEL_KEYS)
 

@@ -31,8 +31,9 @@ def middle(where: Distribution) -> float:
 
 
 def example(study: Study, arm: str) -> dict[str, float]:
-    """Return one configuration of an arm, for its cost, which does not depend on the values."""
-    return {name: middle(where) for name, where in study.space(arm).items()}
+    """Return one configuration of an arm, for its cost, which depends on no value but the largest batch."""
+    found = {name: middle(where) for name, where in study.space(arm).items()}
+    return found | ({"batch_tokens": float(largest_batch(study))} if "batch_tokens" in found else {})
 
 
 def countable_unit(study: Study, arm: str) -> dict[str, Any] | None:
@@ -72,14 +73,31 @@ def short_searches(study: Study) -> list[str]:
     ]
 
 
-def steps(study: Study) -> int:
-    """Return the number of optimiser updates of a trial that is not stopped early."""
-    return step_count(study.fixed.tokens, study.fixed.batch_tokens)
+def batch(study: Study, config: Mapping[str, float]) -> int:
+    """Return the tokens of a step of a configuration."""
+    return int(config.get("batch_tokens", study.fixed.batch_tokens))
 
 
-def interval(study: Study) -> int:
-    """Return the number of steps between two evaluations."""
-    return evaluation_interval(steps(study), study.fixed.eval_every)
+def largest_batch(study: Study) -> int:
+    """Return the most tokens of a step in the study file, `fixed` or searched."""
+    where = study.nuisance.get("batch_tokens")
+    return int(max(where.values)) if where else study.fixed.batch_tokens
+
+
+def steps(study: Study, config: Mapping[str, float] | None = None) -> int:
+    """Return the optimiser updates of a trial that is not stopped early; `config` matters if it has a batch."""
+    return step_count(study.fixed.tokens, batch(study, config or {}))
+
+
+def interval(study: Study, config: Mapping[str, float] | None = None) -> int:
+    """Return the number of steps between two evaluations.
+
+    `eval_every` is that of `fixed.batch_tokens`. At another batch about as many tokens lie between evaluations.
+    """
+    every, tokens = study.fixed.eval_every, batch(study, config or {})
+    if every and tokens != study.fixed.batch_tokens:
+        every = max(1, round(every * study.fixed.batch_tokens / tokens))
+    return evaluation_interval(steps(study, config), every)
 
 
 def evaluations(study: Study, until: int | None = None) -> int:
@@ -112,7 +130,8 @@ def validation_tokens(study: Study, windows: int | None = None) -> int:
 def scales(study: Study) -> dict[str, Scale]:
     """Return the scale of each hyperparameter that calibrate chooses, the learning rate first."""
     ranges = {name: where.model_dump(exclude_none=True) for name, where in study.nuisance.items()}
-    return {name: scale_of(name, ranges[name], study.calibrate.spacing) for name in calibrated(ranges)}
+    spacing, limits = study.calibrate.spacing, study.batch_limits
+    return {name: scale_of(name, ranges[name], spacing, limits) for name in calibrated(ranges)}
 
 
 def grid_chances(study: Study) -> dict[str, dict[int, float]]:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from analysis.io.names import SEEDS_APART, STAGES
 from analysis.io.text import redact
+from analysis.stats.scale import batch_limits
 from pagating.trial import Trial
 from tune.study.addresses import check_address, check_tracking
 from tune.study.arm import Arm
@@ -42,8 +43,6 @@ _BUDGET = "it sets the length of a trial, which is the same for every trial"
 _NOT_TUNED = {
     **dict.fromkeys(("n_layer", "d_model", "n_head", "n_ctx", "vocab_size"), _SIZE),
     **dict.fromkeys(("tokens", "steps"), _BUDGET),
-    "batch_tokens": "trials of one study have the same number of steps, so that their curves can be compared; study "
-    "another batch in a study of its own",
     "micro_batch_tokens": "it changes the speed and the memory of a trial, not its result",
     **dict.fromkeys(("eval_every", "eval_windows"), "losses of different evaluations cannot be compared"),
 }
@@ -201,14 +200,17 @@ class Study(Section):
             raise ValueError(f"nuisance.lr must be in (0, {MOST_LR:g}]; got {lr.values}")
         for key, where in self.nuisance.items():
             for value in where.values if key != "lr" else []:
+                given = int(value) if key == "batch_tokens" and value.is_integer() else value
                 try:
-                    (ModelSection if key in MODEL_KEYS else FixedSection).model_validate({key: value})
+                    (ModelSection if key in MODEL_KEYS else FixedSection).model_validate({key: given})
                 except ValidationError as error:
                     problem = error.errors()[0]["msg"]
                     raise ValueError(f"nuisance.{key} has {value}: {problem[:1].lower() + problem[1:]}") from error
         if "initializer_range" in self.nuisance and (self.model.pretrained or self.task == "span"):
             why = "the initial weights are those of model.pretrained" if self.model.pretrained else "T5 has its own"
             raise ValueError(f"nuisance.initializer_range has no effect: {why}; leave it out")
+        if "batch_tokens" in self.nuisance:
+            self._check_batches(self.nuisance["batch_tokens"])
         if self.search.sampler == "grid":
             self._check_grid()
         fixed, n_ctx = self.fixed, self.model.n_ctx
@@ -261,6 +263,21 @@ class Study(Section):
             if self.task == "masked" and arm.is_glu:
                 glu = f"unit {arm.unit}" if arm.unit else "form glu"
                 raise ValueError(f"arms.{name} has {glu}, which does not fit BERT's MLP of two modules: leave it out")
+
+    @property
+    def batch_limits(self) -> tuple[int, int]:
+        """The tokens of which a step has a multiple, and the most that a tuned batch may have."""
+        return batch_limits(self.model.model_dump(), self.fixed.model_dump())
+
+    def _check_batches(self, where: Distribution) -> None:
+        unit, most = self.batch_limits
+        what = "fixed.micro_batch_tokens" if self.fixed.micro_batch_tokens else "model.n_ctx"
+        for value in where.values:
+            if value % unit or value > most:
+                raise ValueError(
+                    f"nuisance.batch_tokens has {value:.15g}; allowed: multiples of {what}={unit} up to {most}, half "
+                    f"of fixed.tokens={self.fixed.tokens}"
+                )
 
     def _check_grid(self) -> None:
         for arm in self.arms:

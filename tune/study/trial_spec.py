@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pagating.trial import Trial
 from tune.study.sections import MODEL_KEYS, TRIAL_KEYS
+from tune.study.sizes import batch, interval
 from tune.study.study import Study
 
 
@@ -21,8 +23,12 @@ def trial_spec(study: Study, arm: str, config: dict[str, float], seed: int, corp
         test: evaluate the test split at the last step.
     """
     fixed = study.fixed.model_dump(exclude={"steps", "padding"})
+    tuned: dict[str, Any] = {name: config[name] for name in TRIAL_KEYS if name in config}
+    if "batch_tokens" in tuned:
+        tuned |= {"batch_tokens": batch(study, config)}
+        tuned |= {"eval_every": interval(study, config)} if study.fixed.eval_every else {}
     return Trial(
-        **{**fixed, **{name: config[name] for name in TRIAL_KEYS if name in config}},
+        **{**fixed, **tuned},
         padding=(study.fixed.padding or "counted") if study.corpus.rows == "lines" else None,
         corpus=str(corpus),
         model={**study.model.sizes(), **{name: config[name] for name in MODEL_KEYS if name in config}},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagating.trial import Diverged
 from tune.study.cell import Cell
-from tune.study.sizes import interval, steps
+from tune.study.sizes import batch, interval, steps
 from tune.study.study import Study
 from tune.subject.subject import Step
 
@@ -47,14 +47,14 @@ class Known:
 
     def train(self, trial: Cell, checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
         """Yield the evaluations of a cell at the study's interval. The last one holds the result."""
-        whole, every = steps(self._study), interval(self._study)
+        whole, every = steps(self._study, trial.config), interval(self._study, trial.config)
         done = 0
         while done < whole:
             done = min(whole, done + every)
             loss = self._loss(trial, done / whole)
             if not math.isfinite(loss):
                 raise Diverged(f"the loss is {loss} at step {done}")
-            tokens = done * self._study.fixed.batch_tokens
+            tokens = done * batch(self._study, trial.config)
             row: dict[str, Any] = {
                 "step": done,
                 "tokens": tokens,

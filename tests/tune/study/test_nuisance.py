@@ -20,7 +20,6 @@ def test_a_key_of_the_model_is_tuned_in_each_trial(key, values, tmp_path):
     ("key", "why"),
     [
         ("n_layer", "n_layer cannot be tuned: it is a size of the model"),
-        ("batch_tokens", "batch_tokens cannot be tuned: trials of one study have the same number of steps"),
         ("tokens", "tokens cannot be tuned: it sets the length of a trial"),
         ("nonsense", "'nonsense' is not allowed"),
     ],
