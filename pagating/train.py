@@ -24,11 +24,14 @@ import torch
 from torch import nn
 
 from pagating.checkpoint import EVERY_SECONDS, CheckpointFolder, capture, identity, restore
-from pagating.data.corpus import CorpusError, read_meta
+from pagating.data.corpus import CorpusError, check_corpus, read_meta
+from pagating.data.errors import note
+from pagating.data.lines import open_lines
 from pagating.device import out_of_memory, resolve_device
 from pagating.evaluate import autocast
 from pagating.gating.alpha import alpha_parameters, alpha_values, set_progress
 from pagating.gating.schedules import warmup_then
+from pagating.limits import check_number
 from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
 from pagating.model.pretrained import PretrainedError
 from pagating.saved_model import keep_trained
@@ -38,6 +41,31 @@ from pagating.tasks.task import in_parts, targets_in
 from pagating.trial import Diverged, OutOfMemory, Trial
 
 Step = tuple[int, dict[str, Any] | None]
+
+
+def check(trial: Trial) -> None:
+    """Raise ValueError, one line, if a trial cannot start here: its device, corpus, sizes, unit or weights.
+
+    Raise OutOfMemory if its unit does not fit into memory.
+    """
+    resolve_device(trial.device)
+    try:
+        check_corpus(trial.corpus, trial.model["n_ctx"])
+        if trial.padding:
+            open_lines(trial.corpus, "train")
+    except CorpusError as error:
+        raise CorpusError(f"corpus={trial.corpus!r}: {error}") from error
+    full = None
+    try:
+        task_of(trial).check(trial)
+    except (MemoryError, RuntimeError) as error:
+        full = out_of_memory(error)
+        if full is None:
+            raise
+    if full:
+        raise OutOfMemory(full)
+    if trial.pretrained and not Path(trial.pretrained).is_file():
+        raise PretrainedError(f"pretrained={trial.pretrained!r}: no such file; allowed: a safetensors file, or null")
 
 
 def build_model(trial: Trial) -> Any:
@@ -297,6 +325,43 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
     yield progress.step, {**row, "final": final}
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict. Raise ValueError if a key is there twice, of which JSON would drop one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from error
+
+
+def _note_windows(trial: Trial) -> None:
+    """Write one line to stderr if the validation split has fewer windows than a trial wants to evaluate."""
+    n_ctx = trial.model["n_ctx"]
+    available = (read_meta(trial.corpus)["splits"]["validation"]["tokens"] - 1) // n_ctx
+    if available < trial.eval_windows:
+        wanted = f"eval_windows={trial.eval_windows}"
+        note(f"{wanted}: the validation split has {available} windows of n_ctx={n_ctx}; all of them are evaluated")
+
+
+def _seconds(given: str) -> float:
+    try:
+        check_number("seconds", float(given), {"ge": 0})
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{given!r} is not a number of seconds in [0, inf)") from error
+    return float(given)
+
+
+def _infeasible(error: Diverged | OutOfMemory) -> str:
+    return json.dumps({"outcome": "infeasible", "reason": str(error)})
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -311,42 +376,46 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pagating.tra
     parser = _Parser(prog=prog, description="Train one trial, without Ray.")
     parser.add_argument("trial", type=Path, help="JSON file, as printed by `pagating trial STUDY CELL`")
     parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="save checkpoints and continue from them")
-    parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument("--every", type=_seconds, default=EVERY_SECONDS, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("--keep", action="store_true", help="keep the last checkpoints when the trial is done")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="save the trained model")
     given = parser.parse_args(arguments)
     try:
-        trial = Trial.from_dict(json.loads(given.trial.read_text(encoding="utf-8")))
-        task_of(trial).check(trial)
-        resolve_device(trial.device)
-        if given.model:
-            given.model.mkdir(parents=True, exist_ok=True)
+        trial = Trial.from_dict(_parsed(given.trial.read_text(encoding="utf-8")))
+        check(trial)
+        _note_windows(trial)
+        for folder in (given.model, given.checkpoints):
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         print(f"{error.filename or given.trial}: {error.strerror or error}", file=sys.stderr)
         return 2
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         print(f"{given.trial}: {error}", file=sys.stderr)
         return 2
-    folder = CheckpointFolder(given.checkpoints, given.every, given.keep) if given.checkpoints else None
+    except OutOfMemory as error:
+        print(_infeasible(error))
+        return 1
+    checkpoints = CheckpointFolder(given.checkpoints, given.every, given.keep) if given.checkpoints else None
     interrupted: list[int] = []
     final: dict[str, Any] = {}
 
     def interrupt(number: int, frame: object) -> None:
         interrupted.append(number)
-        if folder:
-            folder.request()
+        if checkpoints:
+            checkpoints.request()
         signal.signal(number, signal.SIG_DFL)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for _, row in steps(trial, folder, given.model):
+        for _, row in steps(trial, checkpoints, given.model):
             if row:
                 print(f"step {row['step']}/{trial.steps} val_nll {row['val_nll']:.6f}", file=sys.stderr)
                 final = row.get("final", {})
             if interrupted and not final:
                 return 128 + interrupted[0]
     except (Diverged, OutOfMemory) as error:
-        print(json.dumps({"outcome": "infeasible", "reason": str(error)}))
+        print(_infeasible(error))
         return 1
     except (CorpusError, PretrainedError) as error:
         print(f"{given.trial}: {error}", file=sys.stderr)

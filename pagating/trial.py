@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pagating.gating.catalog import OwnCode, own_code
+from pagating.gating.catalog import OwnCode, own_code, settings
 from pagating.gating.schedules import SCHEDULES
 from pagating.hardware import DEVICES
+from pagating.limits import Limits, check_keys, check_number
+from pagating.model.size import GPT2Size
 
 TASKS = ("causal", "masked", "span")
 PRECISIONS = ("float32", "bfloat16")
@@ -24,6 +25,22 @@ CHOICES = {  # by field
     "device": DEVICES,
     "task": TASKS,
     "padding": PADDINGS,
+}
+LIMITS: dict[str, Limits] = {  # by field that is a number
+    "lr": {"gt": 0},
+    "tokens": {"ge": 1, "le": 10**13},
+    "batch_tokens": {"ge": 2, "le": 10**9},
+    "seed": {"ge": 0, "le": 10**18},
+    "warmup": {"ge": 0, "lt": 1},
+    "final_lr": {"ge": 0, "le": 1},
+    "weight_decay": {"ge": 0, "le": 10},
+    "beta1": {"ge": 0, "lt": 1},
+    "beta2": {"ge": 0, "lt": 1},
+    "clip": {"gt": 0},
+    "eval_every": {"ge": 1, "le": 10**12},
+    "eval_windows": {"ge": 1, "le": 10**9},
+    "threads": {"ge": 1, "le": 1024},
+    "micro_batch_tokens": {"ge": 2, "le": 10**9},
 }
 
 
@@ -65,7 +82,7 @@ class Trial:
         clip: largest norm of the gradient.
         precision: of the matrix products; weights are float32.
         eval_every: steps between evaluations; None is a tenth of the trial. The last step is always evaluated.
-        eval_windows: windows of n_ctx tokens per evaluation.
+        eval_windows: windows of n_ctx tokens per evaluation; all of them if the split has fewer.
         test: evaluate the test split at the last step, and `padded_nll` on as many lines of the validation split.
         threads: of torch.
         compile: auto (if the trial is long enough to repay it), always, never; see `pagating.model.compile`.
@@ -105,24 +122,26 @@ class Trial:
     padding: str | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_field(field, getattr(self, field.name))
+        sizes = dataclasses.fields(GPT2Size)[1:]  # without the vocabulary, which is the corpus's
+        check_keys("model:", self.model, [size.name for size in sizes], _required(sizes))
+        GPT2Size(1, **self.model)
         n_ctx = self.model["n_ctx"]
-        if self.batch_tokens % n_ctx or self.batch_tokens < n_ctx:
-            raise ValueError(f"batch_tokens={self.batch_tokens} is not a positive multiple of n_ctx={n_ctx}")
+        if self.batch_tokens % n_ctx:
+            raise ValueError(f"batch_tokens={self.batch_tokens} is not a multiple of n_ctx={n_ctx}")
         if self.tokens < self.batch_tokens:
             raise ValueError(f"tokens={self.tokens} is less than one step of batch_tokens={self.batch_tokens}")
-        for key, allowed in CHOICES.items():
-            if (value := getattr(self, key)) not in allowed and (key, value) != ("padding", None):
-                raise ValueError(f"{key}='{value}' is not one of {', '.join(allowed)}")
         micro = self.micro_batch_tokens
-        if micro is not None and (micro < n_ctx or micro % n_ctx or self.batch_tokens % micro):
+        if micro is not None and (micro % n_ctx or self.batch_tokens % micro):
             raise ValueError(
                 f"micro_batch_tokens={micro} is not a multiple of n_ctx={n_ctx} that divides "
                 f"batch_tokens={self.batch_tokens}"
             )
         if self.task != "causal" and (self.padding or self.pretrained or self.compile == "always"):
             raise ValueError(f"task='{self.task}' takes packed windows, initial weights and code that is not compiled")
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr} is not positive")
+        if self.unit is not None:
+            settings(self.unit)
 
     @property
     def steps(self) -> int:
@@ -154,15 +173,28 @@ class Trial:
 
         Raises ValueError for an unknown or a missing field, and for a value that no trial can have.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(fields, Mapping):
-            raise ValueError("is not a mapping of keys such as corpus and seed")
-        for name in fields:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-                raise ValueError(f"unknown key {name!r}; did you mean {near[0]!r}?")
-        none = (dataclasses.MISSING, dataclasses.MISSING)
-        required = [f.name for f in dataclasses.fields(cls) if (f.default, f.default_factory) == none]
-        if missing := [name for name in required if name not in fields]:
-            raise ValueError(f"missing: {', '.join(missing)}")
+        fields_of = dataclasses.fields(cls)
+        check_keys("", fields, [field.name for field in fields_of], _required(fields_of))
         return cls(**fields)
+
+
+def _required(fields: Iterable[dataclasses.Field[Any]]) -> list[str]:
+    """Return the names of the fields that have no default."""
+    return [field.name for field in fields if field.default is dataclasses.MISSING]
+
+
+def _check_field(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raise ValueError if a field of a trial has a value of another type, or one outside of its limits."""
+    name = field.name
+    kind, _, optional = str(field.type).partition(" | ")
+    if value is None and optional:
+        return
+    if name in LIMITS:
+        check_number(name, value, LIMITS[name], whole=kind == "int")
+    elif name in CHOICES:
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(CHOICES[name])}")
+    elif kind == "str" and not (isinstance(value, str) and value):
+        raise ValueError(f"{name}={value!r} is not a text with at least one letter")
+    elif kind == "bool" and not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} is not true or false")

@@ -68,6 +68,33 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     return meta
 
 
+def check_length(splits: Mapping[str, Mapping[str, Any]], n_ctx: int) -> None:
+    """Raise CorpusError if a split is shorter than one window of n_ctx tokens and the token after it."""
+    for split, counts in splits.items():
+        if counts["tokens"] < n_ctx + 1:
+            raise CorpusError(
+                f"the {split} split has {counts['tokens']} tokens; one window needs n_ctx + 1 = {n_ctx + 1}: "
+                "give more text or a smaller model.n_ctx"
+            )
+
+
+def check_corpus(folder: str | Path, n_ctx: int) -> None:
+    """Raise CorpusError, one line, if a folder is not a packed corpus with a window of n_ctx tokens in each split.
+
+    Only `prepare` checks every byte.
+    """
+    try:
+        meta = read_meta(folder)
+        check_length(meta["splits"], n_ctx)
+        for split in meta["splits"]:
+            open_split(folder, split)
+        (Path(folder) / "tokenizer.json").stat()
+    except OSError as error:
+        raise CorpusError(
+            f"{error.filename}: {error.strerror}; allowed: a folder that `pagating.data.prepare.prepare` wrote"
+        ) from error
+
+
 # --- windows ---------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from pagating.data.corpus import digest_of, meta_digest, pad_id, read_meta, rows_file
+from pagating.data.corpus import check_length, digest_of, meta_digest, pad_id, read_meta, rows_file
 from pagating.data.errors import CorpusError
 from pagating.data.saved_tokenizer import tokenizer_key
 from pagating.data.texts import SPLITS, load_texts
@@ -199,16 +199,6 @@ def fault(folder: Path) -> str | None:
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     return None
-
-
-def check_length(splits: Mapping[str, Mapping[str, Any]], n_ctx: int) -> None:
-    """Raise CorpusError if a split is shorter than one window of n_ctx tokens and the token after it."""
-    for split, counts in splits.items():
-        if counts["tokens"] < n_ctx + 1:
-            raise CorpusError(
-                f"the {split} split has {counts['tokens']} tokens; one window needs n_ctx + 1 = {n_ctx + 1}: "
-                "give more text or a smaller model.n_ctx"
-            )
 
 
 # --- the cache's lock -------------------------------------------------------------------------------------------------

@@ -182,10 +182,16 @@ def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError, one line, for an unknown key, activation, form or base, and for arguments that contradict each
     other. The gate and the alpha are not checked here.
     """
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"unit: {arguments!r} is not a mapping; its keys are {', '.join(DEFAULTS)}, unit")
     for key in arguments:
         if key not in (*DEFAULTS, "unit"):
             raise ValueError(f"unit: unknown key {key!r}; allowed: {', '.join(DEFAULTS)}, unit")
     given = {key: value for key, value in arguments.items() if value is not None}
+    for key, value in given.items():
+        if key != "alpha" and not isinstance(value, str):
+            own = f"; register it with pagating.register_{key}" if callable(value) and key in ("gate", "unit") else ""
+            raise ValueError(f"{key}: {value!r} is not a name, such as {DEFAULTS.get(key, 'relu2')!r}{own}")
     known = given.pop("unit", None)
     if known is not None:
         if clash := [key for key in given if key != "alpha" or known not in COMPETITORS]:

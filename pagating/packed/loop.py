@@ -42,6 +42,7 @@ from pagating.packed.model import PackedGPT2, PackedUnits, unit_kind
 from pagating.tasks.causal import hidden_function
 from pagating.train import (
     build_model,
+    check,
     device_metrics,
     evaluation_row,
     final_metrics,
@@ -250,6 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         trials = [Trial.from_dict(fields) for fields in json.loads(Path(paths[0]).read_text(encoding="utf-8"))]
+        for trial in trials:
+            check(trial)
         pack = train_packed(trials)
         results: list[Row] = [{} for _ in trials]
         for entries in pack:

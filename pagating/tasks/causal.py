@@ -19,7 +19,7 @@ from pagating.device import warn_of_emulation
 from pagating.evaluate import Evaluation, autocast, evaluation, pad_rows, text_rows
 from pagating.model.compile import compile_hidden, is_compiled
 from pagating.model.fused_loss import linear_nll
-from pagating.model.gpt2 import GPT2, training_flops_per_token
+from pagating.model.gpt2 import GPT2, activations, training_flops_per_token
 from pagating.model.initialise import initialise_gpt2
 from pagating.model.pretrained import load_pretrained
 from pagating.model.size import GPT2Size, stock_flops_per_token
@@ -134,6 +134,6 @@ CAUSAL = Task(
     held=causal_windows,
     evaluate=evaluation,
     flops=lambda trial, model: training_flops_per_token(model),
-    check=lambda trial: GPT2(GPT2Size(vocab_size=1, **trial.model), trial.unit),
+    check=lambda trial: activations(GPT2Size(vocab_size=1, **trial.model), trial.unit),
     compiled=lambda loss: isinstance(loss, CausalLoss) and loss.hidden is not GPT2.hidden,
 )

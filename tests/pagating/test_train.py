@@ -180,7 +180,7 @@ def test_an_exploding_trial_raises_naming_step_and_values(packed):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"batch_tokens": 60}, "batch_tokens=60 is not a positive multiple of n_ctx=16"),
+        ({"batch_tokens": 60}, "batch_tokens=60 is not a multiple of n_ctx=16"),
         ({"tokens": 10}, "tokens=10 is less than one step of batch_tokens=64"),
         ({"schedule": "wavy"}, "schedule='wavy' is not one of constant, linear, cosine"),
         ({"precision": "float8"}, "precision='float8' is not one of float32, bfloat16"),
@@ -189,8 +189,8 @@ def test_an_exploding_trial_raises_naming_step_and_values(packed):
             {"micro_batch_tokens": 48},
             "micro_batch_tokens=48 is not a multiple of n_ctx=16 that divides batch_tokens=64",
         ),
-        ({"micro_batch_tokens": 0}, "micro_batch_tokens=0 is not a multiple of n_ctx=16"),
-        ({"lr": 0.0}, r"lr=0\.0 is not positive"),
+        ({"micro_batch_tokens": 0}, r"micro_batch_tokens=0 is not a whole number in \[2, 10\^9\]"),
+        ({"lr": 0.0}, r"lr=0\.0 is not a number in \(0, inf\)"),
     ],
 )
 def test_bad_trials_are_refused(packed, changed, message):

@@ -12,8 +12,8 @@ from pydantic_core import CoreSchema, core_schema
 
 from analysis.io.names import STAGES
 from pagating.gating.schedules import SCHEDULES
-from pagating.model.size import ACTIVATIONS, PRESETS, GPT2Size
-from pagating.trial import PADDINGS, PRECISIONS, TASKS, Trial
+from pagating.model.size import ACTIVATIONS, PRESETS, SIZE_LIMITS, GPT2Size
+from pagating.trial import LIMITS, PADDINGS, PRECISIONS, TASKS, Trial
 
 NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TRIAL_KEYS = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip", "batch_tokens")  # fields of `Trial`
@@ -173,17 +173,16 @@ class ModelSection(Section):
         description="initial weights: a folder with model.safetensors, or a name on the hub, such as gpt2. Sizes and "
         "tokenizer must be theirs; n_ctx may be smaller. The MLPs of an arm with form glu or projected start untrained",
     )
-    n_layer: int = Field(4, ge=1, le=200, description="number of blocks")
-    d_model: int = Field(128, ge=2, le=65536, description="width; a multiple of n_head")
-    n_head: int = Field(4, ge=1, le=1024, description="number of attention heads")
-    n_ctx: int = Field(128, ge=2, le=1 << 17, description="length of a window in tokens")
+    n_layer: int = Field(4, **SIZE_LIMITS["n_layer"], description="number of blocks")
+    d_model: int = Field(128, **SIZE_LIMITS["d_model"], description="width; a multiple of n_head")
+    n_head: int = Field(4, **SIZE_LIMITS["n_head"], description="number of attention heads")
+    n_ctx: int = Field(128, **SIZE_LIMITS["n_ctx"], description="length of a window in tokens")
     dropout: float = Field(
-        GPT2Size.dropout, ge=0, lt=1, description="dropout rate of embeddings, attention and residuals"
+        GPT2Size.dropout, **SIZE_LIMITS["dropout"], description="dropout rate of embeddings, attention and residuals"
     )
     initializer_range: float = Field(
         GPT2Size.initializer_range,
-        gt=0,
-        le=1,
+        **SIZE_LIMITS["initializer_range"],
         description="standard deviation of the initial weights; 0.02 is meant for d_model 768 and more",
     )
     activation: Annotated[str, OneOf(ACTIVATIONS)] = Field(
@@ -211,33 +210,40 @@ class ModelSection(Section):
 class FixedSection(Section):
     """The settings that are the same for every trial."""
 
-    tokens: int = Field(400_000, ge=1, le=10**13, description="training tokens per trial")
+    tokens: int = Field(400_000, **LIMITS["tokens"], description="training tokens per trial")
     steps: int | None = Field(
         None, ge=1, le=10**12, description="instead of tokens; the study keeps tokens = steps x batch_tokens"
     )
-    batch_tokens: int = Field(2048, ge=2, le=10**9, description="tokens per step, a multiple of model.n_ctx")
+    batch_tokens: int = Field(2048, **LIMITS["batch_tokens"], description="tokens per step, a multiple of model.n_ctx")
     micro_batch_tokens: int | None = Field(
         Trial.micro_batch_tokens,
-        ge=2,
-        le=10**9,
+        **LIMITS["micro_batch_tokens"],
         description="tokens whose gradient is computed at once, if a whole step does not fit into memory: a multiple "
         "of model.n_ctx that divides batch_tokens",
     )
     schedule: Annotated[str, OneOf(SCHEDULES)] = Field(Trial.schedule, description="decay of the learning rate")
-    warmup: float = Field(Trial.warmup, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    final_lr: float = Field(Trial.final_lr, ge=0, le=1, description="last learning rate as a share of the peak")
-    weight_decay: float = Field(Trial.weight_decay, ge=0, le=10, description="of matrices only, never of an alpha")
-    beta1: float = Field(Trial.beta1, ge=0, lt=1, description="AdamW's decay rate of the mean gradient")
-    beta2: float = Field(Trial.beta2, ge=0, lt=1, description="AdamW's decay rate of the mean squared gradient")
-    clip: float = Field(Trial.clip, gt=0, description="largest norm of the gradient")
+    warmup: float = Field(
+        Trial.warmup, **LIMITS["warmup"], description="share of the steps in which the learning rate rises"
+    )
+    final_lr: float = Field(
+        Trial.final_lr, **LIMITS["final_lr"], description="last learning rate as a share of the peak"
+    )
+    weight_decay: float = Field(
+        Trial.weight_decay, **LIMITS["weight_decay"], description="of matrices only, never of an alpha"
+    )
+    beta1: float = Field(Trial.beta1, **LIMITS["beta1"], description="AdamW's decay rate of the mean gradient")
+    beta2: float = Field(Trial.beta2, **LIMITS["beta2"], description="AdamW's decay rate of the mean squared gradient")
+    clip: float = Field(Trial.clip, **LIMITS["clip"], description="largest norm of the gradient")
     precision: Annotated[str, OneOf(PRECISIONS)] = Field(
         Trial.precision, description="of matrix products; weights are float32"
     )
     eval_every: int | None = Field(
-        Trial.eval_every, ge=1, le=10**12, description="steps between two evaluations; default a tenth of the trial"
+        Trial.eval_every,
+        **LIMITS["eval_every"],
+        description="steps between two evaluations; default a tenth of the trial",
     )
     eval_windows: int = Field(
-        Trial.eval_windows, ge=1, le=10**9, description="windows per evaluation, the same for every trial"
+        Trial.eval_windows, **LIMITS["eval_windows"], description="windows per evaluation, the same for every trial"
     )
     padding: Annotated[str, OneOf(PADDINGS)] | None = Field(
         None,
@@ -393,7 +399,7 @@ class KeepSection(Section):
 class ResourcesSection(Section):
     """The resources of one trial."""
 
-    cpus: int = Field(1, ge=1, le=1024, description="cores, and threads, per trial")
+    cpus: int = Field(Trial.threads, **LIMITS["threads"], description="cores, and threads, per trial")
     gpus: float = Field(
         0.0,
         ge=0,
