@@ -46,11 +46,11 @@ class Scale:
 
     def value(self, at: float) -> float:
         """Return the legal value of a position on the scale, rounded."""
+        if self.unit:
+            return float(self.unit * max(1, round(self.back(min(at, self.high)) / self.unit)))
         if at <= self.low + 1e-9 or at >= self.high - 1e-9:
             return self.back(self.low if at <= self.low + 1e-9 else self.high)
         found = self.back(at)
-        if self.unit:
-            return float(self.unit * max(1, round(found / self.unit)))
         if self.name in DECAYS:  # rounded as the share that is forgotten
             return round(1 - float(f"{1 - found:.{DIGITS}g}"), 12)
         return float(f"{found:.{DIGITS}g}")
@@ -87,9 +87,9 @@ def scale_of(
 ) -> Scale:
     """Return the scale of a nuisance hyperparameter.
 
-    It is the logarithm for `loguniform`, and the value itself for `uniform`. For `beta1` and `beta2` it is log(1 -
-    value). A `choice` has the logarithm if all its values are above 0 and the largest is four times the smallest or
-    more. The step is a quarter of the searched range; that of the learning rate is log(spacing).
+    It is the logarithm for `loguniform`, `lr` and `batch_tokens`, and the value itself for `uniform`. For `beta1` and
+    `beta2` it is log(1 - value). A `choice` has the logarithm if all its values are above 0 and the largest is four
+    times the smallest or more. The step is a quarter of the searched range; that of the learning rate is log(spacing).
 
     Args:
         name: The hyperparameter.
@@ -106,10 +106,10 @@ def scale_of(
     if name in DECAYS:
         return _scale(name, lambda v: -math.log1p(-v), lambda u: -math.expm1(-u), (least, most), (low, high))
     logarithmic = kind == "loguniform" or (kind == "choice" and least > 0 and most >= 4 * least)
-    if name == "lr" or logarithmic:
+    if name in ("lr", "batch_tokens") or logarithmic:
         step = math.log(spacing) if name == "lr" else None
         return _scale(name, math.log, math.exp, (least, most), (low or math.ulp(0.0), high), step, unit)
-    return _scale(name, float, float, (least, most), (low, high), max((most - least) / 4, unit or 0.0), unit)
+    return _scale(name, float, float, (least, most), (low, high))
 
 
 def _scale(
