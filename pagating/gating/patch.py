@@ -10,23 +10,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.activations import (
-    AccurateGELUActivation,
-    FastGELUActivation,
-    GELUTanh,
-    NewGELUActivation,
-    XIELUActivation,
-)
-from transformers.pytorch_utils import Conv1D
 
 from .alpha import AlphaModule, Spec, alpha_modules, parse
 from .catalog import BASES, MODULE_BASES, settings
-from .discovery import Slot, features, other_activations, require_activations
+from .discovery import Slot, features, is_conv1d, of_transformers, other_activations, require_activations
 from .gates import Function, gate_row
 from .own_gate import make_unit
 from .units import ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
+from .xielu import XIELU
 
-_TANH_GELUS = (NewGELUActivation, GELUTanh, FastGELUActivation, AccurateGELUActivation)
+_TANH_GELUS = ("NewGELUActivation", "GELUTanh", "FastGELUActivation", "AccurateGELUActivation")
 _RECORD = "_pagating_replaced"
 
 
@@ -164,8 +157,8 @@ def _in_and_out(slot: Slot) -> tuple[str, str]:
 
 
 def _linear_like(linear: nn.Module, n_in: int, n_out: int) -> nn.Module:
-    if isinstance(linear, Conv1D):
-        return Conv1D(n_out, n_in)
+    if is_conv1d(linear):
+        return of_transformers("pytorch_utils", "Conv1D")(n_out, n_in)
     return nn.Linear(n_in, n_out, bias=linear.bias is not None)
 
 
@@ -189,11 +182,17 @@ def _base(base: str, slot: Slot, is_off: bool) -> str | Function:
     if base not in (*BASES, *MODULE_BASES):
         return make_unit(base, slot.width)
     if base == "xielu":
-        return XIELUActivation(dtype=torch.float32)
+        theirs = of_transformers("activations", "XIELUActivation")
+        return theirs(dtype=torch.float32) if theirs else XIELU()
     # a gate that is off keeps the module that was there, for the same bits
-    if base == "stock" or (base == "gelu" and is_off and isinstance(slot.activation, _TANH_GELUS)):
+    if base == "stock" or (base == "gelu" and is_off and _is_tanh_gelu(slot.activation)):
         return slot.activation
     return base
+
+
+def _is_tanh_gelu(module: nn.Module) -> bool:
+    kinds = (of_transformers("activations", name) for name in _TANH_GELUS)
+    return any(kind is not None and isinstance(module, kind) for kind in kinds)
 
 
 def unpatch(model: nn.Module) -> list[str]:
