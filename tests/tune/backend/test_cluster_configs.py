@@ -44,7 +44,7 @@ def test_on_aws_the_head_is_kept_and_trains_nothing_and_workers_are_spot_and_sca
 
 
 def test_on_aws_all_nodes_have_the_same_pins_and_token(aws):
-    assert any("-c constraints.txt ." in command for command in aws["setup_commands"])
+    assert any("-c constraints.txt '.[study]'" in command for command in aws["setup_commands"])
     assert aws["file_mounts"]["/home/ubuntu/.ray/auth_token"].endswith("/.ray/auth_token")
     for kind in ("head", "worker"):
         (start,) = [command for command in aws[f"{kind}_start_ray_commands"] if " start " in command]
