@@ -5,7 +5,8 @@ Nothing here trains. The stages ask for cells, record their losses, and ask agai
 1. The learning rate has a shared grid. The other nuisance hyperparameters stay at a shared centre.
 2. Each further one has a grid of shared values around that centre. Each arm runs it at the optima found so far.
 3. If there are two or more, corner points around each arm's optimum show how they interact. A joint fit through all
-   points of an arm moves its optimum. New corners follow until no arm gains more.
+   points of an arm moves its optimum. New corners follow until no arm gains more. There are none if an arm's best
+   point is the end of a grid.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class Calibration:
             if name == "lr":
                 values = geometric_grid(geometric_mean(list(rates)), settings.points, settings.spacing)
             else:
-                values = _grid(scale, self._centre[name], settings.points)
+                values = scale.grid(self._centre[name], settings.points)
             self._axes.append(Axis(scale, values, {}))
         axis = self._axes[self._axis]
         axis.beside |= {arm: self._now[arm] for arm in self._arms}
@@ -143,7 +144,17 @@ class Calibration:
             self._axis += 1
             if self._axis < len(self.names) and (cells := self._begin_axis()):
                 return cells
-        return self._corners() if len(self.names) > 1 and self.study.calibrate.choice == "fit" else []
+        joint = len(self.names) > 1 and self.study.calibrate.choice == "fit"
+        return self._corners() if joint and not self._open_ended() else []
+
+    def _open_ended(self) -> bool:
+        """Return whether an arm's best point is the end of a grid that was not extended, before any corner.
+
+        Corners beyond that end would move the arms along a slope, each as far as its noise tells. Without corners all
+        of them stay at the shared end.
+        """
+        states = (bracket(self._means(axis, arm), axis.ends()) for axis in self._axes for arm in self._arms)
+        return self._round == 0 and Bracket.END in states
 
     def _extend(self, axis: Axis) -> list[Cell]:
         """Extend the grid, for all arms, at each end that is an arm's optimum; return the new cells, if any.
@@ -321,13 +332,6 @@ class Calibration:
 
 def _named(found: Mapping[str, Bracket]) -> dict[str, str]:
     return {name: str(why) for name, why in found.items() if why is not Bracket.CLOSED}
-
-
-def _grid(scale: Scale, centre: float, points: int) -> list[float]:
-    """Return ascending values around a centre, a step of the scale apart, moved into the legal range."""
-    lowest = scale.to(centre) - scale.step * (points - 1) / 2
-    lowest = max(scale.low, min(lowest, scale.high - scale.step * (points - 1)))
-    return sorted({scale.value(lowest + scale.step * i) for i in range(points)})
 
 
 def geometric_grid(centre: float, points: int, spacing: float) -> list[float]:
