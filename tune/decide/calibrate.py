@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.stats.optimum import Bracket, bracket, enclosed, optima
+from analysis.stats.optimum import Bracket, bracket, enclosed, optima_on
 from analysis.stats.scale import Scale
 from analysis.stats.surface import JointOptimum, joint_optima
 from tune.study.cell import Cell
@@ -250,14 +250,10 @@ class Calibration:
             return chosen
         tables = {arm: self._table(arm, [axis.config(arm, v) for v in axis.values]) for arm in axis.beside}
         tables = {arm: table for arm, table in tables.items() if np.isfinite(table).all(axis=1).any()}
+        found = optima_on(axis.scale, axis.values, tables)
+        fitted = {arm: one.rate for arm, one in found.items()}
         if axis.name == "lr":
-            found = optima(axis.values, tables)
-            fitted = {arm: float(f"{found[arm].rate:.4g}") for arm in found}  # the last bits depend on the machine
-        else:  # on a scale whose step is 1
-            scale, centre = axis.scale, axis.scale.to(self._centre[axis.name])
-            at = [math.exp((scale.to(value) - centre) / scale.step) for value in axis.values]
-            found = optima(at, tables)
-            fitted = {arm: scale.value(centre + scale.step * math.log(found[arm].rate)) for arm in found}
+            fitted = {arm: float(f"{rate:.4g}") for arm, rate in fitted.items()}  # the last bits depend on the machine
         return chosen | {arm: fitted[arm] for arm in self._arms if arm in fitted}
 
     # --- corners ---
