@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from pagating.gating.units import PaGLU as PaGLU
     from pagating.gating.units import glu as glu
     from pagating.gating.units import pointwise as pointwise
+    from pagating.hf.errors import SavedModelError as SavedModelError
+    from pagating.hf.loading import from_pretrained as from_pretrained
     from pagating.saved_model import load_model as load_model
 
 _HOME = {
@@ -35,8 +37,10 @@ _HOME = {
     "PaGPT2Config": "gating.hf_gpt2",
     "PaGPT2LMHeadModel": "gating.hf_gpt2",
     "PatchReport": "gating.patch",
+    "SavedModelError": "hf.errors",
     "alpha_parameters": "gating.alpha",
     "alpha_values": "gating.alpha",
+    "from_pretrained": "hf.loading",
     "glu": "gating.units",
     "load_model": "saved_model",
     "patch": "gating.patch",
@@ -46,7 +50,7 @@ _HOME = {
     "set_progress": "gating.alpha",
     "unpatch": "gating.patch",
 }
-_OF_TRANSFORMERS = ("gating.hf_gpt2",)  # these import transformers, which the library alone does not need
+_OF_TRANSFORMERS = ("gating.hf_gpt2", "hf.loading")  # these import transformers, which the library alone does not need
 __all__ = [name for name, home in _HOME.items() if home not in _OF_TRANSFORMERS or find_spec("transformers")]
 __version__ = "0.1.0"
 __getattr__, __dir__ = lazy(__name__, _HOME)

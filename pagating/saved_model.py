@@ -22,6 +22,7 @@ from torch import nn
 from pagating.checkpoint import model_tensors, write_tensors
 from pagating.data.corpus import read_meta
 from pagating.gating.catalog import OwnCode, own_code
+from pagating.hf.errors import SavedModelError
 from pagating.model.gpt2 import GPT2
 from pagating.model.size import GPT2Size
 from pagating.trial import TASKS, Trial
@@ -29,10 +30,6 @@ from pagating.trial import TASKS, Trial
 FORMAT = 1  # increase it if the meaning of a file changes
 WEIGHTS, FACTS, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 KEYS = {"format", "task", "vocab_size", "model", "unit", "sha256"}  # keys needed to make the model
-
-
-class SavedModelError(ValueError):
-    """A folder without a usable model. The message is one line with the folder and the reason."""
 
 
 def save_model(model: nn.Module, trial: Trial, folder: str | Path, final: Mapping[str, Any]) -> Path:

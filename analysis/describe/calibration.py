@@ -1,5 +1,8 @@
 """Tables of the shared grids: each arm's optimum of each hyperparameter, and all arms at equal learning rate."""
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +11,8 @@ from analysis.io.assemble import Study
 from analysis.io.formats import Columns
 from analysis.io.trials import confirm_rows
 from analysis.stats import estimates
-from analysis.stats.optimum import Bracket, optima_on
+from analysis.stats.optimum import Bracket, Optimum, optima
+from analysis.stats.scale import Scale
 from analysis.verdict.checks import edge_hits
 from analysis.verdict.grids import grid_rows, grids, unbracketed
 
@@ -47,7 +51,7 @@ def optimum_rows(study: Study) -> list[dict[str, Any]]:
             values = sorted({*table.index})
             same = {a: t.to_numpy(float) for a, t in grid.losses.items() if list(t.index) == values}
             same = {a: t for a, t in same.items() if t.shape == table.shape and np.isfinite(t).all(1).any()}
-            found = optima_on(grid.scale, values, same)[arm]
+            found = _optimum(grid.scale, values, same, arm)
             chosen = confirmed.loc[confirmed["arm"] == arm, name].dropna()
             why = open_sides.get(arm, {}).get(name)
             edge = arm in hits if name == "lr" else why == Bracket.END
@@ -67,6 +71,20 @@ def optimum_rows(study: Study) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _optimum(scale: Scale, values: list[float], losses: Mapping[str, np.ndarray], arm: str) -> Optimum:
+    """Return an arm's optimum of one grid, as calibrate finds it. Learning rates need no change of scale."""
+    if scale.name == "lr":
+        return optima(values, losses)[arm]
+    centre = scale.to(values[0])
+    found = optima([math.exp((scale.to(value) - centre) / scale.step) for value in values], losses)[arm]
+
+    def back(at: float | None) -> float | None:
+        return None if at is None else scale.value(centre + scale.step * math.log(at))
+
+    best = values[int(losses[arm].mean(1).argmin())]
+    return replace(found, grid_best=best, own=back(found.own), fitted=back(found.fitted))
 
 
 def pivot(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Columns]:

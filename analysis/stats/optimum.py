@@ -6,7 +6,6 @@ The minimum of a fitted curve is wrong only in second order. Shrinking the arms'
 the remaining noise. `docs/protocol.md` has the error rates.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -90,29 +89,6 @@ def optima(rates: Sequence[float], losses: Mapping[str, np.ndarray]) -> dict[str
     """
     sd = noise(losses)
     return share({arm: optimum(rates, table, sd[arm]) for arm, table in losses.items()})
-
-
-def optima_on(scale: Scale, values: Sequence[float], losses: Mapping[str, np.ndarray]) -> dict[str, Optimum]:
-    """Estimate the optimum of each arm, as `optima` does, on the scale of a hyperparameter, in units of its step.
-
-    Args:
-        scale: The scale. That of the learning rate, log(lr), is the one that `optima` has.
-        values: Values of the hyperparameter.
-        losses: Losses in nats, values x seeds per arm, +inf for an infeasible run.
-    """
-    if scale.name == "lr":
-        return optima(values, losses)
-    origin = scale.to(values[0])
-
-    def back(at: float | None) -> float | None:
-        return None if at is None else scale.value(origin + scale.step * math.log(at))
-
-    places = [math.exp((scale.to(value) - origin) / scale.step) for value in values]
-    best = dict(zip(places, values, strict=True))
-    return {
-        arm: replace(one, grid_best=best[one.grid_best], own=back(one.own), fitted=back(one.fitted))
-        for arm, one in optima(places, losses).items()
-    }
 
 
 def noise(losses: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -20,7 +20,6 @@ LEGAL = {  # lowest and highest value that calibrate tries
     "initializer_range": (0.0, 1.0),
     "batch_tokens": (1.0, math.inf),
 }
-LOGARITHMIC = ("lr", "batch_tokens", "clip", "initializer_range")  # whatever their search range: 0 is not legal
 DECAYS = ("beta1", "beta2")  # their natural scale is that of 1 - value, the share that each step forgets
 
 
@@ -29,7 +28,7 @@ class Scale:
     """The scale of a nuisance hyperparameter. On it, values that matter alike are equally far apart.
 
     `step` is the distance of neighbouring points of calibrate, `low` and `high` are the legal ends, all on the scale.
-    `legal` has the ends as values. Values are multiples of `unit`, or any number if it is None.
+    Values are multiples of `unit`, or any number if it is None.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Scale:
     step: float
     low: float
     high: float
-    legal: tuple[float, float]
     unit: int | None = None
 
     @property
@@ -51,17 +49,11 @@ class Scale:
         if self.unit:
             return float(self.unit * max(1, round(self.back(min(at, self.high)) / self.unit)))
         if at <= self.low + 1e-9 or at >= self.high - 1e-9:
-            return self.legal[0 if at <= self.low + 1e-9 else 1]
+            return self.back(self.low if at <= self.low + 1e-9 else self.high)
         found = self.back(at)
         if self.name in DECAYS:  # rounded as the share that is forgotten
             return round(1 - float(f"{1 - found:.{DIGITS}g}"), 12)
         return float(f"{found:.{DIGITS}g}")
-
-    def grid(self, centre: float, points: int) -> list[float]:
-        """Return ascending values around a centre, a step of the scale apart, moved into the legal range."""
-        lowest = self.to(centre) - self.step * (points - 1) / 2
-        lowest = max(self.low, min(lowest, self.high - self.step * (points - 1)))
-        return sorted({self.value(lowest + self.step * i) for i in range(points)})
 
     def beyond(self, value: float, side: int) -> float:
         """Return the value a step below (-1) or above (1) a value, another one than it."""
@@ -95,10 +87,9 @@ def scale_of(
 ) -> Scale:
     """Return the scale of a nuisance hyperparameter.
 
-    It is the logarithm for `loguniform`, and for `lr`, `batch_tokens`, `clip` and `initializer_range` in any case. It
-    is the value itself for `uniform`. For `beta1` and `beta2` it is log(1 - value). A `choice` has the logarithm if all
-    its values are above 0 and the largest is four times the smallest or more. The step is a quarter of the searched
-    range; that of the learning rate is log(spacing).
+    It is the logarithm for `loguniform`, `lr` and `batch_tokens`, and the value itself for `uniform`. For `beta1` and
+    `beta2` it is log(1 - value). A `choice` has the logarithm if all its values are above 0 and the largest is four
+    times the smallest or more. The step is a quarter of the searched range; that of the learning rate is log(spacing).
 
     Args:
         name: The hyperparameter.
@@ -115,7 +106,7 @@ def scale_of(
     if name in DECAYS:
         return _scale(name, lambda v: -math.log1p(-v), lambda u: -math.expm1(-u), (least, most), (low, high))
     logarithmic = kind == "loguniform" or (kind == "choice" and least > 0 and most >= 4 * least)
-    if name in LOGARITHMIC or logarithmic:
+    if name in ("lr", "batch_tokens") or logarithmic:
         step = math.log(spacing) if name == "lr" else None
         return _scale(name, math.log, math.exp, (least, most), (low or math.ulp(0.0), high), step, unit)
     return _scale(name, float, float, (least, most), (low, high))
@@ -132,7 +123,7 @@ def _scale(
 ) -> Scale:
     width = to(searched[1]) - to(searched[0])
     high = to(legal[1]) if math.isfinite(legal[1]) else math.inf
-    return Scale(name, to, back, step or width / 4, to(legal[0]), high, legal, unit)
+    return Scale(name, to, back, step or width / 4, to(legal[0]), high, unit)
 
 
 def calibrated(nuisance: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:

@@ -18,7 +18,6 @@ NEAR = 1.6  # steps around the best point within which a point has weight 1
 SMALLEST = 1e-9  # nats: standard error of a point if the seeds show no noise
 UNKNOWN = 1e6  # nats: standard error of a coefficient that the points do not determine
 LEAST_EIGENVALUE = 0.05  # of the Hessian, scaled to a diagonal of 1
-SMALLEST_VARIANCE = 1e-12  # of an optimum, in steps^2: round-off leaves less than 0 if the points lie on a line
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def joint_optima(
     if len(fits) > 1:
         _share(list(fits.values()))
     return {
-        arm: JointOptimum(fit.at, np.sqrt(_variances(fit.covariance)), fit.hessian, fit.s) for arm, fit in fits.items()
+        arm: JointOptimum(fit.at, np.sqrt(np.diag(fit.covariance)), fit.hessian, fit.s) for arm, fit in fits.items()
     }
 
 
@@ -153,7 +152,7 @@ def _share(fits: list[_Fit]) -> None:
     """Move the optima towards each other, axis by axis; the earlier axes follow along the fitted valley."""
     left = [fit.covariance for fit in fits]  # given the axes that have moved
     for k in reversed(range(fits[0].axes)):
-        x, error = np.array([fit.at[k] for fit in fits]), np.sqrt([_variances(c)[k] for c in left])
+        x, error = np.array([fit.at[k] for fit in fits]), np.sqrt([c[k, k] for c in left])
         step = np.clip(towards_others(x, error)[0], -SHARED * error, SHARED * error)
         for i, fit in enumerate(fits):
             at, h = fit.at.copy(), fit.hessian
@@ -161,8 +160,4 @@ def _share(fits: list[_Fit]) -> None:
             if k:
                 at[:k] -= np.linalg.solve(h[:k, :k], h[:k, k]) * (at[k] - fit.at[k])
             fit.at = np.clip(at, fit.low, fit.high)
-            left[i] = left[i][:k, :k] - np.outer(left[i][:k, k], left[i][k, :k]) / _variances(left[i])[k]
-
-
-def _variances(covariance: np.ndarray) -> np.ndarray:
-    return np.maximum(np.diag(covariance), SMALLEST_VARIANCE)
+            left[i] = left[i][:k, :k] - np.outer(left[i][:k, k], left[i][k, :k]) / left[i][k, k]

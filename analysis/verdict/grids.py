@@ -10,7 +10,7 @@ from analysis.io.names import STAGES
 from analysis.stats.optimum import Bracket, bracket, enclosed
 from analysis.stats.scale import Scale, batch_limits, calibrated, scale_of
 
-SPACING, POINTS = 2.0, 3  # of learning rates, and of a grid, without a study file
+SPACING = 2.0  # of learning rates, without a study file
 
 
 @dataclass(frozen=True)
@@ -40,37 +40,23 @@ def grid_rows(study: Study, name: str = "lr") -> pd.DataFrame:
     rows = rows.assign(_loss=loss.where((rows["outcome"] == "completed") & np.isfinite(loss), np.inf))
     if "axis" not in rows.columns:
         return rows if name == "lr" else rows.iloc[:0]
-    values = set(rows.loc[rows["axis"] == name, name])
+    values = rows.loc[rows["axis"] == name, name].unique()
     others = [other for other in calibrated(ranges(study)) if other != name and other in rows.columns]
     keep = pd.Series(False, index=rows.index)
-    centre = _centre(study, rows, name)
     for _, mine in rows.groupby("arm"):
         own = mine[mine["axis"] == name]
         if len(own):
             beside = (mine[others] == own.iloc[0][others]).all(axis=1)
-            keep[mine.index[beside & mine[name].isin(values | centre)]] = True
+            keep[mine.index[beside & mine[name].isin(values)]] = True
     return rows[keep]
-
-
-def _centre(study: Study, rows: pd.DataFrame, name: str) -> set[float]:
-    """Return the centre of a further grid if it is one of its points. Its trials may be those of an earlier grid."""
-    first = rows.loc[rows["axis"] == "lr", name]
-    if name == "lr" or not len(first):
-        return set()
-    points = (study.settings.get("calibrate") or {}).get("points") or POINTS
-    return {float(first.iloc[0])} & set(_scale(study, name).grid(float(first.iloc[0]), points))
-
-
-def _scale(study: Study, name: str) -> Scale:
-    settings = study.settings
-    spacing = (settings.get("calibrate") or {}).get("spacing") or SPACING
-    batch = batch_limits(settings["model"], settings["fixed"]) if name == "batch_tokens" else None
-    return scale_of(name, ranges(study).get(name) or {"loguniform": [1e-4, 1e-2]}, spacing, batch)
 
 
 def grids(study: Study) -> dict[str, Grid]:
     """Return the grid of each hyperparameter that was calibrated, the learning rate first."""
     given = {"lr": {"loguniform": [1e-4, 1e-2]}} | ranges(study)
+    spacing = (study.settings.get("calibrate") or {}).get("spacing") or SPACING
+    settings = study.settings
+    batch = batch_limits(settings["model"], settings["fixed"]) if "batch_tokens" in given else None
     found = {}
     for name in calibrated(given):
         rows = grid_rows(study, name)
@@ -81,7 +67,7 @@ def grids(study: Study) -> dict[str, Grid]:
             }
             # a value that lacks a seed is left out
             losses = {arm: table.dropna() for arm, table in tables.items()}
-            found[name] = Grid(_scale(study, name), losses)
+            found[name] = Grid(scale_of(name, given[name], spacing, batch), losses)
     return found
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from analysis.io.assemble import Study
 from analysis.stats.outliers import far_off, far_residuals
@@ -44,8 +43,8 @@ def mark(part: Part, size: int) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    # a calibration run: its residual, and the other arms' root mean square residual at the same value of its grid, or
-    # at all their corners; both in nats and divided by their factor of a run's standard deviation
+    # a calibration run: its residual, and the other arms' root mean square residual at the same point, both in nats
+    # and divided by their factor of a run's standard deviation
     arm: str
     name: str
     residual: float
@@ -73,18 +72,13 @@ def _calibration(study: Study) -> list[_Run]:
     if not len(grid) or not names or "val_nll" not in grid.columns:
         return []
     point = grid[names].astype(float).apply(lambda row: " ".join(f"{x:.6g}" for x in row), axis=1)
-    shared = point
-    if "axis" in grid.columns:
-        at = [f"{getattr(row, str(row.axis), 0.0):.6g}" for row in grid[["axis", *names]].itertuples()]
-        shared = grid["axis"].astype(str) + " " + pd.Series(at, grid.index)
-    named = grid.assign(_point=point, _shared=shared)
-    table = named.pivot_table("val_nll", ["arm", "_shared", "_point"], "seed", aggfunc="last").dropna()
+    table = grid.assign(_point=point).pivot_table("val_nll", ["arm", "_point"], "seed", aggfunc="last").dropna()
     losses, seeds = table.to_numpy(float), [int(seed) for seed in table.columns]
     if len(losses) < 3 or len(seeds) < 2 or not np.isfinite(losses).all():
         return []
     left = losses - losses.mean(axis=1, keepdims=True)
     left = (left - np.median(left, axis=0)) / np.sqrt(1 - 1 / len(seeds))
-    arms, points = (table.index.get_level_values(name).to_numpy() for name in ("arm", "_shared"))
+    arms, points = (table.index.get_level_values(name).to_numpy() for name in ("arm", "_point"))
     out = []
     for arm, at, row in zip(arms, points, left, strict=True):
         others = left[(points == at) & (arms != arm)]

@@ -8,14 +8,29 @@ under the model type `pagating_gpt2`. A folder written by `save_pretrained` also
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from .alpha import alpha_modules
 from .catalog import DEFAULTS
 from .patch import patch
+from .saving import KEY, Recorded, check_functions, unmasked
+
+ALPHA_NAMES = frozenset({"alpha_logit", "alpha_free", "alpha_scheduled", "alpha_weight", "alpha_bias"})
 
 
-class PaGPT2Config(GPT2Config):
+@torch.no_grad()
+def start_alphas(model: nn.Module) -> None:
+    """Set the alphas that no file of weights filled to their start values."""
+    for module in alpha_modules(model):
+        own = dict(module.named_own_alpha())
+        for name, start in module.alpha_starts().items():
+            # transformers marks loaded tensors; the others are uninitialised memory
+            if not getattr(own[name], "_is_hf_initialized", False):
+                own[name].fill_(start)
+
+
+class PaGPT2Config(Recorded, GPT2Config):
     """GPT-2's configuration with the arguments of `pagating.patch`: `gate`, `alpha`, `base`, `form`, `unit`.
 
     None means the default of `patch`. If all are None, the model is the stock model. An invalid setting raises
@@ -36,6 +51,26 @@ class PaGPT2Config(GPT2Config):
         given = {key: value for key, value in given.items() if value is not None}
         return given or {"alpha": 0.0, "base": "stock"}
 
+    def set_record(self, record: dict[str, Any] | None) -> None:
+        """Set the record of a patch and its arguments, or remove both."""
+        super().set_record(record)
+        for key in (*DEFAULTS, "unit"):
+            setattr(self, key, record["arguments"].get(key) if record else None)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
+        """Return the configuration of these JSON values, those of a patched model too."""
+        return super().from_dict(unmasked(config_dict), **options)
+
+    @classmethod
+    def of(cls, patched: GPT2Config) -> "PaGPT2Config":
+        """Return the configuration of this class for a patched GPT-2's, which has a record."""
+        config = cls(**{key: value for key, value in patched.to_dict().items() if key not in ("model_type", KEY)})
+        config.set_record({**getattr(patched, KEY), "class": GPT2LMHeadModel.__name__})
+        config.architectures = [PaGPT2LMHeadModel.__name__]
+        config.auto_map = {"AutoModelForCausalLM": f"{__name__.rpartition('.')[2]}.{PaGPT2LMHeadModel.__name__}"}
+        return config
+
 
 class PaGPT2LMHeadModel(GPT2LMHeadModel):
     """GPT-2 with a language-modelling head and the gate of its configuration.
@@ -45,24 +80,18 @@ class PaGPT2LMHeadModel(GPT2LMHeadModel):
     """
 
     config_class = PaGPT2Config
-    _keep_in_fp32_modules_strict = frozenset(
-        {"alpha_logit", "alpha_free", "alpha_scheduled", "alpha_weight", "alpha_bias"}
-    )
+    _keep_in_fp32_modules_strict = ALPHA_NAMES
 
     def __init__(self, config: PaGPT2Config) -> None:
         super().__init__(config)
-        patch(self, **config.patch_arguments())
+        arguments = config.patch_arguments()
+        check_functions(getattr(config, KEY, {}), arguments)
+        patch(self, **arguments)
 
-    @torch.no_grad()
     def initialize_weights(self) -> None:
         """Initialise tensors that no checkpoint filled: GPT-2's parameters by its rule, alphas at their start value."""
         super().initialize_weights()
-        for module in alpha_modules(self):
-            own = dict(module.named_own_alpha())
-            for name, start in module.alpha_starts().items():
-                # transformers marks loaded tensors; the others are uninitialised memory
-                if not getattr(own[name], "_is_hf_initialized", False):
-                    own[name].fill_(start)
+        start_alphas(self)
 
 
 AutoConfig.register(PaGPT2Config.model_type, PaGPT2Config, exist_ok=True)

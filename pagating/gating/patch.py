@@ -16,6 +16,7 @@ from .catalog import BASES, MODULE_BASES, settings
 from .discovery import Slot, features, is_conv1d, of_transformers, other_activations, require_activations
 from .gates import Function, gate_row
 from .own_gate import make_unit
+from .saving import forget_patch, record_patch, remember_patch, settled
 from .units import ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
 from .xielu import XIELU
 
@@ -107,6 +108,7 @@ def patch(
         if chosen["form"] in ("glu", "projected"):
             _initialise(model, slot, new)
     model.__dict__[_RECORD] = record
+    record_patch(model, settled(chosen), [slot.name for slot in slots])
     return PatchReport(
         unit=f"{type(alpha_modules(model)[0]).__name__}({alpha_modules(model)[0].extra_repr()})",
         names=[slot.name for slot in slots],
@@ -203,6 +205,7 @@ def unpatch(model: nn.Module) -> list[str]:
     for name, module in record:
         parent, _, child = name.rpartition(".")
         model.get_submodule(parent).register_module(child, module)
+    forget_patch(model)
     return [name for name, _ in record]
 
 
@@ -213,6 +216,7 @@ def unpatched(model: nn.Module) -> Iterator[nn.Module]:
         raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
     record = model.__dict__[_RECORD]
     patch_modules = [model.get_submodule(name) for name, _ in record]
+    forgotten = forget_patch(model)
     unpatch(model)
     try:
         yield model
@@ -221,6 +225,7 @@ def unpatched(model: nn.Module) -> Iterator[nn.Module]:
             parent, _, child = name.rpartition(".")
             model.get_submodule(parent).register_module(child, module)
         model.__dict__[_RECORD] = record
+        remember_patch(forgotten)
 
 
 def count_parameters(model: nn.Module) -> int:

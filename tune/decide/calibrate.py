@@ -5,8 +5,7 @@ Nothing here trains. The stages ask for cells, record their losses, and ask agai
 1. The learning rate has a shared grid. The other nuisance hyperparameters stay at a shared centre.
 2. Each further one has a grid of shared values around that centre. Each arm runs it at the optima found so far.
 3. If there are two or more, corner points around each arm's optimum show how they interact. A joint fit through all
-   points of an arm moves its optimum. New corners follow until no arm gains more. There are none if an arm's best
-   point is the end of a grid.
+   points of an arm moves its optimum. New corners follow until no arm gains more.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.stats.optimum import Bracket, bracket, enclosed, optima_on
+from analysis.stats.optimum import Bracket, bracket, enclosed, optima
 from analysis.stats.scale import Scale
 from analysis.stats.surface import JointOptimum, joint_optima
 from tune.study.cell import Cell
@@ -118,7 +117,7 @@ class Calibration:
             if name == "lr":
                 values = geometric_grid(geometric_mean(list(rates)), settings.points, settings.spacing)
             else:
-                values = scale.grid(self._centre[name], settings.points)
+                values = _grid(scale, self._centre[name], settings.points)
             self._axes.append(Axis(scale, values, {}))
         axis = self._axes[self._axis]
         axis.beside |= {arm: self._now[arm] for arm in self._arms}
@@ -144,17 +143,7 @@ class Calibration:
             self._axis += 1
             if self._axis < len(self.names) and (cells := self._begin_axis()):
                 return cells
-        joint = len(self.names) > 1 and self.study.calibrate.choice == "fit"
-        return self._corners() if joint and not self._open_ended() else []
-
-    def _open_ended(self) -> bool:
-        """Return whether an arm's best point is the end of a grid that was not extended, before any corner.
-
-        Corners beyond that end would move the arms along a slope, each as far as its noise tells. Without corners all
-        of them stay at the shared end.
-        """
-        states = (bracket(self._means(axis, arm), axis.ends()) for axis in self._axes for arm in self._arms)
-        return self._round == 0 and Bracket.END in states
+        return self._corners() if len(self.names) > 1 and self.study.calibrate.choice == "fit" else []
 
     def _extend(self, axis: Axis) -> list[Cell]:
         """Extend the grid, for all arms, at each end that is an arm's optimum; return the new cells, if any.
@@ -250,10 +239,14 @@ class Calibration:
             return chosen
         tables = {arm: self._table(arm, [axis.config(arm, v) for v in axis.values]) for arm in axis.beside}
         tables = {arm: table for arm, table in tables.items() if np.isfinite(table).all(axis=1).any()}
-        found = optima_on(axis.scale, axis.values, tables)
-        fitted = {arm: one.rate for arm, one in found.items()}
         if axis.name == "lr":
-            fitted = {arm: float(f"{rate:.4g}") for arm, rate in fitted.items()}  # the last bits depend on the machine
+            found = optima(axis.values, tables)
+            fitted = {arm: float(f"{found[arm].rate:.4g}") for arm in found}  # the last bits depend on the machine
+        else:  # on a scale whose step is 1
+            scale, centre = axis.scale, axis.scale.to(self._centre[axis.name])
+            at = [math.exp((scale.to(value) - centre) / scale.step) for value in axis.values]
+            found = optima(at, tables)
+            fitted = {arm: scale.value(centre + scale.step * math.log(found[arm].rate)) for arm in found}
         return chosen | {arm: fitted[arm] for arm in self._arms if arm in fitted}
 
     # --- corners ---
@@ -328,6 +321,13 @@ class Calibration:
 
 def _named(found: Mapping[str, Bracket]) -> dict[str, str]:
     return {name: str(why) for name, why in found.items() if why is not Bracket.CLOSED}
+
+
+def _grid(scale: Scale, centre: float, points: int) -> list[float]:
+    """Return ascending values around a centre, a step of the scale apart, moved into the legal range."""
+    lowest = scale.to(centre) - scale.step * (points - 1) / 2
+    lowest = max(scale.low, min(lowest, scale.high - scale.step * (points - 1)))
+    return sorted({scale.value(lowest + scale.step * i) for i in range(points)})
 
 
 def geometric_grid(centre: float, points: int, spacing: float) -> list[float]:

@@ -84,15 +84,6 @@ def test_noisy_optima_move_towards_each_other_and_clear_ones_stay():
     assert spread[1e-6][0] == pytest.approx(0, abs=1e-4)
 
 
-def test_points_on_a_line_have_an_optimum_too():
-    line = [*STAR, (-0.7, -0.7), (0.7, 0.7)]
-    steep = [[3 + 100 * sum(at), 3 + 100 * sum(at) + 1e-4 * (i % 3)] for i, at in enumerate(line)]  # one point counts
-    lowest = [at for at in line if abs(at[0] - at[1]) < 1e-9]
-    for points, table in ((line, steep), (lowest * 3, [[3 + sum(at), 3 + sum(at) + 1e-3] for at in lowest * 3])):
-        found = joint_optima({"a": points, "b": points}, {"a": np.array(table), "b": np.array(table) + 0.1})
-        assert all(np.isfinite(one.at).all() and np.isfinite(one.error).all() for one in found.values())
-
-
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_without_noise_or_with_one_seed_there_is_still_an_optimum(seeds):
     points = [*STAR, *CORNERS]

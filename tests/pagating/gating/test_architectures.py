@@ -180,28 +180,26 @@ def test_trains_saves_and_loads_to_the_same_bits(name: str, alpha: Any, tmp_path
     assert pagating.alpha_values(loaded) == pagating.alpha_values(model) != [0.5] * len(alphas)
 
 
-@pytest.mark.parametrize(
-    ("name", "unit"),
-    [("llama", {"alpha": "learnable"}), ("gpt2", {"alpha": "learnable"}), ("gpt2", {"unit": "swiglu"})],
-    ids=str,
-)
-def test_saved_by_save_pretrained_and_loaded_as_the_page_says(name: str, unit: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_saved_by_save_pretrained_it_is_restored_and_never_loaded_as_stock(name: str, tmp_path: Path) -> None:
     model = build(name)
-    pagating.patch(model, **unit)
+    pagating.patch(model, gate="tanh", alpha={"learnable": {"init": 0.3, "per": "layer"}})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
     model.save_pretrained(tmp_path)
-    if "unit" in unit:
-        loaded = type(model)(type(model).config_class.from_pretrained(tmp_path)).eval()
-    else:
-        loaded = type(model).from_pretrained(tmp_path)
-    pagating.patch(loaded, **unit)
-    missing, unexpected = load_model(loaded, tmp_path / "model.safetensors")
-    assert not missing
-    assert not unexpected
+    loaded = pagating.from_pretrained(tmp_path)
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert [key for key, _ in loaded.named_modules()] == [key for key, _ in model.named_modules()]
     assert torch.equal(loaded(**inputs(name)).logits, model(**inputs(name)).logits)
     assert pagating.alpha_values(loaded) == pagating.alpha_values(model)
+    with pytest.raises(ValueError, match="this model is patched; load it with pagating"):
+        type(model).from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"this model is patched; load it|Unrecognized configuration class .*PaGPT2"):
+        transformers.AutoModel.from_pretrained(tmp_path)
+    with pytest.raises(KeyError, match="this model is patched; load it with pagating"):
+        type(model)(type(model).config_class.from_pretrained(tmp_path))  # its configuration alone
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -171,8 +171,8 @@ def test_the_folder_loads_as_remote_code_without_this_package(tmp_path: Path) ->
     model.save_pretrained(tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["auto_map"] == {
-        "AutoConfig": "gpt2.PaGPT2Config",
-        "AutoModelForCausalLM": "gpt2.PaGPT2LMHeadModel",
+        "AutoConfig": "hf_gpt2.PaGPT2Config",
+        "AutoModelForCausalLM": "hf_gpt2.PaGPT2LMHeadModel",
     }
     script = (
         "import sys; sys.modules['pagating'] = None\n"

@@ -10,7 +10,6 @@ import pytest
 from analysis.describe import calibration
 from analysis.io.assemble import assemble
 from analysis.verdict import decide as verdicts
-from analysis.verdict.grids import grids, unbracketed
 from tests.studies import SMALL, changed, study_of
 from tune.backend.inline import Inline
 from tune.decide.stages import Stages
@@ -163,39 +162,6 @@ def test_an_arm_without_finite_neighbours_says_so_in_the_ledger_and_in_the_verdi
     if "divergence next to it" in chosen["one"]["unbracketed"].values():
         assert "the best learning rate of one has no finite neighbour on each side (divergence next to it)" in row.why
         assert "no bracket around the best learning rate (divergence next to it) of one." in result.summary
-
-
-@pytest.mark.parametrize("slope", [0.1, -0.1])
-def test_on_a_slope_equal_arms_stay_together_at_the_end_of_the_grid(slope):
-    def loss(cell, share=1.0):
-        x, y = math.log(cell.config["lr"] / 1e-3), math.log(cell.config["weight_decay"])
-        drawn = np.random.default_rng([cell.seed, *f"{cell.arm}{cell.config_key}".encode()]).normal()
-        return 3.0 + 0.06 * x * x + slope * y + 0.002 * drawn
-
-    stages, _, decisions = drive(loss, calibrate={"max_points": 4})
-    assert len({config["weight_decay"] for config in stages.chosen.values()}) == 1
-    assert not of(decisions, "corners")
-    for fields in of(decisions, "chosen"):
-        assert fields["unbracketed"]["weight_decay"] == "end of the grid"
-    assert of(drive(lambda cell: bowl(cell, noise=0.002))[2], "corners")
-
-
-def test_the_ledger_and_the_table_agree_on_brackets_if_a_further_grid_shares_a_trial():
-    for seed in range(2):
-
-        def loss(cell, share=1.0):
-            drawn = np.random.default_rng([seed, cell.seed, *f"{cell.arm}{cell.config_key}".encode()]).normal()  # noqa: B023
-            return bowl(cell, dict.fromkeys(ARMS, (1e-3, 0.1)), 0.0) + 0.006 * drawn + 0.5 * (cell.arm == "floor")
-
-        study = study_of(STUDY, calibrate={"choice": "grid"}, confirm={"seeds": 6})
-        run = StudyRun(study, None, Known(study, loss))
-        Inline().train(run)
-        rows, _ = tables("x", run.ledger.events)
-        table = assemble("x", "x", rows, pd.DataFrame(), study.model_dump())
-        ledger = {e["arm"]: e["unbracketed"] for e in run.ledger.events if e["event"] == "chosen"}
-        assert {arm: unbracketed(table).get(arm, {}) for arm in ARMS} == ledger
-        last = [e["grid"] for e in run.ledger.events if e["event"] == "grid" and e["nuisance"] == "weight_decay"][-1]
-        assert list(grids(table)["weight_decay"].losses["one"].index) == pytest.approx(last)
 
 
 @pytest.mark.parametrize("changes", [{"stages": ["search", "confirm"]}, {}])
