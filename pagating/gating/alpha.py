@@ -108,7 +108,8 @@ def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
 def _number(name: str, given: Any, largest: float = LARGEST_ALPHA, least: float = 0.0) -> float:
     is_number = isinstance(given, Real) and not isinstance(given, bool)
     if not is_number or not least <= given <= largest or math.isinf(given):
-        raise ValueError(f"{name}: {given!r} is not a finite number in [{least:g}, {largest:g}]")
+        shown = " ".join(repr(given).split())  # a tensor's has several lines
+        raise ValueError(f"{name}: {shown} is not a finite number in [{least:g}, {largest:g}]")
     return float(given)
 
 
@@ -142,8 +143,10 @@ class AlphaModule(nn.Module):
         self.fixed: float | None = None
         self.__dict__["_owner"] = owner  # past nn.Module, so that the shared parameter is registered once
         per_channel = spec.kind == "token" or spec.options.get("per") == "channel"
-        if per_channel and width is None:
-            raise ValueError(f"alpha.{spec.kind}: the size of the last axis is needed; give width")
+        if per_channel and not (isinstance(width, int) and width > 0):
+            raise ValueError(f"alpha.{spec.kind}: the size of the last axis is needed; give width, not {width!r}")
+        if not isinstance(layer, int) or layer < 0:
+            raise ValueError(f"layer: {layer!r} is not the index of a layer, 0 or more")
         shape = (width,) if per_channel and width is not None else ()
         if spec.kind == "fixed":
             if layer >= len(spec.values) > 1:
@@ -241,12 +244,19 @@ def _require_width(stored: Tensor, x: Tensor) -> None:
         raise ValueError(f"width: {stored.shape[0]} is not the last axis of an input of shape {tuple(x.shape)}")
 
 
+def require_module(model: Any) -> None:
+    """Raise ValueError if `model` is not a module of torch."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: {type(model).__name__} is not a torch.nn.Module")
+
+
 def _logit(p: float) -> float:
     return math.log(p / (1.0 - p))
 
 
 def alpha_modules(model: nn.Module) -> list[AlphaModule]:
     """Return the modules of `model` that have a gate strength, in layer order."""
+    require_module(model)
     return [module for module in model.modules() if isinstance(module, AlphaModule)]
 
 
@@ -255,6 +265,7 @@ def alpha_parameters(model: nn.Module) -> list[AlphaParameter]:
 
     An optimiser gives each the model's learning rate times `lr_multiplier`, and no weight decay.
     """
+    require_module(model)
     return [
         AlphaParameter(f"{prefix}.{name}" if prefix else name, tensor, module.spec.options["lr_multiplier"])
         for prefix, module in model.named_modules()
@@ -279,7 +290,6 @@ def set_progress(model: nn.Module, fraction: float) -> None:
     The loop calls it before each step. The value is a buffer, so `state_dict` resumes it. Other kinds of alpha do not
     change.
     """
-    if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"fraction: {fraction} is outside [0, 1]")
+    fraction = _number("fraction", fraction.item() if isinstance(fraction, Tensor) else fraction, 1.0)
     for module in alpha_modules(model):
         module.set_progress(fraction)

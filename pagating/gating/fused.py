@@ -102,12 +102,14 @@ GELU = Fused(
 LEFT: dict[str, Fused | None] = {"identity": None, "gelu": GELU}
 
 
-def applies(x: Tensor, alpha: float | Tensor, gate: str, base: object) -> bool:
+def applies(x: Tensor, alpha: float | Tensor, gate: object, base: object) -> bool:
     """Return True if `fused_pointwise` covers these arguments.
 
     A compiler, tracer or exporter and forward-mode differentiation use the composed formula.
     """
-    if gate not in GATED or not isinstance(base, str) or torch.compiler.is_compiling() or not isinstance(x, Tensor):
+    if not (isinstance(gate, str) and gate in GATED and isinstance(base, str) and isinstance(x, Tensor)):
+        return False
+    if torch.compiler.is_compiling():
         return False
     # torch silently returns zero if a Function is differentiated twice in forward mode
     if forward_ad._current_level >= 0:

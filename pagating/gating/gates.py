@@ -60,8 +60,20 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {  # g(x), x * g(x)
 GATES: dict[str, Gate] = {name: Gate(*FUNCTIONS[name], **vars(row)) for name, row in GATE_ROWS.items()}
 
 
-def gate_row(name: str) -> Gate:
-    """Return the row of `GATES` called `name`. Raises ValueError, which names the known gates."""
-    if name not in GATES:
-        raise ValueError(f"gate: {name!r} is not one of {', '.join(GATES)}")
-    return GATES[name]
+def gate_row(gate: str | Gate) -> Gate:
+    """Return the row of `GATES` of a name, or a row itself. Raises ValueError, which names the known gates."""
+    if isinstance(gate, Gate):
+        return gate
+    if not isinstance(gate, str) or gate not in GATES:
+        own = "; register it with pagating.register_gate" if callable(gate) else ""
+        raise ValueError(f"gate: {gate!r} is not one of {', '.join(GATES)}{own}")
+    return GATES[gate]
+
+
+def kept_gate(name: str) -> str | Gate:
+    """Return what a unit keeps of its gate: the name of a built-in one, or the row of one of the user's own.
+
+    So a name that is registered again does not change a model that has the gate. Raises ValueError as `gate_row`.
+    """
+    row = gate_row(name)
+    return name if name in GATE_ROWS else row

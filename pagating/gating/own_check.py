@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .gates import Function
 
 WIDTHS = (4, 6)  # a function that needs a certain one would fail in a model of another size
+FAR = (0.0, 20.0, -20.0, 100.0, -100.0, 1000.0, -1000.0)  # inputs at which value and gradient must be finite
 STEP = 2.0**-8  # of a difference quotient; a second one has a quarter of it
 ARGUMENT = "_is_argument"  # marks the input, so that it is not taken for a parameter
 MOST_CUT = 0.02  # share of the inputs at which the gradient may differ from the slope: kinks
@@ -100,6 +101,7 @@ def check_function(what: str, function: Function, width: int, dtype: torch.dtype
         if not torch.allclose(torch.cat(each).reshape(shape), y_BTF, rtol=precision, atol=precision / 10):
             raise ValueError(f"{what} mixes tokens: a token alone gives another value")
         _check_parameters(what, function, y_BTF)
+        _check_far(what, function, width, dtype)
         if dtype == torch.float32:
             _check_gradient(what, function, width)
 
@@ -153,6 +155,18 @@ def _check_parameters(what: str, function: Function, y: Tensor) -> None:
             raise ValueError(f"{what}: its parameter {name!r} gets no gradient, so that it would not be trained")
 
 
+def _check_far(what: str, function: Function, width: int, dtype: torch.dtype) -> None:
+    """Raise ValueError if the value or the gradient at 0 or at large inputs is not finite, which ends a trial."""
+    for value in FAR:
+        x_BTF = torch.full((1, 1, width), value, dtype=dtype)
+        if not torch.isfinite(called(what, function, x_BTF)).all():
+            raise ValueError(f"{what} is not finite at x = {value:g} in {dtype}, where a trial would diverge")
+        leaf_BTF = x_BTF.requires_grad_()
+        y_BTF = function(leaf_BTF * 1)
+        if not torch.isfinite(_gradient(what, y_BTF, leaf_BTF, torch.ones_like(y_BTF))).all():
+            raise ValueError(f"{what}: its gradient is not finite at x = {value:g} in {dtype}; a trial would diverge")
+
+
 def _leaves(y: Tensor) -> Iterator[Tensor]:
     """Yield the leaves, other than the function's argument, whose gradient a backward pass from `y` would compute."""
     ahead, seen = [y.grad_fn], set()
@@ -166,6 +180,17 @@ def _leaves(y: Tensor) -> Iterator[Tensor]:
         ahead += [parent for parent, _ in node.next_functions]
 
 
+def _gradient(what: str, y: Tensor, leaf: Tensor, way: Tensor) -> Tensor:
+    """Return the gradient of `way * y` with respect to `leaf`, zero if there is none. Raise ValueError if it fails."""
+    if not y.requires_grad:
+        return torch.zeros_like(leaf)
+    try:
+        (found,) = torch.autograd.grad(y, leaf, way, allow_unused=True)
+    except Exception as error:  # the user's code may raise any error
+        raise ValueError(f"{what}: its gradient cannot be computed: {one_line(error)}") from error
+    return torch.zeros_like(leaf) if found is None else found
+
+
 def _check_gradient(what: str, function: Function, width: int) -> None:
     """Raise ValueError if autograd's gradient is not the slope of the function.
 
@@ -176,13 +201,7 @@ def _check_gradient(what: str, function: Function, width: int) -> None:
     way_BTF = torch.where(torch.arange(x_BTF.numel()).reshape(x_BTF.shape) % 3 == 0, -1.0, 1.0)
     leaf_BTF = x_BTF.clone().requires_grad_()
     y_BTF = function(leaf_BTF * 1)
-    slope_BTF = torch.zeros_like(x_BTF)
-    if y_BTF.requires_grad:
-        try:
-            (found,) = torch.autograd.grad(y_BTF, leaf_BTF, way_BTF, allow_unused=True)
-        except Exception as error:  # the user's code may raise any error
-            raise ValueError(f"{what}: its gradient cannot be computed: {one_line(error)}") from error
-        slope_BTF = slope_BTF if found is None else found
+    slope_BTF = _gradient(what, y_BTF, leaf_BTF, way_BTF)
     if not torch.isfinite(slope_BTF).all():
         raise ValueError(f"{what}: its gradient is not finite between -4 and 4")
     varies = bool((y_BTF.max() - y_BTF.min()).abs() > 1e-6)

@@ -20,6 +20,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -32,26 +33,31 @@ from .catalog import BASES, COMPETITORS, GATE_ROWS, MODULE_BASES, OWN_CODE, OWN_
 from .gates import GATES, Function, Gate
 from .own_check import WIDTHS, called, check_function, eager, kept_settings, one_line, plain_torch
 
+PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 UNBOUNDED = 100.0  # input at which a gate that grows like an activation is told from a bounded one
 _loaded: dict[tuple[str, str], str] = {}  # key and reference: digest of the source that was registered under it
 
 
-def register_gate(name: str, gate: Function | Gate, precision: str = "float32") -> Gate:
+def register_gate(name: str, gate: Function | Gate, precision: str = "bfloat16") -> Gate:
     """Add a gate to the table `GATES` under `name`, in this process, and return its row.
+
+    A model that is patched already keeps the gate that it has, if the name is registered again.
 
     Args:
         name: Name of the gate.
         gate: `g`, a function of a tensor of any shape (the unit multiplies: `x * g(x)`), or a whole row, which has the
-            product in a faster form.
-        precision: A dtype that the gate is checked in besides float32, by name.
+            product in a faster form. A module is taken if it has no parameters.
+        precision: A dtype that the gate is checked in besides float32, by name: one of `PRECISIONS`.
 
     Raises:
         ValueError: `name` is a built-in gate, or the function cannot be trained: it changes shape, dtype, its argument
-            or torch's settings, mixes tokens, draws random numbers, is not finite, or its gradient is cut.
+            or torch's settings, mixes tokens, draws random numbers, is not finite at -1000 to 1000, or its gradient
+            is cut.
     """
+    _check_name("gate", name, gate)
     if name in GATE_ROWS:
         raise ValueError(f"gate: {name!r} is a built-in gate; register yours under another name")
-    if isinstance(gate, nn.Module) or inspect.isclass(gate):
+    if inspect.isclass(gate) or (isinstance(gate, nn.Module) and any(True for _ in gate.parameters())):
         raise ValueError(
             f"gate: {name!r} is a module or a class, whose parameters would not be trained; register a function, or "
             "the whole activation as a unit"
@@ -69,19 +75,24 @@ def register_gate(name: str, gate: Function | Gate, precision: str = "float32") 
     return row
 
 
-def register_unit(name: str, activation: Any, precision: str = "float32") -> None:
+def register_unit(name: str, activation: Any, precision: str = "bfloat16", cast: bool = True) -> None:
     """Add an activation to the units that `pagating.patch(model, unit=name)` knows, in this process.
+
+    A model that is patched already keeps the activation that it has, if the name is registered again.
 
     Args:
         name: Name of the unit.
         activation: A function of a tensor, a module, which is copied for each layer, or a class of modules, which is
             called for each layer: without an argument, or with the number of features if it needs one.
-        precision: A dtype that the activation is checked in besides float32, by name.
+        precision: A dtype that the activation is checked in besides float32, by name: one of `PRECISIONS`.
+        cast: Whether the parameters of a module have that dtype too, as in a model that is cast. In a study they stay
+            in float32.
 
     Raises:
         ValueError: `name` is a known unit, or the activation cannot be trained, as for `register_gate`; or a parameter
             of the module gets no gradient.
     """
+    _check_name("unit", name, activation)
     if name in (*COMPETITORS, *BASES, *MODULE_BASES):
         raise ValueError(f"unit: {name!r} is a known unit; register yours under another name")
     what = f"unit: {name!r}"
@@ -89,6 +100,8 @@ def register_unit(name: str, activation: Any, precision: str = "float32") -> Non
     for dtype, width in product(_dtypes(precision), WIDTHS):
         with plain_torch():
             made = _made(what, make, width)
+            if cast and isinstance(made, nn.Module):
+                made.to(dtype)
         check_function(what, made, width, dtype)
     OWN_UNITS[name] = make
 
@@ -133,7 +146,7 @@ def load_own(key: str, reference: str, precision: str = "float32") -> None:
     if key == "gate":
         register_gate(reference, found, precision)
     else:
-        register_unit(reference, found, precision)
+        register_unit(reference, found, precision, cast=False)
     _loaded[key, reference] = digest
 
 
@@ -145,21 +158,10 @@ def load_own_of(unit: Mapping[str, Any] | None) -> None:
 
 def grows(reference: str) -> bool:
     """Return True if a registered gate grows like its argument on both sides, as an activation such as `x + f(x)`."""
-    ends = _far(reference)
-    far, near = ends[[0, 3]].abs(), ends[[1, 2]].abs()
-    return bool((far > 1.5 * near).any() and (near > UNBOUNDED / 4).any())
-
-
-def overflows(reference: str) -> bool:
-    """Return True if a registered gate is not finite at large arguments, at which a trial would diverge."""
-    return not bool(torch.isfinite(_far(reference)).all())
-
-
-def _far(reference: str) -> torch.Tensor:
-    """Return the values of a registered gate at large arguments. Raise ValueError, one line, if it fails there."""
+    x = torch.tensor([UNBOUNDED, -UNBOUNDED])
     with plain_torch(), eager(), torch.no_grad():
-        x = torch.tensor([-2 * UNBOUNDED, -UNBOUNDED, UNBOUNDED, 2 * UNBOUNDED])
-        return called(f"gate: {reference!r}", GATES[reference].gate, x)
+        near, far = (called(f"gate: {reference!r}", GATES[reference].gate, at).abs() for at in (x, 2 * x))
+    return bool((far > 1.5 * near).any() and (near > UNBOUNDED / 4).any())
 
 
 def _run(key: str, reference: str, path: Path, digest: str) -> ModuleType:
@@ -188,13 +190,29 @@ def _beside(path: Path, error: BaseException) -> str:
     return f"; a study keeps {path.name} alone: put what it needs from the files beside it into it" if local else ""
 
 
+def _check_name(key: str, name: Any, given: Any) -> None:
+    """Raise ValueError if a gate or an activation is registered under something that is no name, or is no function."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{key}: {name!r} is not a name; give the name first, then the function")
+    if not callable(given) and not isinstance(given, Gate):
+        raise ValueError(f"{key}: {name!r} is {type(given).__name__}, not a function")
+
+
 def _dtypes(precision: str) -> list[torch.dtype]:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
     return list(dict.fromkeys([torch.float32, getattr(torch, precision)]))
 
 
 def _row(gate: Function) -> Gate:
     line = (-math.inf, math.inf)
-    return Gate(gate, lambda x: x * gate(x), getattr(gate, "__name__", repr(gate)), line, line, "own gate", "your own")
+    return Gate(
+        gate, partial(_product, gate), getattr(gate, "__name__", repr(gate)), line, line, "own gate", "your own"
+    )
+
+
+def _product(gate: Function, x: torch.Tensor) -> torch.Tensor:
+    return x * gate(x)
 
 
 def _maker(what: str, activation: Any) -> Callable[[int], Any]:

@@ -3,7 +3,8 @@
 Only the model instance changes. torch and transformers stay as they are.
 """
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .alpha import AlphaModule, Spec, alpha_modules, parse
+from .alpha import AlphaModule, AlphaSpec, Spec, alpha_modules, parse, require_module
 from .catalog import BASES, MODULE_BASES, settings
 from .discovery import Slot, features, is_conv1d, of_transformers, other_activations, require_activations
 from .gates import Function, gate_row
 from .own_gate import make_unit
 from .saving import forget_patch, record_patch, remember_patch, settled
-from .units import ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU
+from .units import ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU, idle_alpha
 from .xielu import XIELU
 
 _TANH_GELUS = ("NewGELUActivation", "GELUTanh", "FastGELUActivation", "AccurateGELUActivation")
@@ -67,7 +68,8 @@ def patch(
     """Replace the activation of every MLP of `model`, in place, by a parameterised gate.
 
     Each activation becomes `alpha * x * g(x) + (1 - alpha) * base(x)`. `unpatch` restores the model. At a fixed
-    `alpha = 0` with `gelu` on GPT-2, or with `stock` on any model, losses and gradients keep their bits.
+    `alpha = 0` with `gelu` on GPT-2, or with `stock` on any model, losses and gradients keep their bits. Warns if alpha
+    has no effect, as that of the gate `sigmoid` over a stock SiLU.
 
     Args:
         model: A model of transformers.
@@ -88,6 +90,7 @@ def patch(
     """
     chosen = settings({"gate": gate, "alpha": alpha, "base": base, "form": form, "unit": unit})
     gate_row(chosen["gate"])
+    require_module(model)
     if _RECORD in model.__dict__ or alpha_modules(model):
         raise ValueError(f"{type(model).__name__} is patched already; call pagating.unpatch first")
     slots = require_activations(model)
@@ -109,6 +112,7 @@ def patch(
             _initialise(model, slot, new)
     model.__dict__[_RECORD] = record
     record_patch(model, settled(chosen), [slot.name for slot in slots])
+    _warn_of_idle_alpha(spec, alpha_modules(model))
     return PatchReport(
         unit=f"{type(alpha_modules(model)[0]).__name__}({alpha_modules(model)[0].extra_repr()})",
         names=[slot.name for slot in slots],
@@ -116,6 +120,18 @@ def patch(
         parameters_added=count_parameters(model) - before,
         left=left,
     )
+
+
+def _warn_of_idle_alpha(spec: AlphaSpec, units: Iterable[AlphaModule]) -> None:
+    """Warn, once per reason, if alpha has no effect. A fixed alpha of 0 is a control, so it is left alone."""
+    found: dict[str, None] = {}
+    for unit in units if spec.kind != "fixed" or any(spec.values) else ():
+        base = getattr(unit, "base", "identity")
+        line = idle_alpha(getattr(unit, "form", "glu"), unit.gate, base)
+        if line is not None:
+            found[line] = None
+    for line in found:
+        warnings.warn(line, stacklevel=3)
 
 
 def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModule | None) -> dict[str, nn.Module]:
@@ -199,6 +215,7 @@ def _is_tanh_gelu(module: nn.Module) -> bool:
 
 def unpatch(model: nn.Module) -> list[str]:
     """Restore the modules that `patch` replaced and return their names. Raise ValueError if `model` is not patched."""
+    require_module(model)
     if _RECORD not in model.__dict__:
         raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
     record = model.__dict__.pop(_RECORD)

@@ -82,7 +82,7 @@ def load(study: Study, own: OwnCode, arm: str, base: Path, folder: Path) -> None
 
 
 def doubtful(study: Study, base: Path, folder: Path) -> list[str]:
-    """Return a warning for each own gate that looks like an activation, or that is not finite at large arguments.
+    """Return a warning for each own gate that looks like an activation, or whose alpha has no effect.
 
     Raises StudyError as `check_gates`.
     """
@@ -91,19 +91,15 @@ def doubtful(study: Study, base: Path, folder: Path) -> list[str]:
         load(study, own, arms[0], base, folder)
         if own.key != "gate":
             continue
-        from pagating.gating.own_gate import UNBOUNDED, grows, overflows
+        from pagating.gating.own_gate import grows
+        from pagating.gating.units import idle_alpha
 
-        gate = placed(own.reference, base, folder)
-        try:
-            is_activation, is_infinite = grows(gate), overflows(gate)
-        except ValueError as error:
-            raise StudyError(f"arms.{arms[0]}.{error}") from error
-        if is_infinite:
-            found.append(
-                f"arms.{arms[0]}.gate: {own.name}(x) is not finite at x = {UNBOUNDED:g} to {2 * UNBOUNDED:g} or their "
-                "negatives; a trial whose activations get that far has diverged"
-            )
-        if is_activation:
+        for name in arms:
+            form, base_of = study.arms[name].form, study.arms[name].base
+            idle = idle_alpha(form, placed(own.reference, base, folder), base_of)
+            if idle and study.arms[name].alpha != 0:
+                found.append(f"arms.{name}: {idle}")
+        if grows(placed(own.reference, base, folder)):
             found.append(
                 f"arms.{arms[0]}.gate: {own.name}(x) grows with x, as an activation does; the arm trains "
                 f"{study.arms[arms[0]].formula}: write `unit: {own.reference}` if {own.name}(x) is the whole activation"

@@ -158,7 +158,7 @@ def test_a_schedule_moves_with_progress_and_resumes_from_the_state_dict() -> Non
     assert alpha_values(resumed) == [0.75] * 3
     set_progress(model, 1.0)
     assert alpha_values(model) == [1.5] * 3
-    with pytest.raises(ValueError, match=r"fraction: 1.5 is outside \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"fraction: 1.5 is not a finite number in \[0, 1\]"):
         set_progress(model, 1.5)
 
 

@@ -1,6 +1,8 @@
 """Tests of gates that are defined in a user's file."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import pagating
 from pagating.data.prepare import prepare
 from pagating.gating.gates import GATES, Gate, gate_row
-from pagating.gating.own_gate import grows, load_own, overflows, register_gate
-from pagating.gating.units import pointwise
+from pagating.gating.own_gate import grows, load_own, register_gate, register_unit
+from pagating.gating.units import PaGLU, pointwise
 from pagating.train import Trial, main, train
 
 torch.set_num_threads(1)
@@ -269,11 +271,81 @@ def test_a_gate_under_torch_compile_is_checked_without_compiling(tmp_path):
     assert not grows(reference)
 
 
-def test_a_gate_is_tried_at_large_arguments(tmp_path):
-    register_gate("fair", torch.sigmoid)
-    register_gate("far", lambda x: torch.exp(x) / (1 + torch.exp(x)))
-    assert [overflows(name) for name in ("fair", "far")] == [False, True]
-    reference = own(tmp_path, "def mine(x):\n    assert x.abs().max() < 10, 'too large'\n    return torch.tanh(x)\n")
-    load_own("gate", reference)
-    with pytest.raises(ValueError, match=r"own.py:mine' fails on a tensor of shape \(4,\): AssertionError: too large$"):
-        overflows(reference)
+NOT_FINITE = {
+    "overflows": (lambda x: torch.exp(x) / (1 + torch.exp(x)), "is not finite at x = 100 in torch.float32"),
+    "at zero": (lambda x: torch.sin(x) / x, "is not finite at x = 0 in torch.float32"),
+    "far": (lambda x: torch.where(x.abs() > 500, float("inf"), torch.tanh(x)), "is not finite at x = 1000 in"),
+    "infinite": (lambda x: torch.where(x < -50, torch.exp(-x * 0.9), torch.sigmoid(x)), "is not finite at x = -100 in"),
+    "its slope": (
+        lambda x: torch.where(x > 20, x, torch.log1p(torch.exp(x))),
+        "its gradient is not finite at x = 100 in torch.float32; a trial would diverge",
+    ),
+    "its slope at zero": (lambda x: x.abs().sqrt(), "its gradient is not finite at x = 0 in torch.float32"),
+    "asserts": (
+        lambda x: torch.tanh(x) if x.abs().max() < 10 else 1 / 0,
+        r"fails on a tensor of shape \(1, 1, 4\): ZeroDivisionError: division by zero$",
+    ),
+    "in float32 alone": (
+        lambda x: torch.tanh(x.float()),
+        r"makes \(2, 3, 4\) torch.float32 of \(2, 3, 4\) torch.bfloat16; it must keep shape and dtype",
+    ),
+}
+
+
+@pytest.mark.parametrize(("gate", "message"), NOT_FINITE.values(), ids=NOT_FINITE)
+@pytest.mark.parametrize("register", [register_gate, register_unit])
+def test_a_function_is_tried_at_large_arguments_and_in_bfloat16(register, gate, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        register("mine", gate)
+    assert "\n" not in str(caught.value)
+    assert "mine" not in GATES
+
+
+def test_a_patched_model_keeps_the_gate_that_it_has():
+    tokens = torch.arange(11)[None]
+    for form in ("pointwise", "glu"):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, n_positions=16, vocab_size=11)).eval()
+        register_gate("mine", hard)
+        pagating.patch(model, gate="mine", form=form)
+        before = model(tokens).logits
+        copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        register_gate("mine", torch.tanh)
+        for same in (model, copied, pickled):
+            assert torch.equal(same(tokens).logits, before)
+        pagating.unpatch(model)
+        pagating.patch(model, gate="mine", form=form)
+        assert not torch.allclose(model(tokens).logits, before, atol=1e-4)
+
+
+def test_an_own_gate_compiles_without_a_break():
+    register_gate("mine", hard)
+    unit, x = PaGLU(0.5, "mine"), torch.randn(3, 4)
+    compiled = torch.compile(unit, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), unit(x))
+
+
+def test_a_module_without_parameters_is_a_gate():
+    register_gate("mine", torch.nn.Sigmoid())
+    x = torch.randn(50)
+    assert torch.equal(pointwise(x, 1.0, "mine"), x * torch.sigmoid(x))
+    with pytest.raises(ValueError, match="is a module or a class, whose parameters would not be trained"):
+        register_gate("other", torch.nn.PReLU())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.tanh, "mine"), "is not a name; give the name first, then the function"),
+        (("", torch.tanh), "'' is not a name"),
+        ((["a"], torch.tanh), r"\['a'\] is not a name"),
+        (("mine", "tanh"), "'mine' is str, not a function"),
+        (("mine", None), "'mine' is NoneType, not a function"),
+        (("mine", torch.tanh, "float8"), "precision: 'float8' is not one of float32, bfloat16, float16, float64"),
+        (("mine", torch.tanh, torch.bfloat16), "precision: torch.bfloat16 is not one of float32"),
+    ],
+)
+@pytest.mark.parametrize("register", [register_gate, register_unit])
+def test_arguments_that_register_nothing(register, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        register(*arguments)

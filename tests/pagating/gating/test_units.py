@@ -188,7 +188,7 @@ def test_the_module_is_the_function() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="base: 'relu' is not one of identity, gelu, stock"):
+    with pytest.raises(ValueError, match="base: 'relu' is not one of identity, gelu, nor a function"):
         PaGLU(0.5, base="relu")
     with pytest.raises(ValueError, match="form: 'glu' is not one of pointwise, scaled, expanded"):
         PaGLU(0.5, form="glu")
