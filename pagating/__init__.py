@@ -27,10 +27,13 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from pagating.gating.units import pointwise as pointwise
     from pagating.hf.errors import SavedModelError as SavedModelError
     from pagating.hf.loading import from_pretrained as from_pretrained
+    from pagating.optimizer import AlphaTrainerMixin as AlphaTrainerMixin
+    from pagating.optimizer import param_groups as param_groups
     from pagating.saved_model import load_model as load_model
 
 _HOME = {
     "AlphaParameter": "gating.alpha",
+    "AlphaTrainerMixin": "optimizer",
     "COMPETITORS": "gating.catalog",
     "GATES": "gating.gates",
     "PaGLU": "gating.units",
@@ -43,6 +46,7 @@ _HOME = {
     "from_pretrained": "hf.loading",
     "glu": "gating.units",
     "load_model": "saved_model",
+    "param_groups": "optimizer",
     "patch": "gating.patch",
     "pointwise": "gating.units",
     "register_gate": "gating.own_gate",

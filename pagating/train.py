@@ -34,6 +34,7 @@ from pagating.gating.schedules import warmup_then
 from pagating.limits import check_number
 from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
 from pagating.model.pretrained import PretrainedError
+from pagating.optimizer import param_groups
 from pagating.saved_model import keep_trained
 from pagating.tasks.causal import padded_loss
 from pagating.tasks.table import task_of
@@ -75,14 +76,7 @@ def build_model(trial: Trial) -> Any:
 
 def build_optimizer(model: nn.Module, trial: Trial) -> torch.optim.AdamW:
     """Make an AdamW (Loshchilov & Hutter 2019) with decay on matrices only and a learning-rate multiplier per alpha."""
-    alphas = alpha_parameters(model)
-    separate = {id(alpha.parameter) for alpha in alphas}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in separate]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": trial.weight_decay, "multiplier": 1.0},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "multiplier": 1.0},
-    ]
-    groups += [{"params": [a.parameter], "weight_decay": 0.0, "multiplier": a.lr_multiplier} for a in alphas]
+    groups = param_groups(model, trial.lr, trial.weight_decay)
     return torch.optim.AdamW(groups, lr=trial.lr, betas=(trial.beta1, trial.beta2), fused=True)
 
 
