@@ -90,19 +90,27 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping
     if own.keys() != given.keys():
         raise ValueError(f"the checkpoint's tensors are not the model's: {sorted(own.keys() ^ given.keys())}")
     for name, tensor in own.items():
-        if tensor.shape != given[name].shape or tensor.dtype != given[name].dtype:
-            shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (given[name], tensor))
+        saved = with_axis(given[name], tensor)
+        if tensor.shape != saved.shape or tensor.dtype != saved.dtype:
+            shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (saved, tensor))
             raise ValueError(f"the checkpoint's '{name}' is not the model's: {shapes}")
-        tensor.copy_(given[name])
+        tensor.copy_(saved)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor.clone()  # the given tensor is mapped to the file
+            saved = tensor if key == "step" else with_axis(tensor, parameters[int(index)])
+            state.setdefault(int(index), {})[key] = saved.clone()  # the given tensor is mapped to the file
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["generator.cpu"].clone())
     if "generator.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["generator.cuda"].clone(), next(model.parameters()).device)
+
+
+def with_axis(saved: Tensor, own: Tensor) -> Tensor:
+    """Return a saved tensor with the axis of `own`, shape (1,): older versions saved one alpha with shape ()."""
+    return saved.reshape(1) if saved.dim() == 0 and own.shape == (1,) else saved
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from pagating.checkpoint import model_tensors, write_tensors
+from pagating.checkpoint import model_tensors, with_axis, write_tensors
 from pagating.data.corpus import read_meta
 from pagating.gating.catalog import OwnCode, own_code
 from pagating.hf.errors import SavedModelError
@@ -158,9 +158,10 @@ def _loaded(path: Path, facts: Mapping[str, Any], unit: Mapping[str, Any] | None
     if own.keys() != saved.keys():
         raise SavedModelError(f"{path}: its tensors are not the model's: {sorted(own.keys() ^ saved.keys())[:5]}")
     for name, tensor in own.items():
-        if tensor.shape != saved[name].shape:
-            raise SavedModelError(f"{path}: '{name}' is {tuple(saved[name].shape)}, not {tuple(tensor.shape)}")
-        tensor.copy_(saved[name])
+        value = with_axis(saved[name], tensor)
+        if tensor.shape != value.shape:
+            raise SavedModelError(f"{path}: '{name}' is {tuple(value.shape)}, not {tuple(tensor.shape)}")
+        tensor.copy_(value)
     return model.eval()
 
 

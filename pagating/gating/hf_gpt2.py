@@ -8,10 +8,12 @@ under the model type `pagating_gpt2`. A folder written by `save_pretrained` also
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from .alpha import alpha_modules
+from .alpha import alpha_modules, share_alphas
 from .catalog import DEFAULTS
 from .patch import patch
 from .saving import KEY, Recorded, check_functions, unmasked
@@ -88,12 +90,34 @@ class PaGPT2LMHeadModel(GPT2LMHeadModel):
         check_functions(getattr(config, KEY, {}), arguments)
         patch(self, **arguments)
 
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """Tie the embeddings, and the alpha that all layers share; transformers calls it after a load."""
+        super().tie_weights(missing_keys, recompute_mapping)
+        share_alphas(self, missing_keys)
+
+    @torch.no_grad()
     def initialize_weights(self) -> None:
         """Initialise tensors that no checkpoint filled: GPT-2's parameters by its rule, alphas at their start value."""
         super().initialize_weights()
         start_alphas(self)
 
 
+class _WithAxis(ConversionOps):
+    """Give a number its axis: folders of older versions hold one alpha with shape (), not (1,)."""
+
+    def convert(self, input_dict: dict[str, Any], *_: Any, **__: Any) -> dict[str, list[Tensor]]:
+        tensors = {key: each if isinstance(each, list) else [each] for key, each in input_dict.items()}
+        return {key: [torch.atleast_1d(tensor) for tensor in each] for key, each in tensors.items()}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return self
+
+
+ONE_AXIS = ("alpha_logit", "alpha_free", "alpha_bias")
+register_checkpoint_conversion_mapping(
+    PaGPT2Config.model_type, [WeightConverter(name, name, [_WithAxis()]) for name in ONE_AXIS], overwrite=True
+)
 AutoConfig.register(PaGPT2Config.model_type, PaGPT2Config, exist_ok=True)
 AutoModelForCausalLM.register(PaGPT2Config, PaGPT2LMHeadModel, exist_ok=True)
 PaGPT2Config.register_for_auto_class()

@@ -78,7 +78,8 @@ def gather(model: PackedGPT2, n_trial: int) -> list[Flat]:
         if ".alpha_" not in name:
             group = 0 if parameter is model.lm_head.weight else 1 if parameter.dim() >= 3 else 2
             groups[group].append(Rows(parameter, 0))
-    groups[2] += [rows for module in model.modules() if isinstance(module, PackedUnits) for rows in module.learned()]
+    learned = [rows for module in model.modules() if isinstance(module, PackedUnits) for rows in module.learned()]
+    groups[2] += {id(rows.parameter): rows for rows in learned}.values()  # layers may share one
     return [flatten(rows, n_trial, decays=i < 2) for i, rows in enumerate(groups)]
 
 

@@ -233,8 +233,11 @@ def _pack_units(acts: Sequence[nn.Module], owner: AlphaModule | None) -> nn.Modu
         fixed = torch.tensor([act.fixed for act in acts], dtype=torch.float64)
         del unit.__dict__["fixed"]  # a buffer moves with the model
         unit.register_buffer("fixed", fixed[:, None, None])
-    unit.__dict__["_owner"] = owner
     names = [name for name, tensor in unit.named_own_alpha() if isinstance(tensor, nn.Parameter)]
+    if owner is not None:
+        for name in names:
+            unit.register_parameter(name, owner.get_parameter(name))
+        names = []
     if isinstance(getattr(unit, "base", None), XIELU):
         names += ["base.alpha_p", "base.alpha_n"]
     for path in names:

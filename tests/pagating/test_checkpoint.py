@@ -119,6 +119,24 @@ def test_restore_gives_back_what_torchs_own_state_dicts_hold(packed, tmp_path):
         assert {v.dtype for v in state.values()} == {v.dtype for v in theirs["state"][index].values()}
 
 
+@pytest.mark.parametrize("unit", ["learnable", "per layer"])
+def test_a_checkpoint_of_an_alpha_without_an_axis_continues_to_the_same_bits(packed, tmp_path, monkeypatch, unit):
+    trial = make_trial(packed, unit=UNITS[unit])
+    undisturbed = [plain(row) for row in train(trial)]
+    squeezed = []
+
+    def as_before(model, optimizer, tensors):
+        one = {name for name, tensor in tensors.items() if tensor.shape == (1,) and not name.endswith(".step")}
+        squeezed.extend(one)
+        restore(model, optimizer, {name: t.reshape(()) if name in one else t for name, t in tensors.items()})
+
+    monkeypatch.setattr(loop, "restore", as_before)
+    interrupt(trial, tmp_path / "c", 4)
+    assert [plain(row) for row in train(trial, CheckpointFolder(tmp_path / "c"))] == undisturbed
+    layers = 1 if unit == "learnable" else 2
+    assert len(squeezed) == 3 * layers  # the value and its two moments
+
+
 def test_a_checkpoint_of_another_shape_is_refused(packed):
     trial = make_trial(packed)
     model = build_model(trial)

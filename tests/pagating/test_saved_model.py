@@ -1,5 +1,6 @@
 """Tests of saved models: loaded to the same bits, written completely or not at all, none of their code run."""
 
+import hashlib
 import json
 import pickle
 import subprocess
@@ -61,6 +62,21 @@ def test_the_loaded_model_has_the_trials_losses_to_the_bit(packed, tmp_path, cha
     assert not model.training
     assert [loss(model, trial, split) for split in ("validation", "test")] == [final["val_nll"], final["test_nll"]]
     assert loss(build_model(trial), trial, "validation") != final["val_nll"]
+
+
+@pytest.mark.parametrize("kind", ["per layer", "per model", "by token"])
+def test_a_folder_with_an_alpha_without_an_axis_still_loads(packed, tmp_path, kind):
+    trial = make(packed, **TRIALS[kind])
+    final = trained(trial, tmp_path / "model")
+    weights = tmp_path / "model" / saved_model.WEIGHTS
+    tensors = load_file(weights)
+    one = [name for name, tensor in tensors.items() if tensor.shape == (1,)]
+    assert len(one) == {"per layer": 2, "per model": 1, "by token": 2}[kind]
+    save_file({**tensors, **{name: tensors[name].reshape(()) for name in one}}, weights)
+    facts = tmp_path / "model" / saved_model.FACTS
+    described = json.loads(facts.read_text())
+    facts.write_text(json.dumps(described | {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
+    assert loss(pagating.load_model(tmp_path / "model"), trial, "validation") == final["val_nll"]
 
 
 def test_what_it_is_and_what_it_was_trained_with_stand_beside_it(packed, tmp_path):

@@ -86,17 +86,31 @@ def test_starts_are_exact_and_draw_no_random_number() -> None:
     assert alpha_values(model) == pytest.approx([0.3] * 3, rel=1e-6)
 
 
-def test_one_alpha_a_model_is_one_parameter_that_every_layer_reads() -> None:
+def test_one_alpha_a_model_is_one_parameter_of_every_layer() -> None:
     model = stack("learnable")
     assert [name for name, _ in model.named_parameters()] == ["0.alpha_logit"]
-    assert list(model.state_dict()) == ["0.alpha_logit"]
+    assert list(model.state_dict()) == ["0.alpha_logit", "1.alpha_logit", "2.alpha_logit"]
+    assert model[0].alpha_logit is model[1].alpha_logit is model[2].alpha_logit
     for each in (model, copy.deepcopy(model)):
-        each[0].alpha_logit = nn.Parameter(torch.tensor(logit(0.9)))  # replace the parameter, as from_pretrained does
+        with torch.no_grad():
+            each[2].alpha_logit.fill_(logit(0.9))
         assert alpha_values(each) == pytest.approx([0.9] * 3, rel=1e-6)
     x = torch.randn(5, 4)
     model[2](x).sum().backward()
     assert model[0].alpha_logit.grad is not None
     assert model[0].alpha_logit.grad.item() != 0.0
+
+
+@pytest.mark.parametrize(
+    "alpha", ["learnable", {"learnable": {"per": "layer", "range": "free"}}, {"token": {}}], ids=str
+)
+def test_every_parameter_has_one_axis_and_one_number_has_shape_1(alpha: object) -> None:
+    shapes = {a.name.rpartition(".")[2]: tuple(a.parameter.shape) for a in alpha_parameters(stack(alpha))}
+    assert shapes in ({"alpha_logit": (1,)}, {"alpha_free": (1,)}, {"alpha_weight": (4,), "alpha_bias": (1,)})
+    unit = PaGLU(alpha, width=1)
+    assert unit(torch.ones(2, 3, 1)).shape == (2, 3, 1)
+    assert unit(torch.ones(1)).shape == (1,)
+    assert torch.as_tensor(unit.alpha()).shape == ()
 
 
 @pytest.mark.parametrize("alpha", [{"learnable": {"per": "channel"}}, {"token": {}}], ids=str)
