@@ -53,6 +53,7 @@ blocked = set({STUDY_MODULES!r}) - {{"filelock", "jinja2"}}
 sys.modules.update(dict.fromkeys(blocked))
 """
 LIBRARY = """
+import sys
 import pagating
 assert not {"torch", "numpy"} & sys.modules.keys()
 assert pagating.gating.catalog.LARGEST_ALPHA == 2.0
