@@ -4,13 +4,23 @@
         model(**batch).loss.backward()
     rows = probe.rows()
 
-There is one row per layer. `x` is the input of the activation and `y` its output, for patched and stock activations. A
-row has: `alpha`; mean, standard deviation and saturation of the gate; root mean squares of `y` and of the gradient of
-the loss with respect to `y`; the part of the variance of `y` that a linear function of `x` explains; the effective rank
-of the MLP's output. This output is that of the linear layer after the activation, or, if that layer is in another
-module (BERT), the output of the activation's parent.
+There is one row per layer. `x` is the input of the activation and `y` its output, for patched and stock activations. In
+a gated linear unit `a * g(b)`, `x` is `a` for the columns that compare `x` with `y`. A row has:
+
+- `alpha`; `gate_mean`, `gate_std` and `gate_saturated` of the gate `g`;
+- `openness`, `sum(x y) / sum(x^2)`: the share of `x` that passes, 1 for the identity;
+- `negative_slope`, the share of elements with `dy/dx < 0`; `linear_share`, the squared correlation of `x` and `y`;
+- `width`, the number of hidden units; `dead`, the share of units whose `y` hardly depends on the position;
+- `activation_rms` and `gradient_rms`, root mean squares of `y` and of the gradient of the loss by `y`;
+- `gradient_norm`, the L2 norm of the gradient of the loss by the activation's input, and `gradient_passed`, this norm
+  divided by that of the gradient by `y`;
+- `hidden_rank` and `output_rank`, effective ranks of `y` and of the MLP's output. This output is that of the linear
+  layer after the activation, or, if that layer is in another module (BERT), the output of the activation's parent.
+
+A number is NaN if it is not defined: no slope for a unit that mixes features, nothing for values that are not finite.
 """
 
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -20,15 +30,21 @@ from torch import Tensor, nn
 from .alpha import AlphaModule
 from .discovery import find_activations, is_linear
 from .gates import GATES
+from .units import ProjectedGLU, SplitGLU
 
 SATURATION = 0.01  # a gate is saturated within this share of its finite range from an end
+DEAD = 0.01  # a unit is dead if its standard deviation is at most this share of the layer's root mean square
+NAN = float("nan")
 
 
 def effective_rank(x_NF: Tensor) -> float:
     """Compute the exponential of the entropy of the normalised singular values (Roy and Vetterli 2007).
 
-    The result is in [1, min(N, F)], or 0.0 for a matrix of zeros. `x_NF` has N observations of F features, not centred.
+    `x_NF` has N observations of F features, not centred. The result is in [1, min(N, F)], 0.0 for a matrix of zeros, or
+    NaN if a value is not finite.
     """
+    if not x_NF.isfinite().all():
+        return NAN
     values = torch.linalg.svdvals(x_NF.double())
     total = values.sum()
     if total == 0:
@@ -44,6 +60,31 @@ def linear_share(x: Tensor, y: Tensor) -> float:
     """
     pair = torch.stack([x.double().flatten(), y.double().flatten()])
     return float(torch.corrcoef(pair)[0, 1] ** 2)
+
+
+def openness(x: Tensor, y: Tensor) -> float:
+    """Compute `sum(x y) / sum(x^2)` over all elements; NaN if `x` is zero everywhere."""
+    x, y = x.double(), y.double()
+    return float((x * y).sum() / x.square().sum())
+
+
+def dead_share(y_NF: Tensor) -> float:
+    """Compute the share of dead units: their standard deviation over the N rows is at most 1% of the RMS of `y`.
+
+    A ReLU that is never on is dead, and so is a unit that is constant. NaN if a value is not finite.
+    """
+    y_NF = y_NF.double()
+    if not y_NF.isfinite().all():
+        return NAN
+    return float((y_NF.std(0, correction=0) <= DEAD * y_NF.square().mean().sqrt()).double().mean())
+
+
+def negative_slope_share(activation: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Compute the share of elements at which an elementwise function of `x` falls; NaN if a value is not finite."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(activation(x).sum(), x)
+    return float((slope < 0).double().mean()) if slope.isfinite().all() else NAN
 
 
 def gate_statistics(gate: str, x: Tensor) -> dict[str, float]:
@@ -66,18 +107,25 @@ def gate_statistics(gate: str, x: Tensor) -> dict[str, float]:
 class Probe:
     """Hooks on every MLP activation of a model; a context manager.
 
-    Each call of the model overwrites the statistics of the call before. No value and no gradient changes. Ranks are
-    computed from at most `max_rows` positions. The constructor raises ValueError if the model has no MLP activation.
+    Each call of the model overwrites the statistics of the call before. No value and no gradient changes.
+
+    Args:
+        model: The model.
+        max_rows: Positions of which ranks are computed, at most.
+        names: Names of the activation modules. None: the modules with an alpha, else those that `patch` would replace.
+
+    Raises:
+        ValueError: The model has no MLP activation.
     """
 
-    def __init__(self, model: nn.Module, max_rows: int = 512) -> None:
+    def __init__(self, model: nn.Module, max_rows: int = 512, names: Sequence[str] | None = None) -> None:
         self.max_rows = max_rows
         self._seen: list[dict[str, Any]] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        for name, output, module in _activations(model):
+        for name, output, module in _activations(model, names):
             seen: dict[str, Any] = {"name": name}
             self._seen.append(seen)
-            self._handles.append(module.register_forward_hook(_watch(seen)))
+            self._handles.append(module.register_forward_hook(self._watch(seen)))
             self._handles.append(output.register_forward_hook(self._watch_mlp(seen)))
 
     def _watch_mlp(self, seen: dict[str, Any]) -> Any:
@@ -85,6 +133,28 @@ class Probe:
             if isinstance(output, Tensor):
                 rows = output.detach().flatten(0, -2)[: self.max_rows]
                 seen["output_rank"] = effective_rank(rows)
+
+        return hook
+
+    def _watch(self, seen: dict[str, Any]) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x, y = inputs[0].detach(), output.detach()
+            if isinstance(module, AlphaModule):
+                with torch.no_grad():
+                    gate_input = module.gate_input(x)
+                    alpha = torch.as_tensor(module.alpha(gate_input), dtype=torch.float64)
+                seen["alpha"] = float(alpha.mean())
+                seen.update(gate_statistics(module.gate, gate_input))
+            seen["activation_rms"] = _rms(y)
+            seen.update(_of_units(module, x, y))
+            y_NF = y.flatten(0, -2)
+            seen.update(width=y.shape[-1], dead=dead_share(y_NF), hidden_rank=effective_rank(y_NF[: self.max_rows]))
+            if output.requires_grad:
+                output.register_hook(lambda grad: seen.update(gradient_rms=_rms(grad)))
+            if inputs[0].requires_grad:
+                inputs[0].register_hook(
+                    lambda grad: seen.update(_passed(grad, seen["gradient_rms"] * y.numel() ** 0.5))
+                )
 
         return hook
 
@@ -107,14 +177,13 @@ class Probe:
         self.close()
 
 
-def _activations(model: nn.Module) -> list[tuple[str, nn.Module, nn.Module]]:
-    found: list[tuple[str, nn.Module]] = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, AlphaModule)
-    ]
-    found = found or [(slot.name, slot.activation) for slot in find_activations(model)]
-    if not found:
+def _activations(model: nn.Module, names: Sequence[str] | None) -> list[tuple[str, nn.Module, nn.Module]]:
+    if names is None:
+        names = [name for name, module in model.named_modules() if isinstance(module, AlphaModule)]
+        names = names or [slot.name for slot in find_activations(model)]
+    if not names:
         raise ValueError(f"{type(model).__name__}: no MLP activation to watch")
-    return [(name, _output(model.get_submodule(name.rpartition(".")[0])), module) for name, module in found]
+    return [(name, _output(model.get_submodule(name.rpartition(".")[0])), model.get_submodule(name)) for name in names]
 
 
 def _output(parent: nn.Module) -> nn.Module:
@@ -127,19 +196,21 @@ def _rms(x: Tensor) -> float:
     return float(x.double().square().mean().sqrt())
 
 
-def _watch(seen: dict[str, Any]) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, y = inputs[0].detach(), output.detach()
-        if isinstance(module, AlphaModule):
-            with torch.no_grad():
-                gate_input = module.gate_input(x)
-                alpha = torch.as_tensor(module.alpha(gate_input), dtype=torch.float64)
-            seen["alpha"] = float(alpha.mean())
-            seen.update(gate_statistics(module.gate, gate_input))
-        seen["activation_rms"] = _rms(y)
-        if x.shape == y.shape:
-            seen["linear_share"] = linear_share(x, y)
-        if output.requires_grad:
-            output.register_hook(lambda grad: seen.__setitem__("gradient_rms", _rms(grad)))
+def _passed(grad: Tensor, by_output: float) -> dict[str, float]:
+    """Return the norm of the gradient by an activation's input, and its ratio to the norm of that by its output."""
+    norm = float(grad.double().norm())
+    return {"gradient_norm": norm, "gradient_passed": norm / by_output if by_output else NAN}
 
-    return hook
+
+def _of_units(module: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Return the statistics that compare each unit's input with its output, for an elementwise activation."""
+    if isinstance(module, SplitGLU):
+        a, b = x.chunk(2, dim=-1)
+        slope = negative_slope_share(lambda a: module.forward(torch.cat([a, b], dim=-1)), a)  # the factor of `a`
+        return {"openness": openness(a, y), "negative_slope": slope}
+    if x.shape != y.shape:
+        return {}
+    found = {"linear_share": linear_share(x, y)}
+    if isinstance(module, AlphaModule) and (isinstance(module, ProjectedGLU) or module.spec.kind == "token"):
+        return found
+    return found | {"openness": openness(x, y), "negative_slope": negative_slope_share(module.forward, x)}

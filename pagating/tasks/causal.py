@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagating.data.corpus import eval_windows, open_split, read_meta, train_batch
 from pagating.data.lines import IGNORE, line_batch, open_lines, spread_rows, targets_of
 from pagating.device import warn_of_emulation
-from pagating.evaluate import Evaluation, autocast, evaluation, pad_rows, text_rows
+from pagating.evaluate import Evaluation, autocast, evaluation, pad_rows, text_rows, token_nll
 from pagating.model.compile import compile_hidden, is_compiled
 from pagating.model.fused_loss import linear_nll
 from pagating.model.gpt2 import GPT2, activations, training_flops_per_token
@@ -109,6 +109,15 @@ def causal_windows(trial: Trial, split: str) -> Tensor:
     return eval_windows(open_split(trial.corpus, split), trial.model["n_ctx"], trial.eval_windows)
 
 
+def mean_loss(model: nn.Module, windows_RT: Tensor, rows: int) -> Tensor:
+    """Compute the mean loss of the first rows of `causal_windows`, nats per token, with a gradient."""
+    device = next(model.parameters()).device
+    tokens_BT = windows_RT[:rows].to(device)
+    if isinstance(model, GPT2):  # its full logits never exist
+        return CausalLoss(GPT2.hidden, masked=False)(model, (tokens_BT[:, :-1], tokens_BT[:, 1:]))
+    return token_nll(model, tokens_BT).mean()
+
+
 def padded_loss(trial: Trial, model: GPT2) -> Evaluation:
     """Compute `padded_nll` batch by batch: the loss as in the published figures, on lines of the validation split.
 
@@ -133,6 +142,7 @@ CAUSAL = Task(
     loss=causal_loss,
     held=causal_windows,
     evaluate=evaluation,
+    mean=mean_loss,
     flops=lambda trial, model: training_flops_per_token(model),
     check=lambda trial: activations(GPT2Size(vocab_size=1, **trial.model), trial.unit),
     compiled=lambda loss: isinstance(loss, CausalLoss) and loss.hidden is not GPT2.hidden,

@@ -253,6 +253,13 @@ def evaluate(model: Any, rows: tuple[str, Batch], at_a_time: int, precision: str
     return total / int((batch[-1] != IGNORE).sum())
 
 
+def mean_loss(model: Any, rows: tuple[str, Batch], count: int) -> Tensor:
+    """Compute the mean loss of the first windows of `held`, nats per target, with a gradient."""
+    task, batch = rows
+    device = next(model.parameters()).device
+    return nll(task, model, tuple(part[:count].to(device) for part in batch), "mean")
+
+
 def training_flops_per_token(
     task: str, vocab_size: int, size: Mapping[str, Any], unit: Mapping[str, Any] | None
 ) -> int:
@@ -281,5 +288,7 @@ def check(trial: Trial) -> None:
         make_model(trial.task, 1, trial.model, trial.unit)
 
 
-TASK = Task(build=build, batches=batches, loss=loss, held=held, evaluate=evaluate, flops=flops, check=check)
+TASK = Task(
+    build=build, batches=batches, loss=loss, held=held, evaluate=evaluate, mean=mean_loss, flops=flops, check=check
+)
 TASKS = dict.fromkeys(KINDS, TASK)

@@ -35,6 +35,7 @@ class Task:
             with a batch to compile for.
         held: Return the rows of a split to evaluate.
         evaluate: Compute the mean loss of these rows, nats, by batches (model, rows, rows per batch, precision).
+        mean: Compute the mean loss of the first rows of `held`, nats, differentiable (model, rows, their number).
         flops: Return the FLOPs of training per token.
         check: Raise ValueError if no model can have the trial's sizes or unit.
         compiled: Return True if a loss runs compiled code.
@@ -45,6 +46,7 @@ class Task:
     loss: Callable[[Trial, Any, Batch], Loss]
     held: Callable[[Trial, str], Any]
     evaluate: Callable[[Any, Any, int, str], Evaluation]
+    mean: Callable[[Any, Any, int], Tensor]
     flops: Callable[[Trial, Any], int]
     check: Callable[[Trial], Any]
     compiled: Callable[[Loss], bool] = _never_compiled

@@ -3,13 +3,22 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import pagating
-from pagating.gating.probe import Probe, effective_rank, gate_statistics, linear_share
+from pagating.gating.probe import (
+    Probe,
+    dead_share,
+    effective_rank,
+    gate_statistics,
+    linear_share,
+    negative_slope_share,
+    openness,
+)
 
 torch.set_num_threads(1)
 IDS = torch.randint(1, 37, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -137,7 +146,10 @@ def test_a_probe_changes_nothing_and_comes_off() -> None:
     assert torch.equal(loss, other)
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
     rows = probe.rows()
-    assert set(rows[0]) == {"name", "activation_rms", "linear_share", "gradient_rms", "output_rank"}
+    assert set(rows[0]) == {
+        *("name", "activation_rms", "linear_share", "openness", "negative_slope", "width", "dead", "hidden_rank"),
+        *("output_rank", "gradient_rms", "gradient_norm", "gradient_passed"),
+    }
     probe.close()
     assert all(not m._forward_hooks for m in watched.modules())
     watched(input_ids=IDS.flip(1))
@@ -147,3 +159,94 @@ def test_a_probe_changes_nothing_and_comes_off() -> None:
 def test_a_model_without_an_mlp_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear: no MLP activation to watch"):
         Probe(nn.Linear(2, 2))
+
+
+def test_openness_dead_units_and_negative_slopes_by_hand() -> None:
+    x = torch.tensor([[-2.0, 1.0], [3.0, 0.5]])
+    assert openness(x, x) == 1.0
+    assert openness(x, x.clamp(min=0)) == pytest.approx((1 + 9 + 0.25) / (4 + 1 + 9 + 0.25))
+    assert math.isnan(openness(torch.zeros(3), torch.zeros(3)))
+    off, constant, tiny = torch.zeros(4, 1), torch.full((4, 1), 2.0), torch.tensor([[0.0], [0.02], [0.0], [0.02]])
+    live = torch.tensor([[0.0], [1.0], [0.0], [1.0]])
+    assert dead_share(torch.cat([off, constant, tiny, live], 1)) == 0.75  # the RMS is near 1.1, tiny's deviation 0.01
+    assert dead_share(torch.cat([off, constant, 2 * tiny, live], 1)) == 0.5
+    assert dead_share(torch.zeros(4, 3)) == 1.0
+    grid = torch.linspace(-4.0, 4.0, 801)
+    # x sigmoid(x) falls left of -1.2785, so on (-4, -1.2785): 272 of 801 points of a grid of 0.01
+    assert negative_slope_share(nn.functional.silu, grid) == pytest.approx(273 / 801, abs=2 / 801)
+    assert negative_slope_share(lambda x: -x, grid) == 1.0
+    assert negative_slope_share(torch.relu, grid) == 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_give_nan_and_no_error(value: float) -> None:
+    y = torch.ones(4, 3)
+    y[1, 2] = value
+    assert math.isnan(effective_rank(y))
+    assert math.isnan(dead_share(y))
+    model = gpt2()
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.bias[0] = value
+    with Probe(model) as probe:
+        model(input_ids=IDS, labels=IDS).loss.backward()
+    first, second = probe.rows()
+    assert all(math.isfinite(first[name]) for name in ("openness", "hidden_rank", "dead", "negative_slope"))
+    assert all(math.isnan(second[name]) for name in ("openness", "hidden_rank", "dead", "gradient_norm"))
+
+
+@pytest.mark.parametrize(
+    ("unit", "slope"),
+    [
+        ({}, lambda s, x: 0.5 * (s + x * s * (1 - s)) + 0.5),
+        ({"alpha": 1.9}, lambda s, x: 1.9 * (s + x * s * (1 - s)) - 0.9),
+        ({"unit": "swiglu"}, None),
+    ],
+    ids=str,
+)
+def test_units_are_compared_as_in_numpy(unit: dict[str, Any], slope: Any) -> None:
+    model = gpt2()
+    pagating.patch(model, **unit)
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.mlp.c_fc.weight.mul_(60)  # into the range where the slope may be negative
+    kept: dict[str, Any] = {}
+    act = model.transformer.h[0].mlp.act
+
+    def keep(m: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        kept.update(x=inputs[0].detach().double().flatten(0, -2).numpy(), y=output.detach().flatten(0, -2).numpy())
+        for name, tensor in (("by_x", inputs[0]), ("by_y", output)):
+            tensor.register_hook(lambda grad, name=name: kept.__setitem__(name, grad.double().numpy()))
+
+    handle = act.register_forward_hook(keep)
+    with Probe(model) as probe:
+        model(input_ids=IDS, labels=IDS).loss.backward()
+    handle.remove()
+    row, x, y = probe.rows()[0], kept["x"], kept["y"].astype(np.float64)
+    values = np.linalg.svd(y, compute_uv=False)
+    p = values[values > 0] / values.sum()
+    assert row["hidden_rank"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+    assert row["width"] == y.shape[1] == (43 if unit.get("unit") else 64)
+    assert row["dead"] == (y.std(0) <= 0.01 * np.sqrt((y**2).mean())).mean()
+    assert row["gradient_norm"] == pytest.approx(np.linalg.norm(kept["by_x"]))
+    assert row["gradient_passed"] == pytest.approx(np.linalg.norm(kept["by_x"]) / np.linalg.norm(kept["by_y"]))
+    a = x[:, : y.shape[1]]
+    assert row["openness"] == pytest.approx((a * y).sum() / (a**2).sum(), rel=1e-6)
+    if slope is None:  # the factor of a is silu(b), negative if b is
+        expected = (x[:, y.shape[1] :] < 0).mean()
+    else:
+        s = 1 / (1 + np.exp(-x))
+        expected = (slope(s, x) < 0).mean()
+    assert row["negative_slope"] == pytest.approx(expected, abs=1e-3)
+    assert 0 <= expected <= 1
+    if unit.get("alpha") == 1.9:
+        assert expected > 0.2
+
+
+def test_no_slope_for_a_unit_that_mixes_features() -> None:
+    for unit in ({"form": "projected"}, {"alpha": {"token": {}}}):
+        model = gpt2()
+        pagating.patch(model, **unit)
+        with Probe(model) as probe:
+            model(input_ids=IDS)
+        assert not {"openness", "negative_slope"} & probe.rows()[0].keys()
+        assert probe.rows()[0]["hidden_rank"] > 1
