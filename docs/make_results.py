@@ -42,7 +42,7 @@ class PublishError(ValueError):
 
 
 def publish(study: Path, target: Path, **said: str | None) -> None:
-    """Copy study.yaml, provenance.json and the two tables of a finished study into `target`.
+    """Copy study.yaml, provenance.json and the tables of a finished study into `target`.
 
     Args:
         study: the folder of the study.
@@ -68,7 +68,9 @@ def publish(study: Path, target: Path, **said: str | None) -> None:
     for name, content in written.items():
         _refuse_machine(f"{study / name}", content)
         (target / name).write_text(content, encoding="utf-8")
-    for name in ("trials.parquet", "curves.parquet"):
+    for name in ("trials.parquet", "curves.parquet", "layers.parquet"):
+        if name == "layers.parquet" and not (study / name).exists():  # no model was kept
+            continue
         table = pd.read_parquet(study / name)
         for column in table.select_dtypes(exclude="number").columns:
             for value in table[column].dropna().unique():

@@ -50,8 +50,9 @@ class Study:
     """Tables of one study, and the decision rule that was fixed before it ran.
 
     `trials` has one row per cell (stage, arm, configuration, seed). `curves` has one row per cell and evaluation step.
-    Losses are in nats per token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss. `table`
-    describes a table from elsewhere, whose metric may have another unit and direction.
+    `layers` has one row per arm and layer of its kept model; it is empty if none was kept. Losses are in nats per
+    token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss. `table` describes a table from
+    elsewhere, whose metric may have another unit and direction.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Study:
     folder: Path | None
     settings: dict[str, Any]
     table: TableFacts | None = None
+    layers: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def sign(self) -> int:

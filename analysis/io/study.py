@@ -1,6 +1,7 @@
 """Read a study from its folder or from a table."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -68,6 +69,8 @@ def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: 
         settings["provenance"] = provenance
     curves = read_table(curves_file) if curves_file.is_file() else pd.DataFrame()
     trials, name = read_table(trials_file), folder.resolve().name
-    return assemble(
+    study = assemble(
         str(folder), name, trials, curves, settings, baseline=baseline, floor=floor, metric=metric, folder=folder
     )
+    layers_file = folder / "layers.parquet"
+    return replace(study, layers=read_table(layers_file)) if layers_file.is_file() else study

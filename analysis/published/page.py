@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.describe import alphas, calibration, curves, growth
+from analysis.describe import alphas, calibration, curves, growth, layers
 from analysis.describe.fairness import PUBLISHED as LEDGER_COLUMNS
 from analysis.describe.fairness import slower
 from analysis.io import formats
@@ -20,6 +20,7 @@ from analysis.report.findings import Findings
 from analysis.report.methods import methods, would_change
 
 FILES = ("study.yaml", "trials.parquet", "curves.parquet", "verdict.json")
+OPTIONAL = ("layers.parquet",)
 NOT_MEASURED = "no measurements"  # in the note of a study whose seconds and speeds say nothing
 STANDING_LIMITS = (
     "It answers for this model size, number of tokens and text. Ranks change between short and long trials.",
@@ -54,6 +55,8 @@ def page(found: Findings, drawn: Mapping[str, Drawn]) -> str:
         lines += [*second_half(found.growth), *_shown(drawn, "loss_curves")]
     if learned := found.alphas:
         lines += ["## Learned alpha", "", formats.to_markdown(*alpha_table(learned)), "", *_shown(drawn, "alphas")]
+    if found.layers:
+        lines += ["## Why", "", formats.to_markdown(found.why, layers.ARM_COLUMNS), "", *_shown(drawn, "layers")]
     shown = formats.with_values(rows, LEDGER_COLUMNS)
     lines += ["## What each arm was given", "", formats.to_markdown(rows, shown), ""]
     note = came.get("note") or ""
@@ -140,7 +143,9 @@ def _origin(study: Study, came: dict[str, Any]) -> list[str]:
         for name, value in rows
         if value
     ]
-    lines += ["", "Files: " + ", ".join(_file(study.folder, name) for name in FILES) + ".", ""] if study.folder else []
+    if study.folder:
+        there = [name for name in (*FILES, *OPTIONAL) if (study.folder / name).is_file()]
+        lines += ["", "Files: " + ", ".join(_file(study.folder, name) for name in there) + ".", ""]
     lines += [
         "`python docs/make_results.py` writes this page from the files beside it, and a test compares the two. The "
         "same decision on the terminal: `pagating significance FOLDER`.",

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from analysis.describe import calibration, curves, fairness, hyperparameters
+from analysis.describe import calibration, curves, fairness, hyperparameters, layers
 from analysis.io import command, formats
 from analysis.io.files import TableError
 from analysis.io.space import chosen_columns
@@ -124,6 +124,8 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         calibration_columns=calibration.columns(found.calibration),
         grid=grid,
         grid_columns=grid_columns,
+        why_columns=layers.ARM_COLUMNS,
+        without_model=layers.without_model(found.study, found.layers),
         slope_columns=curves.SLOPE_COLUMNS,
         methods=methods(found.study),
         would_change=would_change(found),

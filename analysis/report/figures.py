@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import figure
 
 from analysis.describe.alphas import arms_with_alphas
-from analysis.report import cell_curves, differences, frame, plots, takeaways
+from analysis.report import cell_curves, differences, frame, layers, plots, takeaways
 from analysis.report.findings import Findings
 
 
@@ -138,6 +138,14 @@ FIGURES = (
             "drawn), the thick line their mean. Dotted lines mark 0 (gate off) and 1 (fully gated)."
         ),
         short="Learned alpha at the last step by layer: a thin line per seed, a thick line for their mean.",
+    ),
+    Figure(
+        "layers",
+        draw=lambda found: layers.layers(found.study, found.layers),
+        table=lambda found: found.layers,
+        takeaway=lambda found: layers.takeaway(found.why, found.study.baseline),
+        caption=layers.CAPTION,
+        short=layers.SHORT,
     ),
     Figure(
         "against_alpha",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.describe import alphas, budget, calibration, curves, fairness, growth, hyperparameters
+from analysis.describe import alphas, budget, calibration, curves, fairness, growth, hyperparameters, layers
 from analysis.io import formats
 from analysis.io.assemble import Study
 from analysis.io.space import chosen_columns, chosen_rows
@@ -17,7 +17,7 @@ from analysis.verdict.kinds import Result, shown_rows
 Rows = list[dict[str, Any]]
 TABLES = (  # file names of the tables
     *("verdict", "chosen", "fairness", "sequential", "calibration", "equal_learning_rate", "over_training"),
-    *("search_budget", "importance", "against_alpha", "alphas"),
+    *("search_budget", "importance", "against_alpha", "alphas", "why", "layers"),
 )
 PATH_COLUMNS: formats.Columns = {
     "arm": ("arm", ""),
@@ -116,6 +116,16 @@ class Findings:
         return alphas.summarise(self.study)
 
     @cached_property
+    def layers(self) -> Rows:
+        """Statistics of the kept models by layer (`layers.by_layer`); none before the study has ended."""
+        return [] if self.result.unfinished else layers.by_layer(self.study)
+
+    @cached_property
+    def why(self) -> Rows:
+        """The same by arm, with ratios to the baseline (`layers.by_arm`)."""
+        return layers.by_arm(self.layers, self.study.baseline)
+
+    @cached_property
     def cell_curves(self) -> list[Line]:
         """Curves of the best configurations, if there is no confirm stage (`cell_curves.lines`)."""
         return [] if self.study.confirms else lines(self.study)
@@ -135,5 +145,7 @@ class Findings:
             "importance": (self.importance, hyperparameters.COLUMNS),
             "against_alpha": (self.against_alpha, hyperparameters.ALPHA_COLUMNS),
             "alphas": (self.alphas, alphas.columns(self.alphas)),
+            "why": (self.why, layers.ARM_COLUMNS),
+            "layers": (self.layers, layers.COLUMNS),
         }
         return {name: table for name, table in every.items() if table[0]}

@@ -90,13 +90,14 @@ def inline(svg: bytes, name: str) -> str:
     )
 
 
-def legend(ax: Axes, entries: Sequence[tuple[Artist, str]]) -> None:
-    """Add a legend of (artist, label) below the axes, in as many columns as fit."""
+def legend(ax: Axes | Figure, entries: Sequence[tuple[Artist, str]]) -> None:
+    """Add a legend of (artist, label) below the axes, or below a figure of several, in as many columns as fit."""
     # matplotlib hides a label with a leading underscore, so it gets a space in front
     handles = [h for h, _ in entries]
     labels = [f" {label}" if label.startswith("_") else label for _, label in entries]
     columns = max(1, min(3, 64 // (8 + max(map(len, labels), default=0))))  # 8: marker and gap
-    ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
+    below = -0.17 if isinstance(ax, Axes) else 0.0
+    ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, below), ncols=columns)
 
 
 def learning_rate(study: Study) -> Figure:

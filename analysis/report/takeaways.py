@@ -16,7 +16,7 @@ from analysis.verdict.words import headline
 SAME = 0.005  # alphas of an arm's layers that differ by less are shown as one number
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Join names with commas, and the last with `and`."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
@@ -33,7 +33,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def differences(rows: Sequence[Comparison], margin: float | str) -> str:
     """List the arms by their verdict, without its details in brackets."""
     groups = _grouped((headline(row, margin), row.arm) for row in rows)
-    return " ".join(f"{word[:1].upper()}{word[1:]}: {_listed(arms)}." for word, arms in groups.items())
+    return " ".join(f"{word[:1].upper()}{word[1:]}: {listed(arms)}." for word, arms in groups.items())
 
 
 def sequential(rows: Sequence[Comparison]) -> str:
@@ -59,9 +59,9 @@ def learning_rate(rows: list[dict[str, Any]]) -> str:
 
     grid = "its grid" if several else "the grid"
     if edges := [named(row) for row in rows if row["at_edge"] == "yes"]:
-        return f"The optimum of {_listed(edges)} is at an end of {grid}, and may lie beyond it."
+        return f"The optimum of {listed(edges)} is at an end of {grid}, and may lie beyond it."
     if lonely := [named(row, row["bracketed"].removeprefix("no: ")) for row in rows if row["bracketed"] != "yes"]:
-        return f"The optimum of {_listed(lonely)} has no finite point on each side, and is uncertain."
+        return f"The optimum of {listed(lonely)} has no finite point on each side, and is uncertain."
     found = sorted({f"{row['fitted']:.2g}" for row in rows if row["nuisance"] == "lr" and row["fitted"]}, key=float)
     what = ", learning rate " if several else ", "
     rates = "" if not found else f"{what}{found[0]}" if not found[1:] else f"{what}between {found[0]} and {found[-1]}"
@@ -74,7 +74,7 @@ def against_alpha(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         best[row["arm"]] = min(best.get(row["arm"], row), row, key=lambda r: r["loss"])
     each = [f"{arm} at {row['alpha']:.2f}" for arm, row in best.items()]
-    return f"The fit is lowest for {_listed(each)}." if each else ""
+    return f"The fit is lowest for {listed(each)}." if each else ""
 
 
 def loss_curves(study: Study) -> str:
@@ -105,7 +105,7 @@ def over_training(rows: list[dict[str, Any]]) -> str:
     """List the arms by the trend of their improvement over training, if it was tested; p is adjusted."""
     words = {Trend.RISES: "rises for", Trend.FALLS: "falls for", Trend.NONE: "has no clear trend for"}
     groups = _grouped((row["trend"], row["arm"]) for row in rows if row["trend"])
-    said = [f"{word} {_listed(groups[trend])}" for trend, word in words.items() if trend in groups]
+    said = [f"{word} {listed(groups[trend])}" for trend, word in words.items() if trend in groups]
     return f"Over training the improvement {'; '.join(said)}." if said else ""
 
 

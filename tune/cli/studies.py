@@ -22,7 +22,7 @@ def report(study: Name, output: Output = Path("studies"), require_verdict: Requi
     The report of a published study, which has no ledger, is made from its tables.
     """
     from analysis.verdict.exits import end
-    from tune.run import ledger, tables
+    from tune.run import layers, ledger, tables
     from tune.study.files import load
 
     folder = study_folder(study, output)
@@ -33,6 +33,7 @@ def report(study: Name, output: Output = Path("studies"), require_verdict: Requi
             typer.echo(f"unfinished: no trial of {folder} has ended yet", err=True)
             raise typer.Exit(Exit.COULD_NOT)
         tables.write_tables(loaded.name, events, folder)
+        layers.write_layers(loaded, folder, ledger.records(events).values())
     result = show_verdict(loaded, folder, browse(loaded, folder.parent))
     raise typer.Exit(end(result, require_verdict))
 
