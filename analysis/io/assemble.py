@@ -26,7 +26,8 @@ class TableFacts:
 
     `unit` is the metric's unit, "" if it is not known. `has_seeds` is false if the rows have no seeds and are numbered.
     `arms` includes arms without any run. `not_made` has the seeds of each arm whose cells were empty. `tasks` has one
-    study per task if the rows are means over tasks, and `task` is the name of the task otherwise.
+    study per task if the rows are means over tasks, and `task` is the name of the task otherwise. `looks` has the
+    numbers of seeds at the looks, and `added` the arms that joined late, if the table is one of our studies.
     """
 
     higher_is_better: bool = False
@@ -38,6 +39,8 @@ class TableFacts:
     not_made: dict[str, list[int]] = field(default_factory=dict)
     task: str = ""
     tasks: tuple["Study", ...] = ()
+    looks: tuple[int, ...] = ()
+    added: tuple[str, ...] = ()
 
     @property
     def sign(self) -> int:

@@ -107,7 +107,17 @@ def worst_rank(d: Values) -> float:
     x = x[x != 0]
     if not len(x):
         return 1.0
-    return sign_flip(np.sign(x) * stats.rankdata(np.abs(x)))[0]
+    return sign_flip(_signed_ranks(x))[0]
+
+
+def rank_sum(d: Values) -> float:
+    """Return the sum of the signed ranks of `worst_rank`; it is above 0 if the arm is better."""
+    x = np.asarray(d, float)
+    return float(_signed_ranks(x[x != 0]).sum())
+
+
+def _signed_ranks(x: np.ndarray) -> np.ndarray:
+    return np.sign(x) * stats.rankdata(np.abs(x))
 
 
 def sign_test(d: Values) -> float:

@@ -13,7 +13,8 @@ import numpy as np
 from scipy import special, stats
 
 from analysis.stats.multiplicity import adjust
-from analysis.stats.paired_tests import Values, worst_rank
+from analysis.stats.paired_tests import Values, rank_sum, worst_rank
+from analysis.stats.pairs import differences
 
 Pair = TypeVar("Pair")  # how the caller names a comparison
 RULES = ("fixed", "obrien-fleming", "e-process")
@@ -172,6 +173,8 @@ def path(
 ) -> list[dict[str, Any]]:
     """Return one row per look of one arm: n, pairs, t, p, e, `stops_at`, `p_anytime`, `p_tost`, `p_no_difference`.
 
+    `direction` is the sign of the effect at the look at which `p_anytime` was reached: above 0 if the arm is better.
+    `ended` is true from a diverged run on that no later seed of an e-process can decide.
     `stops_at` is the nominal p at `level`. `p_anytime` is the smallest level at which this look or an earlier one would
     have stopped. It may be read, and corrected for several arms, at any look. For O'Brien-Fleming it is the repeated p,
     never below 1e-4, and a diverged run makes p that of the worst-rank test. For the e-process it is 1 / the largest e
@@ -193,7 +196,7 @@ def path(
         margins: Margin of no difference at each look, in the unit of `d`; empty for no such test.
     """
     out: list[dict[str, Any]] = []
-    best, inside = 1.0, [1.0, 1.0]
+    best, inside, direction = 1.0, [1.0, 1.0], 0.0
     for j, n in enumerate(looks):
         if n > len(d):
             break
@@ -209,9 +212,12 @@ def path(
         elif len(x) > 1 and not complete and rule != "e-process":
             row["p"] = worst_rank(x)
         if rule == "fixed" and not reserve:
-            best, inside = 1.0, [1.0, 1.0]  # a look without a level of its own forgets the earlier ones
+            best, inside, direction = 1.0, [1.0, 1.0], 0.0  # a look without a level of its own forgets the earlier ones
         if row["p"] is not None:
-            best = min(best, _level_of(row["p"], row["e"], rule, looks, j, reserve))
+            level_now = _level_of(row["p"], row["e"], rule, looks, j, reserve)
+            if level_now < best or not direction:
+                direction = float(np.sign(rank_sum(x) if row["t"] is None else row["t"]))
+            best = min(best, level_now)
         tost = same = None
         if row["t"] is not None and margins:
             away = margins[j] / sd * math.sqrt(len(x))  # the margin in standard errors of the mean
@@ -222,7 +228,8 @@ def path(
             ]
             same = max(inside)
         stops_at = nominal(rule, looks, n, level, reserve)
-        out.append(row | {"stops_at": stops_at, "p_anytime": best, "p_tost": tost, "p_no_difference": same})
+        row |= {"stops_at": stops_at, "p_anytime": best, "p_tost": tost, "p_no_difference": same}
+        out.append(row | {"direction": direction, "ended": rule == "e-process" and bool(np.isinf(x).any())})
     return out
 
 
@@ -258,6 +265,9 @@ def undecided(
 ) -> list[Pair]:
     """Return the comparisons that have not stopped yet: neither p over the looks, adjusted, is at or below the level.
 
+    Two more kinds stop at their first look. Differences that are all 0 are identical. An e-process whose evidence a
+    diverged run has ended stays undecided, whatever follows.
+
     Args:
         differences: Differences of each comparison, as `path` takes them. One that stopped early has fewer.
         rule: One of `RULES`.
@@ -272,7 +282,14 @@ def undecided(
         adjust([1.0 if not rows or rows[-1][key] is None else rows[-1][key] for rows in seen], correction)
         for key in ("p_anytime", "p_no_difference")
     )
-    return [pair for pair, p, q in zip(differences, differ, same, strict=True) if min(p, q) > level]
+    stopped = [
+        bool(rows) and (rows[-1]["ended"] or not np.any(d)) for rows, d in zip(seen, differences.values(), strict=True)
+    ]
+    return [
+        pair
+        for pair, p, q, over in zip(differences, differ, same, stopped, strict=True)
+        if min(p, q) > level and not over
+    ]
 
 
 def next_seeds(
@@ -309,6 +326,44 @@ def next_seeds(
     if found and max(found.values()) > reached[baseline]:
         found[baseline] = max(found.values())
     return found
+
+
+def further(
+    losses: Mapping[str, np.ndarray],
+    baseline: str,
+    comparisons: Sequence[tuple[str, str]],
+    looks: tuple[int, ...],
+    of_mean: Callable[[float], float],
+    *,
+    rule: str,
+    level: float,
+    correction: str,
+    reserve: float,
+    racing: bool,
+) -> dict[str, int]:
+    """Return the number of seeds up to which each arm runs next, by the losses so far; empty if none does.
+
+    Args:
+        losses: Losses of each arm in the planned order of seeds; NaN for a failed machine, infinite if diverged.
+        baseline: Name of the baseline.
+        comparisons: The study's comparisons, as reference and arm.
+        looks: Numbers of seeds at the looks, with those to come.
+        of_mean: As for `margins`.
+        rule, level, correction, reserve: As for `undecided`.
+        racing: As for `next_seeds`.
+    """
+    reached = {arm: len(values) for arm, values in losses.items()}
+    if min(reached.values()) >= looks[-1]:
+        return {}
+    d = {}
+    for first, second in comparisons:
+        if {first, second} <= set(losses):
+            n = min(reached[first], reached[second])
+            d[first, second] = differences(losses[first][:n], losses[second][:n])
+    bands = margins(of_mean, losses[baseline], looks)
+    return next_seeds(
+        reached, undecided(d, rule, looks, level, correction, reserve, bands), looks, baseline, rule, racing
+    )
 
 
 def margins(of_mean: Callable[[float], float], baseline: np.ndarray, looks: tuple[int, ...]) -> list[float]:

@@ -28,7 +28,17 @@ def assay(rows: Sequence[Comparison], study: Study) -> Sensitivity:
     out.gap_percent, out.gap_low, out.gap_high, out.n, out.p = gap, low, high, row.n, row.p_t
     if row.p_worst_rank is not None:  # a floor that diverges loses, whatever its other runs show
         out.testable, out.gap_low, out.gap_high = row.kind is Verdict.WORSE, None, None
-        out.why = f"{study.floor} is {row.verdict} by ranks, because a run diverged (n = {row.n})"
+        out.evidence_ended = row.kind is Verdict.UNDECIDED and row.evidence_ended
+        out.too_few_seeds = row.kind is Verdict.UNDECIDED and not row.evidence_ended
+        by = "by ranks, because a run diverged"
+        if row.evidence_ended:
+            by = "and a diverged run ended its evidence" if out.evidence_ended else "by the looks before a run diverged"
+        said = row.kind if row.evidence_ended else row.verdict
+        out.why = f"{study.floor} is {said} {by} (n = {row.n})"
+        return out
+    if row.kind is Verdict.WORSE and row.path and not (low is not None and low > 0):
+        out.testable = True
+        out.why = f"{study.floor} was worse than {study.baseline} at an earlier look, which decides (n = {row.n})"
         return out
     out.testable = low is not None and low > 0
     out.strong = bool(out.testable and gap is not None and gap >= STRONG_GAP)

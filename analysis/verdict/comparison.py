@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from analysis.stats import estimates, paired_tests, sequential
+from analysis.stats import estimates, paired_tests
 from analysis.stats.pairs import Pairs
 from analysis.verdict.kinds import Comparison, Refusal, Verdict
 
@@ -104,7 +104,6 @@ def _mean_based(row: Comparison, b: np.ndarray, a: np.ndarray, level: float, sig
     row.sd_difference, row.standard_error = sd, sd / math.sqrt(n)
     # gain of shared seeds: sd of the difference of unpaired runs divided by that of paired runs
     row.pairing_gain = float(np.sqrt(b.var(ddof=1) + a.var(ddof=1))) / sd
-    row.e_value = sequential.e_value(row.t, n)
     row.p_tost = paired_tests.tost(d, row.margin)[0] if row.margin else None
     row.tost_excludes = paired_tests.tost_excludes(d, level)
     if row.improvement_percent is not None:

@@ -13,13 +13,12 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from analysis.io import command, formats
 from analysis.io.assemble import Study, margin_in_nats
 from analysis.io.files import TableError
 from analysis.io.space import chosen_values
-from analysis.stats import estimates, multiplicity, power
+from analysis.stats import estimates, multiplicity, paired_tests, power
 from analysis.stats.pairs import Pairs
 from analysis.verdict import elsewhere, family, looks, odd_runs, words
 from analysis.verdict.checks import assay, edge_hits, unfinished
@@ -134,6 +133,7 @@ def _judge(part: Part, size: int) -> Sensitivity:
         _decide(row, part, size)
     sensitivity = assay(rows, study)
     refusal = Refusal.TOO_FEW_SEEDS if sensitivity.too_few_seeds else Refusal.FLOOR_DOES_NOT_LOSE
+    refusal = Refusal.EVIDENCE_ENDED if sensitivity.evidence_ended else refusal
     for row in rows if sensitivity.testable is False else []:
         if row.contrast or row.arm != study.floor:
             row.why = f"{sensitivity.why}; alone it would read: {row.verdict}; {row.why}"
@@ -159,12 +159,12 @@ def _versions() -> dict[str, str]:
 def _decide(row: Comparison, part: Part, size: int) -> None:
     study = part.study
     notes: list[str] = []
-    p, worst = row.p_adjusted, row.p_worst_rank is not None
+    p = row.p_adjusted
     equivalent = row.p_tost_adjusted is not None and row.p_tost_adjusted <= study.level
     if row.refused:
         notes.append(words.why_refused(row))
     elif p is not None and p <= study.level:
-        direction = _direction(row) if worst else row.mean_difference or 0.0
+        direction = _direction(row)
         row.kind = Verdict.BETTER if direction > 0 else Verdict.WORSE
         family.after_selection(row, part, size)
         notes.append(
@@ -193,12 +193,14 @@ def _decide(row: Comparison, part: Part, size: int) -> None:
 
 
 def _direction(row: Comparison) -> float:
-    # the sign is that of the rank sum of `worst_rank`
+    # the sign is that of the test that decided, at the look at which it did
+    if row.path:
+        return float(row.path[-1]["direction"])
+    if row.p_worst_rank is None:
+        return row.mean_difference or 0.0
     if row.of_table and not row.seeds:
         return (row.probability_of_improvement or 0.0) - 0.5
-    d = _with_divergence(row)
-    d = d[d != 0]
-    return float(np.sum(np.sign(d) * rankdata(np.abs(d))))
+    return paired_tests.rank_sum(_with_divergence(row))
 
 
 def _with_divergence(row: Comparison) -> np.ndarray:
@@ -212,7 +214,7 @@ def _with_divergence(row: Comparison) -> np.ndarray:
 
 def _total_seeds(row: Comparison, study: Study) -> int | None:
     step = row.level_of_first_step * looks.next_share(study)
-    if row.p_worst_rank is not None and not row.seeds:
+    if row.evidence_ended or (row.p_worst_rank is not None and not row.seeds):
         return None
     if row.p_worst_rank is not None:
         return power.seeds_needed_worst_rank(_with_divergence(row), step)

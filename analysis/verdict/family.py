@@ -10,6 +10,7 @@ from scipy import stats
 from analysis.io.assemble import Study
 from analysis.stats import estimates, multiplicity, power, sequential
 from analysis.stats.pairs import Pairs
+from analysis.verdict import looks
 from analysis.verdict.comparison import bounds
 from analysis.verdict.kinds import PAIRED, Comparison
 
@@ -33,7 +34,6 @@ def correct(rows: Sequence[Comparison], study: Study) -> None:
     """
     p = [1.0 if row.p_deciding is None else row.p_deciding for row in rows]
     tost = [1.0 if row.p_no_difference is None else row.p_no_difference for row in rows]
-    order = np.argsort(p, kind="stable")
     first = multiplicity.first_level(len(rows), study.correction, study.level)
     decided = multiplicity.decision_levels(p, study.correction, study.level)
     equivalent = multiplicity.decision_levels(tost, study.correction, study.level)
@@ -49,9 +49,6 @@ def correct(rows: Sequence[Comparison], study: Study) -> None:
         if row.improvement_percent is not None and row.baseline_mean is not None:
             visible = power.detectable_shift(row.df, level) * row.standard_error
             row.mde_percent = 100 * visible / row.baseline_mean
-    for rank, i in enumerate(order):
-        steps = {"holm": len(p) - rank, "bonferroni": len(p), "benjamini-hochberg": len(p) / (rank + 1), "none": 1}
-        rows[i].level_of_this_step = study.level / steps[study.correction]
 
 
 def after_selection(row: Comparison, part: Part, size: int) -> None:
@@ -68,9 +65,9 @@ def after_selection(row: Comparison, part: Part, size: int) -> None:
     if row.t is None or row.df is None or row.standard_error is None or row.p_worst_rank is not None:
         return
     study = part.study
-    if not row.path and row.t:
-        row.exaggeration = power.exaggeration(row.t, row.df, row.level_of_first_step)
-    if size < 2:
+    if row.t and len(row.path) <= (study.rule == "fixed"):  # several looks choose the size that is seen once more
+        row.exaggeration = power.exaggeration(row.t, row.df, level_at_look(row, study, row.level_of_first_step))
+    if size < 2 or looks.level_lost(study):  # without a level, nothing holds for all comparisons together
         return
     row.selected_level = study.level / size
     level = level_at_look(row, study, row.selected_level)

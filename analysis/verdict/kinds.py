@@ -37,11 +37,12 @@ class Refusal(StrEnum):
     ZERO_VARIANCE = "zero_variance"
     FLOOR_DOES_NOT_LOSE = "floor_does_not_lose"
     TOO_FEW_SEEDS = "too_few_seeds"
+    EVIDENCE_ENDED = "evidence_ended"
 
     @property
     def of_floor(self) -> bool:
         """True if the floor refuses the verdict on the other arms."""
-        return self in (Refusal.FLOOR_DOES_NOT_LOSE, Refusal.TOO_FEW_SEEDS)
+        return self in (Refusal.FLOOR_DOES_NOT_LOSE, Refusal.TOO_FEW_SEEDS, Refusal.EVIDENCE_ENDED)
 
 
 PAIRED = "paired t"
@@ -79,9 +80,9 @@ class Comparison:
     A table from elsewhere has its own unit, and `of_table`. There a difference is positive if the arm is better.
 
     `verdict` states `kind` as a sentence, and `why` gives its reasons. `differences` holds the baseline's loss minus
-    the arm's for each of `seeds`. `level_of_this_step` is the level of the arm's own step in the correction.
-    `seeds_needed` is the total number of seeds that would decide an undecided arm if the effect seen is the true one.
-    `path` has one entry per look, if there may be several. `p_no_difference` is the p of TOST over all looks.
+    the arm's for each of `seeds`. `seeds_needed` is the total number of seeds that would decide an undecided arm if the
+    effect seen is the true one. `path` has one entry per look, if there may be several. `p_no_difference` is the p of
+    TOST over all looks.
 
     `mde_percent`, `power_at_effect_seen` and `seeds_needed` are of `level_of_first_step`, at which the arm is found
     whatever the other arms show. p is at or below `level_of_decision` exactly if the arm is better or worse.
@@ -130,7 +131,6 @@ class Comparison:
     p_worst_rank: float | None = None
     p_sign_test: float | None = None
     power_at_effect_seen: float | None = None
-    e_value: float | None = None
     p_anytime: float | None = None
     p_no_difference: float | None = None
     at_edge: list[str] = field(default_factory=list)
@@ -140,7 +140,6 @@ class Comparison:
     seeds_needed: int | None = None
     path: list[dict[str, Any]] = field(default_factory=list)
     p_sign_flip_error: float | None = None
-    level_of_this_step: float = 0.0
     parameters: float | None = None
     baseline_parameters: float | None = None
     flops_per_token: float | None = None
@@ -171,6 +170,11 @@ class Comparison:
         return None if low is None or high is None else (low, high)
 
     @property
+    def evidence_ended(self) -> bool:
+        """True if a diverged run has ended the evidence of an e-process, so that no later seed can decide."""
+        return bool(self.path) and bool(self.path[-1]["ended"])
+
+    @property
     def refused(self) -> bool:
         """True if no test of this arm can be made, or if every difference is exactly 0."""
         return self.kind in (Verdict.IDENTICAL, Verdict.NOT_TESTABLE)
@@ -180,7 +184,8 @@ class Comparison:
 class Sensitivity:
     """Assay sensitivity: the gap of the floor to the baseline in percent. `testable` is None without a floor.
 
-    `too_few_seeds` is true if the gap is not clearly above zero, but may be as large as the margin.
+    `too_few_seeds` is true if the gap is not clearly above zero, but may be as large as the margin. `evidence_ended` is
+    true if a diverged run has ended the e-process of the floor before it was decided.
     """
 
     floor: str | None
@@ -194,6 +199,7 @@ class Sensitivity:
     why: str = "no floor arm is declared, so assay sensitivity is unknown"
     strong: bool = False
     too_few_seeds: bool = False
+    evidence_ended: bool = False
 
 
 @dataclass

@@ -14,6 +14,8 @@ from analysis.stats import estimates, sequential
 from analysis.stats.pairs import Pairs, differences, pair
 from analysis.verdict.kinds import Comparison
 
+MOST_SPENT = 20.0  # percent; with more looks, Bonferroni's bound is far above the true error rate
+
 
 def paired(study: Study, losses: pd.DataFrame, reference: str, arm: str) -> Pairs:
     """Pair an arm with its reference by seed. Seeds after the last one of either are not left out: nobody planned them.
@@ -83,16 +85,39 @@ def next_share(study: Study) -> float:
 
 
 def level_lost(study: Study) -> str:
-    """State that seeds were added after a verdict by a rule that has no level for them; "" otherwise."""
+    """State that a rule has no level for the seeds that were added, or that a table lacks the rule; "" otherwise."""
+    if study.table is not None and (study.table.looks or study.table.added):
+        *first, last = map(str, study.table.looks or (0,))
+        what = [f"looks at {', '.join(first)} and {last} seeds"] if first else []
+        what += [f"arms that joined late ({', '.join(study.table.added)})"] if study.table.added else []
+        return (
+            f"These are trials of a study with {' and '.join(what)}: p is that of one look, and the level of "
+            f"{100 * study.level:g}% does not hold; give the study's folder."
+        )
     if study.table is not None or study.rule != "fixed" or study.reserve or len(study.made) < 2:
         return ""
     *first, last = map(str, study.made)
-    spent = 100 * study.level * len(study.made)
+    level, spent = 100 * study.level, 100 * study.level * len(study.made)  # by Bonferroni's inequality
+    share = f"up to {spent:g}%" if spent <= MOST_SPENT else f"more than {level:g}%"
     return (
-        f"The level of {100 * study.level:g}% no longer holds: seeds were added after a verdict, without a reserve. "
-        f"With looks at {', '.join(first)} and {last} seeds, about {spent:g}% of studies without a difference would "
-        "say better or worse."
+        f"The level of {level:g}% no longer holds: seeds were added after a verdict, without a reserve. "
+        f"With looks at {', '.join(first)} and {last} seeds, {share} of studies without a difference say better or "
+        "worse."
     )
+
+
+def not_of_slopes(study: Study) -> list[str]:
+    """State what the test of a slope over training leaves out: the looks of the study, and its contrasts."""
+    said = []
+    if study.table is None and not study.unpaired and (study.rule != "fixed" or len(study.made) > 1):
+        said.append(
+            "The study had looks, and seeds were added or not by the difference of the losses. The test of a slope "
+            "ignores the looks, so it may err more often than its level says."
+        )
+        said += [lost] if (lost := level_lost(study)) else []
+    if study.contrasts:
+        said.append("Contrasts are left out here: each arm is compared with the baseline.")
+    return said
 
 
 def several(study: Study) -> bool:
@@ -139,11 +164,16 @@ def to_come(study: Study, there: Order, looks: tuple[int, ...]) -> dict[str, int
         there: Its seeds.
         looks: Numbers of seeds at the looks, with those to come.
     """
-    if min(there.reached.values()) >= looks[-1]:
-        return {}
     losses = study.losses()
-    d = {pair: in_order(there, losses, *pair) for pair in study.comparisons}
-    margins = margins_at_looks(study, there, losses)
-    open_ = sequential.undecided(d, study.rule, study.made, study.level, study.correction, study.reserve, margins)
-    racing = (study.settings.get("confirm") or {}).get("racing") is not False and not study.unpaired
-    return sequential.next_seeds(there.reached, open_, looks, study.baseline, study.rule, racing)
+    return sequential.further(
+        {arm: losses[arm].reindex(there.seeds[:n]).to_numpy(float) for arm, n in there.reached.items()},
+        study.baseline,
+        study.comparisons,
+        looks,
+        lambda mean: margin_in_nats(study.margin, mean, study.name),
+        rule=study.rule,
+        level=study.level,
+        correction=study.correction,
+        reserve=study.reserve,
+        racing=(study.settings.get("confirm") or {}).get("racing") is not False and not study.unpaired,
+    )

@@ -41,18 +41,17 @@ def summarise(rows: Sequence[Comparison], study: Study, floor: Sensitivity, unfi
         return Summary(f"Unfinished: {unfinished}. No arm is compared before the last trial has ended.", [], "")
     if not asked:
         return Summary("No treatment runs: there is nothing to compare with the baseline.", [], "")
-    warnings = _warnings(asked, study)
+    warnings, lost = _warnings(asked, study), looks.level_lost(study)
+    lost += " " if lost else ""
     if all(row.refusal and row.refusal.of_floor for row in asked):
         said = words.headline(asked[0], study.margin)
         each = "; ".join(f"{arm}: {line}" for arm, values in chosen.items() if (line := values_line(values)))
         tuned = f"Chosen: {each}." if each else ""
-        head = f"{said[0].upper()}{said[1:]}: {floor.why}."
+        head = f"{lost}{said[0].upper()}{said[1:]}: {floor.why}."
         return Summary(head, [], " ".join(part for part in (tuned, *warnings) if part))
     base = values_line(chosen.get(study.baseline, {}))
     against = study.baseline + (f" ({base})" if base else "")
-    head = f"{_seeds(asked, study)}, against {against}, on {study.metric}{_of_metric(study)}:"
-    if lost := looks.level_lost(study):
-        head = f"{lost} {head}"
+    head = f"{lost}{_seeds(asked, study)}, against {against}, on {study.metric}{_of_metric(study)}:"
     parts = [f"{row.label}: {_word(row, study)}{_numbers(row, study, chosen)}" for row in asked]
     return Summary(head, parts, " ".join(part for part in (_gap(floor, study), *warnings) if part))
 
@@ -81,17 +80,41 @@ def _word(row: Comparison, study: Study) -> str:
 
 def _size(row: Comparison, study: Study) -> str:
     # whether a difference that was found matters
-    if row.kind not in (Verdict.BETTER, Verdict.WORSE) or row.p_worst_rank is not None or not row.margin:
+    if row.kind not in (Verdict.BETTER, Verdict.WORSE) or row.mean_difference is None:
+        return ""
+    better = row.kind is Verdict.BETTER
+    if (look := words.decided_early(row)) and row.mean_difference and (row.mean_difference > 0) != better:
+        return f" by its look at {look} seeds, though the mean over all of them points the other way"
+    if row.p_worst_rank is not None or not row.margin:
         return ""
     margin = f"the margin of {words.margin_text(study.margin, study.unit)}"
-    inside = abs(row.mean_difference or 0.0) < row.margin
-    return f", but inside {margin}" if inside else f", beyond {margin}"
+    if row.p_tost_adjusted is not None and row.p_tost_adjusted <= study.level:
+        return f", but inside {margin}"
+    least = _least(row, better)
+    return f", beyond {margin}" if least is not None and least > row.margin else f", open whether beyond {margin}"
+
+
+def _least(row: Comparison, better: bool) -> float | None:
+    # the bound nearer to 0, in the metric's unit, of the interval that holds after selection, else of the plain one
+    low, high = row.selected_low, row.selected_high
+    if low is None or high is None:
+        low, high = row.improvement_low, row.improvement_high
+    if low is not None and high is not None and row.baseline_mean:
+        scale = abs(row.baseline_mean) / 100
+        return scale * (low if better else -high)
+    table = row.of_table
+    if table is None:
+        return None
+    low, high = table.difference_selected_low, table.difference_selected_high
+    if low is None or high is None:
+        low, high = table.difference_low, table.difference_high
+    return None if low is None or high is None else low if better else -high
 
 
 def _gap(floor: Sensitivity, study: Study) -> str:
     if floor.floor is None:
         return "" if study.table else "No floor was run, so nothing shows that this regime can tell arms apart."
-    if not floor.testable or floor.gap_percent is None or floor.gap_low is None:
+    if not floor.testable or floor.gap_percent is None or floor.gap_low is None or floor.gap_low <= 0:
         return f"Floor: {floor.why}."
     than = "more" if floor.strong else "less"
     gap = f"The floor {floor.floor} loses by {floor.gap_percent:.2f}% [{floor.gap_low:.2f}, {floor.gap_high:.2f}]"

@@ -44,6 +44,8 @@ def headline(row: Comparison, margin: float | str, unit: str = "nats") -> str:
         return _CANNOT_TELL if row.of_table is None else f"not testable: the floor does not lose to {row.baseline}"
     if row.refusal is Refusal.TOO_FEW_SEEDS:
         return f"not testable: too few seeds to tell the floor from {row.baseline}"
+    if row.refusal is Refusal.EVIDENCE_ENDED:
+        return f"not testable: a diverged run ended the evidence that the floor loses to {row.baseline}"
     return row.kind.replace("_", " ")
 
 
@@ -61,6 +63,8 @@ def what_it_needs(row: Comparison, study: Study) -> str:
     """State what an undecided arm needs: the next look of a sequential rule, or a number of seeds."""
     if not study.looks:
         return f"needs {_more_seeds(row)}"
+    if row.evidence_ended:
+        return "a diverged run ended its evidence"
     seen = row.path[-1]["n"] if row.path else 0
     later = [n for n in study.looks if n > seen]
     return f"its next look is at {later[0]} seeds" if later else f"the cap of {study.looks[-1]} seeds is reached"
@@ -156,12 +160,16 @@ def caveats(row: Comparison, study: Study) -> list[str]:
         notes += _of_table(row, study)
     if row.p_worst_rank is not None and row.p_sign_test is not None:
         complete = "" if row.p_t is None else f"; t, p_t, d_z and interval (p_t = {row.p_t:.3g})"
-        notes.append(
+        by = (
             f"intention to treat decides: worst-rank p = {row.p_worst_rank:.3g}, "
             f"sign test p = {row.p_sign_test:.3g} over all {row.n} pairs"
-            f"{complete or '; the mean-based numbers'} are of the {row.complete_pairs} complete pairs only"
         )
-        if row.n < 6:
+        if row.evidence_ended:
+            by = "the e-process needs complete pairs, so a diverged run ends its evidence"
+        notes.append(
+            f"{by}{complete or '; the mean-based numbers'} are of the {row.complete_pairs} complete pairs only"
+        )
+        if row.n < 6 and not row.evidence_ended:
             notes.append(f"the worst-rank test cannot reach 0.05 with n = {row.n}")
     failed = _failed(study, row.arm, row.baseline)
     if failed:
@@ -195,6 +203,14 @@ def selection(row: Comparison, study: Study) -> list[str]:
             f"effect that is declared different at this power is on average {row.exaggeration:.2f} times too large"
         )
     return notes
+
+
+def decided_early(row: Comparison) -> int:
+    """Return the number of seeds at the earlier look that decided an arm; 0 if its last look did, or none."""
+    if row.kind not in (Verdict.BETTER, Verdict.WORSE) or not row.path:
+        return 0
+    first = next(look["n"] for look in row.path if look["p_anytime"] == row.path[-1]["p_anytime"])
+    return 0 if first == row.path[-1]["n"] else int(first)
 
 
 def samples(study: Study) -> str:
@@ -233,11 +249,12 @@ def _rule_note(row: Comparison, study: Study) -> str:
     last, e = row.path[-1], row.path[-1]["e"]
     seen = "" if last["p"] is None else f", seen {last['p']:.3g}"
     seen += "" if e is None else f", e = {e:.3g}"
-    lost = " (a diverged run: no evidence from it on)" if study.rule == "e-process" and last["t"] is None else ""
     of = f" of {len(study.looks)}" if study.looks else ""
+    if by := decided_early(row):
+        seen += f", decided at its look at {by} seeds"
     return (
         f"{study.rule}: look {len(row.path)}{of}, at {last['n']} seeds, stops this arm alone at "
-        f"p <= {last['stops_at']:.3g}{seen}{lost}; p over all looks = {last['p_anytime']:.3g} before {study.correction}"
+        f"p <= {last['stops_at']:.3g}{seen}; p over all looks = {last['p_anytime']:.3g} before {study.correction}"
     )
 
 

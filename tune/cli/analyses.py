@@ -71,10 +71,10 @@ def forwarded(name: str, module: str, text: str) -> Callable[[typer.Context], No
 
     def run(ctx: typer.Context) -> None:
         code = import_module(module).main(ctx.args, f"pagating {name}")
-        if name == "significance":
+        if name in ("significance", "improvement"):  # they show verdicts
             from tune.run.verdicts import shown
 
-            for folder in (Path(argument) for argument in ctx.args):
+            for folder in (Path(argument.removeprefix("--study=")) for argument in ctx.args):
                 if os.path.isfile(folder / "ledger.jsonl"):  # False also for an impossible file name
                     shown(folder)
         raise typer.Exit(code)

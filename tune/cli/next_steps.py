@@ -44,6 +44,8 @@ def to_change(result: Result, study: Study) -> list[str]:
     longer = f"fixed.tokens: {tokens} -> {LONGER * tokens}, {ANOTHER}"
     if rows and all(row.refusal is Refusal.FLOOR_DOES_NOT_LOSE for row in rows):
         return [f"To make arms differ by more than the noise: {longer}"]
+    if result.sensitivity.evidence_ended:
+        return _to_count_diverged_runs([row for row in result.comparisons if row.arm == result.floor], study)
     if result.sensitivity.too_few_seeds:
         return [*_to_tell_the_floor(result, study), f"Or longer trials, in which the floor loses by more: {longer}"]
     found = []
@@ -56,8 +58,10 @@ def to_change(result: Result, study: Study) -> list[str]:
         )
     found += _to_calibrate(rows, study)
     undecided = [row for row in rows if row.kind is Verdict.UNDECIDED]
-    if undecided:
-        found += _to_decide(undecided, study)
+    if ended := [row for row in undecided if row.evidence_ended]:
+        found += _to_count_diverged_runs(ended, study)
+    if more := [row for row in undecided if not row.evidence_ended]:
+        found += _to_decide(more, study)
     refused = [row for row in rows if row.kind is Verdict.NOT_TESTABLE]
     if refused:
         found.append(
@@ -87,6 +91,16 @@ def _to_tell_the_floor(result: Result, study: Study) -> list[str]:
     return [
         f"To tell the floor from {result.baseline}: confirm.first_seed: {first} -> {first + seeds} and confirm.{key}: "
         f"{seeds} -> {to}, {ANOTHER}"
+    ]
+
+
+def _to_count_diverged_runs(rows: Sequence[Comparison], study: Study) -> list[str]:
+    """Return how arms may be decided whose evidence a diverged run has ended, which added seeds cannot."""
+    first = study.confirm.first_seed
+    return [
+        f"{_arms(rows)}: a diverged run ended the evidence, so added seeds cannot decide. obrien-fleming counts such a "
+        f"run as the worst: confirm.rule: {study.confirm.rule} -> obrien-fleming and confirm.first_seed: {first} -> "
+        f"{first + study.confirm.looks[-1]}, {ANOTHER}"
     ]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from analysis.stats.pairs import differences
 from tune.study.cell import Cell
 from tune.study.study import Study, digest
 
@@ -60,12 +59,25 @@ class Confirmation:
 
     def extend(self) -> list[Cell]:
         """Return the cells up to the next look of each arm that goes on. Without any, the stage is over."""
-        from analysis.stats.sequential import next_seeds  # its libraries take seconds to load
+        from analysis.io.assemble import margin_in_nats
+        from analysis.stats import sequential  # its libraries take seconds to load
 
         confirm = self.study.confirm
-        pairs = self._undecided() if min(self._planned.values()) < self.looks[-1] else []
-        racing = confirm.racing and confirm.test == "paired"
-        further = next_seeds(self._planned, pairs, self.looks, self.study.baseline, confirm.rule, racing)
+        further = sequential.further(
+            {
+                arm: np.array([self._losses.get((arm, self._first + seed), math.nan) for seed in range(n)])
+                for arm, n in self._planned.items()
+            },
+            self.study.baseline,
+            self.study.comparisons,
+            self.looks,
+            lambda mean: margin_in_nats(confirm.margin, mean),
+            rule=confirm.rule,
+            level=confirm.level,
+            correction=confirm.correction,
+            reserve=confirm.reserve,
+            racing=confirm.racing and confirm.test == "paired",
+        )
         for arm, n in self._planned.items():  # what an earlier run began is not lost
             if self._recorded.get(arm, 0) > max(n, further.get(arm, 0)):
                 further[arm] = next((look for look in self.looks if look > n), n)
@@ -88,24 +100,6 @@ class Confirmation:
                     out.append(Cell("confirm", arm, 0, self._first + seed, config, digest(config)))
         self._planned |= seeds
         return out
-
-    def _undecided(self) -> list[tuple[str, str]]:
-        """Return the comparisons, as reference and arm, that no look has decided yet."""
-        from analysis.io.assemble import margin_in_nats
-        from analysis.stats.sequential import margins, undecided
-
-        confirm, baseline = self.study.confirm, self.study.baseline
-        losses = {
-            arm: np.array([self._losses.get((arm, self._first + seed), math.nan) for seed in range(n)])
-            for arm, n in self._planned.items()
-        }
-        pairs = {}
-        for reference, arm in self.study.comparisons:
-            if reference in losses and arm in losses:
-                n = min(len(losses[reference]), len(losses[arm]))
-                pairs[reference, arm] = differences(losses[reference][:n], losses[arm][:n])
-        bands = margins(lambda mean: margin_in_nats(confirm.margin, mean), losses[baseline], self.looks)
-        return undecided(pairs, confirm.rule, self.looks, confirm.level, confirm.correction, confirm.reserve, bands)
 
 
 def looks_made(events: Iterable[dict[str, Any]], first_seed: int) -> list[int]:

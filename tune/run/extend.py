@@ -162,10 +162,10 @@ def _not_an_extension(before: Study, now: Study, events: list[dict[str, Any]]) -
             f"confirm.reserve was {before.confirm.reserve:g} and is now {now.confirm.reserve:g}; it is named before "
             "the first confirm trial has ended: undo the change"
         )
-    if before.contrasts != now.contrasts and _looked(events):
+    if before.contrasts != now.contrasts and _confirmed(events):
         return (
             f"contrasts was {_words(before.contrasts)} and is now {_words(now.contrasts)}; the family of comparisons "
-            "is named before the first look at the confirm trials: undo the change"
+            "is named before the first confirm trial has ended: undo the change"
         )
     decided = any(event["event"] in DECISIONS for event in events)
     added = [arm for arm in now.arms if arm not in before.arms]
@@ -191,12 +191,6 @@ def _not_an_extension(before: Study, now: Study, events: list[dict[str, Any]]) -
 def _confirmed(events: list[dict[str, Any]]) -> bool:
     """Return True if a confirm trial has ended, of which somebody may have seen the loss."""
     return any(event["event"] == "ended" and event["cell"].startswith("confirm/") for event in events)
-
-
-def _looked(events: list[dict[str, Any]]) -> bool:
-    """Return True if a look at confirm trials was made. An old ledger has no looks; then a confirm trial counts."""
-    looks = [event["seeds"] for event in events if event["event"] == "look"]
-    return any(any(seeds.values()) for seeds in looks) if looks else _confirmed(events)
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

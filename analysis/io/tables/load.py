@@ -3,6 +3,7 @@
 import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,7 @@ def load_table(path: str, question: Question, options: Options) -> Study:
     values = cells.numbers(where, table[layout.metric], options.decimal, read.separator)
     unit = values.unit or facts.unit if options.unit is None else options.unit
     runs = _runs(where, table, layout, values, options.decimal, read.separator, notes)
-    facts = replace(facts, unit=unit, notes=(*notes, *([values.note] if values.note else [])))
+    facts = replace(facts, unit=unit, notes=(*notes, *([values.note] if values.note else [])), **_came(table, runs))
     if not runs["made"].any():
         raise TableError(f"{where}: column {layout.metric} is empty in every row; allowed: a number per run")
     made = runs[runs["made"]]
@@ -170,11 +171,23 @@ def _own(where: str, table: pd.DataFrame, metric: str, separator: str) -> dict[s
         if column in NUMERIC or column.startswith("alpha_layer_"):
             found = cells.numbers(where, table[column], None, separator)
             out[column] = found.values.mask(found.empty)
-        elif column in ("stage", "config_key", "reason"):
+        elif column in ("stage", "config_key", "reason", "axis"):
             out[column] = table[column]
         elif column == "chosen":
             out[column] = table[column].map(lambda v: outcomes.TRUTH.get(str(v).casefold(), v)).astype(object)
     return out
+
+
+def _came(table: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any]:
+    # how the seeds and the arms of one of our studies came about, which decides what its p means
+    if "stage" not in runs:
+        return {}
+    looks = pd.to_numeric(table.get("look", pd.Series(dtype=float)), errors="coerce").dropna().unique()
+    late = table.get("added", pd.Series(dtype=str)).astype(str).str.casefold().map(outcomes.TRUTH) == True  # noqa: E712
+    return {
+        "looks": tuple(sorted(map(int, looks))) if len(looks) > 1 else (),
+        "added": tuple(dict.fromkeys(runs.loc[late[late].index, "arm"])),
+    }
 
 
 def _not_made(runs: pd.DataFrame) -> dict[str, list[int]]:

@@ -10,6 +10,7 @@ from analysis.io.assemble import assemble
 from analysis.io.study import load
 from analysis.io.text import markdown
 from analysis.report import build
+from analysis.stats import power
 from analysis.verdict.decide import decide
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -51,13 +52,27 @@ def test_the_first_line_has_seeds_margin_floor_and_all_chosen_values():
 
 
 def test_few_seeds_a_small_effect_and_a_small_gap_are_said_before_they_are_taken_for_more():
-    said = decide(study(n=6, effect=0.012, gap=0.06)).summary
+    said = decide(study(n=6, effect=0.009, noise=0.002, gap=0.06)).summary
     assert said.startswith("Preliminary, with 6 of the 8 seeds that a claim needs, against gelu ")
-    assert "a: better, but inside the margin of 0.5% (+0.40% [" in said
+    assert "a: better, but inside the margin of 0.5% (+0.30% [" in said
     assert "The floor lin loses by 2.00% [" in said
     assert said.endswith("], less than the 3% that ranking arms needs.")
-    worse = decide(study(effect=-0.012)).summary
-    assert "a: worse, but inside the margin of 0.5% (-0.40% [" in worse
+    worse = decide(study(effect=-0.009, noise=0.002)).summary
+    assert "a: worse, but inside the margin of 0.5% (-0.30% [" in worse
+
+
+def test_an_effect_is_beyond_or_inside_the_margin_only_if_its_interval_is():
+    for sign, word in ((1, "better"), (-1, "worse")):
+        for effect, said in ((0.009, ", but inside"), (0.014, ", open whether beyond"), (0.02, ", beyond")):
+            result = decide(study(effect=sign * effect))
+            (row,) = result.in_question
+            assert f"a: {word}{said} the margin of 0.5% (" in result.summary
+            nearer = row.selected_low if sign > 0 else -row.selected_high
+            assert (nearer > 0.5) is (said == ", beyond")
+            assert (row.p_tost_adjusted <= 0.05) is (said == ", but inside")
+    (row,) = decide(study(effect=0.0185)).in_question  # one arm alone is beyond, but not after selection
+    assert row.improvement_low > 0.5 > row.selected_low
+    assert "open whether beyond" in decide(study(effect=0.0185)).summary
 
 
 def test_the_margin_is_in_its_own_unit_and_only_of_arms_that_differ():
@@ -122,3 +137,65 @@ def test_every_place_shows_the_same_first_line():
     assert ", alpha 1.3" in result.summary
     assert build.terminal_table(result).title.plain == result.summary
     assert f"**{markdown(result.summary)}**" in build.verdict_markdown(result)
+
+
+EARLY = np.array([0.0100, 0.0101, 0.0102, 0.0099, 0.0100, 0.0101])
+
+
+def looked_at(confirm, looks=None, **differences):
+    """Make a study of known differences in nats, in the order of its seeds; `looks` are their numbers of seeds."""
+    rows = []
+    for i in range(len(next(iter(differences.values())))):
+        for arm, d in {"gelu": None, **differences}.items():
+            row = {"stage": "confirm", "arm": arm, "seed": 101 + i, "config_key": "k", "outcome": "completed"}
+            row["test_nll"] = 3 + 0.01 * np.sin(i) - (0 if d is None else d[i])
+            rows.append(row | ({"look": next(n for n in looks if n > i)} if looks else {}))
+    arms = {"gelu": {"baseline": True}, **{arm: {"floor": arm == "lin"} for arm in differences}}
+    return assemble("s", "s", pd.DataFrame(rows), pd.DataFrame(), {"name": "s", "arms": arms, "confirm": confirm})
+
+
+def test_a_decision_keeps_the_direction_of_the_look_that_made_it():
+    reserve = {"rule": "fixed", "seeds": 20, "reserve": 0.2}
+    turned = np.concatenate([EARLY, np.linspace(-0.03, -0.02, 14)])
+    for confirm, looks, n in ((reserve, (6, 20), 6), ({"rule": "e-process", "racing": False}, None, 6)):
+        result = decide(looked_at(confirm, looks, a=turned))
+        (row,) = result.comparisons
+        assert (row.kind, row.mean_difference < 0) == ("better", True)
+        assert row.path[-1]["direction"] == 1
+        assert f"decided at its look at {n} seeds" in row.why
+        assert (
+            f"better by its look at {n} seeds, though the mean over all of them points the other way" in result.summary
+        )
+        assert decide(looked_at(confirm, looks, a=-turned)).comparisons[0].kind == "worse"
+    alone = decide(looked_at({"seeds": 20}, None, a=turned)).comparisons[0]
+    assert alone.kind == "worse"  # one look: all seeds decide
+
+
+def test_a_floor_that_lost_at_an_earlier_look_has_lost():
+    later = np.array([0.05, -0.05, 0.03, -0.03, 0.05, -0.05, 0.02, -0.02, 0.05, -0.05, 0.04, -0.04, 0.05, -0.05])
+    found = {"lin": np.concatenate([-EARLY, later]), "a": np.random.default_rng(0).normal(0, 0.01, 20)}
+    result = decide(looked_at({"seeds": 20, "reserve": 0.2}, (6, 20), **found))
+    assert result.sensitivity.testable
+    assert result.sensitivity.gap_low < 0
+    assert "Floor: lin was worse than gelu at an earlier look, which decides (n = 20)." in result.summary
+    assert decide(looked_at({"seeds": 20}, None, **found)).sensitivity.testable is False
+
+
+def test_many_looks_without_a_reserve_are_not_said_to_err_more_often_than_is_known():
+    first = decide(looked_at({"seeds": 8}, (6, 8), a=[*EARLY, 0.01, 0.011])).summary
+    assert "looks at 6 and 8 seeds, up to 10% of studies without a difference say better or worse." in first
+    every = decide(looked_at({"seeds": 28}, tuple(range(8, 29)), a=np.resize(EARLY, 28))).summary
+    assert " and 28 seeds, more than 5% of studies without a difference say better or worse." in every
+
+
+def test_why_says_how_much_too_large_found_effects_are_at_the_level_of_a_single_look():
+    draw = np.concatenate([shaped(0.012, 0.011, 8, 4), shaped(0.012, 0.011, 12, 5)])
+    (plain,) = decide(looked_at({"seeds": 8}, a=draw[:8])).comparisons
+    (kept,) = decide(looked_at({"seeds": 8, "reserve": 0.2}, a=draw[:8])).comparisons
+    (later,) = decide(looked_at({"seeds": 20, "reserve": 0.2}, (8, 20), a=draw)).comparisons
+    assert {row.kind for row in (plain, kept, later)} == {"better"}
+    assert plain.exaggeration == pytest.approx(power.exaggeration(plain.t, 7, 0.05))
+    assert kept.exaggeration == pytest.approx(power.exaggeration(kept.t, 7, 0.04))
+    assert 1.01 < plain.exaggeration < kept.exaggeration
+    assert f"on average {kept.exaggeration:.2f} times too large" in kept.why
+    assert later.exaggeration is None  # no formula for several looks

@@ -115,7 +115,7 @@ def test_the_verdict_counts_the_added_arm_and_says_so(tmp_path):
     assert said not in rows["mine"].why
     assert rows["mine"].p_t == alone["mine"].p_t
     smallest = min(alone.values(), key=lambda row: row.p_t)
-    assert rows[smallest.arm].level_of_this_step < smallest.level_of_this_step
+    assert rows[smallest.arm].level_of_first_step < smallest.level_of_first_step
     assert not result.unfinished
 
 

@@ -1,6 +1,7 @@
 """Arms that stop when they are decided, and contrasts, which keep both of their arms going."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +165,73 @@ def test_a_contrast_keeps_both_of_its_arms_until_it_is_decided():
         "two against one": "undecided",
     }
     assert to_change(result, both.study)[-1].startswith(("To decide two against one: ", "two against one: needs more"))
+
+
+def diverging(arm, *seeds):
+    """Return the losses of the study in which an arm diverges on these confirm seeds."""
+
+    def test(cell, share):
+        lost = cell.stage == "confirm" and cell.arm == arm and cell.seed in seeds
+        return math.inf if lost else loss(cell, share)
+
+    return test
+
+
+def test_a_diverged_run_ends_the_e_process_of_its_arm_and_the_advice_adds_no_seeds():
+    plan = study(confirm={"seeds": None, "rule": "e-process", "first_seed": 101})
+    found = run(plan, test=diverging("one", 104))
+    result = decided(found, plan)
+    rows = {row.arm: row for row in result.comparisons}
+    assert (rows["one"].n, rows["one"].verdict) == (4, "undecided (a diverged run ended its evidence)")
+    assert rows["one"].seeds_needed is None
+    assert "the e-process needs complete pairs" in rows["one"].why
+    assert "intention to treat decides" not in rows["one"].why  # its worst-rank p decides nothing
+    assert to_change(result, plan)[-1] == (
+        "one: a diverged run ended the evidence, so added seeds cannot decide. obrien-fleming counts such a run as the "
+        "worst: confirm.rule: e-process -> obrien-fleming and confirm.first_seed: 101 -> 121, under another name"
+    )
+    later = {row.arm: row for row in decided(run(plan, test=diverging("linear-floor", 120)), plan).comparisons}
+    assert later["linear-floor"].kind == "worse"  # decided before that seed
+
+
+def test_a_floor_whose_evidence_a_diverged_run_ended_is_not_one_that_does_not_lose():
+    plan = study(confirm={"seeds": None, "rule": "e-process"})
+    result = decided(run(plan, test=diverging("linear-floor", 101)), plan)
+    assert (result.sensitivity.evidence_ended, result.sensitivity.too_few_seeds) == (True, False)
+    assert {row.refusal for row in result.in_question} == {"evidence_ended"}
+    said = "a diverged run ended the evidence that the floor loses to gelu"
+    assert result.in_question[0].verdict == f"not testable: {said}"
+    assert result.summary.startswith(f"Not testable: {said}: linear-floor is undecided and a diverged run ")
+    assert result.comparisons[0].n == 3
+    (advice,) = to_change(result, plan)
+    assert advice.startswith("linear-floor: a diverged run ended the evidence")
+    assert "regime" not in result.summary
+    counted = study(confirm={"seeds": None, "rule": "obrien-fleming"})
+    kept = decided(run(counted, test=diverging("linear-floor", 101)), counted)
+    assert kept.sensitivity.testable  # the advice helps
+
+
+def test_a_floor_that_diverges_on_too_few_seeds_needs_more_of_them():
+    every = range(101, 121)
+    few, more = (
+        decided(run(study(confirm={"seeds": n}), test=diverging("linear-floor", *every)), study(confirm={"seeds": n}))
+        for n in (6, 8)
+    )
+    assert few.comparisons[0].p_adjusted == pytest.approx(2 * 2 / 2**6)  # Holm, after `one`
+    assert {row.refusal for row in few.in_question} == {"too_few_seeds"}
+    assert few.summary.startswith("Not testable: too few seeds to tell the floor from gelu: ")
+    assert to_change(few, study())[0].startswith("To tell the floor from gelu: confirm.first_seed: 101 -> 107 and ")
+    assert more.sensitivity.testable
+    assert more.comparisons[0].kind == "worse"
+
+
+@pytest.mark.parametrize("rule", ["e-process", "obrien-fleming"])
+def test_an_arm_that_is_identical_stops_at_its_first_look(rule):
+    plan = study(confirm={"seeds": None, "rule": rule})
+
+    def same(cell, share):
+        return loss(replace(cell, arm="gelu") if cell.arm == "two" else cell, share)
+
+    rows = {row.arm: row for row in decided(run(plan, test=same), plan).comparisons}
+    assert (rows["two"].kind, rows["two"].n) == ("identical", 3)
+    assert rows["one"].n == 8
