@@ -12,6 +12,7 @@ from typing import Any
 from analysis.describe import curves
 from analysis.io import command, formats
 from analysis.io.assemble import Study
+from analysis.verdict import looks
 from analysis.verdict.checks import unfinished
 from analysis.verdict.exits import could_not
 
@@ -97,7 +98,10 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.growth")
     on_terminal = options.format == "terminal"
     columns = COLUMNS if on_terminal else COLUMNS | LATE_COLUMNS
     command.emit_rows(rows, columns, options.format, title=f"Improvement against tokens: {study.name}")
+    left_out = looks.not_of_slopes(study)
     if on_terminal:
         formats.print_table(formats.table(rows, LATE_COLUMNS, "In the second half of training"))
-        formats.print_notes([line for line in (EXPLORATORY, turned(rows), LIMIT) if line])
+        formats.print_notes([line for line in (*left_out, EXPLORATORY, turned(rows), LIMIT) if line])
+    else:
+        command.say(left_out)
     return 0

@@ -15,6 +15,7 @@ from analysis.io.assemble import Study
 from analysis.io.exits import Exit
 from analysis.io.trials import confirm_rows
 from analysis.stats import estimates
+from analysis.verdict import looks
 from analysis.verdict.decide import decide
 from analysis.verdict.exits import could_not
 from analysis.verdict.kinds import Comparison, Result, as_object
@@ -108,6 +109,9 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
                 command.emit_rows(*calibration.pivot(grid), "terminal", title="At equal learning rate (val_nll)")
             if slopes:
                 command.emit_rows(slopes, curves.SLOPE_COLUMNS, "terminal", title="Over training")
+            formats.print_notes(looks.not_of_slopes(study))
+        else:
+            command.say(looks.not_of_slopes(study))
     if decided.unfinished:
         return could_not(decided.unfinished)
     if any(row["mean_difference"] is not None for row in result["comparisons"]):

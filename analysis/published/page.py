@@ -18,6 +18,7 @@ from analysis.report.build import decision
 from analysis.report.figures import Drawn
 from analysis.report.findings import Findings
 from analysis.report.methods import methods, would_change
+from analysis.verdict import looks
 
 FILES = ("study.yaml", "trials.parquet", "curves.parquet", "verdict.json")
 OPTIONAL = ("layers.parquet",)
@@ -51,6 +52,7 @@ def page(found: Findings, drawn: Mapping[str, Drawn]) -> str:
     lines += _shown(drawn, "learning_rate", "against_alpha")
     if found.growth:
         lines += ["## Over training", "", formats.to_markdown(found.growth, growth.COLUMNS), "", growth.LIMIT, ""]
+        lines += [line for said in looks.not_of_slopes(study) for line in (said, "")]
         lines += _shown(drawn, "over_training", "growth")
         lines += [*second_half(found.growth), *_shown(drawn, "loss_curves")]
     if learned := found.alphas:

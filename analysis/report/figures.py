@@ -9,6 +9,7 @@ from matplotlib import figure
 from analysis.describe.alphas import arms_with_alphas
 from analysis.report import cell_curves, differences, frame, layers, plots, takeaways
 from analysis.report.findings import Findings
+from analysis.verdict.looks import not_of_slopes
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ FIGURES = (
         "over_training",
         draw=lambda found: plots.over_training(found.study, found.over_training),
         table=lambda found: found.over_training,
-        takeaway=lambda found: takeaways.over_training(found.slopes),
+        takeaway=lambda found: takeaways.over_training(found.slopes, not_of_slopes(found.study)),
         caption=(
             "Improvement over the baseline at each evaluation, with its interval at that step alone. Above zero the "
             "arm is better. Points of one run depend on each other, so only the slope below is tested, one number per "

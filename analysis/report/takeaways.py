@@ -101,12 +101,15 @@ def lowest_cell(lines: Sequence[Line]) -> str:
     return "Lowest at the end: {1}, {0:.3f} nats per token.".format(*min(found)) if found else ""
 
 
-def over_training(rows: list[dict[str, Any]]) -> str:
-    """List the arms by the trend of their improvement over training, if it was tested; p is adjusted."""
+def over_training(rows: list[dict[str, Any]], left_out: Iterable[str] = ()) -> str:
+    """List the arms by the trend of their improvement over training, if it was tested; p is adjusted.
+
+    Sentences on what the test leaves out follow.
+    """
     words = {Trend.RISES: "rises for", Trend.FALLS: "falls for", Trend.NONE: "has no clear trend for"}
     groups = _grouped((row["trend"], row["arm"]) for row in rows if row["trend"])
     said = [f"{word} {listed(groups[trend])}" for trend, word in words.items() if trend in groups]
-    return f"Over training the improvement {'; '.join(said)}." if said else ""
+    return " ".join([f"Over training the improvement {'; '.join(said)}.", *left_out]) if said else ""
 
 
 def by_layer(rows: list[dict[str, Any]]) -> str:

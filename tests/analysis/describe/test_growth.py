@@ -14,7 +14,9 @@ from analysis.growth import main
 from analysis.io.study import load
 from analysis.published import claims_ours, page
 from analysis.report import takeaways
+from analysis.report.figures import drawn
 from analysis.report.findings import Findings
+from analysis.verdict import looks
 
 TOKENS = np.arange(1, 11) * 60_000
 RISE_THEN_FALL = np.array([0.0, 0.6, 1.2, 1.8, 2.0, 1.9, 1.8, 1.7, 1.6, 1.5])  # in percent, falls after the middle
@@ -114,3 +116,27 @@ def test_page_and_claims_name_the_second_half_exploratory(tmp_path: Path, capsys
     assert float(first.split(",")[-4]) == pytest.approx(row["late"])
     assert main(["--study", str(tmp_path)]) == 0
     assert "In the second half of training the slope has the other sign" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_slope_of_a_study_with_looks_says_that_its_test_ignores_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = write(tmp_path, {"a": RISE_THEN_FALL, "b": np.zeros(10)}, {100 + i: 0.01 * i for i in range(8)})
+    said = "The test of a slope ignores the looks, so it may err more often than its level says."
+    settings = yaml.safe_load((folder / "study.yaml").read_text())
+    main([str(folder)])
+    assert "looks" not in capsys.readouterr().out
+    assert takeaways.over_training(Findings(load(folder)).slopes, looks.not_of_slopes(load(folder))).endswith(
+        "rises for a and b."
+    )
+    table = pd.read_parquet(folder / "trials.parquet")
+    table.assign(look=np.where(table["seed"] < 106, 6, 8)).to_parquet(folder / "trials.parquet")
+    (folder / "study.yaml").write_text(yaml.safe_dump(settings | {"contrasts": [["a", "b"]], "confirm": {"seeds": 8}}))
+    main([str(folder)])
+    out = " ".join(capsys.readouterr().out.split())
+    assert said in out
+    assert "The level of 5% no longer holds: seeds were added after a verdict, without a reserve." in out
+    assert "Contrasts are left out here" in out
+    improvement.main([str(folder), "--format", "csv"])
+    assert said in capsys.readouterr().err
+    assert said in drawn(Findings(load(folder)))["over_training"].takeaway
