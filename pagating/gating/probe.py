@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .alpha import AlphaModule
 from .discovery import find_activations, is_linear
-from .gates import GATES
+from .gates import Gate, gate_row
 from .units import ProjectedGLU, SplitGLU
 
 SATURATION = 0.01  # a gate is saturated within this share of its finite range from an end
@@ -87,13 +87,13 @@ def negative_slope_share(activation: Callable[[Tensor], Tensor], x: Tensor) -> f
     return float((slope < 0).double().mean()) if slope.isfinite().all() else NAN
 
 
-def gate_statistics(gate: str, x: Tensor) -> dict[str, float]:
+def gate_statistics(gate: str | Gate, x: Tensor) -> dict[str, float]:
     """Compute mean, standard deviation (of the population) and saturated share of `g(x)`.
 
     A value is saturated if its distance to a finite end of the range is at most 1% of the width of the range. If the
     range is not finite, the width counts as 1.
     """
-    row = GATES[gate]
+    row = gate_row(gate)
     g, (low, high) = row.gate(x.double()), row.range
     width = high - low if high - low < float("inf") else 1.0
     near = (g <= low + SATURATION * width) | (g >= high - SATURATION * width)
@@ -144,7 +144,7 @@ class Probe:
                     gate_input = module.gate_input(x)
                     alpha = torch.as_tensor(module.alpha(gate_input), dtype=torch.float64)
                 seen["alpha"] = float(alpha.mean())
-                seen.update(gate_statistics(module.gate, gate_input))
+                seen.update(gate_statistics(getattr(module, "kept_gate", module.gate), gate_input))
             seen["activation_rms"] = _rms(y)
             seen.update(_of_units(module, x, y))
             y_NF = y.flatten(0, -2)

@@ -250,3 +250,13 @@ def test_no_slope_for_a_unit_that_mixes_features() -> None:
             model(input_ids=IDS)
         assert not {"openness", "negative_slope"} & probe.rows()[0].keys()
         assert probe.rows()[0]["hidden_rank"] > 1
+
+
+def test_the_gate_is_the_one_that_the_model_was_patched_with() -> None:
+    pagating.register_gate("probed", lambda x: 0.25 * torch.tanh(x) + 0.5)
+    model = gpt2()
+    pagating.patch(model, gate="probed")
+    pagating.register_gate("probed", lambda x: 0.25 * torch.tanh(x) + 5.0)
+    with Probe(model) as probe:
+        model(input_ids=IDS)
+    assert probe.rows()[0]["gate_mean"] == pytest.approx(0.5, abs=0.1)
