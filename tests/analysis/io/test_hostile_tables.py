@@ -207,6 +207,7 @@ BROKEN = {
     "provenance.json": ["", "[]", "{", "[" * 100_000, "\0"],
     "trials.parquet": ["", "PAR1"],
     "curves.parquet": ["", "PAR1"],
+    "layers.parquet": ["", "PAR1"],
 }
 
 

@@ -53,6 +53,28 @@ def test_a_caption_says_what_is_shown_before_how_to_read_it(demo: Path):
     assert re.search(r"to the highest\. \d+ points lie above the frame\.", page)
 
 
+def test_a_page_says_why_if_models_were_kept(demo: Path):
+    assert "## Why" not in page_of(demo)
+    rows = [
+        {
+            "arm": arm,
+            "seed": 101,
+            "layer": layer,
+            "openness": 0.5,
+            "gradient_norm": 0.1 + 0.1 * layer,
+            "hidden_rank": rank,
+        }
+        for arm, rank in (("gelu", 40.0), ("paglu-per-layer", 20.0))
+        for layer in (0, 1)
+    ]
+    pd.DataFrame(rows).to_parquet(demo / "layers.parquet", index=False)
+    why = page_of(demo).split("## Why\n")[1].split("\n## ")[0]
+    assert "| paglu-per-layer | 101 | 2 | 0.500 |" in why
+    assert "](figures/layers.svg)" in why
+    assert "smaller for paglu-per-layer (0.50 times)" in why.replace("\\", "")
+    assert "[layers.parquet](layers.parquet)" in page_of(demo)
+
+
 def test_the_command_of_a_page_is_its_own_study_file(demo: Path):
     page = page_of(demo, command="pagating sweep somewhere-else.yaml", source="made up")
     assert "| command | `pagating sweep docs/results/demo/study.yaml` |" in page

@@ -18,6 +18,7 @@ from analysis.describe import curves, growth
 from analysis.io.files import TableError
 from analysis.io.study import load
 from analysis.published import freeze, index
+from analysis.published.page import OPTIONAL
 from tune.study.files import load as load_study
 from tune.study.files import parse
 
@@ -34,7 +35,7 @@ every_published_study = pytest.mark.parametrize("folder", FOLDERS, ids=lambda fo
 def numbers_only(folder: Path, to: Path) -> Path:
     """Copy the files that a published page is made from."""
     to.mkdir()
-    for name in TABLES:
+    for name in (*TABLES, *(name for name in OPTIONAL if (folder / name).exists())):
         shutil.copy(folder / name, to / name)
     return to
 
