@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pagating.device import out_of_memory
 from pagating.gating.probe import Probe
 from pagating.model.gpt2 import Stock
 from pagating.tasks.table import task_of
@@ -21,7 +22,9 @@ from pagating.trial import Trial
 
 LAYERS = "layers.json"
 POSITIONS = 2048  # tokens of the windows that are measured
-RANKED = 1024  # positions of which ranks are computed; a rank is at most that
+RANKED = (
+    512  # positions of which ranks are computed; a rank is at most that. GPT-2 small takes seconds per layer at 1024
+)
 
 
 def layer_rows(model: nn.Module, trial: Trial) -> list[dict[str, Any]]:
@@ -53,10 +56,15 @@ def write_layers(model: nn.Module, trial: Trial, folder: Path) -> str | None:
     try:
         rows = layer_rows(model, trial)
         (folder / LAYERS).write_text(json.dumps([_finite(row) for row in rows], indent=1) + "\n", encoding="utf-8")
-    except (OSError, torch.OutOfMemoryError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        return f"{folder}: the layers of the trained model are not measured: {reason}"
-    return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (MemoryError, RuntimeError) as error:  # the trial is done, and its losses stand
+        if (full := out_of_memory(error)) is None:
+            raise
+        reason = full
+    else:
+        return None
+    return f"{folder}: the layers of the trained model are not measured: {reason}"
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

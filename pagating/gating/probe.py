@@ -45,7 +45,10 @@ def effective_rank(x_NF: Tensor) -> float:
     """
     if not x_NF.isfinite().all():
         return NAN
-    values = torch.linalg.svdvals(x_NF.double())
+    try:
+        values = torch.linalg.svdvals(x_NF.double())
+    except torch.linalg.LinAlgError:  # it did not converge, which is rare
+        return NAN
     total = values.sum()
     if total == 0:
         return 0.0

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pagating
+from pagating import layers
 from pagating.data.corpus import eval_windows, open_split
 from pagating.layers import LAYERS, layer_rows, write_layers
 from pagating.train import build_model, steps
@@ -83,3 +84,19 @@ def test_a_model_of_nan_gives_null_and_a_folder_that_is_away_a_line(packed, tmp_
     assert (second["hidden_rank"], second["openness"], second["gradient_norm"]) == (None, None, None)
     said = write_layers(model, trial, tmp_path / "none")
     assert said == f"{tmp_path / 'none'}: the layers of the trained model are not measured: No such file or directory"
+
+
+def test_too_little_memory_to_measure_costs_the_trial_nothing(packed, tmp_path, monkeypatch, capsys):
+    def full(model, trial):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12884901888 bytes.")
+
+    monkeypatch.setattr(layers, "layer_rows", full)
+    rows = list(steps(make_trial(packed), None, tmp_path / "model"))
+    assert rows[-1][1]["final"]["val_nll"] > 0
+    assert not (tmp_path / "model" / LAYERS).exists()
+    said = capsys.readouterr().err
+    assert said.startswith(f"pagating: {tmp_path / 'model'}: the layers of the trained model are not measured: out of")
+    assert said.count("\n") == 1
+    monkeypatch.setattr(layers, "layer_rows", lambda model, trial: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # an error of our own code is no reason to go on
+        write_layers(build_model(make_trial(packed)), make_trial(packed), tmp_path)
