@@ -38,9 +38,7 @@ def learned(row: Competitor) -> str:
     alpha = row.settings["alpha"]
     if row.learns_alpha:
         return f"alpha per layer, from {alpha['learnable']['init']:g}"
-    if row.settings.get("base") == "xielu":
-        return "two scalars per layer"
-    return f"alpha is {alpha:g}" if row.has_alpha else ""
+    return f"alpha is {alpha:g}" if row.has_alpha else row.learns
 
 
 def mirrored(alpha: float) -> float:

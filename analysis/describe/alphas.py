@@ -29,7 +29,7 @@ COLUMNS: formats.Columns = {
 }
 ALL_LAYERS = "all layers"
 # start of the alpha of a known activation; the study gives every other start
-UNIT_STARTS = {"prelu": 0.75, "swish": 1.0, "xsilu": 0.0}
+UNIT_STARTS = {"prelu": 0.75, "swish": 1.0, "xsilu": 0.0, "xgelu": 0.0, "xatlu": 0.0}
 INIT = 0.5  # start of a learned alpha if the study gives none
 KINDS: dict[object, str] = {  # (range, per) of a learnable alpha, or "token"
     ("unit", "model"): "one in (0, 1) for all layers",

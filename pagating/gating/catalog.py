@@ -54,12 +54,19 @@ GATE_ROWS: dict[str, GateRow] = {
         "1 if x > 0, else 0", (0.0, 1.0), (0.0, _INF), "leaky ReLU of slope 1 - alpha",
         "Maas et al. 2013; He et al. 2015, arXiv 1502.01852", attained=True,
     ),
+    "normal": GateRow(
+        "Phi(x); Phi is the normal distribution function", (0.0, 1.0), (0.0, _INF), "GELU",
+        "Hendrycks and Gimpel 2016, arXiv 1606.08415",
+    ),
+    "arctan": GateRow(
+        "1/2 + arctan(x) / pi", (0.0, 1.0), (-0.3183098861837907, _INF), "ATLU", "Huang 2024, arXiv 2405.20768",
+    ),
     "linear": GateRow(
         "x", (-_INF, _INF), (_INF, _INF), "bilinear, as a gated linear unit",
         "Dauphin et al. 2017, arXiv 1612.08083",
     ),
 }  # fmt: skip
-STUDY_GATES = tuple(GATE_ROWS)[:6]  # the published gates; the other two make known activations rows of the same table
+STUDY_GATES = tuple(GATE_ROWS)[:6]  # the published gates; the others make known activations rows of the same table
 OWN_CODE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")  # a gate or an activation of the user's own
 OWN_UNITS: dict[
     str, Callable[[int], Any]
@@ -79,6 +86,7 @@ FORMS: dict[str, Form] = {
     "pointwise": Form("alpha * x * g(x) + (1 - alpha) * base(x)", "0"),
     "scaled": Form("x * g(alpha * x)", "0", in_study=False),
     "expanded": Form("x * ((1 + 2 alpha) * g(x) - alpha)", "0", in_study=False),
+    "squared": Form("(alpha * x * g(x) + (1 - alpha) * x)^2", "0", in_study=False),
     "glu": Form(
         "a * (alpha * g(b) + (1 - alpha)); two projections `a`, `b` of width `round(2/3 * d_ff)`",
         "0 within 0.1% at GPT-2's sizes",
@@ -86,7 +94,7 @@ FORMS: dict[str, Form] = {
     "projected": Form("A(x) * (alpha * g(B(x)) + (1 - alpha)); `A`, `B` dense, `d_ff x d_ff`", "`2 * (d_ff^2 + d_ff)`"),
 }
 BASES = ("identity", "gelu")  # functions of x alone
-MODULE_BASES = ("stock", "xielu")  # modules: the activation that was there, and xIELU
+MODULE_BASES = ("stock", "xielu", "polyrelu", "polynorm")  # modules: the activation that was there, and learned ones
 DEFAULTS: dict[str, Any] = {"gate": "sigmoid", "alpha": 0.5, "base": "identity", "form": "pointwise"}  # of `patch`
 
 LARGEST_ALPHA = 2.0  # an expanded gate; the published range ends at 1
@@ -113,6 +121,7 @@ class Competitor:
     formula: str
     settings: dict[str, Any]
     paper: str
+    learns: str = ""  # what it learns beside an alpha
 
     @property
     def is_glu(self) -> bool:
@@ -144,6 +153,11 @@ COMPETITORS: dict[str, Competitor] = {
     "silu": Competitor("x * sigmoid(x)", {"alpha": 1.0}, "Elfwing et al. 2017, arXiv 1702.03118"),
     "relu": Competitor("max(x, 0)", {"gate": "step", "alpha": 1.0}, "Nair and Hinton 2010"),
     "relu2": Competitor("max(x, 0)^2", {"gate": "relu", "alpha": 1.0}, "So et al. 2021, arXiv 2109.08668"),
+    "leaky_relu2": Competitor(
+        "(max(x, 0) + (1 - alpha) * min(x, 0))^2",
+        {"form": "squared", "gate": "step", "alpha": 0.5},
+        "openai/parameter-golf, pull request 549, 2026",
+    ),
     "leaky_relu": Competitor(
         "max(x, 0) + (1 - alpha) * min(x, 0)", {"gate": "step", "alpha": 0.99}, "Maas et al. 2013"
     ),
@@ -162,10 +176,33 @@ COMPETITORS: dict[str, Competitor] = {
         {"form": "expanded", "alpha": _per_layer(0.0)},
         "Huang 2024, arXiv 2405.20768",
     ),
+    "xgelu": Competitor(
+        "x * ((1 + 2 alpha) * Phi(x) - alpha)",
+        {"form": "expanded", "gate": "normal", "alpha": _per_layer(0.0)},
+        "Huang 2024, arXiv 2405.20768",
+    ),
+    "xatlu": Competitor(
+        "x * ((1 + 2 alpha) * (1/2 + arctan(x) / pi) - alpha)",
+        {"form": "expanded", "gate": "arctan", "alpha": _per_layer(0.0)},
+        "Huang 2024, arXiv 2405.20768",
+    ),
     "xielu": Competitor(
         "alpha_p x^2 + x / 2 for x > 0, else alpha_n (expm1(x) - x) + x / 2; transformers' own module",
         {"alpha": 0.0, "base": "xielu"},
         "Huang and Schlag 2024, arXiv 2411.13010",
+        "two scalars per layer",
+    ),
+    "polyrelu": Competitor(
+        "b + w_1 r + w_2 r^2 + w_3 r^3; `r` is `max(x, 0)`",
+        {"alpha": 0.0, "base": "polyrelu"},
+        "Zhuo et al. 2024, arXiv 2411.03884",
+        "four scalars per layer",
+    ),
+    "polynorm": Competitor(
+        "b + w_1 n(x) + w_2 n(x^2) + w_3 n(x^3); `n(u)` is `u` divided by its root mean square over the features",
+        {"alpha": 0.0, "base": "polynorm"},
+        "Zhuo et al. 2024, arXiv 2411.03884",
+        "four scalars per layer",
     ),
     "swiglu": Competitor(
         "a * silu(b)", {"form": "glu", "gate": "silu", "alpha": 1.0}, "Shazeer 2020, arXiv 2002.05202"

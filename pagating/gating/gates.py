@@ -4,6 +4,7 @@ A gate `g` multiplies its input: `x * g(x)`. The row also holds that product in 
 (`x * sigmoid(x)` is torch's `silu`), and the unit interpolates between it and a base (see `units`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,6 +40,10 @@ def _step(x: Tensor) -> Tensor:
     return (x > 0).to(x.dtype)
 
 
+def _arctan(x: Tensor) -> Tensor:
+    return torch.atan2(torch.ones_like(x), -x) / math.pi  # 1/2 + arctan(x) / pi cancels at large negative x
+
+
 def _identity(x: Tensor) -> Tensor:
     return x
 
@@ -55,6 +60,8 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {  # g(x), x * g(x)
     "mish": (F.mish, lambda x: x * F.mish(x)),
     "silu": (F.silu, lambda x: x * F.silu(x)),
     "step": (_step, F.relu),
+    "normal": (torch.special.ndtr, F.gelu),
+    "arctan": (_arctan, lambda x: x * _arctan(x)),
     "linear": (_identity, torch.square),
 }
 GATES: dict[str, Gate] = {name: Gate(*FUNCTIONS[name], **vars(row)) for name, row in GATE_ROWS.items()}

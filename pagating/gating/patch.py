@@ -16,10 +16,10 @@ from .alpha import AlphaModule, AlphaSpec, Spec, alpha_modules, parse, require_m
 from .catalog import BASES, MODULE_BASES, settings
 from .discovery import Slot, features, is_conv1d, of_transformers, other_activations, require_activations
 from .gates import Function, gate_row
+from .learned import POLYNOMIALS, XIELU
 from .own_gate import make_unit
 from .saving import forget_patch, record_patch, remember_patch, settled
 from .units import ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU, idle_alpha
-from .xielu import XIELU
 
 _TANH_GELUS = ("NewGELUActivation", "GELUTanh", "FastGELUActivation", "AccurateGELUActivation")
 _RECORD = "_pagating_replaced"
@@ -76,11 +76,12 @@ def patch(
         gate: Key of `pagating.gating.gates.GATES`; `sigmoid` by default.
         alpha: Gate strength, as `pagating.gating.alpha.parse` accepts it; 0.5 by default.
         base: `identity` (default), `gelu` (the tanh form; at a fixed `alpha = 0` the model's own module if it has one),
-            `stock` (the replaced activation) or `xielu`.
-        form: `pointwise` (default); `scaled` or `expanded` (see `pagating.gating.units`); `glu`, which also replaces
-            the two linear layers of the MLP by narrower ones (`h = round(2/3 * d_ff)`, parameters matched within 0.1%
-            at GPT-2's sizes); `projected`, the two `d_ff x d_ff` layers of the published code. `glu` and `projected`
-            have no base. Their new layers are initialised by the model's own rule with torch's global generator.
+            `stock` (the replaced activation), `xielu`, `polyrelu` or `polynorm`.
+        form: `pointwise` (default); `scaled`, `expanded` or `squared` (see `pagating.gating.units`); `glu`, which also
+            replaces the two linear layers of the MLP by narrower ones (`h = round(2/3 * d_ff)`, parameters matched
+            within 0.1% at GPT-2's sizes); `projected`, the two `d_ff x d_ff` layers of the published code. `glu` and
+            `projected` have no base. Their new layers are initialised by the model's own rule with torch's global
+            generator.
         unit: Key of `pagating.gating.catalog.COMPETITORS`, or a name given to `pagating.register_unit`, instead of
             gate, base and form.
 
@@ -202,6 +203,8 @@ def _base(base: str, slot: Slot, is_off: bool) -> str | Function:
     if base == "xielu":
         theirs = of_transformers("activations", "XIELUActivation")
         return theirs(dtype=torch.float32) if theirs else XIELU()
+    if base in POLYNOMIALS:
+        return POLYNOMIALS[base]()
     # a gate that is off keeps the module that was there, for the same bits
     if base == "stock" or (base == "gelu" and is_off and _is_tanh_gelu(slot.activation)):
         return slot.activation

@@ -87,6 +87,13 @@ def expanded(
     return (1 + 2 * strength) * gate_row(gate).gated(x) - strength * x
 
 
+def squared(
+    x: Tensor, alpha: float | Tensor, gate: str | Gate = "sigmoid", base: str | Function = "identity"
+) -> Tensor:
+    """Compute `(alpha * x * g(x) + (1 - alpha) * x)^2`; for the step gate, a squared leaky ReLU of slope 1 - alpha."""
+    return pointwise(x, alpha, gate, base).square()
+
+
 def glu(a: Tensor, b: Tensor, alpha: float | Tensor = 0.5, gate: str | Gate = "sigmoid") -> Tensor:
     """Compute `a * (alpha * g(b) + (1 - alpha))` for two projections `a` and `b` of the same shape.
 
@@ -129,6 +136,7 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "pointwise": pointwise,
     "scaled": scaled,
     "expanded": expanded,
+    "squared": squared,
 }
 
 

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from pagating.gating.alpha import AlphaModule, alpha_modules, parse
 from pagating.gating.catalog import MODULE_BASES, settings
 from pagating.gating.gates import Function
+from pagating.gating.learned import POLYNOMIALS, XIELU
 from pagating.gating.own_gate import load_own_of, make_unit
 from pagating.gating.units import BASES, PaGLU, ProjectedGLU, SplitGLU
-from pagating.gating.xielu import XIELU
 from pagating.model.size import GPT2Size
 
 ACTIVATION_FUNCTIONS: dict[str, Function] = {
@@ -204,6 +204,8 @@ def _unit(size: GPT2Size, row: Mapping[str, Any], layer: int, owner: AlphaModule
     off = bool(values) and values[layer if len(values) > 1 else 0] == 0.0
     if base == "xielu":
         return PaGLU(alpha, gate, XIELU(), d_ff, layer, owner, form)
+    if base in POLYNOMIALS:
+        return PaGLU(alpha, gate, POLYNOMIALS[base](), d_ff, layer, owner, form)
     if base not in (*BASES, *MODULE_BASES):
         return PaGLU(alpha, gate, make_unit(base, d_ff), d_ff, layer, owner, form)
     # a gate that is off becomes the stock activation, for the same bits

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pagating.gating.alpha import AlphaModule
+from pagating.gating.learned import XIELU
 from pagating.gating.units import PaGLU, SplitGLU
-from pagating.gating.xielu import XIELU
 from pagating.model.gpt2 import GPT2, Block, Head, Logits, Stock, Transformer
 from pagating.packed.adamw import Rows
 

@@ -43,8 +43,10 @@ def test_every_name_of_the_catalogue_has_its_function_and_no_other_name_has():
 def test_what_the_catalogue_says_of_a_known_activation():
     rows = catalog.COMPETITORS
     assert [name for name, row in rows.items() if row.is_glu] == ["swiglu", "geglu", "glu", "bilinear"]
-    assert [name for name, row in rows.items() if row.has_alpha] == ["leaky_relu", "prelu", "swish", "xsilu"]
-    assert [name for name, row in rows.items() if row.learns_alpha] == ["prelu", "swish", "xsilu"]
+    assert [name for name, row in rows.items() if row.has_alpha] == [
+        "leaky_relu2", "leaky_relu", "prelu", "swish", "xsilu", "xgelu", "xatlu",
+    ]  # fmt: skip
+    assert [name for name, row in rows.items() if row.learns_alpha] == ["prelu", "swish", "xsilu", "xgelu", "xatlu"]
     assert all(row.settings.get("gate", "sigmoid") in catalog.GATE_ROWS for row in rows.values())
     assert all(row.settings.get("form", "pointwise") in catalog.FORMS for row in rows.values())
 

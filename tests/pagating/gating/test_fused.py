@@ -13,9 +13,9 @@ from transformers.activations import XIELUActivation
 import pagating
 from pagating.gating import fused
 from pagating.gating.gates import GATES
+from pagating.gating.learned import _XIELU, XIELU
+from pagating.gating.learned import composed as composed_xielu
 from pagating.gating.units import BASES, PaGLU, pointwise
-from pagating.gating.xielu import _XIELU, XIELU
-from pagating.gating.xielu import composed as composed_xielu
 
 torch.set_num_threads(1)
 CASES = [(gate, base) for gate in fused.GATED for base in BASES]

@@ -16,12 +16,14 @@ NAIVE = {
     "mish": lambda x: x * torch.tanh(torch.log1p(torch.exp(x))),
     "silu": lambda x: x / (1 + torch.exp(-x)),
     "step": lambda x: 0 * x + torch.where(x > 0, 1.0, 0.0),
+    "normal": lambda x: 0.5 * torch.erfc(-x / math.sqrt(2)),
+    "arctan": lambda x: (torch.atan(x) + math.pi / 2) / math.pi,
     "linear": lambda x: x,
 }
 X = torch.linspace(-12, 12, 2001, dtype=torch.float64)
 
 
-def test_the_table_holds_the_published_gates_and_two_more() -> None:
+def test_the_table_starts_with_the_published_gates() -> None:
     assert list(GATES) == list(NAIVE)
     assert [GATES[name].unit for name in list(GATES)[:6]] == [
         "paGLU", "paGTU", "paReGLU", "paGELU", "paMishU", "paSiLU",
@@ -48,7 +50,8 @@ def test_gate_and_product_match_the_formula_and_its_derivative(name: str) -> Non
 @pytest.mark.parametrize("name", GATES)
 def test_range_is_reached_and_not_left(name: str) -> None:
     low, high = GATES[name].range
-    values = GATES[name].gate(torch.linspace(-40, 40, 400_001, dtype=torch.float64))
+    x = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    values = GATES[name].gate(x * 1e12 if name == "arctan" else x)  # its ends are approached as 1/x
     if math.isinf(low):
         assert values.min().item() == pytest.approx(-40.0)
     else:
@@ -66,7 +69,8 @@ def test_range_is_reached_and_not_left(name: str) -> None:
 def test_limits_of_the_product(name: str) -> None:
     far = torch.tensor([-600.0, 600.0], dtype=torch.float64)
     for end, value in zip(GATES[name].limits, GATES[name].gated(far).tolist(), strict=True):
-        assert value >= 600.0 if math.isinf(end) else abs(value - end) < 1e-200
+        slow = name == "arctan"  # its ends are approached as 1/x
+        assert value >= 600.0 - slow if math.isinf(end) else abs(value - end) < (1e-6 if slow else 1e-200)
     assert GATES[name].gated(torch.tensor(math.inf)).item() == math.inf
     assert GATES[name].gated(torch.tensor(math.nan)).isnan()
 

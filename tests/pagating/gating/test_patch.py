@@ -285,7 +285,7 @@ def test_refusals() -> None:
     for arguments, message in [
         ({"gate": "swish"}, "gate: 'swish' is not one of"),
         ({"base": "relu"}, "base: 'relu' is not one of identity, gelu, stock"),
-        ({"form": "dense"}, "form: 'dense' is not one of pointwise, scaled, expanded, glu, projected"),
+        ({"form": "dense"}, "form: 'dense' is not one of pointwise, scaled, expanded, squared, glu, projected"),
         ({"form": "glu", "base": "gelu"}, "base: 'gelu' has no meaning for form glu; allowed: identity"),
         ({"unit": "mila"}, "unit: 'mila' is not one of gelu, linear, silu, relu, relu2"),
         ({"unit": "silu", "gate": "tanh"}, "unit: 'silu' settles gate; give one or the other"),

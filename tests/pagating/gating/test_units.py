@@ -31,6 +31,8 @@ def naive(x: Tensor, alpha: float | Tensor, gate: str, base: str) -> Tensor:
         "silu": lambda: x * torch.sigmoid(x),
         "step": lambda: (x > 0).to(x.dtype),
         "linear": lambda: x,
+        "normal": lambda: 0.5 * torch.erfc(-x / math.sqrt(2)),
+        "arctan": lambda: 0.5 + torch.atan(x) / math.pi,
     }[gate]()
     return alpha * x * g + (1 - alpha) * left
 

@@ -118,7 +118,7 @@ def test_bfloat16_attention_on_a_cpu_is_causal_and_close_to_float32():
     [
         ({"colour": 1}, "unit: unknown key 'colour'; allowed: gate, alpha, base, form, unit"),
         ({"unit": "silu", "gate": "tanh"}, "unit: 'silu' settles gate; give one or the other"),
-        ({"form": "wide"}, "form: 'wide' is not one of pointwise, scaled, expanded, glu, projected"),
+        ({"form": "wide"}, "form: 'wide' is not one of pointwise, scaled, expanded, squared, glu, projected"),
         ({"form": "glu", "base": "gelu"}, "base: 'gelu' has no meaning for form glu; allowed: identity"),
         ({"base": "relu"}, "base: 'relu' is not one of identity, gelu, stock"),
         ({"alpha": [0.1, 0.2]}, "alpha: a list of 2 for 3 layers"),

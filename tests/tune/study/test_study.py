@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from pagating.model.gpt2 import GPT2, GPT2Size
 from tune.errors import StudyError
 from tune.study.files import dump, load, parse
 from tune.study.study import digest
@@ -205,3 +206,19 @@ def test_digest_leaves_out_what_it_is_told_to():
     assert one.digest() != two.digest()
     assert one.digest("confirm.seeds") == two.digest("confirm.seeds")
     assert digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+
+
+def test_every_arm_of_the_laptop_study_has_the_parameters_of_its_baseline():
+    study = load(next(path for path in CONFIGS if path.stem == "laptop"))
+    size = GPT2Size(vocab_size=study.tokenizer.vocab_size, **study.model.sizes())
+
+    def parameters(arm):
+        arguments = study.arms[arm].arguments(dict.fromkeys(study.arms[arm].searched(), 0.5))
+        return sum(p.numel() for p in GPT2(size, arguments).parameters())
+
+    stock = parameters(study.baseline)
+    assert "swiglu" in study.arms
+    for arm in study.arms:
+        assert parameters(arm) == pytest.approx(stock, rel=2e-3), arm
+    wide = GPT2(size, {"form": "projected"})
+    assert sum(p.numel() for p in wide.parameters()) > 1.5 * stock

@@ -1,8 +1,12 @@
-"""xIELU in fused form: only the input is kept for the backward pass, which works in place.
+"""Activations with learned parameters: xIELU, in fused form, and two polynomials of degree 3.
 
-`alpha_p x^2 + beta x` for x > 0, else `alpha_n (expm1(x) - x) + beta x`; Huang and Schlag 2024, arXiv 2411.13010.
-Parameters, buffers and start values are those of `transformers.activations.XIELUActivation`. A state dict of one loads
-into the other. The Python form of that module takes several times as long (`benchmarks/trial_speed.py`).
+xIELU is `alpha_p x^2 + beta x` for x > 0, else `alpha_n (expm1(x) - x) + beta x` (Huang and Schlag 2024, arXiv
+2411.13010). Only its input is kept for the backward pass, which works in place. Parameters, buffers and start values
+are those of `transformers.activations.XIELUActivation`. A state dict of one loads into the other. The Python form of
+that module takes several times as long (`benchmarks/trial_speed.py`).
+
+PolyReLU and PolyNorm are from arXiv 2411.03884. Both compute in float32 or above, because a cube overflows early in a
+smaller dtype. Coefficients start at 1/3, the constant at 0, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from .fused import sum_to
 
 BETA = 0.5
 START = 0.8
+DEGREE = 3
+EPS = 1e-6  # of PolyNorm
 
 
 class XIELU(nn.Module):
@@ -70,3 +76,49 @@ class _XIELU(torch.autograd.Function):
         grad_positive = sum_to(torch.mul(above, above, out=below).mul_(grad), positive)
         grad_x = slope.mul_(negative).add_(above.mul_(2 * positive)).add_(BETA).mul_(grad)
         return grad_x, grad_positive, grad_negative
+
+
+class _Polynomial(nn.Module):
+    """The coefficients `weight[i]` of the power `i + 1`, and the constant `bias`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((DEGREE,), 1 / DEGREE))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def powers(self, x: Tensor) -> list[Tensor]:
+        """Return the terms that the coefficients multiply, from degree 1."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if torch.finfo(x.dtype).bits >= 32 else x.float()
+        terms = self.powers(wide)
+        total = self.bias.to(wide.dtype) + self.weight[0].to(wide.dtype) * terms[0]
+        for coefficient, term in zip(self.weight[1:].to(wide.dtype), terms[1:], strict=True):
+            total = torch.addcmul(total, coefficient, term)
+        return total.to(x.dtype)
+
+
+class PolyReLU(_Polynomial):
+    """The polynomial `bias + sum over i of weight[i] * max(x, 0)^(i + 1)`. It keeps shape and dtype."""
+
+    def powers(self, x: Tensor) -> list[Tensor]:
+        """Return the powers of `max(x, 0)`, from 1 to 3."""
+        above = F.relu(x)
+        return [above, above.square(), above.square() * above]
+
+
+class PolyNorm(_Polynomial):
+    """The polynomial `bias + sum over i of weight[i] * n(x^(i + 1))`. It keeps shape and dtype.
+
+    `n(u) = u / sqrt(mean(u^2) + 1e-6)` divides by the root mean square over the features of a token. So an element
+    depends on all features of its token.
+    """
+
+    def powers(self, x: Tensor) -> list[Tensor]:
+        """Return the normalised powers of `x`, from 1 to 3."""
+        raw = (x, x.square(), x.square() * x)
+        return [u * torch.rsqrt(u.square().mean(-1, keepdim=True) + EPS) for u in raw]
+
+
+POLYNOMIALS: dict[str, type[nn.Module]] = {"polyrelu": PolyReLU, "polynorm": PolyNorm}
