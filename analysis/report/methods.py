@@ -133,7 +133,8 @@ def would_change(found: Findings) -> list[str]:
     out = []
     gap = result.sensitivity
     if gap.testable is False:
-        out.append(f"Longer trials: {gap.why}.")
+        what = "Another rule" if gap.evidence_ended else "More seeds" if gap.too_few_seeds else "Longer trials"
+        out.append(f"{what}: {gap.why}.")
     elif gap.testable and not gap.strong:
         out.append(f"Longer trials: {gap.why}; below a gap of {STRONG_GAP:g}% the order of arms may still change.")
     elif gap.floor is None:
@@ -144,7 +145,7 @@ def would_change(found: Findings) -> list[str]:
             out.append(f"{row.label}: {what_it_needs(row, study)}{guide}.")
         if study.rule == "fixed" and row.n < CLAIM_SEEDS and row.refusal is not Refusal.FLOOR_DOES_NOT_LOSE:
             out.append(f"{row.label}: {row.n} seeds; a claim asks for {CLAIM_SEEDS}.")
-        if row.p_worst_rank is not None:
+        if row.p_worst_rank is not None and not row.evidence_ended:
             out.append(f"{row.label}: diverged runs decide; if no run diverged, the t test would apply.")
     hits = edge_hits(study)
     if hits:

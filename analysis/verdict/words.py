@@ -250,11 +250,12 @@ def _rule_note(row: Comparison, study: Study) -> str:
     seen = "" if last["p"] is None else f", seen {last['p']:.3g}"
     seen += "" if e is None else f", e = {e:.3g}"
     of = f" of {len(study.looks)}" if study.looks else ""
+    which = "of this look alone" if study.rule == "fixed" and not study.reserve else "over all looks"
     if by := decided_early(row):
         seen += f", decided at its look at {by} seeds"
     return (
         f"{study.rule}: look {len(row.path)}{of}, at {last['n']} seeds, stops this arm alone at "
-        f"p <= {last['stops_at']:.3g}{seen}; p over all looks = {last['p_anytime']:.3g} before {study.correction}"
+        f"p <= {last['stops_at']:.3g}{seen}; p {which} = {last['p_anytime']:.3g} before {study.correction}"
     )
 
 

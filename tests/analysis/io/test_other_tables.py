@@ -15,6 +15,7 @@ import pytest
 from analysis.io.files import TableError
 from analysis.io.study import load
 from analysis.io.tables.columns import Options
+from analysis.verdict.checks import edge_hits
 
 RUNS = [("base", 1, 3.31), ("base", 2, 3.29), ("base", 3, 3.33), ("base", 4, 3.3)]
 RUNS += [("mine", 1, 3.27), ("mine", 2, 3.252), ("mine", 3, 3.291), ("mine", 4, 3.258)]
@@ -329,3 +330,33 @@ def test_a_table_from_standard_input_and_a_guessed_encoding(tmp_path):
     assert found["notes"] == ["not UTF-8: read as Windows-1252 (Latin-1)"]
     assert [(row["arm"], row["kind"]) for row in found["comparisons"]] == [("caf\u00e9", "worse")]
     assert found["higher_is_better"] is True
+
+
+def test_the_bare_table_of_a_study_keeps_the_grids_of_its_hyperparameters_apart(tmp_path):
+    rates = {"lr": (1e-3, 2e-3, 4e-3), "corners": (1.4e-3, 8e-3), "weight_decay": (2.6e-3,)}
+    rows = [
+        {
+            "stage": "calibrate",
+            "arm": arm,
+            "seed": 1,
+            "lr": lr,
+            "axis": axis,
+            "val_nll": 3.0 + lr,
+            "config_key": f"{lr}",
+        }
+        for arm in ("base", "mine")
+        for axis, points in rates.items()
+        for lr in points
+    ]
+    rows += [
+        {"stage": "confirm", "arm": arm, "seed": 100 + seed, "lr": 4e-3, "val_nll": loss, "config_key": "0.004"}
+        for arm, seed, loss in RUNS
+    ]
+    table = pd.DataFrame(rows)
+
+    def ends(table):
+        table.to_csv(tmp_path / "t.csv", index=False)
+        return edge_hits(load(tmp_path / "t.csv", baseline="base"))
+
+    assert ends(table) == ["base", "mine"]  # 0.004 is the end of the grid of learning rates
+    assert ends(table.drop(columns="axis")) == []  # as if the corners were a part of it

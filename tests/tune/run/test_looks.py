@@ -178,6 +178,7 @@ def test_an_extension_without_a_reserve_says_first_that_the_level_no_longer_hold
     assert better.kind == "better"
     assert (better.selected_level, better.selected_low) == (None, None)  # no interval holds for all arms together
     assert "holds for all arms" not in better.why
+    assert "p of this look alone = " in better.why
     assert "holds for all arms" in held.why
     assert to_change(result, more.study)[-1].startswith("two: undecided, and this study has spent its level")
 

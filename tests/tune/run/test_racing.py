@@ -12,6 +12,8 @@ from scipy import stats
 
 from analysis.io.assemble import assemble
 from analysis.report.build import verdict_markdown
+from analysis.report.findings import Findings
+from analysis.report.methods import would_change
 from analysis.report.takeaways import loss_curves
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import as_object
@@ -196,7 +198,11 @@ def test_a_diverged_run_ends_the_e_process_of_its_arm_and_the_advice_adds_no_see
 
 def test_a_floor_whose_evidence_a_diverged_run_ended_is_not_one_that_does_not_lose():
     plan = study(confirm={"seeds": None, "rule": "e-process"})
-    result = decided(run(plan, test=diverging("linear-floor", 101)), plan)
+    found = run(plan, test=diverging("linear-floor", 101))
+    result = decided(found, plan)
+    said = would_change(Findings(table(found)))
+    assert said[0].startswith("Another rule: linear-floor is undecided and a diverged run ended its evidence")
+    assert not any("Longer trials" in line or "diverged runs decide" in line for line in said)
     assert (result.sensitivity.evidence_ended, result.sensitivity.too_few_seeds) == (True, False)
     assert {row.refusal for row in result.in_question} == {"evidence_ended"}
     said = "a diverged run ended the evidence that the floor loses to gelu"
