@@ -219,6 +219,6 @@ def test_every_arm_of_the_laptop_study_has_the_parameters_of_its_baseline():
     stock = parameters(study.baseline)
     assert "swiglu" in study.arms
     for arm in study.arms:
-        assert parameters(arm) == pytest.approx(stock, rel=2e-3), arm
+        assert parameters(arm) == pytest.approx(stock, rel=3e-3), arm  # 2/3 of d_ff is rounded
     wide = GPT2(size, {"form": "projected"})
     assert sum(p.numel() for p in wide.parameters()) > 1.5 * stock
