@@ -18,7 +18,13 @@ def lazy(package: str, homes: dict[str, str] | None = None) -> tuple[Callable[[s
 
     def get(name: str) -> Any:
         if name in homes:
-            return getattr(import_module(f"{package}.{homes[name]}"), name)
+            try:
+                return getattr(import_module(f"{package}.{homes[name]}"), name)
+            except ModuleNotFoundError as error:
+                if error.name != "transformers":
+                    raise
+                need = f"{package}.{name} needs transformers 5: pip install transformers"
+                raise ModuleNotFoundError(need, name="transformers") from None
         full = f"{package}.{name}"
         if name.isidentifier() and not name.startswith("__"):
             try:
@@ -31,7 +37,7 @@ def lazy(package: str, homes: dict[str, str] | None = None) -> tuple[Callable[[s
     def names() -> list[str]:
         module = sys.modules[package]
         found = {each.name for each in pkgutil.iter_modules(module.__path__)} - {"__main__"}
-        shown = getattr(module, "__all__", ())
-        return sorted({*found, *homes, *shown, *(name for name in vars(module) if name.startswith("__"))})
+        shown = getattr(module, "__all__", homes)
+        return sorted({*found, *shown, *(name for name in vars(module) if name.startswith("__"))})
 
     return get, names

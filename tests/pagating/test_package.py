@@ -59,6 +59,15 @@ assert not {"torch", "numpy"} & sys.modules.keys()
 assert pagating.gating.catalog.LARGEST_ALPHA == 2.0
 assert "torch" not in sys.modules
 from pagating import *
+assert set(pagating.__all__) <= set(dir(pagating))
+assert not {"PaGPT2Config", "from_pretrained"} & set(dir(pagating))
+for name in ("PaGPT2Config", "from_pretrained"):
+    try:
+        getattr(pagating, name)
+    except ImportError as error:
+        assert str(error) == f"pagating.{name} needs transformers 5: pip install transformers", error
+    else:
+        raise AssertionError(name)
 import torch
 from torch import nn
 
