@@ -22,6 +22,7 @@ from torch import nn
 from pagating.checkpoint import model_tensors, with_axis, write_tensors
 from pagating.data.corpus import read_meta
 from pagating.gating.catalog import OwnCode, own_code
+from pagating.gating.own_gate import load_own
 from pagating.hf.errors import SavedModelError
 from pagating.model.gpt2 import GPT2
 from pagating.model.size import GPT2Size
@@ -118,6 +119,8 @@ def load_model(folder: str | Path, gate: str | None = None, unit: str | None = N
     Raises:
         SavedModelError: The folder has no usable model, or `gate` or `unit` is missing or another one.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise SavedModelError(f"folder: {folder!r} is not a path")
     facts = read_facts(folder)
     made_of, own = facts["unit"], own_code(facts["unit"])
     if own:
@@ -151,6 +154,8 @@ def _loaded(path: Path, facts: Mapping[str, Any], unit: Mapping[str, Any] | None
     try:
         if (found := _sha256(path)) != facts["sha256"]:
             raise ValueError(f"it is damaged: its SHA-256 is {found[:16]}, not {str(facts['sha256'])[:16]}")
+        if code := own_code(unit):
+            load_own(code.key, code.reference, far=False)  # an older version trained gates that are not finite far out
         model, saved = _made(facts, unit), load_file(path)
     except (OSError, SafetensorError, TypeError, ValueError, KeyError) as error:
         raise SavedModelError(f"{path}: cannot be loaded: {error}") from error

@@ -38,7 +38,7 @@ UNBOUNDED = 100.0  # input at which a gate that grows like an activation is told
 _loaded: dict[tuple[str, str], str] = {}  # key and reference: digest of the source that was registered under it
 
 
-def register_gate(name: str, gate: Function | Gate, precision: str = "bfloat16") -> Gate:
+def register_gate(name: str, gate: Function | Gate, precision: str = "bfloat16", far: bool = True) -> Gate:
     """Add a gate to the table `GATES` under `name`, in this process, and return its row.
 
     A model that is patched already keeps the gate that it has, if the name is registered again.
@@ -48,6 +48,7 @@ def register_gate(name: str, gate: Function | Gate, precision: str = "bfloat16")
         gate: `g`, a function of a tensor of any shape (the unit multiplies: `x * g(x)`), or a whole row, which has the
             product in a faster form. A module is taken if it has no parameters.
         precision: A dtype that the gate is checked in besides float32, by name: one of `PRECISIONS`.
+        far: Whether it must be finite at 0 and from -1000 to 1000. A gate of a model that is trained already need not.
 
     Raises:
         ValueError: `name` is a built-in gate, or the function cannot be trained: it changes shape, dtype, its argument
@@ -66,7 +67,7 @@ def register_gate(name: str, gate: Function | Gate, precision: str = "bfloat16")
     what = f"gate: {name!r}"
     for dtype, width in product(_dtypes(precision), WIDTHS):
         for function in (row.gate, row.gated) if row is gate else (row.gate,):
-            check_function(what, function, width, dtype)
+            check_function(what, function, width, dtype, far)
     with plain_torch(), eager(), torch.no_grad():
         x = torch.linspace(-4.0, 4.0, 24, dtype=torch.float32)
         if not torch.allclose(row.gated(x), x * row.gate(x), rtol=1e-4, atol=1e-5):
@@ -75,7 +76,7 @@ def register_gate(name: str, gate: Function | Gate, precision: str = "bfloat16")
     return row
 
 
-def register_unit(name: str, activation: Any, precision: str = "bfloat16", cast: bool = True) -> None:
+def register_unit(name: str, activation: Any, precision: str = "bfloat16", cast: bool = True, far: bool = True) -> None:
     """Add an activation to the units that `pagating.patch(model, unit=name)` knows, in this process.
 
     A model that is patched already keeps the activation that it has, if the name is registered again.
@@ -87,6 +88,7 @@ def register_unit(name: str, activation: Any, precision: str = "bfloat16", cast:
         precision: A dtype that the activation is checked in besides float32, by name: one of `PRECISIONS`.
         cast: Whether the parameters of a module have that dtype too, as in a model that is cast. In a study they stay
             in float32.
+        far: As for `register_gate`.
 
     Raises:
         ValueError: `name` is a known unit, or the activation cannot be trained, as for `register_gate`; or a parameter
@@ -102,7 +104,7 @@ def register_unit(name: str, activation: Any, precision: str = "bfloat16", cast:
             made = _made(what, make, width)
             if cast and isinstance(made, nn.Module):
                 made.to(dtype)
-        check_function(what, made, width, dtype)
+        check_function(what, made, width, dtype, far)
     OWN_UNITS[name] = make
 
 
@@ -114,13 +116,14 @@ def make_unit(name: str, width: int) -> Function | nn.Module:
     return made
 
 
-def load_own(key: str, reference: str, precision: str = "float32") -> None:
+def load_own(key: str, reference: str, precision: str = "float32", far: bool = True) -> None:
     """Register the gate or activation that `FILE.py:NAME` names, by running the file, unless it is registered already.
 
     Args:
         key: `gate` or `unit`.
         reference: `FILE.py:NAME`. The file may import installed packages, not the files beside it.
         precision: A dtype that it is checked in besides float32, by name.
+        far: As for `register_gate`.
 
     Raises:
         ValueError: The file cannot be read or run or has no such name, or what it names is refused; one line.
@@ -144,9 +147,9 @@ def load_own(key: str, reference: str, precision: str = "float32") -> None:
     if not callable(found) and not isinstance(found, Gate):
         raise ValueError(f"{key}: {reference!r} is {type(found).__name__}, neither a function nor a Gate")
     if key == "gate":
-        register_gate(reference, found, precision)
+        register_gate(reference, found, precision, far)
     else:
-        register_unit(reference, found, precision, cast=False)
+        register_unit(reference, found, precision, cast=False, far=far)
     _loaded[key, reference] = digest
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import pagating
 from pagating import checkpoint, saved_model
 from pagating.evaluate import mean_nll, value_of
+from pagating.gating import own_check, own_gate
 from pagating.saved_model import SavedModelError, load_model, read_facts, save_model
 from pagating.tasks.table import task_of
 from pagating.train import build_model, main, steps
@@ -117,6 +118,25 @@ def test_the_folder_names_no_path_of_the_machine(packed, tmp_path):
 
 
 HARD = "import torch\n\n\ndef hard(x):\n    return torch.clamp(x / 6 + 0.5, 0.0, 1.0)\n"
+
+
+def test_a_kept_model_loads_though_its_gate_would_be_refused_now(packed, tmp_path, monkeypatch):
+    (tmp_path / "far.py").write_text("import torch\n\n\ndef far(x):\n    return torch.exp(x) / (1 + torch.exp(x))\n")
+    reference = f"{tmp_path / 'far.py'}:far"
+    trial = make(packed, unit={"gate": reference, "alpha": 1.0})
+    with pytest.raises(ValueError, match="is not finite at x = 100"):
+        build_model(trial)
+    with monkeypatch.context() as before:
+        before.setattr(own_check, "FAR", ())
+        final = trained(trial, tmp_path / "model")
+    own_gate._loaded.clear()
+    assert loss(load_model(tmp_path / "model", gate=reference), trial, "validation") == final["val_nll"]
+
+
+def test_a_folder_that_is_no_path_is_refused():
+    for folder in (None, 3, ["a"]):
+        with pytest.raises(SavedModelError, match=r"folder: .* is not a path"):
+            load_model(folder)
 
 
 def test_a_fresh_process_loads_a_model_with_own_code_in_any_mode_of_torch(packed, tmp_path):

@@ -91,12 +91,13 @@ def doubtful(study: Study, base: Path, folder: Path) -> list[str]:
         load(study, own, arms[0], base, folder)
         if own.key != "gate":
             continue
+        from pagating.gating.gates import gate_row
         from pagating.gating.own_gate import grows
         from pagating.gating.units import idle_alpha
 
         for name in arms:
             form, base_of = study.arms[name].form, study.arms[name].base
-            idle = idle_alpha(form, placed(own.reference, base, folder), base_of)
+            idle = idle_alpha(form, gate_row(placed(own.reference, base, folder)), base_of)
             if idle and study.arms[name].alpha != 0:
                 found.append(f"arms.{name}: {idle}")
         if grows(placed(own.reference, base, folder)):

@@ -22,7 +22,7 @@ from tune import sweep
 from tune.backend.inline import Inline
 from tune.errors import StudyError
 from tune.run import ledger
-from tune.study.own_gates import check_gates, copy_of, digests, keep_gates, place_gate, references
+from tune.study.own_gates import check_gates, copy_of, digests, doubtful, keep_gates, place_gate, references
 from tune.study.trial_spec import trial_spec
 
 torch.set_num_threads(1)
@@ -182,6 +182,21 @@ def test_a_study_trains_keeps_and_loads_activations_of_a_file(tmp_path, monkeypa
     (tmp_path / "act.py").write_text(SNAKES.replace("** 2", "** 4"))
     with pytest.raises(StudyError, match=r"arms.learned.unit: .*act.py has changed since the study began"):
         sweep.sweep(study, tmp_path, tmp_path / "studies", Inline())
+
+
+def test_an_arm_whose_alpha_has_no_effect_is_named(tmp_path):
+    arms = {"learned": None, "mine": {"gate": "own.py:phi", "alpha": 0.5, "base": "gelu"}}
+    arms |= {
+        "control": {"gate": "own.py:phi", "alpha": 0.0, "base": "gelu"},
+        "plain": {"gate": "own.py:phi", "alpha": 0.5},
+    }
+    phi = "0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))"
+    (tmp_path / "own.py").write_text(f"import torch\ndef phi(x):\n    return {phi}\n")
+    (line,) = doubtful(study_of(STUDY, "own", arms=arms), tmp_path, tmp_path / "none")
+    assert line == (
+        "arms.mine: alpha has no effect: x * phi(x) is the base gelu, so that the unit is the same at every alpha; "
+        "choose another gate or base"
+    )
 
 
 def test_a_gate_that_is_neither_built_in_nor_a_file_is_refused():
