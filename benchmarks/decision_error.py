@@ -246,6 +246,8 @@ def main(arguments: list[str] | None = None) -> int:
         found = [row for file in options.from_json for row in json.loads(file.read_text())["results"]]
         by_name = {row["scenario"]["name"]: row for row in found}  # of a scenario that two files have, the later file's
         results = [by_name[scenario.name] for scenario in chosen if scenario.name in by_name]
+        if options.json:
+            options.json.write_text(json.dumps({"studies": options.studies, "results": results}, indent=1) + "\n")
     else:
 
         def done(so_far: list[dict[str, Any]], seconds: float) -> None:
