@@ -58,7 +58,12 @@ def cost(model: nn.Module, n_ctx: int) -> Cost:
     config = getattr(model, "config", None)
     if config is None:
         raise ValueError(f"{type(model).__name__}: cost per token needs the config of a transformers model")
-    weights = sum(n_in * n_out for m in model.modules() if is_linear(m) for n_in, n_out in [features(m)])
+    weights = sum(
+        n_in * n_out
+        for m in model.modules()
+        if is_linear(m) and not hasattr(m, "base_layer")
+        for n_in, n_out in [features(m)]
+    )
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 2 * n_ctx * width * config.num_attention_heads * _attentions(config)
     # the product w.x of a token-dependent alpha

@@ -18,6 +18,7 @@ from .catalog import DEFAULTS
 from .patch import patch
 from .saving import KEY, Recorded, check_functions, unmasked
 
+ARGUMENTS = (*DEFAULTS, "unit", "include")
 ALPHA_NAMES = frozenset({"alpha_logit", "alpha_free", "alpha_scheduled", "alpha_weight", "alpha_bias"})
 
 
@@ -33,7 +34,7 @@ def start_alphas(model: nn.Module) -> None:
 
 
 class PaGPT2Config(Recorded, GPT2Config):
-    """GPT-2's configuration with the arguments of `pagating.patch`: `gate`, `alpha`, `base`, `form`, `unit`.
+    """GPT-2's configuration with arguments of `pagating.patch`: `gate`, `alpha`, `base`, `form`, `unit`, `include`.
 
     None means the default of `patch`. If all are None, the model is the stock model. An invalid setting raises
     ValueError when a model is built.
@@ -46,17 +47,18 @@ class PaGPT2Config(Recorded, GPT2Config):
     base: str | None = None
     form: str | None = None
     unit: str | None = None
+    include: list[str] | None = None
 
     def patch_arguments(self) -> dict[str, Any]:
         """Return the arguments of `patch` that are set, or those of the stock activation if none is set."""
-        given = {key: getattr(self, key) for key in (*DEFAULTS, "unit")}
+        given = {key: getattr(self, key) for key in ARGUMENTS}
         given = {key: value for key, value in given.items() if value is not None}
         return given or {"alpha": 0.0, "base": "stock"}
 
     def set_record(self, record: dict[str, Any] | None) -> None:
         """Set the record of a patch and its arguments, or remove both."""
         super().set_record(record)
-        for key in (*DEFAULTS, "unit"):
+        for key in ARGUMENTS:
             setattr(self, key, record["arguments"].get(key) if record else None)
 
     @classmethod

@@ -4,8 +4,8 @@ Only the model instance changes. torch and transformers stay as they are.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from .alpha import AlphaModule, AlphaSpec, Spec, alpha_modules, parse, require_module
 from .catalog import BASES, MODULE_BASES, settings
-from .discovery import Slot, features, is_conv1d, of_transformers, other_activations, require_activations
+from .discovery import Pattern, Slot, choose_activations, features, is_conv1d, of_transformers
 from .gates import Function, gate_row
 from .learned import POLYNOMIALS, XIELU
 from .own_gate import make_unit
@@ -22,7 +22,7 @@ from .saving import forget_patch, record_patch, remember_patch, settled
 from .units import ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU, idle_alpha
 
 _TANH_GELUS = ("NewGELUActivation", "GELUTanh", "FastGELUActivation", "AccurateGELUActivation")
-_RECORD = "_pagating_replaced"
+_RECORD = "_pagating_replaced"  # in the parent of replaced modules: those modules by name
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class PatchReport:
         names: Names of the replaced activations, in layer order.
         replaced: Types of the replaced activations, in layer order.
         parameters_added: Number of parameters of the model after the patch minus before.
-        left: Names of activations that were not replaced: outside the blocks (poolers, heads), or with no linear layer
-            beside them (experts that keep their weights in one tensor).
+        left: Names of activations that were not replaced.
+        why: The reason for each of them, by name.
     """
 
     unit: str
@@ -43,6 +43,7 @@ class PatchReport:
     replaced: list[str] = field(default_factory=list)
     parameters_added: int = 0
     left: list[str] = field(default_factory=list)
+    why: dict[str, str] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -64,12 +65,18 @@ def patch(
     base: str | None = None,
     form: str | None = None,
     unit: str | None = None,
+    *,
+    include: Pattern | Sequence[Pattern] | None = None,
+    exclude: Pattern | Sequence[Pattern] | None = None,
+    layers: Sequence[int] | None = None,
 ) -> PatchReport:
     """Replace the activation of every MLP of `model`, in place, by a parameterised gate.
 
     Each activation becomes `alpha * x * g(x) + (1 - alpha) * base(x)`. `unpatch` restores the model. At a fixed
     `alpha = 0` with `gelu` on GPT-2, or with `stock` on any model, losses and gradients keep their bits. Warns if alpha
     has no effect, as that of the gate `sigmoid` over a stock SiLU.
+
+    If it raises an error, the model is unchanged. `model` may be wrapped by `torch.compile`, PEFT, DDP or FSDP.
 
     Args:
         model: A model of transformers.
@@ -84,6 +91,10 @@ def patch(
             generator.
         unit: Key of `pagating.gating.catalog.COMPETITORS`, or a name given to `pagating.register_unit`, instead of
             gate, base and form.
+        include: Names of activations: replace these, whatever they belong to, and no others. A name is a glob for the
+            whole name (`*.mlp.act`), whole components of it (`mlp`, `h.0`), or a compiled regular expression.
+        exclude: Names of activations to leave alone, in the same way.
+        layers: Indices of the blocks to patch: the first number in a name. Negative ones count from the end.
 
     Raises:
         ValueError: An argument is not allowed, `model` is already patched, no MLP activation was found, or, for `glu`,
@@ -92,35 +103,92 @@ def patch(
     chosen = settings({"gate": gate, "alpha": alpha, "base": base, "form": form, "unit": unit})
     gate_row(chosen["gate"])
     require_module(model)
-    if _RECORD in model.__dict__ or alpha_modules(model):
-        raise ValueError(f"{type(model).__name__} is patched already; call pagating.unpatch first")
-    slots = require_activations(model)
+    wrapper, model = model, inner(model)
+    if patched := alpha_modules(model):
+        made = "call pagating.unpatch first" if _parents(model) else f"it was made with {type(patched[0]).__name__}"
+        raise ValueError(f"{type(model).__name__} is patched already; {made}")
+    slots, why = choose_activations(model, include, exclude, layers)
     spec = parse(chosen["alpha"], len(slots))
-    if chosen["form"] == "glu":
-        for slot in slots:
-            _in_and_out(slot)
-    before, left = count_parameters(model), other_activations(model, slots)
-    owner: AlphaModule | None = None
-    record: list[tuple[str, nn.Module]] = []
-    for layer, slot in enumerate(slots):
-        new = _modules(slot, chosen, layer, owner)
-        if spec.options.get("per") == "model" and owner is None:
-            owner = next(m for m in new.values() if isinstance(m, AlphaModule))
-        for child, module in new.items():
-            record.append((f"{slot.prefix}.{child}", slot.parent.get_submodule(child)))
-            slot.parent.register_module(child, module)
-        if chosen["form"] in ("glu", "projected"):
-            _initialise(model, slot, new)
-    model.__dict__[_RECORD] = record
-    record_patch(model, settled(chosen), [slot.name for slot in slots])
-    _warn_of_idle_alpha(spec, alpha_modules(model))
+    for slot in slots:
+        _require_size(slot, chosen, spec)
+    before = count_parameters(model)
+    replaced = _replacements(model, slots, chosen, spec)
+    _require_no_reducer(wrapper, model, replaced)
+    with ExitStack() as undo:
+        undo.callback(unpatch, model)  # if anything below fails
+        for slot, new in zip(slots, replaced, strict=True):
+            record = slot.parent.__dict__.setdefault(_RECORD, {})
+            for child, module in new.items():
+                record[child] = slot.parent._modules[child]
+                slot.parent.register_module(child, module)
+            if chosen["form"] in ("glu", "projected"):
+                _initialise(model, slot, new)
+        arguments = settled(chosen)
+        if why and (include, exclude, layers) != (None, None, None):
+            arguments["include"] = [slot.name for slot in slots]
+        record_patch(model, arguments, [slot.name for slot in slots])
+        units = alpha_modules(model)
+        _warn_of_idle_alpha(spec, units)
+        undo.pop_all()
     return PatchReport(
-        unit=f"{type(alpha_modules(model)[0]).__name__}({alpha_modules(model)[0].extra_repr()})",
+        unit=f"{type(units[0]).__name__}({units[0].extra_repr()})",
         names=[slot.name for slot in slots],
         replaced=[type(slot.activation).__name__ for slot in slots],
         parameters_added=count_parameters(model) - before,
-        left=left,
+        left=list(why),
+        why=why,
     )
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """Return the model inside wrappers of torch (`torch.compile`, DDP, FSDP1) and of PEFT, or the model itself."""
+    held = model._modules
+    package = type(model).__module__.partition(".")[0]
+    names = {"torch": ("_orig_mod", "_fsdp_wrapped_module", "module"), "peft": ("base_model", "model")}.get(package, ())
+    for name in names:
+        inside = held.get(name)
+        if inside is not None and (len(held) == 1 or package == "peft"):
+            return inner(inside)
+    return model
+
+
+def _require_size(slot: Slot, chosen: Mapping[str, Any], spec: AlphaSpec) -> None:
+    if chosen["form"] == "glu":
+        _in_and_out(slot)
+    needs_width = spec.kind == "token" or spec.options.get("per") == "channel" or chosen["form"] == "projected"
+    if needs_width and slot.width is None:
+        raise ValueError(f"{slot.name}: its width is not known, which this unit needs ({slot.why})")
+    if any(p.is_meta for p in slot.parent.parameters()) and any(hasattr(m, "_hf_hook") for m in slot.parent.modules()):
+        raise ValueError(f"{slot.name}: its layer is offloaded by accelerate; patch the model before it is offloaded")
+
+
+def _require_no_reducer(wrapper: nn.Module, model: nn.Module, replaced: list[dict[str, nn.Module]]) -> None:
+    # DDP and FSDP take the parameters when they wrap; a later one would not be averaged over the processes
+    kinds = {type(module).__name__ for module in (wrapper, *model.modules())}
+    sharing = [kind for kind in kinds if kind.startswith(("DistributedData", "FSDP", "FullySharded"))]
+    known = {id(parameter) for parameter in model.parameters()}
+    new = (p for modules in replaced for m in modules.values() for p in m.parameters() if id(p) not in known)
+    if sharing and any(parameter.requires_grad for parameter in new):
+        raise ValueError(f"{sharing[0]}: this unit has parameters; patch the model before it is wrapped")
+
+
+def _parents(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return name and module of each parent of replaced modules."""
+    return [(name, module) for name, module in model.named_modules() if _RECORD in module.__dict__]
+
+
+def _replacements(
+    model: nn.Module, slots: list[Slot], chosen: Mapping[str, Any], spec: AlphaSpec
+) -> list[dict[str, nn.Module]]:
+    """Make the modules that replace children of each slot's parent, by child name. The model does not change."""
+    owner: AlphaModule | None = None
+    made: list[dict[str, nn.Module]] = []
+    for layer, slot in enumerate(slots):
+        new = _modules(model, slot, chosen, layer, owner)
+        if spec.options.get("per") == "model" and owner is None:
+            owner = next(m for m in new.values() if isinstance(m, AlphaModule))
+        made.append(new)
+    return made
 
 
 def _warn_of_idle_alpha(spec: AlphaSpec, units: Iterable[AlphaModule]) -> None:
@@ -135,16 +203,17 @@ def _warn_of_idle_alpha(spec: AlphaSpec, units: Iterable[AlphaModule]) -> None:
         warnings.warn(line, stacklevel=3)
 
 
-def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModule | None) -> dict[str, nn.Module]:
-    """Return the modules that replace children of the slot's parent, by child name."""
-    like = next(slot.parent.parameters())
+def _modules(
+    model: nn.Module, slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModule | None
+) -> dict[str, nn.Module]:
+    like = next((parameter for m in (slot.parent, model) for parameter in m.parameters()), torch.empty(0))
     alpha, gate, form = chosen["alpha"], chosen["gate"], chosen["form"]
     with torch.device(like.device):
         if form in ELEMENTWISE:
             base = _base(chosen["base"], slot, _is_off(alpha, layer))
             new: dict[str, nn.Module] = {slot.child: PaGLU(alpha, gate, base, slot.width, layer, owner, form)}
         elif form == "projected":
-            new = {slot.child: ProjectedGLU(alpha, gate, slot.width, layer, owner)}
+            new = {slot.child: ProjectedGLU(alpha, gate, slot.width or 0, layer, owner)}
         else:
             new = _glu_modules(slot, alpha, gate, layer, owner)
     for module in new.values():
@@ -157,7 +226,7 @@ def _modules(slot: Slot, chosen: Mapping[str, Any], layer: int, owner: AlphaModu
 def _glu_modules(slot: Slot, alpha: Spec, gate: str, layer: int, owner: AlphaModule | None) -> dict[str, nn.Module]:
     name_in, name_out = _in_and_out(slot)
     into, out = slot.linears()[name_in], slot.linears()[name_out]
-    width = round(2 / 3 * slot.width)
+    width = round(2 / 3 * features(into)[1])
     return {
         name_in: _linear_like(into, features(into)[0], 2 * width),
         slot.child: SplitGLU(alpha, gate, width, layer, owner),
@@ -170,7 +239,7 @@ def _in_and_out(slot: Slot) -> tuple[str, str]:
     shapes = {name: features(linear) for name, linear in linears.items()}
     if len(shapes) == 2:
         (name_in, into), (name_out, out) = shapes.items()
-        if into[1] == out[0] == slot.width:
+        if into[1] == out[0] == slot.width and not any(hasattr(linear, "base_layer") for linear in linears.values()):
             return name_in, name_out
     raise ValueError(f"form: glu needs an MLP of one linear layer in and one out beside {slot.name}; found {shapes}")
 
@@ -199,7 +268,7 @@ def _is_off(alpha: Spec, layer: int) -> bool:
 
 def _base(base: str, slot: Slot, is_off: bool) -> str | Function:
     if base not in (*BASES, *MODULE_BASES):
-        return make_unit(base, slot.width)
+        return make_unit(base, slot.width or 0)
     if base == "xielu":
         theirs = of_transformers("activations", "XIELUActivation")
         return theirs(dtype=torch.float32) if theirs else XIELU()
@@ -219,32 +288,38 @@ def _is_tanh_gelu(module: nn.Module) -> bool:
 def unpatch(model: nn.Module) -> list[str]:
     """Restore the modules that `patch` replaced and return their names. Raise ValueError if `model` is not patched."""
     require_module(model)
-    if _RECORD not in model.__dict__:
-        raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
-    record = model.__dict__.pop(_RECORD)
-    for name, module in record:
-        parent, _, child = name.rpartition(".")
-        model.get_submodule(parent).register_module(child, module)
+    model = inner(model)
+    parents = _require_patched(model)
+    names: list[str] = []
+    for prefix, parent in parents:
+        for child, module in parent.__dict__.pop(_RECORD).items():
+            parent.register_module(child, module)
+            names.append(f"{prefix}.{child}" if prefix else child)
     forget_patch(model)
-    return [name for name, _ in record]
+    return names
+
+
+def _require_patched(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    parents = _parents(model)
+    if not parents:
+        raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
+    return parents
 
 
 @contextmanager
 def unpatched(model: nn.Module) -> Iterator[nn.Module]:
     """Remove the patch of `model` in a `with` block, then put it back. Raise ValueError if there is no patch."""
-    if _RECORD not in model.__dict__:
-        raise ValueError(f"{type(model).__name__} is not patched; nothing to undo")
-    record = model.__dict__[_RECORD]
-    patch_modules = [model.get_submodule(name) for name, _ in record]
-    forgotten = forget_patch(model)
+    records = [(parent, parent.__dict__[_RECORD]) for _, parent in _require_patched(inner(model))]
+    units = [{child: parent._modules[child] for child in record} for parent, record in records]
+    forgotten = forget_patch(inner(model))
     unpatch(model)
     try:
         yield model
     finally:
-        for (name, _), module in zip(record, patch_modules, strict=True):
-            parent, _, child = name.rpartition(".")
-            model.get_submodule(parent).register_module(child, module)
-        model.__dict__[_RECORD] = record
+        for (parent, record), new in zip(records, units, strict=True):
+            for child, module in new.items():
+                parent.register_module(child, module)
+            parent.__dict__[_RECORD] = record
         remember_patch(forgotten)
 
 

@@ -107,7 +107,8 @@ def record_patch(model: nn.Module, arguments: Mapping[str, Any], names: list[str
         own = [name.removeprefix(inside) for name in names if name.startswith(inside)]
         if isinstance(module, model_type) and own and id(config) not in seen:
             seen.add(id(config))
-            _set(config, {**record, "names": own})
+            chosen = {"include": own} if "include" in arguments else {}
+            _set(config, {**record, "arguments": {**arguments, **chosen}, "names": own})
 
 
 def _set(config: Any, record: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def _loaded(folder: str, own: Mapping[str, str | None], model_class: type | None
         for key, value in arguments.items():
             setattr(config, key, value)
     else:
-        for key in (KEY, *DEFAULTS, "unit", "auto_map"):  # of `PaGPT2Config`
+        for key in (KEY, *DEFAULTS, "unit", "include", "auto_map"):  # of `PaGPT2Config`
             config.__dict__.pop(key, None)
         if record:
             check_functions(record, arguments)
