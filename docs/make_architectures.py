@@ -30,8 +30,9 @@ INTRO = """# What `pagating.patch` finds in each model of transformers
 
 `python docs/make_architectures.py` writes this page, with transformers {version}. It builds every model type on the
 `meta` device, patches it with an alpha per channel and runs it. `patched` is the number of activations in a model of at
-most {most} layers. `run` says whether a forward pass called every unit: `yes`, `no`, or empty if the model was not run.
-`left` names what was not replaced, and why; numbers in names are 0.
+most {most} layers. `run` says whether a forward pass called every unit: `yes`, or how many it called. Models of several
+inputs are run with text alone, so that their encoders of images and sound are not called. It is empty if the model was
+not run. `left` names what was not replaced, and why; numbers in names are 0.
 
 {summary}
 
@@ -107,7 +108,7 @@ def inputs(model: Any) -> dict[str, torch.Tensor] | None:
 
 
 def ran(model: Any) -> str:
-    """Run a patched model. Return `yes` if each unit was called, `no` if one was not, or nothing if it does not run."""
+    """Run a patched model. Return `yes` if each unit was called, else how many, or nothing if it does not run."""
     units = [module for module in model.modules() if isinstance(module, AlphaModule)]
     called: set[int] = set()
     for unit in units:
@@ -122,7 +123,7 @@ def ran(model: Any) -> str:
             model(**batch)
     except Exception:  # noqa: BLE001 (many models need other inputs)
         return ""
-    return "yes" if len(called) == len(units) else "no"
+    return "yes" if len(called) == len(units) else f"{len(called)} units"
 
 
 def row(name: str) -> Row:
@@ -155,12 +156,11 @@ def main(names: list[str]) -> None:
         print("\n".join(map(str, rows)))
         return
     outcomes = {kind: sum(each.outcome == kind for each in rows) for kind in ("patched", "refused", "not built")}
-    run = {answer: sum(each.ran == answer for each in rows) for answer in ("yes", "no")}
+    run = sum(each.ran == "yes" for each in rows)
     summary = (
-        f"Of {len(rows)} types, {outcomes['patched']} are patched, {outcomes['refused']} refused and "
-        f"{outcomes['not built']} not built: they are parts of other types, need another package, or have defaults "
-        f"that do not fit together. A forward pass called every unit of {run['yes']} types, and not every unit of "
-        f"{run['no']}."
+        f"Of {len(rows)} types, {outcomes['patched']} are patched, {outcomes['refused']} refused and\n"
+        f"{outcomes['not built']} not built: they are parts of other types, need another package, or have defaults\n"
+        f"that do not fit together. A forward pass called every unit of {run} types."
     )
     intro = INTRO.format(version=transformers.__version__, most=MOST, summary=summary)
     PAGE.write_text(intro + "\n".join(map(str, rows)) + "\n", encoding="utf-8")

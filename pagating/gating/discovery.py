@@ -46,6 +46,7 @@ _ELSEWHERE = {
     "an adapter": "adapter",
     "the gate of per-layer embeddings": "ple",
 }
+_FUNCTIONS = {"elu", "gelu", "leaky_relu", "mish", "relu", "relu_", "sigmoid", "silu", "softplus", "tanh"}
 _OPTIONS = ("not in include", "in exclude", "not in layers")
 _PER_LAYER = "per_layer_"  # linear layers of per-layer embeddings (Gemma 3n)
 
@@ -231,16 +232,33 @@ def _few(texts: Iterable[str], most: int = 8) -> str:
 
 
 def _no_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield name and reason of activations that cannot be replaced: functions, and those of experts with no module."""
+    """Yield name and reason of activations that cannot be replaced, because they are no modules."""
+    types = activation_types()
     for prefix, parent in model.named_modules():
         for name, value in vars(parent).items():
             if re.match("act|nonlin", name) and callable(value) and not isinstance(value, nn.Module | type):
-                yield (
-                    f"{prefix}.{name}",
-                    f"is the function {getattr(value, '__name__', type(value).__name__)}, no module",
-                )
-        if _expert_width(parent) and not any(isinstance(m, activation_types()) for m in parent.children()):
-            yield prefix, f"{type(parent).__name__} reads no activation module"
+                called = getattr(value, "__name__", type(value).__name__)
+                yield f"{prefix}.{name}", f"is the function {called}, no module"
+        if any(isinstance(module, types) for module in parent.children()):
+            continue
+        kind = type(parent).__name__
+        if _expert_width(parent):
+            yield prefix, f"{kind} reads no activation module"
+        elif (called := _called(parent)) and not _elsewhere(prefix.split(".")):
+            sizes = [features(linear) for linear in _linears(parent).values()]
+            if len(sizes) > 1 and _width(sizes):
+                yield prefix, f"{kind} calls the function {called}, no module"
+
+
+def _called(parent: nn.Module) -> str | None:
+    return next((name for name in _names_in(type(parent).forward) if name in _FUNCTIONS), None)
+
+
+def _names_in(method: Any) -> tuple[str, ...]:
+    while hasattr(method, "__wrapped__"):
+        method = method.__wrapped__
+    code = getattr(method, "__code__", None)
+    return code.co_names if code else ()
 
 
 def _slots(model: nn.Module) -> Iterator[Slot]:
@@ -327,7 +345,4 @@ def _reads(parent: nn.Module, child: str) -> bool:
     The gate of an expert is a method of its own, which every implementation of the products calls.
     """
     method = getattr(type(parent), "_apply_gate", None) if getattr(parent, "has_gate", True) else None
-    method = method or type(parent).forward
-    while hasattr(method, "__wrapped__"):
-        method = method.__wrapped__
-    return child in method.__code__.co_names
+    return child in _names_in(method or type(parent).forward)
