@@ -235,6 +235,8 @@ def _no_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield name and reason of activations that cannot be replaced, because they are no modules."""
     types = activation_types()
     for prefix, parent in model.named_modules():
+        if isinstance(parent, types):
+            continue
         for name, value in vars(parent).items():
             if re.match("act|nonlin", name) and callable(value) and not isinstance(value, nn.Module | type):
                 called = getattr(value, "__name__", type(value).__name__)

@@ -394,7 +394,7 @@ def test_a_wrapper_that_shares_gradients_is_patched_if_no_parameter_is_new(tmp_p
     [
         ("llama", "patched", "`layers.0.mlp.act_fn`"),
         ("mixtral", "patched", "`layers.0.mlp.experts.act_fn`"),
-        ("bloom", "patched", "`h.0.mlp.gelu_impl`"),
+        ("falcon", "patched", "`h.0.mlp.act`"),
         ("gemma3n_text", "patched", "`layers.0.mlp.act_fn`"),
         ("mamba", "refused", ""),
         ("gpt_oss", "refused", ""),
