@@ -47,6 +47,7 @@ _ELSEWHERE = {
     "the gate of per-layer embeddings": "ple",
 }
 _FUNCTIONS = {"elu", "gelu", "leaky_relu", "mish", "relu", "relu_", "sigmoid", "silu", "softplus", "tanh"}
+_LOOKS_ACTIVE = re.compile("[GS]elu|[Rr]e[Ll][Uu]|[Ss]i[Ll][Uu]|GELU|Swish|Activation")
 _OPTIONS = ("not in include", "in exclude", "not in layers")
 _PER_LAYER = "per_layer_"  # linear layers of per-layer embeddings (Gemma 3n)
 
@@ -241,6 +242,10 @@ def _no_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
             if re.match("act|nonlin", name) and callable(value) and not isinstance(value, nn.Module | type):
                 called = getattr(value, "__name__", type(value).__name__)
                 yield f"{prefix}.{name}", f"is the function {called}, no module"
+        for name, module in parent._modules.items():
+            own = not any(True for _ in module.children()) if module is not None else False
+            if own and not isinstance(module, types) and _LOOKS_ACTIVE.search(type(module).__name__):
+                yield f"{prefix}.{name}", f"{type(module).__name__} is no known type of activation"
         if any(isinstance(module, types) for module in parent.children()):
             continue
         kind = type(parent).__name__

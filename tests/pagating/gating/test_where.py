@@ -123,6 +123,11 @@ def test_functions_and_experts_without_a_module_are_named() -> None:
         pagating.patch(model)
 
 
+def test_an_activation_of_an_unknown_type_is_named() -> None:
+    with pytest.raises(ValueError, match=r"seen: transformer.h.0.mlp.gelu_impl \(BloomGelu is no known type of activ"):
+        pagating.patch(build("BloomForCausalLM"))
+
+
 def test_a_layer_that_calls_a_function_is_named() -> None:
     with pytest.raises(ValueError, match=r"seen: model.layers.0.feed_forward \(Lfm2MLP calls the function silu"):
         pagating.patch(build("Lfm2ForCausalLM", layer_types=["full_attention"] * 2))
