@@ -260,8 +260,10 @@ class CheckpointFolder:
         print(f"pagating: {line}", file=sys.stderr, flush=True)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> None:
-    """Write and sync one safetensors file, and make its folder if needed. `header` is stored in the file.
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: str, key: str = "pagating") -> None:
+    """Write and sync one safetensors file, and make its folder if needed. `header` is stored in the file under `key`.
+
+    There is one key, because the library writes several in a random order, so that equal files would differ.
 
     Raise OSError, before writing, if free space is less than the tensors and `MARGIN`. Raise OSError or SafetensorError
     if the write fails.
@@ -273,7 +275,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: str) -> None:
         raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
     path.touch()
     mode = path.stat().st_mode  # as the umask says; safetensors writes files that only the owner can read
-    save_file(tensors, path, metadata={"pagating": header})
+    save_file(tensors, path, metadata={key: header})
     if path.stat().st_mode != mode:
         path.chmod(mode)
     _sync(path)

@@ -1,7 +1,8 @@
-"""A trained model as a folder, loaded by `pagating.load_model(folder)`.
+"""A trained model as a folder, loaded by `pagating.load_model(folder)`, or by `pagating.from_pretrained(folder)`.
 
-The folder has three files. model.safetensors: parameters and buffers, a tied one once. model.json: description of the
-model and its training. tokenizer.json: tokenizer of its corpus. Nothing is unpickled. No code of the folder is run.
+model.safetensors: parameters and buffers, a tied one once. model.json: description of the model and its training.
+tokenizer.json: tokenizer of its corpus. The other files make it a folder of Hugging Face (`pagating.hf.folder`);
+`load_model` does not read them, and older folders lack them. Nothing is unpickled. No code of the folder is run.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from pagating.checkpoint import model_tensors, with_axis, write_tensors
 from pagating.data.corpus import read_meta
 from pagating.gating.catalog import OwnCode, own_code
 from pagating.gating.own_gate import load_own
 from pagating.hf.errors import SavedModelError
+from pagating.hf.folder import write_denoiser, write_gpt2
 from pagating.model.gpt2 import GPT2
 from pagating.model.size import GPT2Size
 from pagating.trial import TASKS, Trial
@@ -52,9 +54,9 @@ def save_model(model: nn.Module, trial: Trial, folder: str | Path, final: Mappin
     shutil.rmtree(scratch, ignore_errors=True)
     meta = read_meta(trial.corpus)
     try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model_tensors(model).items()}
-        write_tensors(scratch / WEIGHTS, tensors, trial.task)
+        scratch.mkdir(parents=True)
         shutil.copyfile(Path(trial.corpus) / TOKENIZER, scratch / TOKENIZER)
+        _write_files(scratch, model, trial.task, meta["vocab_size"], trial.model, trial.unit)
         settings = trial.as_dict()
         known = {
             "format": FORMAT,
@@ -78,6 +80,36 @@ def save_model(model: nn.Module, trial: Trial, folder: str | Path, final: Mappin
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _write_files(
+    folder: Path, model: nn.Module, task: str, vocab_size: int, size: Mapping[str, Any], unit: Mapping[str, Any] | None
+) -> None:
+    """Write the weights, and what makes a folder with a tokenizer.json one of Hugging Face."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _saved_tensors(model).items()}
+    write_tensors(folder / WEIGHTS, tensors, "pt", key="format")  # as transformers writes it
+    if task == "causal":
+        write_gpt2(folder, GPT2Size(vocab_size=vocab_size, **size), unit)
+    else:
+        write_denoiser(folder, model, vocab_size, size["n_ctx"])
+
+
+def write_hf(folder: str | Path, model: nn.Module, target: Path, gate: str | None, unit: str | None) -> Path:
+    """Write a loaded model as a folder of Hugging Face, with all files of its folder, and return the new folder.
+
+    Args:
+        folder: The folder of the model, of any version.
+        model: The model that `load_model` loaded.
+        target: The new folder.
+        gate, unit: As for `load_model`.
+    """
+    facts = read_facts(folder)
+    shutil.copytree(folder, target)
+    made_of = _made_of(folder, facts, gate, unit)
+    _write_files(target, model, facts["task"], facts["vocab_size"], facts["model"], made_of)
+    facts = {**facts, "sha256": _sha256(target / WEIGHTS)}
+    (target / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return target
 
 
 def keep_trained(model: nn.Module, trial: Trial, folder: Path, final: Mapping[str, Any]) -> str | None:
@@ -122,18 +154,28 @@ def load_model(folder: str | Path, gate: str | None = None, unit: str | None = N
     if not isinstance(folder, str | os.PathLike):
         raise SavedModelError(f"folder: {folder!r} is not a path")
     facts = read_facts(folder)
-    made_of, own = facts["unit"], own_code(facts["unit"])
-    if own:
-        given = gate if own.key == "gate" else unit
-        if given is None:
-            called = "gate" if own.key == "gate" else "activation"
-            raise SavedModelError(
-                f"{folder}: was trained with an own {called} ({own.reference}); give {own.key}='FILE.py:NAME'"
-            )
-        made_of = {**made_of, own.key: str(given)}
-        _check_code(folder, facts, own, own_code(made_of))
+    made_of = _made_of(folder, facts, gate, unit)
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         return _loaded(Path(folder) / WEIGHTS, facts, made_of)
+
+
+def _made_of(
+    folder: str | Path, facts: Mapping[str, Any], gate: str | None, unit: str | None
+) -> Mapping[str, Any] | None:
+    """Return the unit of `facts`, with the file that was given for the user's own code. Raise SavedModelError."""
+    made_of: Mapping[str, Any] | None = facts["unit"]
+    own = own_code(made_of)
+    if own is None or made_of is None:
+        return made_of
+    given = gate if own.key == "gate" else unit
+    if given is None:
+        called = "gate" if own.key == "gate" else "activation"
+        raise SavedModelError(
+            f"{folder}: was trained with an own {called} ({own.reference}); give {own.key}='FILE.py:NAME'"
+        )
+    made_of = {**made_of, own.key: str(given)}
+    _check_code(folder, facts, own, own_code(made_of))
+    return made_of
 
 
 def _check_code(folder: str | Path, facts: Mapping[str, Any], own: OwnCode, given: OwnCode | None) -> None:
@@ -159,8 +201,8 @@ def _loaded(path: Path, facts: Mapping[str, Any], unit: Mapping[str, Any] | None
         model, saved = _made(facts, unit), load_file(path)
     except (OSError, SafetensorError, TypeError, ValueError, KeyError) as error:
         raise SavedModelError(f"{path}: cannot be loaded: {error}") from error
-    own = model_tensors(model)
-    if own.keys() != saved.keys():
+    own, every = _saved_tensors(model), model_tensors(model)  # older folders have every one
+    if not own.keys() <= saved.keys() <= every.keys():
         raise SavedModelError(f"{path}: its tensors are not the model's: {sorted(own.keys() ^ saved.keys())[:5]}")
     for name, tensor in own.items():
         value = with_axis(saved[name], tensor)
@@ -168,6 +210,12 @@ def _loaded(path: Path, facts: Mapping[str, Any], unit: Mapping[str, Any] | None
             raise SavedModelError(f"{path}: '{name}' is {tuple(value.shape)}, not {tuple(tensor.shape)}")
         tensor.copy_(value)
     return model.eval()
+
+
+def _saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers by name, without copies. A tied parameter appears once."""
+    persistent = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in model_tensors(model).items() if name in persistent}
 
 
 def _made(facts: Mapping[str, Any], unit: Mapping[str, Any] | None) -> nn.Module:

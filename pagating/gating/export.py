@@ -1,7 +1,8 @@
 """Export a language model, patched or not, to `torch.export` and ONNX, and compare the result with the eager model.
 
 Exported models take token ids `(B, T)` of any batch size and any length up to the model's, and return logits
-`(B, T, V)`. A scheduled alpha is exported at its present value, a learnable or token-dependent one as trained. The ONNX
+`(B, T, V)`. A model with an encoder and a decoder takes the ids of both, `(B, S)` and `(B, U)`, and returns
+`(B, U, V)`. A scheduled alpha is exported at its present value, a learnable or token-dependent one as trained. The ONNX
 functions require the packages onnx, onnxscript and onnxruntime (the extra `export`).
 """
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[..., Tensor]
 
 
 class _Logits(nn.Module):
@@ -22,8 +23,9 @@ class _Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+    def forward(self, input_ids: Tensor, decoder_input_ids: Tensor | None = None) -> Tensor:
+        more = {} if decoder_input_ids is None else {"decoder_input_ids": decoder_input_ids}
+        logits: Tensor = self.model(input_ids=input_ids, use_cache=False, **more).logits
         return logits
 
 
@@ -44,15 +46,18 @@ def export_program(model: nn.Module, example_BT: Tensor | None = None) -> Export
         raise ValueError(f"example: shape {tuple(example_BT.shape)} is not (B, T) with both at least 2")
     if model.training:
         raise ValueError(f"{type(model).__name__} is in training mode; call eval() before an export")
-    shapes = {"input_ids": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
+    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    names = ("input_ids", "decoder_input_ids") if both else ("input_ids",)
+    shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in names}
+    examples = (example_BT, example_BT[:, :-1]) if both else (example_BT,)
     with torch.no_grad():
-        return torch.export.export(_Logits(model).eval(), (example_BT,), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(_Logits(model).eval(), examples, dynamic_shapes=shapes, strict=False)
 
 
 def run_program(program: ExportedProgram) -> Run:
     """Return the exported program as a function of token ids."""
     module = program.module()
-    return lambda ids_BT: module(ids_BT)
+    return lambda *ids: module(*ids)
 
 
 def export_onnx(program: ExportedProgram, path: str | Path) -> Path:
@@ -69,8 +74,10 @@ def run_onnx(path: str | Path) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda ids_BT: torch.from_numpy(session.run(None, {name: ids_BT.numpy()})[0])
+    names = [given.name for given in session.get_inputs()]
+    return lambda *ids: torch.from_numpy(
+        session.run(None, {name: each.numpy() for name, each in zip(names, ids, strict=True)})[0]
+    )
 
 
 @torch.no_grad()

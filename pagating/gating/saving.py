@@ -28,6 +28,7 @@ FORMAT = 1  # increase it if the meaning of a key changes
 KEY = "pagating"
 ADVICE = "this model is patched; load it with pagating.from_pretrained"
 WEIGHTS = "transformers_weights"  # a key of config.json: the name of the file of weights
+GPT2_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")  # for a GPT-2 that is written without transformers
 POINTS = (-3.0, -1.5, -0.5, 0.0, 0.25, 1.0, 2.0, 4.0)  # where the user's own function is known by its values
 _ACTIVATION_KEY = re.compile("act|feed_forward")
 
@@ -87,13 +88,24 @@ def _remade(stock: Any, state: dict[str, Any]) -> Any:
 # --- the record of a model -------------------------------------------------------------------------------------------
 
 
+def record_of(arguments: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return the record of a patch, as JSON values.
+
+    Args:
+        arguments: Arguments of `patch`, as `settled` returns them.
+        names: Names of the replaced activations.
+    """
+    functions = fingerprints(arguments)
+    return {"format": FORMAT, "arguments": dict(arguments), "functions": functions, "names": names}
+
+
 def record_patch(model: nn.Module, arguments: Mapping[str, Any], names: list[str]) -> None:
-    """Write the arguments of `patch` and the names of the replaced activations into the model's configurations.
+    """Write the record of a patch into the model's configurations. The arguments are those of `record_of`.
 
     Each model inside `model` gets its record, because it may be saved by itself. Configurations are copied before,
     since other models may have the same ones. A model without a configuration of transformers has no record.
     """
-    record = {"format": FORMAT, "arguments": dict(arguments), "functions": fingerprints(arguments)}
+    record = record_of(arguments, names)
     copies: dict[int, Any] = {}  # of `copy.deepcopy`: a configuration inside another one stays the same object
     seen: set[int] = set()
     config_type = of_transformers("configuration_utils", "PreTrainedConfig")
@@ -243,7 +255,7 @@ def _mask(values: dict[str, Any], prefix: str, stock: dict[str, str]) -> None:
 
 def _is_activation(path: str, value: str) -> bool:
     named = any(_ACTIVATION_KEY.search(key) for key in path.split("/")[-2:])
-    known = of_transformers("activations", "ACT2CLS")
+    known = of_transformers("activations", "ACT2CLS") or GPT2_ACTIVATIONS
     return named and value.rpartition("-")[2] in known  # `gated-gelu` of T5
 
 

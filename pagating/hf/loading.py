@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
+from pagating.gating.alpha import share_alphas
 from pagating.gating.catalog import DEFAULTS, own_code
 from pagating.gating.hf_gpt2 import ALPHA_NAMES, PaGPT2LMHeadModel, start_alphas
 from pagating.gating.own_gate import load_own
@@ -48,6 +51,20 @@ def from_pretrained(
         raise
     except (OSError, SafetensorError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise SavedModelError(f"{folder}: cannot be loaded: {_one_line(error)}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars and printing notes in a `with` block."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _loaded(folder: str, own: Mapping[str, str | None], model_class: type | None, options: dict[str, Any]) -> Any:
@@ -135,8 +152,13 @@ def _patched(cls: Any, names: list[str], arguments: Mapping[str, Any]) -> Any:
         cls.initialize_weights(self)
         start_alphas(self)
 
+    def tie_weights(self: Any, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        cls.tie_weights(self, missing_keys, recompute_mapping)
+        share_alphas(self, missing_keys)
+
     kept = ALPHA_NAMES | set(cls._keep_in_fp32_modules_strict or ())
-    content = {"__init__": made, "initialize_weights": initialize_weights, "_keep_in_fp32_modules_strict": kept}
+    content: dict[str, Any] = {"__init__": made, "initialize_weights": initialize_weights, "tie_weights": tie_weights}
+    content["_keep_in_fp32_modules_strict"] = kept
     return type(cls)(cls.__name__, (cls,), {**content, "__module__": cls.__module__, "__doc__": cls.__doc__})
 
 

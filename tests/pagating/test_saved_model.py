@@ -87,7 +87,8 @@ def test_what_it_is_and_what_it_was_trained_with_stand_beside_it(packed, tmp_pat
     assert (facts["trial"]["seed"], facts["trial"]["lr"]) == (5, 3e-3)
     assert (facts["task"], facts["vocab_size"], facts["model"], facts["unit"]) == ("causal", 280, MODEL, None)
     names = sorted(path.name for path in (tmp_path / "model").iterdir())
-    assert names == ["layers.json", "model.json", "model.safetensors", "tokenizer.json"]
+    theirs = ["config.json", "generation_config.json", "tokenizer_config.json"]
+    assert names == sorted(["layers.json", "model.json", "model.safetensors", "tokenizer.json", *theirs])
 
 
 def test_a_tied_weight_is_kept_once_and_stays_tied(packed, tmp_path):

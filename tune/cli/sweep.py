@@ -141,11 +141,14 @@ def show_verdict(study: Study, folder: Path, browse: str) -> Result:
     from analysis.report import build
     from analysis.report.findings import Findings
     from tune.cli.next_steps import next_steps
+    from tune.run.models import write_card
     from tune.run.verdicts import shown
 
     found = Findings(load(folder))
     shown(folder, found.result)
     page = build.write(found, folder)
+    for arm in study.arms:
+        write_card(study, folder, arm)
     Console().print(build.terminal_table(found.result))
     for number, step in enumerate(next_steps(found.result, study, str(page), browse), 1):
         typer.echo(f"{number}. {step}")

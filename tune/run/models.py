@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.io.write import write_whole
+from tune.run.cards import CARD, card
 from tune.study.cell import Cell, Record
 from tune.study.study import Study
 
@@ -74,6 +75,7 @@ class BestModels:
         if self._folder and self._best.get(record.cell.arm) is record and read_facts(trained):
             try:
                 place(models_folder(self._study, self._folder), record, trained)
+                write_card(self._study, self._folder, record.cell.arm)
             except OSError as error:
                 return f"{record.cell.key}: its trained model is not kept: {error}"
         return None
@@ -106,6 +108,18 @@ def place(models: Path, record: Record, trained: Path) -> None:
     models.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(models / cell.arm, ignore_errors=True)
     os.replace(trained, models / cell.arm)
+
+
+def write_card(study: Study, folder: Path, arm: str) -> None:
+    """Write the card of an arm's kept model, with the verdict if the study has one. Raise OSError if it cannot."""
+    model = models_folder(study, folder) / arm
+    if not (facts := read_facts(model)).get("cell"):
+        return
+    try:
+        verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        verdict = None
+    write_whole(model / CARD, card(study, facts, verdict))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from tune.study.cell import Record
 from tune.study.study import Study
 from tune.tracking.store import local_path
 from tune.tracking.views import COLOUR, NOTE, arm_colour
+
+NEW_TOKENS = 20  # the same as in `pagating.hf.serving`, whose libraries take seconds to load
+PACKAGES = ("pagating-study", "torch", "transformers", "safetensors", "mlflow")  # that a server needs
 
 
 def log_models(uri: str, study: Study, parent_id: str, folder: Path, records: Iterable[Record]) -> int:
@@ -72,12 +77,34 @@ def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any
     name = arm.replace(".", "_")  # MLflow allows no dot in a model's name
     made = client.create_logged_model(run.info.experiment_id, name, run_id, tags, shown)
     client.log_model_artifacts(made.model_id, str(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        client.log_model_artifacts(made.model_id, str(_flavour(made, Path(scratch))))
     where = {"timestamp": run.info.end_time, "step": final["steps"], "model_id": made.model_id}
     last = [Metric(f"final/{metric}", final[metric], **where) for metric in ("val_nll", "test_nll") if metric in final]
     client.log_batch(run_id, metrics=last)
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, final["steps"])])
     client.set_logged_model_tags(made.model_id, {NOTE: how_to_load(made.model_id, client.tracking_uri, facts)})
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+
+
+def _flavour(logged: Any, folder: Path) -> Path:
+    """Write the files that make a logged model one of MLflow's flavour `pyfunc`, and return their folder.
+
+    `pagating.hf.serving` loads it. Nothing is pickled.
+    """
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    texts = Schema([ColSpec(DataType.string)])
+    params = ParamSchema([ParamSpec("max_new_tokens", DataType.long, NEW_TOKENS)])
+    signature = ModelSignature(inputs=texts, outputs=texts, params=params)
+    model = Model(model_id=logged.model_id, run_id=logged.source_run_id, signature=signature)
+    pyfunc.add_to_model(model, loader_module="pagating.hf.serving")
+    model.save(folder / "MLmodel")
+    needed = [f"{name}=={version(name)}" for name in PACKAGES]
+    (folder / "requirements.txt").write_text("\n".join(needed) + "\n", encoding="utf-8")
+    return folder
 
 
 def how_to_load(model_id: str, uri: str, facts: dict[str, Any]) -> str:

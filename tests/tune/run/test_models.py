@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 import mlflow
@@ -17,8 +18,9 @@ import pagating
 from pagating.data.corpus import eval_windows, open_split
 from pagating.data.prepare import prepare
 from pagating.evaluate import mean_nll
+from pagating.export_model import export_model
 from tests.studies import TINY, changed, study_of
-from tests.tune.helpers import run_of
+from tests.tune.helpers import run_of, typed
 from tune.backend.inline import Inline
 from tune.run import extend, ledger, models, tables
 from tune.run.models import best_cells, kept_models, missing_models, models_folder, place, take_best
@@ -254,6 +256,46 @@ def test_the_line_of_a_missing_model_trains_it_again_to_the_same_bits(done, corp
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == bits(done)["gelu"]
 
 
+def test_the_card_has_no_verdict_before_there_is_one(done):
+    said = (done / "models" / "pa.learned" / "README.md").read_text()
+    facts = json.loads((done / "models" / "pa.learned" / "model.json").read_text())
+    assert said.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [pagating]\n---\n")
+    for row in ("question | Is it better?", "study | kept", "verdict | none yet", f"cell | {facts['cell']}"):
+        assert f"\n| {row} |\n" in said
+    assert f"| validation loss | {facts['final']['val_nll']:.4f} nats per target |" in said
+    assert "| verdict | the baseline |" in (done / "models" / "gelu" / "README.md").read_text()
+
+
+def test_the_command_export_writes_and_compares_or_says_why_not(done, tmp_path, monkeypatch, capsys):
+    def said(*words):
+        code, out, err = typed(monkeypatch, capsys, "export", done, *words)
+        assert err.count("\n") == (code != 0)
+        return code, " ".join((out + err).split())
+
+    code, line = said("pa.learned", "--to", "hf", "--into", tmp_path / "hf")
+    assert (code, line.split(":")[0]) == (0, str(tmp_path / "hf"))
+    assert float(line.split()[-1]) < 1e-5
+    assert bits(done)["pa.learned"] == (tmp_path / "hf" / "model.safetensors").read_bytes()
+    code, line = said("pa.learned", "--to", "torch", "--into", tmp_path / "model.pt2")
+    assert (code, float(line.split()[-1]) < 1e-5, (tmp_path / "model.pt2").is_file()) == (0, True, True)
+    assert said("gelu", "--into", tmp_path / "hf")[0] == 2
+    assert said("nothing") == (2, "pagating: arm 'nothing': kept has gelu, pa.learned")
+    assert said("gelu", "--to", "gguf") == (2, "pagating: --to 'gguf': allowed are hf, onnx, torch")
+    monkeypatch.setattr("pagating.export_model.find_spec", lambda name: None)
+    code, line = said("gelu", "--to", "onnx", "--into", tmp_path / "model.onnx")
+    assert code == 1
+    assert line.endswith(
+        "needs onnx, onnxscript, onnxruntime, not installed here: pip install 'pagating-study[export]'"
+    )
+
+
+def test_an_export_that_computes_something_else_is_not_written(done, tmp_path, monkeypatch):
+    monkeypatch.setattr("pagating.export_model.ALLOWED", -1.0)
+    with pytest.raises(pagating.SavedModelError, match=r"as hf, its logits differ by .*; nothing is written"):
+        export_model(done / "models" / "gelu", "hf", tmp_path / "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- in MLflow -------------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +346,20 @@ def test_mlflow_offers_them_and_its_own_lines_load_them(stored, corpus, restored
         exec(model.tags["mlflow.note.content"].removeprefix("```python\n").removesuffix("```"), names)
         held = eval_windows(open_split(corpus, "validation"), 16, 4)
         assert mean_nll(names["model"], held, 4) == record.final["val_nll"]
+
+
+def test_a_logged_model_is_one_of_mlflow_that_can_be_registered(stored, restored_uri):
+    uri, folder, parent, records = stored
+    log_models(uri, study(), parent, folder, records)
+    mlflow.set_tracking_uri(uri)
+    model = next(model for model in logged(uri) if model.name == "pa_learned")
+    version = mlflow.register_model(f"models:/{model.model_id}", "best").version
+    served = mlflow.pyfunc.load_model(f"models:/best/{version}")
+    (said,) = served.predict(["the quick"], params={"max_new_tokens": 3})
+    assert said.startswith("the quick")
+    assert len(said) > len("the quick")
+    needed = (Path(model.artifact_location.removeprefix("file://")) / "requirements.txt").read_text().splitlines()
+    assert f"transformers=={version_of('transformers')}" in needed
 
 
 def test_the_lines_that_load_a_model_name_no_password():
