@@ -38,6 +38,8 @@ def lazy(package: str, homes: dict[str, str] | None = None) -> tuple[Callable[[s
         module = sys.modules[package]
         found = {each.name for each in pkgutil.iter_modules(module.__path__)} - {"__main__"}
         shown = getattr(module, "__all__", homes)
-        return sorted({*found, *shown, *(name for name in vars(module) if name.startswith("__"))})
+        return sorted(
+            {*found, *shown, *(name for name in vars(module) if name.startswith("__") and name != "__main__")}
+        )
 
     return get, names

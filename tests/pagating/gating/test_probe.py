@@ -201,7 +201,7 @@ def test_values_that_are_not_finite_give_nan_and_no_error(value: float) -> None:
         ({"alpha": 1.9}, lambda s, x: 1.9 * (s + x * s * (1 - s)) - 0.9),
         ({"unit": "swiglu"}, None),
     ],
-    ids=str,
+    ids=["half", "most", "swiglu"],
 )
 def test_units_are_compared_as_in_numpy(unit: dict[str, Any], slope: Any) -> None:
     model = gpt2()

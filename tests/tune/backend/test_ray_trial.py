@@ -241,7 +241,7 @@ def test_a_cell_whose_machine_failed_leaves_its_checkpoints_for_the_next_try(spe
 
 
 def test_torchs_own_words_for_no_memory_are_understood(spec):
-    model = {**spec.model, "d_model": 1 << 20, "n_head": 1}  # 12 * 2^40 weights of 4 bytes
+    model = {**spec.model, "d_model": 1 << 16, "n_head": 1, "n_layer": 64}  # 12 * 2^38 weights of 4 bytes
     (result,) = results(CellTrainable({"job": job_of(replace(spec, model=model))}))
     assert result["outcome"] == "infeasible"
     assert "GiB more could not be had; lower the batch (batch_tokens), the model" in result["reason"]

@@ -32,7 +32,8 @@ def test_a_trial_that_would_be_silent_for_long_is_told(tried, batch_tokens, seco
 
 def test_the_warning_follows_its_arm(monkeypatch, tmp_path):
     monkeypatch.setattr(dry_run, "corpus_of", lambda study, output, base: (tmp_path, None))
-    small = Trial(corpus="/corpus", model={"n_ctx": 16}, lr=1e-3, tokens=64, batch_tokens=64, seed=1)
+    model = {"n_ctx": 16, "d_model": 8, "n_layer": 1, "n_head": 1}
+    small = Trial(corpus="/corpus", model=model, lr=1e-3, tokens=64, batch_tokens=64, seed=1)
     monkeypatch.setattr(dry_run, "shortened", lambda study, *given: small)
     quick, slow = Tried("gelu", step_seconds=1.0, silence=1.0), Tried("mine", step_seconds=1.0, silence=1e3)
     monkeypatch.setattr(dry_run, "_try_arm", lambda spec, arm: slow if arm == "mine" else replace(quick, arm=arm))

@@ -74,7 +74,7 @@ def test_the_driver_leaves_them_and_takes_the_models_that_are_not_kept(tmp_path,
         @staticmethod
         def train(trial, checkpoints, model):
             (checkpoints.folder / TRAINED).mkdir(parents=True)
-            (checkpoints.folder / TRAINED / "model.json").write_text('{"final": {}}')
+            (checkpoints.folder / TRAINED / "model.json").write_text('{"final": {"val_nll": 3.0}}')
             for step in (1, 2):
                 (checkpoints.folder / f"{step}.safetensors").touch()
             loss = 3.0 + abs(trial.lr - 3e-3) + trial.seed / 1000

@@ -47,6 +47,6 @@ def test_contrasts_are_named_before_the_first_look(tmp_path):
     with pytest.raises(StudyError) as caught:
         check_folder(more, tmp_path)
     assert str(caught.value).removeprefix(f"{tmp_path}: ") == (
-        "contrasts was [] and is now [[one, two]]; the family of comparisons is named before the first look at the "
-        "confirm trials: undo the change, or give the study another name"
+        "contrasts was [] and is now [[one, two]]; the family of comparisons is named before the first confirm "
+        "trial has ended: undo the change, or give the study another name"
     )
