@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from analysis.io.assemble import Study
 from analysis.report.plots import WIDTH, arm_style, legend
@@ -32,6 +32,7 @@ def layers(study: Study, rows: list[dict[str, Any]]) -> Figure:
     fig = Figure(figsize=(WIDTH, 5.4))
     axes = fig.subplots(2, 2).flat
     entries: dict[str, Artist] = {}
+    numbers = sorted({row["layer"] for row in rows})
     for ax, (name, heading, logarithmic) in zip(axes, PANELS, strict=True):
         for arm in dict.fromkeys(row["arm"] for row in rows):
             colour, marker = arm_style(study, arm)
@@ -45,7 +46,7 @@ def layers(study: Study, rows: list[dict[str, Any]]) -> Figure:
             for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
                 axis(FuncFormatter(lambda value, _: f"{value:g}"))  # not the formula of a power of ten
         ax.set_title(heading, fontsize=10)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        ax.set_xticks(numbers if len(numbers) <= 8 else numbers[:: -(-len(numbers) // 8)])
         ax.set_xlabel("layer (0 = first)")
     fig.tight_layout()
     legend(fig, [(line, arm) for arm, line in entries.items()])

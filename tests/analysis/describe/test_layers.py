@@ -76,6 +76,14 @@ def test_the_report_has_the_section(tmp_path):
     assert pd.read_csv(folder / "tables" / "why.csv")["arm"].tolist() == ["gelu", "paglu-searched", "paglu-per-layer"]
 
 
+@pytest.mark.parametrize(
+    ("count", "ticks"), [(1, [0]), (8, [*range(8)]), (12, [*range(0, 12, 2)]), (48, [*range(0, 48, 6)])]
+)
+def test_only_numbers_of_layers_are_on_the_axis(tmp_path, count, ticks):
+    found = Findings(load(written(tmp_path, [ROWS[0] | {"layer": layer} for layer in range(count)])))
+    assert [ax.get_xticks().tolist() for ax in layers(found.study, found.layers).axes] == [ticks] * 4
+
+
 def test_a_model_of_nan_is_drawn_as_nothing(tmp_path):
     empty = dict.fromkeys(ROWS[0], np.nan) | {"arm": "paglu-searched", "seed": 103, "layer": 0}
     found = Findings(load(written(tmp_path, [*ROWS[:2], empty])))
