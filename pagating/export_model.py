@@ -71,6 +71,8 @@ def _program(model: Any, form: str, path: Path) -> Any:
     """Write a graph of the model and return the written one as a function of token ids."""
     from pagating.gating.export import export_onnx, export_program, run_onnx, run_program
 
+    if form == "onnx" and model.config.is_encoder_decoder:
+        model.set_attn_implementation("eager")  # ONNX's form of the fused attention has other strides, which T5 refuses
     program = export_program(model)
     if form == "onnx":
         return run_onnx(export_onnx(program, path))

@@ -49,7 +49,7 @@ def export_program(model: nn.Module, example_BT: Tensor | None = None) -> Export
     both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     names = ("input_ids", "decoder_input_ids") if both else ("input_ids",)
     shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in names}
-    examples = (example_BT, example_BT[:, :-1]) if both else (example_BT,)
+    examples = (example_BT, example_BT[:, :-1].contiguous()) if both else (example_BT,)
     with torch.no_grad():
         return torch.export.export(_Logits(model).eval(), examples, dynamic_shapes=shapes, strict=False)
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 
 import pagating
 from pagating.data import prepare
+from pagating.export_model import export_model
 from pagating.hf.folder import add_tokens, write_tokenizer
 from pagating.hf.serving import Served
 from pagating.train import steps
@@ -150,6 +151,14 @@ def test_served_models_answer_texts_with_texts(packed, tmp_path):
     assert "[MASK]" not in filled
     (said,) = Served(str(kept(packed, tmp_path / "t5", task="span"))).predict(["the <extra_id_0> fox"])
     assert isinstance(said, str)
+
+
+@pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
+@pytest.mark.parametrize("task", ["masked", "span"])
+def test_a_denoising_model_is_exported_for_any_batch_and_length(packed, tmp_path, task, form):
+    folder = kept(packed, tmp_path / "model", task=task, unit={"gate": "tanh", "alpha": LAYERS})
+    assert export_model(folder, form, tmp_path / "written") < 1e-5
+    assert (tmp_path / "written").is_file()
 
 
 @pytest.mark.slow
