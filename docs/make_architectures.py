@@ -25,6 +25,7 @@ from pagating.gating.alpha import AlphaModule
 
 PAGE = Path(__file__).with_name("architectures.md")
 LAYERS = re.compile(r"(num_)?(hidden_|encoder_|decoder_)?(n_)?layers?|[ed]_layers|(encoder|decoder)_layers")
+A_FILE = re.compile(r" from '[^']*'")  # where this machine keeps a module
 MOST = 4
 INTRO = """# What `pagating.patch` finds in each model of transformers
 
@@ -43,7 +44,7 @@ not run. `left` names what was not replaced, and why; numbers in names are 0.
 
 @dataclass(frozen=True)
 class Row:
-    """What happened to one model type. `outcome` is patched, refused or not built."""
+    """The result for one model type. `outcome` is patched, refused or not built."""
 
     name: str
     outcome: str
@@ -91,7 +92,7 @@ def build(name: str) -> tuple[nn.Module | None, str]:
                     return cls._from_config(config).eval(), ""
         except Exception as error:  # noqa: BLE001 (thousands of lines of others' code, and defaults that do not fit)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return None, reason[:120]
+    return None, A_FILE.sub("", reason)[:120]
 
 
 def inputs(model: Any) -> dict[str, torch.Tensor] | None:

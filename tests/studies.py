@@ -84,6 +84,15 @@ STEADY = changed(
     model={"d_model": 16, "n_ctx": 32},
     fixed={"tokens": 20_480, "batch_tokens": 512, "eval_windows": None},
 )
+# Trials of 16 steps on the user's text train.txt, for tests of what travels to nodes
+FROM_A_FILE = changed(
+    STEADY,
+    corpus={"files": {"train": "train.txt"}},
+    tokenizer={"vocab_size": 280},
+    model={"n_ctx": 16},
+    fixed={"tokens": 1024, "batch_tokens": 64},
+    arms={"linear-floor": None, "floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
+)
 # Two arms, for tests that tell a study's events by hand
 TOLD = changed(
     SMALL,

@@ -11,7 +11,7 @@ import pytest
 import ray
 import ray.autoscaler.sdk
 
-from tests.studies import STEADY, changed, study_of
+from tests.studies import FROM_A_FILE, changed, study_of
 from tests.tune.helpers import run_of
 from tune import sweep
 from tune.backend import cluster, ray_backend
@@ -26,15 +26,10 @@ from tune.study.sizes import side_by_side
 from tune.study.trial_spec import trial_spec
 
 STUDY = changed(
-    STEADY,
-    corpus={"files": {"train": "train.txt"}},
-    tokenizer={"vocab_size": 280},
-    model={"n_ctx": 16},
-    fixed={"tokens": 1024, "batch_tokens": 64},
+    FROM_A_FILE,
     search={"trials_per_arm": 4, "parallel": 3},
     calibrate={"points": 5, "seeds": 2, "max_points": None},
     confirm={"seeds": 7},
-    arms={"linear-floor": None, "floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
 )
 
 

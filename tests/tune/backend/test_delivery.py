@@ -14,7 +14,7 @@ import ray.autoscaler.sdk
 from pagating.data.corpus import CorpusError, read_meta
 from pagating.data.prepare import fault, file_names, receive
 from pagating.trial import Trial
-from tests.studies import STEADY, changed, study_of
+from tests.studies import FROM_A_FILE, study_of
 from tests.tune.helpers import job_of, run_of
 from tune.backend import cluster, delivery
 from tune.backend.delivery import Parcel, pack, unpack
@@ -25,19 +25,11 @@ from tune.study.weights import note
 from tune.subject.gpt2 import Gpt2
 from tune.subject.subject import Job
 
-STUDY = changed(
-    STEADY,
-    corpus={"files": {"train": "train.txt"}},
-    tokenizer={"vocab_size": 280},
-    model={"n_ctx": 16},
-    fixed={"tokens": 1024, "batch_tokens": 64},
-    arms={"linear-floor": None, "floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
-)
 TIMES = ("seconds", "tokens_per_second", "peak_rss_mb")
 
 
 def study(**changes):
-    return study_of(STUDY, "delivery", **changes)
+    return study_of(FROM_A_FILE, "delivery", **changes)
 
 
 def pieces(folder):
