@@ -41,7 +41,7 @@ def summarise(rows: Sequence[Comparison], study: Study, floor: Sensitivity, unfi
         return Summary(f"Unfinished: {unfinished}. No arm is compared before the last trial has ended.", [], "")
     if not asked:
         return Summary("No treatment runs: there is nothing to compare with the baseline.", [], "")
-    warnings, lost = _warnings(asked, study), looks.level_lost(study)
+    warnings, lost = _warnings(rows, study), looks.level_lost(study)
     lost += " " if lost else ""
     if all(row.refusal and row.refusal.of_floor for row in asked):
         said = words.headline(asked[0], study.margin)
@@ -122,6 +122,7 @@ def _gap(floor: Sensitivity, study: Study) -> str:
 
 
 def _warnings(rows: Sequence[Comparison], study: Study) -> list[str]:
+    # of all rows: a floor that is tuned badly gates the other arms too
     edges = dict.fromkeys(arm for row in rows for arm in row.at_edge)
     warnings = [f"Warning: the learning rate of {', '.join(edges)} is an end of the grid."] if edges else []
     open_sides: dict[str, dict[str, str]] = {}

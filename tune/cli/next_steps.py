@@ -42,21 +42,15 @@ def to_change(result: Result, study: Study) -> list[str]:
         return [f"To finish it: pagating sweep {study.name}, or the command that began it"]
     tokens = study.fixed.tokens
     longer = f"fixed.tokens: {tokens} -> {LONGER * tokens}, {ANOTHER}"
+    found = _to_calibrate(result.every, study)
     if rows and all(row.refusal is Refusal.FLOOR_DOES_NOT_LOSE for row in rows):
-        return [f"To make arms differ by more than the noise: {longer}"]
+        return [*found, f"To make arms differ by more than the noise: {longer}"]
     if result.sensitivity.evidence_ended:
-        return _to_count_diverged_runs([row for row in result.comparisons if row.arm == result.floor], study)
+        floor = [row for row in result.comparisons if row.arm == result.floor]
+        return [*found, *_to_count_diverged_runs(floor, study)]
     if result.sensitivity.too_few_seeds:
-        return [*_to_tell_the_floor(result, study), f"Or longer trials, in which the floor loses by more: {longer}"]
-    found = []
-    if edges := list(dict.fromkeys(arm for row in rows for arm in row.at_edge)):
-        points, first = study.calibrate.max_points, study.confirm.first_seed
-        found.append(
-            f"To find the learning rate of {', '.join(edges)}, which is an end of the grid: "
-            f"confirm.first_seed: {first} -> {first + study.confirm.looks[-1]} and calibrate.max_points: {points} -> "
-            f"{points + 2}, {ANOTHER}"
-        )
-    found += _to_calibrate(rows, study)
+        told = _to_tell_the_floor(result, study)
+        return [*found, *told, f"Or longer trials, in which the floor loses by more: {longer}"]
     undecided = [row for row in rows if row.kind is Verdict.UNDECIDED]
     if ended := [row for row in undecided if row.evidence_ended]:
         found += _to_count_diverged_runs(ended, study)
@@ -110,25 +104,31 @@ def _spent(study: Study) -> str:
 
 
 def _to_calibrate(rows: Sequence[Comparison], study: Study) -> list[str]:
-    """Return how every hyperparameter of every arm may be calibrated between finite points."""
-    fresh = study.confirm.first_seed + study.confirm.looks[-1]
+    """Return how every hyperparameter of every arm, the floor too, may be calibrated between finite points."""
+    first, points = study.confirm.first_seed, study.calibrate.max_points
+    fresh, found = first + study.confirm.looks[-1], []
+    if edges := list(dict.fromkeys(arm for row in rows for arm in row.at_edge)):
+        found.append(
+            f"To find the learning rate of {', '.join(edges)}, which is an end of the grid: confirm.first_seed: "
+            f"{first} -> {fresh} and calibrate.max_points: {points} -> {points + 2}, {ANOTHER}"
+        )
     if rows and rows[0].uncalibrated:
         instead = (
             f"{ANOTHER} and with confirm.first_seed: {fresh}"
             if study.runs("calibrate")
             else f"stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"
         )
-        return [f"To calibrate {', '.join(rows[0].uncalibrated)}, which the search alone chose: {instead}"]
+        chosen = ", ".join(rows[0].uncalibrated)
+        return [*found, f"To calibrate {chosen}, which the search alone chose: {instead}"]
     wanting: dict[str, dict[str, str]] = {}
     for row in rows:
-        wanting |= {arm: found for arm, found in row.unbracketed.items() if arm not in row.at_edge}
-    if not wanting:
-        return []
-    points = study.calibrate.max_points
-    return [
-        f"To bracket the optimum of {', '.join(wanting)}: confirm.first_seed: {study.confirm.first_seed} -> {fresh} "
-        f"and calibrate.max_points: {points} -> {min(points + 4, MOST_POINTS)}, {ANOTHER}"
-    ]
+        wanting |= {arm: sides for arm, sides in row.unbracketed.items() if arm not in row.at_edge}
+    if wanting:
+        found.append(
+            f"To bracket the optimum of {', '.join(wanting)}: confirm.first_seed: {first} -> {fresh} and "
+            f"calibrate.max_points: {points} -> {min(points + 4, MOST_POINTS)}, {ANOTHER}"
+        )
+    return found
 
 
 def _to_decide(rows: Sequence[Comparison], study: Study) -> list[str]:

@@ -114,6 +114,15 @@ def test_an_end_of_the_grid_is_said_first():
     assert lines[1].startswith("To decide one")
 
 
+def test_a_floor_at_an_end_of_the_grid_is_said_even_if_it_refuses_every_arm():
+    plan = study()
+    found = result(plan, CLEAR, CLEAR, floor=0.0)
+    next(row for row in found.comparisons if row.arm == "floor").at_edge = ["floor"]
+    edge, longer = to_change(found, plan)
+    assert edge.startswith("To find the learning rate of floor, which is an end of the grid: ")
+    assert longer.startswith("To make arms differ by more than the noise")
+
+
 def test_few_seeds_that_decide_are_no_claim_and_enough_of_them_are():
     plan = study(confirm={"reserve": 0.2})
     assert to_change(result(plan, CLEAR, CLEAR), plan)[0].startswith("For a claim: confirm.seeds: 6 -> 8, then")

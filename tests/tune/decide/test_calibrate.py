@@ -1,17 +1,23 @@
 """The calibrate stage with several hyperparameters, next to a divergence, and on ledgers of the former version."""
 
 import math
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from analysis.describe import calibration
 from analysis.io.assemble import assemble
+from analysis.report.build import terminal_table
+from analysis.report.findings import Findings
+from analysis.report.methods import would_change
 from analysis.verdict import decide as verdicts
 from tests.studies import SMALL, changed, study_of
 from tune.backend.inline import Inline
+from tune.cli.next_steps import next_steps
 from tune.decide.stages import Stages
 from tune.run.study_run import StudyRun
 from tune.run.tables import tables
@@ -142,26 +148,43 @@ def test_points_are_inserted_until_each_optimum_has_finite_neighbours(factor):
     assert ratios.min() < math.log(2) * 0.6  # an inserted point; the others are a factor 2 apart
 
 
-def test_an_arm_without_finite_neighbours_says_so_in_the_ledger_and_in_the_verdict():
-    one = {"nuisance": {"weight_decay": None}, "calibrate": {"max_points": 3}, "confirm": {"seeds": 6}}
-    optima = {"gelu": (1e-3, 1), "floor": (1e-3, 1), "one": (1e-3, 1)}
+@pytest.mark.parametrize("which", ["one", "floor"])
+def test_an_arm_without_finite_neighbours_says_so_wherever_its_verdict_is_shown(which):
+    """The floor too: it gates the verdicts on all other arms."""
+    one = {"nuisance": {"weight_decay": None}, "calibrate": {"max_points": 5}, "confirm": {"seeds": 6}}
+    study, optima = study_of(STUDY, **one), dict.fromkeys(ARMS, (1e-3, 1))
 
     def loss(cell, share=1.0):
-        worse = {"floor": 1.0}.get(cell.arm, 0.0)
-        at = bowl(cell, optima, 0, 1.4 if cell.arm == "one" else math.inf, noise=0.01)
-        return at + worse if cell.stage != "search" else 3.0 + abs(math.log(cell.config["lr"] / 1e-3))
+        at = bowl(cell, optima, 0, 1.2 if cell.arm == which else math.inf, noise=0.01)
+        at += 1.0 if cell.arm == "floor" else 0.0
+        return at if cell.stage != "search" else 3.0 + abs(math.log(cell.config["lr"] / 1e-3))
 
-    run = StudyRun(study_of(STUDY, **one), None, Known(study_of(STUDY, **one), loss, loss))
+    run = StudyRun(study, None, Known(study, loss, loss))
     Inline().train(run)
-    chosen = {event["arm"]: event for event in run.ledger.events if event["event"] == "chosen"}
-    assert chosen["one"]["unbracketed"] in ({"lr": "divergence next to it"}, {"lr": "end of the grid"})
+    chosen = {event["arm"]: event["unbracketed"] for event in run.ledger.events if event["event"] == "chosen"}
+    assert chosen == {arm: {"lr": "divergence next to it"} if arm == which else {} for arm in ARMS}
     rows, _ = tables("x", run.ledger.events)
-    result = verdicts.decide(assemble("x", "x", rows, pd.DataFrame(), run.study.model_dump()))
-    row = next(row for row in result.comparisons if row.arm == "one")
-    assert row.unbracketed["one"] == chosen["one"]["unbracketed"]
-    if "divergence next to it" in chosen["one"]["unbracketed"].values():
-        assert "the best learning rate of one has no finite neighbour on each side (divergence next to it)" in row.why
-        assert "no bracket around the best learning rate (divergence next to it) of one." in result.summary
+    read = assemble("x", "x", rows, pd.DataFrame(), study.model_dump())
+    result = verdicts.decide(read)
+    (row,) = (row for row in result.comparisons if row.arm == which)
+    assert row.unbracketed == {which: chosen[which]}
+    said = f"the best learning rate of {which} has no finite neighbour on each side"
+    assert f"{said} (divergence next to it), so its optimum is uncertain" in row.why
+    warning = f"Warning: no bracket around the best learning rate (divergence next to it) of {which}."
+    assert warning in result.summary
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(terminal_table(result, 100))
+    assert warning in " ".join(console.export_text().split())  # the title is wrapped
+    first = study.confirm.first_seed
+    (step,) = (line for line in next_steps(result, study, "r", "") if line.startswith("To bracket"))
+    assert step == (
+        f"To bracket the optimum of {which}: confirm.first_seed: {first} -> {first + 6} and calibrate.max_points: "
+        "5 -> 9, under another name"
+    )
+    (line,) = (line for line in would_change(Findings(read)) if line.startswith("More points"))
+    assert line == f"More points: the best learning rate (divergence next to it) of {which} has no finite " + (
+        "neighbour on each side."
+    )
 
 
 @pytest.mark.parametrize("changes", [{"stages": ["search", "confirm"]}, {}])
