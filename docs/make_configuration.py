@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pagating.model.size import PRESETS
-from tune.study.sections import Distribution, OneOf
+from tune.study.sections import Distribution, OneOf, RungSection
 from tune.study.study import Study
 
 PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false"}
@@ -50,7 +50,7 @@ def kind(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(kind(branch) for branch in inside if branch is not type(None))
     if origin is list:
-        return f"list of {kind(inside[0])}s"
+        return f"list of {kind(inside[0]).removesuffix('s')}s"
     if origin is dict:
         key = "name" if inside[0] is str else kind(inside[0])
         return f"{key}: {kind(inside[1])}"
@@ -64,7 +64,7 @@ def names(metadata: Iterable[Any]) -> str:
 
 def allowed(field: FieldInfo) -> str:
     """Return the range of a field, empty if it has no limits."""
-    low, high = "", ""
+    low, high, is_list = "", "", get_origin(field.annotation) is list
     for limit in field.metadata:
         if isinstance(limit, limits.Ge):
             low = f"[{_number(limit.ge)}"
@@ -75,7 +75,7 @@ def allowed(field: FieldInfo) -> str:
         elif isinstance(limit, limits.Lt):
             high = f"{_number(limit.lt)})"
         elif isinstance(limit, limits.MaxLen):
-            return f"at most {limit.max_length} letters"
+            return f"at most {limit.max_length} {'entries' if is_list else 'letters'}"
     return f"in {low or '(-inf'}, {high or 'inf)'}" if low or high else ""
 
 
@@ -100,7 +100,8 @@ def default(field: FieldInfo) -> str:
 def rows(model: type[BaseModel]) -> list[str]:
     """Return the table of a section's keys."""
     lines = ["| key | what | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, field in model.model_fields.items():
+    fields = RungSection.model_fields if issubclass(model, RungSection) else model.model_fields  # the rest is above
+    for name, field in fields.items():
         if not field.description:
             raise ValueError(f"{model.__name__}.{name} has no description")
         what = " ".join(part for part in (names(field.metadata) or kind(field.annotation), allowed(field)) if part)

@@ -14,7 +14,7 @@ from rich.text import Text
 from analysis.io.names import STAGES
 from analysis.io.text import chosen_line, duration, one_line
 from tune.run import heartbeat, ledger
-from tune.run.progress import Progress
+from tune.run.progress import LadderProgress, Progress, progress_of
 from tune.run.standing import concluded_after, verdict_of
 from tune.study.study import Study
 
@@ -80,7 +80,7 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
     beat, held, driver = heartbeat.read(folder), ledger.is_held(path), ledger.holder(path)
     if held and beat and beat.driver != driver:
         beat = None  # written by a driver that was killed; the current one has not written yet
-    progress = Progress(study, ledger.read(path))
+    progress = progress_of(study, ledger.read(path))
     now = time.time() if now is None else now
     progress.set_running(beat.running if beat and held else ())
     view = View(progress, now, beat.slots if beat and held else 0, [f"Log:     {folder / 'logs'}"])
@@ -100,7 +100,10 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
 
 
 def _title(progress: Progress) -> Text:
-    return Text.assemble((progress.study.name, "bold"), ": ", one_line(progress.study.question))
+    title = Text.assemble((progress.study.name, "bold"), ": ", one_line(progress.study.question))
+    if isinstance(progress, LadderProgress):
+        title.append(f" (rung {progress.rung} of {len(progress.study.scales)})")
+    return title
 
 
 def stages(progress: Progress, width: int) -> Table:

@@ -192,7 +192,7 @@ class Calibration:
                 new.append((arm, index, config, key))
         axis = axis if len(self.names) > 1 else ""
         return [
-            Cell("calibrate", arm, index, seed, config, key, axis)
+            Cell("calibrate", arm, index, seed, config, key, axis, self.study.rung)
             for seed in self._seeds
             for arm, index, config, key in new
         ]

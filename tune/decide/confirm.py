@@ -85,6 +85,11 @@ class Confirmation:
         self._going = set(further)
         return self._plan(further)
 
+    @property
+    def losses(self) -> dict[tuple[str, int], float]:
+        """Test losses by arm and seed, as `record` takes them."""
+        return self._losses
+
     def left(self) -> int:
         """Return the number of cells that may follow those that are planned, of arms that have a configuration."""
         return sum(self.looks[-1] - self._planned[arm] for arm in self._going)
@@ -97,7 +102,9 @@ class Confirmation:
             for arm, n in seeds.items():
                 if self._planned[arm] <= seed < n:
                     config = self._chosen[arm]
-                    out.append(Cell("confirm", arm, 0, self._first + seed, config, digest(config)))
+                    out.append(
+                        Cell("confirm", arm, 0, self._first + seed, config, digest(config), rung=self.study.rung)
+                    )
         self._planned |= seeds
         return out
 

@@ -97,7 +97,7 @@ class ArmSearch:
         self._asked: list[optuna.Trial] = []
         self._results: dict[int, tuple[str, float, int]] = {}
         self._halfway: dict[int, float] = {}
-        self._ranked: list[float] = []  # losses at the rung of the first `_ranked_to` trials, ascending
+        self._ranked: list[float] = []  # losses halfway of the first `_ranked_to` trials, ascending
         self._ranked_to = 0
         self._told = 0
 
@@ -168,10 +168,10 @@ class ArmSearch:
     def should_stop(self, index: int, fraction: float, loss: float) -> bool:
         """Return True if a trial has to stop early.
 
-        The rule is asynchronous successive halving (ASHA, Li et al. 2020, arXiv 1810.05934) with one rung, after the
-        fraction `spare` of the budget. A trial continues if its loss is in the best fraction `keep` of the arm's
-        visible trials at that rung, itself included. A trial that never reached the rung counts as the worst. The first
-        two trials always continue.
+        The rule is asynchronous successive halving (ASHA, Li et al. 2020, arXiv 1810.05934) with one stopping
+        point, after the fraction `spare` of the budget. A trial continues if its loss is in the best fraction `keep` of
+        the arm's visible trials there, itself included. A trial that never got there counts as the worst. The first two
+        trials always continue.
 
         Args:
             index: Number of the trial.
@@ -187,7 +187,7 @@ class ArmSearch:
         return self._better(loss, visible) >= max(1.0, self.settings.keep * (visible + 1))
 
     def _better(self, loss: float, visible: int) -> int:
-        """Count those of the first `visible` trials, all ended, whose loss at the rung was lower.
+        """Count those of the first `visible` trials, all ended, whose loss at the stopping point was lower.
 
         Each trial is ranked once. A trial may be compared after a later one that saw more trials. The trials that it
         must not see, fewer than `parallel`, are then subtracted.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tune.decide.calibrate import Calibration
@@ -34,6 +34,7 @@ class Stages:
         looked: Numbers of confirm seeds at earlier looks of the fixed rule.
         confirmed: Arm and seed of each confirm cell that an earlier run of the study recorded.
         first_form: The ledger is of an earlier version, which calibrated the learning rate alone (`Calibration`).
+        start: Configurations at which calibrate starts, by arm, instead of those that a search here would find.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Stages:
         looked: Sequence[int] = (),
         confirmed: Collection[tuple[str, int]] = (),
         first_form: bool = False,
+        start: Mapping[str, dict[str, float]] | None = None,
     ) -> None:
-        self.study, self._decided, self._suggested = study, decided, suggested
+        self.study, self._decided, self._suggested, self._start = study, decided, suggested, start
         self.stage = "search"
         later = {arm for group in added for arm in group}
         self._arms = [arm for arm in study.arms if arm not in later]  # the group whose stages run now
@@ -54,7 +56,7 @@ class Stages:
         recorded = Counter(arm for arm, _ in suggested)
         self.search = {
             arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm], study.replicate, study.batch_limits[0])
-            for arm in study.arms
+            for arm in (study.arms if start is None else ())
         }
         self.calibration = Calibration(study, decided, first_form)
         self.confirmation = Confirmation(study, decided, looked, confirmed)
@@ -62,6 +64,8 @@ class Stages:
         self.hopeless = False  # True if no search trial of any arm gave a loss: then there is nothing to compare
         self._pending: deque[Cell] = deque()
         self._open: set[str] = set()
+        if start is not None:
+            self._calibrate()
 
     # --- what to train next ---
 
@@ -89,7 +93,7 @@ class Stages:
         confirm = self.confirmation.looks[-1] if self.study.runs("confirm") else 0
         grid = self.calibration.points() * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
         later = [arm for group in self._later for arm in group]
-        left = sum(self.search[arm].trials + grid + confirm for arm in later)
+        left = sum((self.search[arm].trials if self.search else 0) + grid + confirm for arm in later)
         left += self.confirmation.left()
         if self.stage == "search":
             searches = [self.search[arm] for arm in self._arms]
@@ -105,11 +109,8 @@ class Stages:
             return None
         search = min(ready, key=lambda search: search.asked)  # arms take turns
         index, config = search.suggest(self._suggested.get((search.arm, search.asked)))
-        return self._cell("search", search.arm, index, self.study.seed(SEARCH_SEED), config)
-
-    @staticmethod
-    def _cell(stage: str, arm: str, index: int, seed: int, config: dict[str, float]) -> Cell:
-        return Cell(stage, arm, index, seed, config, digest(config))
+        seed, rung = self.study.seed(SEARCH_SEED), self.study.rung
+        return Cell("search", search.arm, index, seed, config, digest(config), rung=rung)
 
     # --- results ---
 
@@ -157,10 +158,14 @@ class Stages:
         if self.hopeless:
             self.stage = "done"
         elif self.study.runs("calibrate"):
-            self.stage = "calibrate"
-            self._pending.extend(self.calibration.begin({arm: self.search[arm].best() for arm in self._arms}))
+            self._calibrate()
         else:
             self._choose()
+
+    def _calibrate(self) -> None:
+        self.stage = "calibrate"
+        found = {arm: self.search[arm].best() if self._start is None else self._start[arm] for arm in self._arms}
+        self._pending.extend(self.calibration.begin(found))
 
     # --- confirm ---
 
@@ -182,5 +187,7 @@ class Stages:
         """Begin the stages of the arms that were added next, or finish the study."""
         if self._later:
             self._arms, self.stage = self._later.popleft(), "search"
+            if self._start is not None:
+                self._calibrate()
         else:
             self.stage = "done"

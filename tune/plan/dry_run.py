@@ -68,6 +68,7 @@ def try_arms(
         raise StudyError(f"--arm {unknown[0]}: {study.name} has the arms {', '.join(study.arms)}")
     from pagating.data.corpus import read_meta
 
+    study = study.rungs[-1]  # the largest size of a ladder
     if not study.address:
         check_granted(study, slots=None)
     corpus, missing = corpus_of(study, output, base)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.io.text import readable
-from pagating.model.size import GPT2_VOCABULARY
 from tune.errors import StudyError
 from tune.plan.work import Model, arm_model
 from tune.study.arm import Arm
 from tune.study.cell import COST, FINAL, Cell
+from tune.study.ladder import vocabulary_of
 from tune.study.sizes import all_trials, confirm_seeds, evaluations, example, grid_points, largest_batch, steps
 from tune.study.study import Study, digest
 
@@ -34,8 +34,7 @@ def measured() -> dict[str, Any]:
 
 def vocabulary(study: Study) -> int:
     """Return the vocabulary's size from the study file alone. A tokenizer that is not trained counts as GPT-2's."""
-    own = study.tokenizer.pretrained or study.tokenizer.path
-    return GPT2_VOCABULARY if own else study.tokenizer.vocab_size
+    return vocabulary_of(study.tokenizer)
 
 
 def largest(study: Study, vocab_size: int) -> Model:
@@ -45,6 +44,8 @@ def largest(study: Study, vocab_size: int) -> Model:
 
 def most_cells(study: Study) -> int:
     """Return the number of cells of a study whose grid is fully extended and whose rule goes to its last look."""
+    if study.scales:
+        return sum(map(most_cells, study.rungs))
     grid = grid_points(study)[2] * study.calibrate.seeds
     return all_trials(study) + len(study.arms) * (int(grid) + int(confirm_seeds(study)[2]))
 
@@ -126,8 +127,10 @@ def disk_needed(study: Study, slots: int = 1, *, vocab_size: int | None = None, 
         vocab_size: Vocabulary of the packed corpus; None for that of the study file.
         cells: Cells that remain; None for all, with the grid fully extended and every look of the rule.
     """
+    cells = most_cells(study) if cells is None else cells
+    study = study.rungs[-1]  # the largest model and the longest trials of a ladder
     model = largest(study, vocab_size or vocabulary(study))
-    return round(sum(disk_parts(study, most_cells(study) if cells is None else cells, slots, model).values()))
+    return round(sum(disk_parts(study, cells, slots, model).values()))
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -24,8 +24,8 @@ from tune.study.sizes import (
     corner_points,
     evaluations,
     grid_chances,
-    rung,
     steps,
+    stopping_step,
     validation_tokens,
 )
 from tune.study.study import Study
@@ -120,7 +120,7 @@ def stage_seconds(
 ) -> dict[str, Span]:
     """Return the wall seconds of each stage. `cell` is the time between two cells of a slot, `rows` to cut lines."""
     arms = list(study.arms)
-    cut, early = rung(study), {arm: stopped(study, arm) for arm in arms}
+    cut, early = stopping_step(study), {arm: stopped(study, arm) for arm in arms}
 
     def search(which: int) -> float:
         # an arm's last trials are stopped; a fraction shortens one more trial

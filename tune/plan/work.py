@@ -22,8 +22,8 @@ from tune.study.sizes import (
     evaluation_tokens,
     evaluations,
     grid_points,
-    rung,
     steps,
+    stopping_step,
     validation_tokens,
 )
 from tune.study.study import Study
@@ -110,14 +110,14 @@ def _model(task: str, vocab_size: int, sizes_json: str, unit_json: str) -> Model
 
 
 def stop_chance(study: Study, index: int) -> float:
-    """Return the chance that search trial `index` of an arm is stopped at the rung if all its trials are equally good.
+    """Return the chance that search trial `index` of an arm is stopped early if all its trials are equally good.
 
-    The rung rule (`tune.decide.search.ArmSearch.should_stop`) stops a trial if at least max(1, keep (m + 1)) of the m
+    The rule (`tune.decide.search.ArmSearch.should_stop`) stops a trial if at least max(1, keep (m + 1)) of the m
     earlier trials that it sees were better. The number of better ones is uniform on 0 .. m. A sampler that improves
     makes later trials better, so that fewer are stopped.
     """
     seen = max(0, index - study.search.parallel + 1)
-    if rung(study) == steps(study) or seen < 2:
+    if stopping_step(study) == steps(study) or seen < 2:
         return 0.0
     least = math.ceil(max(1.0, study.search.keep * (seen + 1)) - 1e-9)
     return max(0, seen + 1 - least) / (seen + 1)
@@ -138,7 +138,7 @@ def work(study: Study, models: dict[str, Model], seeds: Span, windows: dict[str,
     `models` are by arm, `seeds` those of the confirm stage, `windows` the number of evaluation windows by split.
     """
     held = windows or {}
-    whole, cut = steps(study), rung(study)
+    whole, cut = steps(study), stopping_step(study)
     evaluation = validation_tokens(study, held.get("validation"))
     last = evaluation_tokens(study, held.get("test"))
     if study.corpus.rows == "packed":

@@ -49,7 +49,7 @@ def groups(events: Iterable[dict[str, Any]], arms: Iterable[str] = ()) -> list[l
     seen: set[str] = set()
     decided = False
     for event in events:
-        decided |= event["event"] in DECISIONS
+        decided |= event["event"] in DECISIONS and bool(seen)  # a rung of a ladder may begin with a grid
         if event["event"] == "suggested" and event["arm"] not in seen:
             seen.add(event["arm"])
             found, decided = [*found, []] if decided else found, False

@@ -235,7 +235,16 @@ def cell_of(event: dict[str, Any]) -> Cell:
         event["config"],
         event["config_key"],
         event.get("axis", ""),
+        event.get("rung", 0),
     )
+
+
+def of_rung(events: list[dict[str, Any]], rung: int) -> list[dict[str, Any]]:
+    """Return the events of one rung of a ladder, and those that belong to no rung; all events if `rung` is 0."""
+    if not rung:
+        return events
+    rungs = {event["cell"]: event["rung"] for event in events if event["event"] == "suggested"}
+    return [event for event in events if event.get("rung", rungs.get(event.get("cell", ""), rung)) == rung]
 
 
 def records(events: list[dict[str, Any]]) -> dict[str, Record]:

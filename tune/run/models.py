@@ -29,8 +29,8 @@ def models_folder(study: Study, folder: Path) -> Path:
 
 
 def keeps_model(study: Study, cell: Cell) -> bool:
-    """Return True if the trained model of a cell may be kept."""
-    return study.keep.models == "best" and study.tests(cell.stage)
+    """Return True if the trained model of a cell may be kept: of the last stage, on the highest rung."""
+    return study.keep.models == "best" and study.tests(cell.stage) and cell.rung == len(study.scales)
 
 
 def best_cells(study: Study, records: Iterable[Record]) -> dict[str, Record]:

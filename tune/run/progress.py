@@ -1,4 +1,4 @@
-"""Progress of a study, computed from its ledger's events, for the run itself and for `pagating status`.
+"""Progress of a study or a ladder, computed from its ledger's events, for the run itself and for `pagating status`.
 
 The cost of an event does not depend on the length of the study. Nothing here reads a file.
 """
@@ -48,6 +48,7 @@ class Progress:
         self._look: dict[str, dict[str, int]] = {}  # seeds that each arm has and gets next, after the last look
         self._grids: dict[str, int] = {}  # points of each grid and of each round of corners
         self.chosen: dict[str, dict[str, float]] = {}  # configuration of each arm after the calibrate stage
+        self.assumed: float | None = None  # seconds of a cell as long as no cell has reported
         self._warm = False  # True after the first report: cells that start earlier wait for imports of their workers
         self._cold: set[str] = set()  # the cells that started earlier
         for event in events:
@@ -137,6 +138,12 @@ class Progress:
         """Latest stage that has cells."""
         return next((stage for stage in reversed(STAGES) if self.count(stage, *STATES)), STAGES[0])
 
+    @property
+    def seconds_per_cell(self) -> float | None:
+        """Mean seconds of a cell that trains to its end, or None if unknown."""
+        known = [seconds for arm in self.study.arms if (seconds := self._mean_seconds("confirm", arm)) is not None]
+        return sum(known) / len(known) if known else None
+
     def best(self, stage: str, arm: str) -> Best | None:
         """Return the best result of an arm in a stage, or None before one of its cells is completed.
 
@@ -192,7 +199,7 @@ class Progress:
     @property
     def _hopeless(self) -> bool:
         """True if no search trial gave a loss, so that nothing follows."""
-        return self.count("search", "infeasible", "failed") >= all_trials(self.study)
+        return self.study.searches and self.count("search", "infeasible", "failed") >= all_trials(self.study)
 
     def seconds_left(self, slots: int, now: float) -> tuple[float, float] | None:
         """Return the expected and the largest number of seconds until the study ends, or None if unknown.
@@ -237,7 +244,7 @@ class Progress:
             if took and took[1]:
                 return took[0] / took[1]
         speed = self._arm_speeds.get(arm) or next(iter(self._arm_speeds.values()), None)
-        return self.study.fixed.tokens / speed if speed else None
+        return self.study.fixed.tokens / speed if speed else self.assumed
 
     @property
     def finished(self) -> bool:
@@ -248,3 +255,109 @@ class Progress:
 def _sum(took: Iterable[tuple[float, int]]) -> tuple[float, int]:
     pairs = list(took)
     return sum(seconds for seconds, _ in pairs), sum(number for _, number in pairs)
+
+
+class LadderProgress(Progress):
+    """Progress of all rungs after a sequence of events, with the interface of `Progress`.
+
+    Counts are sums over the rungs. The best losses and the stage are those of the rung that runs now.
+    """
+
+    def __init__(self, study: Study, events: Iterable[dict[str, Any]] = ()) -> None:
+        super().__init__(study)
+        self.rung = 1  # the highest one that has begun
+        self._rungs = [Progress(rung) for rung in study.rungs]
+        self._of: dict[str, int] = {}  # rung of each cell
+        self._dropped: list[str] = []
+        for event in events:
+            self.take(event)
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Add an event of the ledger."""
+        if event["event"] == "verdict":
+            return
+        self.last = event["time"]
+        if event["event"] == "dropped":
+            self._dropped = list(event["arms"])
+            for rung in range(event["rung"], len(self._rungs) + 1):
+                self._rungs[rung - 1] = Progress(self.study.at(rung, self._dropped))
+            return
+        rung = event.get("rung", self._of.get(event.get("cell", ""), 0))
+        if not rung:
+            return
+        if event["event"] == "suggested":
+            self._of[event["cell"]] = rung
+        self.rung = max(self.rung, rung)
+        self._rungs[rung - 1].take(event)
+        self.chosen = self.now.chosen
+
+    def set_running(self, running: Collection[str]) -> None:
+        """Set the running cells. Cells that an earlier run left unfinished wait again."""
+        for progress in self._rungs:
+            progress.set_running(running)
+
+    @property
+    def now(self) -> Progress:
+        """Progress of the rung that runs now."""
+        return self._rungs[self.rung - 1]
+
+    @property
+    def stage(self) -> str:
+        """Stage of the rung that runs now."""
+        return self.now.stage
+
+    @property
+    def running(self) -> int:
+        """Number of cells that run now."""
+        return sum(progress.running for progress in self._rungs)
+
+    @property
+    def ended(self) -> int:
+        """Number of cells that have ended, with any outcome."""
+        return sum(progress.ended for progress in self._rungs)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Sum of the speeds of all running cells."""
+        return self.now.tokens_per_second
+
+    @property
+    def finished(self) -> bool:
+        """True if the largest number of cells of every rung has ended."""
+        return all(progress.finished for progress in self._rungs)
+
+    def count(self, stage: str, *states: str, arm: str | None = None) -> int:
+        """Return the number of cells of a stage in one of these states, over all rungs."""
+        return sum(progress.count(stage, *states, arm=arm) for progress in self._rungs)
+
+    def best(self, stage: str, arm: str) -> Best | None:
+        """Return the best result of an arm in a stage on the rung that runs now."""
+        return self.now.best(stage, arm)
+
+    def planned(self, stage: str) -> Span:
+        """Return the least, expected and largest number of cells of a stage, over all rungs."""
+        least, likely, most = zip(*(progress.planned(stage) for progress in self._rungs), strict=True)
+        return sum(least), sum(likely), sum(most)
+
+    def seconds_left(self, slots: int, now: float) -> tuple[float, float] | None:
+        """Return the expected and the largest number of seconds until the ladder ends, or None if unknown.
+
+        A rung that has not begun is assumed to run at the speed, in FLOPs per second, of the last one that has.
+        """
+        likely = most = 0.0
+        rate = None
+        for progress in self._rungs:
+            work = progress.study.compute
+            progress.assumed = work / rate if rate else None
+            found = progress.seconds_left(slots, now)
+            if found is None:
+                return None
+            likely, most = likely + found[0], most + found[1]
+            if seconds := progress.seconds_per_cell:
+                rate = work / seconds
+        return likely, most
+
+
+def progress_of(study: Study, events: Iterable[dict[str, Any]] = ()) -> Progress:
+    """Return the progress of a study or of a ladder after a sequence of events."""
+    return LadderProgress(study, events) if study.scales else Progress(study, events)

@@ -11,7 +11,7 @@ from pathlib import Path
 from analysis.io.names import PRELIMINARY
 from tune.errors import PagatingError
 from tune.run import ledger
-from tune.run.progress import Progress
+from tune.run.progress import progress_of
 from tune.study.files import load
 
 
@@ -78,7 +78,7 @@ def standing(folder: Path) -> Standing:
             state = State.TABLES if tables else State.NEW
             verdict, summary = verdict_of(folder, 0.0)
             return Standing(folder, state, name, verdict=verdict, summary=summary, changed=changed)
-        progress = Progress(study, ledger.read(folder / "ledger.jsonl"))
+        progress = progress_of(study, ledger.read(folder / "ledger.jsonl"))
         held = ledger.is_held(folder / "ledger.jsonl")
         over = progress.finished or concluded_after(folder, progress.last)
     except PagatingError as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tune.decide.ladder import Configs, Ladder
 from tune.decide.stages import Stages
 from tune.errors import PagatingError, StudyError, StudyStopped
 from tune.run import ledger as ledgers
@@ -18,7 +19,7 @@ from tune.run.heartbeat import HeartbeatWriter
 from tune.run.interrupt import Interruption
 from tune.run.ledger import Ledger, MemoryLedger
 from tune.run.models import BestModels
-from tune.run.progress import Progress
+from tune.run.progress import Progress, progress_of
 from tune.run.retries import Retries
 from tune.run.tracker import NoTracker, Tracker
 from tune.study.cell import Cell, Record
@@ -27,7 +28,7 @@ from tune.study.study import Study, digest
 from tune.subject.subject import TRAINED, Job, Subject
 
 SPACE_SECONDS = 10.0  # between two checks of the disk; a check counts parameters, which is slower than a short cell
-DECISIONS = ("grid", "corners", "chosen", "look")  # events that a replay repeats
+DECISIONS = ("grid", "corners", "chosen", "look", "dropped")  # events that a replay repeats
 FATAL = (
     OSError,
     PagatingError,
@@ -104,6 +105,7 @@ class StudyRun:
         self.on_heartbeat: Callable[[], None] | None = None  # called several times per second while trials run
         self.fatal: Exception | None = None
         self._retries, self._running = Retries(), set[str]()
+        self._rungs: dict[int, Study] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -122,23 +124,35 @@ class StudyRun:
         self.records: dict[str, Record] = ledgers.records(self.ledger.events)
         self._decisions = {_decision(event) for event in self.ledger.events if event["event"] in DECISIONS}
         self.models = BestModels(self.study, self._folder, self.records.values())
-        suggested = {
-            (r.cell.arm, r.cell.index): r.cell.config for r in self.records.values() if r.cell.stage == "search"
-        }
-        first_form = any(event["event"] == "grid" and "nuisance" not in event for event in self.ledger.events)
-        self.stages = Stages(
-            self.study,
-            self._decided,
-            suggested,
-            groups(self.ledger.events, self.study.arms)[1:],
-            looked(self.study, self._folder, self.ledger.events),
-            {(r.cell.arm, r.cell.seed) for r in self.records.values() if r.cell.stage == "confirm"},
-            first_form,
+        self.stages: Stages | Ladder = (
+            Ladder(self.study, self._stages, self._decided) if self.study.scales else self._stages(self.study, None)
         )
         self.ended = 0
-        self._progress, self._taken = Progress(self.study, self.ledger.events), len(self.ledger.events)
+        self._progress, self._taken = progress_of(self.study, self.ledger.events), len(self.ledger.events)
         self._progress.set_running(())  # cells that an earlier run left unfinished do not run now
         self._first = self._next_missing()
+
+    def _stages(self, study: Study, start: Configs | None) -> Stages:
+        """Return the stages of the study, or of a rung's study, after the events of the ledger."""
+        events = ledgers.of_rung(self.ledger.events, study.rung)
+        cells = [record.cell for record in self.records.values() if record.cell.rung == study.rung]
+        named = {"rung": study.rung} if study.rung else {}
+        return Stages(
+            study,
+            lambda event, **fields: self._decided(event, **named, **fields),
+            {(cell.arm, cell.index): cell.config for cell in cells if cell.stage == "search"},
+            groups(events, study.arms)[1:],
+            looked(study, self._folder, events),
+            {(cell.arm, cell.seed) for cell in cells if cell.stage == "confirm"},
+            any(event["event"] == "grid" and "nuisance" not in event for event in events),
+            start,
+        )
+
+    def _steps(self, cell: Cell) -> int:
+        """Return the updates of a cell's whole trial."""
+        if cell.rung not in self._rungs:
+            self._rungs[cell.rung] = self.study.at(cell.rung)
+        return steps(self._rungs[cell.rung], cell.config)
 
     def _decided(self, event: str, **fields: Any) -> None:
         """Record a decision between stages, unless it is recorded already: a replay repeats decisions."""
@@ -219,7 +233,8 @@ class StudyRun:
         while (cell := self.stages.next_cell()) is not None:
             record = self.records.get(cell.key)
             if record is None:
-                axis: dict[str, Any] = {"axis": cell.axis} if cell.axis else {}
+                more: dict[str, Any] = {"axis": cell.axis} if cell.axis else {}
+                more |= {"rung": cell.rung} if cell.rung else {}
                 self.ledger.append(
                     "suggested",
                     cell=cell.key,
@@ -229,11 +244,11 @@ class StudyRun:
                     seed=cell.seed,
                     config=cell.config,
                     config_key=cell.config_key,
-                    **axis,
+                    **more,
                 )
                 self.records[cell.key] = Record(cell)
             elif record.outcome not in (None, "failed"):
-                whole = steps(self.study, cell.config)
+                whole = self._steps(cell)
                 for row in record.curve:
                     self.stages.should_stop(cell, row["step"] / whole, row["val_nll"])
                 self._complete(cell, record.outcome, record.final)
@@ -253,7 +268,7 @@ class StudyRun:
             self.subject.trial(cell),
             self.subject.train,
             str(self.checkpoints(cell)) if self._folder else None,
-            steps(self.study, cell.config),
+            self._steps(cell),
             self.study.keep.checkpoints,
             self.models.wanted(cell),
         )

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.io.write import replacing
 from tune.decide.confirm import looks_made
 from tune.run.extend import groups
-from tune.run.ledger import records
+from tune.run.ledger import of_rung, records
 from tune.study.cell import COST, FINAL, ON_GPU, Record
 
 
@@ -26,7 +26,7 @@ def _searched_layers(config: dict[str, float]) -> list[float]:
 
 
 def _trial_rows(
-    study: str, cells: dict[str, Record], chosen: dict[str, str], added: set[str], plans: dict[str, int]
+    study: str, cells: dict[str, Record], chosen: dict[tuple[int, str], str], added: set[str], plans: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
     for record in cells.values():
         if record.outcome is None:
@@ -34,6 +34,7 @@ def _trial_rows(
         cell, final, last = record.cell, record.final, record.curve[-1] if record.curve else {}
         yield {
             "study": study,
+            **({"rung": cell.rung} if cell.rung else {}),
             "stage": cell.stage,
             "arm": cell.arm,
             "seed": cell.seed,
@@ -41,7 +42,7 @@ def _trial_rows(
             "trial": cell.index,
             "outcome": record.outcome,
             "reason": record.reason,
-            "chosen": chosen.get(cell.arm) == cell.config_key if cell.stage == "confirm" else None,
+            "chosen": chosen.get((cell.rung, cell.arm)) == cell.config_key if cell.stage == "confirm" else None,
             "test_nll": final.get("test_nll"),
             **{name: final.get(name, last.get(name)) for name in FINAL},
             "lr": cell.config["lr"],
@@ -62,14 +63,18 @@ def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.D
     Returns:
         `trials`, with one row per cell that has ended, and `curves`, with one row per evaluation of such a cell. If
         arms were added to a study after a decision, `trials` has a column `added`. If a study had several looks, a
-        confirm trial has the number of seeds at its own one in a column `look`. If several hyperparameters were
+        confirm trial has the number of seeds at its own one in a column `look`. In a ladder, both have the number of
+        the rung in a column `rung`. If several hyperparameters were
         calibrated, a calibrate trial has the one whose grid it belongs to, or `corners`, in a column `axis`.
     """
     cells = records(events)
-    chosen = {event["arm"]: event["config_key"] for event in events if event["event"] == "chosen"}
+    chosen = {
+        (event.get("rung", 0), event["arm"]): event["config_key"] for event in events if event["event"] == "chosen"
+    }
     curves = [
         {
             "study": study,
+            **({"rung": record.cell.rung} if record.cell.rung else {}),
             **{name: getattr(record.cell, name) for name in ("stage", "arm", "seed", "config_key")},
             "trial": record.cell.index,
             **{name: value for name, value in row.items() if name != "alpha"},
@@ -79,8 +84,11 @@ def tables(study: str, events: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.D
         if record.outcome is not None
         for row in record.curve
     ]
-    added = {arm for group in groups(events)[1:] for arm in group}
-    return pd.DataFrame(list(_trial_rows(study, cells, chosen, added, _plans(events)))), pd.DataFrame(curves)
+    rungs = sorted({record.cell.rung for record in cells.values()}) or [0]
+    parts = [of_rung(events, rung) for rung in rungs]
+    added = {arm for part in parts for group in groups(part)[1:] for arm in group}
+    plans = {cell: seeds for part in parts for cell, seeds in _plans(part).items()}
+    return pd.DataFrame(list(_trial_rows(study, cells, chosen, added, plans))), pd.DataFrame(curves)
 
 
 def _plans(events: list[dict[str, Any]]) -> dict[str, int]:

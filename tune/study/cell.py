@@ -16,7 +16,8 @@ class Cell:
 
     `index` is the trial's number in its arm's search, the point of its grid in calibrate, and 0 in confirm. `config`
     holds the values of all tuned hyperparameters. `axis` is the hyperparameter whose grid a cell of calibrate belongs
-    to, or `corners`; it is empty if the learning rate is the only one.
+    to, or `corners`; it is empty if the learning rate is the only one. `rung` is the size of a ladder, from 1, and 0 in
+    a study of one size.
     """
 
     stage: str
@@ -26,13 +27,13 @@ class Cell:
     config: dict[str, float]
     config_key: str
     axis: str = ""
+    rung: int = 0
 
     @property
     def key(self) -> str:
         """Unique name of the cell in its study."""
-        if self.stage == "search":
-            return f"search/{self.arm}/{self.index}/{self.seed}"
-        return f"{self.stage}/{self.arm}/{self.config_key}/{self.seed}"
+        which = self.index if self.stage == "search" else self.config_key
+        return f"{self.stage}/{self.arm}/{which}/{self.seed}" + (f"/rung{self.rung}" if self.rung else "")
 
 
 @dataclass

@@ -25,6 +25,8 @@ def _inside(annotation: Any, key: Any) -> Any:
             return branch.model_fields[key].annotation
         if get_origin(branch) is dict:
             return get_args(branch)[1]
+        if get_origin(branch) is list and isinstance(key, int):
+            return get_args(branch)[0]
     return annotation
 
 

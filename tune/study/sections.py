@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 from analysis.io.names import STAGES
@@ -19,6 +20,7 @@ NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za
 TRIAL_KEYS = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip", "batch_tokens")  # fields of `Trial`
 MODEL_KEYS = ("dropout", "initializer_range")  # of the section `model`
 TUNABLE = (*TRIAL_KEYS, *MODEL_KEYS)
+TOKENS_PER_PARAMETER = 20.0  # of a rung (Hoffmann et al. 2022, arXiv 2203.15556)
 
 
 class OneOf:
@@ -265,6 +267,48 @@ class FixedSection(Section):
         if not isinstance(batch, int):
             return given
         return {**{key: value for key, value in given.items() if key != "steps"}, "tokens": given["steps"] * batch}
+
+
+class RungSection(Section):
+    """One size of a ladder: any keys of `model` and `fixed`, which replace the study's, and its tokens."""
+
+    tokens_per_parameter: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description=f"training tokens per trial as a multiple of the stock model's parameters; default "
+        f"{TOKENS_PER_PARAMETER:g}, unless the rung has `tokens` or `steps`",
+    )
+
+
+def _rung_field(name: str) -> tuple[Any, Any]:
+    found = copy(_RUNG_FIELDS[name])
+    found.default, kind = None, found.annotation
+    return (kind if name in _OPTIONAL else kind | None), found  # type: ignore[operator]
+
+
+_RUNG_FIELDS = {**ModelSection.model_fields, **FixedSection.model_fields}
+_OPTIONAL = [name for name, field in _RUNG_FIELDS.items() if field.default is None]
+RUNG_KEYS = tuple(_RUNG_FIELDS)
+if TYPE_CHECKING:
+    Rung = RungSection
+else:
+    Rung = create_model(
+        "Rung", __base__=RungSection, __doc__=RungSection.__doc__, **{name: _rung_field(name) for name in RUNG_KEYS}
+    )
+
+
+class LadderSection(Section):
+    """How the rungs of `scales` build on each other."""
+
+    search: Literal["lowest", "every"] = Field(
+        "lowest",
+        description="lowest: arms search on the smallest rung only; above it, calibrate starts at the prediction from "
+        "the rungs below. every: each rung has a search of its own",
+    )
+    drop: bool = Field(
+        False, description="true: an arm that was worse than the baseline on two rungs does not run above them"
+    )
 
 
 class SearchSection(Section):

@@ -52,7 +52,7 @@ def search_trials(space: Mapping[str, Distribution], settings: SearchSection) ->
 
 def arm_trials(study: Study, arm: str) -> int:
     """Return the search trials of an arm of a study."""
-    return search_trials(study.space(arm), study.search)
+    return search_trials(study.space(arm), study.search) if study.searches else 0
 
 
 def all_trials(study: Study) -> int:
@@ -63,7 +63,7 @@ def all_trials(study: Study) -> int:
 def short_searches(study: Study) -> list[str]:
     """Return a note for the arms whose search ends before `trials_per_arm`; else an empty list."""
     short: dict[int, list[str]] = {}
-    for arm in study.arms:
+    for arm in study.arms if study.searches else ():
         if (trials := arm_trials(study, arm)) < study.search.trials_per_arm:
             short.setdefault(trials, []).append(arm)
     return [
@@ -105,7 +105,7 @@ def evaluations(study: Study, until: int | None = None) -> int:
     return math.ceil((steps(study) if until is None else until) / interval(study))
 
 
-def rung(study: Study) -> int:
+def stopping_step(study: Study) -> int:
     """Return the step at which a search trial may be stopped: its first evaluation at `spare` of the budget or later.
 
     Returns the last step, at which no trial is stopped, if there is no earlier such evaluation or no pruner.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from analysis.io.names import SEEDS_APART, STAGES
 from analysis.io.text import redact
@@ -17,6 +19,7 @@ from analysis.stats.scale import batch_limits
 from pagating.trial import Trial
 from tune.study.addresses import check_address, check_tracking
 from tune.study.arm import Arm
+from tune.study.ladder import rung_content, training_flops, with_tokens
 from tune.study.sections import (
     MODEL_KEYS,
     NAME,
@@ -27,8 +30,10 @@ from tune.study.sections import (
     Distribution,
     FixedSection,
     KeepSection,
+    LadderSection,
     ModelSection,
     ResourcesSection,
+    Rung,
     SearchSection,
     Section,
     Stage,
@@ -38,6 +43,8 @@ from tune.study.sections import (
 )
 
 MOST_LR = 100.0
+MOST_RUNGS = 8
+RUNGS_APART = 1_100_000  # from a seed of a rung to the same seed of the next, beyond every seed of a rung
 _SIZE = "it is a size of the model, which the question is about and all arms share"
 _BUDGET = "it sets the length of a trial, which is the same for every trial"
 _NOT_TUNED = {
@@ -83,6 +90,13 @@ class Study(Section):
         description="number of a repetition of the study. Each one has seeds of its own in every stage, "
         f"{SEEDS_APART:_} apart, and a name of its own: the spread over replicates is that of the whole procedure",
     )
+    scales: list[Rung] = Field(
+        [],
+        max_length=MOST_RUNGS,
+        description="sizes at which the question is asked, from small to large, each with any keys of `model` and "
+        "`fixed` and with `tokens_per_parameter`; none: one size",
+    )
+    ladder: LadderSection = Field(LadderSection(), description="how the sizes of `scales` build on each other")
     search: SearchSection = Field(SearchSection(), description="the search stage")
     calibrate: CalibrateSection = Field(CalibrateSection(), description="the calibrate stage")
     confirm: ConfirmSection = Field(ConfirmSection(), description="the confirm stage and the decision")
@@ -163,6 +177,8 @@ class Study(Section):
             raise ValueError(f"stages {given} must be search, then calibrate or confirm or both, in this order")
         return given
 
+    _rung: int = PrivateAttr(0)  # of the study of one rung, from 1
+
     @model_validator(mode="after")
     def _contrasts(self) -> Study:
         seen: list[set[str]] = []
@@ -233,6 +249,9 @@ class Study(Section):
             raise ValueError(f"fixed.tokens={fixed.tokens} is less than two steps of batch_tokens={fixed.batch_tokens}")
         if self.task != "causal":
             self._check_task()
+        if self.scales:
+            self._check_scales()
+            return self  # the arms are checked at each size
         for name, arm in self.arms.items():
             if isinstance(arm.alpha, list) and len(arm.alpha) != self.mlps:
                 side = " per side" if self.task == "span" else ""
@@ -241,6 +260,38 @@ class Study(Section):
                     f"{self.mlps}"
                 )
         return self
+
+    def _check_scales(self) -> None:
+        """Give each rung of the ladder its tokens. Raise ValueError, which names the rung, for a bad one."""
+        if not all(map(self.runs, ("calibrate", "confirm"))):
+            raise ValueError("scales needs the stages search, calibrate and confirm, because every size is calibrated")
+        if self.model.pretrained:
+            raise ValueError("scales is not for model.pretrained: initial weights have a size of their own")
+        given, rungs = list(self.scales), []
+        for number, rung in enumerate(given, 1):
+            try:
+                given[number - 1] = with_tokens(rung, self.model, self.fixed, self.tokenizer, self.task == "causal")
+                self.__dict__["scales"] = given  # the fields of a section are frozen
+                rungs.append(self.at(number))
+            except ValueError as error:
+                said = str(error)
+                if isinstance(error, ValidationError):
+                    problem = error.errors()[0]
+                    where = ".".join(map(str, problem["loc"]))
+                    said = (f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, ")
+                raise ValueError(f"scales: rung {number}: {said}") from error
+        for number, (before, after) in enumerate(pairwise(rung.compute for rung in rungs), 2):
+            if after <= before:
+                raise ValueError(
+                    f"scales: rung {number} has {after:.3g} FLOPs per trial and rung {number - 1} has {before:.3g}; "
+                    "order them from small to large"
+                )
+        for arm in self.arms if self.ladder.search == "lowest" else ():
+            if len({tuple(rung.space(arm)) for rung in rungs}) > 1:
+                raise ValueError(
+                    f"arms.{arm} searches other hyperparameters at other sizes (one alpha per layer); give all rungs "
+                    "the same n_layer, or ladder: {search: every}"
+                )
 
     def _check_task(self) -> None:
         model, sizes = self.model, ModelSection.model_fields
@@ -303,9 +354,45 @@ class Study(Section):
         """Return True if the study has the stage."""
         return stage in self.stages
 
+    @property
+    def rung(self) -> int:
+        """Number of the rung, from 1, of the study of a rung; 0 for any other study."""
+        return self._rung
+
+    @property
+    def searches(self) -> bool:
+        """True if the arms search here. Above the lowest rung of a ladder they do so only if `ladder.search` says."""
+        return self._rung <= 1 or self.ladder.search == "every"
+
+    @property
+    def rungs(self) -> list[Study]:
+        """The study of each rung, from the lowest; of a study of one size, itself."""
+        return [self.at(rung) for rung in range(1, len(self.scales) + 1)] or [self]
+
+    def at(self, rung: int, without: Collection[str] = ()) -> Study:
+        """Return the study of a rung of the ladder, or this study for rung 0.
+
+        It is a study of one size, with `confirm.level` divided by the number of rungs, which corrects the verdicts
+        over rungs (Bonferroni), and with seeds of its own, which makes the rungs independent.
+
+        Args:
+            rung: Number of the rung, from 1.
+            without: Arms that were dropped below the rung.
+        """
+        if not rung:
+            return self
+        found = Study.model_validate(rung_content(self.model_dump(exclude_none=True), self.scales[rung - 1], without))
+        found._rung = rung
+        return found
+
+    @property
+    def compute(self) -> float:
+        """Training FLOPs of one trial of a stock GPT-2 of the study's sizes. It orders the rungs of a ladder."""
+        return training_flops(self.model, self.fixed, self.tokenizer)
+
     def seed(self, seed: int) -> int:
-        """Return the seed that this replicate has where replicate 0 has `seed`."""
-        return seed + SEEDS_APART * self.replicate
+        """Return the seed that this replicate and this rung have where replicate 0 of a plain study has `seed`."""
+        return seed + SEEDS_APART * self.replicate + RUNGS_APART * max(0, self._rung - 1)
 
     def tests(self, stage: str) -> bool:
         """Return True if the trials of a stage also evaluate the test split, as in the study's last stage."""

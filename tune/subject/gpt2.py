@@ -40,7 +40,7 @@ class Gpt2:
         """Return the trial of a cell, with the paths of this machine."""
         test = self.study.tests(cell.stage)
         return self.inputs.place(
-            trial_spec(self.study, cell.arm, cell.config, cell.seed, self.inputs.corpus, test=test)
+            trial_spec(self.study.at(cell.rung), cell.arm, cell.config, cell.seed, self.inputs.corpus, test=test)
         )
 
     @staticmethod

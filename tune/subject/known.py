@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagating.model.size import GPT2Size, stock_flops_per_token
 from pagating.trial import Diverged
 from tune.study.cell import Cell
+from tune.study.ladder import parameters
 from tune.study.sizes import batch, interval, steps
 from tune.study.study import Study
 from tune.subject.subject import Step
@@ -47,14 +49,15 @@ class Known:
 
     def train(self, trial: Cell, checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
         """Yield the evaluations of a cell at the study's interval. The last one holds the result."""
-        whole, every = steps(self._study, trial.config), interval(self._study, trial.config)
+        study = self._study.at(trial.rung)
+        whole, every = steps(study, trial.config), interval(study, trial.config)
         done = 0
         while done < whole:
             done = min(whole, done + every)
             loss = self._loss(trial, done / whole)
             if not math.isfinite(loss):
                 raise Diverged(f"the loss is {loss} at step {done}")
-            tokens = done * batch(self._study, trial.config)
+            tokens = done * batch(study, trial.config)
             row: dict[str, Any] = {
                 "step": done,
                 "tokens": tokens,
@@ -65,8 +68,12 @@ class Known:
                 "tokens_per_second": 1.0,
                 "alpha": [],
             }
+
             if done == whole:
-                final = {"val_nll": loss, "train_nll": loss, "tokens": tokens, "steps": done}
+                final: dict[str, Any] = {"val_nll": loss, "train_nll": loss, "tokens": tokens, "steps": done}
+                if trial.rung:  # the analysis of a ladder needs the compute of each size
+                    size = GPT2Size(study.tokenizer.vocab_size, **study.model.sizes())
+                    final |= {"parameters": parameters(size), "flops_per_token": stock_flops_per_token(size)}
                 if self._study.tests(trial.stage):
                     final["test_nll"] = self._test(trial) if self._test else loss
                 row["final"] = final

@@ -87,7 +87,7 @@ def test_no_trial_is_stopped_without_a_pruner_or_a_look_before_the_end():
 
 @pytest.mark.parametrize(("spare", "step"), [(0.5, 50), (0.41, 50), (0.4, 40), (0.3, 30), (0.91, 100)])
 def test_the_rung_is_the_first_evaluation_at_or_after_its_share(spare, step):
-    assert sizes.rung(study_of(SMALL, search={"spare": spare})) == step
+    assert sizes.stopping_step(study_of(SMALL, search={"spare": spare})) == step
 
 
 def test_flops_are_those_computed_by_hand():
