@@ -16,6 +16,7 @@ CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
 TESTS = ("paired", "welch")
 METRICS = ("test_nll", "val_nll")  # the default is the first one that the table has
 DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # for a table without a study file
+COMPUTE = "compute"  # what a ladder's sizes are, unless a table says otherwise
 MOST_LOSS = 1e100  # squares of larger losses overflow
 _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome", "reason", "chosen")
 
@@ -49,13 +50,35 @@ class TableFacts:
 
 
 @dataclass(frozen=True, eq=False)
+class Ladder:
+    """The same question at several sizes: one study for each rung that has begun, from small to large.
+
+    `sizes` has the baseline's training compute in FLOPs on each rung, or the values of the column `axis` of a table;
+    NaN if it is not known. `rows` has the keys that make the size of each rung. `planned` counts the rungs of the study
+    file. `level` is that of the whole ladder. Each rung has its share of it, or if the rungs are `joint`, one
+    correction counts the arms of all of them. `absent` has the arms without any trial on a rung, if the study file lets
+    arms drop.
+    """
+
+    rungs: tuple["Study", ...]
+    sizes: tuple[float, ...]
+    rows: tuple[dict[str, Any], ...]
+    planned: int
+    level: float
+    axis: str = COMPUTE
+    joint: bool = False
+    absent: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Study:
     """Tables of one study, and the decision rule that was fixed before it ran.
 
     `trials` has one row per cell (stage, arm, configuration, seed). `curves` has one row per cell and evaluation step.
     `layers` has one row per arm and layer of its kept model; it is empty if none was kept. Losses are in nats per
     token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss. `table` describes a table from
-    elsewhere, whose metric may have another unit and direction.
+    elsewhere, whose metric may have another unit and direction. A study of one rung of a ladder has its number in
+    `rung`; that of the highest rung which has begun also has the `ladder`.
     """
 
     name: str
@@ -73,6 +96,8 @@ class Study:
     settings: dict[str, Any]
     table: TableFacts | None = None
     layers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rung: int | None = None
+    ladder: Ladder | None = None
 
     @property
     def sign(self) -> int:

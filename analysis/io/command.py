@@ -11,7 +11,7 @@ from analysis.io.assemble import CORRECTIONS, Study
 from analysis.io.exits import Exit, drop_output, prepare_streams
 from analysis.io.files import TableError
 from analysis.io.mlflow import load_mlflow
-from analysis.io.study import load
+from analysis.io.study import load, one_rung
 from analysis.io.tables.columns import Options
 from analysis.io.text import one_line, redact
 
@@ -50,6 +50,7 @@ def parser(prog: str, description: str | None, many: bool = False, tables: bool 
     p.add_argument("--baseline", help="the arm to compare with (a study folder names its own)")
     p.add_argument("--floor", help="the control arm that must lose")
     p.add_argument("--metric", help="the metric's column (default: test_nll if there is one, else val_nll)")
+    p.add_argument("--rung", type=int, metavar="N", help="of a ladder: this rung alone (default: the highest)")
     p.add_argument("--format", choices=formats.FORMATS, default="terminal")
     p.set_defaults(tables=tables)
     if not tables:
@@ -72,21 +73,32 @@ def parser(prog: str, description: str | None, many: bool = False, tables: bool 
     return p
 
 
-def study(options: argparse.Namespace) -> Study:
-    """Load the study that the options name; raise TableError if the options or the tables are wrong."""
+def study(options: argparse.Namespace, every_rung: bool = False) -> Study:
+    """Load the study that the options name; raise TableError if the options or the tables are wrong.
+
+    Of a ladder it is the study of one rung. A note says which, unless the caller shows every rung.
+    """
+    found = _study(options)
+    if found.ladder and not every_rung:
+        say([f"{found.name} is a ladder, and this is its rung {found.rung} of {found.ladder.planned} (--rung N)"])
+    return found
+
+
+def _study(options: argparse.Namespace) -> Study:
     if options.mlflow is not None:
         if options.study is None or options.source is not None:
             raise TableError("--mlflow URI; allowed: with --study NAME and no folder or table")
         named = {key: getattr(options, key) for key in ("baseline", "floor", "metric")}
         if (of_table := _of_table(options)) != Options():
             raise TableError(f"{of_table.named()} is an option of tables; allowed: --mlflow without it")
-        return load_mlflow(options.mlflow, options.study, **named)
+        found = load_mlflow(options.mlflow, options.study, **named)
+        return found if options.rung is None else one_rung(options.study, found, options.rung)
     source = options.source if options.study is None else options.study
     if source is None:
         raise TableError("no source; allowed: a study folder, a table, or --mlflow URI --study NAME")
     if options.source is not None and options.study is not None:
         raise TableError(f"two sources, {options.source} and --study {options.study}; allowed: one")
-    names = ("baseline", "floor", "metric", "level", "margin", "correction")
+    names = ("baseline", "floor", "metric", "level", "margin", "correction", "rung")
     return load(source, options=_of_table(options), **{name: getattr(options, name) for name in names})
 
 

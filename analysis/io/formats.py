@@ -79,6 +79,14 @@ def with_runs(rows: list[dict[str, Any]], columns: Columns) -> Columns:
     return out
 
 
+RUNG = ("rung", "d")
+
+
+def with_rung(rows: list[dict[str, Any]], columns: Columns) -> Columns:
+    """Return the columns with the number of the rung in front, if the rows have it."""
+    return {"rung": RUNG, **columns} if rows and "rung" in rows[0] else columns
+
+
 def of_table(rows: list[dict[str, Any]], unit: str) -> Columns:
     """Return the verdict's columns for rows of a table from elsewhere; columns without any value are left out."""
     counts = with_runs(rows, {"n": VERDICT_COLUMNS["n"]})
@@ -114,7 +122,7 @@ def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
         width: Width of the terminal in characters.
     """
     if width >= 140:
-        wide = with_runs(rows, VERDICT_COLUMNS)
+        wide = with_rung(rows, with_runs(rows, VERDICT_COLUMNS))
         return table(rows, {k: column for k, column in wide.items() if not k.startswith("selected")}, title=title)
     ends = [("improvement_percent", "{}"), ("improvement_low", " [{}"), ("improvement_high", ", {}]")]
     short = [{**row, "improvement": "".join(form.format(cell(row[key], "+.2f")) for key, form in ends)} for row in rows]
@@ -122,10 +130,12 @@ def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
         row["n"] = f"{row['n_baseline']} + {row['n_arm']}"
     columns = {key: VERDICT_COLUMNS[key] for key in ("arm", "n", "p_adjusted", "verdict")}
     order = ("arm", "n", "improvement", "p_adjusted", "verdict")
-    out = table(short, {key: {**columns, "improvement": ("improvement %", "s")}[key] for key in order}, title=title)
-    for column in out.columns[1:4]:
+    columns["improvement"] = ("improvement %", "s")
+    out = table(short, with_rung(rows, {key: columns[key] for key in order}), title=title)
+    arm, *middle, verdict = out.columns[-5:]
+    for column in middle:
         column.no_wrap = True
-    for column, key in ((out.columns[0], "arm"), (out.columns[4], "verdict")) if width >= 80 else ():
+    for column, key in ((arm, "arm"), (verdict, "verdict")) if width >= 80 else ():
         column.min_width = max((len(word) for row in rows for word in str(row[key]).split()), default=1)  # of a word
     return out
 

@@ -1,7 +1,8 @@
 """Reader of a study from MLflow: the runs under a parent run become the two tables that a study folder holds.
 
-Each run has the tags study, stage, arm, seed, config_key and outcome, the params lr and alpha, the metrics final/NAME,
-and the step metrics val/nll, train/nll, lr, grad_norm and alpha/layer_I. The parent has study.yaml as an artifact.
+Each run has the tags study, stage, arm, seed, config_key and outcome, and in a ladder rung. It has the params lr and
+alpha, the metrics final/NAME, and the step metrics val/nll, train/nll, lr, grad_norm and alpha/layer_I. The parent has
+study.yaml as an artifact.
 """
 
 import math
@@ -15,9 +16,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.io import plain_yaml
-from analysis.io.assemble import Study, assemble
+from analysis.io.assemble import Study
 from analysis.io.files import TableError, checked_settings
 from analysis.io.names import OUTCOMES
+from analysis.io.study import assemble_any
 from analysis.io.text import one_line, redact
 
 _STEP_METRICS = {"val/nll": "val_nll", "train/nll": "train_nll"}
@@ -71,7 +73,7 @@ def load_mlflow(
         raise TableError(f"{source}: MLflow says: {one_line(redact(str(error)), 300)}") from None
     trials = pd.DataFrame([_row(run) for run in children])
     found = pd.DataFrame(curves)
-    return assemble(source, name, trials, found, settings, baseline=baseline, floor=floor, metric=metric)
+    return assemble_any(source, name, trials, found, settings, baseline=baseline, floor=floor, metric=metric)
 
 
 def _check_sqlite(source: str, path: Path) -> None:
@@ -134,16 +136,21 @@ def _artifact(mlflow: Any, uri: str, parent: Any, artifact: str) -> str:
 def _row(run: Any) -> dict[str, Any]:
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
     row: dict[str, Any] = {k: tags.get(k) for k in ("study", "stage", "arm", "seed", "config_key", "outcome", "reason")}
-    row |= {"test_nll": math.nan, "val_nll": math.nan}
+    row |= _rung(tags) | {"test_nll": math.nan, "val_nll": math.nan}
     row |= {k: float(params[k]) if k in params else math.nan for k in ("lr", "alpha")}
     row |= {k.removeprefix("final/"): v for k, v in metrics.items() if k.startswith("final/")}
     layers = {k: v for k, v in metrics.items() if k.startswith("alpha/layer_")}
     return row | {k.replace("alpha/layer_", "alpha_layer_"): v for k, v in layers.items()}
 
 
+def _rung(tags: dict[str, str]) -> dict[str, int]:
+    return {"rung": int(tags["rung"])} if tags.get("rung") else {}
+
+
 def _curve(client: Any, run: Any) -> list[dict[str, Any]]:
     tags = run.data.tags
     base = {"stage": tags["stage"], "arm": tags["arm"], "seed": int(tags["seed"]), "config_key": tags.get("config_key")}
+    base |= _rung(tags)
     names = _STEP_METRICS | {k: k.replace("/", "_") for k in run.data.metrics if k.startswith("alpha/layer_")}
     rows: dict[int, dict[str, Any]] = {}
     for metric, column in names.items():

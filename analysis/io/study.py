@@ -1,15 +1,22 @@
 """Read a study from its folder or from a table."""
 
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from analysis.io.assemble import Study, assemble
-from analysis.io.files import TableError, read_json, read_settings, read_table
+from analysis.io.assemble import DEFAULTS, Ladder, Study, assemble
+from analysis.io.files import TableError, read_json, read_settings, read_table, shown
+from analysis.io.names import STAGES
 from analysis.io.tables.columns import Options
 from analysis.io.tables.load import Question, load_table
+from analysis.io.trials import confirm_rows
+
+MODEL_KEYS = ("preset", "n_layer", "d_model", "n_head", "n_ctx", "dropout", "initializer_range", "activation")
 
 
 def load(
@@ -22,11 +29,13 @@ def load(
     margin: float | str | None = None,
     correction: str | None = None,
     options: Options | None = None,
+    rung: int | None = None,
 ) -> Study:
     """Read a study folder, or a table of (arm, seed, metric) from elsewhere, and check it.
 
     A study folder names its own baseline, floor, level, margin and correction. The last three were fixed before the
-    study ran and cannot be changed here. A table with a `step` column is reduced to the last step of each run.
+    study ran and cannot be changed here. A table with a `step` column is reduced to the last step of each run. Of the
+    folder of a ladder, the study of its highest rung that has begun is returned, with all rungs in its `ladder`.
 
     Args:
         path: Study folder; or a file with a table, "-" for standard input.
@@ -37,6 +46,7 @@ def load(
         margin: Margin in nats, or a text such as "0.5%" of the baseline's mean loss.
         correction: Correction of p for several arms, one of `CORRECTIONS`.
         options: What the columns of a table mean.
+        rung: Number of one rung of a ladder, from 1, which is returned as a study without the others.
 
     Raises:
         TableError: If the input cannot be read or would invalidate a test.
@@ -52,7 +62,10 @@ def load(
             )
         if options is not None and options != Options():
             raise TableError(f"{source}: {options.named()} is an option of tables; allowed: a study folder without it")
-        return _load_folder(source, baseline, floor, metric)
+        found = _load_folder(source, baseline, floor, metric)
+        return found if rung is None else one_rung(str(source), found, rung)
+    if rung is not None:
+        raise TableError(f"--rung {rung}: {path} is no ladder; allowed: the folder of a study with `scales`")
     if str(path) != "-" and not os.path.isfile(source):
         raise TableError(f"{source}: no such file or folder; allowed: a study folder, or a file with a table")
     question = Question(baseline, floor, metric, level, margin, correction)
@@ -69,8 +82,90 @@ def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: 
         settings["provenance"] = provenance
     curves = read_table(curves_file) if curves_file.is_file() else pd.DataFrame()
     trials, name = read_table(trials_file), folder.resolve().name
-    study = assemble(
-        str(folder), name, trials, curves, settings, baseline=baseline, floor=floor, metric=metric, folder=folder
-    )
+    chosen: dict[str, Any] = {"baseline": baseline, "floor": floor, "metric": metric, "folder": folder}
+    study = assemble_any(str(folder), name, trials, curves, settings, **chosen)
     layers_file = folder / "layers.parquet"
-    return replace(study, layers=read_table(layers_file)) if layers_file.is_file() else study
+    if not layers_file.is_file() or (study.ladder and study.rung != study.ladder.planned):
+        return study
+    return replace(study, layers=read_table(layers_file))
+
+
+def one_rung(source: str, study: Study, rung: int) -> Study:
+    """Return the study of one rung of a ladder; raise TableError if it has none of that number."""
+    numbers = [each.rung for each in study.ladder.rungs] if study.ladder else []
+    if study.ladder is None or rung not in numbers:
+        allowed = ", ".join(map(str, numbers)) or "no --rung, because this study has one size"
+        raise TableError(f"{source}: --rung {rung}; allowed: {allowed}")
+    return study.ladder.rungs[numbers.index(rung)]
+
+
+def assemble_any(
+    source: str, name: str, trials: pd.DataFrame, curves: pd.DataFrame, settings: dict[str, Any], **chosen: Any
+) -> Study:
+    """Make a checked study of two tables and a study file; of a ladder, that of its highest rung which has begun.
+
+    Args:
+        source, name, trials, curves, settings: As for `assemble`.
+        **chosen: Further arguments of `assemble`.
+
+    Raises:
+        TableError: If the input would invalidate a test, or if the tables and the study file disagree on the rungs.
+    """
+    rows = settings.get("scales")
+    if not rows:
+        if "rung" in trials.columns:
+            raise TableError(f"{source}: the trials have a column rung; allowed: with a study file that has `scales`")
+        return assemble(source, name, trials, curves, settings, **chosen)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise TableError(f"{source}: key scales has {shown(rows)}; allowed: a list of mappings, one per rung")
+    if "rung" not in trials.columns:
+        raise TableError(f"{source}: the study file has `scales`, but the trials have no column rung")
+    numbers = sorted(trials["rung"].unique().tolist())
+    if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > len(rows):
+        raise TableError(f"{source}: column rung has {numbers}; allowed: 1 to {len(rows)}, without a gap")
+    drop = bool((settings.get("ladder") or {}).get("drop"))
+    rungs, absent = [], {}
+    for number, row in enumerate(rows[: len(numbers)], 1):
+        mine = trials[trials["rung"] == number].drop(columns="rung")
+        # an arm without any trial may have been dropped; the verdicts of the lower rungs show if it was
+        gone = [arm for arm in settings["arms"] if drop and number > 2 and not (mine["arm"] == arm).any()]
+        if gone:
+            absent[number] = tuple(map(str, gone))
+        own = _of_rung(settings, number, row, len(rows), gone)
+        its = curves[curves["rung"] == number].drop(columns="rung") if len(curves) else curves
+        rungs.append(replace(assemble(source, name, mine, its, own, **chosen), rung=number))
+    level = rungs[0].level * len(rows)
+    sizes = tuple(map(training_compute, rungs))
+    ladder = Ladder(tuple(rungs), sizes, tuple(rows[: len(rungs)]), len(rows), level, absent=absent)
+    return replace(rungs[-1], ladder=ladder)
+
+
+def _of_rung(
+    settings: Mapping[str, Any], number: int, row: Mapping[str, Any], rungs: int, gone: list[str]
+) -> dict[str, Any]:
+    # the study file of a rung: its own sizes, its share of the level, and only the arms that it has
+    model, fixed, confirm = (dict(settings.get(key) or {}) for key in ("model", "fixed", "confirm"))
+    level = confirm.get("level", DEFAULTS["level"])
+    if isinstance(level, int | float):  # `assemble` refuses any other
+        confirm["level"] = level / rungs
+    for key, value in row.items():
+        if key != "tokens_per_parameter":  # `tokens` says the same
+            (model if key in {*MODEL_KEYS, *model} else fixed)[key] = value
+    contrasts = [pair for pair in settings.get("contrasts") or [] if not set(map(str, pair)) & set(gone)]
+    out = {key: value for key, value in settings.items() if key not in ("scales", "ladder")}
+    out |= {"model": model, "fixed": fixed, "confirm": confirm, "contrasts": contrasts}
+    out["arms"] = {arm: options for arm, options in settings["arms"].items() if arm not in gone}
+    if number > 1 and (settings.get("ladder") or {}).get("search", "lowest") == "lowest":
+        out["stages"] = [stage for stage in settings.get("stages") or STAGES if stage != "search"]
+        out.pop("search", None)
+    return out
+
+
+def training_compute(study: Study) -> float:
+    """Return the FLOPs of training of a study's baseline, from its confirm trials; NaN if they are not known."""
+    rows = confirm_rows(study.trials)
+    rows = rows[rows["arm"] == study.baseline]
+    if not {"flops_per_token", "tokens"} <= set(rows.columns):
+        return math.nan
+    found = (rows["flops_per_token"] * rows["tokens"]).dropna()
+    return float(found.median()) if len(found) and found.median() > 0 else math.nan

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from analysis.describe import calibration, curves, fairness, hyperparameters, layers
+from analysis.describe import calibration, curves, fairness, hyperparameters, ladder, layers
 from analysis.io import command, formats
 from analysis.io.files import TableError
 from analysis.io.space import chosen_columns
@@ -23,8 +23,10 @@ from analysis.report.figures import FIGURES, Drawn, drawn
 from analysis.report.findings import PATH_COLUMNS, TABLES, Findings
 from analysis.report.methods import methods, would_change
 from analysis.verdict.exits import add_require_verdict, end
-from analysis.verdict.kinds import Result, as_object, shown_rows
-from analysis.verdict.summary import summarise
+from analysis.verdict.kinds import Result, as_object, rows_of_rungs, shown_rows
+from analysis.verdict.ladder.words import size
+from analysis.verdict.ladder.words import summarise as of_ladder
+from analysis.verdict.summary import Summary, summarise
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -79,9 +81,13 @@ def verdict_markdown(result: Result) -> str:
     """Return the verdict as Markdown: its sentence, its table and its reasons."""
     lines = [f"# {markdown(result.study)}", "", markdown(result.question), ""]
     lines += [f"**{markdown(result.summary)}**", ""]
+    for rung in [] if result.unfinished else result.rungs:
+        lines += [f"## Rung {rung.rung}", "", *decision(rung.result)]
+    if result.trends:
+        lines += ["## Trends", "", *trend_lines(result)]
     if result.unfinished:
         return "\n".join(lines)
-    lines += decision(result)
+    lines += [] if result.rungs else decision(result)
     if any(row.path for row in result.every) and len({row.n for row in result.every}) > 1:
         lines += ["An arm that is decided trains no further. Means over different seeds cannot be compared.", ""]
     lines.append(
@@ -91,9 +97,31 @@ def verdict_markdown(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
+def trend_lines(result: Result) -> list[str]:
+    """Return the trends of a ladder as lines of Markdown: a table of arms and rungs, then the reasons of each arm."""
+    rows = ladder.rows(result)
+    lines = [formats.to_markdown(rows, ladder.columns(rows)), ""]
+    return [
+        *lines,
+        *(f"- {markdown(row.label)}: {markdown(row.said)}; {markdown(row.why)}" for row in result.trends),
+        "",
+    ]
+
+
 def terminal_table(result: Result, width: int | None = None) -> Table:
     """Return the verdict's table for a terminal (rich) of a width; None: this terminal's."""
-    return formats.verdict_table(shown_rows(result.every), result.summary, width or Console().width)
+    return formats.verdict_table(rows_of_rungs(result), result.summary, width or Console().width)
+
+
+def _summary(found: Findings) -> Summary:
+    if found.result.rungs:
+        return of_ladder(found.study, found.result)
+    return summarise(found.result.every, found.study, found.result.sensitivity, found.result.unfinished)
+
+
+def _top_rung(found: Findings) -> str:
+    rungs, known = found.result.rungs, found.study.ladder
+    return f"rung {rungs[-1].rung} ({size(rungs[-1], known.axis)})" if rungs and known else ""
 
 
 def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]) -> str:
@@ -111,9 +139,11 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         found=found,
         study=found.study,
         result=found.result,
-        summary=summarise(found.result.every, found.study, found.result.sensitivity, found.result.unfinished),
+        summary=_summary(found),
         figures=figures,
         svg={name: Markup(plots.inline(content, name)) for name, content in svg.items()},
+        ladder_columns=ladder.columns(found.ladder),
+        top_rung=_top_rung(found),
         verdict_columns=formats.with_runs(found.verdict, formats.REPORT_COLUMNS),
         chosen=found.chosen,
         chosen_columns=chosen_columns(found.chosen),

@@ -52,6 +52,19 @@ def _rates(found: Findings) -> bool:
 
 FIGURES = (
     Figure(
+        "ladder",
+        draw=lambda found: plots.ladder(found.study, found.result),
+        table=lambda found: found.result.trends and all(rung.compute for rung in found.result.rungs),
+        takeaway=lambda found: takeaways.ladder(found.result.trends),
+        caption=(
+            "Improvement over the baseline against the baseline's training compute, one panel per arm and one mark per "
+            "rung, with the rung's interval for that arm alone. Above zero the arm is better. The dashed line is the "
+            "least-squares line through the marks, each with the same weight; its slope decides if the improvement "
+            "grows or shrinks. The floor is left out."
+        ),
+        short="The improvement against the baseline's training compute: a mark with its interval per rung.",
+    ),
+    Figure(
         "differences",
         draw=lambda found: differences.differences(found.study, found.result.comparisons),
         table=lambda found: not found.result.unfinished,

@@ -6,17 +6,18 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.describe import alphas, budget, calibration, curves, fairness, growth, hyperparameters, layers
+from analysis.describe import alphas, budget, calibration, curves, fairness, growth, hyperparameters, ladder, layers
 from analysis.io import formats
-from analysis.io.assemble import Study
+from analysis.io.assemble import COMPUTE, Study
 from analysis.io.space import chosen_columns, chosen_rows
 from analysis.report.cell_curves import Line, lines
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import Result, shown_rows
+from analysis.verdict.ladder.words import size
 
 Rows = list[dict[str, Any]]
 TABLES = (  # file names of the tables
-    *("verdict", "chosen", "fairness", "sequential", "calibration", "equal_learning_rate", "over_training"),
+    *("ladder", "verdict", "chosen", "fairness", "sequential", "calibration", "equal_learning_rate", "over_training"),
     *("search_budget", "importance", "against_alpha", "alphas", "why", "layers"),
 )
 PATH_COLUMNS: formats.Columns = {
@@ -47,6 +48,19 @@ class Findings:
     def verdict(self) -> Rows:
         """Comparisons of the verdict, one row per arm; none before the study has ended."""
         return [] if self.result.unfinished else shown_rows(self.result.every)
+
+    @cached_property
+    def ladder(self) -> Rows:
+        """Arms and rungs of a ladder (`ladder.rows`)."""
+        return ladder.rows(self.result)
+
+    @cached_property
+    def other_rungs(self) -> dict[str, Rows]:
+        """Comparisons of the finished rungs but the last of a finished ladder, by a name of the rung."""
+        rungs = [rung for rung in self.result.rungs if not rung.result.unfinished]
+        below = rungs if self.result.unfinished else rungs[:-1]
+        axis = self.study.ladder.axis if self.study.ladder else COMPUTE
+        return {f"rung {rung.rung} ({size(rung, axis)})": shown_rows(rung.result.every) for rung in below}
 
     @cached_property
     def chosen(self) -> Rows:
@@ -134,6 +148,7 @@ class Findings:
     def tables(self) -> dict[str, tuple[Rows, formats.Columns]]:
         """Rows and columns of every table that has rows, by file name."""
         every: dict[str, tuple[Rows, formats.Columns]] = {
+            "ladder": (self.ladder, ladder.columns(self.ladder)),
             "verdict": (self.verdict, formats.with_runs(self.verdict, formats.VERDICT_COLUMNS)),
             "chosen": (self.chosen, chosen_columns(self.chosen)),
             "fairness": (self.fairness, fairness.COLUMNS),

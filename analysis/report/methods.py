@@ -23,7 +23,7 @@ _TESTS = {
 def methods(study: Study) -> list[str]:
     """Describe the methods, one sentence per item, with only what the study file says."""
     s = study.settings
-    out = []
+    out = _ladder(study)
     for key, name in (
         ("corpus", "Corpus"),
         ("model", "Model"),
@@ -64,6 +64,25 @@ def methods(study: Study) -> list[str]:
         f"A run that diverged keeps its place as the worst rank. {_contrasts(study)}{_named(study)}"
     )
     return [line for line in out if line]
+
+
+def _ladder(study: Study) -> list[str]:
+    """Describe the rungs of a ladder, its level and its trends."""
+    ladder = study.ladder
+    if ladder is None:
+        return []
+    rows = "; ".join(f"rung {i}: {_flat(row)}" for i, row in enumerate(ladder.rows, 1))
+    share = f"each with the level {ladder.level:g} / {ladder.planned}, which corrects the verdicts over the rungs"
+    if ladder.joint:
+        share = "with one correction over the arms of all rungs"
+    return [
+        f"Ladder of {ladder.planned} rungs, {share}, and with seeds of its own ({rows}).",
+        f"Trend: the least-squares slope of the improvement on log2({ladder.axis}), with equal weights, an interval at "
+        f"{100 * (1 - ladder.level):g}% with Welch's degrees of freedom, and p with {_TESTS[study.correction]} over "
+        "the arms, apart from the verdicts on the rungs. An improvement grows or shrinks if that p is at most the "
+        "level of the ladder. It turns if one rung says better and another worse. It holds if all rungs have the same "
+        "verdict.",
+    ]
 
 
 def _contrasts(study: Study) -> str:

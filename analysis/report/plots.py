@@ -18,11 +18,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.describe.alphas import alpha_columns, arms_with_alphas
 from analysis.describe.curves import SCALES, confirm_curves
-from analysis.io.assemble import Study
+from analysis.io.assemble import COMPUTE, Study
 from analysis.io.trials import confirm_rows
 from analysis.report.palette import INK, colour_of
 from analysis.verdict.grids import grid_rows, grids
-from analysis.verdict.kinds import Comparison
+from analysis.verdict.kinds import Comparison, Result
+from analysis.verdict.ladder.words import rows_of
 from analysis.verdict.words import called
 
 Source = TypeVar("Source")
@@ -293,6 +294,44 @@ def search_budget(study: Study, rows: list[dict]) -> Figure:
     ax.set_xlabel("search trials")
     ax.set_ylabel("expected best validation loss\n(nats per token)")
     legend(ax, entries)
+    return fig
+
+
+def ladder(study: Study, result: Result) -> Figure:
+    """Draw the improvement of each arm against compute, one panel per arm: rungs with intervals, and the slope."""
+    assert study.ladder is not None
+    arms = result.trends
+    across = min(2, len(arms))
+    down = -(-len(arms) // across)
+    fig = Figure(figsize=(WIDTH, 0.6 + 2.1 * down))
+    axes = fig.subplots(down, across, squeeze=False, sharey=True, sharex=True)
+    for ax, trend in zip(axes.flat, arms, strict=False):
+        found = [(rung, row) for rung in result.rungs if rung.compute for row in rows_of(trend, [rung], counted=False)]
+        seen = [(rung, row) for rung, row in found if row.improvement_percent is not None]
+        colour, marker = arm_style(study, trend.arm)
+        ax.axhline(0, color=INK, lw=1)
+        at = np.array([float(rung.compute or 0) for rung, _ in seen])
+        value = np.array([float(row.improvement_percent or 0) for _, row in seen])
+        ends = [row.interval or (middle, middle) for (_, row), middle in zip(seen, value, strict=True)]
+        ax.vlines(at, [low for low, _ in ends], [high for _, high in ends], color=colour, lw=2.4)
+        ax.plot(at, value, marker, color=colour, ms=6)
+        line = [each.rung in trend.rungs for each, _ in seen]
+        if trend.slope is not None:
+            x = np.log2(at)
+            middle = x[line].mean(), value[line].mean()
+            ax.plot(at[line], middle[1] + trend.slope * (x[line] - middle[0]), color=INK, lw=1, ls="--")
+        ax.set_title(f"{trend.label}: {trend.trend}", fontsize=10)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(numticks=4))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+0", "e").replace("e+", "e")))
+        ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("improvement (%)")
+    for ax in list(axes.flat)[len(arms) :]:
+        ax.set_visible(False)
+    unit = "training compute (FLOPs, log scale)" if study.ladder.axis == COMPUTE else f"{study.ladder.axis} (log scale)"
+    fig.supxlabel(unit, fontsize=10)
+    fig.tight_layout()
     return fig
 
 

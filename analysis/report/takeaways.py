@@ -11,6 +11,7 @@ from analysis.io.assemble import Study
 from analysis.io.trials import confirm_rows
 from analysis.report.cell_curves import Line
 from analysis.verdict.kinds import Comparison
+from analysis.verdict.ladder.kinds import ArmTrend
 from analysis.verdict.words import headline
 
 SAME = 0.005  # alphas of an arm's layers that differ by less are shown as one number
@@ -34,6 +35,13 @@ def differences(rows: Sequence[Comparison], margin: float | str) -> str:
     """List the arms by their verdict, without its details in brackets."""
     groups = _grouped((headline(row, margin), row.arm) for row in rows)
     return " ".join(f"{word[:1].upper()}{word[1:]}: {listed(arms)}." for word, arms in groups.items())
+
+
+def ladder(trends: Sequence[ArmTrend]) -> str:
+    """List the arms by how their improvement goes on over the rungs."""
+    groups = _grouped((str(row.trend), row.label) for row in trends)
+    said = "; ".join(f"{word}: {listed(arms)}" for word, arms in groups.items())
+    return f"{said[:1].upper()}{said[1:]}." if said else ""
 
 
 def sequential(rows: Sequence[Comparison]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.io.assemble import Study
+from analysis.io.assemble import Ladder, Study
 from analysis.io.space import search_trials
 from analysis.io.trials import confirm_rows
 from analysis.verdict import looks
@@ -78,8 +78,21 @@ def edge_hits(study: Study) -> list[str]:
     return hits
 
 
+def not_begun(ladder: Ladder) -> str:
+    """State which rungs of a ladder have no trial yet."""
+    first, last = len(ladder.rungs) + 1, ladder.planned
+    if first == last:
+        return f"rung {first} of {last} has not begun"
+    return f"rungs {first} to {last} of {last} have not begun"
+
+
 def unfinished(study: Study) -> str:
-    """Count the trials that the study file asks for and the tables lack; return "" if none, or without a study file."""
+    """Count the trials that the study file asks for and the tables lack; return "" if none, or without a study file.
+
+    Of a ladder, count the rungs that have not begun too.
+    """
+    if (ladder := study.ladder) and len(ladder.rungs) < ladder.planned:
+        return not_begun(ladder)
     arms, confirm = study.settings.get("arms"), study.settings.get("confirm") or {}
     if not arms:
         return ""

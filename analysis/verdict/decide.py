@@ -8,6 +8,7 @@ The primary test is the two-sided paired t test over seeds; if a run diverged, i
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from analysis.io import command, formats
-from analysis.io.assemble import Study, margin_in_nats
+from analysis.io.assemble import Ladder, Study, margin_in_nats
 from analysis.io.files import TableError
 from analysis.io.space import chosen_values
 from analysis.stats import estimates, multiplicity, paired_tests, power
@@ -26,7 +27,10 @@ from analysis.verdict.comparison import measure
 from analysis.verdict.exits import add_require_verdict, end
 from analysis.verdict.family import Part
 from analysis.verdict.grids import unbracketed, uncalibrated
-from analysis.verdict.kinds import Comparison, Refusal, Result, Sensitivity, Verdict, as_object, shown_rows
+from analysis.verdict.kinds import Comparison, Refusal, Result, Sensitivity, Verdict, as_object, rows_of_rungs
+from analysis.verdict.ladder.decide import missing as lacking
+from analysis.verdict.ladder.decide import rungs_of, trends
+from analysis.verdict.ladder.words import summarise as of_ladder
 from analysis.verdict.summary import summarise
 
 SCHEMA = 1
@@ -38,11 +42,29 @@ def verdict(study: Study) -> dict[str, Any]:
 
 
 def decide(study: Study) -> Result:
-    """Compare every arm of a study with its baseline and decide; tasks of a table are decided as one family more."""
+    """Compare every arm of a study with its baseline and decide; tasks of a table are decided as one family more.
+
+    The verdict of a ladder is that of its highest rung, with the verdicts of all rungs and the trends.
+    """
+    if study.ladder:
+        return _decide_ladder(study, study.ladder)
     (result,) = _decide_family([study])
     if study.table and study.table.tasks:
         result.tasks = _decide_family(study.table.tasks)
     return result
+
+
+def _decide_ladder(study: Study, ladder: Ladder) -> Result:
+    results = _decide_family(ladder.rungs) if ladder.joint else [decide(rung) for rung in ladder.rungs]
+    rungs = rungs_of(ladder, results)
+    missing, top = lacking(ladder, rungs), results[-1]
+    found = replace(top, rungs=rungs, unfinished=missing, trends=[] if missing else trends(study, rungs))
+    if missing:
+        found.comparisons, found.contrasts = (
+            [_untold(row, missing) for row in rows] for rows in (top.comparisons, top.contrasts)
+        )
+        found.sensitivity = Sensitivity(study.floor, study.baseline, why=f"unfinished: {missing}")
+    return replace(found, summary=str(of_ladder(study, found)))
 
 
 def _decide_family(studies: Sequence[Study]) -> list[Result]:
@@ -258,7 +280,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.signific
     parser = command.parser(prog, __doc__)
     add_require_verdict(parser)
     options = parser.parse_args(argv)
-    study = command.study(options)
+    study = command.study(options, every_rung=True)
     result = decide(study)
     if options.format == "json":
         print(formats.to_json(as_object(result)))
@@ -275,11 +297,13 @@ def show(result: Result, study: Study, kind: str) -> None:
         study: Its study.
         kind: One of `formats.FORMATS`.
     """
-    rows = shown_rows(result.every)
+    rows = rows_of_rungs(result)
     columns = formats.of_table(rows, study.unit) if study.table else formats.VERDICT_COLUMNS
-    command.emit_rows(rows, columns, kind, title=result.summary)
+    command.emit_rows(rows, formats.with_rung(rows, columns), kind, title=result.summary)
     notes = list(result.facts.notes) if result.facts else []
-    if kind == "terminal":
+    if kind == "terminal" and result.rungs:
+        formats.print_notes([f"{row.label}: {row.said}; {row.why}" for row in result.trends])
+    elif kind == "terminal":
         formats.print_notes([f"{row.label}: {row.why}" for row in result.every])
         formats.print_notes([f"sensitivity: {result.sensitivity.why}", *(f"note: {note}" for note in notes)])
     else:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from analysis.verdict.ladder.kinds import ArmTrend, ComputeGain
+
 
 class Verdict(StrEnum):
     """Decision on one arm. `analysis.verdict.words` has the sentences."""
@@ -218,7 +220,7 @@ class Result:
 
     `unfinished` names what the study still lacks, and is empty if it is complete. `chosen` has the values of the
     searched hyperparameters that each arm was given. `contrasts` compares two arms other than the baseline; there
-    `baseline` is the first of them.
+    `baseline` is the first of them. The verdict of a ladder is that of its highest rung, with all `rungs` and `trends`.
     """
 
     schema: int
@@ -246,6 +248,8 @@ class Result:
     facts: MetricFacts | None = None
     contrasts: list[Comparison] = field(default_factory=list)
     tasks: list[Result] = field(default_factory=list)
+    rungs: list[Rung] = field(default_factory=list)
+    trends: list[ArmTrend] = field(default_factory=list)
 
     @property
     def every(self) -> list[Comparison]:
@@ -256,6 +260,25 @@ class Result:
     def in_question(self) -> list[Comparison]:
         """Comparisons that the study asks about; see the function `in_question`."""
         return in_question(self.every, self.floor)
+
+
+@dataclass
+class Rung:
+    """One size of a ladder: its settings, its compute, its verdict and the compute-equivalent gains of its arms.
+
+    `sizes` are the keys of the study file's row. `compute` is the baseline's training compute in FLOPs, or the value of
+    the column of sizes of a table; None if it is not known. `dropped` has the arms that lost below and did not run.
+    """
+
+    rung: int
+    name: str
+    sizes: dict[str, Any]
+    parameters: float | None
+    tokens: float | None
+    compute: float | None
+    result: Result
+    gains: list[ComputeGain] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
 
 def in_question(rows: Iterable[Comparison], floor: str | None) -> list[Comparison]:
@@ -276,8 +299,16 @@ def shown_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
     return [row | {"arm": each.label} for row, each in zip(as_rows(comparisons), comparisons, strict=True)]
 
 
+def rows_of_rungs(result: Result) -> list[dict[str, Any]]:
+    """Return `shown_rows` of every rung that has finished, each with its number; of a plain study, those alone."""
+    if not result.rungs:
+        return shown_rows(result.every)
+    done = [rung for rung in result.rungs if not rung.result.unfinished]
+    return [{"rung": rung.rung, **row} for rung in done for row in shown_rows(rung.result.every)]
+
+
 def as_object(result: Result) -> dict[str, Any]:
-    """Return the object of verdict.json; a table from elsewhere has more keys, and one object per task."""
+    """Return the object of verdict.json; a table has more keys and an object per task, a ladder one per rung."""
     nested: dict[str, Any] = {
         "comparisons": as_rows(result.comparisons),
         "contrasts": as_rows(result.contrasts),
@@ -287,9 +318,17 @@ def as_object(result: Result) -> dict[str, Any]:
         nested["tasks"] = {task.study: as_object(task) for task in result.tasks}
     else:
         nested["tasks"] = None
+    nested["rungs"] = [_rung(rung) for rung in result.rungs]
+    nested["trends"] = [dict(vars(row)) for row in result.trends]
     found = _joined({**vars(result), **nested}, "facts", result.facts)
-    left_out = {key for key in ("tasks", "chosen", "contrasts") if not found[key]}
+    left_out = {key for key in ("tasks", "chosen", "contrasts", "rungs", "trends") if not found[key]}
     return {key: value for key, value in found.items() if key not in left_out}
+
+
+def _rung(rung: Rung) -> dict[str, Any]:
+    # the facts of a rung, then the object that its verdict alone would be
+    facts = {key: value for key, value in vars(rung).items() if key not in ("result", "gains")}
+    return facts | {"compute_gains": [dict(vars(gain)) for gain in rung.gains]} | as_object(rung.result)
 
 
 def _joined(values: dict[str, Any], key: str, more: object | None) -> dict[str, Any]:

@@ -16,15 +16,16 @@ from analysis.verdict.kinds import Comparison, Sensitivity, Verdict, in_question
 
 @dataclass(frozen=True)
 class Summary:
-    """Verdict of a study in words: its beginning, one part per arm, and sentences after the arms."""
+    """Verdict of a study in words: its beginning, one part per arm, sentences after the arms, and one text per rung."""
 
     head: str
     parts: list[str]
     after: str
+    rungs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         said = self.head + (f" {'; '.join(self.parts)}." if self.parts else "")
-        return f"{said} {self.after}".rstrip()
+        return " ".join(part for part in (said, self.after, *self.rungs) if part)
 
 
 def summarise(rows: Sequence[Comparison], study: Study, floor: Sensitivity, unfinished: str) -> Summary:

@@ -89,3 +89,74 @@ def simulate(folder: Path, *, gaps: dict[str, float] | None = None, seeds: int =
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return folder
+
+
+RUNGS = ({"d_model": 32, "n_layer": 2}, {"d_model": 64, "n_layer": 2}, {"d_model": 128, "n_layer": 2})
+COMPUTE = (1.0e12, 8.0e12, 64.0e12)  # FLOPs of the baseline's training on each rung
+
+
+def climb(
+    folder: Path,
+    improvements: dict[str, tuple[float, ...]],
+    *,
+    seeds: int | tuple[int, ...] = 8,
+    rungs: int | None = None,
+    level: float = 0.05,
+    confirm: dict | None = None,
+    ladder: dict | None = None,
+    floor: float = -6.0,
+) -> Path:
+    """Write the folder of a ladder whose true improvements (percent) are known: gelu, a floor and the arms given.
+
+    Args:
+        folder: The folder.
+        improvements: Arm -> its improvement on each rung that it runs.
+        seeds: Confirm seeds, of all rungs or of each.
+        rungs: Rungs that have run; None for all.
+        level: Level of the whole ladder.
+        confirm: Further keys of the section `confirm`.
+        ladder: Section `ladder`.
+        floor: Improvement of the floor.
+    """
+    rng = np.random.default_rng(11)
+    planned = max(map(len, improvements.values()))
+    every = {"gelu": (0.0,) * planned, "linear-floor": (floor,) * planned, **improvements}
+    rows, curves = [], []
+    for rung in range(1, (rungs or planned) + 1):
+        n = seeds if isinstance(seeds, int) else seeds[rung - 1]
+        compute, loss = COMPUTE[0] * 8.0 ** (rung - 1), 4.0 * 0.9 ** (rung - 1)
+        shared = rng.normal(0, 0.012, n)
+        for arm, gains in every.items():
+            for i in range(n if rung <= len(gains) else 0):
+                value = loss * (1 - gains[rung - 1] / 100) + shared[i] + rng.normal(0, 0.004)
+                cell = {"study": "climb", "rung": rung, "stage": "confirm", "arm": arm, "seed": 1000 * rung + i}
+                cell |= {"config_key": f"{arm}{rung}"}
+                rows.append(
+                    cell
+                    | {"outcome": "completed", "reason": None, "chosen": True, "test_nll": value, "val_nll": value}
+                    | {"lr": 2e-3, "tokens": 1_000_000, "steps": 200, "seconds": 20.0, "parameters": 50_000 * 3**rung}
+                    | {"flops_per_token": compute / 1e6}
+                )
+                for step in range(20, 201, 20):
+                    point = {"step": step, "tokens": 5000 * step, "val_nll": value + 3 * np.exp(-step / 30)}
+                    curves.append(cell | point | {"train_nll": value})
+    arms = {"gelu": {"baseline": True}, "linear-floor": {"floor": True, "gate": "sigmoid", "alpha": 0.0}}
+    arms |= {arm: {"unit": "relu2"} for arm in improvements}
+    first = seeds if isinstance(seeds, int) else seeds[0]
+    settings = {
+        "name": "climb",
+        "question": "Does the gain last?",
+        "model": {"n_layer": 2, "d_model": 32, "n_ctx": 32},
+        "fixed": {"tokens": 1_000_000, "batch_tokens": 64},
+        "nuisance": {"lr": {"loguniform": [1e-4, 1e-2]}},
+        "arms": arms,
+        "stages": ["confirm"],
+        "scales": [{"d_model": 32 * 2**i, "tokens": 1_000_000} for i in range(planned)],
+        "ladder": {"search": "lowest", "drop": False, **(ladder or {})},
+        "confirm": {"seeds": first, "level": level, "correction": "holm", "margin": "0.5%", **(confirm or {})},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(folder / "trials.parquet")
+    pd.DataFrame(curves).to_parquet(folder / "curves.parquet")
+    (folder / "study.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    return folder

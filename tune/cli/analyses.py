@@ -29,6 +29,11 @@ ANALYSES: list[tuple[str, str, str]] = [
         "Test if the difference grows with training, by its slope against tokens.",
     ),
     (
+        "ladder",
+        "analysis.describe.ladder",
+        "Test if an improvement lasts as models grow: the verdict on each size, and the trend over them.",
+    ),
+    (
         "budget",
         "analysis.describe.budget",
         "Estimate what a search budget buys: the expected best loss of n trials per arm.",
@@ -71,7 +76,7 @@ def forwarded(name: str, module: str, text: str) -> Callable[[typer.Context], No
 
     def run(ctx: typer.Context) -> None:
         code = import_module(module).main(ctx.args, f"pagating {name}")
-        if name in ("significance", "improvement"):  # they show verdicts
+        if name in ("significance", "improvement", "ladder"):  # they show verdicts
             from tune.run.verdicts import shown
 
             for folder in (Path(argument.removeprefix("--study=")) for argument in ctx.args):

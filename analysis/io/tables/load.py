@@ -41,6 +41,11 @@ def load_table(path: str, question: Question, options: Options) -> Study:
     """
     where = "standard input" if path == "-" else path
     read = source.read(path, options.sheet)
+    if {"stage", "rung"} <= set(read.table.columns):
+        raise TableError(
+            f"{where}: has a column rung: trials of a ladder, of several sizes; allowed: the study's folder, or the "
+            "trials of one rung without that column"
+        )
     as_read, metric = shapes.one_metric(where, records.unpack(read.table), question.metric)
     table, layout = shapes.long(where, as_read, options, question.baseline, metric)
     layout = layout or _layout(where, table, options, metric)

@@ -60,7 +60,7 @@ def test_a_published_page_computes_each_table_once(demo: Path, calls: Counter[st
 
 def test_every_figure_says_how_to_read_it_and_has_its_own_name():
     names = [row.name for row in figures.FIGURES]
-    assert len(set(names)) == len(names) == 11
+    assert len(set(names)) == len(names) == 12
     assert all(row.caption or row.short for row in figures.FIGURES)
 
 

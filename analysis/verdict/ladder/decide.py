@@ -1,0 +1,172 @@
+"""Decide how the improvement of each arm goes on over the rungs of a ladder, in one place."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.io.assemble import COMPUTE, Ladder, Study
+from analysis.io.trials import confirm_rows
+from analysis.stats import multiplicity, trend
+from analysis.stats.pairs import Pairs
+from analysis.verdict import looks
+from analysis.verdict.checks import not_begun
+from analysis.verdict.kinds import Comparison, Result, Rung, Verdict
+from analysis.verdict.ladder import words
+from analysis.verdict.ladder.kinds import ArmTrend, ComputeGain, Trend
+from analysis.verdict.ladder.words import LEAST
+
+LOST = 2  # rungs on which a dropped arm was worse
+HELD = (Verdict.BETTER, Verdict.WORSE, Verdict.NO_DIFFERENCE, Verdict.IDENTICAL)
+
+
+def rungs_of(ladder: Ladder, results: Sequence[Result]) -> list[Rung]:
+    """Return the rungs of a ladder with their verdicts. Gains in compute are computed of rungs that have finished.
+
+    Args:
+        ladder: The ladder.
+        results: Verdict of each of its rungs.
+    """
+    out: list[Rung] = []
+    for study, result, size, row in zip(ladder.rungs, results, ladder.sizes, ladder.rows, strict=True):
+        number = study.rung or 0
+        lost = [_times_worse(out, arm) for arm in ladder.absent.get(number, ())]
+        dropped = [arm for arm, n in zip(ladder.absent.get(number, ()), lost, strict=True) if n >= LOST]
+        parameters, tokens = (_of_baseline(study, column) for column in ("parameters", "tokens"))
+        compute = size if math.isfinite(size) else None
+        out.append(Rung(number, result.study, row, parameters, tokens, compute, result, [], dropped))
+    done = [i for i, rung in enumerate(out) if not rung.result.unfinished]
+    for at, i in enumerate(done):
+        low, high = done[max(at - 1, 0)], done[min(at + 1, len(done) - 1)]
+        out[i].gains = [_gain(ladder, row, i, low, high) for row in out[i].result.comparisons]
+    return out
+
+
+def missing(ladder: Ladder, rungs: Sequence[Rung]) -> str:
+    """State what an unfinished ladder lacks; return "" if nothing."""
+    lacks = [
+        f"rung {rung.rung} of {ladder.planned}: {rung.result.unfinished}" for rung in rungs if rung.result.unfinished
+    ]
+    for rung in rungs:
+        gone = [arm for arm in ladder.absent.get(rung.rung, ()) if arm not in rung.dropped]
+        lacks += [f"rung {rung.rung} of {ladder.planned}: no trial of {', '.join(gone)}"] if gone else []
+    return "; ".join([*lacks, *([not_begun(ladder)] if len(rungs) < ladder.planned else [])])
+
+
+def trends(study: Study, rungs: Sequence[Rung]) -> list[ArmTrend]:
+    """Decide the trend of every comparison in question, with p adjusted over them as the study corrects its arms.
+
+    Args:
+        study: The study with the ladder.
+        rungs: Its rungs, all finished.
+    """
+    ladder = study.ladder
+    assert ladder is not None
+    asked = dict.fromkeys((row.baseline, row.arm) for rung in rungs for row in rung.result.in_question)
+    found = [_measured(ladder, rungs, reference, arm) for reference, arm in asked]
+    adjusted = multiplicity.adjust([1.0 if row.p is None else row.p for row in found], study.correction)
+    for row, p in zip(found, adjusted, strict=True):
+        row.p_adjusted = None if row.p is None else p
+        _decide(row, rungs)
+        words.say(row, rungs, study)
+    return found
+
+
+def _decide(row: ArmTrend, rungs: Sequence[Rung]) -> None:
+    # the only place that decides a trend
+    kinds = [each.kind for each in words.rows_of(row, rungs)]
+    if len(kinds) < LEAST:
+        return
+    if {Verdict.BETTER, Verdict.WORSE} <= set(kinds):
+        row.trend = Trend.TURNS
+    elif row.slope is not None and row.p_adjusted is not None and row.p_adjusted <= row.level:
+        row.trend = Trend.GROWS if row.slope > 0 else Trend.SHRINKS
+    elif kinds[0] in HELD and len(set(kinds)) == 1:
+        row.trend = Trend.HOLDS
+
+
+def _measured(ladder: Ladder, rungs: Sequence[Rung], reference: str, arm: str) -> ArmTrend:
+    # the rungs that count, and the slope through them
+    out = ArmTrend(arm, reference, level=ladder.level, axis=ladder.axis)
+    out.dropped_after = next(
+        (rung.rung - 1 for rung in rungs if arm in rung.dropped or reference in rung.dropped), None
+    )
+    rows = {
+        rung.rung: row for rung in rungs for row in rung.result.every if (row.baseline, row.arm) == (reference, arm)
+    }
+    out.label = next(iter(rows.values())).label
+    out.rungs = [number for number, row in rows.items() if row.kind is not Verdict.NOT_TESTABLE]
+    counted = [(study, size) for study, size in zip(ladder.rungs, ladder.sizes, strict=True) if study.rung in out.rungs]
+    means = [_mean(study, rows[study.rung or 0]) for study, _ in counted]
+    sizes = [size for _, size in counted]
+    if len(out.rungs) < LEAST or None in means or not np.isfinite(sizes).all():
+        return out
+    slope = trend.slope(np.log2(sizes).tolist(), [mean for mean in means if mean], ladder.level)
+    if slope is not None:
+        out.slope, out.slope_low, out.slope_high = slope.value, slope.low, slope.high
+        out.standard_error, out.df, out.p = slope.error, slope.df, slope.p
+    return out
+
+
+def _mean(study: Study, row: Comparison) -> trend.Mean | None:
+    # a diverged run has a rank and no loss, so its rung has no mean
+    if row.diverged_seeds_arm or row.diverged_seeds_baseline or row.improvement_percent is None:
+        return None
+    b, a = (study.sign * values for values in _losses(study, row))
+    found = trend.improvement(b, a, not study.unpaired)
+    return trend.Mean(study.sign * found.value, found.error, found.df)
+
+
+def _losses(study: Study, row: Comparison) -> tuple[np.ndarray, np.ndarray]:
+    losses = study.losses()
+    if study.unpaired:
+        b, a = (losses[name].dropna().to_numpy(float) for name in (row.baseline, row.arm))
+        return b, a
+    pairs: Pairs = looks.paired(study, losses, row.baseline, row.arm)
+    return pairs.baseline, pairs.arm
+
+
+def _gain(ladder: Ladder, row: Comparison, i: int, low: int, high: int) -> ComputeGain:
+    out, studies, sizes = ComputeGain(row.arm, row.baseline), ladder.rungs, ladder.sizes
+    study = studies[i]
+    out.why = _no_gain(ladder, row, i, low, high)
+    if out.why:
+        return out
+    b, a = _losses(study, row)
+    ends = [None if at == i else studies[at].losses()[row.baseline].dropna().to_numpy(float) for at in (low, high)]
+    if any(end is not None and (len(end) < 2 or not np.isfinite(end).all() or end.mean() <= 0) for end in ends):
+        out.why = f"{row.baseline} has no mean on a neighbouring rung"
+        return out
+    near = trend.Neighbours((math.log(sizes[low]), math.log(sizes[high])), *ends)
+    factor = trend.compute_factor(b, a, near, ladder.level)
+    if factor is None:
+        out.why = f"the loss of {row.baseline} does not clearly fall between the rungs"
+    else:
+        out.factor, out.factor_low, out.factor_high = factor.value, factor.low, factor.high
+    return out
+
+
+def _no_gain(ladder: Ladder, row: Comparison, i: int, low: int, high: int) -> str:
+    if row.kind in (Verdict.IDENTICAL, Verdict.NOT_TESTABLE):
+        return str(row.verdict)
+    if low == high:
+        return "one rung alone shows no fall of the loss with compute"
+    if ladder.axis != COMPUTE or not np.isfinite([ladder.sizes[at] for at in (low, i, high)]).all():
+        return "the training compute is not known"
+    if ladder.rungs[i].sign < 0 or row.improvement_percent is None:
+        return "the metric is not a loss above zero"
+    if row.diverged_seeds_arm or row.diverged_seeds_baseline:
+        return "a run diverged, so there is no mean loss"
+    return "runs are not pairs" if ladder.rungs[i].unpaired else ""
+
+
+def _times_worse(rungs: Sequence[Rung], arm: str) -> int:
+    return sum(row.arm == arm and row.kind is Verdict.WORSE for rung in rungs for row in rung.result.comparisons)
+
+
+def _of_baseline(study: Study, column: str) -> float | None:
+    rows = confirm_rows(study.trials)
+    if column not in rows.columns:
+        return None
+    found = rows.loc[rows["arm"] == study.baseline, column].dropna()
+    return float(found.median()) if len(found) else None

@@ -1,0 +1,173 @@
+"""Word the verdict of a ladder: its rungs, the trend of each arm with its reasons, and the first lines of all."""
+
+from collections.abc import Sequence
+
+from analysis.io.assemble import COMPUTE, Study
+from analysis.io.text import amount
+from analysis.verdict import words
+from analysis.verdict.kinds import Comparison, Result, Rung, Verdict
+from analysis.verdict.ladder.kinds import ArmTrend, ComputeGain, Trend
+from analysis.verdict.summary import Summary
+
+LEAST = 3  # rungs of a trend
+TIMES = 3.0  # factor of compute from which it is said as a multiple
+FAMILY = "The trends are a family of their own, apart from the verdicts on the rungs."
+
+
+def listed(parts: Sequence[object]) -> str:
+    """Join words with commas, and the last with `and`."""
+    *first, last = map(str, parts)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def rungs_named(numbers: Sequence[int]) -> str:
+    """Return rungs by their numbers: `rung 2`, `rungs 1 and 3`."""
+    return f"rung{'s' if len(numbers) > 1 else ''} {listed(numbers)}"
+
+
+def rows_of(row: ArmTrend, rungs: Sequence[Rung], counted: bool = True) -> list[Comparison]:
+    """Return the comparisons of an arm on the rungs that count, or on all that it ran, from the lowest."""
+    return [
+        each
+        for rung in rungs
+        for each in rung.result.every
+        if (each.baseline, each.arm) == (row.baseline, row.arm) and (not counted or rung.rung in row.rungs)
+    ]
+
+
+def size(rung: Rung, axis: str = COMPUTE) -> str:
+    """Return the size of a rung in words: parameters, tokens and compute, or the value of a table's column."""
+    if axis != COMPUTE:
+        return f"{axis} {amount(rung.compute or 0.0)}"
+    said = [f"{amount(rung.parameters)} parameters"] if rung.parameters else [f"{k} {v}" for k, v in rung.sizes.items()]
+    said += [f"{amount(rung.tokens)} tokens"] if rung.tokens else []
+    said += [f"{rung.compute:.2g} FLOPs"] if rung.compute else []
+    return ", ".join(said)
+
+
+def say(row: ArmTrend, rungs: Sequence[Rung], study: Study) -> None:
+    """Set the sentence and the reasons of a decided trend.
+
+    Args:
+        row: The trend.
+        rungs: The rungs of the ladder.
+        study: Its study.
+    """
+    rows = rows_of(row, rungs)
+    behind = bool(rows) and all((each.improvement_percent or 0.0) < 0 for each in rows)
+    steep, by = _slope(row, 1), _slope(row, 1 if row.trend is Trend.GROWS else -1)
+    if row.trend is Trend.TURNS:
+        better, worse = (_where(row, rungs, kind) for kind in (Verdict.BETTER, Verdict.WORSE))
+        row.said = f"turns: better on {rungs_named(better)}, worse on {rungs_named(worse)}"
+    elif row.trend is Trend.GROWS:
+        row.said = f"grows by {by}" + (", but it is behind on every rung and merely loses less" if behind else "")
+    elif row.trend is Trend.SHRINKS:
+        row.said = f"shrinks by {by}" + (", and it is behind on every rung" if behind else "")
+    elif row.trend is Trend.HOLDS:
+        each = words.headline(rows[0], study.margin, study.unit)
+        row.said = f"holds on {len(rows)} rungs: {each} on each"
+    else:
+        row.said = _open(row, steep)
+    why = _reasons(row, rungs, study)
+    if steep and row.trend in (Trend.TURNS, Trend.HOLDS, Trend.UNDECIDED):
+        why.insert(0, f"slope {steep}")
+    if row.p_adjusted is not None:
+        why.append(f"adjusted p of the slope = {row.p_adjusted:.3g} ({study.correction}), level {row.level:g}")
+    gains = [gain for gain in rungs[-1].gains if (gain.baseline, gain.arm) == (row.baseline, row.arm)] if rungs else []
+    why += [f"on rung {rungs[-1].rung} {said}" for gain in gains if (said := worth(gain))]
+    if rungs:
+        why.append(f"nothing is claimed beyond rung {rungs[-1].rung}")
+    row.why = "; ".join(why)
+
+
+def _slope(row: ArmTrend, sign: int) -> str:
+    # the slope with its interval, or with a fall as a positive number
+    if row.slope is None or row.slope_low is None or row.slope_high is None:
+        return ""
+    low, high = sorted((sign * row.slope_low, sign * row.slope_high))
+    plus = "+" if row.trend not in (Trend.GROWS, Trend.SHRINKS) else ""
+    number = f"{sign * row.slope:{plus}.3g} [{low:{plus}.3g}, {high:{plus}.3g}]"
+    return f"{number} points per doubling of {row.axis}"
+
+
+def _open(row: ArmTrend, steep: str) -> str:
+    if row.dropped_after:
+        return f"dropped after rung {row.dropped_after}, worse on two rungs: no trend is decided"
+    if len(row.rungs) < LEAST:
+        many = (
+            rungs_named(row.rungs) + (" counts" if len(row.rungs) == 1 else " count") if row.rungs else "no rung counts"
+        )
+        return f"no trend: {many}, and a trend needs three or more sizes"
+    return f"undecided ({steep})" if steep else "undecided"
+
+
+def _reasons(row: ArmTrend, rungs: Sequence[Rung], study: Study) -> list[str]:
+    # what limits the trend
+    out = []
+    for rung in rungs:
+        each = next(iter(rows_of(row, [rung], counted=False)), None)
+        if each is not None and each.kind is Verdict.NOT_TESTABLE:
+            out.append(f"rung {rung.rung} does not count: {each.verdict}")
+        elif each is not None and (lost := [*each.diverged_seeds_baseline, *each.diverged_seeds_arm]):
+            runs = f"{len(lost)} run{'s' if len(lost) > 1 else ''}"
+            out.append(f"no slope, because {runs} diverged on rung {rung.rung}: ranks decide there, and have no mean")
+        elif each is not None and each.improvement_percent is None:
+            out.append(f"no slope, because rung {rung.rung} has no percentage: the baseline's mean is not above zero")
+    if row.dropped_after and row.trend is not Trend.UNDECIDED:
+        out.append(f"dropped after rung {row.dropped_after}: the trend is that of the rungs it ran")
+    ladder = study.ladder
+    if ladder and len(row.rungs) >= LEAST and row.slope is None and not out:
+        known = all(rung.compute for rung in rungs)
+        out.append("no slope, because " + ("no run varies" if known else f"the {row.axis} is not known"))
+    return out
+
+
+def _where(row: ArmTrend, rungs: Sequence[Rung], kind: Verdict) -> list[int]:
+    return [rung.rung for rung in rungs if any(each.kind is kind for each in rows_of(row, [rung]))]
+
+
+def in_compute(gain: ComputeGain) -> str:
+    """Return what an arm's loss is worth in compute, for a cell of a table: `+13.0% [8.1, 19.2]` or `4.1x [3.2, 5.3]`.
+
+    It is "" if it is not known.
+    """
+    if gain.factor is None or gain.factor_low is None or gain.factor_high is None:
+        return ""
+    low, value, high = gain.factor_low, gain.factor, gain.factor_high
+    if value >= TIMES:
+        return f"{value:.3g}x [{low:.3g}, {high:.3g}]"
+    low, value, high = (100 * (each - 1) for each in (low, value, high))
+    return f"{value:+.1f}% [{low:.1f}, {high:.1f}]"
+
+
+def worth(gain: ComputeGain) -> str:
+    """State what an arm's loss is worth in training compute of the baseline; "" if it is not known."""
+    if gain.factor is None or gain.factor_low is None or gain.factor_high is None:
+        return ""
+    low, value, high = gain.factor_low, gain.factor, gain.factor_high
+    if value >= TIMES:
+        return f"worth {value:.3g} times the compute [{low:.3g}, {high:.3g}]"
+    low, value, high = (100 * (each - 1) for each in (low, value, high))
+    if value < 0:
+        return f"worth {-value:.1f}% less compute [{-high:.1f}, {-low:.1f}]"
+    return f"worth {value:.1f}% more compute [{low:.1f}, {high:.1f}]"
+
+
+def summarise(study: Study, result: Result) -> Summary:
+    """Return the verdict of a ladder in words: the trend of each arm, then its rungs.
+
+    Args:
+        study: The study with the ladder.
+        result: Its verdict, with rungs and trends.
+    """
+    ladder = study.ladder
+    assert ladder is not None
+    each = tuple(f"Rung {rung.rung} ({size(rung, ladder.axis)}): {rung.result.summary}" for rung in result.rungs)
+    if result.unfinished:
+        done = tuple(said for said, rung in zip(each, result.rungs, strict=True) if not rung.result.unfinished)
+        head = f"Unfinished: {result.unfinished}. No trend is stated before the last rung has ended."
+        return Summary(head, [], "", done)
+    parts = [f"{row.label}: {row.said}" for row in result.trends]
+    top = result.rungs[-1]
+    over = f"Over {len(result.rungs)} rungs up to {size(top, ladder.axis)}, beyond which nothing is claimed, against"
+    return Summary(f"{over} {study.baseline}:", parts, "", each)

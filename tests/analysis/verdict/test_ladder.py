@@ -1,0 +1,326 @@
+"""The verdict of a ladder: its rungs, the trend of each arm, gains in compute, and what does not count."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+from analysis.describe import alphas, budget, growth, improvement
+from analysis.describe import ladder as command
+from analysis.io import formats
+from analysis.io.files import TableError
+from analysis.io.study import load
+from analysis.report import build
+from analysis.stats import multiplicity
+from analysis.verdict import decide as significance
+from analysis.verdict.checks import unfinished
+from analysis.verdict.decide import decide
+from analysis.verdict.kinds import Verdict, as_object
+from analysis.verdict.ladder.kinds import ComputeGain, Trend
+from analysis.verdict.ladder.words import in_compute, worth
+from tests.analysis.helpers import COMPUTE, climb
+
+LAWS = {
+    "steady": (1.0, 1.0, 1.0),
+    "same": (0.0, 0.0, 0.0),
+    "up": (0.3, 1.0, 2.0),
+    "down": (2.0, 1.0, 0.3),
+    "turned": (1.5, 0.0, -1.5),
+    "catching-up": (-3.0, -2.0, -1.0),
+}
+
+
+def edit(folder, change):
+    """Rewrite the trials of a ladder's folder."""
+    file = folder / "trials.parquet"
+    change(pd.read_parquet(file)).to_parquet(file)
+    return folder
+
+
+def configure(folder, **keys):
+    """Rewrite keys of a ladder's study file."""
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | keys))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return the folder of a ladder whose arms follow `LAWS`."""
+    return climb(tmp_path_factory.mktemp("ladders") / "climb", LAWS)
+
+
+@pytest.fixture(scope="module")
+def result(finished):
+    """Return its verdict."""
+    return decide(load(finished))
+
+
+def test_each_rung_is_decided_as_a_plain_study_at_a_third_of_the_level(finished, result):
+    study = load(finished)
+    assert [rung.rung for rung in result.rungs] == [1, 2, 3]
+    assert [rung.compute for rung in result.rungs] == list(COMPUTE)
+    for rung, own in zip(result.rungs, study.ladder.rungs, strict=True):
+        assert own.level == own.settings["confirm"]["level"] == 0.05 / 3
+        assert set(own.trials["seed"]) == set(range(1000 * rung.rung, 1000 * rung.rung + 8))
+        losses = own.losses()
+        p = {arm: stats.ttest_rel(losses["gelu"], losses[arm]).pvalue for arm in own.arms if arm != "gelu"}
+        holm = dict(zip(p, multiplicity.adjust(list(p.values()), "holm"), strict=True))
+        assert {row.arm: row.p_adjusted for row in rung.result.comparisons} == pytest.approx(holm)
+        assert own.settings["model"]["d_model"] == 16 * 2**rung.rung
+        assert "scales" not in own.settings
+    top = decide(study.ladder.rungs[2])
+    for key, value in as_object(top).items():  # the keys of a plain study are those of the highest rung
+        assert key == "summary" or as_object(result)[key] == value
+
+
+def test_the_trends_are_those_of_the_laws(finished, result):
+    assert {row.arm: row.trend for row in result.trends} == {
+        "steady": Trend.HOLDS,
+        "same": Trend.HOLDS,
+        "up": Trend.GROWS,
+        "down": Trend.SHRINKS,
+        "turned": Trend.TURNS,
+        "catching-up": Trend.GROWS,
+    }
+    said = {row.arm: row.said for row in result.trends}
+    assert said["steady"] == "holds on 3 rungs: better on each"
+    assert said["same"] == "holds on 3 rungs: no difference larger than 0.5% on each"
+    assert said["turned"] == "turns: better on rung 1, worse on rung 3"
+    assert said["catching-up"].endswith("but it is behind on every rung and merely loses less")
+    assert said["down"].startswith("shrinks by 0.")
+    assert all("nothing is claimed beyond rung 3" in row.why for row in result.trends)
+    first = result.summary.partition(" Rung 1 (")[0]
+    assert all(f"{arm}: {text}" in first for arm, text in said.items())
+    assert "linear-floor" not in first
+
+
+def test_the_slope_is_that_of_an_independent_calculation(finished, result):
+    study = load(finished)
+    values, variances = [], []
+    for rung in study.ladder.rungs:
+        table = rung.losses()
+        b, a = table["gelu"].to_numpy(), table["down"].to_numpy()
+        n, r = len(b), a.mean() / b.mean()
+        cov = np.cov(a, b, ddof=1)
+        values.append(100 * (1 - r))
+        variances.append(1e4 * (cov[0, 0] - 2 * r * cov[0, 1] + r**2 * cov[1, 1]) / (n * b.mean() ** 2))
+    x = np.log2(COMPUTE)
+    c = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    parts = c**2 * variances
+    df = parts.sum() ** 2 / (parts**2 / 7).sum()
+    row = next(row for row in result.trends if row.arm == "down")
+    assert row.slope == pytest.approx(stats.linregress(x, values).slope)
+    assert row.p == pytest.approx(2 * stats.t.sf(abs(c @ values) / math.sqrt(parts.sum()), df))
+    assert (row.slope_low, row.slope_high) == pytest.approx(
+        stats.t.interval(0.95, df, c @ values, math.sqrt(parts.sum()))
+    )
+    p = {row.arm: row.p for row in result.trends}
+    assert [row.p_adjusted for row in result.trends] == pytest.approx(multiplicity.adjust(list(p.values()), "holm"))
+
+
+def test_gains_in_compute_are_those_of_the_law(result):
+    # the baseline's loss falls by 10% for 8 times the compute
+    exponent = -math.log(0.9) / math.log(8)
+    for rung in result.rungs:
+        for gain in rung.gains:
+            true = (1 - {**LAWS, "linear-floor": (-6.0,) * 3}[gain.arm][rung.rung - 1] / 100) ** (-1 / exponent)
+            assert gain.factor_low * 0.97 < true < gain.factor_high * 1.03
+    assert worth(ComputeGain("a", "b", 1.13, 1.08, 1.19)) == "worth 13.0% more compute [8.0, 19.0]"
+    assert worth(ComputeGain("a", "b", 0.9, 0.8, 1.1)) == "worth 10.0% less compute [-10.0, 20.0]"
+    assert worth(ComputeGain("a", "b", 4.0, 2.9, 5.0)) == "worth 4 times the compute [2.9, 5]"
+    assert worth(ComputeGain("a", "b")) == in_compute(ComputeGain("a", "b")) == ""
+    assert in_compute(ComputeGain("a", "b", 1.13, 1.08, 1.19)) == "+13.0% [8.0, 19.0]"
+
+
+def test_a_baseline_that_does_not_fall_gives_no_gain_in_compute(tmp_path):
+    flat = edit(
+        climb(tmp_path / "flat", {"a": (1.0, 1.0, 1.0)}),
+        lambda t: t.assign(test_nll=t["test_nll"] / 0.9 ** (t["rung"] - 1)),
+    )
+    gains = [gain for rung in decide(load(flat)).rungs for gain in rung.gains]
+    assert {gain.factor for gain in gains} == {None}
+    assert {gain.why for gain in gains} == {"the loss of gelu does not clearly fall between the rungs"}
+
+
+def test_the_json_is_strict_and_only_adds_keys(result, demo):
+    found = json.loads(formats.to_json(as_object(result)))
+    plain = as_object(decide(load(demo)))
+    assert set(found) - set(plain) == {"rungs", "trends"}
+    assert set(plain) - set(found) == set()
+    assert set(plain) <= set(found["rungs"][0])
+    assert found["rungs"][1]["sizes"] == {"d_model": 64, "tokens": 1_000_000}
+    assert found["trends"][0]["trend"] == "holds"
+    assert {gain["arm"] for gain in found["rungs"][0]["compute_gains"]} == {*LAWS, "linear-floor"}
+
+
+def test_an_unfinished_ladder_states_no_trend_and_shows_the_rungs_that_ended(tmp_path):
+    folder = climb(tmp_path / "two", {"steady": (1.0, 1.0, 1.0)}, rungs=2)
+    study = load(folder)
+    result = decide(study)
+    assert (result.unfinished, result.trends) == ("rung 3 of 3 has not begun", [])
+    assert {row.kind for row in result.comparisons} == {Verdict.UNFINISHED}
+    assert unfinished(study) == "rung 3 of 3 has not begun"
+    assert result.rungs[1].result.comparisons[1].kind is Verdict.BETTER
+    assert significance.main([str(folder)]) == growth.main([str(folder)]) == improvement.main([str(folder)]) == 1
+    cut = edit(climb(tmp_path / "cut", {"steady": (1.0, 1.0, 1.0)}), lambda t: t[t["seed"] != 3000])
+    assert decide(load(cut)).unfinished == "rung 3 of 3: 21 of 24 confirm trials"
+    one = decide(load(climb(tmp_path / "one", {"steady": (1.0, 1.0, 1.0)}, rungs=1)))
+    assert one.unfinished == "rungs 2 to 3 of 3 have not begun"
+
+
+def test_two_sizes_have_verdicts_and_no_trend(tmp_path):
+    result = decide(load(climb(tmp_path / "two", {"steady": (1.0, 1.0), "turned": (1.5, -1.5)})))
+    assert {row.trend for row in result.trends} == {Trend.UNDECIDED}
+    assert all("a trend needs three or more sizes" in row.said and row.slope is None for row in result.trends)
+    assert [row.kind for row in result.rungs[0].result.comparisons] == [Verdict.WORSE, Verdict.BETTER, Verdict.BETTER]
+
+
+def test_a_diverged_run_has_no_mean_so_there_is_no_slope(tmp_path):
+    def spoil(trials):
+        bad = (trials["arm"] == "up") & (trials["seed"] == 2003)
+        return trials.assign(outcome=trials["outcome"].mask(bad, "infeasible"), test_nll=trials["test_nll"].mask(bad))
+
+    result = decide(load(edit(climb(tmp_path / "spoilt", LAWS), spoil)))
+    by_arm = {row.arm: row for row in result.trends}
+    assert (by_arm["up"].slope, by_arm["up"].p_adjusted, by_arm["up"].trend) == (None, None, Trend.UNDECIDED)
+    assert "no slope, because 1 run diverged on rung 2" in by_arm["up"].why
+    assert by_arm["down"].trend is Trend.SHRINKS
+    gain = next(gain for gain in result.rungs[1].gains if gain.arm == "up")
+    assert (gain.factor, gain.why) == (None, "a run diverged, so there is no mean loss")
+
+
+def test_a_rung_whose_floor_does_not_lose_is_named_and_does_not_count(tmp_path):
+    def no_floor(trials):
+        low = (trials["arm"] == "linear-floor") & (trials["rung"] == 1)
+        same = trials[(trials["arm"] == "gelu") & (trials["rung"] == 1)]["test_nll"].to_numpy()
+        near = pd.Series(same + np.resize([0.003, -0.003], len(same)), trials.index[low])
+        return trials.assign(test_nll=trials["test_nll"].mask(low, near))
+
+    four = {"steady": (1.0, 1.0, 1.0, 1.0), "turned": (1.5, 1.0, 0.0, -1.5)}
+    result = decide(load(edit(climb(tmp_path / "floor", four), no_floor)))
+    steady, turned = result.trends
+    assert (steady.trend, steady.rungs) == (Trend.HOLDS, [2, 3, 4])
+    assert steady.said == "holds on 3 rungs: better on each"
+    assert "rung 1 does not count: not testable" in steady.why
+    assert turned.said == "turns: better on rung 2, worse on rung 4"
+    three = decide(load(edit(climb(tmp_path / "three", {"steady": (1.0, 1.0, 1.0)}), no_floor))).trends[0]
+    assert three.said == "no trend: rungs 2 and 3 count, and a trend needs three or more sizes"
+
+
+def test_an_arm_that_lost_on_two_rungs_is_dropped_and_named(tmp_path):
+    arms = {"steady": (1.0,) * 4, "lost": (-2.0, -2.0), "late": (-1.0, 0.0, -1.0)}
+    folder = climb(tmp_path / "drop", arms, ladder={"drop": True})
+    result = decide(load(folder))
+    by_arm = {row.arm: row for row in result.trends}
+    assert result.unfinished == ""
+    assert by_arm["lost"].said == "dropped after rung 2, worse on two rungs: no trend is decided"
+    assert by_arm["late"].rungs == [1, 2, 3]
+    assert "dropped after rung 3" in by_arm["late"].said + by_arm["late"].why
+    assert [sorted(rung.dropped) for rung in result.rungs] == [[], [], ["lost"], ["late", "lost"]]
+    assert [row.arm for row in result.comparisons] == ["linear-floor", "steady"]
+    assert command.rows(result)[2]["verdict_3"] == "dropped"
+    # an arm that did not lose cannot have been dropped, and without `drop` none can
+    won = decide(load(climb(tmp_path / "won", {"steady": (1.0,) * 3, "gone": (1.0, 1.0)}, ladder={"drop": True})))
+    assert won.unfinished == "rung 3 of 3: no trial of gone"
+    kept = decide(load(climb(tmp_path / "kept", {"steady": (1.0,) * 3, "gone": (-2.0, -2.0)})))
+    assert kept.unfinished == "rung 3 of 3: 24 of 32 confirm trials"
+
+
+def test_the_seeds_of_each_rung_are_its_own_under_racing(tmp_path):
+    confirm = {"rule": "obrien-fleming", "max_seeds": 10}
+    folder = climb(tmp_path / "raced", {"steady": (3.0,) * 3}, seeds=(5, 8, 10), confirm=confirm)
+    result = decide(load(folder))
+    assert result.unfinished == ""
+    assert [rung.result.comparisons[1].n for rung in result.rungs] == [5, 8, 10]
+    assert result.trends[0].trend is Trend.HOLDS
+    assert [rung.result.comparisons[1].path[-1]["n"] for rung in result.rungs] == [5, 8, 10]
+
+
+@pytest.mark.parametrize("main", [improvement.main, growth.main, budget.main, alphas.main])
+def test_other_scripts_show_one_rung_and_say_which(finished, capsys, main):
+    codes = [main([str(finished)]), main([str(finished), "--rung", "1"])]
+    out, err = capsys.readouterr()
+    assert codes == [0, 0]
+    assert "note: climb is a ladder, and this is its rung 3 of 3 (--rung N)" in err
+    assert "rung 1" not in out
+
+
+def test_one_rung_is_a_plain_study_and_a_wrong_number_is_refused(finished, demo, capsys):
+    assert improvement.main([str(finished), "--rung", "2", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["level"] == 0.05 / 3
+    assert set(found["seeds"]["gelu"]) == set(range(2000, 2008))
+    for source, rung, allowed in ((finished, 4, "1, 2, 3"), (demo, 1, "no --rung, because this study has one size")):
+        with pytest.raises(TableError, match=f"--rung {rung}; allowed: {allowed}"):
+            load(source, rung=rung)
+    with pytest.raises(TableError, match="has one size"):
+        command.main([str(demo)])
+
+
+def test_rungs_are_never_mixed(finished, tmp_path):
+    with pytest.raises(TableError, match="has a column rung: trials of a ladder"):
+        load(finished / "trials.parquet", baseline="gelu")
+    plain = configure(climb(tmp_path / "plain", {"steady": (1.0,) * 3}), scales=[])
+    with pytest.raises(TableError, match="have a column rung; allowed: with a study file that has `scales`"):
+        load(plain)
+    gap = edit(climb(tmp_path / "gap", {"steady": (1.0,) * 3}), lambda t: t[t["rung"] != 2])
+    with pytest.raises(TableError, match=r"column rung has \[1, 3\]; allowed: 1 to 3, without a gap"):
+        load(gap)
+    none = edit(climb(tmp_path / "none", {"steady": (1.0,) * 3}), lambda t: t.drop(columns="rung"))
+    with pytest.raises(TableError, match="has `scales`, but the trials have no column rung"):
+        load(none)
+    with pytest.raises(TableError, match="key scales has 'big'; allowed: a list of mappings"):
+        load(configure(climb(tmp_path / "text", {"steady": (1.0,) * 3}), scales="big"))
+
+
+def test_contrasts_have_trends_and_unknown_compute_has_none(tmp_path):
+    folder = climb(tmp_path / "contrast", {"a": (1.0, 2.0, 3.0), "b": (0.0, 0.0, 0.0)})
+    result = decide(load(configure(folder, contrasts=[["a", "b"]])))
+    assert [(row.label, row.trend) for row in result.trends][2] == ("b against a", Trend.SHRINKS)
+    unknown = edit(climb(tmp_path / "unknown", {"a": (1.0,) * 3}), lambda t: t.drop(columns="flops_per_token"))
+    found = decide(load(unknown))
+    assert found.trends[0].trend is Trend.HOLDS
+    assert "no slope, because the compute is not known" in found.trends[0].why
+    assert found.rungs[0].gains[0].why == "the training compute is not known"
+
+
+def test_the_command_in_a_fresh_process(finished):
+    def run(*words):
+        return subprocess.run([sys.executable, "-m", "analysis.ladder", *words], capture_output=True, text=True)
+
+    shown = run(str(finished), "--format", "csv")
+    assert shown.returncode == 0
+    table = pd.read_csv(pd.io.common.StringIO(shown.stdout)).set_index("arm")
+    assert table.loc["turned", "trend"] == "turns"
+    assert table.loc["linear-floor", "verdict_2"] == "worse"
+    assert table.loc["up", "slope"] > 0
+    refused = run("no-such-folder")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+def test_the_report_shows_the_ladder_first_and_folds_the_lower_rungs(tmp_path):
+    folder = climb(tmp_path / "page", {"steady": (1.0,) * 3, "up": (0.3, 1.0, 2.0)})
+    page = build.build(folder).read_text()
+    assert page.index("Does it last?") < page.index("<h2>The verdict</h2>")
+    assert page.count("<details>") == 2
+    assert "The verdict on rung 1 (150k parameters, 1M tokens, 1e+12 FLOPs)" in page
+    assert "the report is about rung 3 (1.35M parameters, 1M tokens, 6.4e+13 FLOPs), the highest rung" in page
+    assert "Ladder of 3 rungs, each with the level 0.05 / 3" in page
+    assert (folder / "figures" / "ladder.svg").is_file()
+    assert "Holds: steady; grows: up." in page
+    verdict = (folder / "verdict.md").read_text()
+    assert verdict.index("## Rung 3") < verdict.index("## Trends")
+    kept = (folder / "tables" / "ladder.csv").read_text()
+    assert kept.startswith("arm,improvement_1,verdict_1,compute_1,")
+    edit(folder, lambda t: t[t["rung"] < 3])
+    half = build.build(folder).read_text()
+    assert "Unfinished: rung 3 of 3 has not begun" in half
+    assert half.count("<details>") == 2
+    assert not (folder / "figures" / "ladder.svg").exists()
