@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -124,6 +125,12 @@ def _top_rung(found: Findings) -> str:
     return f"rung {rungs[-1].rung} ({size(rungs[-1], known.axis)})" if rungs and known else ""
 
 
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+
+
 def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]) -> str:
     """Return the text of the report; every name in it is escaped.
 
@@ -132,10 +139,8 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         figures: Its figures by name.
         svg: The SVG files of the same figures by name.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     grid, grid_columns = calibration.pivot(found.equal_learning_rate)
-    return template.render(
+    return _template().render(
         found=found,
         study=found.study,
         result=found.result,

@@ -30,6 +30,7 @@ from tune.tracking.store import count_runs, sqlite_file
 from tune.tracking.views import log_verdict
 
 HOLD_BACK = 30.0  # longest time in seconds that the import of MLflow waits for the first trial
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between attempts at a store that answers with errors
 LAST_TRIES = 3  # attempts at a store that answers with errors, once the study waits for it
 
 
@@ -157,13 +158,13 @@ class MlflowTracker:
                     del self._dirty[key]
                 if stopping and not self._finished:
                     self.runs.pause()
-                self.problem, wait = None, 1.0
+                self.problem, wait = None, FIRST_WAIT
             except errors as error:
                 self.problem, self._connected = _message(error), False
                 tries -= stopping
                 if not tries:
                     return
-                wait = 1.0 if stopping else min(30.0, max(1.0, 2 * wait))
+                wait = FIRST_WAIT if stopping else min(LONGEST_WAIT, max(FIRST_WAIT, 2 * wait))
 
     def _drain(self, stopping: bool, wait: float) -> bool:
         """Move queued records to `_dirty` during `wait` seconds. If there are none, wait longer for the first one.

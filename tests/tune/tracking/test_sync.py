@@ -19,6 +19,7 @@ from tune.errors import LedgerError, TrackingError
 from tune.run.ledger import Ledger
 from tune.study.cell import Cell, Record
 from tune.study.files import load
+from tune.tracking import tracker as mlflow_tracker
 from tune.tracking.tracker import MlflowTracker, is_marked, mark, sync
 
 ROOT = Path(__file__).parents[3]
@@ -93,6 +94,8 @@ def test_answers_that_get_lost_double_nothing(place, monkeypatch):
 
         return call
 
+    monkeypatch.setattr(mlflow_tracker, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(mlflow_tracker, "LONGEST_WAIT", 0.1)
     with monkeypatch.context() as patched:
         for name in ("create_experiment", "create_run", "log_batch", "log_inputs", "set_terminated"):
             patched.setattr(MlflowClient, name, losing(name))
@@ -102,7 +105,7 @@ def test_answers_that_get_lost_double_nothing(place, monkeypatch):
             for record in found.values():
                 tracker.ended(record)
             assert time.monotonic() < deadline, lost
-            time.sleep(0.2)
+            time.sleep(0.05)
         tracker.close(found.values())
     assert tracker.owed == 0, tracker.problem
     seen = shown(uri)

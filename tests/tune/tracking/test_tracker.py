@@ -16,6 +16,7 @@ from tune.study.cell import Cell, Record
 from tune.study.files import load
 from tune.tracking import runs as mlflow_runs
 from tune.tracking import store as mlflow_store
+from tune.tracking import tracker as mlflow_tracker
 from tune.tracking.runs import Runs, numeric_alpha
 from tune.tracking.store import prepare_store
 from tune.tracking.tracker import MlflowTracker
@@ -177,6 +178,7 @@ def test_a_store_that_stands_still_is_given_up_on(place, monkeypatch):
 @pytest.mark.parametrize(("errors", "owed"), [(2, 0), (9, 1)])
 def test_the_last_cells_are_tried_again_a_few_times(place, monkeypatch, errors, owed):
     """Check that a store that is locked for a moment while the study ends gets all cells."""
+    monkeypatch.setattr(mlflow_tracker, "FIRST_WAIT", 0.05)
     folder, corpus, uri = place
     write, left = mlflow_runs.Runs.write, [None] * errors
 
