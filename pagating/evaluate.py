@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -91,8 +93,12 @@ def text_rows(folder: str | Path, split: str, count: int) -> tuple[list[list[int
     """Return at most `count` lines of a split of a packed corpus, spread evenly, as token ids, and the padding's id.
 
     Only the first `ROWS_FROM` tokens of a split are used. Empty lines are rows, as in WikiText. For the padding see
-    `pagating.data.corpus.pad_id`.
+    `pagating.data.corpus.pad_id`. A corpus that `keep_text_rows` prepared needs no tokenizer.
     """
+    kept = _rows_file(folder, split, count)
+    if kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        return found["rows"], found["pad"]
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
@@ -101,6 +107,20 @@ def text_rows(folder: str | Path, split: str, count: int) -> tuple[list[list[int
     chosen = np.unique(np.linspace(0, len(lines) - 1, min(count, len(lines))).round().astype(int))
     encoded = tokenizer.encode_batch([lines[i] for i in chosen], add_special_tokens=False)
     return [row.ids for row in encoded], pad_id(tokenizer)
+
+
+def keep_text_rows(folder: str | Path, split: str, count: int) -> None:
+    """Write the result of `text_rows` into the corpus, for machines without tokenizers. Raise OSError."""
+    path = _rows_file(folder, split, count)
+    if not path.is_file():
+        rows, pad = text_rows(folder, split, count)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        scratch.write_text(json.dumps({"rows": rows, "pad": pad}), encoding="utf-8")
+        os.replace(scratch, path)
+
+
+def _rows_file(folder: str | Path, split: str, count: int) -> Path:
+    return Path(folder) / f"rows-{split}-{count}.json"
 
 
 def perplexity(nll: float) -> float:

@@ -378,7 +378,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pagating.tra
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="save the trained model")
     given = parser.parse_args(arguments)
     try:
-        trial = Trial.from_dict(_parsed(given.trial.read_text(encoding="utf-8")))
+        trial = Trial.from_dict(_parsed(given.trial.read_text(encoding="utf-8"))).beside(given.trial.parent)
         check(trial)
         _note_windows(trial)
         for folder in (given.model, given.checkpoints):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,16 @@ class Trial:
         """Return the trial with its user's gate or activation read from another file."""
         own = self.own_code
         return dataclasses.replace(self, unit={**(self.unit or {}), own.key: f"{file}:{own.name}"}) if own else self
+
+    def beside(self, folder: Path) -> Trial:
+        """Return the trial with each relative path that does not exist here taken from `folder` instead."""
+
+        def found(path: str) -> str:
+            return path if os.path.exists(path) or not (folder / path).exists() else os.path.normpath(folder / path)
+
+        own, weights = self.own_code, self.pretrained
+        placed = dataclasses.replace(self, corpus=found(self.corpus), pretrained=weights and found(weights))
+        return placed.with_own(found(own.file)) if own else placed
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, ready for JSON; `from_dict` makes the same trial of them."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from analysis.io.write import write_whole
 from tune.backend.backend import Backend
-from tune.backend.ray_backend import RayBackend
 from tune.errors import StudyError
 from tune.run import tables
 from tune.run.extend import check_folder, own_corpus
@@ -72,7 +71,7 @@ def sweep(
     check_folder(study, folder, base)
     _check_storage(study, folder)
     resolved = dump(relocated(study, base, folder))
-    backend = backend or RayBackend(address=study.address, warn=warn)
+    backend = backend or _ray(study, warn)
     if not (folder / LEDGER).exists():  # with a ledger, it is not known yet if any cell is missing
         backend.check(study)
     try:
@@ -109,6 +108,12 @@ def sweep(
     if run.slots:
         write_provenance(folder, study, run.ledger.events, run.slots)
     return run
+
+
+def _ray(study: Study, warn: Callable[[str], None] | None) -> Backend:
+    from tune.backend.ray_backend import RayBackend  # a machine without Ray has another backend
+
+    return RayBackend(address=study.address, warn=warn)
 
 
 def _check_storage(study: Study, folder: Path, claim: bool = False) -> None:

@@ -76,10 +76,21 @@ def clip_each(flats: Sequence[Flat], limit_K: Tensor) -> Tensor:
     return norm_K
 
 
+def factors(step: int, lr_K: Sequence[float], decay_K: Sequence[float], beta1: float) -> list[list[float]]:
+    """Return what `adamw_step` needs of each trial's rates: `1 - lr decay` and `lr / (1 - b1^t)`.
+
+    Args:
+        step: `t`, counted from 1.
+        lr_K: Learning rate of each trial.
+        decay_K: Weight decay of each trial.
+        beta1: `b1`, of all trials.
+    """
+    kept = [1.0 - lr * decay for lr, decay in zip(lr_K, decay_K, strict=True)]
+    return [kept, [lr / (1.0 - beta1**step) for lr in lr_K]]
+
+
 @torch.no_grad()
-def adamw_step(
-    flats: Sequence[Flat], step: int, lr_K: Sequence[float], decay_K: Sequence[float], beta1: float, beta2: float
-) -> None:
+def adamw_step(flats: Sequence[Flat], step: int, factors_2K: Tensor, beta1: float, beta2: float) -> None:
     """Update all trials by AdamW (Loshchilov & Hutter 2019), then set their gradients to zero.
 
     `p <- p (1 - lr decay)`, `m <- b1 m + (1 - b1) g`, `v <- b2 v + (1 - b2) g^2`,
@@ -88,14 +99,11 @@ def adamw_step(
     Args:
         flats: Buffers of the trials.
         step: `t`, counted from 1.
-        lr_K: Learning rate of each trial.
-        decay_K: Weight decay of each trial.
+        factors_2K: Result of `factors`, on the device of the buffers.
         beta1: `b1`, of all trials.
         beta2: `b2`, of all trials.
     """
-    kept = [1.0 - lr * decay for lr, decay in zip(lr_K, decay_K, strict=True)]
-    scaled = [lr / (1.0 - beta1**step) for lr in lr_K]
-    kept_K1, rate_K1 = flats[0].value.new_tensor([kept, scaled])[..., None]
+    kept_K1, rate_K1 = factors_2K[..., None]
     for flat in flats:
         if flat.decays:
             flat.value.mul_(kept_K1)

@@ -14,13 +14,14 @@ losses are read once per evaluation, so that a GPU does not wait. A trial that d
 Trials of a pack agree in all fields but `VARIES`. Their units may differ (stock GELU and gates, fixed and learned
 alphas) if all other parameters have the same shape. A gated linear unit packs only with gated linear units.
 
-Axes: K trials, B batch of each, T position, W windows.
+Axes: K trials, D their distinct seeds, B batch of each, T position, S steps, W windows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 import warnings
@@ -28,16 +29,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pagating.data.corpus import eval_windows, open_split, train_batch
+from pagating.data.corpus import eval_windows, open_split, step_generator
 from pagating.device import resolve_device, to_device
 from pagating.evaluate import autocast, pad_rows, text_rows
 from pagating.gating.alpha import alpha_parameters, set_progress
 from pagating.model.fused_loss import linear_nll, linear_nll_each
 from pagating.model.gpt2 import GPT2, training_flops_per_token
-from pagating.packed.adamw import Flat, Rows, adamw_step, clip_each, flatten, silence
+from pagating.packed.adamw import Flat, Rows, adamw_step, clip_each, factors, flatten, silence
 from pagating.packed.model import PackedGPT2, PackedUnits, unit_kind
 from pagating.tasks.causal import hidden_function
 from pagating.train import (
@@ -55,6 +57,8 @@ from pagating.train import (
 from pagating.trial import Diverged, Trial
 
 VARIES = ("lr", "seed", "unit", "schedule", "warmup", "final_lr", "weight_decay", "clip")
+AHEAD = 256  # steps whose windows and rates are computed at once
+MOST_ON_GPU = 1 << 28  # tokens of a split that a GPU may hold, of 4 bytes each
 Row = dict[str, Any]
 
 
@@ -98,6 +102,36 @@ def mean_nll_each(model: PackedGPT2, windows_WT: Tensor, batch: int, precision: 
     return (total_K / (windows_WT.shape[0] * (windows_WT.shape[1] - 1))).tolist()
 
 
+class Windows:
+    """The training batches of K trials, as `pagating.data.corpus.train_batch` draws them, gathered at once.
+
+    A GPU gets the tokens of the split once and the starts of the windows of `AHEAD` steps at once.
+    """
+
+    def __init__(self, trials: Sequence[Trial], batch: int, device: torch.device) -> None:
+        self.tokens_N = np.asarray(open_split(trials[0].corpus, "train"))
+        self.batch, self.device, self.steps = batch, device, trials[0].steps
+        self.seeds = sorted({trial.seed for trial in trials})
+        self.place_K = torch.tensor([self.seeds.index(trial.seed) for trial in trials], device=device)
+        self.offset_T = torch.arange(trials[0].model["n_ctx"] + 1, device=device)
+        on_gpu = device.type == "cuda" and len(self.tokens_N) <= MOST_ON_GPU
+        self.on_device_N = torch.from_numpy(self.tokens_N.astype(np.int32)).to(device) if on_gpu else None
+        self.starts_SDB, self.first = torch.empty(0, dtype=torch.int64), 0
+
+    def at(self, step: int) -> Tensor:
+        """Return the batches of all trials at a step, (K * B, T + 1), int64, on the device."""
+        if not 0 <= step - self.first < len(self.starts_SDB):
+            last = len(self.tokens_N) - len(self.offset_T) + 1
+            ahead = range(step, min(step + AHEAD, self.steps))
+            drawn = [[step_generator(s, each).integers(0, last, size=self.batch) for s in self.seeds] for each in ahead]
+            self.starts_SDB, self.first = to_device(torch.from_numpy(np.array(drawn)), self.device), step
+        starts_KB = self.starts_SDB[step - self.first][self.place_K]
+        places_NT = starts_KB.flatten()[:, None] + self.offset_T
+        if self.on_device_N is not None:
+            return self.on_device_N[places_NT].long()
+        return to_device(torch.from_numpy(self.tokens_N[places_NT.cpu().numpy()].astype(np.int64)), self.device)
+
+
 class Pack:
     """The state of K trials that train together: model, optimiser and unread losses.
 
@@ -121,27 +155,31 @@ class Pack:
         self.n_ctx = self.shared.model["n_ctx"]
         self.batch = self.shared.batch_tokens // self.n_ctx
         self.micro = (self.shared.micro_batch_tokens or self.shared.batch_tokens) // self.n_ctx
-        self.train_N = open_split(self.shared.corpus, "train")
-        first_KBT = self.tokens(0).unflatten(0, (len(trials), -1))[:, : self.micro]
+        self.windows = Windows(self.trials, self.batch, device)
+        first_KBT = self.windows.at(0).unflatten(0, (len(trials), -1))[:, : self.micro]
         self.hidden = hidden_function(self.shared, self.model, first_KBT.flatten(0, 1)[:, :-1])
         self.alive = set(range(len(trials)))
         self.unseen: list[Tensor] = []
-
-    def tokens(self, step: int) -> Tensor:
-        """Return the batches of all trials at a step, (K * B, T + 1), on the pack's device."""
-        each = [train_batch(self.train_N, trial.seed, step, self.batch, self.n_ctx) for trial in self.trials]
-        tokens_BT = torch.cat(each)
-        return to_device(tokens_BT, self.device)
+        self.factors, self.factors_from = self.limit_K[:0], 0
 
     def rates(self, step: int) -> list[float]:
         """Return each trial's learning rate at a step; 0 if it diverged."""
         return [learning_rate(trial, step) if i in self.alive else 0.0 for i, trial in enumerate(self.trials)]
 
+    def factors_at(self, step: int) -> Tensor:
+        """Return the optimiser's factors of a step, (2, K). Those of `AHEAD` steps go to the device at once."""
+        if not 0 <= step - self.factors_from < len(self.factors):
+            decays = [trial.weight_decay for trial in self.trials]
+            ahead = range(step, min(step + AHEAD, self.shared.steps))
+            rows = [factors(each + 1, self.rates(each), decays, self.shared.beta1) for each in ahead]
+            self.factors, self.factors_from = self.limit_K.new_tensor(rows), step
+        return self.factors[step - self.factors_from]
+
     def step(self, step: int) -> None:
         """Make one update of every trial."""
         n_trial = len(self.trials)
         set_progress(self.model, fraction_done(self.shared, step))
-        parts = self.tokens(step).unflatten(0, (n_trial, -1)).split(self.micro, 1)
+        parts = self.windows.at(step).unflatten(0, (n_trial, -1)).split(self.micro, 1)
         total_K = self.limit_K.new_zeros(n_trial)
         for part_KBT in parts:
             with autocast(self.shared.precision, self.device.type):
@@ -155,8 +193,7 @@ class Pack:
             total_K += loss_K.detach()
         norm_K = clip_each(self.flats, self.limit_K)
         self.unseen.append(torch.stack([total_K, norm_K]))
-        decays = [trial.weight_decay for trial in self.trials]
-        adamw_step(self.flats, step + 1, self.rates(step), decays, self.shared.beta1, self.shared.beta2)
+        adamw_step(self.flats, step + 1, self.factors_at(step), self.shared.beta1, self.shared.beta2)
 
     def take_losses(self) -> list[tuple[list[float], list[float]]]:
         """Return losses and gradient norms of each trial since the last call. It waits for the GPU."""
@@ -167,6 +204,7 @@ class Pack:
     def drop(self, trial: int) -> None:
         """Remove a diverged trial, so that its values do not spread."""
         self.alive.discard(trial)
+        self.factors = self.factors[:0]  # its rate is 0 from now on
         silence(self.flats, trial)
 
     def mean_nll(self, windows_WT: Tensor) -> list[float]:
@@ -174,7 +212,10 @@ class Pack:
         return mean_nll_each(self.model, windows_WT, self.batch, self.shared.precision)
 
 
-def train_packed(trials: Sequence[Trial]) -> Iterator[list[Row | Diverged | None]]:
+Entries = list[Row | Diverged | None]
+
+
+def train_packed(trials: Sequence[Trial]) -> Iterator[Entries]:
     """Train all trials together. Yield at each evaluation a list with one entry per trial, in the given order.
 
     An entry is the row that `pagating.train.train` yields for the trial; the last one has `final`. If the trial has
@@ -183,6 +224,11 @@ def train_packed(trials: Sequence[Trial]) -> Iterator[list[Row | Diverged | None
     pack's time divided by K. `final` has `packed` = K. Raise ValueError if the trials cannot be one pack (see
     `require_one_pack` and `PackedGPT2`).
     """
+    return (entries for entries in heartbeats_packed(trials) if entries)
+
+
+def heartbeats_packed(trials: Sequence[Trial]) -> Iterator[Entries | None]:
+    """Train all trials together and yield as `train_packed` does, and also None after each other step."""
     started, seconds = time.perf_counter(), 0.0
     pack = Pack(trials)
     shared, n_trial = pack.shared, len(trials)
@@ -193,6 +239,7 @@ def train_packed(trials: Sequence[Trial]) -> Iterator[list[Row | Diverged | None
         pack.step(step)
         done = step + 1
         if done % shared.evaluation_interval and done != shared.steps:
+            yield None
             continue
         seen = pack.take_losses()
         seconds += time.perf_counter() - begun
@@ -229,6 +276,9 @@ def _finish(pack: Pack, entries: list[Any], alphas: list[list[float]], started: 
         extra = [{"test_nll": test, "padded_nll": padded} for test, padded in zip(*both, strict=True)]
     share = (time.perf_counter() - started) / len(pack.trials)
     for i in sorted(pack.alive):
+        if not math.isfinite(extra[i].get("test_nll", 0.0)):
+            entries[pack.order[i]] = Diverged(f"step {shared.steps}: test loss {extra[i]['test_nll']}")
+            continue
         row = entries[pack.order[i]]
         row["final"] = {
             **final_metrics(pack.trials[i], row, alphas[i]),

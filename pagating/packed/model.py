@@ -181,15 +181,17 @@ def _kind(act: nn.Module) -> str:
     return f"{type(act).__name__} {getattr(act, 'form', 'glu')} {act.gate} {name} {act.spec.kind} {options} {fixed}"
 
 
-def _require_one_shape(each: Sequence[GPT2]) -> None:
-    def shapes(model: GPT2) -> dict[str, Any]:
-        return {name: tuple(p.shape) for name, p in model.named_parameters() if ".alpha_" not in name}
+def parameter_shapes(model: GPT2) -> dict[str, Any]:
+    """Return the shapes by name of the parameters in which the models of a pack must agree."""
+    return {name: tuple(p.shape) for name, p in model.named_parameters() if ".alpha_" not in name}
 
-    first = shapes(each[0])
+
+def _require_one_shape(each: Sequence[GPT2]) -> None:
+    first = parameter_shapes(each[0])
     if each[0].config.dropout:
         raise ValueError(f"pack: dropout={each[0].config.dropout}; a pack has no dropout: its masks would differ")
     for model in each[1:]:
-        for name, shape in shapes(model).items():
+        for name, shape in parameter_shapes(model).items():
             if first.get(name) != shape:
                 raise ValueError(f"pack: {name} is {shape} in one trial and {first.get(name)} in another")
 

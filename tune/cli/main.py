@@ -11,7 +11,7 @@ import typer
 
 import pagating
 from analysis.io.exits import Exit, drop_output, prepare_streams
-from tune.cli import ahead, export, folders, studies, sweep, ui
+from tune.cli import ahead, cells, export, folders, studies, sweep, ui
 from tune.cli.analyses import ANALYSES, Forwarded, forwarded
 from tune.cli.common import INTERRUPTED, missing_hint
 
@@ -40,6 +40,8 @@ COMMANDS: list[tuple[str, Any, list[str]]] = [
     ("report", studies.report, ["report sweep", "report sweep --require-verdict"]),
     ("ui", ui.ui, ["ui", "ui --port 5001"]),
     ("trial", studies.trial, ["trial sweep", "trial sweep confirm/gelu/0123456789ab/101 > trial.json"]),
+    ("cells", cells.cells, ["cells my.yaml", "cells my.yaml --into /shared/cells --limit 64"]),
+    ("take", cells.take, ["take my.yaml studies/my/cells", "take my /shared/cells"]),
     ("sync", studies.sync, ["sync sweep", "sync sweep --tracking http://127.0.0.1:5000"]),
     ("repair", studies.repair, ["repair sweep"]),
     ("export", export.export, ["export sweep gelu --to onnx", "export sweep paglu --to hf --into my-model"]),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tune.cli.endings import LastLine
     from tune.cli.screen import Screen
     from tune.run.interrupt import Interruption
+    from tune.run.study_run import StudyRun
     from tune.study.study import Study
 
 
@@ -101,9 +102,6 @@ def _run(
     require_verdict: bool = False,
 ) -> int | None:
     """Run a study and report it; return its exit code, or None if it was interrupted."""
-    from analysis.io.text import one_line, redact
-    from analysis.verdict.exits import end
-    from analysis.verdict.kinds import as_object
     from tune import sweep as runner
 
     run = runner.sweep(
@@ -119,6 +117,21 @@ def _run(
     )
     if not run.stages.finished:
         return None
+    return conclude(run, "" if uri == "none" else ui_command(uri), require_verdict)
+
+
+def conclude(run: StudyRun, browse: str, require_verdict: bool = False) -> int:
+    """Report a finished study to the user and to its tracker; return the exit code.
+
+    Args:
+        run: The closed run of the study.
+        browse: Command that shows the trials; empty if they were not logged.
+        require_verdict: Return `Exit.UNDECIDED` if an arm is undecided.
+    """
+    from analysis.io.text import one_line, redact
+    from analysis.verdict.exits import end
+    from analysis.verdict.kinds import as_object
+
     if run.stages.hopeless:
         reason = next(record.reason for record in run.records.values() if record.reason)
         typer.echo(
@@ -127,7 +140,7 @@ def _run(
             err=True,
         )
         return Exit.COULD_NOT
-    result = show_verdict(study, run.folder, "" if uri == "none" else ui_command(uri))
+    result = show_verdict(run.study, run.folder, browse)
     if owed := run.tracker.finish(as_object(result)):
         typer.echo(owed, err=True)
     return end(result, require_verdict)

@@ -6,11 +6,15 @@ import json
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from analysis.io.write import write_whole
+from pagating import __version__
 from tune.study.study import Study
 
 
@@ -29,7 +33,7 @@ def write_provenance(folder: Path, study: Study, events: list[dict[str, Any]], s
         "corpus_digest": next(event["corpus"] for event in events if event["event"] == "study"),
         "formulas": {name: arm.formula for name, arm in study.arms.items()},
         "git_commit": git_commit(),
-        "versions": {name: version(name) for name in ("pagating-study", "torch", "transformers", "ray", "optuna")},
+        "versions": {"pagating-study": __version__} | _versions(("torch", "transformers", "ray", "optuna")),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "slots": slots,
@@ -37,4 +41,16 @@ def write_provenance(folder: Path, study: Study, events: list[dict[str, Any]], s
             sum(event["final"].get("seconds", 0.0) for event in events if event["event"] == "ended"), 1
         ),
     }
+    devices = Counter(event["final"]["device"] for event in events if "device" in event.get("final", {}))
+    if devices:  # number of cells by card or processor, of those that were taken or packed
+        found["devices"] = dict(devices)
     write_whole(folder / "provenance.json", json.dumps(found, indent=1) + "\n")
+
+
+def _versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):  # a machine without Ray
+            found[name] = version(name)
+    return found

@@ -13,7 +13,7 @@ from analysis.io.write import replacing
 from tune.decide.confirm import looks_made
 from tune.run.extend import groups
 from tune.run.ledger import of_rung, records
-from tune.study.cell import COST, FINAL, ON_GPU, Record
+from tune.study.cell import COST, ELSEWHERE, FINAL, ON_GPU, Record
 
 
 def _layers(alphas: list[float]) -> dict[str, float]:
@@ -48,7 +48,7 @@ def _trial_rows(
             "lr": cell.config["lr"],
             "alpha": final.get("alpha", cell.config.get("alpha")),
             **{name: final.get(name, last.get(name)) for name in COST},
-            **{name: final[name] for name in ON_GPU if name in final},
+            **{name: final[name] for name in (*ON_GPU, *ELSEWHERE) if name in final},
             **{name: value for name, value in cell.config.items() if name not in ("lr", "alpha")},
             **_layers(last.get("alpha") or _searched_layers(cell.config)),
             **({"added": cell.arm in added} if added else {}),

@@ -7,6 +7,7 @@ from typing import Any
 
 FINAL = ("val_nll", "val_ppl", "val_bpb", "train_nll", "padded_nll")
 COST = ("tokens", "steps", "seconds", "tokens_per_second", "compiled", "peak_rss_mb", "parameters", "flops_per_token")
+ELSEWHERE = ("device", "packed")  # only for cells that were taken from files or trained in packs
 ON_GPU = ("peak_gpu_mb", "flops_utilisation")  # only for trials on a GPU; the table of a CPU study lacks these columns
 
 

@@ -14,7 +14,7 @@ from pagating.model.fused_loss import linear_nll, linear_nll_each
 from pagating.model.gpt2 import GPT2, GPT2Size
 from pagating.model.initialise import initialise_gpt2
 from pagating.packed import loop
-from pagating.packed.adamw import Rows, adamw_step, clip_each, flatten
+from pagating.packed.adamw import Rows, adamw_step, clip_each, factors, flatten
 from pagating.packed.loop import main, train_packed
 from pagating.packed.model import PackedGPT2, unit_kind
 from pagating.train import train
@@ -242,7 +242,7 @@ def test_steps_of_a_pack_are_torchs_adamw_and_clipping_trial_by_trial():
             mine = [grads[k][part] for k in range(2) if part < len(grads[k])]
             row.grad.add_(torch.stack(mine))
         norms = clip_each(flats, torch.tensor(limits, dtype=torch.float64))
-        adamw_step(flats, step, lrs, decays, 0.9, 0.95)
+        adamw_step(flats, step, flats[0].value.new_tensor(factors(step, lrs, decays, 0.9)), 0.9, 0.95)
         for k, mine in enumerate(singles):
             for parameter, grad in zip(mine, grads[k], strict=True):
                 parameter.grad = grad
