@@ -24,7 +24,7 @@ from pagating.checkpoint import model_tensors, with_axis, write_tensors
 from pagating.data.corpus import read_meta
 from pagating.gating.catalog import OwnCode, own_code
 from pagating.gating.own_gate import load_own
-from pagating.hf.errors import SavedModelError
+from pagating.hf.errors import SavedModelError, require_path
 from pagating.hf.folder import write_denoiser, write_gpt2
 from pagating.model.gpt2 import GPT2
 from pagating.model.size import GPT2Size
@@ -151,8 +151,7 @@ def load_model(folder: str | Path, gate: str | None = None, unit: str | None = N
     Raises:
         SavedModelError: The folder has no usable model, or `gate` or `unit` is missing or another one.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise SavedModelError(f"folder: {folder!r} is not a path")
+    require_path(folder)
     facts = read_facts(folder)
     made_of = _made_of(folder, facts, gate, unit)
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):

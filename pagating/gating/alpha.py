@@ -195,6 +195,9 @@ class AlphaModule(nn.Module):
         owner: module whose parameter this one shares (`per: model`). It is registered in both, like tied embeddings.
     """
 
+    patched_as: dict[str, Any] | None = None  # the record of the patch that made this module
+
+    @torch.inference_mode(False)  # a tensor of inference mode has no gradient
     def __init__(
         self, spec: AlphaSpec, width: int | None = None, layer: int = 0, owner: "AlphaModule | None" = None
     ) -> None:
@@ -207,6 +210,8 @@ class AlphaModule(nn.Module):
             raise ValueError(f"alpha.{spec.kind}: the size of the last axis is needed; give width, not {width!r}")
         if not isinstance(layer, int) or layer < 0:
             raise ValueError(f"layer: {layer!r} is not the index of a layer, 0 or more")
+        if owner is not None and not isinstance(owner, AlphaModule):
+            raise ValueError(f"owner: {owner!r} is not a module with an alpha")
         shape = (width,) if per_channel and width is not None else (1,)
         if spec.kind == "fixed":
             if layer >= len(spec.values) > 1:
@@ -247,9 +252,15 @@ class AlphaModule(nn.Module):
     @torch.no_grad()
     def set_progress(self, fraction: float) -> None:
         """Move a scheduled alpha to its value at `fraction` of training; other kinds do not change."""
-        if self.spec.kind == "schedule":
-            start, end = self.spec.options["from"], self.spec.options["to"]
-            self.get_buffer("alpha_scheduled").fill_(schedule_value(self.spec.options["kind"], fraction, start, end))
+        if self.spec.kind != "schedule":
+            return
+        start, end = self.spec.options["from"], self.spec.options["to"]
+        value = schedule_value(self.spec.options["kind"], fraction, start, end)
+        self.get_buffer("alpha_scheduled").fill_(value)
+        if (offloaded := _offloaded(self)) and self.get_buffer("alpha_scheduled").is_meta:
+            offloaded["alpha_scheduled"].fill_(value)
+            if not math.isclose(offloaded["alpha_scheduled"], value, rel_tol=1e-6):
+                raise ValueError("alpha: accelerate keeps a scheduled one on disk; offload with offload_buffers=False")
 
     def alpha(self, x: Tensor | None = None) -> float | Tensor:
         """Return the effective alpha: a float (fixed) or a tensor that broadcasts against `x`.
@@ -446,13 +457,18 @@ def _whole(module: AlphaModule) -> AlphaModule:
     """Return a module with the whole alpha: gathered from the shards of FSDP2, or read from accelerate's offload."""
     whole = copy.copy(module)
     whole._parameters = dict(module._parameters)
-    offloaded = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    offloaded = _offloaded(module)
     for name, tensor in module.named_own_alpha():
         if gather := getattr(tensor, "full_tensor", None):
             whole._parameters[name] = nn.Parameter(gather())
         elif tensor.is_meta and offloaded is not None:
             whole._parameters[name] = nn.Parameter(offloaded[name])
     return whole
+
+
+def _offloaded(module: nn.Module) -> Any:
+    """Return the tensors of a module that accelerate offloads, by name, or None."""
+    return getattr(getattr(module, "_hf_hook", None), "weights_map", None)
 
 
 def set_progress(model: nn.Module, fraction: float) -> None:

@@ -16,7 +16,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from .alpha import alpha_modules, share_alphas
 from .catalog import DEFAULTS
 from .patch import patch
-from .saving import KEY, Recorded, check_functions, unmasked
+from .saving import KEY, Patched, Recorded, check_functions, unmasked
 
 ARGUMENTS = (*DEFAULTS, "unit", "include")
 ALPHA_NAMES = frozenset({"alpha_logit", "alpha_free", "alpha_scheduled", "alpha_weight", "alpha_bias"})
@@ -76,7 +76,7 @@ class PaGPT2Config(Recorded, GPT2Config):
         return config
 
 
-class PaGPT2LMHeadModel(GPT2LMHeadModel):
+class PaGPT2LMHeadModel(Patched, GPT2LMHeadModel):
     """GPT-2 with a language-modelling head and the gate of its configuration.
 
     Parameters have GPT-2's names, so that a stock checkpoint loads into the pointwise forms with nothing missing or

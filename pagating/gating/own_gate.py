@@ -69,7 +69,7 @@ def register_gate(name: str, gate: Function | Gate, precision: str = "bfloat16",
         for function in (row.gate, row.gated) if row is gate else (row.gate,):
             check_function(what, function, width, dtype, far)
     with plain_torch(), eager(), torch.no_grad():
-        x = torch.linspace(-4.0, 4.0, 24, dtype=torch.float32)
+        x = torch.linspace(-4.0, 4.0, 24, dtype=torch.float32).reshape(1, 1, -1)  # the axes of hidden states
         if not torch.allclose(row.gated(x), x * row.gate(x), rtol=1e-4, atol=1e-5):
             raise ValueError(f"gate: {name!r}: gated(x) is not x * gate(x)")
     GATES[name] = row
@@ -161,7 +161,7 @@ def load_own_of(unit: Mapping[str, Any] | None) -> None:
 
 def grows(reference: str) -> bool:
     """Return True if a registered gate grows like its argument on both sides, as an activation such as `x + f(x)`."""
-    x = torch.tensor([UNBOUNDED, -UNBOUNDED])
+    x = torch.tensor([[[UNBOUNDED, -UNBOUNDED]]])
     with plain_torch(), eager(), torch.no_grad():
         near, far = (called(f"gate: {reference!r}", GATES[reference].gate, at).abs() for at in (x, 2 * x))
     return bool((far > 1.5 * near).any() and (near > UNBOUNDED / 4).any())

@@ -3,6 +3,7 @@
 Only the model instance changes. torch and transformers stay as they are.
 """
 
+import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,11 +19,13 @@ from .discovery import Pattern, Slot, choose_activations, features, is_conv1d, o
 from .gates import Function, gate_row
 from .learned import POLYNOMIALS, XIELU
 from .own_gate import make_unit
-from .saving import forget_patch, record_patch, remember_patch, settled
+from .saving import forget_patch, record_patch, record_when_saved, settled
 from .units import ELEMENTWISE, PaGLU, ProjectedGLU, SplitGLU, idle_alpha
 
 _TANH_GELUS = ("NewGELUActivation", "GELUTanh", "FastGELUActivation", "AccurateGELUActivation")
-_RECORD = "_pagating_replaced"  # in the parent of replaced modules: those modules by name
+_RECORD = "_pagating_replaced"  # in the parent of replaced modules: those modules by name, and other attributes
+# torch's encoder has forms that do not call the activation, or call it with nested tensors: attributes that forbid them
+_FUSED = ((nn.TransformerEncoderLayer, "activation_relu_or_gelu"), (nn.TransformerEncoder, "use_nested_tensor"))
 
 
 @dataclass(frozen=True)
@@ -113,20 +116,23 @@ def patch(
         _require_size(slot, chosen, spec)
     before = count_parameters(model)
     replaced = _replacements(model, slots, chosen, spec)
-    _require_no_reducer(wrapper, model, replaced)
+    stock = [{name: slot.parent._modules[name] for name in new} for slot, new in zip(slots, replaced, strict=True)]
+    _require_no_reducer(wrapper, model, stock, replaced)
     with ExitStack() as undo:
-        undo.callback(unpatch, model)  # if anything below fails
+        undo.callback(_restore, model)  # if anything below fails
         for slot, new in zip(slots, replaced, strict=True):
-            record = slot.parent.__dict__.setdefault(_RECORD, {})
-            for child, module in new.items():
-                record[child] = slot.parent._modules[child]
-                slot.parent.register_module(child, module)
+            for name, value in new.items():
+                _set(slot.parent, name, value)
             if chosen["form"] in ("glu", "projected"):
                 _initialise(model, slot, new)
+        for encoder in model.modules():
+            for kind, attribute in _FUSED:
+                if isinstance(encoder, kind) and alpha_modules(encoder):
+                    _set(encoder, attribute, False)
         arguments = settled(chosen)
         if why and (include, exclude, layers) != (None, None, None):
             arguments["include"] = [slot.name for slot in slots]
-        record_patch(model, arguments, [slot.name for slot in slots])
+        record_patch(model, arguments)
         units = alpha_modules(model)
         _warn_of_idle_alpha(spec, units)
         undo.pop_all()
@@ -138,6 +144,12 @@ def patch(
         left=list(why),
         why=why,
     )
+
+
+def _set(parent: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute, such as a module, and keep the former value for `unpatch`."""
+    parent.__dict__.setdefault(_RECORD, {})[name] = getattr(parent, name)
+    setattr(parent, name, value)
 
 
 def inner(model: nn.Module) -> nn.Module:
@@ -162,14 +174,22 @@ def _require_size(slot: Slot, chosen: Mapping[str, Any], spec: AlphaSpec) -> Non
         raise ValueError(f"{slot.name}: its layer is offloaded by accelerate; patch the model before it is offloaded")
 
 
-def _require_no_reducer(wrapper: nn.Module, model: nn.Module, replaced: list[dict[str, nn.Module]]) -> None:
-    # DDP and FSDP take the parameters when they wrap; a later one would not be averaged over the processes
+def _require_no_reducer(
+    wrapper: nn.Module, model: nn.Module, old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]
+) -> None:
+    # DDP and FSDP take the parameters when they wrap: a later one is not averaged over the processes, and DDP waits for
+    # one that is gone
     kinds = {type(module).__name__ for module in (wrapper, *model.modules())}
     sharing = [kind for kind in kinds if kind.startswith(("DistributedData", "FSDP", "FullySharded"))]
-    known = {id(parameter) for parameter in model.parameters()}
-    new = (p for modules in replaced for m in modules.values() for p in m.parameters() if id(p) not in known)
-    if sharing and any(parameter.requires_grad for parameter in new):
-        raise ValueError(f"{sharing[0]}: this unit has parameters; patch the model before it is wrapped")
+    if sharing and _trained(old) != _trained(new):
+        raise ValueError(
+            f"{sharing[0]}: the trained parameters would change; patch or unpatch before it wraps the model"
+        )
+
+
+def _trained(replaced: Iterable[Mapping[str, Any]]) -> set[int]:
+    modules = [each for one in replaced for each in one.values() if isinstance(each, nn.Module)]
+    return {id(parameter) for module in modules for parameter in module.parameters() if parameter.requires_grad}
 
 
 def _parents(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -177,6 +197,7 @@ def _parents(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if _RECORD in module.__dict__]
 
 
+@torch.inference_mode(False)  # tensors of inference mode have no gradient
 def _replacements(
     model: nn.Module, slots: list[Slot], chosen: Mapping[str, Any], spec: AlphaSpec
 ) -> list[dict[str, nn.Module]]:
@@ -276,8 +297,16 @@ def _base(base: str, slot: Slot, is_off: bool) -> str | Function:
         return POLYNOMIALS[base]()
     # a gate that is off keeps the module that was there, for the same bits
     if base == "stock" or (base == "gelu" and is_off and _is_tanh_gelu(slot.activation)):
-        return slot.activation
+        return _not_in_place(slot.activation)
     return base
+
+
+def _not_in_place(module: Any) -> Any:
+    """Return a module that keeps its argument, which the gate reads too: itself, or a copy with the same tensors."""
+    if getattr(module, "inplace", False):
+        module = copy.copy(module)
+        module.inplace = False
+    return module
 
 
 def _is_tanh_gelu(module: nn.Module) -> bool:
@@ -288,13 +317,20 @@ def _is_tanh_gelu(module: nn.Module) -> bool:
 def unpatch(model: nn.Module) -> list[str]:
     """Restore the modules that `patch` replaced and return their names. Raise ValueError if `model` is not patched."""
     require_module(model)
-    model = inner(model)
-    parents = _require_patched(model)
+    wrapper, model = model, inner(model)
+    records = [parent.__dict__[_RECORD] for _, parent in _require_patched(model)]
+    units = [{name: parent._modules.get(name) for name in parent.__dict__[_RECORD]} for _, parent in _parents(model)]
+    _require_no_reducer(wrapper, model, units, records)
+    return _restore(model)
+
+
+def _restore(model: nn.Module) -> list[str]:
     names: list[str] = []
-    for prefix, parent in parents:
-        for child, module in parent.__dict__.pop(_RECORD).items():
-            parent.register_module(child, module)
-            names.append(f"{prefix}.{child}" if prefix else child)
+    for prefix, parent in _parents(model):
+        for name, value in parent.__dict__.pop(_RECORD).items():
+            setattr(parent, name, value)
+            if isinstance(value, nn.Module):
+                names.append(f"{prefix}.{name}" if prefix else name)
     forget_patch(model)
     return names
 
@@ -310,17 +346,16 @@ def _require_patched(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def unpatched(model: nn.Module) -> Iterator[nn.Module]:
     """Remove the patch of `model` in a `with` block, then put it back. Raise ValueError if there is no patch."""
     records = [(parent, parent.__dict__[_RECORD]) for _, parent in _require_patched(inner(model))]
-    units = [{child: parent._modules[child] for child in record} for parent, record in records]
-    forgotten = forget_patch(inner(model))
-    unpatch(model)
+    units = [{name: getattr(parent, name) for name in record} for parent, record in records]
+    _restore(inner(model))
     try:
         yield model
     finally:
         for (parent, record), new in zip(records, units, strict=True):
-            for child, module in new.items():
-                parent.register_module(child, module)
+            for name, value in new.items():
+                setattr(parent, name, value)
             parent.__dict__[_RECORD] = record
-        remember_patch(forgotten)
+        record_when_saved(inner(model))
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -150,7 +150,7 @@ def idle_alpha(form: str, gate: str | Gate, base: str | Function) -> str | None:
         return None
     name = gate if isinstance(gate, str) else gate.formula
     with torch.no_grad(), torch.device("cpu"):  # the caller may build a model on meta
-        x = torch.linspace(-6.0, 6.0, 64).reshape(1, -1)  # without 0
+        x = torch.linspace(-6.0, 6.0, 64).reshape(1, 1, -1)  # without 0; the axes of hidden states
         if form in ELEMENTWISE:
             low, high = (ELEMENTWISE[form](x, alpha, gate, base) for alpha in (0.25, 0.75))
             called = base if isinstance(base, str) else getattr(base, "__name__", type(base).__name__)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pagating import gating
 from pagating.gating.catalog import settings
-from pagating.gating.saving import masked, record_of, settled
+from pagating.gating.saving import masked, record_of, recorded, settled
 from pagating.model.size import GPT2Size
 
 TOKENIZER, CONFIG, GENERATION, TOKENIZER_CONFIG = (
@@ -58,7 +58,8 @@ def write_denoiser(folder: Path, model: Any, vocab_size: int, n_ctx: int) -> Non
     add_tokens(folder, vocab_size, tokens)
     write_tokenizer(folder, n_ctx, roles)
     config.architectures, config.dtype = [type(model).__name__], "float32"
-    config.save_pretrained(folder)
+    with recorded(model):
+        model.config.save_pretrained(folder)
     if config.is_encoder_decoder:
         model.generation_config.save_pretrained(folder)
 

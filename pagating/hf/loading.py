@@ -9,18 +9,20 @@ from typing import Any
 
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, GPT2Config, PreTrainedConfig
 from transformers.utils import logging
 
 from pagating.gating.alpha import share_alphas
-from pagating.gating.catalog import DEFAULTS, own_code
-from pagating.gating.hf_gpt2 import ALPHA_NAMES, PaGPT2LMHeadModel, start_alphas
+from pagating.gating.catalog import own_code
+from pagating.gating.hf_gpt2 import ALPHA_NAMES, ARGUMENTS, PaGPT2Config, PaGPT2LMHeadModel, start_alphas
 from pagating.gating.own_gate import load_own
 from pagating.gating.patch import patch
-from pagating.gating.saving import FORMAT, KEY, check_functions, unmasked
-from pagating.hf.errors import SavedModelError
+from pagating.gating.saving import FORMAT, KEY, check_functions, patched_class, unmasked
+from pagating.hf.errors import SavedModelError, require_path
 
 HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")  # where the files are
+OF_PATCH = (KEY, *ARGUMENTS, "auto_map")  # keys of `PaGPT2Config`
+OF_LOADER = (*HUB, "dtype", "torch_dtype", "attn_implementation", "experts_implementation", "quantization_config")
 
 
 def from_pretrained(
@@ -29,6 +31,8 @@ def from_pretrained(
     gate: str | None = None,
     unit: str | None = None,
     model_class: type | None = None,
+    config: PreTrainedConfig | None = None,
+    output_loading_info: bool = False,
     **options: Any,
 ) -> Any:
     """Load the model that `save_pretrained` wrote, patched as it was, with the same bits, in evaluation mode.
@@ -38,19 +42,29 @@ def from_pretrained(
         gate: FILE.py:NAME of the user's gate, or its registered name, if the model was patched with one. This file is
             run. The file that the folder names is never run.
         unit: The same, if the model was patched with an activation of the user's own.
-        model_class: Class of the model; by default the class of transformers that config.json names.
-        options: Those of `from_pretrained` of transformers, such as dtype, device_map and revision.
+        model_class: Class of the model, or an Auto class; by default the class of transformers that config.json names.
+            A class with another head, or with none, gets the alphas of the saved model too.
+        config: Configuration of the model; by default that of the folder.
+        output_loading_info: Whether to return the model and a dictionary of missing and unexpected weights.
+        options: Those of `from_pretrained` of transformers: dtype, device_map, revision, and keys of the configuration
+            such as num_labels.
 
     Raises:
         SavedModelError: There is no such model, `gate` or `unit` is missing or another one, or the weights are not
             those of the patched model.
     """
+    require_path(folder)
+    if not (config is None or isinstance(config, PreTrainedConfig)):
+        raise SavedModelError(f"config: {type(config).__name__} is not a configuration of transformers")
+    if not (model_class is None or hasattr(model_class, "from_pretrained")):
+        raise SavedModelError(f"model_class: {model_class!r} is not a class of models of transformers")
     try:
-        return _loaded(str(folder), {"gate": gate, "unit": unit}, model_class, options)
+        model, info = _loaded(str(folder), {"gate": gate, "unit": unit}, model_class, config, options)
     except SavedModelError:
         raise
     except (OSError, SafetensorError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise SavedModelError(f"{folder}: cannot be loaded: {_one_line(error)}") from error
+    return (model, info) if output_loading_info else model
 
 
 @contextmanager
@@ -67,7 +81,9 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _loaded(folder: str, own: Mapping[str, str | None], model_class: type | None, options: dict[str, Any]) -> Any:
+def _loaded(
+    folder: str, own: Mapping[str, str | None], model_class: Any, config: Any, options: dict[str, Any]
+) -> tuple[Any, Any]:
     if Path(folder).is_absolute() and not Path(folder).is_dir():
         raise SavedModelError(f"{folder}: there is no such folder")
     place = {key: value for key, value in options.items() if key in HUB}
@@ -84,24 +100,21 @@ def _loaded(folder: str, own: Mapping[str, str | None], model_class: type | None
         raise SavedModelError(f"{folder}: its record of the patch has lost a key; it has {', '.join(record)}")
     arguments = _arguments(record, own) if record else {}
     plain = unmasked(values)
-    cls: Any = model_class or _named_class(folder, plain)
-    config = _config(cls, plain)
+    cls: Any = _class_of(model_class, plain) if model_class else _named_class(folder, plain)
+    rest = {key: value for key, value in options.items() if key != "trust_remote_code"}
+    if config is None:
+        config, rest = _config(cls, plain, rest)
     if cls is PaGPT2LMHeadModel:  # it patches itself, as its configuration says
         for key, value in arguments.items():
             setattr(config, key, value)
-    else:
-        for key in (KEY, *DEFAULTS, "unit", "include", "auto_map"):  # of `PaGPT2Config`
-            config.__dict__.pop(key, None)
-        if record:
-            check_functions(record, arguments)
-            cls = _patched(cls, record["names"], arguments)
-    rest = {key: value for key, value in options.items() if key not in ("trust_remote_code", "output_loading_info")}
+    elif record:
+        check_functions(record, arguments)
+        cls = _patched(cls, record["names"], arguments)
     model, info = cls.from_pretrained(folder, config=config, output_loading_info=True, trust_remote_code=False, **rest)
-    if record:
-        _check(model, info, exact=model_class is None)
-        if cls is not PaGPT2LMHeadModel:
-            model.__class__ = cls.__base__
-    return model.eval()
+    _check(model, info, bool(record), exact=model_class is None)
+    if record and cls is not PaGPT2LMHeadModel:
+        model.__class__ = cls.__base__
+    return model.eval(), info
 
 
 def _arguments(record: Mapping[str, Any], own: Mapping[str, str | None]) -> dict[str, Any]:
@@ -131,11 +144,28 @@ def _named_class(folder: str, values: Mapping[str, Any]) -> Any:
     return cls
 
 
-def _config(cls: Any, values: dict[str, Any]) -> Any:
+def _class_of(model_class: Any, values: Mapping[str, Any]) -> Any:
+    """Return a model's class: the given one, or that of an Auto class for the configuration of these values."""
+    if (mapping := getattr(model_class, "_model_mapping", None)) is None:
+        return model_class
+    model_type = GPT2Config.model_type if values["model_type"] == PaGPT2Config.model_type else values["model_type"]
+    config_class = type(AutoConfig.for_model(model_type))
+    if config_class not in mapping:
+        raise ValueError(f"{model_class.__name__} has no class for {config_class.__name__}")
+    found = mapping[config_class]
+    return found[0] if isinstance(found, list | tuple) else found
+
+
+def _config(cls: Any, values: dict[str, Any], options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the configuration of these values and of those options that are keys of it, and the other options."""
     config_class: Any = cls.config_class
     if not isinstance(config_class, type):  # Mixtures such as an encoder and a decoder of two types
         config_class = type(AutoConfig.for_model(values["model_type"]))
-    return config_class.from_dict(values)
+    if cls is not PaGPT2LMHeadModel:
+        values = {key: value for key, value in values.items() if key not in OF_PATCH}
+    given = {key: value for key, value in options.items() if key not in OF_LOADER}
+    config, unused = config_class.from_dict(values, return_unused_kwargs=True, **given)
+    return config, {**unused, **{key: value for key, value in options.items() if key in OF_LOADER}}
 
 
 def _patched(cls: Any, names: list[str], arguments: Mapping[str, Any]) -> Any:
@@ -159,29 +189,41 @@ def _patched(cls: Any, names: list[str], arguments: Mapping[str, Any]) -> Any:
     kept = ALPHA_NAMES | set(cls._keep_in_fp32_modules_strict or ())
     content: dict[str, Any] = {"__init__": made, "initialize_weights": initialize_weights, "tie_weights": tie_weights}
     content["_keep_in_fp32_modules_strict"] = kept
-    return type(cls)(cls.__name__, (cls,), {**content, "__module__": cls.__module__, "__doc__": cls.__doc__})
+    return type(cls)(
+        cls.__name__, (patched_class(cls),), {**content, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    )
 
 
 def _require_same(found: list[str], names: list[str]) -> None:
     """Raise ValueError if other activations are replaced than in the saved model.
 
-    A model inside another one has shorter names. Layers that were removed before saving are not found again.
+    A model inside another one has shorter names. Older versions kept the names of layers that were removed.
     """
-    if unknown := [name for name in found if not any(f".{known}".endswith(f".{name}") for known in names)]:
+
+    def is_part(name: str, of: str) -> bool:
+        return f".{of}".endswith(f".{name}")
+
+    if unknown := [name for name in found if not any(is_part(name, one) or is_part(one, name) for one in names)]:
         raise ValueError(f"its patch replaced {names[0]} and {len(names) - 1} more, not {', '.join(unknown)}")
 
 
-def _check(model: Any, info: Mapping[str, Any], exact: bool) -> None:
+def _check(model: Any, info: Mapping[str, Any], has_record: bool, exact: bool) -> None:
     """Raise ValueError if a weight of the patched model is missing in the files, or one of the files has no place.
 
-    With another class than that of the saved model, only the weights of the patch have to be there.
+    With another class than that of the saved model, only the weights of the patch have to be there. Without a record,
+    the files must have none.
     """
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info[kind])
-        if not exact:
+        if not (has_record and exact):
             keys = [key for key in keys if any(f".{name}" in key for name in ALPHA_NAMES)]
-        if keys:
+        if keys and has_record:
             raise ValueError(f"its weights are not those of the patched model: {kind.replace('_', ' ')} {keys[:3]}")
+        if keys and kind == "unexpected_keys":
+            raise ValueError(
+                f"its weights have alphas, {keys[0]}, but no patch is recorded: an older version wrote it, or a part "
+                "of the model was patched; patch the stock model again, then load the weights"
+            )
 
 
 def _one_line(error: BaseException) -> str:

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import pagating
+from pagating.gating.catalog import settings
 from pagating.gating.hf_gpt2 import PaGPT2Config, PaGPT2LMHeadModel
+from pagating.gating.saving import settled
 
 torch.set_num_threads(1)
 TINY = {
@@ -59,7 +61,8 @@ def test_saved_and_loaded_by_the_auto_classes_to_the_same_bits(unit: dict[str, A
             parameter.add_(0.01)
     pagating.set_progress(model, 0.5)
     model.save_pretrained(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).patch_arguments() == model.config.patch_arguments()
+    expected = settled(settings(model.config.patch_arguments()))
+    assert AutoConfig.from_pretrained(tmp_path).patch_arguments() == expected
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is PaGPT2LMHeadModel
     assert not info["missing_keys"]

@@ -349,3 +349,13 @@ def test_a_module_without_parameters_is_a_gate():
 def test_arguments_that_register_nothing(register, arguments, message):
     with pytest.raises(ValueError, match=message):
         register(*arguments)
+
+
+def test_a_function_of_three_axes_is_checked_patched_and_recorded(tmp_path):
+    for key, register in (("gate", register_gate), ("unit", register_unit)):
+        register("three axes", lambda x: torch.einsum("btf->btf", torch.sigmoid(2 * x)))
+        model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, n_positions=16, vocab_size=11)).eval()
+        pagating.patch(model, **{key: "three axes"})
+        model.save_pretrained(tmp_path)
+        ids = torch.arange(8)[None]
+        assert torch.equal(pagating.from_pretrained(tmp_path)(ids).logits, model(ids).logits)

@@ -306,3 +306,67 @@ def test_refusals() -> None:
         ValueError, match=r"Linear: no MLP activation found; looked for .*NewGELUActivation.*ModuleList"
     ):
         pagating.patch(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.ReLU()], ids=["gelu", "relu"])
+def test_torchs_own_encoder_calls_the_new_activation_without_gradients_too(activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, activation=activation, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(2, 5, 16)
+    padding = torch.arange(5).expand(2, 5) > torch.tensor([[4], [2]])
+
+    def run(model: nn.Module) -> list[torch.Tensor]:
+        """Return the outputs with and without gradients. torch may compute the latter in a fused form."""
+        outputs = [model(x, src_key_padding_mask=padding)]
+        with torch.no_grad():
+            outputs.append(model(x, src_key_padding_mask=padding))
+        return [output[~padding] for output in outputs]
+
+    stock = run(model)
+    for unit in ({"alpha": 1.0, "gate": "tanh"}, {"form": "glu"}):
+        pagating.patch(model, **unit)
+        for patched in (model, copy.deepcopy(model)):
+            with_gradients, without = run(patched)
+            torch.testing.assert_close(with_gradients, without, rtol=1e-5, atol=1e-5)
+            assert (without - stock[1]).abs().max() > 0.1
+        pagating.unpatch(model)
+        assert [layer.activation_relu_or_gelu for layer in model.layers] == [1 + isinstance(activation, nn.GELU)] * 2
+        assert all(torch.equal(one, other) for one, other in zip(run(model), stock, strict=True))
+
+
+class InPlace(nn.Module):
+    """An MLP whose activation writes to its argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.act(self.up(x)))
+
+
+def test_a_stock_base_that_works_in_place_leaves_the_gates_input() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.ModuleList([InPlace()])), torch.randn(3, 4)
+    mlp = model[0][0]
+    stock, hidden = mlp.act, mlp.up(x)
+    pagating.patch(model, base="stock", alpha={"learnable": {"init": 0.25}})
+    y = mlp(x)
+    torch.testing.assert_close(y, mlp.down(0.25 * hidden * hidden.sigmoid() + 0.75 * hidden.relu()))
+    y.sum().backward()
+    assert pagating.alpha_parameters(model)[0].parameter.grad.abs() > 0
+    pagating.unpatch(model)
+    assert mlp.act is stock
+    assert stock.inplace
+
+
+@pytest.mark.parametrize("unit", [{"alpha": "learnable"}, {"unit": "xielu"}, {"form": "glu"}], ids=str)
+def test_a_patch_in_inference_mode_makes_parameters_that_train(unit: dict) -> None:
+    model = gpt2()
+    with torch.inference_mode():
+        pagating.patch(model, **unit)
+        alone = PaGLU({"learnable": {"per": "channel"}}, width=4)
+    train(model, steps=1)
+    assert all(p.grad is not None and not p.is_inference() for p in model.parameters())
+    alone(torch.ones(2, 4)).sum().backward()
+    assert alone.alpha_logit.grad is not None

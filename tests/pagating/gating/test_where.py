@@ -378,7 +378,7 @@ def test_a_wrapper_that_shares_gradients_is_patched_if_no_parameter_is_new(tmp_p
         model = gpt2()
         wrapped = DistributedDataParallel(model)
         before = state(model)
-        with pytest.raises(ValueError, match="DistributedDataParallel: this unit has parameters; patch"):
+        with pytest.raises(ValueError, match="DistributedDataParallel: the trained parameters would change"):
             pagating.patch(wrapped, alpha="learnable")
         assert state(model) == before
         assert pagating.patch(wrapped, alpha=0.5).count == 3
@@ -387,6 +387,18 @@ def test_a_wrapper_that_shares_gradients_is_patched_if_no_parameter_is_new(tmp_p
             pagating.patch(model)
         pagating.unpatch(model)
         assert state(model) == before
+        pagating.patch(model, alpha="learnable")
+        wrapped, patched = DistributedDataParallel(model), state(model)
+        with pytest.raises(ValueError, match="the trained parameters would change; patch or unpatch before it wraps"):
+            pagating.unpatch(wrapped)
+        assert state(model) == patched
+        with unpatched(wrapped):
+            assert state(model) == before
+        for _ in range(2):  # DDP waits in the second one for a parameter that is gone
+            wrapped(input_ids=IDS, labels=IDS).loss.backward()
+        wrapped = DistributedDataParallel(build("LlamaForCausalLM", hidden_act="xielu"))
+        with pytest.raises(ValueError, match="the trained parameters would change"):
+            pagating.patch(wrapped, alpha=0.5)
     finally:
         dist.destroy_process_group()
 

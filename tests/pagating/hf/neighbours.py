@@ -208,6 +208,24 @@ def offload_to_the_cpu_and_to_disk():
             near(logits(model), expected, 0.0)
 
 
+def a_scheduled_alpha_moves_while_it_is_offloaded():
+    schedule = {"schedule": {"kind": "linear", "from": 0.0, "to": 1.0}}
+    expected = logits(by_hand(made(), 0.75))
+    for offload_buffers in (False, True):
+        model = made()
+        pagating.patch(model, alpha=schedule)
+        cpu_offload(model, torch.device("cpu"), offload_buffers=offload_buffers)
+        pagating.set_progress(model, 0.75)
+        near(logits(model), expected)
+        assert pagating.alpha_values(model) == [0.75, 0.75]
+    with tempfile.TemporaryDirectory() as folder:
+        model = made()
+        pagating.patch(model, alpha=schedule)
+        disk_offload(model, folder, torch.device("cpu"), offload_buffers=True)
+        with pytest.raises(ValueError, match="offload with offload_buffers=False"):
+            pagating.set_progress(model, 0.75)
+
+
 def a_device_map():
     for alpha in (LEARNED, "learnable"):
         model = made()
@@ -279,6 +297,7 @@ CASES = [
     a_saved_adapter_on_a_patched_model,
     alphas_that_peft_trains_are_saved_with_the_adapter,
     offload_to_the_cpu_and_to_disk,
+    a_scheduled_alpha_moves_while_it_is_offloaded,
     a_device_map,
     accelerate_trains_the_alphas,
     bitsandbytes_in_8_bits,

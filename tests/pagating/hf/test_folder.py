@@ -67,7 +67,7 @@ def test_a_causal_model_is_a_gpt2_of_transformers(packed, tmp_path, unit, activa
     list(steps(trial, None, tmp_path / "model"))
     plain = pagating.load_model(tmp_path / "model")
     model = pagating.from_pretrained(tmp_path / "model")
-    assert type(model) is transformers.GPT2LMHeadModel
+    assert isinstance(model, transformers.GPT2LMHeadModel)
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-5)
     by_auto, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info.values())

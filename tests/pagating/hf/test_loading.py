@@ -203,10 +203,30 @@ class Snake(torch.nn.Module):
         return x + torch.sin(self.rate * x) ** 2 / self.rate
 
 
-def test_registered_functions_and_modules_come_back(tmp_path: Path) -> None:
+class Slower(Snake):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.sin(self.rate * x) ** 2 / (2 * self.rate)
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_a_module_of_ones_own_must_be_the_same(make: Any, tmp_path: Path) -> None:
     pagating.register_unit("a test's snake", Snake)
-    model = shifted(llama(), unit="a test's snake")
-    assert torch.equal(out(pagating.from_pretrained(saved(model, tmp_path / "unit"))), out(model))
+    model = shifted(make(), unit="a test's snake")
+    folder = saved(model, tmp_path)
+    loads = [pagating.from_pretrained, *([AutoModelForCausalLM.from_pretrained] if make is gpt2 else [])]
+    for load in loads:
+        assert torch.equal(out(load(folder)), out(model))
+    pagating.register_unit("a test's snake", Slower)
+    for load in loads:
+        with pytest.raises(ValueError, match='another unit than "a test\'s snake" is here: its values differ'):
+            load(folder)
+    config = config_of(folder)
+    config["pagating"]["functions"] = {"unit": None}  # as older versions wrote it
+    (folder / "config.json").write_text(json.dumps(config))
+    assert pagating.from_pretrained(folder)
+
+
+def test_registered_functions_come_back(tmp_path: Path) -> None:
     pagating.register_gate("a test's gate", lambda x: torch.sigmoid(2 * x))
     try:
         model = shifted(llama(), gate="a test's gate", alpha=0.5)
@@ -266,6 +286,12 @@ def test_in_a_fresh_process_the_same_model_or_a_loud_error(tmp_path: Path) -> No
         model = shifted(make(), alpha="learnable", gate="tanh")
         saved(model, tmp_path / name)
         torch.save(out(model), tmp_path / f"{name}.pt")
+    model = llama()
+    pagating.patch(model, alpha=[0.1, 0.9])
+    set_blocks(model, blocks(model)[::-1])
+    torch.save(out(model), tmp_path / "moved.pt")
+    saved(model, tmp_path / "moved")
+    saved(type(model)(model.config), tmp_path / "twin")
     script = f"""
 import sys, torch, transformers
 torch.set_num_threads(1)
@@ -281,7 +307,8 @@ for name, cls in (("llama", "LlamaForCausalLM"), ("gpt2", "GPT2LMHeadModel")):
             raise AssertionError((name, load))
 assert "pagating" not in sys.modules
 import pagating
-for name in ("llama", "gpt2"):
+assert pagating.alpha_values(transformers.AutoModelForCausalLM.from_pretrained("twin")) == []
+for name in ("llama", "gpt2", "moved"):
     assert torch.equal(pagating.from_pretrained(name)(ids)[0], torch.load(f"{{name}}.pt")), name
 loaded = transformers.AutoModelForCausalLM.from_pretrained("gpt2")
 assert torch.equal(loaded(ids)[0], torch.load("gpt2.pt"))
@@ -289,3 +316,151 @@ assert torch.equal(loaded(ids)[0], torch.load("gpt2.pt"))
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --- what is saved is what the model is ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_models_of_a_patched_models_configuration_are_stock(make: Any, tmp_path: Path) -> None:
+    patched = make()
+    config, values = patched.config, patched.config.to_dict()
+    pagating.patch(patched, alpha=0.5)
+    assert patched.config is config
+    assert config.to_dict() == values
+    for i, derived in enumerate([config, type(config).from_dict(config.to_dict()), copy.deepcopy(config)]):
+        other = type(make())(derived).eval()
+        folder = saved(other, tmp_path / f"{i}")
+        for loaded in (pagating.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)):
+            assert torch.equal(out(loaded), out(other))
+            assert pagating.alpha_values(loaded) == []
+    assert "pagating" not in config.to_json_string()
+    folder = saved(patched, tmp_path / "patched")
+    for loaded in (pagating.from_pretrained(folder), copy.deepcopy(pagating.from_pretrained(folder))):
+        assert "pagating" not in loaded.config.to_json_string()
+        assert torch.equal(out(pagating.from_pretrained(saved(loaded, tmp_path / "again"))), out(patched))
+
+
+def blocks(model: Any) -> Any:
+    """Return the blocks of a model as a list that a case may change."""
+    return model.model.layers if hasattr(model, "model") else model.transformer.h
+
+
+def set_blocks(model: Any, new: list[Any]) -> None:
+    holder, name = (model.model, "layers") if hasattr(model, "model") else (model.transformer, "h")
+    setattr(holder, name, torch.nn.ModuleList(new))
+    model.config.num_hidden_layers = len(new)
+    for i, block in enumerate(new):
+        (block.self_attn if hasattr(block, "self_attn") else block.attn).layer_idx = i
+
+
+MOVED = {
+    "reversed": lambda held: held[::-1],
+    "the last alone": lambda held: held[1:],
+    "one more": lambda held: [*held, copy.deepcopy(held[0])],
+}
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("moved", MOVED.values(), ids=MOVED)
+@pytest.mark.parametrize(
+    ("unit", "where"),
+    [
+        ({"alpha": [0.2, -1.5]}, {}),
+        ({"alpha": "learnable"}, {}),
+        ({"alpha": {"learnable": {"per": "layer"}}}, {}),
+        ({"alpha": 0.5, "gate": "tanh"}, {"layers": [1]}),
+        ({"alpha": {"token": {}}, "base": "stock"}, {"exclude": "*.0.*"}),
+    ],
+    ids=str,
+)
+def test_layers_that_were_moved_removed_or_copied_come_back(
+    make: Any, moved: Any, unit: dict[str, Any], where: dict[str, Any], tmp_path: Path
+) -> None:
+    model = shifted(make(), **unit, **where)
+    set_blocks(model, moved(list(blocks(model))))
+    with torch.no_grad():
+        for i, parameter in enumerate(alpha.parameter for alpha in pagating.alpha_parameters(model)):
+            parameter.fill_(0.3 + i)  # a copy of a layer has an alpha of its own
+    loaded = pagating.from_pretrained(saved(model, tmp_path))
+    assert torch.equal(out(loaded), out(model))
+    assert pagating.alpha_values(loaded) == pagating.alpha_values(model)
+
+
+def test_layers_of_different_patches_are_refused(tmp_path: Path) -> None:
+    one, other = llama(), llama()
+    pagating.patch(one, alpha=0.5)
+    pagating.patch(other, alpha=0.5, gate="tanh")
+    one.model.layers[0] = other.model.layers[0]
+    with pytest.raises(ValueError, match="LlamaForCausalLM: its layers were patched in different ways"):
+        one.save_pretrained(tmp_path)
+    other = llama()
+    pagating.patch(other, alpha="learnable")
+    one.model.layers[0] = other.model.layers[0]
+    with pytest.raises(ValueError, match="alpha: its layers have different kinds of it"):
+        one.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_patched_part_of_a_saved_whole_has_no_record(tmp_path: Path) -> None:
+    model = llama()
+    pagating.patch(model.model, alpha="learnable")
+    with pytest.raises(pagating.SavedModelError, match=r"its weights have alphas, model.*no patch is recorded"):
+        pagating.from_pretrained(saved(model, tmp_path / "whole"))
+    part = pagating.from_pretrained(saved(model.model, tmp_path / "part"))
+    assert torch.equal(out(part), out(model.model))
+
+
+# --- other classes and options ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("where", [{}, {"layers": [1]}], ids=str)
+def test_a_patched_body_loads_into_classes_with_a_head(make: Any, where: dict[str, Any], tmp_path: Path) -> None:
+    whole = shifted(make(), alpha={"learnable": {"per": "layer"}}, **where)
+    body = pagating.from_pretrained(saved(whole, tmp_path / "whole"), model_class=transformers.AutoModel)
+    folder = saved(body, tmp_path / "body")
+    for cls in (transformers.AutoModelForSequenceClassification, AutoModelForCausalLM, type(whole)):
+        loaded = pagating.from_pretrained(folder, model_class=cls, num_labels=3, pad_token_id=0)
+        assert torch.equal(out(loaded.base_model), out(body))
+        assert pagating.alpha_values(loaded) == pagating.alpha_values(whole)
+        if cls is transformers.AutoModelForSequenceClassification:
+            assert loaded(IDS).logits.shape == (2, 3)
+        assert torch.equal(out(pagating.from_pretrained(saved(loaded, tmp_path / cls.__name__))), out(loaded))
+
+
+def test_options_of_the_configuration_and_of_the_loader(tmp_path: Path) -> None:
+    model = shifted(llama(), alpha=0.3)
+    saved(model, tmp_path)
+    loaded, info = pagating.from_pretrained(
+        tmp_path, use_cache=False, output_loading_info=True, attn_implementation="eager", dtype=torch.float64
+    )
+    assert (loaded.config.use_cache, loaded.config._attn_implementation) == (False, "eager")
+    assert loaded.dtype == torch.float64
+    assert not any(info.values())
+    config = copy.deepcopy(model.config)
+    config.rms_norm_eps = 0.5
+    changed = pagating.from_pretrained(tmp_path, config=config)
+    assert (changed.config.rms_norm_eps, pagating.alpha_values(changed)) == (0.5, [0.3, 0.3])
+    assert not torch.allclose(out(changed), out(model))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"folder": 3}, "folder: int is not a path"),
+        ({"folder": None}, "folder: NoneType is not a path"),
+        ({"folder": torch.nn.Linear(1, 1)}, "folder: Linear is not a path"),
+        ({"model_class": "LlamaModel"}, "model_class: 'LlamaModel' is not a class of models of transformers"),
+        ({"model_class": torch.nn.Linear}, "Linear'> is not a class of models"),
+        ({"model_class": transformers.AutoModelForCTC}, "AutoModelForCTC has no class for LlamaConfig"),
+        ({"config": "folder"}, "config: str is not a configuration of transformers"),
+        ({"nonsense": 1}, "unexpected keyword argument 'nonsense'"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused_in_a_line(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    saved(shifted(llama(), alpha=0.3), tmp_path)
+    with pytest.raises(pagating.SavedModelError, match=said) as caught:
+        pagating.from_pretrained(**{"folder": tmp_path, **given})
+    assert "\n" not in str(caught.value)
