@@ -33,7 +33,8 @@ def plain(event: CellEnded) -> str:
     left_text = f", about {duration(left)} left" if left > 60 else ""
     loss = f"val_nll {event.loss:.4f}" if event.loss < float("inf") else "no loss"
     outcome = "" if event.outcome == "completed" else f", {event.outcome.replace('_', ' ')}"
-    what = f"{cell.stage} {cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
+    rung = f"rung {cell.rung} " if cell.rung else ""
+    what = f"{rung}{cell.stage} {cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
     return f"[{event.ended}/{event.total}] {what}: {loss}{outcome}{left_text}"
 
 

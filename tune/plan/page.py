@@ -37,13 +37,14 @@ def _work(plan: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(title=f"{plan['study']}: expected (least - most)", title_justify="left")
-    for column in ("stage", "arm", "cells", "tokens", "FLOPs"):
-        table.add_column(column, justify="left" if column in ("stage", "arm") else "right")
+    first = ("rung", "stage", "arm") if "rungs" in plan else ("stage", "arm")
+    for column in (*first, "cells", "tokens", "FLOPs"):
+        table.add_column(column, justify="left" if column in first else "right")
     forms: tuple[tuple[str, Any], ...] = (("cells", ".3g"), ("tokens", amount), ("flops", amount))
     for row in plan["work"]:
-        table.add_row(row["stage"], row["arm"], *(spread_text(row[name], form) for name, form in forms))
+        table.add_row(*(str(row[name]) for name in first), *(spread_text(row[name], form) for name, form in forms))
     table.add_section()
-    table.add_row("all", "", *(spread_text(plan["total"][name], form) for name, form in forms))
+    table.add_row("all", *[""] * (len(first) - 1), *(spread_text(plan["total"][name], form) for name, form in forms))
     return table
 
 

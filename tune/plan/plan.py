@@ -22,6 +22,7 @@ from pagating.trial import Trial
 from tune.backend.preflight import check_granted, local_slots
 from tune.errors import StudyError, StudyStopped
 from tune.plan.child import ChildError, ChildTimeout
+from tune.plan.ladder import join_plans, lengths
 from tune.plan.power import confirm_power, percentage, study_noise
 from tune.plan.probe import LIMIT_SECONDS, Calibration, Speed, probe
 from tune.plan.space import disk_parts, largest, measured, memory_parts, vocabulary
@@ -247,43 +248,50 @@ def run(
     notes += doubtful(study, base, folder) + short_searches(study)
     study = with_placed_code(study, base, folder)
     vocab_size = meta["vocab_size"] if meta else vocabulary(study)
-    calibration: Calibration | None = None
-    if hours_from == MEASURE:
-        if say:
-            say(
-                f"calibrating: the first steps of {len(study.arms)} arms are trained here, which takes seconds for a "
-                f"small model and minutes for a large one, {LIMIT_SECONDS / 60:.0f} at most; "
-                f"--hours-from {next(iter(DEVICES))} needs none"
+    if hours_from == MEASURE and say:
+        say(
+            f"calibrating: the first steps of {len(study.arms) * len(study.rungs)} arms are trained here, which takes "
+            f"seconds for a small model and minutes for a large one, {LIMIT_SECONDS / 60:.0f} at most; "
+            f"--hours-from {next(iter(DEVICES))} needs none"
+        )
+    plans: list[dict[str, Any]] = []
+    for rung in study.rungs:
+        calibration: Calibration | None = None
+        if hours_from == MEASURE:
+            try:
+                calibration, held = calibrate(rung, base, corpus, vocab_size, wanted)
+            except ChildTimeout as error:
+                raise StudyStopped(
+                    f"{config}: the calibration was ended: {error}; this machine is too slow or too busy for it; "
+                    f"--hours-from {next(iter(DEVICES))} needs none"
+                ) from error
+            except ChildError as error:
+                raise StudyError(f"{config}: the calibration failed: {error}") from error
+            notes += [note for note in held if note not in notes]
+            speeds = calibration.speeds
+            how = f"{PROBE_SECONDS:.0f} s of training on this machine, {calibration.processes} trials at a time"
+        else:
+            models = {arm: arm_model(rung, arm, vocab_size) for arm in study.arms}
+            speeds = device_speeds(hours_from, rung, models, utilisation)
+            peak = DEVICES[hours_from].rate(study.fixed.precision)
+            assumed = f"{peak:g} TFLOP/s in {study.fixed.precision} x {utilisation:.0%} assumed utilisation"
+            how = f"{hours_from}, one per slot: {assumed}"
+        plans.append(
+            make_plan(
+                rung,
+                corpus,
+                slots=wanted,
+                speeds=speeds,
+                overheads=scaled_overheads(measured(), calibration),
+                calibration=calibration,
+                effect=share,
+                noise=spread,
             )
-        try:
-            calibration, held = calibrate(study, base, corpus, vocab_size, wanted)
-        except ChildTimeout as error:
-            raise StudyStopped(
-                f"{config}: the calibration was ended: {error}; this machine is too slow or too busy for it; "
-                f"--hours-from {next(iter(DEVICES))} needs none"
-            ) from error
-        except ChildError as error:
-            raise StudyError(f"{config}: the calibration failed: {error}") from error
-        notes += held
-        speeds = calibration.speeds
-        how = f"{PROBE_SECONDS:.0f} s of training on this machine, {calibration.processes} trials at a time"
-    else:
-        models = {arm: arm_model(study, arm, vocab_size) for arm in study.arms}
-        speeds = device_speeds(hours_from, study, models, utilisation)
-        peak = DEVICES[hours_from].rate(study.fixed.precision)
-        assumed = f"{peak:g} TFLOP/s in {study.fixed.precision} x {utilisation:.0%} assumed utilisation"
-        how = f"{hours_from}, one per slot: {assumed}"
-    overheads = scaled_overheads(measured(), calibration)
-    plan = make_plan(
-        study,
-        corpus,
-        slots=wanted,
-        speeds=speeds,
-        overheads=overheads,
-        calibration=calibration,
-        effect=share,
-        noise=spread,
-    )
+        )
+    plan = plans[0]
+    if study.scales:
+        plan = join_plans(study, plans)
+        notes += lengths(study, plans, meta["splits"]["train"]["tokens"] if meta else None)
     end = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=plan["seconds"]["wall"][1])
     plan |= {"hours_from": how, "noise_from": source, "expected_end": end.isoformat(timespec="minutes"), "notes": notes}
     return show(plan, form)

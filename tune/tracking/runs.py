@@ -250,6 +250,7 @@ class Runs:
             "seed": str(cell.seed),
             "config_key": cell.config_key,
             "cell": cell.key,
+            **({"rung": str(cell.rung)} if cell.rung else {}),
             "outcome": "running",
             COLOUR: arm_colour(self.study, cell.arm),
             **_source_tags(),
@@ -264,7 +265,8 @@ class Runs:
         arm = self.study.arms[cell.arm]
         params = {**cell.config, "alpha": numeric_alpha(self.study, cell.arm, cell.config)}
         shown = {"arm": cell.arm, "gate": arm.gate or "none", "base": arm.base if arm.gate else arm.unit or "stock"}
-        return [Param(key, str(value)) for key, value in {**params, **shown}.items()]
+        sizes = {"rung": cell.rung, **_sizes(self.study.at(cell.rung))} if cell.rung else {}
+        return [Param(key, str(value)) for key, value in {**sizes, **params, **shown}.items()]
 
     def _dataset(self) -> Any:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -280,12 +282,15 @@ class Runs:
 
 
 def run_name(cell: Cell) -> str:
-    """Return a short name of a cell's run: arm, learning rate, alpha and seed."""
+    """Return a short name of a cell's run: rung of a ladder, arm, learning rate, alpha and seed."""
     alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
-    return f"{cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
+    rung = f"rung {cell.rung} " if cell.rung else ""
+    return f"{rung}{cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
 
 
 def _sizes(study: Study) -> dict[str, int]:
+    if study.scales:
+        return {"rungs": len(study.scales)}
     sizes = {name: getattr(study.model, name) for name in ("n_layer", "d_model", "n_head", "n_ctx")}
     return sizes | {"tokens": study.fixed.tokens, "batch_tokens": study.fixed.batch_tokens}
 

@@ -24,6 +24,7 @@ VIEWS = {  # id: (name in the menu Views, which shows 32 letters; mode of the pa
     "curves": ("Confirm runs: loss curve by arm", "CHART"),
     "trials": ("All trials, lowest loss first", "TABLE"),
     "search": ("All trials: alpha, arm, lr, loss", "CHART"),
+    "rungs": ("Confirm runs: mean by arm, rung", "TABLE"),  # only of a ladder
 }
 SINCE = 1_700_000_000_000  # ms; fixed, so that a study always has the same tags; the menu lists the latest first
 NAME = "attributes.`Run Name`"
@@ -37,6 +38,11 @@ def arm_colour(study: Study, arm: str) -> str:
     """Return the colour of an arm in the report and in the UI."""
     others = [name for name in study.arms if not study.arms[name].baseline]
     return INK if arm not in others else colour_of(others.index(arm))
+
+
+def views_of(study: Study) -> list[str]:
+    """Return the keys of the views that a study has."""
+    return [view for view in VIEWS if view != "rungs" or study.scales]
 
 
 def group_colours(study: Study) -> dict[str, str]:
@@ -62,7 +68,7 @@ def end_of_curves(ends: Sequence[dict[str, Any]]) -> tuple[Range, Range] | None:
 
 def view_tags(study: Study, ends: Sequence[dict[str, Any]] = ()) -> dict[str, str]:
     """Return the experiment tags with a study's saved views and its arms' colours. For `ends` see `end_of_curves`."""
-    tags = {f"{VIEW}{view}": _envelope(view, state(study, view, ends)) for view in VIEWS}
+    tags = {f"{VIEW}{view}": _envelope(view, state(study, view, ends)) for view in views_of(study)}
     tags[ARM_COLOURS] = json.dumps(group_colours(study))
     return {name: value for name, value in tags.items() if len(value) < LONGEST}
 
@@ -96,13 +102,18 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
         view: Key of `VIEWS`.
         ends: See `end_of_curves`.
     """
-    of_arms, confirms = view in ("arms", "curves"), "confirm" in study.stages
+    of_arms, confirms = view in ("arms", "curves", "rungs"), "confirm" in study.stages
+    rows = f"tags.stage = '{'confirm' if confirms else 'search'}'" if of_arms else "tags.stage != 'study'"
+    if study.scales and view in ("arms", "curves"):  # a mean over sizes would say nothing
+        rows += f" and tags.rung = '{len(study.scales)}'"
+    groups = [{"mode": "tag", "groupByData": tag} for tag in ("arm", *(["rung"] if view == "rungs" else []))]
     shown = ["metrics.`final/test_nll`"] if of_arms and confirms else []  # never chosen by: not in lists of trials
+    shown += ["params.`rung`"] if study.scales else []
     shown += ["metrics.`final/val_nll`", "params.`lr`", "params.`alpha`"]
     shown += ["metrics.`final/seconds`"] if of_arms else ["tags.`stage`", "tags.`outcome`"]
     sections = _arm_sections(study, ends) if of_arms else _trial_sections()
     return {
-        "searchFilter": f"tags.stage = '{'confirm' if confirms else 'search'}'" if of_arms else "tags.stage != 'study'",
+        "searchFilter": rows,
         "orderByKey": _order(study) if of_arms else "metrics.`final/val_nll`",
         "orderByAsc": True,
         "startTime": "ALL",
@@ -113,9 +124,7 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
         "columnOrder": [NAME],
         "columnWidths": {NAME: 330},  # fits the whole name of a run
         "runsHiddenMode": "SHOW_ALL",
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}
-        if of_arms
-        else None,
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": groups} if of_arms else None,
         "groupsExpanded": dict.fromkeys(group_colours(study), False) if of_arms else {},
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
@@ -211,7 +220,7 @@ def note(study: Study, experiment: str, parent: str | None, verdict: str | None)
         own = f"#/experiments/{experiment}/runs/{parent}"
         first += [f"[Report]({own}/artifacts/report.html)"] if verdict else []
         first += [f"[Run of the whole study]({own})"]
-    links = [f"- [{name}]({view_link(experiment, view)})" for view, (name, _) in VIEWS.items()]
+    links = [f"- [{VIEWS[view][0]}]({view_link(experiment, view)})" for view in views_of(study)]
     return "\n".join([" · ".join(first), "", verdict or "The study is running: no verdict yet.", "", *links])
 
 

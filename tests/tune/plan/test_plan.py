@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.studies import SMALL, study_of, yaml_of
+from tests.tune.decide.ladders import LADDER, ladder_of
 from tests.tune.helpers import rows_of
 from tune.errors import StudyError
 from tune.plan import plan, space, work
@@ -51,6 +52,26 @@ def test_a_plan_writes_nothing_but_the_token_cache(tmp_path, cache):
     assert "49.3 (45 - 55)" in page
     assert "assumed utilisation" in page
     assert "Holm's first step" in page
+
+
+def test_the_plan_of_a_ladder_covers_its_rungs(tmp_path, cache):
+    config = tmp_path / "ladder.yaml"
+    config.write_text(LADDER)
+    found = json.loads(plan.run(config, tmp_path / "studies", **OPTIONS))
+    each, study = found["rungs"], ladder_of()
+    assert found["total"]["cells"] == pytest.approx([sum(p["total"]["cells"][i] for p in each) for i in range(3)])
+    assert found["total"]["cells"][0] == 4 * 3 + 3 * 4 * ((3 + 3 + 2) * 2 + 8)
+    assert [row["rung"] for row in found["work"] if row["stage"] == "search"] == [1] * 4
+    flops = [p["total"]["flops"][1] for p in each]
+    assert found["total"]["flops"][1] == pytest.approx(sum(flops))
+    beside = sum(found["seconds"][name] for name in ("start", "slot", "end"))
+    assert found["seconds"]["wall"][1] == pytest.approx(sum(p["seconds"]["wall"][1] for p in each) - 2 * beside)
+    page = show(found, "terminal")
+    for number, rung in enumerate(study.rungs, 1):
+        tokens = rung.fixed.tokens / each[number - 1]["models"]["gelu"]["parameters"]
+        assert re.search(
+            rf"rung {number}: {rung.model.n_layer} x {rung.model.d_model}, .*\({tokens:.3g} per param", page
+        )
 
 
 def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from analysis.report import palette
+from tests.tune.decide.ladders import ladder_of
 from tune.study.files import load, parse
 from tune.tracking.views import (
     ARM_COLOURS,
@@ -18,6 +19,7 @@ from tune.tracking.views import (
     state,
     view_link,
     view_tags,
+    views_of,
 )
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -30,10 +32,11 @@ LEGAL_COLUMN = {"metrics", "params", "tags"}
 def test_a_saved_view_is_what_the_ui_reads(config):
     study = load(CONFIGS / config)
     tags = view_tags(study, [{"step": 600, "val_nll": 4.0123456789012345}, {"step": 600, "val_nll": 4.2}])
-    assert tags.keys() == {f"{VIEW}{view}" for view in VIEWS} | {ARM_COLOURS}
+    assert tags.keys() == {f"{VIEW}{view}" for view in views_of(study)} | {ARM_COLOURS}
     assert max(map(len, tags.values())) < LONGEST_TAG
     tags = view_tags(study)
-    for view, (name, _) in VIEWS.items():
+    for view in views_of(study):
+        name = VIEWS[view][0]
         envelope = json.loads(tags[f"{VIEW}{view}"])
         assert envelope["name"] == name
         assert isinstance(envelope["createdAt"], int)
@@ -102,9 +105,21 @@ def test_a_view_that_a_user_saved_over_ours_is_theirs():
 
 def test_many_arms_make_no_tag_that_a_store_refuses():
     extra = "\n".join(f"  swish-like-candidate-{i:03d}: {{gate: sigmoid, alpha: 0.{i:03d}}}" for i in range(1, 150))
-    tags = view_tags(parse(SMOKE.read_text().replace("\nsearch:", f"\n{extra}\nsearch:"), Path("many.yaml")))
-    assert tags.keys() == {f"{VIEW}{view}" for view in VIEWS}  # without the colours of the arms
+    study = parse(SMOKE.read_text().replace("\nsearch:", f"\n{extra}\nsearch:"), Path("many.yaml"))
+    tags = view_tags(study)
+    assert tags.keys() == {f"{VIEW}{view}" for view in views_of(study)}  # without the colours of the arms
     assert max(map(len, tags.values())) < LONGEST_TAG
+
+
+def test_the_views_of_a_ladder_never_average_over_sizes():
+    study = ladder_of()
+    assert [view for view in views_of(study) if view not in views_of(load(SMOKE))] == ["rungs"]
+    for view in ("arms", "curves"):
+        assert state(study, view)["searchFilter"] == "tags.stage = 'confirm' and tags.rung = '3'"
+    rungs = state(study, "rungs")
+    assert rungs["searchFilter"] == "tags.stage = 'confirm'"
+    assert [key["groupByData"] for key in rungs["groupBy"]["groupByKeys"]] == ["arm", "rung"]
+    assert "params.`rung`" in rungs["selectedColumns"]
 
 
 def test_parallel_coordinates_go_over_what_every_trial_has():
@@ -141,7 +156,7 @@ def test_the_description_asks_says_and_links_and_no_name_makes_markup():
     assert all("[Run of the whole study](#/experiments/7/runs/abc)" in text.split("\n")[0] for text in (running, done))
     assert "/runs/" not in note(study, "7", None, None).replace("/runs?", "")
     assert "**Better.**" in done
-    for view in VIEWS:
+    for view in views_of(load(SMOKE)):
         assert view_link("7", view) in done
     assert "<b>" not in done
     assert "[x](" not in done
