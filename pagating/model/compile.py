@@ -42,7 +42,7 @@ def _hidden(model: Any, tokens_BT: Tensor) -> Tensor:
 
 
 @functools.cache
-def _compiled_hidden() -> Callable[[Any, Tensor], Tensor]:
+def _compiled_hidden(device: str) -> Callable[[Any, Tensor], Tensor]:
     import torch._dynamo
     import torch._inductor.config
 
@@ -50,7 +50,8 @@ def _compiled_hidden() -> Callable[[Any, Tensor], Tensor]:
     torch._dynamo.config.recompile_limit = GRAPHS
     torch._dynamo.config.accumulated_recompile_limit = GRAPHS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    torch._inductor.config.compile_threads = 1  # a trial owns one core; more compilers would use other trials' cores
+    if device == "cpu":  # a trial owns one core; more compilers would use other trials' cores
+        torch._inductor.config.compile_threads = 1
     compiled: Callable[[Any, Tensor], Tensor] = torch.compile(_hidden, fullgraph=True, dynamic=False)
     return compiled
 
@@ -79,7 +80,7 @@ def compile_hidden(model: nn.Module, tokens_BT: Tensor, cache: Path) -> Callable
     from torch._dynamo.exc import BackendCompilerFailed
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    compiled = _compiled_hidden()
+    compiled = _compiled_hidden(tokens_BT.device.type)
     fix_alphas_as(model, lambda alpha: torch.tensor(alpha, dtype=torch.float64, device=tokens_BT.device))
     try:
         compiled(model, tokens_BT)
