@@ -58,6 +58,7 @@ def main() -> int:
         "output", type=Path, nargs="?", default=Path("studies"), help="folder of studies for a study file"
     )
     parser.add_argument("--most", type=int, default=32, metavar="K", help="cells per pack at most")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="packs at the same time, each in a process")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto")
     parser.add_argument("--time-limit", type=float, default=float("inf"), metavar="SECONDS")
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy ledger and tables there after every pack")
@@ -87,7 +88,7 @@ def main() -> int:
         found = find(given.study, given.output)
         if any(found.base.glob("cells/corpus-*")):  # `pagating cells` has packed the corpus
             os.environ.setdefault("PAGATING_CACHE", str(found.base / "cells"))
-        backend = Packed(given.most, given.device, stop, after)
+        backend = Packed(given.most, given.device, stop, after, given.workers)
         run = sweep(found.study, found.base, found.output, backend, warn=lambda line: print(line, file=sys.stderr))
     except PagatingError as error:
         print(error, file=sys.stderr)

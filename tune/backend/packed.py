@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
+from pagating.trial import Trial
 from tune.backend.cells import Still, record, waiting
 from tune.run.study_run import FATAL, StudyRun
 from tune.study.cell import Cell
+from tune.subject.subject import Job
+
+if TYPE_CHECKING:
+    from pagating.packed.plan import Ended
+
+Trained = tuple["list[Ended] | None", list[str]]
+HEARTBEAT_SECONDS = 0.5
 
 
 class Packed(Still):
@@ -22,6 +35,8 @@ class Packed(Still):
         device: Device of all trials: cpu, cuda or auto. None means the one that the study names.
         stop: Called after each step; if it returns True, the run ends in good order.
         after: Called after each pack with the run.
+        workers: Packs that train at the same time, each in a process of its own. A small pack spends its time on
+            kernel launches, so that several share one GPU.
     """
 
     def __init__(
@@ -30,8 +45,17 @@ class Packed(Still):
         device: str | None = None,
         stop: Callable[[], bool] = lambda: False,
         after: Callable[[StudyRun], None] = lambda run: None,
+        workers: int = 1,
     ) -> None:
         self.slots, self._device, self._stop, self._after = most, device, stop, after
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def stop(self) -> None:
+        """End the workers."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
     def train(self, run: StudyRun) -> None:
         """Train every missing cell.
@@ -60,7 +84,10 @@ class Packed(Still):
             return run.stopping or self._stop()
 
         trials = [on_device(run.subject.trial(cell), self._device) for cell in cells]
-        for places in packs(trials, self.slots):
+        parts = packs(trials, self.slots)
+        if self._workers > 1 and len(parts) > 1:
+            return self._train_beside(run, cells, trials, parts, stop)
+        for places in parts:
             if stop():
                 return False
             jobs = [run.start(cells[place]) for place in places]
@@ -71,3 +98,43 @@ class Packed(Still):
                 record(run, cells[place], job, end)
             self._after(run)
         return True
+
+    def _train_beside(
+        self,
+        run: StudyRun,
+        cells: Sequence[Cell],
+        trials: Sequence[Trial],
+        parts: Sequence[Sequence[int]],
+        stop: Callable[[], bool],
+    ) -> bool:
+        """Train packs side by side in the workers; return False if the run has to stop before their end."""
+        self._pool = self._pool or ProcessPoolExecutor(self._workers, get_context("spawn"))
+        with TemporaryDirectory(prefix="pagating-packs-") as scratch:
+            flag = Path(scratch) / "stop"
+            begun: dict[Future[Trained], tuple[Sequence[int], list[Job]]] = {}
+            for places in sorted(parts, key=len, reverse=True):  # the longest first
+                jobs = [run.start(cells[place]) for place in places]
+                begun[self._pool.submit(_work, [trials[place] for place in places], flag)] = places, jobs
+            pending, whole = set(begun), True
+            while pending:
+                ended, pending = wait(pending, timeout=HEARTBEAT_SECONDS, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    ends, notes = future.result()
+                    for note in notes:
+                        run.warn(note)
+                    whole &= ends is not None
+                    for place, job, end in zip(*begun[future], ends or (), strict=ends is not None):
+                        record(run, cells[place], job, end)
+                    if ends is not None:
+                        self._after(run)
+                if pending and not flag.exists() and stop():
+                    flag.touch()
+        return whole
+
+
+def _work(trials: list[Trial], flag: Path) -> Trained:
+    """Train a pack in a worker until it ends or the file `flag` exists; return its ends, and lines for the user."""
+    from pagating.packed.plan import train_together
+
+    notes: list[str] = []
+    return train_together(trials, flag.exists, say=notes.append), notes

@@ -82,16 +82,17 @@ def test_half_by_files_and_half_by_a_sweep_is_the_sweep_bit_for_bit(base, say):
     assert say("cells", "s.yaml")[1] == "s is finished: pagating report s\n"
 
 
-def test_a_study_begun_by_a_sweep_ends_by_files_in_packs(base, say):
+@pytest.mark.parametrize(("most", "workers"), [(8, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+def test_a_study_begun_by_files_ends_in_packs(base, say, most, workers):
     whole = trials_of(sweep(load("s.yaml"), base, base / "whole", Inline()).folder)
     say("cells", "s.yaml")
-    packed = Packed(8, stop=lambda: False)
+    packed = Packed(most, workers=workers)
     run = sweep(load("s.yaml"), base, base / "studies", packed)
     assert run.stages.finished
     mixed = trials_of(run.folder)
     assert list(mixed.outcome) == list(whole.outcome)
     assert mixed.test_nll.to_numpy() == pytest.approx(whole.test_nll.to_numpy(), rel=1e-3, nan_ok=True)
-    assert (pd.read_parquet(run.folder / "trials.parquet").packed > 1).all()
+    assert (pd.read_parquet(run.folder / "trials.parquet").packed > 1).mean() > 0.5
 
 
 def test_cells_are_written_once_and_none_is_lost(base, say):
