@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -25,6 +26,7 @@ from tune.backend.packed import Packed
 from tune.errors import PagatingError
 from tune.run.study_run import StudyRun
 from tune.run.tables import write_tables
+from tune.study.cell import Cell
 from tune.study.files import find
 from tune.sweep import sweep
 
@@ -63,23 +65,21 @@ def main() -> int:
     parser.add_argument("--time-limit", type=float, default=float("inf"), metavar="SECONDS")
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy ledger and tables there after every pack")
     given = parser.parse_args()
-    began, ended, signals = time.monotonic(), 0, list[int]()
+    began, signals = time.monotonic(), list[int]()
     signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
 
-    def stop() -> bool:
-        return bool(signals) or time.monotonic() - began > given.time_limit
+    def left() -> float:
+        return 0.0 if signals else given.time_limit - (time.monotonic() - began)
 
-    def after(run: StudyRun) -> None:
-        nonlocal ended
-        done = [record for record in run.records.values() if record.outcome]
-        last = max(done, key=lambda record: record.ended or 0.0)
+    def after(run: StudyRun, cells: Sequence[Cell]) -> None:
+        finals = [run.records[cell.key].final for cell in cells]
+        each = max(final.get("tokens_per_second", 0.0) for final in finals)
         print(
-            f"{time.monotonic() - began:7.1f} s  {last.cell.stage:9}  {len(done) - ended} cells, {len(done)} in all, "
-            f"{last.final.get('tokens_per_second', 0.0) * max(1, last.final['packed']):,.0f} tokens/s, "
-            f"{last.final.get('peak_gpu_mb', 0.0):,.0f} MiB, {last.final['device']}",
+            f"{time.monotonic() - began:7.1f} s  {cells[0].stage:9}  rung {cells[0].rung}  {len(cells)} cells, "
+            f"{run.ended} in all, {each * len(cells):,.0f} tokens/s, {finals[-1].get('peak_gpu_mb', 0.0):,.0f} MiB, "
+            f"{finals[0]['device']}",
             flush=True,
         )
-        ended = len(done)
         if given.copy:
             write_tables(run.study.name, run.ledger.events, run.folder)
             copy_study(run.folder, given.copy)
@@ -88,7 +88,7 @@ def main() -> int:
         found = find(given.study, given.output)
         if any(found.base.glob("cells/corpus-*")):  # `pagating cells` has packed the corpus
             os.environ.setdefault("PAGATING_CACHE", str(found.base / "cells"))
-        backend = Packed(given.most, given.device, stop, after, given.workers)
+        backend = Packed(given.most, given.device, left, after, given.workers)
         run = sweep(found.study, found.base, found.output, backend, warn=lambda line: print(line, file=sys.stderr))
     except PagatingError as error:
         print(error, file=sys.stderr)

@@ -217,9 +217,10 @@ class Runs:
             metrics += [
                 Metric(f"final/{name}", float(value), stamps[-1], last)
                 for name, value in record.final.items()
-                if value is not None
+                if value is not None and not isinstance(value, str)
             ]
             tags = [RunTag("outcome", record.outcome)]
+            tags += [RunTag(name, value) for name, value in record.final.items() if isinstance(value, str)]  # device
             if reason := one_line(record.reason or REASONS.get(record.outcome, "")):
                 tags += [RunTag("reason", reason), RunTag(NOTE, f"**{record.outcome}**: {markdown(reason)}")]
         params = [] if known.described else self._params(record.cell)

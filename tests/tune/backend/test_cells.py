@@ -86,8 +86,7 @@ def test_half_by_files_and_half_by_a_sweep_is_the_sweep_bit_for_bit(base, say):
 def test_a_study_begun_by_files_ends_in_packs(base, say, most, workers):
     whole = trials_of(sweep(load("s.yaml"), base, base / "whole", Inline()).folder)
     say("cells", "s.yaml")
-    packed = Packed(most, workers=workers)
-    run = sweep(load("s.yaml"), base, base / "studies", packed)
+    run = sweep(load("s.yaml"), base, base / "studies", Packed(most, workers=workers))
     assert run.stages.finished
     mixed = trials_of(run.folder)
     assert list(mixed.outcome) == list(whole.outcome)
