@@ -1,6 +1,6 @@
 """Test if an improvement lasts as models grow: the verdict on each size, and the trend over them.
 
-`pagating ladder STUDY|TABLE`, or several study folders.
+`pagating ladder STUDY|TABLE`, or a folder for each size.
 
 The slope of the improvement on log2 of training compute is the least-squares slope through the means of the rungs. It
 has equal weights, so it is defined for any true law. Its p is adjusted over the arms, as a family of their own.
@@ -10,7 +10,6 @@ from typing import Any
 
 from analysis.io import command, formats
 from analysis.io.exits import Exit
-from analysis.io.files import TableError
 from analysis.verdict.decide import decide
 from analysis.verdict.exits import add_require_verdict, end
 from analysis.verdict.kinds import Result, Rung, as_object
@@ -71,21 +70,34 @@ def columns(table: list[dict[str, Any]]) -> formats.Columns:
     return {key: column for key, column in out.items() if any(row[key] is not None for row in table)}
 
 
+def _short(table: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], formats.Columns]:
+    # for a terminal: all that a rung says of an arm is in one cell, of three lines
+    wide = columns(table)
+    numbers = [key.rpartition("_")[2] for key in wide if key.startswith("verdict_")]
+    out = []
+    for row in table:
+        cells = {n: [row[f"{what}_{n}"] for what in WHAT] for n in numbers}
+        joined = {f"rung_{n}": "\n".join(map(str, filter(None, said))) or None for n, said in cells.items()}
+        out.append({"arm": row["arm"], **joined, "trend": row["trend"], "p_adjusted": row["p_adjusted"]})
+    heads = {f"rung_{n}": (f"rung {n}, %\nverdict\nworth in compute", "") for n in numbers}
+    shown = {"arm": wide["arm"], **heads, "trend": NUMBERS["trend"], "p_adjusted": NUMBERS["p_adjusted"]}
+    return out, {key: column for key, column in shown.items() if key not in NUMBERS or key in wide}
+
+
 def main(argv: list[str] | None = None, prog: str = "python -m analysis.ladder") -> int:
     """Run the script; return the exit code."""
-    p = command.parser(prog, __doc__)
+    p = command.parser(prog, __doc__, sources=True)
     add_require_verdict(p)
     options = p.parse_args(argv)
-    study = command.study(options, every_rung=True)
-    if study.ladder is None:
-        raise TableError(f"{study.folder or study.name}: has one size; allowed: the folder of a study with `scales`")
+    study = command.ladder(options)
     result = decide(study)
     if options.format == "json":
         print(formats.to_json(as_object(result)))
         return end(result, options.require_verdict)
     table = rows(result)
     if table:
-        command.emit_rows(table, columns(table), options.format, title=result.summary)
+        shown = _short(table) if options.format == "terminal" else (table, columns(table))
+        command.emit_rows(*shown, options.format, title=result.summary)
     if options.format == "terminal":
         formats.print_notes([f"{row.label}: {row.said}; {row.why}" for row in result.trends])
     return end(result, options.require_verdict) if table or result.unfinished else Exit.DONE

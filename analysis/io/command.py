@@ -11,7 +11,7 @@ from analysis.io.assemble import CORRECTIONS, Study
 from analysis.io.exits import Exit, drop_output, prepare_streams
 from analysis.io.files import TableError
 from analysis.io.mlflow import load_mlflow
-from analysis.io.study import load, one_rung
+from analysis.io.study import load, one_rung, together
 from analysis.io.tables.columns import Options
 from analysis.io.text import one_line, redact
 
@@ -24,19 +24,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(Exit.BAD_INPUT, f"{self.prog}: {one_line(redact(message))}\n")
 
 
-def parser(prog: str, description: str | None, many: bool = False, tables: bool = True) -> argparse.ArgumentParser:
-    """Return a parser with the options of every script, for `study` or `studies`.
+def parser(
+    prog: str, description: str | None, many: bool = False, tables: bool = True, sources: bool = False
+) -> argparse.ArgumentParser:
+    """Return a parser with the options of every script, for `study`, `studies` or `ladder`.
 
     Args:
         prog: The command as the user types it, for usage lines and errors.
         description: Help text; its first line is shown.
         many: True if --study may be given several times.
         tables: True if the script reads tables from elsewhere too.
+        sources: True if several sources may be given.
     """
     p = Parser(prog=prog, description=(description or "").split("\n")[0])
     p.add_argument(
         "source",
-        nargs="?",
+        nargs="*" if sources else "?",
         metavar="STUDY|TABLE",
         help="a study folder, or a table of runs (- for stdin)",
     )
@@ -66,6 +69,7 @@ def parser(prog: str, description: str | None, many: bool = False, tables: bool 
     t.add_argument("--unpaired", action="store_true", help="runs are no pairs: Welch's test instead of the paired one")
     for role in ("arm", "seed", "task", "step"):
         t.add_argument(f"--{role}", metavar="COLUMN", help=f"the column of the {role} (default: {role})")
+    t.add_argument("--size", metavar="COLUMN", help="the column of model sizes or compute: a ladder of the rows")
     t.add_argument("--wide", metavar="ARM,ARM", help="these columns are arms")
     t.add_argument("--unit", metavar="UNIT", help="unit of the metric; nats gives a perplexity too")
     t.add_argument("--decimal", choices=(".", ","), help="decimal sign of the numbers")
@@ -104,6 +108,25 @@ def _study(options: argparse.Namespace) -> Study:
 
 def _of_table(options: argparse.Namespace) -> Options:
     return Options(**{f.name: getattr(options, f.name) for f in fields(Options)}) if options.tables else Options()
+
+
+def ladder(options: argparse.Namespace) -> Study:
+    """Load the ladder that the options name: the folder of one, a table with sizes, or a folder for each size.
+
+    Raises TableError as `study` does, if the source has one size, or if the studies do not fit together.
+    """
+    given = options.source
+    if len(given) > 1 and (options.study or options.mlflow or options.rung):
+        raise TableError("several sources; allowed: without --study, --mlflow and --rung")
+    if len(given) > 1:
+        return together([_study(argparse.Namespace(**{**vars(options), "source": each})) for each in given])
+    found = study(argparse.Namespace(**{**vars(options), "source": next(iter(given), None)}), every_rung=True)
+    if found.ladder is None:
+        raise TableError(
+            f"{found.folder or found.name}: has one size; allowed: the folder of a study with `scales`, several study "
+            "folders, or a table with --size COLUMN"
+        )
+    return found
 
 
 def studies(options: argparse.Namespace) -> list[Study]:

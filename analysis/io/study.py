@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,3 +169,54 @@ def training_compute(study: Study) -> float:
         return math.nan
     found = (rows["flops_per_token"] * rows["tokens"]).dropna()
     return float(found.median()) if len(found) and found.median() > 0 else math.nan
+
+
+def together(studies: Sequence[Study]) -> Study:
+    """Make a ladder of several studies, each of which is one rung, in the order of their compute.
+
+    None of them has promised a share of its level. So p is adjusted by Holm's correction over the arms of all of them,
+    at the lowest of their levels.
+
+    Raises:
+        TableError: If the studies have other baselines, metrics, arms or margins, or if a size is not known.
+    """
+    first = studies[0]
+    for each in studies:
+        if each.table is not None or each.ladder is not None:
+            what = "a table" if each.table is not None else "a ladder itself"
+            raise TableError(f"{each.folder or each.name} is {what}; allowed: study folders of one size each")
+        if each.rule != "fixed" and each.correction != "holm":
+            raise TableError(f"{each.name}: rule {each.rule} with the correction {each.correction}; allowed: holm")
+        for what in ("baseline", "floor", "metric", "margin", "unpaired"):
+            if getattr(each, what) != getattr(first, what):
+                raise TableError(
+                    f"{each.name} has the {what} {getattr(each, what)} and {first.name} {getattr(first, what)}; "
+                    "allowed: studies with the same one"
+                )
+        arms, others = (study.settings.get("arms") or {} for study in (first, each))
+        if apart := [arm for arm in dict.fromkeys([*arms, *others]) if arms.get(arm) != others.get(arm)]:
+            raise TableError(
+                f"{each.name} and {first.name} differ in the arms {', '.join(apart)}; allowed: the same arms in each"
+            )
+        if not math.isfinite(training_compute(each)):
+            raise TableError(
+                f"{each.name}: the baseline's training compute is not known; allowed: trials with the columns "
+                "flops_per_token and tokens"
+            )
+    ordered = sorted(studies, key=training_compute)
+    sizes = tuple(map(training_compute, ordered))
+    names = [each.name for each in ordered]
+    for at in range(1, len(ordered)):
+        if sizes[at] == sizes[at - 1] or names[at] in names[:at]:
+            raise TableError(
+                f"{names[at - 1]} and {names[at]}: {sizes[at]:.3g} FLOPs of training; allowed: studies of different "
+                "sizes and names"
+            )
+    level = min(each.level for each in studies)
+    rungs = []
+    for number, each in enumerate(ordered, 1):
+        confirm = {**(each.settings.get("confirm") or {}), "level": level, "correction": "holm"}
+        own = {**each.settings, "confirm": confirm}
+        rungs.append(replace(each, rung=number, level=level, correction="holm", settings=own))
+    rows = tuple({"study": name} for name in names)
+    return replace(rungs[-1], ladder=Ladder(tuple(rungs), sizes, rows, len(rungs), level, joint=True))

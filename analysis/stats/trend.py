@@ -47,22 +47,32 @@ class Neighbours:
     above: np.ndarray | None
 
 
-def improvement(baseline: np.ndarray, arm: np.ndarray, paired: bool = True) -> Mean:
+def improvement(baseline: np.ndarray, arm: np.ndarray, paired: bool = True, stopped: bool = False) -> Mean:
     """Return 100 * (1 - mean(arm) / mean(baseline)) in percent with the error of a ratio of means (delta method).
 
     Args:
         baseline: At least 2 finite losses, with a mean above 0.
         arm: Losses of the arm, at least 2; of the same seeds in the same order if `paired`.
         paired: False for independent runs.
+        stopped: True if a look before the last one ended the pairs; see `widened`.
     """
     b, a = np.asarray(baseline, float), np.asarray(arm, float)
     ratio = a.mean() / b.mean()
     of_a, of_b = (a - a.mean()) / b.mean(), ratio * (b - b.mean()) / b.mean()
     if paired:
-        error, df = _of_mean(of_a - of_b), len(b) - 1.0
+        error, df = _of_mean(of_a - of_b) * (widened(len(b)) if stopped else 1.0), len(b) - 1.0
     else:
         error, df = _together([(_of_mean(of_a), len(a) - 1.0), (_of_mean(of_b), len(b) - 1.0)])
     return Mean(100 * float(b.mean() - a.mean()) / float(b.mean()), 100 * error, df)
+
+
+def widened(n: int) -> float:
+    """Return the factor of the standard error of n pairs that a look ended: sqrt((n - 1) / (n - 2)).
+
+    A look ends an arm more often if the spread of its pairs happens to be small. The factor makes up for it, as
+    benchmarks/ladder_trend.py shows; it counts the stop as one estimated parameter more.
+    """
+    return math.sqrt((n - 1) / max(n - 2, 0.5))
 
 
 def slope(x: Sequence[float], rungs: Sequence[Mean], level: float) -> Slope | None:
@@ -92,7 +102,9 @@ def slope(x: Sequence[float], rungs: Sequence[Mean], level: float) -> Slope | No
     return Slope(value, error, df, value - half, value + half, 2 * float(stats.t.sf(abs(value) / error, df)))
 
 
-def compute_factor(baseline: np.ndarray, arm: np.ndarray, near: Neighbours, level: float) -> Factor | None:
+def compute_factor(
+    baseline: np.ndarray, arm: np.ndarray, near: Neighbours, level: float, stopped: bool = False
+) -> Factor | None:
     """Return the factor by which the baseline's training compute would have to grow to reach the arm's loss.
 
     Its logarithm is log(mean(arm) / mean(baseline)) divided by the slope of the baseline's log loss on its log compute
@@ -103,6 +115,7 @@ def compute_factor(baseline: np.ndarray, arm: np.ndarray, near: Neighbours, leve
         arm: Losses of the arm, of the same seeds in the same order.
         near: The baseline's neighbouring rungs.
         level: 1 - confidence of the interval.
+        stopped: As for `improvement`.
 
     Returns:
         The factor. None if the baseline's loss does not clearly fall between the neighbours, or if nothing varies.
@@ -120,14 +133,15 @@ def compute_factor(baseline: np.ndarray, arm: np.ndarray, near: Neighbours, leve
     if not fall < 0:
         return None
     value = log_gap / fall
-    parts = [(_of_mean(gap - value * own * b), len(b) - 1.0)]
+    wider = widened(len(b)) if stopped else 1.0
+    parts = [(wider * _of_mean(gap - value * own * b), len(b) - 1.0)]
     parts += [(abs(value * w) * _of_mean(loss / loss.mean()), len(loss) - 1.0) for w, loss in others]
     error, df = _together(parts)
     if not error > 0:
         return None
     q = float(stats.t.isf(level / 2, df)) ** 2
-    of_gap, of_own = _of_mean(gap) ** 2, (own * _of_mean(b)) ** 2
-    both = own * float(np.cov(gap, b, ddof=1)[0, 1]) / len(b)
+    of_gap, of_own = (wider * _of_mean(gap)) ** 2, (own * wider * _of_mean(b)) ** 2
+    both = wider**2 * own * float(np.cov(gap, b, ddof=1)[0, 1]) / len(b)
     of_fall = of_own + sum((w * _of_mean(loss / loss.mean())) ** 2 for w, loss in others)
     curvature, centre, constant = fall**2 - q * of_fall, log_gap * fall - q * both, log_gap**2 - q * of_gap
     if not curvature > 0:

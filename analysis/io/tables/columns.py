@@ -60,6 +60,7 @@ class Options:
     decimal: str | None = None
     sheet: str | None = None
     unit: str | None = None
+    size: str | None = None  # column that makes a ladder of the rows
 
     def named(self) -> str:
         """Return the first option that was given, as it is typed."""

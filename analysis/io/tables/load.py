@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.io.assemble import METRICS, Study, TableFacts, assemble
+from analysis.io.assemble import COMPUTE, METRICS, Ladder, Study, TableFacts, assemble
 from analysis.io.files import TableError, shown
 from analysis.io.tables import cells, columns, metrics, outcomes, records, seeds, shapes, source, tasks
 from analysis.io.tables.columns import Options
@@ -39,13 +39,42 @@ def load_table(path: str, question: Question, options: Options) -> Study:
     Raises:
         TableError: If the table cannot be read, cannot be understood without an option, or would invalidate a test.
     """
-    where = "standard input" if path == "-" else path
+    where, name = ("standard input", "stdin") if path == "-" else (path, Path(path).stem)
     read = source.read(path, options.sheet)
+    if options.size is not None:
+        return _by_size(where, name, read, question, options)
     if {"stage", "rung"} <= set(read.table.columns):
         raise TableError(
             f"{where}: has a column rung: trials of a ladder, of several sizes; allowed: the study's folder, or the "
             "trials of one rung without that column"
         )
+    return _checked(where, name, read, question, options)
+
+
+def _by_size(where: str, name: str, read: source.Cells, question: Question, options: Options) -> Study:
+    # one study per value of the column of sizes, from small to large
+    column = columns.find(where, read.table, "size", options.size)
+    assert column is not None
+    sizes = cells.numbers(where, read.table[column], options.decimal, read.separator)
+    values = sizes.values.mask(sizes.empty)
+    if not (values > 0).all() or not np.isfinite(values).all():
+        row = int(np.flatnonzero(~((values > 0) & np.isfinite(values)))[0]) + 1
+        raise TableError(f"{where}: column {column} has no size in row {row}; allowed: a number above 0 in every row")
+    found = sorted(values.unique().tolist())
+    rungs = []
+    for number, size in enumerate(found, 1):
+        part = replace(
+            read, table=read.table[values == size].drop(columns=column), notes=[] if number > 1 else read.notes
+        )
+        called = f"{where}, {column} {size:g}"
+        rungs.append(replace(_checked(called, name, part, question, replace(options, size=None)), rung=number))
+    rows = tuple({column: size} for size in found)
+    axis = COMPUTE if {"flop", "flops", "compute"} & set(metrics.words(columns.bare(column))) else column
+    ladder = Ladder(tuple(rungs), tuple(found), rows, len(found), rungs[0].level, axis, joint=True)
+    return replace(rungs[-1], ladder=ladder)
+
+
+def _checked(where: str, name: str, read: source.Cells, question: Question, options: Options) -> Study:
     as_read, metric = shapes.one_metric(where, records.unpack(read.table), question.metric)
     table, layout = shapes.long(where, as_read, options, question.baseline, metric)
     layout = layout or _layout(where, table, options, metric)
@@ -67,7 +96,7 @@ def load_table(path: str, question: Question, options: Options) -> Study:
     if not values.unit and metrics.is_share(layout.name):
         _check_scale(where, made, layout)
     _check_twice(where, table.loc[made.index], made, layout)
-    return _study(where, "stdin" if path == "-" else Path(path).stem, runs, layout, question, facts)
+    return _study(where, name, runs, layout, question, facts)
 
 
 def _layout(where: str, table: pd.DataFrame, options: Options, metric: str | None) -> Layout:

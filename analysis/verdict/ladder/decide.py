@@ -67,22 +67,27 @@ def trends(study: Study, rungs: Sequence[Rung]) -> list[ArmTrend]:
     adjusted = multiplicity.adjust([1.0 if row.p is None else row.p for row in found], study.correction)
     for row, p in zip(found, adjusted, strict=True):
         row.p_adjusted = None if row.p is None else p
-        _decide(row, rungs)
+        row.trend = decided([each.kind for each in words.rows_of(row, rungs)], row.slope, row.p_adjusted, row.level)
         words.say(row, rungs, study)
     return found
 
 
-def _decide(row: ArmTrend, rungs: Sequence[Rung]) -> None:
-    # the only place that decides a trend
-    kinds = [each.kind for each in words.rows_of(row, rungs)]
+def decided(kinds: Sequence[Verdict], slope: float | None, p: float | None, level: float) -> Trend:
+    """Decide a trend; this is the only place that does.
+
+    Args:
+        kinds: Verdict of the arm on each rung that counts, from the lowest.
+        slope: Slope of its improvement; None if there is none.
+        p: Adjusted p of the slope.
+        level: Level of the trends.
+    """
     if len(kinds) < LEAST:
-        return
+        return Trend.UNDECIDED
     if {Verdict.BETTER, Verdict.WORSE} <= set(kinds):
-        row.trend = Trend.TURNS
-    elif row.slope is not None and row.p_adjusted is not None and row.p_adjusted <= row.level:
-        row.trend = Trend.GROWS if row.slope > 0 else Trend.SHRINKS
-    elif kinds[0] in HELD and len(set(kinds)) == 1:
-        row.trend = Trend.HOLDS
+        return Trend.TURNS
+    if slope is not None and p is not None and p <= level:
+        return Trend.GROWS if slope > 0 else Trend.SHRINKS
+    return Trend.HOLDS if kinds[0] in HELD and len(set(kinds)) == 1 else Trend.UNDECIDED
 
 
 def _measured(ladder: Ladder, rungs: Sequence[Rung], reference: str, arm: str) -> ArmTrend:
@@ -113,8 +118,14 @@ def _mean(study: Study, row: Comparison) -> trend.Mean | None:
     if row.diverged_seeds_arm or row.diverged_seeds_baseline or row.improvement_percent is None:
         return None
     b, a = (study.sign * values for values in _losses(study, row))
-    found = trend.improvement(b, a, not study.unpaired)
+    found = trend.improvement(b, a, not study.unpaired, _stopped(study, row))
     return trend.Mean(study.sign * found.value, found.error, found.df)
+
+
+def _stopped(study: Study, row: Comparison) -> bool:
+    # whether a look before the last one ended the comparison
+    last = (study.looks or study.made or (0,))[-1]
+    return bool(row.path) and row.n < last
 
 
 def _losses(study: Study, row: Comparison) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +149,7 @@ def _gain(ladder: Ladder, row: Comparison, i: int, low: int, high: int) -> Compu
         out.why = f"{row.baseline} has no mean on a neighbouring rung"
         return out
     near = trend.Neighbours((math.log(sizes[low]), math.log(sizes[high])), *ends)
-    factor = trend.compute_factor(b, a, near, ladder.level)
+    factor = trend.compute_factor(b, a, near, ladder.level, _stopped(study, row))
     if factor is None:
         out.why = f"the loss of {row.baseline} does not clearly fall between the rungs"
     else:

@@ -39,7 +39,11 @@ def size(rung: Rung, axis: str = COMPUTE) -> str:
     """Return the size of a rung in words: parameters, tokens and compute, or the value of a table's column."""
     if axis != COMPUTE:
         return f"{axis} {amount(rung.compute or 0.0)}"
-    said = [f"{amount(rung.parameters)} parameters"] if rung.parameters else [f"{k} {v}" for k, v in rung.sizes.items()]
+    said = [str(rung.sizes["study"])] if "study" in rung.sizes else []
+    if rung.parameters:
+        said.append(f"{amount(rung.parameters)} parameters")
+    elif not rung.compute:
+        said += [f"{key} {value}" for key, value in rung.sizes.items()]
     said += [f"{amount(rung.tokens)} tokens"] if rung.tokens else []
     said += [f"{rung.compute:.2g} FLOPs"] if rung.compute else []
     return ", ".join(said)
@@ -106,7 +110,9 @@ def _reasons(row: ArmTrend, rungs: Sequence[Rung], study: Study) -> list[str]:
     out = []
     for rung in rungs:
         each = next(iter(rows_of(row, [rung], counted=False)), None)
-        if each is not None and each.kind is Verdict.NOT_TESTABLE:
+        if each is None and not rung.dropped:
+            out.append(f"no run on rung {rung.rung}")
+        elif each is not None and each.kind is Verdict.NOT_TESTABLE:
             out.append(f"rung {rung.rung} does not count: {each.verdict}")
         elif each is not None and (lost := [*each.diverged_seeds_baseline, *each.diverged_seeds_arm]):
             runs = f"{len(lost)} run{'s' if len(lost) > 1 else ''}"
@@ -169,5 +175,6 @@ def summarise(study: Study, result: Result) -> Summary:
         return Summary(head, [], "", done)
     parts = [f"{row.label}: {row.said}" for row in result.trends]
     top = result.rungs[-1]
-    over = f"Over {len(result.rungs)} rungs up to {size(top, ladder.axis)}, beyond which nothing is claimed, against"
-    return Summary(f"{over} {study.baseline}:", parts, "", each)
+    over = f"Over {len(result.rungs)} rungs up to {size(top, ladder.axis)}, beyond which nothing is claimed"
+    joint = f", with one correction ({study.correction}) over the arms of all rungs at level {ladder.level:g}"
+    return Summary(f"{over}{joint if ladder.joint else ''}, against {study.baseline}:", parts, "", each)

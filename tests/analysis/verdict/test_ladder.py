@@ -324,3 +324,164 @@ def test_the_report_shows_the_ladder_first_and_folds_the_lower_rungs(tmp_path):
     assert "Unfinished: rung 3 of 3 has not begun" in half
     assert half.count("<details>") == 2
     assert not (folder / "figures" / "ladder.svg").exists()
+
+
+def each_size(folder, names=("small", "middle", "large"), **changes):
+    """Write one plain study folder for each rung of a ladder; return the folders."""
+    study = load(folder)
+    out = []
+    for name, rung in zip(names, study.ladder.rungs, strict=False):
+        own = folder.parent / name
+        own.mkdir()
+        rung.trials.to_parquet(own / "trials.parquet")
+        settings = {**rung.settings, "name": name, **changes}
+        settings["confirm"] = {**settings["confirm"], "level": 0.05}
+        (own / "study.yaml").write_text(yaml.safe_dump(settings))
+        out.append(own)
+    return out
+
+
+def test_several_studies_are_a_ladder_with_holm_over_arms_and_rungs(tmp_path, capsys):
+    laws = {"steady": (1.0, 1.0, 1.0), "turned": (1.5, 0.0, -1.5)}
+    small, middle, large = each_size(climb(tmp_path / "climb", laws))
+    assert command.main([str(large), str(small), str(middle), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [rung["name"] for rung in found["rungs"]] == ["small", "middle", "large"]
+    assert {row["arm"]: row["trend"] for row in found["trends"]} == {"steady": "holds", "turned": "turns"}
+    assert "one correction (holm) over the arms of all rungs at level 0.05" in found["summary"]
+    tables = [load(own).losses() for own in (small, middle, large)]
+    arms = ("linear-floor", "steady", "turned")
+    p = [stats.ttest_rel(table["gelu"], table[arm]).pvalue for table in tables for arm in arms]
+    adjusted = [row["p_adjusted"] for rung in found["rungs"] for row in rung["comparisons"]]
+    assert adjusted == pytest.approx(multiplicity.adjust(p, "holm"))
+    assert command.main([str(small), str(middle)]) == 0  # two sizes: verdicts, no trend
+    assert "a trend needs three or more sizes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"confirm": {"margin": "1%"}}, "middle has the margin 1% and small 0.5%"),
+        ({"arms": {"other": {"unit": "silu"}}}, "middle and small differ in the arms steady, other"),
+        ({"name": "small"}, "small and small"),
+        ({"scales": [{"d_model": 1}]}, "is a ladder itself"),
+    ],
+)
+def test_studies_that_do_not_fit_together_are_refused(tmp_path, change, said):
+    small, middle = each_size(climb(tmp_path / "climb", {"steady": (1.0, 1.0)}), ("small", "middle"))
+    settings = yaml.safe_load((middle / "study.yaml").read_text())
+    if "arms" in change:
+        settings["arms"] |= change["arms"]
+        del settings["arms"]["steady"]
+        edit(middle, lambda t: t.assign(arm=t["arm"].replace("steady", "other")))
+    elif "confirm" in change:
+        settings["confirm"] |= change["confirm"]
+    elif "scales" in change:
+        settings |= change
+        edit(middle, lambda t: t.assign(rung=1))
+    else:
+        settings |= change
+    (middle / "study.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(TableError, match=said):
+        command.main([str(small), str(middle)])
+
+
+def test_other_sources_of_several_sizes_are_refused(tmp_path):
+    folder = climb(tmp_path / "climb", {"steady": (1.0, 1.0)})
+    small, middle = each_size(folder, ("small", "middle"))
+    with pytest.raises(TableError, match="several sources; allowed: without --study"):
+        command.main([str(small), str(middle), "--rung", "1"])
+    with pytest.raises(TableError, match="has one size; allowed"):
+        command.main([str(small)])
+    pd.read_parquet(small / "trials.parquet").drop(columns="stage").to_csv(tmp_path / "rows.csv")
+    with pytest.raises(TableError, match="rows is a table; allowed: study folders"):
+        command.main([str(small), str(tmp_path / "rows.csv"), "--baseline", "gelu", "--metric", "test_nll"])
+    edit(middle, lambda t: t.drop(columns="tokens"))
+    with pytest.raises(TableError, match="middle: the baseline's training compute is not known"):
+        command.main([str(small), str(middle)])
+    edit(middle, lambda t: t[t["seed"] != 2000].assign(tokens=1_000_000))
+    assert command.main([str(small), str(middle)]) == 1  # unfinished
+
+
+def sized(improvements, metric="loss", start=3.0):
+    """Return a table of runs at several sizes: seed noise that the arms share, and known improvements."""
+    rng, rows = np.random.default_rng(3), []
+    for i, size in enumerate((1e6, 4e6, 16e6)):
+        for seed in range(8):
+            shared, base = rng.normal(0, 0.01), start * 0.9**i
+            rows.append({"arm": "base", "seed": seed, "params": size, metric: base + shared + rng.normal(0, 0.002)})
+            for arm, gains in improvements.items():
+                value = base * (1 - gains[i] / 100) + shared + rng.normal(0, 0.002)
+                rows.append({"arm": arm, "seed": seed, "params": size, metric: value})
+    return pd.DataFrame(rows)
+
+
+def test_a_table_with_a_column_of_sizes_is_a_ladder(tmp_path, capsys):
+    table = sized({"new": (1.0, 2.0, 3.0), "same": (0.5, 0.5, 0.5)})
+    table.sample(frac=1, random_state=1).to_csv(tmp_path / "runs.csv", index=False)
+    words = [str(tmp_path / "runs.csv"), "--baseline", "base", "--size", "params"]
+    assert command.main([*words, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    new, same = found["trends"]
+    assert (new["trend"], same["trend"]) == ("grows", "holds")
+    assert new["slope"] == pytest.approx(0.5, abs=0.05)
+    assert new["said"].endswith("points per doubling of params")
+    assert [rung["compute"] for rung in found["rungs"]] == [1e6, 4e6, 16e6]
+    assert found["rungs"][0]["compute_gains"][0]["why"] == "the training compute is not known"
+    assert command.main(words) == significance.main(words) == improvement.main(words) == 0
+    said = capsys.readouterr()
+    assert "params 16M" in said.out
+    assert "this is its rung 3 of 3" in said.err
+    # an accuracy rises, and compute makes gains of compute known
+    better = sized({"new": (-1.0, -2.0, -3.0)}, "accuracy", 0.5).rename(columns={"params": "train FLOPs"})
+    better.to_csv(tmp_path / "better.csv", index=False)
+    words = [str(tmp_path / "better.csv"), "--baseline", "base", "--size", "train FLOPs"]
+    assert command.main([*words, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["trends"][0]["trend"] == "grows"
+    assert found["rungs"][0]["compute_gains"][0]["why"] == "the metric is not a loss above zero"
+    flops = table.rename(columns={"params": "train FLOPs"})
+    flops.to_csv(tmp_path / "flops.csv", index=False)
+    assert command.main([str(tmp_path / "flops.csv"), *words[1:], "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rungs"][0]["compute_gains"][0]["factor"] > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.drop(columns="params"), "no column 'params' for --size"),
+        (lambda t: t.assign(params=t["params"].mask(t.index == 4)), "column params has no size in row 5"),
+        (lambda t: t.assign(params=-t["params"]), "column params has no size in row 1"),
+        (lambda t: t[(t["arm"] == "new") | (t["params"] > 1e6)], "params 1e[+]06: baseline 'base' is not an arm"),
+        (lambda t: t.assign(params="big"), "params"),
+    ],
+)
+def test_a_bad_column_of_sizes_is_refused(tmp_path, change, said):
+    change(sized({"new": (1.0, 2.0, 3.0)})).to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(TableError, match=said):
+        command.main([str(tmp_path / "runs.csv"), "--baseline", "base", "--size", "params", "--metric", "loss"])
+
+
+def test_an_arm_that_a_size_lacks_has_the_trend_of_the_others(tmp_path, capsys):
+    table = sized({"new": (1.0, 2.0, 3.0)})
+    table[(table["arm"] != "new") | (table["params"] > 1e6)].to_csv(tmp_path / "runs.csv", index=False)
+    with_other = pd.concat([pd.read_csv(tmp_path / "runs.csv"), table[table["arm"] == "new"].assign(arm="whole")])
+    with_other.to_csv(tmp_path / "runs.csv", index=False)
+    assert command.main([str(tmp_path / "runs.csv"), "--baseline", "base", "--size", "params", "--format", "json"]) == 0
+    by_arm = {row["arm"]: row for row in json.loads(capsys.readouterr().out)["trends"]}
+    assert by_arm["new"]["rungs"] == [2, 3]
+    assert "no run on rung 1" in by_arm["new"]["why"]
+    assert by_arm["whole"]["trend"] == "grows"
+
+
+def test_one_look_that_ends_an_arm_widens_its_interval(tmp_path):
+    confirm = {"rule": "obrien-fleming", "max_seeds": 10}
+    early = load(climb(tmp_path / "early", {"a": (3.0,) * 3}, seeds=(5, 8, 10), confirm=confirm))
+    study, row = early.ladder.rungs, decide(early).trends[0]
+    errors = []
+    for rung, n in zip(study, (5, 8, 10), strict=True):
+        losses = rung.losses()
+        r = losses["a"].mean() / losses["gelu"].mean()
+        sd = 100 * (losses["a"] - r * losses["gelu"]).std(ddof=1) / losses["gelu"].mean()
+        errors.append(sd / math.sqrt(n) * (math.sqrt((n - 1) / (n - 2)) if n < 10 else 1.0))
+    assert row.standard_error == pytest.approx(math.sqrt(errors[0] ** 2 + errors[2] ** 2) / 6)
