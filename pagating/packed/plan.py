@@ -180,6 +180,8 @@ def _alone(trial: Trial, end: Ended, stop: Callable[[], bool], checkpoints: Chec
 
 def _pack(trials: list[Trial], ends: list[Ended], stop: Callable[[], bool]) -> bool:
     done = False
+    if resolve_device(trials[0].device).type == "cuda":  # each size of a pack would be compiled anew, for a minute
+        trials = [dataclasses.replace(trial, compile="never") for trial in trials]
     for entries in heartbeats_packed(trials):
         for end, entry in zip(ends, entries or [], strict=False):
             if isinstance(entry, Diverged):

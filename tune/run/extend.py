@@ -107,12 +107,19 @@ def check_folder(study: Study, folder: Path, base: Path = Path()) -> None:
     before = with_moved_gates(parse(recorded.read_text(encoding="utf-8"), recorded), folder, study, base)
     path = folder / "ledger.jsonl"
     events = ledger.read(path) if path.exists() else []
-    if refused := _changed(before, study) or _not_an_extension(before, study, events):
+    begun = max((event.get("rung", 0) for event in events if event["event"] == "suggested"), default=0)
+    if refused := _changed(before, study, begun) or _not_an_extension(before, study, events):
         raise StudyError(f"{folder}: {refused}, or give the study another name")
 
 
-def _changed(before: Study, now: Study) -> str:
-    """Return the changes that a begun study cannot take, and what to do instead; "" without any."""
+def _changed(before: Study, now: Study, begun: int = 0) -> str:
+    """Return the changes that a begun study cannot take, and what to do instead; "" without any.
+
+    Args:
+        before: The study as it was begun.
+        now: The study as it is now.
+        begun: Number of rungs that have trials. Those above may have other sizes, because nothing depends on them yet.
+    """
     gone = [arm for arm in before.arms if arm not in now.arms]
     if gone:
         new = [arm for arm in now.arms if arm not in before.arms]
@@ -123,6 +130,9 @@ def _changed(before: Study, now: Study) -> str:
             f"the baseline was {before.baseline} and is now {now.baseline}; it cannot change: mark the first one again"
         )
     was, is_now = (item.model_dump(exclude_none=True) for item in (before, now))
+    if len(before.scales) == len(now.scales):  # their number sets the level of each
+        for content in (was, is_now):
+            del content["scales"][begun:]
     is_now["arms"] = {arm: is_now["arms"][arm] for arm in was["arms"]}
     free = (*ANY, *PLACES, *EXTENDABLE)
     changes = [

@@ -8,9 +8,12 @@ import pytest
 from tests.tune.decide.ladders import BEST_LR, ladder_of, loss_of
 from tune.backend.inline import Inline
 from tune.decide.ladder import predict
+from tune.errors import StudyError
+from tune.run.extend import check_folder
 from tune.run.progress import progress_of
 from tune.run.study_run import StudyRun
 from tune.run.tables import tables
+from tune.study.files import dump
 from tune.subject.known import Known
 
 
@@ -113,3 +116,19 @@ def test_progress_counts_all_rungs_and_names_the_one_that_runs():
     assert ended.chosen == run.stages.chosen
     assert not run.missing
     assert run.stages.remaining() == 0
+
+
+def test_only_rungs_that_have_not_begun_may_change_their_size(tmp_path):
+    study, folder = ladder_of(), tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "study.yaml").write_text(dump(study))
+    climbed(study, folder, most=60)  # in the calibrate stage of rung 1
+    rows = [rung.model_dump(exclude_none=True, exclude={"tokens"}) for rung in study.scales]
+    larger = [*rows[:2], rows[2] | {"d_model": 96}]
+    check_folder(ladder_of(scales=larger), folder)
+    for refused in ([rows[0] | {"n_layer": 2}, *rows[1:]], rows[:2]):
+        with pytest.raises(StudyError, match="scales was"):
+            check_folder(ladder_of(scales=refused), folder)
+    climbed(study, folder)
+    with pytest.raises(StudyError, match="scales was"):
+        check_folder(ladder_of(scales=larger), folder)
