@@ -1,6 +1,6 @@
 """Compare two ways to calibrate several hyperparameters, on simulated studies whose true losses are known.
 
-    python benchmarks/calibration_designs.py [--studies 200] [--only TEXT]
+    python benchmarks/calibration_designs.py [--studies 200] [--only TEXT] [--json FILE] [--write docs/protocol.md]
 
 `joint` is the study's own way: a grid for each, then corners and a joint fit. `one by one` goes through the grids
 again, each around the optima found so far, until no arm's optimum moves by more than its error, at most three times.
@@ -8,6 +8,7 @@ Both have the chance of an error given the values chosen (`simulation.expected`)
 """
 
 import argparse
+import json
 import math
 import sys
 from dataclasses import replace
@@ -16,8 +17,10 @@ from typing import Any
 
 import numpy as np
 from simulation import expected
+from simulation.page import between, percent
 from simulation.world import SEVERAL, Scenario, World
 
+from analysis.io.write import write_whole
 from analysis.stats.optimum import optima
 from tune.decide.calibrate import Axis, Calibration
 from tune.decide.stages import Stages
@@ -25,6 +28,7 @@ from tune.study.cell import Cell
 from tune.study.files import parse
 from tune.study.study import Study
 
+WAYS = ("joint", "one by one")
 ROUNDS = 3
 FIRST = 10_000  # seed of the first study
 STRONG = [replace(one, name=f"{one.name} strongly", interaction=0.8) for one in SEVERAL if one.interaction]
@@ -75,21 +79,50 @@ def simulate(scenario: Scenario, study: Study, seed: int, joint: bool) -> tuple[
     return 1.0 if chance is None else chance, cells / len(study.arms)
 
 
+def compare(scenario: Scenario, studies: int) -> list[dict[str, Any]]:
+    """Simulate a scenario in both ways; return the mean chance of an error with its 95% interval, and the trials."""
+    study, rows = parse(scenario.study, Path("simulated.yaml")), []
+    for way in WAYS:
+        found = np.array([simulate(scenario, study, seed, way == WAYS[0]) for seed in range(FIRST, FIRST + studies)])
+        mean, half = float(found[:, 0].mean()), 1.96 * float(found[:, 0].std(ddof=1)) / math.sqrt(studies)
+        share = {"share": mean, "low": max(0.0, mean - half), "high": mean + half}
+        rows.append({"scenario": scenario.name, "way": way, "studies": studies, "chance": share})
+        rows[-1]["trials"] = float(found[:, 1].mean())
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the results as a table, a line for each scenario."""
+    lines = [
+        "| no true difference | studies | joint: chance of an error | its trials "
+        "| one by one: chance of an error | its trials |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for joint, other in zip(rows[::2], rows[1::2], strict=True):
+        cells = (f"{percent(row['chance'], 2)} | {row['trials']:.1f}" for row in (joint, other))
+        lines.append(f"| {joint['scenario']} | {joint['studies']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Simulate each scenario in both ways and print one line for each."""
+    """Simulate each scenario in both ways, print the table, and write it if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=200, help="of each scenario and way")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the scenarios whose name has this text")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--from-json", type=Path, help="read this file, simulate nothing")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="also write the table into this page")
     options = parser.parse_args(arguments)
-    print("| scenario | way | chance of an error | calibrate trials per arm |\n| --- | --- | ---: | ---: |")
-    for scenario in [*SEVERAL, *STRONG, *APART]:
-        study = parse(scenario.study, Path("simulated.yaml"))
-        for way in ("joint", "one by one") if options.only in scenario.name else ():
-            seeds = range(FIRST, FIRST + options.studies)
-            found = np.array([simulate(scenario, study, seed, way == "joint") for seed in seeds])
-            mean, half = found[:, 0].mean(), 1.96 * found[:, 0].std(ddof=1) / math.sqrt(len(found))
-            share = f"{100 * mean:.2f}% [{100 * (mean - half):.2f}, {100 * (mean + half):.2f}]"
-            print(f"| {scenario.name} | {way} | {share} | {found[:, 1].mean():.1f} |", flush=True)
+    rows: list[dict[str, Any]] = json.loads(options.from_json.read_text()) if options.from_json else []
+    for scenario in [*SEVERAL, *STRONG, *APART] if not rows else []:
+        if options.only in scenario.name:
+            rows += compare(scenario, options.studies)
+            print(markdown(rows[-2:]).splitlines()[-1], file=sys.stderr, flush=True)
+    print(markdown(rows))
+    if options.json:
+        write_whole(options.json, json.dumps(rows, indent=1) + "\n")
+    if options.write:
+        between(options.write, "calibration_designs", markdown(rows))
     return 0
 
 

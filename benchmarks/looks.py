@@ -1,6 +1,6 @@
 """Measure what racing saves: draw the confirm stage of a baseline, a floor and six arms.
 
-    python benchmarks/looks.py [--studies 500] [--write docs/protocol.md]
+    python benchmarks/looks.py [--studies 200] [--json FILE] [--write docs/protocol.md]
 
 Each stage is drawn three times from the same losses: with racing; with all arms going on until each is decided; and
 with all arms going on until each is better or worse, no difference being tested at the cap only. `saved` compares the
@@ -8,13 +8,15 @@ first with the last. `benchmarks/decision_error.py` has the error rates of whole
 """
 
 import argparse
-from collections.abc import Callable
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from scipy import stats
+from simulation.page import between
 
 from analysis.io.assemble import margin_in_nats
 from analysis.io.write import write_whole
@@ -26,9 +28,9 @@ from tune.study.files import parse
 from tune.study.study import Study
 
 FIRST = 50_000  # seed of the first study
-BEGIN, END = "<!-- racing: start -->\n", "<!-- racing: end -->"
 SIX = ("a", "b", "c", "d", "e", "f")
 LOSS, SHARED, OWN = 3.3, 0.012, 0.0061  # nats: the baseline's loss, its noise by seed, that of a run
+WAYS = ("racing", "all arms together", "TOST at the cap only")
 MARGIN = 0.005  # share of the loss
 MIXED = dict(zip(SIX, (-0.03, -0.012, 0.0, 0.0, 0.012, 0.03), strict=True))
 EFFECTS = {  # nats above the baseline, and the margin as a share of the loss
@@ -70,7 +72,8 @@ def raced(rule: str, gaps: dict[str, float], margin: float, seeds: range) -> dic
             same[i] += any(kind == "same" and abs(true[arm]) >= margin * LOSS for arm, kind in kinds.items())
             decided[i] += sum(kind != "undecided" for kind in kinds.values())
     n = len(seeds)
-    return {"of": n, "cells": cells / n, "wrong": wrong, "same": same, "decided": decided / n}
+    counts = {"cells": cells / n, "wrong": wrong, "same": same, "decided": decided / n}
+    return {"of": n, **{key: values.tolist() for key, values in counts.items()}}
 
 
 def _all_arms(study: Study, losses: dict[str, np.ndarray]) -> tuple[dict[str, str], int]:
@@ -124,37 +127,49 @@ def share(hits: float, of: int) -> str:
     return f"{100 * hits / of:.1f}% [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def raced_table(studies: int, say: Callable[[str], None]) -> list[str]:
-    """Return the second table as lines of Markdown."""
-    lines = [
-        "| six arms | studies | confirm trials | of all arms together | TOST at the cap only | saved | errs "
-        "| says no difference wrongly | arms decided | TOST at the cap only |",
-        "| --- | ---: |" + " ---: |" * 8,
-    ]
+def simulate(studies: int) -> list[dict[str, Any]]:
+    """Draw the confirm stages of each rule and of each of `EFFECTS`; return their counts in the three ways."""
+    rows = []
     for rule in ("e-process", "obrien-fleming"):
         for name, (gaps, margin) in EFFECTS.items():
             found = raced(rule, gaps, margin, range(FIRST, FIRST + studies))
-            n, (mine, together, before), decided = found["of"], found["cells"], found["decided"]
-            saved, errs, same = 100 * (1 - mine / before), share(found["wrong"][0], n), share(found["same"][0], n)
+            rows.append({"name": f"{rule}, {name}", **found})
+            print(markdown(rows[-1:]).splitlines()[2], file=sys.stderr, flush=True)
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the counts as a table with a line for each way. Shares have their 95% interval."""
+    lines = [
+        "| six arms | studies | way | confirm trials | saved | errs | says no difference wrongly | arms decided |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        of, most = row["of"], row["cells"][-1]
+        for way, cells, wrong, same, decided in zip(
+            WAYS, *(row[key] for key in ("cells", "wrong", "same", "decided")), strict=True
+        ):
             lines.append(
-                f"| {rule}, {name} | {n} | {mine:.1f} | {together:.1f} | {before:.1f} | {saved:.0f}% | {errs} | {same} "
-                f"| {decided[0]:.2f} | {decided[2]:.2f} |"
+                f"| {row['name']} | {of} | {way} | {cells:.1f} | {100 * (1 - cells / most):.0f}% | {share(wrong, of)} "
+                f"| {share(same, of)} | {decided:.2f} |"
             )
-            say(lines[-1])
-    return lines
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Simulate the table, print it, and write it into a page."""
+    """Simulate the table, print it, and write it if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=500, help="of each row")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the table between the page's marks")
+    parser.add_argument("--studies", type=int, default=200, help="of each row")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--from-json", type=Path, help="read this file, simulate nothing")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="also write the table between the page's marks")
     options = parser.parse_args(arguments)
-    lines = raced_table(options.studies, lambda line: print(line, flush=True))
+    rows = json.loads(options.from_json.read_text()) if options.from_json else simulate(options.studies)
+    print(markdown(rows))
+    if options.json:
+        write_whole(options.json, json.dumps(rows, indent=1) + "\n")
     if options.write:
-        page = options.write.read_text(encoding="utf-8")
-        before, rest = page.split(BEGIN)
-        write_whole(options.write, (before + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END)[1]).encode())
+        between(options.write, "racing", markdown(rows))
     return 0
 
 

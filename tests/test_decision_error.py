@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import calibration_designs
 import decision_error
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from analysis.verdict.kinds import Verdict
 TREATMENTS = world.TREATMENTS
 DOCS = Path(__file__).parents[1] / "docs"
 EXCEPTIONS = [  # rows that err more often than 5%
+    "unequal noise, optima apart",
     "skewed noise, one arm 4 times",
     "spikes in one arm (10% of runs)",
     "no reserve, seeds added against the advice",
@@ -299,6 +301,24 @@ def test_the_page_has_the_tables_of_its_results_and_a_row_for_every_scenario():
         chance = row["family_error_expected"] or row["family_error"]
         if chance and row["scenario"]["null"] and row["scenario"]["floor_gap"]:
             assert chance["low"] <= 0.05 or row["scenario"]["name"] in EXCEPTIONS
+
+
+def test_the_page_compares_the_designs_of_the_calibration_as_it_says():
+    rows = json.loads((DOCS / "calibration_designs.json").read_text())
+    assert calibration_designs.markdown(rows) in (DOCS / "protocol.md").read_text()
+    scenarios = [*world.SEVERAL, *calibration_designs.STRONG, *calibration_designs.APART]
+    pairs = {joint["scenario"]: (joint, other) for joint, other in zip(rows[::2], rows[1::2], strict=True)}
+    assert list(pairs) == [scenario.name for scenario in scenarios]
+    for scenario in scenarios:
+        joint, other = pairs[scenario.name]
+        assert joint["trials"] < other["trials"]
+        strong, apart = scenario.interaction > 0.6, scenario.optima_apart > 0
+        if not scenario.interaction:  # errs as often
+            assert abs(joint["chance"]["share"] - other["chance"]["share"]) < 0.002
+        if apart or (strong and len(scenario.further) > 1):  # errs more often
+            assert other["chance"]["low"] > 0.05
+            assert other["chance"]["share"] > joint["chance"]["share"] + 0.005
+        assert joint["chance"]["low"] <= 0.05 or (strong and apart and "two" in scenario.name)
 
 
 @pytest.mark.slow

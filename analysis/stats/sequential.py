@@ -22,10 +22,10 @@ NOMINAL = {3: 0.00035, 5: 0.0054, 8: 0.0245, 10: 0.0352}  # seeds at each look -
 PRIOR_VARIANCE = 4.0  # g of the e-value
 CLAIM_SEEDS = 8  # seeds that a claim needs
 CAP = 20  # largest number of seeds by default
-# Somebody who chooses every number of added seeds to the best effect errs in at most 4.8% (one arm) to 5.0% (16 arms)
-# of studies at a reserve of 0.2, 4.6% to 5.1% at 0.25, and 4.7% to 5.3% at 0.3 (upper bounds by dynamic programming for
-# four looks, a level of 5% and a known variance)
+# The largest reserve with which numbers of seeds chosen to the best effect err in 5.1% of studies at most, if the first
+# look has a claim's seeds, no look more than 100, and the family MOST_ARMS at a level of 5%; see benchmarks/reserve.py
 MOST_RESERVE = 0.25
+MOST_ARMS = 16
 
 
 def e_value(t: float, n: int, g: float = PRIOR_VARIANCE) -> float:

@@ -106,6 +106,21 @@ def level_lost(study: Study) -> str:
     )
 
 
+def beyond_bound(study: Study) -> str:
+    """State that chosen numbers of seeds may err more often than a reserve's bound says; "" if its conditions hold."""
+    if study.table is not None or study.rule != "fixed" or not study.reserve or len(study.made) < 2:
+        return ""
+    arms = len(study.comparisons) * 0.05 / study.level  # that have as low a level each at 5%
+    if study.made[0] >= sequential.CLAIM_SEEDS and arms <= sequential.MOST_ARMS:
+        return ""
+    return (
+        f"The level of {100 * study.level:g}% holds for numbers of seeds that were named in advance. Numbers that were "
+        f"chosen by the results may err slightly more often: the first look had {study.made[0]} seeds (the bound asks "
+        f"for {sequential.CLAIM_SEEDS}), and the family has {len(study.comparisons)} comparisons at a level of "
+        f"{100 * study.level:g}% (it allows {sequential.MOST_ARMS} at 5%)."
+    )
+
+
 def not_of_slopes(study: Study) -> list[str]:
     """State what the test of a slope over training leaves out: the looks of the study, and its contrasts."""
     said = []

@@ -136,6 +136,8 @@ def _warnings(rows: Sequence[Comparison], study: Study) -> list[str]:
         warnings.append(f"Warning: {words.were_searched(rows[0].uncalibrated)}, not calibrated.")
     if odd := [f"{row.label} ({', '.join(row.odd_runs)})" for row in rows if row.odd_runs]:
         warnings.append(f"Warning: runs far from the rest: {'; '.join(odd)}; {words.IF_ODD}.")
+    if beyond := looks.beyond_bound(study):
+        warnings.append(beyond)
     if study.added:
         said = words.added(study)
         warnings.append(f"{said[0].upper()}{said[1:]}.")

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from simulation.world import LOSS, ODD, USUAL_SEEDS
+from simulation.world import LOSS, NULLS, ODD, USUAL_SEEDS
 
+from analysis.io.write import write_whole
 from analysis.report import palette, plots
 
-WARNED = [scenario.name for scenario in ODD if scenario.spikes or scenario.noisier]  # rows that err more than promised
+# rows that may err more often than promised, because the runs of one arm are distributed differently
+WARNED = [scenario.name for scenario in (*NULLS, *ODD) if scenario.spikes or scenario.noisier]
 
 
 def percent(share: dict[str, Any] | None, digits: int = 1) -> str:
@@ -113,14 +115,19 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     return fig
 
 
-def write(results: list[dict[str, Any]], page: Path) -> None:
-    """Put the tables between the page's markers and the figure beside it."""
-    start, end = "<!-- decision_error: start -->", "<!-- decision_error: end -->"
+def between(page: Path, name: str, table: str) -> None:
+    """Put a table between the marks of a name in a page."""
+    start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
     text = page.read_text(encoding="utf-8")
     if text.count(start) != 1 or text.count(end) != 1:
         raise ValueError(f"{page}: needs the markers {start} and {end} once each")
     before, rest = text.split(start)
-    page.write_text(before + start + "\n" + markdown(results) + "\n" + end + rest.split(end)[1], encoding="utf-8")
+    write_whole(page, f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}")
+
+
+def write(results: list[dict[str, Any]], page: Path) -> None:
+    """Put the tables between the page's markers and the figure beside it."""
+    between(page, "decision_error", markdown(results))
     figure = page.parent / "img" / "decision_error.svg"
     figure.parent.mkdir(exist_ok=True)
     figure.write_bytes(plots.render(plots.styled(draw, results), salt="decision_error"))

@@ -42,7 +42,7 @@ def to_change(result: Result, study: Study) -> list[str]:
         return [f"To finish it: pagating sweep {study.name}, or the command that began it"]
     tokens = study.fixed.tokens
     longer = f"fixed.tokens: {tokens} -> {LONGER * tokens}, {ANOTHER}"
-    found = _to_calibrate(result.every, study)
+    found = _to_bracket(result.every, study)
     if rows and all(row.refusal is Refusal.FLOOR_DOES_NOT_LOSE for row in rows):
         return [*found, f"To make arms differ by more than the noise: {longer}"]
     if result.sensitivity.evidence_ended:
@@ -51,6 +51,7 @@ def to_change(result: Result, study: Study) -> list[str]:
     if result.sensitivity.too_few_seeds:
         told = _to_tell_the_floor(result, study)
         return [*found, *told, f"Or longer trials, in which the floor loses by more: {longer}"]
+    found += _to_calibrate(rows, study)
     undecided = [row for row in rows if row.kind is Verdict.UNDECIDED]
     if ended := [row for row in undecided if row.evidence_ended]:
         found += _to_count_diverged_runs(ended, study)
@@ -103,8 +104,8 @@ def _spent(study: Study) -> str:
     return f"{SPENT}. {INSTEAD_OF_WELCH if study.confirm.test == 'welch' else INSTEAD}"
 
 
-def _to_calibrate(rows: Sequence[Comparison], study: Study) -> list[str]:
-    """Return how every hyperparameter of every arm, the floor too, may be calibrated between finite points."""
+def _to_bracket(rows: Sequence[Comparison], study: Study) -> list[str]:
+    """Return how the optima of all arms, the floor's too, may come to lie between finite points of the grids."""
     first, points = study.confirm.first_seed, study.calibrate.max_points
     fresh, found = first + study.confirm.looks[-1], []
     if edges := list(dict.fromkeys(arm for row in rows for arm in row.at_edge)):
@@ -112,14 +113,6 @@ def _to_calibrate(rows: Sequence[Comparison], study: Study) -> list[str]:
             f"To find the learning rate of {', '.join(edges)}, which is an end of the grid: confirm.first_seed: "
             f"{first} -> {fresh} and calibrate.max_points: {points} -> {points + 2}, {ANOTHER}"
         )
-    if rows and rows[0].uncalibrated:
-        instead = (
-            f"{ANOTHER} and with confirm.first_seed: {fresh}"
-            if study.runs("calibrate")
-            else f"stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"
-        )
-        chosen = ", ".join(rows[0].uncalibrated)
-        return [*found, f"To calibrate {chosen}, which the search alone chose: {instead}"]
     wanting: dict[str, dict[str, str]] = {}
     for row in rows:
         wanting |= {arm: sides for arm, sides in row.unbracketed.items() if arm not in row.at_edge}
@@ -129,6 +122,18 @@ def _to_calibrate(rows: Sequence[Comparison], study: Study) -> list[str]:
             f"calibrate.max_points: {points} -> {min(points + 4, MOST_POINTS)}, {ANOTHER}"
         )
     return found
+
+
+def _to_calibrate(rows: Sequence[Comparison], study: Study) -> list[str]:
+    """Return how the hyperparameters may be calibrated that the search alone chose."""
+    if not rows or not rows[0].uncalibrated:
+        return []
+    instead = (
+        f"{ANOTHER} and with confirm.first_seed: {study.confirm.first_seed + study.confirm.looks[-1]}"
+        if study.runs("calibrate")
+        else f"stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"
+    )
+    return [f"To calibrate {', '.join(rows[0].uncalibrated)}, which the search alone chose: {instead}"]
 
 
 def _to_decide(rows: Sequence[Comparison], study: Study) -> list[str]:

@@ -188,6 +188,21 @@ def test_many_looks_without_a_reserve_are_not_said_to_err_more_often_than_is_kno
     assert " and 28 seeds, more than 5% of studies without a difference say better or worse." in every
 
 
+def test_added_seeds_outside_the_bound_of_a_reserve_are_said():
+    draw, said = (
+        np.random.default_rng(1).normal(0, 0.01, 20),
+        "Numbers that were chosen by the results may err slightly",
+    )
+    kept, one = {"seeds": 20, "reserve": 0.2}, {"a": draw}
+    assert said not in decide(looked_at(kept, (8, 20), **one)).summary
+    few = decide(looked_at(kept, (6, 20), **one)).summary
+    assert f"{said} more often: the first look had 6 seeds (the bound asks for 8), and the family has 1 comp" in few
+    assert said not in decide(looked_at({"seeds": 6, "reserve": 0.2}, a=draw[:6])).summary  # nothing was added
+    for arms, level, wanted in ((16, 0.05, False), (17, 0.05, True), (3, 0.01, False), (4, 0.01, True)):
+        many = {f"a{i}": draw + 0.001 * i for i in range(arms)}
+        assert (said in decide(looked_at(kept | {"level": level}, (8, 20), **many)).summary) == wanted
+
+
 def test_why_says_how_much_too_large_found_effects_are_at_the_level_of_a_single_look():
     draw = np.concatenate([shaped(0.012, 0.011, 8, 4), shaped(0.012, 0.011, 12, 5)])
     (plain,) = decide(looked_at({"seeds": 8}, a=draw[:8])).comparisons
