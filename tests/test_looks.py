@@ -9,6 +9,8 @@ import reserve
 from scipy import stats
 
 from analysis.io.study import load
+from analysis.report.figures import drawn
+from analysis.report.findings import Findings
 from analysis.verdict.decide import decide
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -45,6 +47,14 @@ def test_the_real_study_raced_as_the_page_says():
     assert set(last.values()) == {10, 11}
     assert len(last) == 7  # six arms and the contrast
     assert {row.label for row in result.every if not row.kind.settled} == {"relu2"}  # so all would go on to the cap
+    shown = drawn(Findings(study))  # the contrast too
+    for name in ("differences", "sequential"):
+        (axes,) = shown[name].plot.axes
+        legend = [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else []
+        names = [text.get_text() for text in axes.get_yticklabels()] if name == "differences" else legend
+        assert set(names) == {row.label for row in result.every}
+    assert "paglu-expanded against relu2" in shown["differences"].takeaway
+    assert shown["sequential"].takeaway == "7 of 8 comparisons were decided, with 10 to 11 seeds."
     whole = 20 * len(study.arms)
     share = f"{100 * (1 - 102 / whole):.0f}% fewer"
     assert f"This took 102\nconfirm trials instead of {whole} ({share})" in PAGE

@@ -19,8 +19,8 @@ CAPTION = (
     "lies inside the grey band, the margin of {margin}, exactly if a larger difference is excluded. Both have the "
     "level that the correction for the number of arms gives them; the table's intervals hold for one arm alone. An arm "
     "with a diverged run has no bars, because ranks decide it. Runs that are not pairs have no dots. With looks, the "
-    "bars are those of the last look, and a decision of an earlier look stays. If the floor does not lose, no bar "
-    "decides anything."
+    "bars are those of the last look, and a decision of an earlier look stays. A contrast is the loss of the arm after "
+    "`against` minus that of the arm before it. If the floor does not lose, no bar decides anything."
 )
 SHORT = (
     "One dot is one seed: the baseline's loss minus the arm's, in percent. The thin line is clear of zero exactly if "
@@ -56,7 +56,7 @@ def draw_differences(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None
             ax.plot([end * unit for end in differs], [y - 0.17] * 2, color=colour, lw=1.5, marker="|", ms=8, mew=1.5)
         ax.plot([(row.mean_difference or 0.0) * unit], [y - 0.17], "|", color=INK, ms=13, mew=2)
     _zoom(ax, study, rows)
-    ax.set_yticks(range(len(rows)), [row.arm for row in rows])
+    ax.set_yticks(range(len(rows)), [row.label for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlabel(f"improvement over {study.baseline}\n(% of its mean {study.metric}; right of 0 = lower loss)")
 

@@ -66,9 +66,9 @@ FIGURES = (
     ),
     Figure(
         "differences",
-        draw=lambda found: differences.differences(found.study, found.result.comparisons),
+        draw=lambda found: differences.differences(found.study, found.result.every),
         table=lambda found: not found.result.unfinished,
-        takeaway=lambda found: takeaways.differences(found.result.comparisons, found.study.margin),
+        takeaway=lambda found: takeaways.differences(found.result.every, found.study.margin),
         caption=differences.CAPTION,
         short=differences.SHORT,
     ),
@@ -176,14 +176,14 @@ FIGURES = (
     ),
     Figure(
         "sequential",
-        draw=lambda found: plots.sequential_path(found.study, found.result.comparisons),
+        draw=lambda found: plots.sequential_path(found.study, found.result.every),
         table=lambda found: found.sequential,
-        takeaway=lambda found: takeaways.sequential(found.result.comparisons),
+        takeaway=lambda found: takeaways.sequential(found.result.every),
         caption=(
-            "The rule was named before the study ran. A line is one arm. Its p is the smallest level at which this or "
-            "an earlier look would have stopped for that arm alone. An arm is decided once its p, corrected for all "
-            "arms, is at most the level; the dotted line is the level for one arm alone. Seeds were added until every "
-            "arm was decided or the last look was reached."
+            "The rule was named before the study ran. A line is one arm, or if it is dashed one contrast. Its p is the "
+            "smallest level at which this or an earlier look would have stopped for that arm alone. An arm is decided "
+            "once its p, corrected for all arms, is at most the level; the dotted line is the level for one arm alone. "
+            "Seeds were added until every arm was decided or the last look was reached."
         ),
     ),
 )

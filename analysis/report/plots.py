@@ -244,7 +244,8 @@ def sequential_path(study: Study, rows: Sequence[Comparison]) -> Figure:
         p = [max(look["p_anytime"], 1e-6) for look in row.path]
         seeds = [look["n"] for look in row.path]
         (line,) = ax.plot(seeds, p, color=colour, marker=marker, ms=5, drawstyle="steps-post")
-        entries.append((line, row.arm))
+        line.set_linestyle("--" if row.contrast else "-")
+        entries.append((line, row.label))
     ax.axhline(study.level, color=INK, lw=1, ls=":")
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{p:g}"))  # not the formula of a power of ten

@@ -33,7 +33,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def differences(rows: Sequence[Comparison], margin: float | str) -> str:
     """List the arms by their verdict, without its details in brackets."""
-    groups = _grouped((headline(row, margin), row.arm) for row in rows)
+    groups = _grouped((headline(row, margin), row.label) for row in rows)
     return " ".join(f"{word[:1].upper()}{word[1:]}: {listed(arms)}." for word, arms in groups.items())
 
 
@@ -52,7 +52,8 @@ def sequential(rows: Sequence[Comparison]) -> str:
     decided = [row for row in looked if row.kind.settled]
     n = sorted({row.n for row in decided})
     seeds = "" if not n else f", with {n[0]} seeds" if len(n) == 1 else f", with {n[0]} to {n[-1]} seeds"
-    return f"{len(decided)} of {len(looked)} arms were decided{seeds}."
+    what = "comparisons" if any(row.contrast for row in looked) else "arms"
+    return f"{len(decided)} of {len(looked)} {what} were decided{seeds}."
 
 
 def learning_rate(rows: list[dict[str, Any]]) -> str:
