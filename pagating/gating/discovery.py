@@ -19,7 +19,12 @@ from typing import Any
 from torch import Tensor, nn
 
 Pattern = str | re.Pattern[str]
-_TORCH = (nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh)
+# the functions of one element among the modules of torch.nn.modules.activation
+_TORCH = (
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
+    nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.RReLU, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softshrink,
+    nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold,
+)  # fmt: skip
 
 
 def of_transformers(module: str, name: str) -> Any:
@@ -46,8 +51,11 @@ _ELSEWHERE = {
     "an adapter": "adapter",
     "the gate of per-layer embeddings": "ple",
 }
-_FUNCTIONS = {"elu", "gelu", "leaky_relu", "mish", "relu", "relu_", "sigmoid", "silu", "softplus", "tanh"}
-_LOOKS_ACTIVE = re.compile("[GS]elu|[Rr]e[Ll][Uu]|[Ss]i[Ll][Uu]|GELU|Swish|Activation")
+_FUNCTIONS = {
+    "celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "prelu", "relu",
+    "relu_", "relu6", "rrelu", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh",
+}  # fmt: skip
+_LOOKS_ACTIVE = re.compile("[GS]elu|[Rr]e[Ll][Uu]|[Ss]i[Ll][Uu]|[GS]ELU|GLU|Swish|Activation")
 _OPTIONS = ("not in include", "in exclude", "not in layers")
 _PER_LAYER = "per_layer_"  # linear layers of per-layer embeddings (Gemma 3n)
 
@@ -189,7 +197,7 @@ def _patterns(option: str, given: Pattern | Sequence[Pattern] | None, found: lis
     if not patterns:
         raise ValueError(f"{option}: an empty list; leave it out, or name activations")
     for pattern in patterns:
-        if not isinstance(pattern, str | re.Pattern):
+        if not isinstance(pattern.pattern if isinstance(pattern, re.Pattern) else pattern, str):
             raise ValueError(f"{option}: {pattern!r} is neither a name, a glob nor a compiled regular expression")
         if not any(matches(pattern, slot.name) for slot in found):
             text = pattern if isinstance(pattern, str) else pattern.pattern
@@ -258,7 +266,8 @@ def _no_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _called(parent: nn.Module) -> str | None:
-    return next((name for name in _names_in(type(parent).forward) if name in _FUNCTIONS), None)
+    forward = getattr(type(parent), "forward", None)  # a program of torch.jit has none
+    return next((name for name in _names_in(forward) if name in _FUNCTIONS), None)
 
 
 def _names_in(method: Any) -> tuple[str, ...]:
@@ -303,6 +312,8 @@ def _judged(prefix: str, parent: nn.Module, child: str) -> tuple[int | None, str
         return None, f"the linear layers beside it do not lead to another width and back: {shapes}"
     if len(sizes) == 1 and _is_modulation(parent):
         return width, "one linear layer beside it, in a sequence or with a norm"
+    if len(sizes) == 1 and sizes[0][0] == sizes[0][1] and parts[-1] != "intermediate":  # BERT's name of the module
+        return width, "one linear layer beside it, which leads to the same width, as in a prediction head"
     return width, ""
 
 

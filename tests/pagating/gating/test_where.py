@@ -76,6 +76,7 @@ def test_the_mlp_of_a_position_bias_is_left() -> None:
         ({"x": ["act"]}, "no linear layer beside it"),
         ({"x": ["up 4 8", "act", "conv"]}, "a Conv1d beside it mixes tokens"),
         ({"x": ["LayerNorm", "up 4 8", "act"]}, "in a sequence or with a norm"),
+        ({"mask_embed": ["head 4 4", "act"]}, "which leads to the same width, as in a prediction head"),
     ],
 )
 def test_what_is_no_feed_forward_layer_is_left_and_the_reason_is_named(block: dict[str, list[str]], why: str) -> None:
@@ -93,6 +94,54 @@ def test_what_is_no_feed_forward_layer_is_left_and_the_reason_is_named(block: di
         pagating.patch(alone)
     assert str(alone) == before
     assert pagating.patch(alone, include="act").names == [f"layers.0.{name}.act"]
+
+
+@pytest.mark.parametrize("name", ["intermediate", "x"])
+def test_a_lone_layer_to_another_width_is_that_of_bert(name: str) -> None:
+    model = nn.Module()
+    width = 4 if name == "intermediate" else 8
+    model.layers = nn.ModuleList([nn.ModuleDict({name: nn.ModuleDict({"dense": nn.Linear(4, width)})})])
+    model.layers[0][name].add_module("act", nn.GELU())
+    assert pagating.patch(model).names == [f"layers.0.{name}.act"]
+
+
+ACTIVATIONS = [
+    cls
+    for cls in vars(nn.modules.activation).values()
+    if isinstance(cls, type) and cls.__module__ == nn.modules.activation.__name__
+    and not re.search("GLU|Softm|LogSoftmax|MultiheadAttention", cls.__name__)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", ACTIVATIONS)
+def test_every_activation_of_torch_is_replaced(cls: Any) -> None:
+    assert len(ACTIVATIONS) > 20
+    stock = cls(0.1, 0.2) if cls is nn.Threshold else cls()
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 8), stock, nn.Linear(8, 4)).eval()])
+    x = torch.linspace(-3.0, 3.0, 12).reshape(3, 4)
+    before = model.layers[0](x)
+    report = pagating.patch(model, base="stock", alpha=0.0)
+    assert (report.names, report.replaced) == (["layers.0.1"], [cls.__name__])
+    assert torch.equal(model.layers[0](x), before)
+    pagating.unpatch(model)
+    pagating.patch(model, alpha=1.0, gate="tanh")
+    hidden = model.layers[0][0](x)
+    torch.testing.assert_close(model.layers[0](x), model.layers[0][2](hidden * hidden.tanh()))
+
+
+def test_a_gate_of_torch_that_halves_the_width_is_named() -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 16), nn.GLU(), nn.Linear(8, 4))])
+    with pytest.raises(ValueError, match=r"seen: layers.0.1 \(GLU is no known type of activation\)"):
+        pagating.patch(model)
+
+
+def test_a_program_of_torch_jit_inside_a_model_is_left() -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))])
+    model.traced = torch.jit.trace(nn.Sequential(nn.Linear(4, 8), nn.GELU()), torch.ones(1, 4))
+    assert pagating.patch(model).names == ["layers.0.1"]
 
 
 def test_one_activation_under_two_names_is_replaced_under_both() -> None:
