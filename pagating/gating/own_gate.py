@@ -73,6 +73,7 @@ def register_gate(name: str, gate: Function | Gate, precision: str = "bfloat16",
         if not torch.allclose(row.gated(x), x * row.gate(x), rtol=1e-4, atol=1e-5):
             raise ValueError(f"gate: {name!r}: gated(x) is not x * gate(x)")
     GATES[name] = row
+    _loaded.pop(("gate", name), None)
     return row
 
 
@@ -106,6 +107,7 @@ def register_unit(name: str, activation: Any, precision: str = "bfloat16", cast:
                 made.to(dtype)
         check_function(what, made, width, dtype, far)
     OWN_UNITS[name] = make
+    _loaded.pop(("unit", name), None)
 
 
 def make_unit(name: str, width: int) -> Function | nn.Module:

@@ -351,6 +351,14 @@ def test_arguments_that_register_nothing(register, arguments, message):
         register(*arguments)
 
 
+def test_a_reference_that_was_registered_as_another_function_is_loaded_again(tmp_path):
+    reference = own(tmp_path, "import torch\n\n\ndef mine(x):\n    return torch.tanh(x)\n")
+    load_own("gate", reference)
+    register_gate(reference, torch.cos)
+    load_own("gate", reference)
+    assert GATES[reference].gate(torch.tensor(0.0)) == 0.0
+
+
 def test_a_function_of_three_axes_is_checked_patched_and_recorded(tmp_path):
     for key, register in (("gate", register_gate), ("unit", register_unit)):
         register("three axes", lambda x: torch.einsum("btf->btf", torch.sigmoid(2 * x)))
