@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagating.hf.errors import SavedModelError
+from pagating.gating.export import export_onnx, export_program, max_difference, run_eager, run_onnx, run_program
+from pagating.hf.errors import SavedModelError, require_path
 from pagating.saved_model import load_model, read_facts, write_hf
 
 FORMS = {"hf": "", "onnx": ".onnx", "torch": ".pt2"}  # and the suffix of the file; `hf` is a folder
@@ -42,6 +43,8 @@ def export_model(
         SavedModelError: There is no such model, `target` exists, or the arguments are not allowed.
         NotExported: Packages are missing, or the written form computes something else.
     """
+    require_path(folder)
+    require_path(target, "--into")
     target = Path(target)
     if form not in FORMS:
         raise SavedModelError(f"--to {form}: is not one of {', '.join(FORMS)}")
@@ -58,8 +61,8 @@ def export_model(
         written = write_hf(folder, eager, Path(scratch) / "hf", gate, unit)
         model = from_pretrained(written, gate=gate, unit=unit, trust_remote_code=False)
         path = written if form == "hf" else Path(scratch) / f"model{FORMS[form]}"
-        run = _eager(model) if form == "hf" else _program(model, form, path)
-        difference = max(float((_eager(eager)(*ids) - run(*ids)).abs().max()) for ids in _inputs(folder))
+        run = run_eager(model) if form == "hf" else _program(model, form, path)
+        difference = max_difference(eager, run, _inputs(folder))
         if not difference <= ALLOWED:
             raise NotExported(f"{folder}: as {form}, its logits differ by {difference:.2g}; nothing is written")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +72,6 @@ def export_model(
 
 def _program(model: Any, form: str, path: Path) -> Any:
     """Write a graph of the model and return the written one as a function of token ids."""
-    from pagating.gating.export import export_onnx, export_program, run_onnx, run_program
-
     if form == "onnx" and model.config.is_encoder_decoder:
         model.set_attn_implementation("eager")  # ONNX's form of the fused attention has other strides, which T5 refuses
     program = export_program(model)
@@ -78,16 +79,6 @@ def _program(model: Any, form: str, path: Path) -> Any:
         return run_onnx(export_onnx(program, path))
     torch.export.save(program, path)
     return run_program(torch.export.load(path))
-
-
-def _eager(model: Any) -> Any:
-    @torch.no_grad()
-    def run(*ids: Tensor) -> Tensor:
-        names = ("input_ids", "decoder_input_ids")
-        logits: Tensor = model(**dict(zip(names, ids, strict=False))).logits
-        return logits
-
-    return run
 
 
 def _inputs(folder: str | Path) -> list[tuple[Tensor, ...]]:

@@ -18,13 +18,11 @@ from pagating.device import out_of_memory
 from pagating.gating.probe import Probe
 from pagating.model.gpt2 import Stock
 from pagating.tasks.table import task_of
-from pagating.trial import Trial
+from pagating.trial import Trial, require_trial
 
 LAYERS = "layers.json"
 POSITIONS = 2048  # tokens of the windows that are measured
-RANKED = (
-    512  # positions of which ranks are computed; a rank is at most that. GPT-2 small takes seconds per layer at 1024
-)
+RANKED = 512  # positions of which ranks are computed; a rank is at most that. GPT-2 small takes seconds at 1024
 
 
 def layer_rows(model: nn.Module, trial: Trial) -> list[dict[str, Any]]:
@@ -34,8 +32,9 @@ def layer_rows(model: nn.Module, trial: Trial) -> list[dict[str, Any]]:
     those of the mean loss; they are removed, and the model is left as it was.
 
     Raises:
-        ValueError: The model has no MLP activation.
+        ValueError: The model has no MLP activation, or `trial` is not a trial.
     """
+    require_trial(trial)
     task = task_of(trial)
     windows = max(1, POSITIONS // trial.model["n_ctx"])
     names = [name for name, module in model.named_modules() if isinstance(module, Stock)]

@@ -53,6 +53,8 @@ def separate_alphas(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     Other options are those of its old group. An alpha that the optimiser does not have is left out of it. Raise
     ValueError if the optimiser has a state already, or a scheduler, which would not see the new groups.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"optimizer: {type(optimizer).__name__} is not a torch.optim.Optimizer")
     if optimizer.state or any("initial_lr" in group for group in optimizer.param_groups):
         raise ValueError("optimizer: has stepped or has a scheduler; separate its alphas right after it is made")
     for alpha in alpha_parameters(model):

@@ -40,7 +40,7 @@ from pagating.saved_model import keep_trained
 from pagating.tasks.causal import padded_loss
 from pagating.tasks.table import task_of
 from pagating.tasks.task import in_parts, targets_in
-from pagating.trial import Diverged, OutOfMemory, Trial
+from pagating.trial import Diverged, OutOfMemory, Trial, require_trial
 
 Step = tuple[int, dict[str, Any] | None]
 
@@ -214,7 +214,9 @@ def heartbeats(
 
     Raises:
         Diverged, OutOfMemory: As in `train`.
+        ValueError: `trial` is not a trial.
     """
+    require_trial(trial)
     full = None
     try:
         yield from _steps(trial, checkpoints, model_folder)

@@ -189,6 +189,12 @@ class Trial:
         return cls(**fields)
 
 
+def require_trial(trial: Any) -> None:
+    """Raise ValueError if `trial` is not a `Trial`."""
+    if not isinstance(trial, Trial):
+        raise ValueError(f"trial: {type(trial).__name__} is not a pagating.trial.Trial")
+
+
 def _required(fields: Iterable[dataclasses.Field[Any]]) -> list[str]:
     """Return the names of the fields that have no default."""
     return [field.name for field in fields if field.default is dataclasses.MISSING]

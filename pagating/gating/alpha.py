@@ -7,7 +7,6 @@ parameter has one axis, because FSDP shards the first axis of each; one number h
 """
 
 import copy
-import difflib
 import math
 import sys
 import weakref
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .catalog import ALPHA_KINDS, LARGEST_ALPHA, LAYER_BOUND, PER, RANGES
+from .catalog import ALPHA_KINDS, LARGEST_ALPHA, LAYER_BOUND, PER, RANGES, require_known
 from .schedules import SCHEDULES
 from .schedules import value as schedule_value
 
@@ -83,7 +82,7 @@ def parse(alpha: Spec, n_layer: int | None = None) -> AlphaSpec:
 
 def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
     for key in alpha:
-        _known("alpha", key, ALPHA_KINDS)
+        require_known("alpha", key, ALPHA_KINDS)
     if len(alpha) != 1:
         raise ValueError(f"alpha: {dict(alpha)} has {len(alpha)} keys; give exactly one of {', '.join(ALPHA_KINDS)}")
     kind, given = next(iter(alpha.items()))
@@ -91,7 +90,7 @@ def _parse_mapping(alpha: Mapping[str, Any]) -> AlphaSpec:
     if not isinstance(given, Mapping):
         raise ValueError(f"alpha.{kind}: {given!r} is not a mapping; allowed keys: {', '.join(ALPHA_KINDS[kind])}")
     for key in given:
-        _known(f"alpha.{kind}", key, ALPHA_KINDS[kind])
+        require_known(f"alpha.{kind}", key, ALPHA_KINDS[kind])
     options = {**ALPHA_KINDS[kind], **given}
     check = {"per": PER, "range": RANGES, "kind": tuple(SCHEDULES)}
     for key, allowed in check.items():
@@ -117,13 +116,6 @@ def _number(name: str, given: Any, largest: float = LARGEST_ALPHA, least: float 
         shown = " ".join(repr(given).split())  # a tensor's has several lines
         raise ValueError(f"{name}: {shown} is not a finite number in [{least:g}, {largest:g}]")
     return float(given)
-
-
-def _known(where: str, key: Any, allowed: Mapping[str, Any]) -> None:
-    if key in allowed:
-        return
-    near = difflib.get_close_matches(str(key), list(allowed), n=1, cutoff=0.0)
-    raise ValueError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}? allowed: {', '.join(allowed)}")
 
 
 class _Tie:
@@ -210,8 +202,8 @@ class AlphaModule(nn.Module):
             raise ValueError(f"alpha.{spec.kind}: the size of the last axis is needed; give width, not {width!r}")
         if not isinstance(layer, int) or layer < 0:
             raise ValueError(f"layer: {layer!r} is not the index of a layer, 0 or more")
-        if owner is not None and not isinstance(owner, AlphaModule):
-            raise ValueError(f"owner: {owner!r} is not a module with an alpha")
+        if owner is not None and getattr(owner, "spec", None) != spec:
+            raise ValueError(f"owner: {type(owner).__name__} is not a module with the same specification of alpha")
         shape = (width,) if per_channel and width is not None else (1,)
         if spec.kind == "fixed":
             if layer >= len(spec.values) > 1:
@@ -370,9 +362,11 @@ def _require_width(stored: Tensor, x: Tensor) -> None:
 
 
 def require_module(model: Any) -> None:
-    """Raise ValueError if `model` is not a module of torch."""
+    """Raise ValueError if `model` is not a module of torch, or is scripted or traced, so that its modules are fixed."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"model: {type(model).__name__} is a program of torch.jit; take the model that it was made of")
 
 
 def _logit(p: float) -> float:

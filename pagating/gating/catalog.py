@@ -4,8 +4,9 @@ Nothing here imports torch: the study file, the documentation and the tests read
 functions are attached by name in `gates`, `units` and `patch`. In a formula, what follows `; ` is a note.
 """
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,6 +214,14 @@ COMPETITORS: dict[str, Competitor] = {
 }
 
 
+def require_known(where: str, key: Any, allowed: Iterable[str]) -> None:
+    """Raise ValueError, which names the nearest allowed key, if `key` is unknown. `where` is the mapping's name."""
+    allowed = list(allowed)
+    if key not in allowed:
+        near = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.0)
+        raise ValueError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}? allowed: {', '.join(allowed)}")
+
+
 def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return gate, alpha, base and form from arguments of `patch`: the defaults and a known activation filled in.
 
@@ -222,8 +231,7 @@ def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         raise ValueError(f"unit: {arguments!r} is not a mapping; its keys are {', '.join(DEFAULTS)}, unit")
     for key in arguments:
-        if key not in (*DEFAULTS, "unit"):
-            raise ValueError(f"unit: unknown key {key!r}; allowed: {', '.join(DEFAULTS)}, unit")
+        require_known("unit", key, (*DEFAULTS, "unit"))
     given = {key: value for key, value in arguments.items() if value is not None}
     for key, value in given.items():
         if key != "alpha" and not isinstance(value, str):

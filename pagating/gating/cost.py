@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from pagating.limits import check_number
+
 from .alpha import AlphaModule, alpha_parameters
 from .discovery import features, is_linear
 from .patch import count_parameters, unpatched
@@ -53,8 +55,9 @@ def cost(model: nn.Module, n_ctx: int) -> Cost:
 
     For an encoder-decoder, a token is one of each side, and both sides have `n_ctx` tokens. A head that reads one
     position of a sequence (a classifier, a pooler) is counted at every position. The convolution that makes ViT's
-    patches is not counted. Raise ValueError if `model` has no config.
+    patches is not counted. Raise ValueError if `model` has no config, or `n_ctx` is not a whole number above 0.
     """
+    check_number("n_ctx", n_ctx, {"ge": 1}, whole=True)
     config = getattr(model, "config", None)
     if config is None:
         raise ValueError(f"{type(model).__name__}: cost per token needs the config of a transformers model")

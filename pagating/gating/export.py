@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from .alpha import require_module
+
 Run = Callable[..., Tensor]
+IDS = ("input_ids", "decoder_input_ids")
 
 
 class _Logits(nn.Module):
@@ -40,6 +43,7 @@ def export_program(model: nn.Module, example_BT: Tensor | None = None) -> Export
         ValueError: A size of `example_BT` is below 2 (it would become a constant), or the model is in training mode
             (its dropout would become part of the graph).
     """
+    require_module(model)
     if example_BT is None:
         example_BT = torch.zeros(2, 8, dtype=torch.long, device=next(model.parameters()).device)
     if example_BT.dim() != 2 or min(example_BT.shape) < 2:
@@ -47,8 +51,7 @@ def export_program(model: nn.Module, example_BT: Tensor | None = None) -> Export
     if model.training:
         raise ValueError(f"{type(model).__name__} is in training mode; call eval() before an export")
     both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    names = ("input_ids", "decoder_input_ids") if both else ("input_ids",)
-    shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in names}
+    shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in IDS[: 1 + both]}
     examples = (example_BT, example_BT[:, :-1].contiguous()) if both else (example_BT,)
     with torch.no_grad():
         return torch.export.export(_Logits(model).eval(), examples, dynamic_shapes=shapes, strict=False)
@@ -81,6 +84,15 @@ def run_onnx(path: str | Path) -> Run:
 
 
 @torch.no_grad()
-def max_difference(model: nn.Module, run: Run, inputs: Iterable[Tensor]) -> float:
-    """Return the largest absolute difference of logits between the eager model and `run`, over token ids `(B, T)`."""
-    return max(float((model(input_ids=ids, use_cache=False).logits - run(ids)).abs().max()) for ids in inputs)
+def max_difference(model: nn.Module, run: Run, inputs: Iterable[Tensor | tuple[Tensor, ...]]) -> float:
+    """Return the largest absolute difference of logits between the eager model and `run`.
+
+    `inputs` are token ids `(B, T)`, or those of an encoder and of a decoder.
+    """
+    each = [ids if isinstance(ids, tuple) else (ids,) for ids in inputs]
+    return max(float((run_eager(model)(*ids) - run(*ids)).abs().max()) for ids in each)
+
+
+def run_eager(model: nn.Module) -> Run:
+    """Return a model as a function of token ids."""
+    return lambda *ids: model(**dict(zip(IDS, ids, strict=False))).logits

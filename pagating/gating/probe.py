@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .alpha import AlphaModule
+from .alpha import AlphaModule, require_module
 from .discovery import find_activations, is_linear
 from .gates import Gate, gate_row
-from .units import ProjectedGLU, SplitGLU
+from .units import SplitGLU
 
 SATURATION = 0.01  # a gate is saturated within this share of its finite range from an end
 DEAD = 0.01  # a unit is dead if its standard deviation is at most this share of the layer's root mean square
@@ -90,6 +90,17 @@ def negative_slope_share(activation: Callable[[Tensor], Tensor], x: Tensor) -> f
     return float((slope < 0).double().mean()) if slope.isfinite().all() else NAN
 
 
+@torch.no_grad()
+def mixes_features(activation: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Return True if a function of `x` depends on other features of a token: it has no slope by element then."""
+    x = x.detach()
+    other = x.clone()
+    half = x.shape[-1] // 2
+    other[..., :half] = other[..., :half].flip(-1) + 1.0
+    rest, same = (activation(given)[..., half:] for given in (x, other))
+    return not torch.allclose(rest, same, rtol=0.0, atol=0.0, equal_nan=True)
+
+
 def gate_statistics(gate: str | Gate, x: Tensor) -> dict[str, float]:
     """Compute mean, standard deviation (of the population) and saturated share of `g(x)`.
 
@@ -103,7 +114,7 @@ def gate_statistics(gate: str | Gate, x: Tensor) -> dict[str, float]:
     return {
         "gate_mean": float(g.mean()),
         "gate_std": float(g.std(correction=0)),
-        "gate_saturated": float(near.double().mean()),
+        "gate_saturated": float(near.double().mean()) if g.isfinite().all() else NAN,
     }
 
 
@@ -181,6 +192,7 @@ class Probe:
 
 
 def _activations(model: nn.Module, names: Sequence[str] | None) -> list[tuple[str, nn.Module, nn.Module]]:
+    require_module(model)
     if names is None:
         names = [name for name, module in model.named_modules() if isinstance(module, AlphaModule)]
         names = names or [slot.name for slot in find_activations(model)]
@@ -214,6 +226,7 @@ def _of_units(module: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     if x.shape != y.shape:
         return {}
     found = {"linear_share": linear_share(x, y)}
-    if isinstance(module, AlphaModule) and (isinstance(module, ProjectedGLU) or module.spec.kind == "token"):
+    by_token = isinstance(module, AlphaModule) and module.spec.kind == "token"  # also while its weights are 0
+    if by_token or mixes_features(module.forward, x):
         return found
     return found | {"openness": openness(x, y), "negative_slope": negative_slope_share(module.forward, x)}

@@ -204,7 +204,8 @@ def _require_same(found: list[str], names: list[str]) -> None:
         return f".{of}".endswith(f".{name}")
 
     if unknown := [name for name in found if not any(is_part(name, one) or is_part(one, name) for one in names)]:
-        raise ValueError(f"its patch replaced {names[0]} and {len(names) - 1} more, not {', '.join(unknown)}")
+        known = f"{names[0]} and {len(names) - 1} more" if names else "nothing"
+        raise ValueError(f"its patch replaced {known}, not {', '.join(unknown)}")
 
 
 def _check(model: Any, info: Mapping[str, Any], has_record: bool, exact: bool) -> None:

@@ -54,7 +54,7 @@ from pagating.train import (
     peak_rss_mb,
     require_finite,
 )
-from pagating.trial import Diverged, Trial
+from pagating.trial import Diverged, Trial, require_trial
 
 VARIES = ("lr", "seed", "unit", "schedule", "warmup", "final_lr", "weight_decay", "clip")
 AHEAD = 256  # steps whose windows and rates are computed at once
@@ -66,6 +66,8 @@ def require_one_pack(trials: Sequence[Trial]) -> None:
     """Raise ValueError, which names the first key that differs, unless the trials agree in all fields but `VARIES`."""
     if not trials:
         raise ValueError("pack: no trials")
+    for trial in trials:
+        require_trial(trial)
     if trials[0].task != "causal" or trials[0].padding:
         raise ValueError("pack: only GPT-2 on packed windows can be packed; train other tasks and padded lines alone")
     for key in (field.name for field in dataclasses.fields(Trial) if field.name not in VARIES):

@@ -11,6 +11,14 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import pagating
+from pagating.export_model import export_model
+from pagating.gating.cost import cost
+from pagating.gating.export import export_program
+from pagating.gating.probe import Probe
+from pagating.layers import layer_rows
+from pagating.optimizer import separate_alphas
+from pagating.packed.loop import train_packed
+from pagating.train import train
 
 X = torch.randn(2, 3)
 CHANNEL = {"learnable": {"per": "channel"}}
@@ -92,6 +100,46 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "no model": (lambda: pagating.set_progress(None, 0.5), "model: NoneType is not a torch"),  # type: ignore[arg-type]
     "values of no model": (lambda: pagating.alpha_values("x"), "model: str is not a"),  # type: ignore[arg-type]
     "parameters of no model": (lambda: pagating.alpha_parameters({}), "model: dict is not a"),  # type: ignore[arg-type]
+    "owner is a number": (
+        lambda: pagating.PaGLU("learnable", owner=5),  # type: ignore[arg-type]
+        "owner: int is not a module with the same specification of alpha",
+    ),
+    "owner is a model": (
+        lambda: pagating.PaGLU("learnable", owner=gpt2()),  # type: ignore[arg-type]
+        "owner: GPT2LMHeadModel is not a module with the same",
+    ),
+    "owner has another alpha": (
+        lambda: pagating.PaGLU("learnable", owner=pagating.PaGLU()),
+        "owner: PaGLU is not a module with the same specification of alpha",
+    ),
+    "pattern of bytes": (
+        lambda: pagating.patch(gpt2(), include=re.compile(b"x")),  # type: ignore[arg-type]
+        "include: re.compile(b'x') is neither a name, a glob nor a compiled regular expression",
+    ),
+    "scripted model": (
+        lambda: pagating.patch(torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.GELU()))),
+        "model: RecursiveScriptModule is a program of torch.jit; take the model that it was made of",
+    ),
+    "traced model": (
+        lambda: pagating.patch(torch.jit.trace(nn.Sequential(nn.Linear(4, 8), nn.GELU()), torch.ones(2, 4))),
+        "is a program of torch.jit",
+    ),
+    "probe of no model": (lambda: Probe("x"), "model: str is not a torch.nn.Module"),  # type: ignore[arg-type]
+    "program of no model": (lambda: export_program("x"), "model: str is not a torch"),  # type: ignore[arg-type]
+    "cost of text": (lambda: cost(gpt2(), "8"), "n_ctx='8' is not a whole number in [1, inf)"),  # type: ignore[arg-type]
+    "cost of less than nothing": (lambda: cost(gpt2(), -1), "n_ctx=-1 is not a whole number in [1, inf)"),
+    "alphas of no optimiser": (
+        lambda: separate_alphas("x", gpt2()),  # type: ignore[arg-type]
+        "optimizer: str is not a torch.optim.Optimizer",
+    ),
+    "trial is a dict": (lambda: list(train({})), "trial: dict is not a pagating.trial.Trial"),  # type: ignore[arg-type]
+    "pack of text": (lambda: list(train_packed("x")), "trial: str is not a pagating.trial"),  # type: ignore[arg-type]
+    "layers of no trial": (lambda: layer_rows(gpt2(), None), "trial: NoneType is not a"),  # type: ignore[arg-type]
+    "export into a number": (
+        lambda: export_model("/none", "hf", 3),  # type: ignore[arg-type]
+        "--into: int is not a path",
+    ),
+    "export of a number": (lambda: export_model(3, "hf", "x"), "folder: int is not a path"),  # type: ignore[arg-type]
     "patch of no model": (lambda: pagating.unpatch([]), "model: list is not a torch.nn.Module"),  # type: ignore[arg-type]
 }
 

@@ -192,6 +192,12 @@ def test_values_that_are_not_finite_give_nan_and_no_error(value: float) -> None:
     first, second = probe.rows()
     assert all(math.isfinite(first[name]) for name in ("openness", "hidden_rank", "dead", "negative_slope"))
     assert all(math.isnan(second[name]) for name in ("openness", "hidden_rank", "dead", "gradient_norm"))
+    pagating.patch(model)
+    with Probe(model) as probe, torch.no_grad():
+        model(input_ids=IDS)
+    first, second = probe.rows()
+    assert math.isfinite(first["gate_saturated"])
+    assert math.isnan(second["gate_saturated"]) == math.isnan(value)  # a sigmoid is 1 at infinity
 
 
 @pytest.mark.parametrize(
@@ -243,7 +249,7 @@ def test_units_are_compared_as_in_numpy(unit: dict[str, Any], slope: Any) -> Non
 
 
 def test_no_slope_for_a_unit_that_mixes_features() -> None:
-    for unit in ({"form": "projected"}, {"alpha": {"token": {}}}):
+    for unit in ({"form": "projected"}, {"alpha": {"token": {}}}, {"unit": "polynorm"}):
         model = gpt2()
         pagating.patch(model, **unit)
         with Probe(model) as probe:

@@ -244,6 +244,7 @@ def test_registered_functions_come_back(tmp_path: Path) -> None:
         ({"format": 9}, "its record of the patch is not of format 1"),
         ({"names": None}, "has lost a key; it has arguments, format, functions, stock"),
         ({"names": ["model.layers.7.mlp.act_fn"]}, "its patch replaced model.layers.7.mlp.act_fn and 0 more, not"),
+        ({"names": []}, "its patch replaced nothing, not model.layers.0.mlp.act_fn, model.layers.1.mlp.act_fn"),
         ({"arguments": {"alpha": 0.5}}, r"unexpected keys \['model.layers.0.mlp.act_fn.alpha_logit'"),
         ({"arguments": {"alpha": {"token": {}}}}, r"missing keys \['model.layers.0.mlp.act_fn.alpha_bias'"),
         ({"arguments": {"gate": "nope"}}, "gate: 'nope' is not one of sigmoid"),
