@@ -69,7 +69,8 @@ def packed(found: Mapping[str, Any], by: str) -> list[str]:
         "trial STUDY CELL` prints. The command prints one line of final metrics per trial. A trial's results are those "
         "of the trial alone, up to the rounding of batched products: 1e-10 relative over a run in float64, 1e-4 in "
         "float32 (`tests/pagating/packed/test_packed.py`). Packing is meant for a GPU, which a small model leaves "
-        "idle. A CPU gains nothing, as the table shows, and no study packs its trials. To measure it on a GPU, some "
+        "idle. A CPU gains nothing, as the table shows. Studies pack with `python -m pagating.cells --packed` "
+        "(docs/cluster.md). To measure it on a GPU, some "
         "minutes: `python benchmarks/packed_speed.py --device cuda --precision bfloat16 --compile --output docs`.",
         "",
         "Trials of one shape (d_model 128, T 128, V 4,096), packed or one after the other; "

@@ -30,15 +30,7 @@ from tune.study.cell import Cell
 from tune.study.files import find
 from tune.sweep import sweep
 
-COPIED = (
-    "study.yaml",
-    "ledger.jsonl",
-    "trials.parquet",
-    "curves.parquet",
-    "provenance.json",
-    "pretrained.json",
-    "gates",
-)
+COPIED = ("study.yaml", "ledger.jsonl", "trials.parquet", "curves.parquet", "provenance.json", "pretrained.json")
 
 
 def copy_study(folder: Path, to: Path) -> None:

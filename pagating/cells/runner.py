@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import os
 import platform
 import re
 import signal
@@ -25,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pagating
 from pagating.cells.folder import CellFile, CellsError, Result, cells_of, write_result
@@ -76,8 +75,8 @@ def run(
     device: str | None,
     stop: Callable[[], bool],
     say: Callable[[str], None],
-) -> bool:
-    """Train the cells that have no result; return False if the machine failed one.
+) -> None:
+    """Train the cells that have no result. If the machine fails one, say so and go on.
 
     Args:
         cells: The cells.
@@ -91,7 +90,6 @@ def run(
     """
     left = [cell for cell in cells if not cell.result.exists()]
     trials = [_startable(cell, device) for cell in left]
-    all_good = True
     for places in packs(trials, most):
         if stop():
             break
@@ -104,14 +102,12 @@ def run(
                 ends = train_together(mine_trials, stop, _checkpoints(mine), say)
             except Exception as error:  # noqa: BLE001 (own code may raise any error, and only its trials fail)
                 say(f"{mine[0].path}: {first_line(error)}; it has no result")
-                all_good = False
                 continue
             for cell, end in zip(mine, ends or [], strict=False):
                 write_result(cell.result, result_of(cell, end))
             if ends:
                 done = f"{len(mine)} cells" if len(mine) > 1 else mine[0].cell
                 say(f"{done}: {ends[0].outcome} in {time.monotonic() - began:.1f} s on {ends[0].final['device']}")
-    return all_good
 
 
 def _startable(cell: CellFile, device: str | None) -> Trial:
@@ -201,9 +197,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pagating.cel
     try:
         cells = _chosen(given)
         if given.workers > 1:
-            good = _in_processes(words, given.workers)
+            _in_processes(words, given.workers, caught)
         else:
-            good = run(cells, given.most if given.packed else 1, given.device, stop, say)
+            run(cells, given.most if given.packed else 1, given.device, stop, say)
         left = sum(not cell.result.exists() for cell in cells)
     except CellsError as error:
         print(error, file=sys.stderr)
@@ -215,22 +211,18 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pagating.cel
         for number, handler in before.items():
             signal.signal(number, handler)
     say(f"{given.folder}: {len(cells) - left} of {len(cells)} cells have a result")
-    return 128 + caught[0] if caught else int(not good or left > 0)
+    return 128 + caught[0] if caught else int(left > 0)
 
 
-def _in_processes(words: Sequence[str], workers: int) -> bool:
-    """Run this command in several processes, which share the folder; return False if one failed.
-
-    A signal of the terminal reaches them too; another one is passed on.
-    """
+def _in_processes(words: Sequence[str], workers: int, caught: Sequence[int]) -> None:
+    """Run this command in several processes, which share the folder; pass on a signal that was caught."""
     at = next(i for i, word in enumerate(words) if word.startswith("--workers"))
     one = [*words[:at], *words[at + (1 if "=" in words[at] else 2) :]]
-    command = [sys.executable, "-m", "pagating.cells", *one]
-    running = [subprocess.Popen(command) for _ in range(workers)]
-    try:
-        codes: list[Any] = [process.wait() for process in running]
-    finally:
-        for process in running:
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGTERM)
-    return 2 not in codes and 1 not in codes
+    running = [subprocess.Popen([sys.executable, "-m", "pagating.cells", *one]) for _ in range(workers)]
+    told = False
+    while any(process.poll() is None for process in running):
+        time.sleep(0.1)
+        if caught and not told:
+            told = True
+            for process in running:
+                process.send_signal(caught[0])

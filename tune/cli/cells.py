@@ -61,6 +61,7 @@ def take(
 
     A wrong or half-written result is refused with its name, and the others are taken.
     """
+    from analysis.io.text import redact
     from tune import sweep as runner
     from tune.backend.cells import CellTaker
     from tune.cli.sweep import conclude
@@ -76,8 +77,8 @@ def take(
         raise StudyError(f"{output / study.name}: the study was not begun; `pagating cells {config}` begins it")
     files = _files(results)
     uri = tracking_uri(tracking, study.tracking, output)
-    if uri != "none":
-        check_store(uri)
+    if uri != "none" and (away := check_store(uri)):
+        typer.echo(f"MLflow at {redact(uri)} cannot be used now ({away}): pagating sync {study.name} later", err=True)
     taker = CellTaker(files)
     tracked = None if uri == "none" else uri
     run = runner.sweep(

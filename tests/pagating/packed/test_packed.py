@@ -8,6 +8,7 @@ import torch
 
 from pagating import train as alone
 from pagating.data import prepare
+from pagating.data.corpus import open_split, train_batch
 from pagating.device import resolve_device
 from pagating.hardware import utilisation
 from pagating.model.fused_loss import linear_nll, linear_nll_each
@@ -178,6 +179,19 @@ def test_runs_from_a_json_file(text, tmp_path, capsys):
     path.write_text(json.dumps([spec, {**spec, "eval_windows": 3}]))
     assert main([str(path)]) == 2
     assert capsys.readouterr().err == f"{path}: pack: eval_windows is 3 in one trial and 64 in another\n"
+
+
+def test_the_windows_of_a_pack_are_those_of_each_trial(text, monkeypatch):
+    monkeypatch.setattr(loop, "AHEAD", 3)
+    trials = [make(text, seed=seed) for seed in (7, 2, 7)]
+    tokens = open_split(text, "train")
+    for on_gpu in (False, True):  # the tokens as a tensor, as a GPU has them, or mapped
+        windows = loop.Windows(trials, 4, torch.device("cpu"))
+        windows.on_device_N = torch.from_numpy(tokens.astype("int32")) if on_gpu else None
+        for step in (0, 1, 4, 11, 2):
+            each = [train_batch(tokens, trial.seed, step, 4, 16) for trial in trials]
+            assert torch.equal(windows.at(step), torch.cat(each))
+            assert windows.at(step).dtype == torch.int64
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------

@@ -158,6 +158,53 @@ def test_the_folder_works_elsewhere_with_torch_alone(base, say):
     assert "verdict" in out
 
 
+BARE = """
+import runpy, sys
+for name in ("ray", "mlflow", "typer", "rich", "jinja2", "matplotlib", "tokenizers", "transformers", "psutil"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_ladder_runs_on_a_bare_machine_and_a_sweep_reads_it(base, say):
+    rungs = [{"d_model": 8, "tokens": 640}, {"d_model": 16, "tokens": 1280, "batch_tokens": 128}]
+    few = {"search": {"trials_per_arm": 1}, "fixed": {"eval_every": 5}}
+    ladder = changed(STUDY, arms={"swiglu": {"unit": "swiglu"}}, scales=rungs, **few)
+    (base / "s.yaml").write_text(yaml_of(ladder))
+    assert say("cells", "s.yaml")[0] == 0
+    script = [str(ROOT / "docs/examples/bare_gpu.py"), "studies/s", "--device", "cpu", "--copy", "copy"]
+    command, env = [sys.executable, "-c", BARE, *script], {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"finished: pagating report {base / 'studies/s'}"
+    run = sweep(load("copy/s/study.yaml"), base / "copy/s", base / "copy", Inline())  # nothing is left
+    assert run.stages.finished
+    assert run.slots == 0
+    table = pd.read_parquet(base / "copy/s/trials.parquet")
+    assert set(table.rung) == {1, 2}
+    assert table.device.notna().all()
+    assert set(table[table.arm == "swiglu"].packed) == {0, 3, 2}  # alone in the search, then its grid and its seeds
+    assert (table.outcome == "completed").all()
+
+
+def test_a_pack_is_made_as_small_as_the_time_that_is_left(base, monkeypatch):
+    sizes, now = [], [0.0]
+
+    real = plan.train_together
+
+    def together(trials, stop, say):
+        sizes.append(len(trials))
+        now[0] += 10.0 * len(trials)
+        return real(trials, lambda: False, say=say)
+
+    monkeypatch.setattr(plan, "train_together", together)
+    monkeypatch.setattr("tune.backend.packed.time.monotonic", lambda: now[0])
+    run = sweep(load("s.yaml"), base, base / "studies", Packed(3, left=lambda: 85.0 - now[0]))
+    assert sizes == [3, 3, 2]  # 30 s, 30 s, and 25 s are left
+    assert sum(record.outcome is not None for record in run.records.values()) == 8
+
+
 def broken(result, **given):
     return lambda path: write_result(path, type(result)(**{**vars(result), **given}))
 
@@ -237,6 +284,31 @@ def test_a_pack_that_does_not_fit_is_halved(base, say, monkeypatch, capsys):
     assert tried == [3, 2]
     assert "a pack of 3 does not fit into memory; 1 at a time" in capsys.readouterr().out
     assert [read_result(cell.result).final["packed"] for cell in cells_of(folder)] == [0, 2, 2]
+
+
+def test_a_stopped_trial_continues_from_its_checkpoint_to_the_same_bits(base, say):
+    say("cells", "s.yaml", "--limit", "1")
+    (cell,) = cells_of(base / "studies/s/cells")
+    runner.main([str(base / "studies/s/cells")])
+    whole = read_result(cell.result)
+    cell.result.unlink()
+    calls = iter(range(100))
+    runner.run([cell], 1, None, lambda: next(calls) > 30, print)
+    assert not cell.result.exists()
+    assert list((base / "studies/s/cells/checkpoints").rglob("*.safetensors"))
+    runner.run([cell], 1, None, lambda: False, print)
+    again = read_result(cell.result)
+    assert [row["val_nll"] for row in again.rows] == [row["val_nll"] for row in whole.rows]
+    assert again.final["val_nll"] == whole.final["val_nll"]
+    assert not list((base / "studies/s/cells/checkpoints").rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_workers_share_a_folder(base, say):
+    say("cells", "s.yaml")
+    folder = base / "studies/s/cells"
+    assert runner.main([str(folder), "--workers", "2"]) == 0
+    assert all(cell.result.exists() for cell in cells_of(folder))
 
 
 def test_time_parts_claims_and_bad_words(base, say, capsys):
