@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 from analysis.io.text import markdown
-from tune.run.provenance import git_commit
+from pagating.gating.catalog import own_code
 from tune.study.study import Study
 
 CARD = "README.md"
-PIPELINES = {"causal": "text-generation", "masked": "fill-mask", "span": "text2text-generation"}
+PIPELINES = {"causal": "text-generation", "masked": "fill-mask"}  # transformers 5 has none for a span model
 USE = """```python
 import pagating
 from transformers import AutoTokenizer
@@ -39,19 +38,18 @@ def card(study: Study, facts: Mapping[str, Any], verdict: Mapping[str, Any] | No
         "test loss": f"{final['test_nll']:.4f} nats per target" if "test_nll" in final else "not computed",
         "trained with": f"seed {trial.get('seed')}, learning rate {trial.get('lr')}, {trial.get('tokens')} tokens",
         "cell": facts["cell"],
-        "commit": _commit() or "unknown",
+        "commit": facts.get("commit") or "unknown",
     }
-    head = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINES[facts.get('task', 'causal')]}"]
+    if summary := (verdict or {}).get("summary"):
+        rows["verdict of the study"] = summary
+    pipeline = PIPELINES.get(facts.get("task", "causal"))
+    head = ["---", "library_name: transformers", *([f"pipeline_tag: {pipeline}"] if pipeline else [])]
     head += ["tags: [pagating]", "---", "", f"# {study.name}: {arm}", "", "| | |", "| --- | --- |"]
     table = [f"| {key} | {markdown(str(value))} |" for key, value in rows.items()]
     note = "It is the best seed of its arm by validation loss. The verdict is about all seeds, not about this model."
-    own = next((f', {key}="{unit}"' for key, unit in _own(facts).items()), "")
+    code = own_code(facts.get("unit"))
+    own = f', {code.key}="{code.reference}"' if code else ""
     return "\n".join([*head, *table, "", note, "", USE.format(folder="FOLDER", own=own), ""])
-
-
-def _own(facts: Mapping[str, Any]) -> dict[str, str]:
-    unit = facts.get("unit") or {}
-    return {key: unit[key] for key in ("gate", "unit") if ".py:" in str(unit.get(key))}
 
 
 def _verdict(study: Study, arm: str, verdict: Mapping[str, Any] | None) -> str:
@@ -61,8 +59,3 @@ def _verdict(study: Study, arm: str, verdict: Mapping[str, Any] | None) -> str:
     if arm not in rows:
         return "none yet"
     return f"{rows[arm]['verdict']} against {rows[arm]['baseline']}: {rows[arm]['why']}"
-
-
-@functools.cache
-def _commit() -> str | None:
-    return git_commit()

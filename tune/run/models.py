@@ -7,6 +7,7 @@ alone, so it does not depend on the order in which trials end, on an interruptio
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 from analysis.io.write import write_whole
 from tune.run.cards import CARD, card
+from tune.run.provenance import git_commit
 from tune.study.cell import Cell, Record
 from tune.study.study import Study
 
@@ -103,11 +105,16 @@ def place(models: Path, record: Record, trained: Path) -> None:
         OSError: A file cannot be written.
     """
     cell = record.cell
-    facts = {**read_facts(trained), "arm": cell.arm, "cell": cell.key}
+    facts = {**read_facts(trained), "arm": cell.arm, "cell": cell.key, "commit": _commit()}
     write_whole(trained / FACTS, json.dumps(facts, indent=1) + "\n")
     models.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(models / cell.arm, ignore_errors=True)
     os.replace(trained, models / cell.arm)
+
+
+@functools.cache
+def _commit() -> str | None:
+    return git_commit()
 
 
 def write_card(study: Study, folder: Path, arm: str) -> None:

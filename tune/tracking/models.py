@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from typing import Any
 
 from analysis.io.text import redact
 from pagating.gating.catalog import own_code
+from tune.run.cards import CARD
 from tune.run.models import best_cells, kept_models, models_folder
 from tune.study.cell import Record
 from tune.study.study import Study
@@ -17,6 +19,8 @@ from tune.tracking.store import local_path
 from tune.tracking.views import COLOUR, NOTE, arm_colour
 
 NEW_TOKENS = 20  # the same as in `pagating.hf.serving`, whose libraries take seconds to load
+NOT_SERVED = "MLflow cannot serve this model: it needs your own file, and no file that a model brings is ever run."
+_CARD = "card_sha256"  # tag of a logged model: digest of its card
 PACKAGES = ("pagating-study", "torch", "transformers", "safetensors", "mlflow")  # that a server needs
 
 
@@ -25,6 +29,8 @@ def log_models(uri: str, study: Study, parent_id: str, folder: Path, records: It
 
     A complete model in MLflow stays. A model of another cell and an incomplete one are replaced. Errors of MLflow are
     passed on.
+
+    A complete model gets a new card, if its card has changed: the verdict of a study follows added seeds.
 
     Args:
         uri: MLflow tracking URI.
@@ -50,9 +56,7 @@ def log_models(uri: str, study: Study, parent_id: str, folder: Path, records: It
     for arm, facts in kept.items():
         old = [model for model in there if model.tags.get("arm") == arm]
         if complete := [model for model in old if _is_complete(model, facts["cell"])]:
-            loading = how_to_load(complete[0].model_id, uri, facts)
-            if complete[0].tags.get(NOTE) != loading:  # the store was moved
-                client.set_logged_model_tags(complete[0].model_id, {NOTE: loading})
+            _update(client, complete[0], models / arm, facts)
             continue
         for model in old:
             client.delete_logged_model(model.model_id)
@@ -61,6 +65,21 @@ def log_models(uri: str, study: Study, parent_id: str, folder: Path, records: It
             _log(client, study, run, models / arm, facts, {"study_run": parent_id})
             logged += 1
     return logged
+
+
+def _update(client: Any, logged: Any, folder: Path, facts: dict[str, Any]) -> None:
+    """Write what changed since a model was logged: its lines if the store was moved, and its card."""
+    tags = _tags(logged.model_id, client.tracking_uri, folder, facts)
+    if tags.get(_CARD) != logged.tags.get(_CARD) and (folder / CARD).is_file():
+        client.log_model_artifact(logged.model_id, str(folder / CARD))
+    if changed := {key: value for key, value in tags.items() if logged.tags.get(key) != value}:
+        client.set_logged_model_tags(logged.model_id, changed)
+
+
+def _tags(model_id: str, uri: str, folder: Path, facts: dict[str, Any]) -> dict[str, str]:
+    path = folder / CARD
+    digest = {_CARD: hashlib.sha256(path.read_bytes()).hexdigest()[:16]} if path.is_file() else {}
+    return {NOTE: how_to_load(model_id, uri, facts), **digest}
 
 
 def _is_complete(model: Any, cell: str) -> bool:
@@ -77,13 +96,14 @@ def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any
     name = arm.replace(".", "_")  # MLflow allows no dot in a model's name
     made = client.create_logged_model(run.info.experiment_id, name, run_id, tags, shown)
     client.log_model_artifacts(made.model_id, str(folder))
-    with tempfile.TemporaryDirectory() as scratch:
-        client.log_model_artifacts(made.model_id, str(_flavour(made, Path(scratch))))
+    if not own_code(facts.get("unit")):
+        with tempfile.TemporaryDirectory() as scratch:
+            client.log_model_artifacts(made.model_id, str(_flavour(made, Path(scratch))))
     where = {"timestamp": run.info.end_time, "step": final["steps"], "model_id": made.model_id}
     last = [Metric(f"final/{metric}", final[metric], **where) for metric in ("val_nll", "test_nll") if metric in final]
     client.log_batch(run_id, metrics=last)
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, final["steps"])])
-    client.set_logged_model_tags(made.model_id, {NOTE: how_to_load(made.model_id, client.tracking_uri, facts)})
+    client.set_logged_model_tags(made.model_id, _tags(made.model_id, client.tracking_uri, folder, facts))
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
 
 
@@ -119,4 +139,5 @@ def how_to_load(model_id: str, uri: str, facts: dict[str, Any]) -> str:
     own = f", {code.key}={f'STUDY/gates/{code.reference}'!r}" if code else ""
     lines = ["import mlflow, pagating", "", f"mlflow.set_tracking_uri({redact(uri)!r})"]
     lines.append(f"model = pagating.load_model(mlflow.artifacts.download_artifacts({f'models:/{model_id}'!r}){own})")
-    return "\n".join(["```python", *lines, "```"])
+    served = [] if code is None else ["", NOT_SERVED]
+    return "\n".join(["```python", *lines, "```", *served])

@@ -23,7 +23,9 @@ from tests.studies import TINY, changed, study_of
 from tests.tune.helpers import run_of, typed
 from tune.backend.inline import Inline
 from tune.run import extend, ledger, models, tables
+from tune.run.cards import card
 from tune.run.models import best_cells, kept_models, missing_models, models_folder, place, take_best
+from tune.run.provenance import git_commit
 from tune.study.cell import Cell, Record
 from tune.study.files import dump
 from tune.subject.subject import TRAINED
@@ -266,6 +268,20 @@ def test_the_card_has_no_verdict_before_there_is_one(done):
     assert "| verdict | the baseline |" in (done / "models" / "gelu" / "README.md").read_text()
 
 
+def test_the_card_says_how_firm_the_verdict_is_and_names_the_commit_that_kept_the_model(done):
+    facts = json.loads((done / "models" / "pa.learned" / "model.json").read_text())
+    assert facts["commit"] == git_commit()
+    row = {"arm": "pa.learned", "baseline": "gelu", "verdict": "better", "why": "it is"}
+    verdict = {"comparisons": [row], "summary": "The level no longer holds. Preliminary, with 6 of 8"}
+    said = card(study(), {**facts, "commit": "of another day", "task": "span"}, verdict)
+    assert "| verdict | better against gelu: it is |\n" in said
+    assert "| verdict of the study | The level no longer holds. Preliminary, with 6 of 8 |\n" in said
+    assert "| commit | of another day |\n" in said
+    assert said.startswith("---\nlibrary_name: transformers\ntags: [pagating]\n---\n")
+    own = card(study(), {**facts, "unit": {"gate": "hard-1a.py:hard"}}, None)
+    assert 'pagating.from_pretrained("FOLDER", gate="hard-1a.py:hard")' in own
+
+
 def test_the_command_export_writes_and_compares_or_says_why_not(done, tmp_path, monkeypatch, capsys):
     def said(*words):
         code, out, err = typed(monkeypatch, capsys, "export", done, *words)
@@ -360,6 +376,30 @@ def test_a_logged_model_is_one_of_mlflow_that_can_be_registered(stored, restored
     assert len(said) > len("the quick")
     needed = (Path(model.artifact_location.removeprefix("file://")) / "requirements.txt").read_text().splitlines()
     assert f"transformers=={version_of('transformers')}" in needed
+
+
+def test_a_model_with_code_of_the_users_own_has_no_flavour_and_its_note_says_why(stored, restored_uri):
+    uri, folder, parent, records = stored
+    path = folder / "models" / "pa.learned" / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unit": {"gate": "hard-1a.py:hard"}}))
+    log_models(uri, study(), parent, folder, records)
+    for model in logged(uri):
+        files = {path.name for path in Path(model.artifact_location.removeprefix("file://")).iterdir()}
+        own = model.name == "pa_learned"
+        assert ("MLmodel" not in files) == own
+        assert ("MLflow cannot serve this model: it needs your own file" in model.tags["mlflow.note.content"]) == own
+        assert {"model.safetensors", "README.md"} < files
+
+
+def test_a_card_that_changed_after_a_look_is_logged_again(stored):
+    uri, folder, parent, records = stored
+    log_models(uri, study(), parent, folder, records)
+    (folder / "models" / "gelu" / "README.md").write_text("a later verdict")
+    assert log_models(uri, study(), parent, folder, records) == 0
+    for model in logged(uri):
+        said = (Path(model.artifact_location.removeprefix("file://")) / "README.md").read_text()
+        assert (said == "a later verdict") == (model.name == "gelu")
+        assert said == (folder / "models" / model.tags["arm"] / "README.md").read_text()
 
 
 def test_the_lines_that_load_a_model_name_no_password():
