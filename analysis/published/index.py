@@ -44,6 +44,7 @@ def front_page(studies: list[Study], results: Path) -> str:
         "are shown side by side and are not pooled.",
         "",
     ]
+    lines += _lacking(studies)
     for study in first:
         result = _judged(study)
         lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md).** {markdown(result.summary)}", ""]
@@ -86,6 +87,17 @@ def front_page(studies: list[Study], results: Path) -> str:
 @lru_cache(maxsize=64)
 def _judged(study: Study) -> Result:
     return decide(study)  # several tables of a page ask for it
+
+
+def _lacking(studies: list[Study]) -> list[str]:
+    # what a study of today's configs/laptop.yaml has, and no published one
+    arms = [options or {} for study in studies for options in (study.settings.get("arms") or {}).values()]
+    said = []
+    if not any(options.get("unit") == "swiglu" for options in arms):
+        said.append("No study here has the arm `swiglu`, which `configs/laptop.yaml` has gained since.")
+    if not any(len(study.layers) for study in studies):
+        said.append("None has a `layers.parquet`, so these pages do not show what the layers of an arm do.")
+    return [" ".join(said), ""] if studies and said else []
 
 
 def _freeze(studies: list[Study]) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -128,6 +129,17 @@ def test_the_front_pages_are_what_the_studies_say():
         assert (RESULTS / name).read_text() == text, f"{name} is stale: python docs/make_results.py"
     block = (ROOT / "README.md").read_text().split(make.README_MARKS[0])[1].split(make.README_MARKS[1])[0]
     assert block == f"\n{index.readme_block([load(folder) for folder in FOLDERS])}\n"
+
+
+def test_the_front_page_says_what_no_published_study_has():
+    study = load(RESULTS / "quick-builtin")
+    (said, _) = index._lacking([study])
+    assert "has the arm `swiglu`" in said
+    assert "`layers.parquet`" in said
+    assert said in (RESULTS / "README.md").read_text()
+    arms = study.settings["arms"] | {"swiglu": {"unit": "swiglu"}}
+    newer = replace(study, settings=study.settings | {"arms": arms}, layers=pd.DataFrame({"layer": [0]}))
+    assert index._lacking([study, newer]) == index._lacking([]) == []
 
 
 def test_the_command_of_the_front_page_is_one_that_freeze_takes():

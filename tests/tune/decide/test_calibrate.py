@@ -1,5 +1,6 @@
 """The calibrate stage with several hyperparameters, next to a divergence, and on ledgers of the former version."""
 
+import json
 import math
 from io import StringIO
 from pathlib import Path
@@ -202,6 +203,30 @@ def test_what_is_searched_but_not_calibrated_is_said(changes):
     assert row.uncalibrated == (["lr", "weight_decay"] if changes else [])
     assert ("learning rate and weight_decay were searched, not calibrated" in result.summary) == bool(changes)
     assert ("equal arms may differ more often than the level allows" in row.why) == bool(changes)
+
+
+def test_a_study_of_the_learning_rate_alone_is_as_before_several_nuisances_existed():
+    """The record was made by the code before: every cell with its loss, the grids, the choices and the verdict."""
+    before = json.loads(Path(__file__).with_name("one_nuisance.json").read_text())
+    study = study_of(SMALL, **before["study"])
+    losses = {key: math.inf if loss is None else loss for key, _, loss in before["cells"]}
+
+    def loss(cell, share=1.0):
+        return losses[cell.key]  # another cell than before is an error
+
+    run = StudyRun(study, None, Known(study, loss, loss))
+    Inline().train(run)
+    assert [[key, r.outcome, (r.final or {}).get("val_nll")] for key, r in run.records.items()] == before["cells"]
+    events = run.ledger.events
+    assert [event["grid"] for event in events if event["event"] == "grid"] == before["grids"]
+    chosen = {event["arm"]: event["config"] for event in events if event["event"] == "chosen"}
+    assert chosen == {arm: {"lr": rate} for arm, rate in before["chosen"].items()}
+    rows, _ = tables("x", events)
+    result = verdicts.decide(assemble("x", "x", rows, pd.DataFrame(), study.model_dump()))
+    for row, old in zip(result.comparisons, before["comparisons"], strict=True):
+        assert (row.arm, row.kind) == (old["arm"], old["kind"])
+        assert row.p_adjusted == pytest.approx(old["p_adjusted"], rel=1e-9)
+        assert row.improvement_percent == pytest.approx(old["improvement_percent"], rel=1e-9)
 
 
 def test_a_ledger_of_the_former_version_keeps_its_cells(tmp_path: Path):
