@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 CHUNK = 1 << 21  # logits per chunk: 8 MiB in float32, which fits in a cache
 GPU_CHUNK = 1 << 27  # a GPU is faster with few large products: 512 MiB in float32
+ALIGNED = 64  # a GPU multiplies matrices slowly if their rows do not start at multiples of some bytes
 LEAST_ROWS = 64  # with fewer tokens per chunk, the product for the weight's gradient is limited by memory bandwidth
 
 
@@ -31,15 +33,34 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _chunks(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Iterator[tuple[Any, Tensor, Tensor, Tensor]]:
-    """Yield index, inputs, float logits and targets (as a column) of each chunk."""
+def padding(vocab_size: int, device: str) -> int:
+    """Return the number of rows that the weight gets on a device so that products are fast, such as 47 for 50,257."""
+    return -vocab_size % ALIGNED if device == "cuda" else 0
+
+
+def _aligned(weight_VC: Tensor) -> Tensor:
+    """Return the weight with rows of zeros at its end (`padding`)."""
+    more = padding(weight_VC.shape[-2], weight_VC.device.type)
+    return F.pad(weight_VC, (0, 0, 0, more)) if more else weight_VC
+
+
+def _chunks(
+    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, vocab_size: int
+) -> Iterator[tuple[Any, Tensor, Tensor, Tensor]]:
+    """Yield index, inputs, float logits and targets (as a column) of each chunk.
+
+    Logits beyond `vocab_size`, which belong to no token, are -inf.
+    """
     n_token = x_NC.shape[-2]
     rows = chunk_rows(n_token, weight_VC.shape[:-1].numel(), x_NC.device.type)
     for start in range(0, n_token, rows):
         part = (..., slice(start, start + rows), slice(None))
         logits = x_NC[part] @ weight_VC.mT
         column = targets_N[..., start : start + rows, None]
-        yield part, x_NC[part], logits if logits.dtype == torch.float64 else logits.float(), column
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if logits.shape[-1] > vocab_size:
+            logits[..., vocab_size:] = -torch.inf
+        yield part, x_NC[part], logits, column
 
 
 def _check(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> None:
@@ -61,7 +82,7 @@ def linear_nll_each(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tenso
     _check(x_NC, weight_VC, targets_N)
     dtype = _compute_dtype(x_NC)
     with torch.autocast(x_NC.device.type, enabled=False):
-        parts = _chunks(x_NC.to(dtype), weight_VC.to(dtype), targets_N)
+        parts = _chunks(x_NC.to(dtype), _aligned(weight_VC.to(dtype)), targets_N, weight_VC.shape[-2])
         each = [torch.log_softmax(logits, -1).gather(-1, column)[..., 0].neg() for _, _, logits, column in parts]
     return torch.cat(each, -1)
 
@@ -98,8 +119,8 @@ class _LinearNLL(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VC) if wanted_weight else None
         total = x_NC.new_zeros(x_NC.shape[:-2], dtype=torch.float64)
         with torch.autocast(x_NC.device.type, enabled=False):
-            weight = weight_VC.to(dtype)
-            for part, x, logits, column in _chunks(x_NC.to(dtype), weight, targets_N):
+            weight, vocab_size = _aligned(weight_VC.to(dtype)), weight_VC.shape[-2]
+            for part, x, logits, column in _chunks(x_NC.to(dtype), weight, targets_N, vocab_size):
                 top, hit = logits.amax(-1), logits.gather(-1, column)[..., 0]
                 p = _softmax_(logits)
                 # one exponential per logit; the largest probability is at least 1/V, so its logarithm is accurate
@@ -110,6 +131,7 @@ class _LinearNLL(torch.autograd.Function):
                     grad_x[part] = (grad @ weight).mul_(share)
                 if grad_weight is None:
                     continue
+                grad = grad[..., :vocab_size]
                 if dtype == grad_weight.dtype:
                     _add_product_(grad_weight, grad.mT, x, share)
                 else:

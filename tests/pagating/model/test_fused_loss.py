@@ -18,8 +18,9 @@ def case(n=50, c=7, v=31, dtype=torch.float64, seed=0):
     return x, weight, torch.randint(0, v, (n,), generator=generator)
 
 
-@pytest.mark.parametrize("rows", [1, 16, 17, 50, 64])
-def test_linear_nll_is_cross_entropy_in_values_and_gradients(monkeypatch, rows):
+@pytest.mark.parametrize(("rows", "more"), [(1, 0), (16, 0), (17, 0), (50, 0), (64, 0), (17, 33), (64, 1)])
+def test_linear_nll_is_cross_entropy_in_values_and_gradients(monkeypatch, rows, more):
+    monkeypatch.setattr(fused_loss, "padding", lambda vocab_size, device: more)  # as on a GPU
     monkeypatch.setattr(fused_loss, "LEAST_ROWS", rows)
     monkeypatch.setattr(fused_loss, "CHUNK", 1)
     x, weight, targets = case()
@@ -33,7 +34,14 @@ def test_linear_nll_is_cross_entropy_in_values_and_gradients(monkeypatch, rows):
     torch.testing.assert_close(linear_nll_each(x, weight, targets), each, rtol=1e-13, atol=1e-15)
 
 
-def test_linear_nll_in_float32_and_bfloat16():
+def test_a_gpu_gets_rows_that_start_at_round_addresses():
+    assert [fused_loss.padding(size, "cuda") for size in (50_257, 50_304, 1024, 1)] == [47, 0, 0, 63]
+    assert fused_loss.padding(50_257, "cpu") == 0
+
+
+@pytest.mark.parametrize("more", [0, 33])
+def test_linear_nll_in_float32_and_bfloat16(monkeypatch, more):
+    monkeypatch.setattr(fused_loss, "padding", lambda vocab_size, device: more)
     x, weight, targets = case(dtype=torch.float32)
     expected = F.cross_entropy((x @ weight.T).double(), targets)
     wanted = torch.autograd.grad(expected, (x, weight))
