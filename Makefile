@@ -31,6 +31,9 @@ sweep: .venv/.run  ## Run a study and print its verdict (CONFIG=, ARGS=)
 plan: .venv/.run  ## Print what a study will cost (CONFIG=, ARGS=); it trains nothing
 	@$(BIN)/pagating plan $(CONFIG) $(ARGS)
 
+# tests start many processes: with this variable each would compile our files, and the asserts of all tests, anew
+test test-slow test-ui: export PYTHONDONTWRITEBYTECODE =
+
 test: .venv/.dev  ## Run the tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
