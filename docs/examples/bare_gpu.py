@@ -58,7 +58,8 @@ def main() -> int:
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy ledger and tables there after every pack")
     given = parser.parse_args()
     began, signals = time.monotonic(), list[int]()
-    signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: signals.append(number))
 
     def left() -> float:
         return 0.0 if signals else given.time_limit - (time.monotonic() - began)

@@ -127,6 +127,19 @@ def write_index(folder: Path, study: str, cells: Mapping[str, tuple[str, str]]) 
     write_file(folder / INDEX, json.dumps({"study": study, "cells": index}, indent=1).encode() + b"\n")
 
 
+def study_of(folder: Path) -> str | None:
+    """Return the study that wrote a folder of cells; None if it is empty or missing.
+
+    Raise CellsError if it has other content.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    try:
+        return str(json.loads((folder / INDEX).read_text(encoding="utf-8"))["study"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CellsError(f"{folder}: is not empty and no folder of cells; give another one with --into") from error
+
+
 def cells_of(folder: Path) -> list[CellFile]:
     """Return the cells of a folder in the order of their study. Raise CellsError if it is not a folder of cells."""
     path = folder / INDEX
@@ -158,8 +171,12 @@ def read_result(path: Path) -> Result:
     digest = body.pop("digest", None) if isinstance(body, dict) else None
     if not isinstance(body, dict) or digest != _digest(body):
         raise CellsError(f"{path}: its digest does not match: it was changed, or it is no result of pagating.cells")
-    if body.pop("format") != FORMAT:
+    if body.pop("format", None) != FORMAT:
         raise CellsError(f"{path}: was written by another version of pagating.cells")
+    types = {"cell": str, "sha256": str, "outcome": str, "reason": str | None, "rows": list, "final": dict}
+    whole = set(body) == {*types, "versions"} and all(isinstance(body[name], kind) for name, kind in types.items())
+    if not whole or not all(isinstance(row, dict) for row in body["rows"]):
+        raise CellsError(f"{path}: lacks a part of a result, or has one of another type")
     return Result(**body)
 
 

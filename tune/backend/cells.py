@@ -23,17 +23,21 @@ from pagating.cells.folder import (
     Result,
     read_result,
     relative,
+    study_of,
     trial_digest,
     write_file,
     write_index,
 )
 from pagating.checkpoint import folder_name
 from pagating.trial import Trial
+from tune.errors import StudyError
 from tune.run.study_run import StudyRun
 from tune.study.cell import COST, FINAL, ON_GPU, Cell
 from tune.study.study import Study
 from tune.subject.subject import Job
 
+CURVE = ("val_nll", "train_nll", "lr", "grad_norm", "tokens_per_second", "alpha")
+ROW = ("step", "tokens", *CURVE, "padded_nll")  # columns that an evaluation may have
 NOT_NUMBERS = ("device", "val_ppl")  # a perplexity overflows before its loss does
 NUMBERS = (*FINAL, *COST, *ON_GPU, "test_nll", "alpha", "packed")  # final metrics that a result may have
 
@@ -82,6 +86,15 @@ class CellWriter(Still):
         self.folder, self.most = folder, most
         self.cells: list[str] = []
         self.new = self.done = 0
+
+    def check(self, study: Study) -> None:
+        """Raise StudyError if the folder has something else than cells of this study."""
+        try:
+            other = study_of(self.folder)
+        except CellsError as error:
+            raise StudyError(str(error)) from error
+        if other not in (None, study.name):
+            raise StudyError(f"{self.folder}: has the cells of the study {other}; give another folder with --into")
 
     def train(self, run: StudyRun) -> None:
         """Write the cells. Raise OSError if the folder cannot be written."""
@@ -242,9 +255,11 @@ def fault(result: Result, trial: Trial) -> str | None:
     if steps != whole:
         return f"its curve is not complete: it has the steps {_few(steps)}, not {_few(whole)}"
     for row in result.rows:
-        if row["tokens"] != row["step"] * trial.batch_tokens:
-            return f"step {row['step']} has {row['tokens']} tokens, not {row['step'] * trial.batch_tokens}"
-        if name := _not_finite(row, ("val_nll", "train_nll", "lr", "grad_norm", "tokens_per_second", "alpha")):
+        if unknown := [name for name in row if name not in ROW]:
+            return f"'{unknown[0]}' at step {row['step']} is not known"
+        if row.get("tokens") != row["step"] * trial.batch_tokens:
+            return f"step {row['step']} has {row.get('tokens')} tokens, not {row['step'] * trial.batch_tokens}"
+        if name := _not_finite(row, CURVE):
             return f"{name} at step {row['step']} is not a finite number"
     final = result.final
     if not isinstance(final.get("device"), str):

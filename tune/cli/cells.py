@@ -34,6 +34,7 @@ def cells(
     study, output = found.study, found.output if output == STUDIES else output
     folder = into or output / study.name / "cells"
     writer = CellWriter(folder, limit or math.inf)
+    writer.check(study)
     run = runner.sweep(study, found.base, output, writer, warn=lambda line: typer.echo(line, err=True))
     if run.stages.finished:
         typer.echo(f"{study.name} is finished: pagating report {study.name}")

@@ -118,6 +118,21 @@ def test_cells_are_written_once_and_none_is_lost(base, say):
     assert [name for name in content(folder) if name.startswith("corpus-") and name.endswith("train.bin")] != []
 
 
+def test_a_folder_of_something_else_is_refused_and_stays(base, say):
+    (base / "mine/trials").mkdir(parents=True)
+    (base / "mine/trials/own.json").write_text("{}")
+    said = "pagating: mine: is not empty and no folder of cells; give another one with --into\n"
+    assert say("cells", "s.yaml", "--into", "mine") == (2, "", said)
+    assert (base / "mine/trials/own.json").read_text() == "{}"
+    assert not (base / "studies").exists()
+    (base / "other.yaml").write_text((base / "s.yaml").read_text())
+    say("cells", "s.yaml", "--into", "away")
+    code, _, err = say("cells", "other.yaml", "--into", "away")
+    assert (code, err) == (2, "pagating: away: has the cells of the study s; give another folder with --into\n")
+    code, _, err = say("take", "other.yaml", "away")
+    assert (code, err.startswith("pagating: studies/other: the study was not begun; `pagating cells")) == (2, True)
+
+
 FRESH = """
 import sys
 for name in ("ray", "mlflow", "optuna", "pydantic", "pandas", "tokenizers", "yaml", "transformers"):
@@ -228,6 +243,9 @@ def test_a_wrong_result_is_refused_by_name_and_the_others_are_taken(base, say, c
         "final metric 'note' is not known": {"final": {**good.final, "note": 1.0}},
         "is infeasible without a reason": {"outcome": "infeasible"},
         "it does not name its device": {"final": {**good.final, "device": None}},
+        "'note' at step 2 is not known": {"rows": [{**good.rows[0], "note": "x"}, *good.rows[1:]]},
+        "step 2 has None tokens, not 128": {"rows": [{"step": 2}, *good.rows[1:]]},
+        "lacks a part of a result, or has one of another type": {"rows": ["step"]},
         "s has no cell search/gelu/9/1 that may start now": {"cell": "search/gelu/9/1"},
     }
     for message, given in faults.items():
