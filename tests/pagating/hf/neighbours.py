@@ -22,6 +22,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
 )
 
 import pagating
@@ -254,6 +256,79 @@ def accelerate_trains_the_alphas():
     pagating.unpatch(accelerator.unwrap_model(model))
 
 
+def saved_in_every_way_comes_back():
+    """The Trainer, accelerate and PEFT save a patched model so that one call loads it with the same bits."""
+    for kind, alpha in ((kind, alpha) for kind in LINEARS for alpha in ("learnable", LEARNED, 0.25)):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, save in SAVES.items():
+                model = made(kind)
+                saved = save(model, alpha, f"{folder}/{name}", kind).eval()
+                loaded = pagating.from_pretrained(f"{folder}/{name}")
+                assert pagating.alpha_values(loaded) == pagating.alpha_values(saved), name
+                near(logits(loaded), logits(saved), 0.0)
+                assert (logits(saved) - logits(made(kind))).abs().max() > 1e-4, "the case has no power"
+
+
+def alphas_of_modules_to_save_are_merged_and_come_back():
+    model = made()
+    pagating.patch(model, alpha=LEARNED)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["up_proj"], modules_to_save=["act_fn"]))
+    with torch.no_grad():
+        for one in pagating.alpha_parameters(adapted):
+            one.parameter.fill_(2.0)
+    expected, merged = logits(adapted.eval()), adapted.merge_and_unload()
+    near(logits(merged), expected)
+    with tempfile.TemporaryDirectory() as folder:
+        merged.save_pretrained(folder)
+        near(logits(pagating.from_pretrained(folder)), logits(merged), 0.0)
+
+
+def by_the_trainer(model, alpha, folder, kind):
+    pagating.patch(model, alpha=alpha)
+    settings = TrainingArguments(folder, report_to=[], use_cpu=True, max_steps=2, disable_tqdm=True, save_strategy="no")
+    trainer = AlphaTrainer(model, settings, train_dataset=[{"input_ids": row, "labels": row} for row in IDS])
+    trainer.train()
+    trainer.save_model(folder)
+    return model
+
+
+def by_accelerate(model, alpha, folder, kind):
+    pagating.patch(model, alpha=alpha)
+    accelerator = Accelerator(cpu=True)
+    prepared = accelerator.prepare(model)
+    accelerator.unwrap_model(prepared).save_pretrained(
+        folder, save_function=accelerator.save, state_dict=accelerator.get_state_dict(prepared)
+    )
+    return model
+
+
+def merged_after_the_patch(model, alpha, folder, kind):
+    pagating.patch(model, alpha=alpha)
+    merged = lora(model, kind).merge_and_unload()
+    merged.save_pretrained(folder)
+    return merged
+
+
+def merged_before_the_patch(model, alpha, folder, kind):
+    adapted = lora(model, kind)
+    pagating.patch(adapted, alpha=alpha)
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(folder)
+    return merged
+
+
+class AlphaTrainer(pagating.AlphaTrainerMixin, Trainer):
+    pass
+
+
+SAVES = {
+    "Trainer.save_model": by_the_trainer,
+    "accelerate": by_accelerate,
+    "patch, LoRA, merge": merged_after_the_patch,
+    "LoRA, patch, merge": merged_before_the_patch,
+}
+
+
 def bitsandbytes_in_8_bits():
     check(lambda: quantised(load_in_8bit=True), 0.02)  # activations in float16 and int8
 
@@ -300,6 +375,8 @@ CASES = [
     a_scheduled_alpha_moves_while_it_is_offloaded,
     a_device_map,
     accelerate_trains_the_alphas,
+    saved_in_every_way_comes_back,
+    alphas_of_modules_to_save_are_merged_and_come_back,
     bitsandbytes_in_8_bits,
     bitsandbytes_in_4_bits,
     gpt2_in_4_bits,
