@@ -271,10 +271,20 @@ def _called(parent: nn.Module) -> str | None:
 
 
 def _names_in(method: Any) -> tuple[str, ...]:
+    code = _code(method)
+    return code.co_names if code else ()
+
+
+def _code(method: Any) -> Any:
     while hasattr(method, "__wrapped__"):
         method = method.__wrapped__
-    code = getattr(method, "__code__", None)
-    return code.co_names if code else ()
+    return getattr(method, "__code__", None)
+
+
+def _is_bypassed(parent: nn.Module, child: str) -> bool:
+    """Return True if a module was given a forward of its own that does not read its activation, as Liger gives one."""
+    given = _code(parent.__dict__.get("forward"))
+    return given is not None and given is not _code(type(parent).forward) and child not in given.co_names
 
 
 def _slots(model: nn.Module) -> Iterator[Slot]:
@@ -299,6 +309,8 @@ def _judged(prefix: str, parent: nn.Module, child: str) -> tuple[int | None, str
         return width, "a Conv1d beside it mixes tokens"
     if elsewhere := _elsewhere([*parts[first:], child]):
         return width, f"belongs to {elsewhere}"
+    if _is_bypassed(parent, child):
+        return width, f"the forward that {type(parent).__name__} was given does not read it"
     if any(name.startswith(_PER_LAYER) for name in linears):
         return width, "belongs to the gate of per-layer embeddings"
     if not sizes:

@@ -1,8 +1,10 @@
 """Tests of where a patch goes: feed-forward layers alone, the options that choose, all or nothing, and wrappers."""
 
 import copy
+import functools
 import re
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,23 @@ def test_a_gate_of_torch_that_halves_the_width_is_named() -> None:
     model.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 16), nn.GLU(), nn.Linear(8, 4))])
     with pytest.raises(ValueError, match=r"seen: layers.0.1 \(GLU is no known type of activation\)"):
         pagating.patch(model)
+
+
+def test_an_activation_that_a_given_forward_does_not_read_is_left() -> None:
+    def fused(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    def hooked(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return wrapped(x)
+
+    model = build("LlamaForCausalLM")
+    first, second = (layer.mlp for layer in model.model.layers)
+    first.forward = types.MethodType(fused, first)  # as Liger replaces it
+    wrapped = second.forward
+    second.forward = functools.update_wrapper(functools.partial(hooked, second), wrapped)  # as accelerate wraps it
+    report = pagating.patch(model)
+    assert report.names == ["model.layers.1.mlp.act_fn"]
+    assert report.why == {"model.layers.0.mlp.act_fn": "the forward that LlamaMLP was given does not read it"}
 
 
 def test_a_program_of_torch_jit_inside_a_model_is_left() -> None:
