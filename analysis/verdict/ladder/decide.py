@@ -76,22 +76,21 @@ def decided(kinds: Sequence[Verdict], slope: float | None, p: float | None, leve
     """Decide a trend; this is the only place that does.
 
     Args:
-        kinds: Verdict of the arm on each rung that counts, from the lowest.
-        slope: Slope of its improvement; None if there is none.
+        kinds: Verdict of the arm on each rung where it is testable, from the lowest.
+        slope: Slope of its improvement over three rungs or more; None if there is none.
         p: Adjusted p of the slope.
         level: Level of the trends.
     """
-    if len(kinds) < LEAST:
-        return Trend.UNDECIDED
-    if {Verdict.BETTER, Verdict.WORSE} <= set(kinds):
+    if len(kinds) >= LEAST and {Verdict.BETTER, Verdict.WORSE} <= set(kinds):
         return Trend.TURNS
     if slope is not None and p is not None and p <= level:
         return Trend.GROWS if slope > 0 else Trend.SHRINKS
-    return Trend.HOLDS if kinds[0] in HELD and len(set(kinds)) == 1 else Trend.UNDECIDED
+    return Trend.HOLDS if len(kinds) >= LEAST and kinds[0] in HELD and len(set(kinds)) == 1 else Trend.UNDECIDED
 
 
 def _measured(ladder: Ladder, rungs: Sequence[Rung], reference: str, arm: str) -> ArmTrend:
-    # the rungs that count, and the slope through them
+    # the rungs with a verdict, and the slope. A floor that does not lose refuses the verdicts of its rung, because the
+    # rung may be too noisy to see a difference. In the slope that noise is part of the error, so the rung stays in it.
     out = ArmTrend(arm, reference, level=ladder.level, axis=ladder.axis)
     out.dropped_after = next(
         (rung.rung - 1 for rung in rungs if arm in rung.dropped or reference in rung.dropped), None
@@ -101,10 +100,11 @@ def _measured(ladder: Ladder, rungs: Sequence[Rung], reference: str, arm: str) -
     }
     out.label = next(iter(rows.values())).label
     out.rungs = [number for number, row in rows.items() if row.kind is not Verdict.NOT_TESTABLE]
-    counted = [(study, size) for study, size in zip(ladder.rungs, ladder.sizes, strict=True) if study.rung in out.rungs]
+    measured = [number for number, row in rows.items() if row.refusal is None or row.refusal.of_floor]
+    counted = [(study, size) for study, size in zip(ladder.rungs, ladder.sizes, strict=True) if study.rung in measured]
     means = [_mean(study, rows[study.rung or 0]) for study, _ in counted]
     sizes = [size for _, size in counted]
-    if len(out.rungs) < LEAST or None in means or not np.isfinite(sizes).all():
+    if len(measured) < LEAST or None in means or not np.isfinite(sizes).all():
         return out
     slope = trend.slope(np.log2(sizes).tolist(), [mean for mean in means if mean], ladder.level)
     if slope is not None:

@@ -58,7 +58,8 @@ def say(row: ArmTrend, rungs: Sequence[Rung], study: Study) -> None:
         study: Its study.
     """
     rows = rows_of(row, rungs)
-    behind = bool(rows) and all((each.improvement_percent or 0.0) < 0 for each in rows)
+    whole = rows_of(row, rungs, counted=False)
+    behind = bool(whole) and all((each.improvement_percent or 0.0) < 0 for each in whole)
     steep, by = _slope(row, 1), _slope(row, 1 if row.trend is Trend.GROWS else -1)
     if row.trend is Trend.TURNS:
         better, worse = (_where(row, rungs, kind) for kind in (Verdict.BETTER, Verdict.WORSE))
@@ -97,7 +98,7 @@ def _slope(row: ArmTrend, sign: int) -> str:
 def _open(row: ArmTrend, steep: str) -> str:
     if row.dropped_after:
         return f"dropped after rung {row.dropped_after}, worse on two rungs: no trend is decided"
-    if len(row.rungs) < LEAST:
+    if len(row.rungs) < LEAST and not steep:
         many = (
             rungs_named(row.rungs) + (" counts" if len(row.rungs) == 1 else " count") if row.rungs else "no rung counts"
         )
@@ -113,7 +114,8 @@ def _reasons(row: ArmTrend, rungs: Sequence[Rung], study: Study) -> list[str]:
         if each is None and not rung.dropped:
             out.append(f"no run on rung {rung.rung}")
         elif each is not None and each.kind is Verdict.NOT_TESTABLE:
-            out.append(f"rung {rung.rung} does not count: {each.verdict}")
+            stays = "; its noise is in the error of the slope" if row.slope is not None else ""
+            out.append(f"the verdict on rung {rung.rung} does not count: {each.verdict}{stays}")
         elif each is not None and (lost := [*each.diverged_seeds_baseline, *each.diverged_seeds_arm]):
             runs = f"{len(lost)} run{'s' if len(lost) > 1 else ''}"
             out.append(f"no slope, because {runs} diverged on rung {rung.rung}: ranks decide there, and have no mean")

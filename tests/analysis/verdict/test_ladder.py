@@ -196,7 +196,7 @@ def test_a_diverged_run_has_no_mean_so_there_is_no_slope(tmp_path):
     assert (gain.factor, gain.why) == (None, "a run diverged, so there is no mean loss")
 
 
-def test_a_rung_whose_floor_does_not_lose_is_named_and_does_not_count(tmp_path):
+def test_a_rung_whose_floor_does_not_lose_is_named_and_only_its_slope_counts(tmp_path):
     def no_floor(trials):
         low = (trials["arm"] == "linear-floor") & (trials["rung"] == 1)
         same = trials[(trials["arm"] == "gelu") & (trials["rung"] == 1)]["test_nll"].to_numpy()
@@ -208,10 +208,16 @@ def test_a_rung_whose_floor_does_not_lose_is_named_and_does_not_count(tmp_path):
     steady, turned = result.trends
     assert (steady.trend, steady.rungs) == (Trend.HOLDS, [2, 3, 4])
     assert steady.said == "holds on 3 rungs: better on each"
-    assert "rung 1 does not count: not testable" in steady.why
+    assert "the verdict on rung 1 does not count: not testable" in steady.why
+    assert steady.why.count("its noise is in the error of the slope") == 1
     assert turned.said == "turns: better on rung 2, worse on rung 4"
-    three = decide(load(edit(climb(tmp_path / "three", {"steady": (1.0, 1.0, 1.0)}), no_floor))).trends[0]
-    assert three.said == "no trend: rungs 2 and 3 count, and a trend needs three or more sizes"
+    three = {"steady": (1.0, 1.0, 1.0), "falls": (2.0, 1.5, 1.0)}
+    steady, falls = decide(load(edit(climb(tmp_path / "three", three), no_floor))).trends
+    assert (steady.trend, steady.rungs) == (Trend.UNDECIDED, [2, 3])  # nothing holds where nothing could be seen
+    assert steady.said.startswith("undecided (")
+    assert falls.trend is Trend.SHRINKS
+    same = decide(load(climb(tmp_path / "same", three))).trends
+    assert [row.slope for row in same] == [steady.slope, falls.slope]  # by the same rungs
 
 
 def test_an_arm_that_lost_on_two_rungs_is_dropped_and_named(tmp_path):
