@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from analysis.io.assemble import COMPUTE, Ladder, Study
 from analysis.io.trials import confirm_rows
@@ -36,9 +37,10 @@ def rungs_of(ladder: Ladder, results: Sequence[Result]) -> list[Rung]:
         compute = size if math.isfinite(size) else None
         out.append(Rung(number, result.study, row, parameters, tokens, compute, result, [], dropped))
     done = [i for i, rung in enumerate(out) if not rung.result.unfinished]
+    losses = [study.losses() for study in ladder.rungs]
     for at, i in enumerate(done):
         low, high = done[max(at - 1, 0)], done[min(at + 1, len(done) - 1)]
-        out[i].gains = [_gain(ladder, row, i, low, high) for row in out[i].result.comparisons]
+        out[i].gains = [_gain(ladder, losses, row, (low, i, high)) for row in out[i].result.comparisons]
     return out
 
 
@@ -63,7 +65,8 @@ def trends(study: Study, rungs: Sequence[Rung]) -> list[ArmTrend]:
     ladder = study.ladder
     assert ladder is not None
     asked = dict.fromkeys((row.baseline, row.arm) for rung in rungs for row in rung.result.in_question)
-    found = [_measured(ladder, rungs, reference, arm) for reference, arm in asked]
+    losses = [each.losses() for each in ladder.rungs]
+    found = [_measured(ladder, rungs, losses, reference, arm) for reference, arm in asked]
     adjusted = multiplicity.adjust([1.0 if row.p is None else row.p for row in found], study.correction)
     for row, p in zip(found, adjusted, strict=True):
         row.p_adjusted = None if row.p is None else p
@@ -88,7 +91,9 @@ def decided(kinds: Sequence[Verdict], slope: float | None, p: float | None, leve
     return Trend.HOLDS if len(kinds) >= LEAST and kinds[0] in HELD and len(set(kinds)) == 1 else Trend.UNDECIDED
 
 
-def _measured(ladder: Ladder, rungs: Sequence[Rung], reference: str, arm: str) -> ArmTrend:
+def _measured(
+    ladder: Ladder, rungs: Sequence[Rung], losses: Sequence[pd.DataFrame], reference: str, arm: str
+) -> ArmTrend:
     # the rungs with a verdict, and the slope. A floor that does not lose refuses the verdicts of its rung, because the
     # rung may be too noisy to see a difference. In the slope that noise is part of the error, so the rung stays in it.
     out = ArmTrend(arm, reference, level=ladder.level, axis=ladder.axis)
@@ -101,9 +106,9 @@ def _measured(ladder: Ladder, rungs: Sequence[Rung], reference: str, arm: str) -
     out.label = next(iter(rows.values())).label
     out.rungs = [number for number, row in rows.items() if row.kind is not Verdict.NOT_TESTABLE]
     measured = [number for number, row in rows.items() if row.refusal is None or row.refusal.of_floor]
-    counted = [(study, size) for study, size in zip(ladder.rungs, ladder.sizes, strict=True) if study.rung in measured]
-    means = [_mean(study, rows[study.rung or 0]) for study, _ in counted]
-    sizes = [size for _, size in counted]
+    counted = [i for i, study in enumerate(ladder.rungs) if study.rung in measured]
+    means = [_mean(ladder.rungs[i], rows[ladder.rungs[i].rung or 0], losses[i]) for i in counted]
+    sizes = [ladder.sizes[i] for i in counted]
     if len(measured) < LEAST or None in means or not np.isfinite(sizes).all():
         return out
     slope = trend.slope(np.log2(sizes).tolist(), [mean for mean in means if mean], ladder.level)
@@ -113,11 +118,11 @@ def _measured(ladder: Ladder, rungs: Sequence[Rung], reference: str, arm: str) -
     return out
 
 
-def _mean(study: Study, row: Comparison) -> trend.Mean | None:
+def _mean(study: Study, row: Comparison, losses: pd.DataFrame) -> trend.Mean | None:
     # a diverged run has a rank and no loss, so its rung has no mean
     if row.diverged_seeds_arm or row.diverged_seeds_baseline or row.improvement_percent is None:
         return None
-    b, a = (study.sign * values for values in _losses(study, row))
+    b, a = (study.sign * values for values in _pair(study, row, losses))
     found = trend.improvement(b, a, not study.unpaired, _stopped(study, row))
     return trend.Mean(study.sign * found.value, found.error, found.df)
 
@@ -128,8 +133,7 @@ def _stopped(study: Study, row: Comparison) -> bool:
     return bool(row.path) and row.n < last
 
 
-def _losses(study: Study, row: Comparison) -> tuple[np.ndarray, np.ndarray]:
-    losses = study.losses()
+def _pair(study: Study, row: Comparison, losses: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     if study.unpaired:
         b, a = (losses[name].dropna().to_numpy(float) for name in (row.baseline, row.arm))
         return b, a
@@ -137,14 +141,15 @@ def _losses(study: Study, row: Comparison) -> tuple[np.ndarray, np.ndarray]:
     return pairs.baseline, pairs.arm
 
 
-def _gain(ladder: Ladder, row: Comparison, i: int, low: int, high: int) -> ComputeGain:
-    out, studies, sizes = ComputeGain(row.arm, row.baseline), ladder.rungs, ladder.sizes
-    study = studies[i]
-    out.why = _no_gain(ladder, row, i, low, high)
+def _gain(ladder: Ladder, losses: Sequence[pd.DataFrame], row: Comparison, at: tuple[int, int, int]) -> ComputeGain:
+    # `at`: places of the rung below, of the rung and of the rung above; an end of the ladder is its own neighbour
+    low, i, high = at
+    out, study, sizes = ComputeGain(row.arm, row.baseline), ladder.rungs[i], ladder.sizes
+    out.why = _no_gain(ladder, row, at)
     if out.why:
         return out
-    b, a = _losses(study, row)
-    ends = [None if at == i else studies[at].losses()[row.baseline].dropna().to_numpy(float) for at in (low, high)]
+    b, a = _pair(study, row, losses[i])
+    ends = [None if end == i else losses[end][row.baseline].dropna().to_numpy(float) for end in (low, high)]
     if any(end is not None and (len(end) < 2 or not np.isfinite(end).all() or end.mean() <= 0) for end in ends):
         out.why = f"{row.baseline} has no mean on a neighbouring rung"
         return out
@@ -157,12 +162,13 @@ def _gain(ladder: Ladder, row: Comparison, i: int, low: int, high: int) -> Compu
     return out
 
 
-def _no_gain(ladder: Ladder, row: Comparison, i: int, low: int, high: int) -> str:
+def _no_gain(ladder: Ladder, row: Comparison, at: tuple[int, int, int]) -> str:
+    low, i, high = at
     if row.kind in (Verdict.IDENTICAL, Verdict.NOT_TESTABLE):
         return str(row.verdict)
     if low == high:
         return "one rung alone shows no fall of the loss with compute"
-    if ladder.axis != COMPUTE or not np.isfinite([ladder.sizes[at] for at in (low, i, high)]).all():
+    if ladder.axis != COMPUTE or not np.isfinite([ladder.sizes[place] for place in at]).all():
         return "the training compute is not known"
     if ladder.rungs[i].sign < 0 or row.improvement_percent is None:
         return "the metric is not a loss above zero"
