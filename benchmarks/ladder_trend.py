@@ -9,6 +9,7 @@ error of the calibration is in them. Arms have the same noise and pairing as in 
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -41,11 +42,13 @@ from tune.study.files import parse
 from tune.subject.known import Known
 
 FIRST = 70_000  # seed of the first study
-BEGIN, END = "<!-- ladder trend: start -->\n", "<!-- ladder trend: end -->"
+MARKS = {kind: (f"<!-- ladder {kind}: start -->\n", f"<!-- ladder {kind}: end -->") for kind in ("trend", "remedies")}
 RUNGS, LEVEL, MARGIN = 3, 0.05, 0.005
 LARGEST = {"first": 0.4, "second": 0.9, "searched": 1.7}  # percent; a law is a share of it on each rung
 MOVES = -0.3  # of the logarithm of the optimal learning rate, from rung to rung
-RULES = {"fixed": (8,), "obrien-fleming": sequential.plan("obrien-fleming")}
+RULES = ("fixed", "obrien-fleming")
+LOOKS = {"fixed": (8,)} | {rule: sequential.plan(rule) for rule in ("obrien-fleming", "e-process")}
+REMEDIES = ("none", "spread of all arms, if larger", "one degree of freedom less", "factor of the error (in use)")
 MOVING = (Trend.GROWS, Trend.SHRINKS, Trend.TURNS)
 
 
@@ -74,35 +77,88 @@ class Seen:
     covers: bool
 
 
-def drawn(law: Law, rule: str, seed: int) -> dict[str, Seen]:
-    """Draw the confirm losses of a ladder, decide its rungs and its trends, without calibration."""
-    rng, x = np.random.default_rng([seed, 21]), [float(3 * rung) for rung in range(RUNGS)]
-    kinds: dict[str, list[Verdict]] = {arm: [] for arm in LARGEST}
-    means: dict[str, list[trend.Mean]] = {arm: [] for arm in LARGEST}
+@dataclass(frozen=True)
+class Pairs:
+    """Losses of the baseline and an arm on one rung, its verdict, and if a look before the last one ended it."""
+
+    baseline: np.ndarray
+    arm: np.ndarray
+    kind: Verdict
+    stopped: bool
+
+    def mean(self, stopped: bool | None = None) -> trend.Mean:
+        """Return the improvement, with the widened error of a pair that a look ended; `stopped` replaces that."""
+        return trend.improvement(self.baseline, self.arm, stopped=self.stopped if stopped is None else stopped)
+
+
+X = [float(3 * rung) for rung in range(RUNGS)]  # log2 of compute
+
+
+def ladder(law: Law, rule: str, seed: int) -> dict[str, list[Pairs]]:
+    """Draw the confirm losses of a ladder, without calibration, and decide each rung; return the rungs of each arm."""
+    rng = np.random.default_rng([seed, 21])
+    out: dict[str, list[Pairs]] = {arm: [] for arm in LARGEST}
     for part in law.shares:
-        last, plain = RULES[rule][-1], Scenario("x")
+        last, plain = LOOKS[rule][-1], Scenario("x")
         true = {"baseline": 0.0, "floor": -100 * plain.floor_gap / LOSS} | {a: g * part for a, g in LARGEST.items()}
         shared = plain.shared_sd * rng.standard_normal(last)
         own = {arm: plain.sd * rng.standard_normal(last) for arm in true}
         losses = {arm: LOSS * (1 - gain / 100) + shared + own[arm] for arm, gain in true.items()}
         found, seeds = _confirmed(losses, rule)
-        for arm in LARGEST:
+        for arm, rungs in out.items():
             n = seeds[arm]
-            kinds[arm].append(found[arm])
-            means[arm].append(trend.improvement(losses["baseline"][:n], losses[arm][:n], stopped=n < last))
-    slopes = {arm: trend.slope(x, means[arm], LEVEL) for arm in LARGEST}
+            rungs.append(Pairs(losses["baseline"][:n], losses[arm][:n], found[arm], n < last))
+    return out
+
+
+def drawn(law: Law, rule: str, seed: int) -> dict[str, Seen]:
+    """Return what a ladder with drawn confirm losses says of each arm."""
+    arms = ladder(law, rule, seed)
+    slopes = {arm: trend.slope(X, [pairs.mean() for pairs in rungs], LEVEL) for arm, rungs in arms.items()}
     p = dict(zip(slopes, adjust([row.p if row else 1.0 for row in slopes.values()], "holm"), strict=True))
     out = {}
     for arm, row in slopes.items():
         assert row is not None
-        true_slope = float(np.polyfit(x, [LARGEST[arm] * part for part in law.shares], 1)[0])
-        out[arm] = Seen(decided(kinds[arm], row.value, p[arm], LEVEL), row.low <= true_slope <= row.high)
+        said = decided([pairs.kind for pairs in arms[arm]], row.value, p[arm], LEVEL)
+        out[arm] = Seen(said, row.low <= _slope(law, arm) <= row.high)
+    return out
+
+
+def _slope(law: Law, arm: str) -> float:
+    return float(np.polyfit(X, [LARGEST[arm] * part for part in law.shares], 1)[0])
+
+
+def remedied(rule: str, seeds: range) -> dict[str, dict[str, tuple[bool, float]]]:
+    """Return by remedy, and by study and arm, if the interval of the slope covers, and its width; the gain is constant.
+
+    Remedies are for the error of a rung whose arm a look ended: none; the larger of the arm's spread and that of all
+    arms of the rung; a degree of freedom less, in error and in t; and the factor that is in use.
+    """
+    law = LAWS["constant gain"]
+    out: dict[str, dict[str, tuple[bool, float]]] = {name: {} for name in REMEDIES}
+    for seed in seeds:
+        arms = ladder(law, rule, seed)
+        spread = []
+        for rung in range(RUNGS):
+            each = [rungs[rung].mean(False) for rungs in arms.values()]
+            of_all = sum(m.df * (m.df + 1) * m.error**2 for m in each) / sum(m.df for m in each)
+            spread.append(math.sqrt(of_all))
+        for arm, rungs in arms.items():
+            plain, wide = ([pairs.mean(stopped) for pairs in rungs] for stopped in (False, None))
+            pooled = [
+                replace(m, error=max(m.error, s / math.sqrt(m.df + 1))) for m, s in zip(plain, spread, strict=True)
+            ]
+            fewer = [replace(m, df=m.df - pairs.stopped) for m, pairs in zip(wide, rungs, strict=True)]
+            for name, means in zip(REMEDIES, (plain, pooled, fewer, wide), strict=True):
+                row = trend.slope(X, means, LEVEL)
+                assert row is not None
+                out[name][f"{seed} {arm}"] = (row.low <= _slope(law, arm) <= row.high, row.high - row.low)
     return out
 
 
 def _confirmed(losses: Mapping[str, np.ndarray], rule: str) -> tuple[dict[str, Verdict], dict[str, int]]:
     """Return the verdict of each arm at a third of the level, and the seeds that it ran."""
-    looks, level = RULES[rule], LEVEL / RUNGS
+    looks, level = LOOKS[rule], LEVEL / RUNGS
     seeds = dict.fromkeys(losses, looks[0])
     pairs = [("baseline", arm) for arm in losses if arm != "baseline"]
     settings: dict[str, Any] = {"rule": rule, "level": level, "correction": "holm", "reserve": 0.0, "racing": True}
@@ -172,7 +228,7 @@ def summary(name: str, rule: str, stages: bool, found: list[dict[str, Seen]]) ->
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a table of Markdown."""
+    """Return the rows of the laws as a table of Markdown."""
     lines = [
         "| law | rule | trials | ladders | the interval covers | a false grows, shrinks or turns | the right word |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -185,56 +241,98 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def compared(rows: list[dict[str, Any]]) -> str:
+    """Return the rows of the remedies as a table of Markdown."""
+    lines = [
+        "| rule | remedy | ladders | the interval covers | of the arm that it covers least | width, to none |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        said = " | ".join(share(row[key]["hits"], row[key]["of"]) for key in ("coverage", "least"))
+        lines.append(f"| {row['rule']} | {row['remedy']} | {row['studies']} | {said} | {row['width']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def compare(rule: str, studies: int, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
+    """Return the row of each remedy of a rule."""
+    parts = [range(i, min(i + 25, FIRST + studies)) for i in range(FIRST, FIRST + studies, 25)]
+    found: dict[str, dict[str, tuple[bool, float]]] = {name: {} for name in REMEDIES}
+    for part in pool.map(remedied, [rule] * len(parts), parts):
+        for name in REMEDIES:
+            found[name] |= part[name]
+    plain = float(np.mean([width for _, width in found[REMEDIES[0]].values()]))
+    rows = []
+    for name, seen in found.items():
+        of_arm = {a: [hit for key, (hit, _) in seen.items() if key.endswith(f" {a}")] for a in LARGEST}
+        least = min(of_arm.values(), key=sum)
+        covers, width = sum(hit for hit, _ in seen.values()), float(np.mean([width for _, width in seen.values()]))
+        row = {"rule": rule, "remedy": name, "studies": studies, "coverage": _share(covers, len(seen))}
+        rows.append(row | {"least": _share(sum(least), len(least)), "width": width / plain})
+    return rows
+
+
 def _part(
     draw: Callable[[Law, str, int], dict[str, Seen]], name: str, rule: str, seeds: range
 ) -> list[dict[str, Seen]]:
     return [draw(LAWS[name], rule, seed) for seed in seeds]
 
 
-def simulate(studies: int, stages: int, workers: int, done: Callable[[list[dict[str, Any]]], None]) -> list[dict]:
-    """Return the row of each law, rule and kind of trials; `done` is told after each."""
-    rows: list[dict[str, Any]] = []
+def simulate(studies: int, stages: int, workers: int, done: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Return the row of each law, rule and kind of trials, and those of the remedies; `done` is told after each."""
+    out: dict[str, Any] = {"results": [], "remedies": []}
     with ProcessPoolExecutor(workers) as pool:
+        for rule, part in (("obrien-fleming", 0.75), ("e-process", 0.2)) if studies else ():
+            out["remedies"] += compare(rule, round(part * studies), pool)
+            done(out)
         for draw, count in ((drawn, studies), (whole, stages)):
             for rule in RULES if count else ():
                 for name in LAWS:
                     parts = [range(i, min(i + 25, FIRST + count)) for i in range(FIRST, FIRST + count, 25)]
                     found = pool.map(_part, *zip(*((draw, name, rule, part) for part in parts), strict=True))
-                    rows.append(summary(name, rule, draw is whole, [study for part in found for study in part]))
-                    done(rows)
-    return rows
+                    out["results"].append(summary(name, rule, draw is whole, [seen for part in found for seen in part]))
+                    done(out)
+    return out
+
+
+def write(found: dict[str, Any], page: Path) -> None:
+    """Put both tables between the marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    for (begin, end), table in zip(
+        MARKS.values(), (markdown(found["results"]), compared(found["remedies"])), strict=True
+    ):
+        before, rest = text.split(begin)
+        text = before + begin + table + end + rest.split(end)[1]
+    write_whole(page, text.encode())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Simulate every row, print the table, and write it where asked."""
+    """Simulate every row, print the tables, and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=2000, help="ladders of each row without calibration")
-    parser.add_argument("--whole", type=int, default=200, help="ladders of each row with all stages")
+    parser.add_argument("--whole", type=int, default=60, help="ladders of each row with all stages")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="also write the results to this file")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the table between the page's marks")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the tables between the page's marks")
     parser.add_argument("--from-json", type=Path, nargs="+", help="join these files, simulate nothing")
     options = parser.parse_args(arguments)
     begun = time.perf_counter()
 
-    def done(rows: list[dict[str, Any]]) -> None:
-        print(
-            f"{markdown(rows[-1:]).splitlines()[-1]} {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True
-        )
+    def done(found: dict[str, Any]) -> None:
+        said = markdown(found["results"][-1:]) if found["results"] else compared(found["remedies"][-len(REMEDIES) :])
+        print(f"{said}{time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
         if options.json:
-            options.json.write_text(json.dumps({"results": rows}, indent=1) + "\n")
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
 
     if options.from_json:
-        rows = [row for file in options.from_json for row in json.loads(file.read_text())["results"]]
+        parts = [json.loads(file.read_text()) for file in options.from_json]
+        found = {key: [row for part in parts for row in part.get(key, [])] for key in ("results", "remedies")}
         if options.json:
-            options.json.write_text(json.dumps({"results": rows}, indent=1) + "\n")
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
     else:
-        rows = simulate(options.studies, options.whole, options.workers, done)
-    print(markdown(rows))
+        found = simulate(options.studies, options.whole, options.workers, done)
+    print(markdown(found["results"]), compared(found["remedies"]), sep="\n")
     if options.write:
-        page = options.write.read_text(encoding="utf-8")
-        before, rest = page.split(BEGIN)
-        write_whole(options.write, (before + BEGIN + markdown(rows) + END + rest.split(END)[1]).encode())
+        write(found, options.write)
     return 0
 
 

@@ -16,6 +16,7 @@ CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
 TESTS = ("paired", "welch")
 METRICS = ("test_nll", "val_nll")  # the default is the first one that the table has
 DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # for a table without a study file
+MOST_LEVEL = 0.5
 COMPUTE = "compute"  # what a ladder's sizes are, unless a table says otherwise
 MOST_LOSS = 1e100  # squares of larger losses overflow
 _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome", "reason", "chosen")
@@ -301,8 +302,8 @@ def _choice(source: str, key: str, value: object, allowed: tuple[str, ...]) -> s
 
 
 def _level(source: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 0.5:
-        raise TableError(f"{source}: level {value!r}; allowed: a number above 0 and below 0.5")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST_LEVEL:
+        raise TableError(f"{source}: level {value!r}; allowed: a number above 0 and below {MOST_LEVEL:g}")
     return float(value)
 
 

@@ -14,7 +14,18 @@ from analysis.io.exits import Exit
 from analysis.io.text import one_line
 
 MOST_ROWS = 20_000_000
-_SECTIONS = ("corpus", "tokenizer", "model", "fixed", "nuisance", "search", "calibrate", "confirm", "resources")
+_SECTIONS = (
+    "corpus",
+    "tokenizer",
+    "model",
+    "fixed",
+    "nuisance",
+    "search",
+    "calibrate",
+    "confirm",
+    "resources",
+    "ladder",
+)
 
 
 class TableError(ValueError):

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.io.assemble import DEFAULTS, Ladder, Study, assemble
+from analysis.io.assemble import DEFAULTS, MOST_LEVEL, Ladder, Study, assemble
 from analysis.io.files import TableError, read_json, read_settings, read_table, shown
 from analysis.io.names import STAGES
 from analysis.io.tables.columns import Options
 from analysis.io.tables.load import Question, load_table
-from analysis.io.trials import confirm_rows
+from analysis.io.trials import confirm_rows, to_numbers
 
 MODEL_KEYS = ("preset", "n_layer", "d_model", "n_head", "n_ctx", "dropout", "initializer_range", "activation")
 
@@ -120,9 +120,12 @@ def assemble_any(
         raise TableError(f"{source}: key scales has {shown(rows)}; allowed: a list of mappings, one per rung")
     if "rung" not in trials.columns:
         raise TableError(f"{source}: the study file has `scales`, but the trials have no column rung")
-    numbers = sorted(trials["rung"].unique().tolist())
+    if len(curves) and "rung" not in curves.columns:
+        raise TableError(f"{source}: the study file has `scales`, but the curves have no column rung")
+    numbers = sorted(to_numbers(source, trials, "rung").unique().tolist())
     if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > len(rows):
-        raise TableError(f"{source}: column rung has {numbers}; allowed: 1 to {len(rows)}, without a gap")
+        has = ", ".join(f"{number:g}" for number in numbers)
+        raise TableError(f"{source}: column rung has {has}; allowed: 1 to {len(rows)}, without a gap")
     drop = bool((settings.get("ladder") or {}).get("drop"))
     rungs, absent = [], {}
     for number, row in enumerate(rows[: len(numbers)], 1):
@@ -134,7 +137,9 @@ def assemble_any(
         own = _of_rung(settings, number, row, len(rows), gone)
         its = curves[curves["rung"] == number].drop(columns="rung") if len(curves) else curves
         rungs.append(replace(assemble(source, name, mine, its, own, **chosen), rung=number))
-    level = rungs[0].level * len(rows)
+    level = float((settings.get("confirm") or {}).get("level", DEFAULTS["level"]))
+    if level >= MOST_LEVEL:
+        raise TableError(f"{source}: level {level:g}; allowed: a number above 0 and below {MOST_LEVEL:g}")
     sizes = tuple(map(training_compute, rungs))
     ladder = Ladder(tuple(rungs), sizes, tuple(rows[: len(rungs)]), len(rows), level, absent=absent)
     return replace(rungs[-1], ladder=ladder)

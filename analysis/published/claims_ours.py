@@ -26,7 +26,7 @@ def said(study: Study) -> dict[str, list[dict[str, str]]]:
     improvement = {r.arm: {f"over {study.baseline}": _words(r)} for r in arms}
     out: dict[str, list[dict[str, str]]] = {}
     if study.floor is not None:
-        for r in decide(replace(study, baseline=study.floor, floor=None)).comparisons:
+        for r in decide(replace(study, baseline=study.floor, floor=None, ladder=None)).comparisons:
             if r.arm != study.baseline:
                 improvement[r.arm][f"over {study.floor}, the published baseline"] = _words(r)
         floor = next(r for r in rows if r.arm == study.floor)

@@ -16,7 +16,7 @@ from analysis.describe import alphas
 from analysis.io import command
 from analysis.io.assemble import Study
 from analysis.io.files import TableError
-from analysis.io.names import SEEDS_APART
+from analysis.io.names import RUNGS_APART, SEEDS_APART
 from analysis.io.trials import confirm_rows
 
 RANGE = (-10.0, 10.0)  # allowed values of a layer's fixed alpha in a study
@@ -63,7 +63,10 @@ def follow_up(study: Study, arm: str, seeds: int | None = None) -> dict[str, Any
     unit = {key: options[key] for key in ("gate", "base", "form") if key in options}
     arms = {name: study.settings["arms"][name] for name in runs} | {f"{arm}-frozen": unit | {"alpha": frozen}}
     confirm = (study.settings.get("confirm") or {}) | ({} if seeds is None else {"seeds": seeds})
+    if study.ladder:  # the new study has one size, and the whole level
+        confirm["level"] = study.ladder.level
     replicate = study.settings.get("replicate") or 0
+    apart = SEEDS_APART * replicate + RUNGS_APART * ((study.rung or 1) - 1)
     return {
         "name": f"{study.name}-frozen",
         "question": f"Does the pattern that {arm} learned in {study.name}, frozen from the start, lower the loss "
@@ -74,7 +77,7 @@ def follow_up(study: Study, arm: str, seeds: int | None = None) -> dict[str, Any
         "search": {"trials_per_arm": 2},
         "calibrate": study.settings.get("calibrate") or {},
         **({"replicate": replicate} if replicate else {}),
-        "confirm": {**confirm, "first_seed": int(np.max(confirmed["seed"])) + 1 - SEEDS_APART * replicate},
+        "confirm": {**confirm, "first_seed": int(np.max(confirmed["seed"])) + 1 - apart},
     }
 
 

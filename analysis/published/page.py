@@ -14,7 +14,7 @@ from analysis.io.assemble import Study
 from analysis.io.names import STAGES
 from analysis.io.text import markdown, readable
 from analysis.report import plots
-from analysis.report.build import decision
+from analysis.report.build import decision, trend_lines
 from analysis.report.figures import Drawn
 from analysis.report.findings import Findings
 from analysis.report.methods import methods, would_change
@@ -41,7 +41,13 @@ def page(found: Findings, drawn: Mapping[str, Drawn]) -> str:
     came = study.settings.get("provenance") or {}
     lines = [f"# {markdown(study.name)}", "", markdown(study.question), "", f"**{markdown(result.summary)}**", ""]
     lines += [_size(study, rows, came), ""]
-    lines += ["## The decision", "", *decision(result), *_shown(drawn, "differences")]
+    if result.trends:
+        lines += ["## Does it last?", "", *trend_lines(result), *_shown(drawn, "ladder")]
+    for rung in result.rungs[:-1]:
+        lines += [f"## The decision on rung {rung.rung}", "", markdown(rung.result.summary), "", *decision(rung.result)]
+    top = f" on rung {study.rung}" if result.rungs else ""
+    lines += [f"## The decision{top}", "", *([f"From here on, this page is about{top[3:]}.", ""] if top else [])]
+    lines += [*decision(result), *_shown(drawn, "differences")]
     lines += ["## At equal learning rate", ""]
     optimum = found.calibration
     lines += [formats.to_markdown(optimum, calibration.columns(optimum)), ""] if optimum else []

@@ -73,6 +73,11 @@ def _ladder(study: Study) -> list[str]:
         return []
     rows = "; ".join(f"rung {i}: {_flat(row)}" for i, row in enumerate(ladder.rows, 1))
     share = f"each with the level {ladder.level:g} / {ladder.planned}, which corrects the verdicts over the rungs"
+    first, top = (rung.settings.get("stages") or STAGES for rung in (ladder.rungs[0], ladder.rungs[-1]))
+    if "search" in first and "search" not in top:
+        rows += (
+            "; arms searched on rung 1 alone, and above it the calibration began at a prediction from the rungs below"
+        )
     if ladder.joint:
         share = "with one correction over the arms of all rungs"
     return [

@@ -105,6 +105,7 @@ def climb(
     confirm: dict | None = None,
     ladder: dict | None = None,
     floor: float = -6.0,
+    planned: int | None = None,
 ) -> Path:
     """Write the folder of a ladder whose true improvements (percent) are known: gelu, a floor and the arms given.
 
@@ -117,9 +118,10 @@ def climb(
         confirm: Further keys of the section `confirm`.
         ladder: Section `ladder`.
         floor: Improvement of the floor.
+        planned: Rungs of the ladder; None: as many as the arm that runs the most.
     """
     rng = np.random.default_rng(11)
-    planned = max(map(len, improvements.values()))
+    planned = planned or max(map(len, improvements.values()))
     every = {"gelu": (0.0,) * planned, "linear-floor": (floor,) * planned, **improvements}
     rows, curves = [], []
     for rung in range(1, (rungs or planned) + 1):

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from analysis.io.names import SEEDS_APART, STAGES
+from analysis.io.names import RUNGS_APART, SEEDS_APART, STAGES
 from analysis.io.text import redact
 from analysis.stats.scale import batch_limits
 from pagating.trial import Trial
@@ -44,7 +44,6 @@ from tune.study.sections import (
 
 MOST_LR = 100.0
 MOST_RUNGS = 8
-RUNGS_APART = 1_100_000  # from a seed of a rung to the same seed of the next, beyond every seed of a rung
 _SIZE = "it is a size of the model, which the question is about and all arms share"
 _BUDGET = "it sets the length of a trial, which is the same for every trial"
 _NOT_TUNED = {

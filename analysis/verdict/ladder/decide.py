@@ -12,7 +12,7 @@ from analysis.stats import multiplicity, trend
 from analysis.stats.pairs import Pairs
 from analysis.verdict import looks
 from analysis.verdict.checks import not_begun
-from analysis.verdict.kinds import Comparison, Result, Rung, Verdict
+from analysis.verdict.kinds import Comparison, Result, Rung, Verdict, in_question
 from analysis.verdict.ladder import words
 from analysis.verdict.ladder.kinds import ArmTrend, ComputeGain, Trend
 from analysis.verdict.ladder.words import LEAST
@@ -64,7 +64,8 @@ def trends(study: Study, rungs: Sequence[Rung]) -> list[ArmTrend]:
     """
     ladder = study.ladder
     assert ladder is not None
-    asked = dict.fromkeys((row.baseline, row.arm) for rung in rungs for row in rung.result.in_question)
+    every = [row for rung in rungs for row in rung.result.every]
+    asked = dict.fromkeys((row.baseline, row.arm) for row in in_question(every, study.floor))
     losses = [each.losses() for each in ladder.rungs]
     found = [_measured(ladder, rungs, losses, reference, arm) for reference, arm in asked]
     adjusted = multiplicity.adjust([1.0 if row.p is None else row.p for row in found], study.correction)

@@ -10,14 +10,16 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis.io.names import RUNGS_APART
 from analysis.io.study import load
-from analysis.published import index
+from analysis.published import claims_ours, freeze, index
 from analysis.published import page as results_page
 from analysis.report import differences, plots
 from analysis.report.figures import FIGURES, drawn
 from analysis.report.findings import Findings
 from analysis.verdict.decide import verdict
 from pagating.data.texts import matching_files
+from tests.analysis.helpers import climb
 from tune.study.files import load as load_study
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -161,3 +163,32 @@ def test_the_readme_has_one_row_per_arm_and_one_column_per_study_with_enough_see
 )
 def test_the_published_formula_is_known_by_gate_base_and_form(options: dict, is_published: bool):
     assert index.published_formula(options) is is_published
+
+
+def test_the_page_of_a_ladder_has_its_trends_and_every_rung(tmp_path: Path):
+    folder = climb(tmp_path / "climb", {"steady": (1.0, 1.0, 1.0), "up": (0.3, 1.0, 2.0)})
+    page = page_of(folder)
+    headings = (
+        "## Does it last?",
+        *(f"## The decision on rung {rung}\n" for rung in (1, 2, 3)),
+        "this page is about rung 3",
+    )
+    places = [page.index(text) for text in headings]
+    assert places == sorted(places)
+    assert "![ladder](figures/ladder.svg)" in page
+    assert "- steady: holds on 3 rungs: better on each" in page
+    floor = claims_ours.said(load(folder))["improvement"]  # the floor as baseline, on the highest rung
+    assert "better" in floor[0]["over linear-floor, the published baseline"]
+
+
+def test_a_follow_up_of_a_rung_is_a_study_of_one_size_with_the_whole_level(tmp_path: Path):
+    folder = climb(tmp_path / "climb", {"steady": (1.0,) * 3})
+    file = folder / "study.yaml"
+    file.write_text(file.read_text().replace("unit: relu2", "gate: sigmoid"))
+    trials = pd.read_parquet(folder / "trials.parquet")
+    trials["seed"] = trials["seed"] % 1000 + 101 + RUNGS_APART * (trials["rung"] - 1)
+    trials.assign(alpha_layer_0=0.4, alpha_layer_1=0.6).to_parquet(folder / "trials.parquet")
+    found = freeze.follow_up(load(folder), "steady", None)
+    assert found["model"]["d_model"] == 128
+    assert "scales" not in found
+    assert (found["confirm"]["level"], found["confirm"]["first_seed"]) == (pytest.approx(0.05), 109)

@@ -171,6 +171,17 @@ def test_an_unfinished_ladder_states_no_trend_and_shows_the_rungs_that_ended(tmp
     assert significance.main([str(folder)]) == growth.main([str(folder)]) == improvement.main([str(folder)]) == 1
     cut = edit(climb(tmp_path / "cut", {"steady": (1.0, 1.0, 1.0)}), lambda t: t[t["seed"] != 3000])
     assert decide(load(cut)).unfinished == "rung 3 of 3: 21 of 24 confirm trials"
+    begun = edit(
+        climb(tmp_path / "begun", {"steady": (1.0, 1.0, 1.0)}),
+        lambda t: t.assign(
+            stage=t["stage"].mask(t["rung"] == 3, "calibrate"), test_nll=t["test_nll"].mask(t["rung"] == 3)
+        ),
+    )
+    found = decide(load(begun))
+    assert found.unfinished == "rung 3 of 3: 0 of 24 confirm trials"
+    assert [rung.result.unfinished for rung in found.rungs][:2] == ["", ""]
+    assert found.rungs[1].gains[1].factor is not None
+    assert build.build(begun).is_file()
     one = decide(load(climb(tmp_path / "one", {"steady": (1.0, 1.0, 1.0)}, rungs=1)))
     assert one.unfinished == "rungs 2 to 3 of 3 have not begun"
 
@@ -231,6 +242,8 @@ def test_an_arm_that_lost_on_two_rungs_is_dropped_and_named(tmp_path):
     assert "dropped after rung 3" in by_arm["late"].said + by_arm["late"].why
     assert [sorted(rung.dropped) for rung in result.rungs] == [[], [], ["lost"], ["late", "lost"]]
     assert [row.arm for row in result.comparisons] == ["linear-floor", "steady"]
+    none = decide(load(climb(tmp_path / "none", {"lost": (-2.0, -2.0)}, ladder={"drop": True}, planned=3)))
+    assert [row.arm for row in none.trends] == ["lost"]
     assert command.rows(result)[2]["verdict_3"] == "dropped"
     # an arm that did not lose cannot have been dropped, and without `drop` none can
     won = decide(load(climb(tmp_path / "won", {"steady": (1.0,) * 3, "gone": (1.0, 1.0)}, ladder={"drop": True})))
@@ -277,11 +290,30 @@ def test_rungs_are_never_mixed(finished, tmp_path):
     with pytest.raises(TableError, match="have a column rung; allowed: with a study file that has `scales`"):
         load(plain)
     gap = edit(climb(tmp_path / "gap", {"steady": (1.0,) * 3}), lambda t: t[t["rung"] != 2])
-    with pytest.raises(TableError, match=r"column rung has \[1, 3\]; allowed: 1 to 3, without a gap"):
+    with pytest.raises(TableError, match="column rung has 1, 3; allowed: 1 to 3, without a gap"):
         load(gap)
     none = edit(climb(tmp_path / "none", {"steady": (1.0,) * 3}), lambda t: t.drop(columns="rung"))
     with pytest.raises(TableError, match="has `scales`, but the trials have no column rung"):
         load(none)
+    with pytest.raises(TableError, match="column rung has 1, 2, nan; allowed: 1 to 3"):
+        load(
+            edit(
+                climb(tmp_path / "hole", {"steady": (1.0,) * 3}),
+                lambda t: t.assign(rung=t["rung"].where(t["rung"] < 3)),
+            )
+        )
+    with pytest.raises(TableError, match="column rung has 'top'; allowed: numbers"):
+        load(edit(climb(tmp_path / "word", {"steady": (1.0,) * 3}), lambda t: t.assign(rung="top")))
+    with pytest.raises(TableError, match="key ladder has 'drop'; allowed: a mapping"):
+        load(configure(climb(tmp_path / "drop", {"steady": (1.0,) * 3}), ladder="drop"))
+    with pytest.raises(TableError, match=r"level 0\.9; allowed: a number above 0 and below 0\.5"):
+        load(climb(tmp_path / "level", {"steady": (1.0,) * 3}, level=0.9))
+    with pytest.raises(TableError, match="level 'low'; allowed"):
+        load(climb(tmp_path / "low", {"steady": (1.0,) * 3}, confirm={"level": "low"}))
+    curves = climb(tmp_path / "curves", {"steady": (1.0,) * 3})
+    pd.read_parquet(curves / "curves.parquet").drop(columns="rung").to_parquet(curves / "curves.parquet")
+    with pytest.raises(TableError, match="the curves have no column rung"):
+        load(curves)
     with pytest.raises(TableError, match="key scales has 'big'; allowed: a list of mappings"):
         load(configure(climb(tmp_path / "text", {"steady": (1.0,) * 3}), scales="big"))
 
