@@ -177,11 +177,13 @@ def _require_size(slot: Slot, chosen: Mapping[str, Any], spec: AlphaSpec) -> Non
 def _require_no_reducer(
     wrapper: nn.Module, model: nn.Module, old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]
 ) -> None:
-    # DDP and FSDP take the parameters when they wrap: a later one is not averaged over the processes, and DDP waits for
-    # one that is gone
+    # DDP and FSDP take the parameters when they wrap: a later one is not averaged over the processes. DDP waits for one
+    # that is gone.
     kinds = {type(module).__name__ for module in (wrapper, *model.modules())}
     sharing = [kind for kind in kinds if kind.startswith(("DistributedData", "FSDP", "FullySharded"))]
-    if sharing and _trained(old) != _trained(new):
+    before, after = _trained(old), _trained(new)
+    waits = any(kind.startswith("DistributedData") for kind in sharing)
+    if sharing and (after - before or (waits and before - after)):
         raise ValueError(
             f"{sharing[0]}: the trained parameters would change; patch or unpatch before it wraps the model"
         )

@@ -439,6 +439,7 @@ def test_the_record_of_a_patch_is_in_its_layers() -> None:
 
 def test_a_wrapper_that_shares_gradients_is_patched_if_no_parameter_is_new(tmp_path: Path) -> None:
     import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
@@ -464,6 +465,16 @@ def test_a_wrapper_that_shares_gradients_is_patched_if_no_parameter_is_new(tmp_p
             assert state(model) == before
         for _ in range(2):  # DDP waits in the second one for a parameter that is gone
             wrapped(input_ids=IDS, labels=IDS).loss.backward()
+        for unit in ({"alpha": {"learnable": {"per": "layer"}}}, {"form": "glu"}):
+            sharded = gpt2()
+            pagating.patch(sharded, **unit)
+            fully_shard(sharded)
+            if "form" in unit:  # the stock layers have no shards
+                with pytest.raises(ValueError, match=r"FSDPGPT2LMHeadModel: the trained parameters would change"):
+                    pagating.unpatch(sharded)
+            else:
+                pagating.unpatch(sharded)
+                sharded(input_ids=IDS, labels=IDS).loss.backward()
         wrapped = DistributedDataParallel(build("LlamaForCausalLM", hidden_act="xielu"))
         with pytest.raises(ValueError, match="the trained parameters would change"):
             pagating.patch(wrapped, alpha=0.5)
