@@ -70,17 +70,22 @@ def columns(table: list[dict[str, Any]]) -> formats.Columns:
     return {key: column for key, column in out.items() if any(row[key] is not None for row in table)}
 
 
-def _short(table: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], formats.Columns]:
-    # for a terminal: all that a rung says of an arm is in one cell, of three lines
+def short(table: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], formats.Columns]:
+    """Return the rows for a terminal or a page: all that a rung says of an arm in one cell, of three lines."""
     wide = columns(table)
     numbers = [key.rpartition("_")[2] for key in wide if key.startswith("verdict_")]
     out = []
     for row in table:
         cells = {n: [row[f"{what}_{n}"] for what in WHAT] for n in numbers}
         joined = {f"rung_{n}": "\n".join(map(str, filter(None, said))) or None for n, said in cells.items()}
-        out.append({"arm": row["arm"], **joined, "trend": row["trend"], "p_adjusted": row["p_adjusted"]})
-    heads = {f"rung_{n}": (f"rung {n}, %\nverdict\nworth in compute", "") for n in numbers}
-    shown = {"arm": wide["arm"], **heads, "trend": NUMBERS["trend"], "p_adjusted": NUMBERS["p_adjusted"]}
+        steep = row["slope"] is not None
+        slope = "{slope:+.3f}\n[{slope_low:+.3f}, {slope_high:+.3f}]".format_map(row) if steep else None
+        out.append(
+            {"arm": row["arm"], **joined, "trend": row["trend"], "slope": slope, "p_adjusted": row["p_adjusted"]}
+        )
+    heads: formats.Columns = {f"rung_{n}": (f"rung {n}, %\nverdict\nworth in compute", "") for n in numbers}
+    numeric = {"slope": (NUMBERS["slope"][0], ""), "p_adjusted": NUMBERS["p_adjusted"]}
+    shown = {"arm": wide["arm"], "trend": NUMBERS["trend"], **heads, **numeric} if table else {}
     return out, {key: column for key, column in shown.items() if key not in NUMBERS or key in wide}
 
 
@@ -96,7 +101,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.ladder")
         return end(result, options.require_verdict)
     table = rows(result)
     if table:
-        shown = _short(table) if options.format == "terminal" else (table, columns(table))
+        shown = short(table) if options.format == "terminal" else (table, columns(table))
         command.emit_rows(*shown, options.format, title=result.summary)
     if options.format == "terminal":
         formats.print_notes([f"{row.label}: {row.said}; {row.why}" for row in result.trends])

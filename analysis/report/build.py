@@ -147,7 +147,7 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         summary=_summary(found),
         figures=figures,
         svg={name: Markup(plots.inline(content, name)) for name, content in svg.items()},
-        ladder_columns=ladder.columns(found.ladder),
+        ladder_table=ladder.short(found.ladder),
         top_rung=_top_rung(found),
         verdict_columns=formats.with_runs(found.verdict, formats.REPORT_COLUMNS),
         chosen=found.chosen,

@@ -58,9 +58,9 @@ FIGURES = (
         takeaway=lambda found: takeaways.ladder(found.result.trends),
         caption=(
             "Improvement over the baseline against the baseline's training compute, one panel per arm and one mark per "
-            "rung, with the rung's interval for that arm alone. Above zero the arm is better. The dashed line is the "
-            "least-squares line through the marks, each with the same weight; its slope decides if the improvement "
-            "grows or shrinks. The floor is left out."
+            "rung, with the rung's interval for that arm alone. Above zero the arm is better. A hollow mark has no "
+            "verdict that counts. The dashed line is the least-squares line through the marks, each with the same "
+            "weight; its slope decides if the improvement grows or shrinks. The floor is left out."
         ),
         short="The improvement against the baseline's training compute: a mark with its interval per rung.",
     ),

@@ -314,9 +314,12 @@ def ladder(study: Study, result: Result) -> Figure:
         at = np.array([float(rung.compute or 0) for rung, _ in seen])
         value = np.array([float(row.improvement_percent or 0) for _, row in seen])
         ends = [row.interval or (middle, middle) for (_, row), middle in zip(seen, value, strict=True)]
-        ax.vlines(at, [low for low, _ in ends], [high for _, high in ends], color=colour, lw=2.4)
-        ax.plot(at, value, marker, color=colour, ms=6)
-        line = [each.rung in trend.rungs for each, _ in seen]
+        for x, interval in zip(at, ends, strict=True):
+            ax.plot([x, x], interval, color=colour, lw=1.8, marker="_", ms=11, mew=1.5)
+        counts = np.array([each.rung in trend.rungs for each, _ in seen], bool)
+        ax.plot(at[counts], value[counts], marker, color=colour, ms=5)
+        ax.plot(at[~counts], value[~counts], marker, color=colour, ms=5, mfc="none")
+        line = [each.rung in trend.slope_rungs for each, _ in seen]
         if trend.slope is not None:
             x = np.log2(at)
             middle = x[line].mean(), value[line].mean()
@@ -330,6 +333,7 @@ def ladder(study: Study, result: Result) -> Figure:
         ax.set_ylabel("improvement (%)")
     for ax in list(axes.flat)[len(arms) :]:
         ax.set_visible(False)
+        axes[-2, -1].tick_params(labelbottom=True)  # it has no panel below it
     unit = "training compute (FLOPs, log scale)" if study.ladder.axis == COMPUTE else f"{study.ladder.axis} (log scale)"
     fig.supxlabel(unit, fontsize=10)
     fig.tight_layout()

@@ -114,6 +114,7 @@ def _measured(
         return out
     slope = trend.slope(np.log2(sizes).tolist(), [mean for mean in means if mean], ladder.level)
     if slope is not None:
+        out.slope_rungs = measured
         out.slope, out.slope_low, out.slope_high = slope.value, slope.low, slope.high
         out.standard_error, out.df, out.p = slope.error, slope.df, slope.p
     return out

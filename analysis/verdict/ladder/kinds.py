@@ -35,7 +35,8 @@ class ComputeGain:
 class ArmTrend:
     """Trend of one arm over the rungs, and the numbers behind it; a missing number is None.
 
-    `said` states `trend` as a sentence, and `why` gives its reasons. `rungs` are those that count. `slope` is in
+    `said` states `trend` as a sentence, and `why` gives its reasons. `rungs` are those whose verdict counts, and
+    `slope_rungs` those of the slope, if there is one. `slope` is in
     percentage points of improvement per doubling of `axis`, with its interval at 1 - `level` for this arm alone.
     `p_adjusted` is corrected for the arms, which are a family of their own. `dropped_after` is the last rung that an
     arm ran before it was dropped.
@@ -47,6 +48,7 @@ class ArmTrend:
     said: str = ""
     why: str = ""
     rungs: list[int] = field(default_factory=list)
+    slope_rungs: list[int] = field(default_factory=list)
     slope: float | None = None
     slope_low: float | None = None
     slope_high: float | None = None

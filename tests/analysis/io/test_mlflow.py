@@ -13,9 +13,10 @@ from analysis.io.mlflow import load_mlflow
 from analysis.io.study import load
 from analysis.significance import main
 from analysis.verdict import decide
-from tests.analysis.helpers import simulate
+from tests.analysis.helpers import climb, simulate
 
 FINAL = ("test_nll", "val_nll", "val_ppl", "val_bpb", "train_nll", "tokens", "steps", "seconds", "parameters")
+TAGS = ("study", "stage", "arm", "seed", "config_key", "outcome", "rung")
 
 
 def log(folder: Path, uri: str) -> str:
@@ -29,13 +30,14 @@ def log(folder: Path, uri: str) -> str:
     client.log_text(parent, (folder / "study.yaml").read_text(), "study.yaml")
     trials = pd.read_parquet(folder / "trials.parquet").query("stage == 'confirm'")
     curves = pd.read_parquet(folder / "curves.parquet").set_index(["stage", "arm", "seed"]).sort_index()
+    final = [k for k in (*FINAL, "flops_per_token") if k in trials.columns]
     for row in trials.to_dict("records"):
-        tags = {k: str(row[k]) for k in ("study", "stage", "arm", "seed", "config_key", "outcome")}
+        tags = {k: str(row[k]) for k in TAGS if k in row}
         run = client.create_run(experiment, tags=tags | {"mlflow.parentRunId": parent}).info.run_id
-        metrics = [Metric(f"final/{k}", float(row[k]), 0, 200) for k in FINAL if math.isfinite(row[k])]
+        metrics = [Metric(f"final/{k}", float(row[k]), 0, 200) for k in final if math.isfinite(row[k])]
         of_cell = curves.loc[(row["stage"], row["arm"], row["seed"])]
         metrics += [Metric("val/nll", r.val_nll, 0, r.step) for r in of_cell.itertuples()]
-        params = [Param(k, str(row[k])) for k in ("lr", "alpha")]
+        params = [Param(k, str(row[k])) for k in ("lr", "alpha") if k in row]
         client.log_batch(run, metrics=metrics, params=params, tags=[RunTag("unused", "x")])
     cut = {"mlflow.parentRunId": parent, "stage": "confirm", "arm": "gelu", "seed": "100", "outcome": "running"}
     client.create_run(experiment, tags=cut)
@@ -75,3 +77,15 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "no.db").exists()
     with pytest.raises(TableError, match=r"allowed: with --study NAME"):
         command.study(command.parser("x", "y").parse_args(["--mlflow", uri]))
+
+
+@pytest.mark.slow
+def test_mlflow_gives_the_trends_of_the_folder_of_a_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    folder = climb(tmp_path / "climb", {"up": (0.5, 1.5, 3.0)}, seeds=4)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    log(folder, uri)
+    got, want = (decide.verdict(study) for study in (load_mlflow(uri, "demo"), load(folder)))
+    assert [rung["compute"] for rung in got["rungs"]] == [rung["compute"] for rung in want["rungs"]]
+    assert got["trends"][0]["trend"] == "grows"
+    assert got["trends"][0]["slope"] == pytest.approx(want["trends"][0]["slope"])

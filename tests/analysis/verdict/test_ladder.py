@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from analysis.describe import ladder as command
 from analysis.io import formats
 from analysis.io.files import TableError
 from analysis.io.study import load
-from analysis.report import build
+from analysis.report import build, plots
 from analysis.stats import multiplicity
 from analysis.verdict import decide as significance
 from analysis.verdict.checks import unfinished
@@ -207,6 +208,26 @@ def test_a_diverged_run_has_no_mean_so_there_is_no_slope(tmp_path):
     assert (gain.factor, gain.why) == (None, "a run diverged, so there is no mean loss")
 
 
+def test_the_figure_has_a_mark_for_each_rung_and_the_line_of_the_slope(result, finished):
+    study = load(finished)
+    drawn = plots.styled(lambda _: plots.ladder(study, result), None)
+    panels = {ax.get_title(): ax for ax in drawn.axes if ax.get_visible()}
+    assert list(panels) == [f"{row.arm}: {row.trend}" for row in result.trends]
+    for row, ax in zip(result.trends, panels.values(), strict=True):
+        line = next(each for each in ax.lines if each.get_linestyle() == "--")
+        x, y = np.log2(line.get_xdata()), line.get_ydata()
+        values = [r.improvement_percent for g in result.rungs for r in g.result.comparisons if r.arm == row.arm]
+        assert y == pytest.approx(np.polyval(np.polyfit(np.log2(COMPUTE), values, 1), x))
+        marks = next(each for each in ax.lines if len(each.get_xdata()) == 3 and each is not line)
+        assert list(marks.get_ydata()) == values
+    odd = plots.styled(lambda _: plots.ladder(study, replace(result, trends=result.trends[:3])), None)
+    assert [ax.get_visible() for ax in odd.axes] == [True, True, True, False]
+    assert odd.axes[1].xaxis.get_tick_params()["labelbottom"]
+    hollow = [replace(row, rungs=[1], slope=None) for row in result.trends[:1]]
+    one = plots.styled(lambda _: plots.ladder(study, replace(result, trends=hollow)), None)
+    assert [len(each.get_xdata()) for each in one.axes[0].lines if each.get_markerfacecolor() == "none"] == [2]
+
+
 def test_a_rung_whose_floor_does_not_lose_is_named_and_only_its_slope_counts(tmp_path):
     def no_floor(trials):
         low = (trials["arm"] == "linear-floor") & (trials["rung"] == 1)
@@ -229,6 +250,7 @@ def test_a_rung_whose_floor_does_not_lose_is_named_and_only_its_slope_counts(tmp
     assert falls.trend is Trend.SHRINKS
     same = decide(load(climb(tmp_path / "same", three))).trends
     assert [row.slope for row in same] == [steady.slope, falls.slope]  # by the same rungs
+    assert (falls.rungs, falls.slope_rungs) == ([2, 3], [1, 2, 3])
 
 
 def test_an_arm_that_lost_on_two_rungs_is_dropped_and_named(tmp_path):
@@ -356,6 +378,7 @@ def test_the_report_shows_the_ladder_first_and_folds_the_lower_rungs(tmp_path):
     verdict = (folder / "verdict.md").read_text()
     assert verdict.index("## Rung 3") < verdict.index("## Trends")
     kept = (folder / "tables" / "ladder.csv").read_text()
+    assert "rung 1, %\nverdict\nworth in compute" in page
     assert kept.startswith("arm,improvement_1,verdict_1,compute_1,")
     edit(folder, lambda t: t[t["rung"] < 3])
     half = build.build(folder).read_text()
