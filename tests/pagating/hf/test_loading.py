@@ -293,6 +293,10 @@ def test_in_a_fresh_process_the_same_model_or_a_loud_error(tmp_path: Path) -> No
     torch.save(out(model), tmp_path / "moved.pt")
     saved(model, tmp_path / "moved")
     saved(type(model)(model.config), tmp_path / "twin")
+    pagating.register_unit("a test's snake", Snake)
+    model = shifted(gpt2(), unit="a test's snake")
+    torch.save(out(model), tmp_path / "snake.pt")
+    saved(model, tmp_path / "snake")
     script = f"""
 import sys, torch, transformers
 torch.set_num_threads(1)
@@ -311,6 +315,25 @@ import pagating
 assert pagating.alpha_values(transformers.AutoModelForCausalLM.from_pretrained("twin")) == []
 for name in ("llama", "gpt2", "moved"):
     assert torch.equal(pagating.from_pretrained(name)(ids)[0], torch.load(f"{{name}}.pt")), name
+class Snake(torch.nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.rate = torch.nn.Parameter(torch.ones(features))
+    def forward(self, x):
+        return x + self.of(self.rate * x) ** 2 / self.rate
+    of = staticmethod(torch.cos)
+
+pagating.register_unit("a test's snake", Snake)
+for load in (pagating.from_pretrained, transformers.AutoModelForCausalLM.from_pretrained):
+    Snake.of = torch.cos
+    try:
+        load("snake")
+    except ValueError as error:
+        assert "another unit" in str(error), error
+    else:
+        raise AssertionError(load)
+    Snake.of = torch.sin
+    assert torch.equal(load("snake").eval()(ids)[0], torch.load("snake.pt"))
 loaded = transformers.AutoModelForCausalLM.from_pretrained("gpt2")
 assert torch.equal(loaded(ids)[0], torch.load("gpt2.pt"))
 """
