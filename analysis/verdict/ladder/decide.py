@@ -110,6 +110,8 @@ def _measured(
     counted = [i for i, study in enumerate(ladder.rungs) if study.rung in measured]
     means = [_mean(ladder.rungs[i], rows[ladder.rungs[i].rung or 0], losses[i]) for i in counted]
     sizes = [ladder.sizes[i] for i in counted]
+    if not out.rungs:  # where no floor loses on any rung, nothing shows that any could tell arms apart
+        return out
     if len(measured) < LEAST or None in means or not np.isfinite(sizes).all():
         return out
     slope = trend.slope(np.log2(sizes).tolist(), [mean for mean in means if mean], ladder.level)

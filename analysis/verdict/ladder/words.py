@@ -8,6 +8,7 @@ from analysis.verdict import words
 from analysis.verdict.kinds import Comparison, Result, Rung, Verdict
 from analysis.verdict.ladder.kinds import ArmTrend, ComputeGain, Trend
 from analysis.verdict.summary import Summary
+from analysis.verdict.summary import summarise as of_study
 
 LEAST = 3  # rungs of a trend
 TIMES = 3.0  # factor of compute from which it is said as a multiple
@@ -170,7 +171,7 @@ def summarise(study: Study, result: Result) -> Summary:
     """
     ladder = study.ladder
     assert ladder is not None
-    each = tuple(f"Rung {rung.rung} ({size(rung, ladder.axis)}): {rung.result.summary}" for rung in result.rungs)
+    each = tuple(_rung(rung, own, ladder.axis) for rung, own in zip(result.rungs, ladder.rungs, strict=True))
     if result.unfinished:
         done = tuple(said for said, rung in zip(each, result.rungs, strict=True) if not rung.result.unfinished)
         head = f"Unfinished: {result.unfinished}. No trend is stated before the last rung has ended."
@@ -180,3 +181,14 @@ def summarise(study: Study, result: Result) -> Summary:
     over = f"Over {len(result.rungs)} rungs up to {size(top, ladder.axis)}, beyond which nothing is claimed"
     joint = f", with one correction ({study.correction}) over the arms of all rungs at level {ladder.level:g}"
     return Summary(f"{over}{joint if ladder.joint else ''}, against {study.baseline}:", parts, "", each)
+
+
+def _rung(rung: Rung, study: Study, axis: str) -> str:
+    # the verdict of one rung: its arms by their word, without the numbers, which the tables have
+    result = rung.result
+    part = of_study(result.every, study, result.sensitivity, result.unfinished)
+    groups: dict[str, list[str]] = {}
+    for row in result.in_question if part.parts else ():
+        groups.setdefault(words.headline(row, study.margin, study.unit), []).append(row.label)
+    said = "; ".join(f"{word}: {listed(arms)}" for word, arms in groups.items())
+    return f"Rung {rung.rung} ({size(rung, axis)}): {Summary(part.head, [said] if said else [], part.after)}"

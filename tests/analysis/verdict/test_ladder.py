@@ -97,7 +97,9 @@ def test_the_trends_are_those_of_the_laws(finished, result):
     assert said["catching-up"].endswith("but it is behind on every rung and merely loses less")
     assert said["down"].startswith("shrinks by 0.")
     assert all("nothing is claimed beyond rung 3" in row.why for row in result.trends)
-    first = result.summary.partition(" Rung 1 (")[0]
+    first, then = result.summary.split(" Rung 1 (")
+    assert "better: steady, up, down and turned; no difference larger than 0.5%: same; worse: catching-up." in then
+    assert then.count("The floor linear-floor loses by") == 3
     assert all(f"{arm}: {text}" in first for arm, text in said.items())
     assert "linear-floor" not in first
 
@@ -251,6 +253,9 @@ def test_a_rung_whose_floor_does_not_lose_is_named_and_only_its_slope_counts(tmp
     same = decide(load(climb(tmp_path / "same", three))).trends
     assert [row.slope for row in same] == [steady.slope, falls.slope]  # by the same rungs
     assert (falls.rungs, falls.slope_rungs) == ([2, 3], [1, 2, 3])
+    blind = decide(load(climb(tmp_path / "blind", {"falls": (2.0, 1.5, 1.0)}, floor=0.0))).trends[0]
+    assert (blind.trend, blind.slope, blind.rungs) == (Trend.UNDECIDED, None, [])
+    assert blind.said == "no trend: no rung counts, and a trend needs three or more sizes"
 
 
 def test_an_arm_that_lost_on_two_rungs_is_dropped_and_named(tmp_path):
