@@ -67,7 +67,7 @@ def test_a_command_for_tables_has_the_help_and_the_errors_of_its_script(name, mo
     script = f"analysis.{name}"
     code, out, err = pagating(monkeypatch, capsys, name, "--", "--none.csv", "x")
     assert (code, out) == (2, "")
-    assert err.startswith(f"pagating {name}: ")
+    assert err.startswith("pagating: --none.csv: no such file" if name == "ladder" else f"pagating {name}: ")
     assert err.count("\n") == 1
     with pytest.raises(SystemExit) as ended:
         import_module(module).main(["--help"])
