@@ -17,6 +17,7 @@ from analysis.io.tables.load import Question, load_table
 from analysis.io.trials import confirm_rows, to_numbers
 
 MODEL_KEYS = ("preset", "n_layer", "d_model", "n_head", "n_ctx", "dropout", "initializer_range", "activation")
+ARM_DEFAULTS = {"baseline": False, "floor": False, "base": "identity", "form": "pointwise", "per": "model"}
 
 
 def load(
@@ -64,12 +65,11 @@ def load(
             raise TableError(f"{source}: {options.named()} is an option of tables; allowed: a study folder without it")
         found = _load_folder(source, baseline, floor, metric)
         return found if rung is None else one_rung(str(source), found, rung)
-    if rung is not None:
-        raise TableError(f"--rung {rung}: {path} is no ladder; allowed: the folder of a study with `scales`")
     if str(path) != "-" and not os.path.isfile(source):
         raise TableError(f"{source}: no such file or folder; allowed: a study folder, or a file with a table")
     question = Question(baseline, floor, metric, level, margin, correction)
-    return load_table(str(path), question, options or Options())
+    found = load_table(str(path), question, options or Options())
+    return found if rung is None else one_rung(str(path), found, rung)
 
 
 def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: str | None) -> Study:
@@ -176,6 +176,14 @@ def training_compute(study: Study) -> float:
     return float(found.median()) if len(found) and found.median() > 0 else math.nan
 
 
+def _without_defaults(options: Any) -> Any:
+    # an earlier version did not write every default of an arm
+    if not isinstance(options, dict):
+        return options
+    found = {key: _without_defaults(value) for key, value in options.items()}
+    return {key: value for key, value in found.items() if key not in ARM_DEFAULTS or ARM_DEFAULTS[key] != value}
+
+
 def together(studies: Sequence[Study]) -> Study:
     """Make a ladder of several studies, each of which is one rung, in the order of their compute.
 
@@ -198,7 +206,7 @@ def together(studies: Sequence[Study]) -> Study:
                     f"{each.name} has the {what} {getattr(each, what)} and {first.name} {getattr(first, what)}; "
                     "allowed: studies with the same one"
                 )
-        arms, others = (study.settings.get("arms") or {} for study in (first, each))
+        arms, others = (_without_defaults(study.settings.get("arms") or {}) for study in (first, each))
         if apart := [arm for arm in dict.fromkeys([*arms, *others]) if arms.get(arm) != others.get(arm)]:
             raise TableError(
                 f"{each.name} and {first.name} differ in the arms {', '.join(apart)}; allowed: the same arms in each"

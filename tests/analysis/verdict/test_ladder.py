@@ -1,5 +1,6 @@
 """The verdict of a ladder: its rungs, the trend of each arm, gains in compute, and what does not count."""
 
+import io
 import json
 import math
 import subprocess
@@ -171,6 +172,7 @@ def test_an_unfinished_ladder_states_no_trend_and_shows_the_rungs_that_ended(tmp
     assert {row.kind for row in result.comparisons} == {Verdict.UNFINISHED}
     assert unfinished(study) == "rung 3 of 3 has not begun"
     assert result.rungs[1].result.comparisons[1].kind is Verdict.BETTER
+    assert command.main([str(folder), "--require-verdict"]) == 1
     assert significance.main([str(folder)]) == growth.main([str(folder)]) == improvement.main([str(folder)]) == 1
     cut = edit(climb(tmp_path / "cut", {"steady": (1.0, 1.0, 1.0)}), lambda t: t[t["seed"] != 3000])
     assert decide(load(cut)).unfinished == "rung 3 of 3: 21 of 24 confirm trials"
@@ -187,6 +189,13 @@ def test_an_unfinished_ladder_states_no_trend_and_shows_the_rungs_that_ended(tmp
     assert build.build(begun).is_file()
     one = decide(load(climb(tmp_path / "one", {"steady": (1.0, 1.0, 1.0)}, rungs=1)))
     assert one.unfinished == "rungs 2 to 3 of 3 have not begun"
+
+
+def test_an_undecided_arm_of_the_highest_rung_is_no_verdict_if_one_is_required(tmp_path, capsys):
+    folder = climb(tmp_path / "open", {"weak": (1.0, 1.0, 0.05)}, confirm={"margin": "0.01%"})
+    assert command.main([str(folder)]) == 0
+    assert command.main([str(folder), "--require-verdict"]) == 3
+    assert "no verdict: weak: undecided" in capsys.readouterr().err
 
 
 def test_two_sizes_have_verdicts_and_no_trend(tmp_path):
@@ -362,7 +371,7 @@ def test_the_command_in_a_fresh_process(finished):
 
     shown = run(str(finished), "--format", "csv")
     assert shown.returncode == 0
-    table = pd.read_csv(pd.io.common.StringIO(shown.stdout)).set_index("arm")
+    table = pd.read_csv(io.StringIO(shown.stdout)).set_index("arm")
     assert table.loc["turned", "trend"] == "turns"
     assert table.loc["linear-floor", "verdict_2"] == "worse"
     assert table.loc["up", "slope"] > 0
@@ -375,6 +384,7 @@ def test_the_report_shows_the_ladder_first_and_folds_the_lower_rungs(tmp_path):
     page = build.build(folder).read_text()
     assert page.index("Does it last?") < page.index("<h2>The verdict</h2>")
     assert page.count("<details>") == 2
+    assert page.count("better: steady and up. The floor linear-floor loses by") == 3
     assert "The verdict on rung 1 (150k parameters, 1M tokens, 1e+12 FLOPs)" in page
     assert "the report is about rung 3 (1.35M parameters, 1M tokens, 6.4e+13 FLOPs), the highest rung" in page
     assert "Ladder of 3 rungs, each with the level 0.05 / 3" in page
@@ -410,6 +420,10 @@ def each_size(folder, names=("small", "middle", "large"), **changes):
 def test_several_studies_are_a_ladder_with_holm_over_arms_and_rungs(tmp_path, capsys):
     laws = {"steady": (1.0, 1.0, 1.0), "turned": (1.5, 0.0, -1.5)}
     small, middle, large = each_size(climb(tmp_path / "climb", laws))
+    written = yaml.safe_load((large / "study.yaml").read_text())
+    for options in written["arms"].values():  # a later version writes more defaults
+        options |= {"form": "pointwise", "base": "identity"}
+    (large / "study.yaml").write_text(yaml.safe_dump(written))
     assert command.main([str(large), str(small), str(middle), "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [rung["name"] for rung in found["rungs"]] == ["small", "middle", "large"]
@@ -497,6 +511,10 @@ def test_a_table_with_a_column_of_sizes_is_a_ladder(tmp_path, capsys):
     assert command.main(words) == significance.main(words) == improvement.main(words) == 0
     said = capsys.readouterr()
     assert "params 16M" in said.out
+    assert improvement.main([*words, "--rung", "1", "--format", "csv"]) == 0
+    assert 0.5 < pd.read_csv(io.StringIO(capsys.readouterr().out))["improvement_percent"][0] < 1.5
+    with pytest.raises(TableError, match="--rung 4; allowed: 1, 2, 3"):
+        improvement.main([*words, "--rung", "4"])
     assert "this is its rung 3 of 3" in said.err
     # an accuracy rises, and compute makes gains of compute known
     better = sized({"new": (-1.0, -2.0, -3.0)}, "accuracy", 0.5).rename(columns={"params": "train FLOPs"})
