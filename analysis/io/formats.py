@@ -129,10 +129,11 @@ def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
     for row in short if "n" not in with_runs(rows, VERDICT_COLUMNS) else ():
         row["n"] = f"{row['n_baseline']} + {row['n_arm']}"
     columns = {key: VERDICT_COLUMNS[key] for key in ("arm", "n", "p_adjusted", "verdict")}
-    order = ("arm", "n", "improvement", "p_adjusted", "verdict")
     columns["improvement"] = ("improvement %", "s")
+    p = () if any("rung" in row for row in rows) else ("p_adjusted",)  # a ladder has a column more
+    order = ("arm", "n", "improvement", *p, "verdict")
     out = table(short, with_rung(rows, {key: columns[key] for key in order}), title=title)
-    arm, *middle, verdict = out.columns[-5:]
+    arm, *middle, verdict = out.columns[-len(order) :]
     for column in middle:
         column.no_wrap = True
     for column, key in ((arm, "arm"), (verdict, "verdict")) if width >= 80 else ():

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.describe import alphas, curves, growth
+from analysis.describe import alphas, curves, growth, ladder
 from analysis.io import formats
 from analysis.io.assemble import Study
 from analysis.io.text import markdown
@@ -18,6 +18,7 @@ from analysis.published import claims, claims_ours, page
 from analysis.report import differences, plots
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import Result
+from analysis.verdict.ladder.words import size
 from analysis.verdict.words import CLAIM_SEEDS
 
 MADE = "<!-- made by python docs/make_results.py: change the tables or the script, not this page -->"
@@ -36,7 +37,7 @@ def pages(studies: list[Study], results: Path) -> dict[str, str]:
 
 def front_page(studies: list[Study], results: Path) -> str:
     """Return the front page of the published studies."""
-    first = [study for study in studies if not _follows(study)]
+    first = [study for study in studies if not _follows(study) and not study.ladder]
     lines = ["# Results", "", MADE, ""]
     lines += [
         "What the published studies found. Every number on these pages is computed from the Parquet files beside them, "
@@ -58,6 +59,7 @@ def front_page(studies: list[Study], results: Path) -> str:
         ]
         lines += ["![Paired differences of every arm in every study, one dot per seed](verdicts.svg)", ""]
         lines += [differences.SHORT, ""]
+    lines += _ladders(studies)
     slopes = [{"study": study.name} | row for study in first for row in growth.table(study)]
     slopes = [row for row in slopes if row["scale"] == curves.SCALES["log2"][1]]
     if slopes:
@@ -69,13 +71,14 @@ def front_page(studies: list[Study], results: Path) -> str:
         lines += ["## Where do learned alphas go?", ""]
         lines += [formats.to_markdown(learned, {"study": ("study", "")} | alphas.columns(learned)), ""]
         lines += [alphas.kinds(first), "", *_freeze(first)]
-    later = [study for study in studies if _follows(study)]
+    later = [study for study in studies if _follows(study) and not study.ladder]
     if later:
         lines += ["## Taken up again", ""]
         for study in later:
             lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md)**, after {markdown(_follows(study))}. "]
             lines += [markdown(study.question), "", markdown(_judged(study).summary), ""]
-    lines += ["## The published claims", "", *answer(_for_a_claim(studies)), ""]
+    ladders = [study for study in studies if study.ladder]
+    lines += ["## The published claims", "", *answer([*_for_a_claim(studies), *ladders]), ""]
     lines += [formats.to_markdown(claims.table(), _short(claims.COLUMNS)), ""]
     lines += ["[claims.md](claims.md) has what each study says of each claim.", ""]
     lines += not_run(results)
@@ -89,6 +92,23 @@ def _judged(study: Study) -> Result:
     return decide(study)  # several tables of a page ask for it
 
 
+def _ladders(studies: list[Study]) -> list[str]:
+    # the studies of several sizes: the arms on every rung, and their trends
+    found = [study for study in studies if study.ladder]
+    lines = ["## Does it last as the model grows?", ""] if found else []
+    for study in found:
+        result = _judged(study)
+        lines += [f"**[{markdown(study.name)}]({_place(study)}/README.md).** {markdown(study.question)}", ""]
+        lines += [formats.to_markdown(*_on_rungs(result)), "", markdown(result.summary), ""]
+    return lines
+
+
+def _on_rungs(result: Result) -> tuple[list[dict[str, Any]], formats.Columns]:
+    rows = ladder.rows(result)
+    left_out = ("p", "slope_low", "slope_high")
+    return rows, {key: column for key, column in ladder.columns(rows).items() if key not in left_out}
+
+
 def _lacking(studies: list[Study]) -> list[str]:
     # what a study of today's configs/laptop.yaml has, and no published one
     arms = [options or {} for study in studies for options in (study.settings.get("arms") or {}).values()]
@@ -96,7 +116,7 @@ def _lacking(studies: list[Study]) -> list[str]:
     if not any(options.get("unit") == "swiglu" for options in arms):
         said.append("No study here has the arm `swiglu`, which `configs/laptop.yaml` has gained since.")
     if not any(len(study.layers) for study in studies):
-        said.append("None has a `layers.parquet`, so these pages do not show what the layers of an arm do.")
+        said.append("No study here has a `layers.parquet`, so these pages do not show what the layers of an arm do.")
     return [" ".join(said), ""] if studies and said else []
 
 
@@ -118,13 +138,22 @@ def readme_block(studies: list[Study]) -> str:
         "",
         formats.to_markdown(*decisions(_for_a_claim(studies))),
         "",
+        *(line for study in studies if study.ladder for line in _in_readme(study)),
         "[docs/results](docs/results/README.md) has all published studies, and what they say of the published claims.",
     ]
     return "\n".join([*lines, ""])
 
 
+def _in_readme(study: Study) -> list[str]:
+    result = _judged(study)
+    sizes = "; ".join(f"rung {rung.rung}: {size(rung)}" for rung in result.rungs)
+    asked = f"{markdown(study.question)} [{markdown(study.name)}](docs/results/{_place(study)}/README.md) ({sizes}):"
+    return [asked, "", formats.to_markdown(*_on_rungs(result)), ""]
+
+
 def _for_a_claim(studies: list[Study]) -> list[Study]:
-    """Return the studies of at least `CLAIM_SEEDS` seeds, or all studies if none has as many."""
+    """Return the studies of one size with at least `CLAIM_SEEDS` seeds, or all of one size if none has as many."""
+    studies = [study for study in studies if not study.ladder]
     enough = [study for study in studies if min(len(s) for s in _judged(study).seeds.values()) >= CLAIM_SEEDS]
     return enough or studies
 
@@ -146,7 +175,8 @@ def answer(studies: list[Study]) -> list[str]:
         for row in claims_ours.said(study)["improvement"]:
             if published_formula(options := arms.get(row["arm"]) or {}):
                 words = "; ".join(f"{heading}: {text}" for heading, text in row.items() if heading != "arm")
-                line = f"- {markdown(row['arm'])} ({markdown(study.name)}), {markdown(words)}."
+                named = f"{study.name}, rung {study.rung}" if study.ladder else study.name
+                line = f"- {markdown(row['arm'])} ({markdown(named)}), {markdown(words)}."
                 found.append((not claims_ours.is_claimed(options), line))
     lines += [line for _, line in sorted(found, key=itemgetter(0))]  # the arm that the claim is about comes first
     missing = claims_ours.notes(0, *studies).get("improvement")

@@ -18,7 +18,9 @@ from analysis.report.build import decision, trend_lines
 from analysis.report.figures import Drawn
 from analysis.report.findings import Findings
 from analysis.report.methods import methods, would_change
+from analysis.stats.scale import calibrated
 from analysis.verdict import looks
+from analysis.verdict.grids import ranges
 
 FILES = ("study.yaml", "trials.parquet", "curves.parquet", "verdict.json")
 OPTIONAL = ("layers.parquet",)
@@ -26,7 +28,6 @@ NOT_MEASURED = "no measurements"  # in the note of a study whose seconds and spe
 STANDING_LIMITS = (
     "It answers for this model size, number of tokens and text. Ranks change between short and long trials.",
     "The seeds sample initialisation and data order, not texts. The interval covers new seeds on this corpus.",
-    "Equally tuned means: the learning rate on one shared grid. Nothing else was tuned.",
     "A searched alpha is the best of few search trials; another value may be better.",
 )
 OTHER_BITS = (
@@ -74,10 +75,15 @@ def page(found: Findings, drawn: Mapping[str, Drawn]) -> str:
     if change:
         lines += ["## What would change the conclusion", "", *(f"- {markdown(line)}" for line in change), ""]
     lines += ["## Methods", "", *(f"- {markdown(line)}" for line in methods(study)), ""]
-    limits = [*STANDING_LIMITS, *([OTHER_BITS] if _files(study) and came.get("source") else [])]
+    limits = [*STANDING_LIMITS, _tuned(study), *([OTHER_BITS] if _files(study) and came.get("source") else [])]
     lines += ["## Limits", "", *(f"- {line}" for line in limits), ""]
     lines += _origin(study, came)
     return "\n".join(lines)
+
+
+def _tuned(study: Study) -> str:
+    names = calibrated(ranges(study))
+    return f"Equally tuned means: {' and '.join(names)} on shared points. Nothing else was tuned."
 
 
 def second_half(slopes: list[dict[str, Any]]) -> list[str]:

@@ -300,11 +300,15 @@ def shown_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
 
 
 def rows_of_rungs(result: Result) -> list[dict[str, Any]]:
-    """Return `shown_rows` of every rung that has finished, each with its number; of a plain study, those alone."""
+    """Return `shown_rows` of every rung that has finished, each with its number; of a plain study, those alone.
+
+    A verdict of a rung is one word here. Its reasons are in the summary.
+    """
     if not result.rungs:
         return shown_rows(result.every)
     done = [rung for rung in result.rungs if not rung.result.unfinished]
-    return [{"rung": rung.rung, **row} for rung in done for row in shown_rows(rung.result.every)]
+    rows = [{"rung": rung.rung, **row} for rung in done for row in shown_rows(rung.result.every)]
+    return [{**row, "verdict": str(row["kind"]).replace("_", " ")} for row in rows]
 
 
 def as_object(result: Result) -> dict[str, Any]:

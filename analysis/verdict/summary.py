@@ -16,7 +16,10 @@ from analysis.verdict.kinds import Comparison, Sensitivity, Verdict, in_question
 
 @dataclass(frozen=True)
 class Summary:
-    """Verdict of a study in words: its beginning, one part per arm, sentences after the arms, and one text per rung."""
+    """Verdict of a study in words: its beginning, one part per arm, and sentences after the arms.
+
+    `rungs` has the whole verdict on each rung of a ladder, which `str` leaves out.
+    """
 
     head: str
     parts: list[str]
@@ -25,7 +28,7 @@ class Summary:
 
     def __str__(self) -> str:
         said = self.head + (f" {'; '.join(self.parts)}." if self.parts else "")
-        return " ".join(part for part in (said, self.after, *self.rungs) if part)
+        return f"{said} {self.after}".rstrip()
 
 
 def summarise(rows: Sequence[Comparison], study: Study, floor: Sensitivity, unfinished: str) -> Summary:

@@ -175,12 +175,29 @@ def summarise(study: Study, result: Result) -> Summary:
     if result.unfinished:
         done = tuple(said for said, rung in zip(each, result.rungs, strict=True) if not rung.result.unfinished)
         head = f"Unfinished: {result.unfinished}. No trend is stated before the last rung has ended."
-        return Summary(head, [], "", done)
+        ended = [rung for rung in result.rungs if not rung.result.unfinished]
+        return Summary(head, [], " ".join(brief(rung, ladder.axis) for rung in ended), done)
     parts = [f"{row.label}: {row.said}" for row in result.trends]
     top = result.rungs[-1]
     over = f"Over {len(result.rungs)} rungs up to {size(top, ladder.axis)}, beyond which nothing is claimed"
     joint = f", with one correction ({study.correction}) over the arms of all rungs at level {ladder.level:g}"
-    return Summary(f"{over}{joint if ladder.joint else ''}, against {study.baseline}:", parts, "", each)
+    short = " ".join(brief(rung, ladder.axis) for rung in result.rungs)
+    return Summary(f"{over}{joint if ladder.joint else ''}, against {study.baseline}:", parts, short, each)
+
+
+def brief(rung: Rung, axis: str = COMPUTE) -> str:
+    """Return the verdicts on a rung in one sentence: the arms by their verdict, and if a warning goes with them."""
+    rows = rung.result.in_question
+    kinds: dict[str, list[str]] = {}
+    for row in rows:
+        kinds.setdefault(row.kind.replace("_", " "), []).append(row.label)
+    said = "; ".join(f"{kind}: {listed(labels)}" for kind, labels in kinds.items())
+    if rows and all(row.refusal and row.refusal.of_floor for row in rows):
+        said = f"not testable, because {rung.result.sensitivity.why}"
+    named = size(rung, axis).split(",")[0]
+    where = f"Rung {rung.rung}" + (f" ({named})" if named else "")
+    warned = " A warning goes with it." if "Warning: " in rung.result.summary else ""
+    return f"{where}: {said}.{warned}"
 
 
 def _rung(rung: Rung, study: Study, axis: str) -> str:
