@@ -14,7 +14,7 @@ from analysis.verdict.decide import decide
 from analysis.verdict.exits import add_require_verdict, end
 from analysis.verdict.kinds import Result, Rung, as_object
 from analysis.verdict.ladder.kinds import ArmTrend
-from analysis.verdict.ladder.words import in_compute, rows_of
+from analysis.verdict.ladder.words import FAMILY, in_compute, rows_of
 
 NUMBERS: formats.Columns = {
     "trend": ("trend", ""),
@@ -104,5 +104,6 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.ladder")
         shown = short(table) if options.format == "terminal" else (table, columns(table))
         command.emit_rows(*shown, options.format, title=result.summary)
     if options.format == "terminal":
-        formats.print_notes([f"{row.label}: {row.said}; {row.why}" for row in result.trends])
+        said = [f"{row.label}: {row.said}; {row.why}" for row in result.trends]
+        formats.print_notes([*said, FAMILY] if said else [])
     return end(result, options.require_verdict) if table or result.unfinished else Exit.DONE

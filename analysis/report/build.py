@@ -25,7 +25,7 @@ from analysis.report.findings import PATH_COLUMNS, TABLES, Findings
 from analysis.report.methods import methods, would_change
 from analysis.verdict.exits import add_require_verdict, end
 from analysis.verdict.kinds import Result, as_object, rows_of_rungs, shown_rows
-from analysis.verdict.ladder.words import size
+from analysis.verdict.ladder.words import FAMILY, size
 from analysis.verdict.ladder.words import summarise as of_ladder
 from analysis.verdict.summary import Summary, summarise
 
@@ -102,11 +102,8 @@ def trend_lines(result: Result) -> list[str]:
     """Return the trends of a ladder as lines of Markdown: a table of arms and rungs, then the reasons of each arm."""
     rows = ladder.rows(result)
     lines = [formats.to_markdown(rows, ladder.columns(rows)), ""]
-    return [
-        *lines,
-        *(f"- {markdown(row.label)}: {markdown(row.said)}; {markdown(row.why)}" for row in result.trends),
-        "",
-    ]
+    said = [f"- {markdown(row.label)}: {markdown(row.said)}; {markdown(row.why)}" for row in result.trends]
+    return [*lines, *said, "", FAMILY, ""]
 
 
 def terminal_table(result: Result, width: int | None = None) -> Table:

@@ -12,7 +12,7 @@ from analysis.verdict.summary import summarise as of_study
 
 LEAST = 3  # rungs of a trend
 TIMES = 3.0  # factor of compute from which it is said as a multiple
-FAMILY = "The trends are a family of their own, apart from the verdicts on the rungs."
+FAMILY = "The adjusted p of a slope counts the trends alone: they are a family apart from the verdicts on the rungs."
 
 
 def listed(parts: Sequence[object]) -> str:
