@@ -92,7 +92,10 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.budget")
     study = command.study(options)
     rows = curves(study)
     if not rows:
-        return command.nothing_to_show("no search trials")
+        below = [each.rung for each in study.ladder.rungs if curves(each)] if study.ladder else []
+        return command.nothing_to_show(
+            "no search trials" + (f" here; arms searched on --rung {below[0]}" if below else "")
+        )
     command.emit_rows(rows, COLUMNS, options.format, title="Expected best val_nll of n search trials")
     if options.format == "terminal":
         for name, (more, columns) in {

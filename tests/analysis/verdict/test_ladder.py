@@ -306,6 +306,18 @@ def test_other_scripts_show_one_rung_and_say_which(finished, capsys, main):
     assert "rung 1" not in out
 
 
+def test_the_search_budget_is_that_of_the_rung_that_searched(tmp_path, capsys):
+    def searched(trials):
+        first = trials[trials["rung"] == 1].assign(stage="search", seed=1, chosen=None)
+        return pd.concat([trials, first.assign(config_key=[f"s{i}" for i in range(len(first))])])
+
+    folder = edit(climb(tmp_path / "searched", {"steady": (1.0,) * 3}), searched)
+    assert budget.main([str(folder)]) == 0
+    assert "no search trials here; arms searched on --rung 1" in capsys.readouterr().err
+    assert budget.main([str(folder), "--rung", "1", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith("arm,budget,")
+
+
 def test_one_rung_is_a_plain_study_and_a_wrong_number_is_refused(finished, demo, capsys):
     assert improvement.main([str(finished), "--rung", "2", "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
