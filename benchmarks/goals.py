@@ -63,6 +63,12 @@ COMING_UP = (
     "check of the disk, which loads torch, while Ray starts; workers that load what a trial needs while the driver "
     "loads its own; MLflow after the first report."
 )
+SMALL_ON_GPU = (
+    "the engine keeps weights, norms and residuals in float32 and casts them for each product, and its steps of single "
+    "operations read and write the activations many times. Tried: larger batches, which change little; chunks of "
+    "logits of 512 MiB instead of 8. Compiled, a pack of small models is about twice as fast; GPT-2 small compiled "
+    "was not measured."
+)
 
 
 def emulates_bfloat16(where: Mapping[str, Any]) -> bool:
@@ -170,17 +176,25 @@ def _study(kept: Kept) -> Iterator[Goal]:
 def _packed(kept: Kept) -> Iterator[Goal]:
     rows = kept["packed"]["rows"]
     gpu = [row["ratio"]["median"] for row in rows if row["device"] == "cuda"]
+    if "gpu" in kept:
+        tokens = {(row["part"], row.get("what")): row["tokens_per_second"] for row in kept["gpu"]["rows"]}
+        alone = tokens["turn", "4 x 128"]
+        gpu += [row["tokens_per_second"] / alone for row in kept["gpu"]["rows"] if row["part"] == "goal"]
     goal = "GPU: packed trials at least 4x as fast as one after the other"
     if gpu:
-        yield Goal(goal, "packed", f"{max(gpu):.2f}", judge(max(gpu) >= 4))
+        yield Goal(goal, "gpu" if "gpu" in kept else "packed", f"{max(gpu):.3g}x", judge(max(gpu) >= 4))
     else:
         cpu = max(row["ratio"]["median"] for row in rows)
         yield Goal(goal, "packed", f"on the CPU {cpu:.2f}", f"{UNMEASURED}: no GPU was available")
 
 
 def _gpu(kept: Kept) -> Iterator[Goal]:
-    goal = "GPT-2 small on one H100: at least 45% of its FLOPs (`flops_utilisation` of a trial)"
-    yield Goal(goal, "gpu", "-", f"{UNMEASURED}: no GPU was available")
+    goal = "GPT-2 small on one Hopper card: at least 45% of its bfloat16 peak"
+    found = [row["utilisation"] for row in kept.get("gpu", {}).get("rows", []) if row["part"] == "small"]
+    if found:
+        yield Goal(goal, "gpu", f"{max(found):.0%}, not compiled", judge(max(found) >= 0.45), SMALL_ON_GPU)
+    else:
+        yield Goal(goal, "gpu", "-", f"{UNMEASURED}: no GPU was available")
 
 
 SOURCES: tuple[tuple[str | None, Callable[[Kept], Iterator[Goal]]], ...] = (
@@ -217,7 +231,7 @@ def section(kept: Kept) -> list[str]:
     ]
     for row in rows:
         where = kept[row.part]["machine"] if row.part in kept else None
-        load = f"{where['load']} of {where['cores']}" if where else "-"
+        load = f"{where['load']} of {where['cores']}" if where and "load" in where else "-"
         lines.append(f"| {row.goal} | {row.measured} | {load} | {row.judged} |")
     missed = [row for row in rows if row.judged.startswith("missed") and row.obstacle]
     if missed:

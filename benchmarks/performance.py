@@ -39,7 +39,9 @@ def page(kept: Mapping[str, Any]) -> str:
     blocks = [HEAD.rstrip(), "\n".join(goals.section(kept))]
     for part, (script, lines) in PARTS.items():
         if part in kept:
-            blocks += ["\n".join(lines(kept[part], measured_by(script, kept[part]["machine"])))]
+            where = kept[part]["machine"]
+            by = measured_by(script, where) if "processor" in where else measured_on(script, where)
+            blocks += ["\n".join(lines(kept[part], by))]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -50,6 +52,60 @@ def measured_by(script: str, where: Mapping[str, Any]) -> str:
         f"{where['instructions']}, torch {where['torch']}, Python {where['python']}; load average at the start "
         f"{where['load']}."
     )
+
+
+def measured_on(script: str, where: Mapping[str, Any]) -> str:
+    """Name the command, the card and the date in one sentence."""
+    return (
+        f"`python benchmarks/{script}` on {where['date']}: one {where['card']}, torch {where['torch']}, CUDA "
+        f"{where['cuda']}; its dense bfloat16 peak is {where['peak_tflops']:g} TFLOP/s."
+    )
+
+
+WHAT_ON_GPU = {
+    "turn": "one trial, {what}",
+    "pack": "pack, 3 x 128, 8,192 tokens per step and trial",
+    "goal": "pack, 4 x 128, 1,024 tokens per step and trial",
+    "small": "GPT-2 small (124M), n_ctx 1,024, {batch:,} tokens per step",
+    "compiled": "{what}, 3 x 128, 8,192 tokens per step and trial, compiled",
+}
+
+
+def on_gpu(found: Mapping[str, Any], by: str) -> list[str]:
+    """Return the section on one GPU: steps of packs and of single trials, and a study that trained on it."""
+
+    def line(row: Mapping[str, Any]) -> str:
+        what = WHAT_ON_GPU[row["part"]].format(**row)
+        return (
+            f"| {what} | {row.get('trials', 1)} | {row['precision']} | {row['ms']:.1f} | "
+            f"{row['tokens_per_second']:,} | {row['utilisation']:.1%} | {row['peak_gpu_mb']:,} |"
+        )
+
+    study, ratio = found["study"], pack_ratio(found)
+    return [
+        "## On a GPU",
+        "",
+        by,
+        "",
+        "| step | trials | precision | ms | tokens/s, all trials | share of the peak | peak GPU memory, MiB |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+        *map(line, found["rows"]),
+        "",
+        f"A pack of 4 x 128 is {ratio:.0f} times as fast as its trials one after another. One measurement each, "
+        "without a spread. Tried for GPT-2 small, and not measured yet: an output projection with a round number of "
+        "rows.",
+        "",
+        f"A study on the same card: the last {study['cells']:,} cells of "
+        f"[{study['name']}](results/{study['name']}/README.md) took {study['seconds']:,} s, in packs of up to 24, "
+        f"three at a time. The card was busy for {study['gpu_busy']:.0%} of the time, at {study['watts']} W and with "
+        f"at most {study['peak_gpu_mb']:,} MiB (means and maximum of {study['samples']} samples).",
+    ]
+
+
+def pack_ratio(found: Mapping[str, Any]) -> float:
+    """Return how much faster the largest pack of 4 x 128 is than its trials one after another, in tokens/s."""
+    turn = next(row for row in found["rows"] if row["part"] == "turn" and row["what"] == "4 x 128")
+    return max(row["tokens_per_second"] for row in found["rows"] if row["part"] == "goal") / turn["tokens_per_second"]
 
 
 def packed(found: Mapping[str, Any], by: str) -> list[str]:
@@ -143,6 +199,7 @@ def table(found: Mapping[str, Any], by: str) -> list[str]:
 PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any], str], list[str]]]] = {
     "trial": ("trial_speed.py", performance_trial.trial),
     "packed": ("packed_speed.py", packed),
+    "gpu": ("gpu_check.py", on_gpu),
     "study": ("study_overhead.py", study),
     "gates": ("gate_cost.py", gates),
     "table": ("large_table.py", table),

@@ -43,8 +43,8 @@ def test_each_benchmark_keeps_the_figures_of_the_others(tmp_path):
 
 
 def test_a_part_that_nobody_shows_is_refused(tmp_path):
-    with pytest.raises(KeyError, match="gpu"):
-        performance.keep(tmp_path, "gpu", TABLE)
+    with pytest.raises(KeyError, match="nothing"):
+        performance.keep(tmp_path, "nothing", TABLE)
 
 
 # --- goals ---
@@ -163,6 +163,29 @@ def test_what_cannot_be_judged_is_neither_met_nor_missed():
     page = performance.page({"trial": TRIAL, "study": STUDY})
     assert "Of 13 goals 12 are met and 0 missed; 1 could" in page
     assert "What stands in the way" not in page
+
+
+@pytest.mark.parametrize(("packed", "small", "word"), [(400, 0.45, "met"), (399, 0.449, "missed")])
+def test_the_goals_of_a_gpu_are_judged_at_their_limits(packed, small, word):
+    rows = [
+        {"part": "turn", "what": "top rung", "tokens_per_second": 1, "utilisation": 0.9},
+        {"part": "turn", "what": "4 x 128", "tokens_per_second": 100, "utilisation": 0.9},
+        {"part": "goal", "trials": 16, "tokens_per_second": 300, "utilisation": 0.9},
+        {"part": "goal", "trials": 64, "tokens_per_second": packed, "utilisation": 0.9},
+        {"part": "small", "batch": 16384, "tokens_per_second": 9, "utilisation": small},
+    ]
+    found = judged({"packed": PACKED, "gpu": {"machine": {"card": "a card"}, "rows": rows}})
+    assert [found[goal] for goal in found if "GPU" in goal or "Hopper" in goal] == [word] * 2
+
+
+def test_the_section_on_a_gpu_has_the_kept_figures():
+    kept = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="utf-8"))["gpu"]
+    lines = performance.on_gpu(kept, performance.measured_on("gpu_check.py", kept["machine"]))
+    text = "\n".join(lines)
+    assert kept["machine"]["card"] in text
+    for row in kept["rows"]:
+        assert f"| {row['ms']:.1f} | {row['tokens_per_second']:,} | {row['utilisation']:.1%} |" in text
+    assert f"{performance.pack_ratio(kept):.0f} times as fast" in text
 
 
 def test_what_stands_in_the_way_is_said_of_what_is_missed_alone():

@@ -40,8 +40,7 @@ def to_change(result: Result, study: Study) -> list[str]:
         return [f"To decide: stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"]
     if result.unfinished:
         return [f"To finish it: pagating sweep {study.name}, or the command that began it"]
-    tokens = study.fixed.tokens
-    longer = f"fixed.tokens: {tokens} -> {LONGER * tokens}, {ANOTHER}"
+    longer = _longer(study)
     found = _to_bracket(result.every, study)
     if rows and all(row.refusal is Refusal.FLOOR_DOES_NOT_LOSE for row in rows):
         return [*found, f"To make arms differ by more than the noise: {longer}"]
@@ -72,6 +71,17 @@ def to_change(result: Result, study: Study) -> list[str]:
     if not found:
         found.append(f"The verdict holds for this text, model and tokens; for others: corpus or model, {ANOTHER}")
     return found
+
+
+def _longer(study: Study) -> str:
+    """Return how the trials of a study, or of the rungs of a ladder, become longer."""
+    if not study.scales:
+        tokens = study.fixed.tokens
+        return f"fixed.tokens: {tokens} -> {LONGER * tokens}, {ANOTHER}"
+    each = study.scales[-1].tokens_per_parameter
+    if each is None:
+        return f"tokens of each rung, times {LONGER}, {ANOTHER}"
+    return f"tokens_per_parameter of each rung: {each:g} -> {LONGER * each:g}, {ANOTHER}"
 
 
 def _to_tell_the_floor(result: Result, study: Study) -> list[str]:

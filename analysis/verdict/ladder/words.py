@@ -75,7 +75,7 @@ def say(row: ArmTrend, rungs: Sequence[Rung], study: Study) -> None:
     else:
         row.said = _open(row, steep)
     why = _reasons(row, rungs, study)
-    if steep and row.trend in (Trend.TURNS, Trend.HOLDS, Trend.UNDECIDED):
+    if steep and steep not in row.said and row.trend in (Trend.TURNS, Trend.HOLDS, Trend.UNDECIDED):
         why.insert(0, f"slope {steep}")
     if row.p_adjusted is not None:
         why.append(f"adjusted p of the slope = {row.p_adjusted:.3g} ({study.correction}), level {row.level:g}")

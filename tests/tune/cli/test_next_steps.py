@@ -8,7 +8,8 @@ from analysis.io.assemble import assemble
 from analysis.stats import power
 from analysis.verdict.decide import decide
 from tests.studies import SMALL, changed, study_of
-from tune.cli.next_steps import MOST_SEEDS, next_steps, to_change
+from tests.tune.decide.ladders import ladder_of
+from tune.cli.next_steps import MOST_SEEDS, _longer, next_steps, to_change
 from tune.errors import StudyError
 
 STUDY = changed(
@@ -94,6 +95,12 @@ def test_more_seeds_than_a_study_takes_are_not_advised():
     study(confirm={"seeds": MOST_SEEDS})
     with pytest.raises(StudyError, match=r"confirm\.seeds"):
         study(confirm={"seeds": MOST_SEEDS + 1})
+
+
+def test_a_ladder_becomes_longer_by_its_rungs():
+    assert _longer(ladder_of()) == "tokens_per_parameter of each rung: 20 -> 80, under another name"
+    rows = [{"tokens": 10**6 * n, "d_model": 16 * n} for n in (1, 2)]
+    assert _longer(ladder_of(scales=rows)) == "tokens of each rung, times 4, under another name"
 
 
 def test_a_floor_that_does_not_lose_asks_for_longer_trials():
