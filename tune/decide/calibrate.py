@@ -11,7 +11,7 @@ Nothing here trains. The stages ask for cells, record their losses, and ask agai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -28,6 +28,7 @@ from tune.study.study import Study, digest
 FIRST_SELECTION_SEED = 11  # the selection seeds are 11, 12, ...
 CORNER = 0.7  # distance of a corner from the optimum on each axis, in steps
 GAIN = 0.25  # gain of a joint fit over the optimum before, in standard errors of a point, that asks for a new round
+SAME = 1e-9  # relative difference of learning rates that differ by rounding only
 NARROWEST = 1 / 8  # distance to an infeasible neighbour, in steps, up to which no point is inserted
 
 
@@ -75,10 +76,19 @@ class Calibration:
         decided: Called with each decision, for the ledger.
         first_form: Calibrate the learning rate alone and insert no point next to a divergence, as in ledgers whose
             grid has no name.
+        recorded: First grid of learning rates in the ledger. It is taken instead of one that is equal up to rounding,
+            because the last bits of a power depend on the machine, and a study may go on on another one.
     """
 
-    def __init__(self, study: Study, decided: Callable[..., Any], first_form: bool = False) -> None:
+    def __init__(
+        self,
+        study: Study,
+        decided: Callable[..., Any],
+        first_form: bool = False,
+        recorded: Sequence[float] | None = None,
+    ) -> None:
         self.study, self._decided, self._first_form = study, decided, first_form
+        self._recorded = list(recorded or ())
         self._scales = {name: scale for name, scale in scales(study).items() if name == "lr" or not first_form}
         self.names = list(self._scales)
         self.capped = False  # True if `max_points` ended the extension of a grid
@@ -116,6 +126,8 @@ class Calibration:
             scale = self._scales[name]
             if name == "lr":
                 values = geometric_grid(geometric_mean(list(rates)), settings.points, settings.spacing)
+                if len(values) == len(self._recorded) and np.allclose(values, self._recorded, rtol=SAME, atol=0):
+                    values = self._recorded
             else:
                 values = _grid(scale, self._centre[name], settings.points)
             self._axes.append(Axis(scale, values, {}))

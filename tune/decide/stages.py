@@ -35,6 +35,7 @@ class Stages:
         confirmed: Arm and seed of each confirm cell that an earlier run of the study recorded.
         first_form: The ledger is of an earlier version, which calibrated the learning rate alone (`Calibration`).
         start: Configurations at which calibrate starts, by arm, instead of those that a search here would find.
+        grid: First grid of learning rates that an earlier run recorded.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Stages:
         confirmed: Collection[tuple[str, int]] = (),
         first_form: bool = False,
         start: Mapping[str, dict[str, float]] | None = None,
+        grid: Sequence[float] | None = None,
     ) -> None:
         self.study, self._decided, self._suggested, self._start = study, decided, suggested, start
         self.stage = "search"
@@ -58,7 +60,7 @@ class Stages:
             arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm], study.replicate, study.batch_limits[0])
             for arm in (study.arms if start is None else ())
         }
-        self.calibration = Calibration(study, decided, first_form)
+        self.calibration = Calibration(study, decided, first_form, grid)
         self.confirmation = Confirmation(study, decided, looked, confirmed)
         self.chosen: dict[str, dict[str, float]] = {}
         self.hopeless = False  # True if no search trial of any arm gave a loss: then there is nothing to compare

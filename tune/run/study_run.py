@@ -137,6 +137,7 @@ class StudyRun:
         events = ledgers.of_rung(self.ledger.events, study.rung)
         cells = [record.cell for record in self.records.values() if record.cell.rung == study.rung]
         named = {"rung": study.rung} if study.rung else {}
+        grids = [event for event in events if event["event"] == "grid" and event.get("nuisance", "lr") == "lr"]
         return Stages(
             study,
             lambda event, **fields: self._decided(event, **named, **fields),
@@ -146,6 +147,7 @@ class StudyRun:
             {(cell.arm, cell.seed) for cell in cells if cell.stage == "confirm"},
             any(event["event"] == "grid" and "nuisance" not in event for event in events),
             start,
+            grids[0]["grid"] if grids else None,
         )
 
     def _steps(self, cell: Cell) -> int:

@@ -30,6 +30,7 @@ SINCE = 1_700_000_000_000  # ms; fixed, so that a study always has the same tags
 NAME = "attributes.`Run Name`"
 PAGE = 100  # number of runs that the runs page loads at first
 ARM_COLOURS = "pagating.armColours"  # tag with the colours that `pagating ui` stores in the browser
+ROOM = 7000  # characters of a verdict in the description of a run, which MLflow cuts at 8,000
 LONGEST = 5000  # maximal number of characters of an experiment's tag in MLflow's sqlite store
 Range = tuple[float, float]
 
@@ -232,8 +233,20 @@ def show(client: Any, experiment: str, tags: dict[str, str]) -> None:
             client.set_experiment_tag(experiment, name, value)
 
 
+def _fitting(text: str) -> str:
+    """Return the first whole lines of a text that fit into the description of a run."""
+    lines: list[str] = []
+    used = 0
+    for line in text.splitlines():
+        used += len(line) + 1
+        if used > ROOM:
+            return "\n".join([*lines, "", "The rest is in the report."])
+        lines.append(line)
+    return text
+
+
 def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: dict[str, Any]) -> None:
-    """Write the verdict to the parent run: a description, one metric per arm, and the report as an artifact."""
+    """Write the verdict to the parent run: a description, a metric per arm and rung, and the report as an artifact."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
@@ -242,16 +255,17 @@ def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: d
     events = ledger.read(folder / "ledger.jsonl")
     now = round(1000 * max(event["time"] for event in events))
     metrics = [
-        Metric(f"improvement_percent/{row['arm']}", row["improvement_percent"], now, 0)
+        Metric(f"improvement_percent/{row['arm']}", row["improvement_percent"], now, step)
+        for step, part in enumerate(verdict.get("rungs") or [verdict], int("rungs" in verdict))  # a rung is a step
         for row in [
-            *verdict["comparisons"],
-            *({**row, "arm": f"{row['arm']} against {row['baseline']}"} for row in verdict.get("contrasts", [])),
+            *part["comparisons"],
+            *({**row, "arm": f"{row['arm']} against {row['baseline']}"} for row in part.get("contrasts", [])),
         ]
         if row["improvement_percent"] is not None
     ]
     client.log_batch(parent_id, metrics=metrics)
     experiment = client.get_run(parent_id).info.experiment_id
-    client.set_tag(parent_id, NOTE, note(study, experiment, parent_id, table))
+    client.set_tag(parent_id, NOTE, note(study, experiment, parent_id, _fitting(table)))
     client.set_experiment_tag(experiment, NOTE, note(study, experiment, parent_id, table.strip().split("\n", 1)[0]))
     confirms = [r for r in ledger.records(events).values() if r.cell.stage == "confirm" and r.outcome == "completed"]
     ends = [record.curve[-1] for record in confirms if record.curve]

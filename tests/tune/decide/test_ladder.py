@@ -7,6 +7,7 @@ import pytest
 
 from tests.tune.decide.ladders import BEST_LR, ladder_of, loss_of
 from tune.backend.inline import Inline
+from tune.decide import calibrate
 from tune.decide.ladder import predict
 from tune.errors import StudyError
 from tune.run.extend import check_folder
@@ -84,6 +85,21 @@ def test_a_ladder_that_is_stopped_on_any_rung_continues_to_the_same_ledger(tmp_p
     columns = ["rung", "stage", "arm", "seed", "config_key", "test_nll", "look"]
     both = [tables("tiny", run.ledger.events)[0][columns] for run in (whole, rest)]
     pd.testing.assert_frame_equal(*both)
+
+
+def test_a_study_that_goes_on_on_another_machine_keeps_its_grid(tmp_path, monkeypatch):
+    study = ladder_of()
+    climbed(study, tmp_path, most=150)
+    grid = calibrate.geometric_grid
+    monkeypatch.setattr(calibrate, "geometric_grid", lambda *given: [rate * (1 + 4e-16) for rate in grid(*given)])
+    rest = climbed(study, tmp_path)
+    assert len(rest.records) == rest.ended  # no cell was suggested twice
+    firsts = [e for e in told(rest) if e["event"] == "grid" and e["nuisance"] == "lr" and e["rung"] == 1]
+    assert len(firsts) == len({len(e["grid"]) for e in firsts})
+    monkeypatch.setattr(calibrate, "geometric_grid", lambda *given: [rate * (1 + 1e-6) for rate in grid(*given)])
+    other = StudyRun(study, tmp_path, Known(study, loss_of, loss_of))
+    assert other.missing  # another grid is another study
+    other.close()
 
 
 def test_a_prediction_continues_the_line_of_all_arms_and_moves_one_step_at_most():

@@ -12,6 +12,7 @@ from tune.tracking.views import (
     ARM_COLOURS,
     VIEW,
     VIEWS,
+    _fitting,
     arm_colour,
     end_of_curves,
     is_ours,
@@ -120,6 +121,15 @@ def test_the_views_of_a_ladder_never_average_over_sizes():
     assert rungs["searchFilter"] == "tags.stage = 'confirm'"
     assert [key["groupByData"] for key in rungs["groupBy"]["groupByKeys"]] == ["arm", "rung"]
     assert "params.`rung`" in rungs["selectedColumns"]
+
+
+def test_a_long_verdict_is_cut_at_the_end_of_a_line():
+    assert _fitting("a short one\n") == "a short one\n"
+    cut = _fitting("\n".join(f"line {i} of a table" for i in range(1000)))
+    *lines, empty, last = cut.split("\n")
+    assert (empty, last) == ("", "The rest is in the report.")
+    assert lines == [f"line {i} of a table" for i in range(len(lines))]
+    assert 6900 < len(cut) < 7100
 
 
 def test_parallel_coordinates_go_over_what_every_trial_has():
