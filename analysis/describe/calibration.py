@@ -14,6 +14,7 @@ from analysis.stats import estimates
 from analysis.stats.optimum import Bracket, Optimum, optima
 from analysis.stats.scale import Scale
 from analysis.verdict.checks import edge_hits
+from analysis.verdict.comparison import bounds
 from analysis.verdict.grids import grid_rows, grids, unbracketed
 
 COLUMNS: Columns = {
@@ -128,15 +129,15 @@ def at_grid(study: Study) -> list[dict[str, Any]]:
                 continue
             both = table[[study.baseline, arm]].dropna().to_numpy(float)
             keep = np.isfinite(both).all(axis=1)
-            b, a = both[keep].T
-            interval = estimates.fieller(b, a, study.level)
-            low, high = interval if interval else (None, None)
+            b, a = study.sign * both[keep].T
+            low, high = bounds(estimates.fieller(b, a, study.level), study.sign)
+            value = estimates.improvement_percent(b, a)
             rows.append(
                 {
                     "lr": float(str(lr)),
                     "arm": arm,
                     "n": int(keep.sum()),
-                    "improvement_percent": estimates.improvement_percent(b, a),
+                    "improvement_percent": None if value is None else study.sign * value,
                     "improvement_low": low,
                     "improvement_high": high,
                     "infeasible": int((~keep).sum()),

@@ -12,6 +12,7 @@ from analysis.io.assemble import Study
 from analysis.io.trials import confirm_rows
 from analysis.stats import estimates, multiplicity
 from analysis.verdict.checks import unfinished
+from analysis.verdict.comparison import bounds
 
 SCALES: dict[
     str, tuple[Callable[[np.ndarray], np.ndarray], str, str]
@@ -52,10 +53,11 @@ def over_training(study: Study, pairs: Mapping[str, Pair] | None = None) -> dict
         rows = []
         for j, step in enumerate(steps):
             keep = np.isfinite(b[:, j]) & np.isfinite(a[:, j])
-            x, y = b[keep, j], a[keep, j]
-            low, high = estimates.fieller(x, y, study.level) or (np.nan, np.nan)
+            x, y = study.sign * b[keep, j], study.sign * a[keep, j]
+            low, high = bounds(estimates.fieller(x, y, study.level), study.sign)
             value = estimates.improvement_percent(x, y)
-            rows.append((step, tokens[j], int(keep.sum()), np.nan if value is None else value, low, high))
+            gains = (None if value is None else study.sign * value, low, high)
+            rows.append((step, tokens[j], int(keep.sum()), *(np.nan if gain is None else gain for gain in gains)))
         out[arm] = pd.DataFrame(rows, columns=["step", "tokens", "n", "improvement_percent", "low", "high"])
     return out
 
@@ -92,7 +94,7 @@ def slopes(
         if len(np.unique(tokens[late])) < 2 or not usable.any():
             row["why"] = "fewer than 2 evaluations, or no complete pair of curves"
             continue
-        percent = 100 * (1 - a[usable][:, late] / b[usable][:, late])
+        percent = study.sign * 100 * (1 - a[usable][:, late] / b[usable][:, late])
         per_seed = np.polyfit(axis(tokens[late]), percent.T, 1)[0]
         row[key] = float(per_seed.mean())
         row["values"] = {str(int(seed)): float(x) for seed, x in zip(seeds[usable], per_seed, strict=True)}
@@ -111,7 +113,7 @@ def slopes(
             row["p_adjusted"] = p
             row["decision_low"], row["decision_high"] = map(float, row.pop("_test").confidence_interval(1 - level))
             row["trend"] = Trend.NONE if p > study.level else Trend.RISES if row[key] > 0 else Trend.FALLS
-            row["why"] = str(row["trend"])
+            row["why"] = str(row["trend"]).replace("tokens", study.budget_unit)
     return rows
 
 

@@ -80,10 +80,13 @@ def _speeds(study: Study) -> dict[str, float]:
     return {str(arm): float(ratio) for arm, ratio in ratios.items()}
 
 
-def slower(rows: list[dict[str, Any]]) -> str:
-    """Name the arms that train more than 2% slower than the baseline in one sentence; empty if there is none."""
+def slower(rows: list[dict[str, Any]], unit: str = "tokens") -> str:
+    """Name the arms that train more than 2% slower than the baseline in one sentence; empty if there is none.
+
+    `unit` is that of the budget.
+    """
     named = [f"{r['arm']} ({r['speed']:.2f})" for r in rows if r["speed"] is not None and r["speed"] < SLOWER]
-    return f"Slower than the baseline, at equal tokens: {', '.join(named)} of its speed." if named else ""
+    return f"Slower than the baseline, at equal {unit}: {', '.join(named)} of its speed." if named else ""
 
 
 def unfair(rows: list[dict[str, Any]]) -> list[str]:

@@ -52,7 +52,8 @@ def extend(study: Study, result: Result) -> dict[str, Any]:
             else estimates.perplexity_reduction_percent(b, a)
         )
         shown["bits_per_byte"] = _paired_mean(study, row, "val_bpb")[0]
-        shown["validation_percent"] = None if study.metric == "val_nll" else _paired_mean(study, row, "val_nll")[1]
+        other = study.metric != "val_nll" and not study.own
+        shown["validation_percent"] = _paired_mean(study, row, "val_nll")[1] if other else None
     training = curves.over_training(study)
     return found | {
         "at_equal_learning_rate": at_grid(study),
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
         print(formats.to_json(result))
     else:
         rows = result["comparisons"]
-        columns = COLUMNS if study.table is None else formats.with_own_unit(COLUMNS, study.unit)
+        columns = COLUMNS if study.facts is None else formats.with_own_unit(COLUMNS, study.unit)
         columns = formats.with_runs(rows, columns)
         shown = {k: c for k, c in columns.items() if any(r[k] is not None for r in rows) or k == "arm"}
         command.emit_rows(rows, shown, options.format, title=f"Improvement over {study.baseline} on {study.metric}")
@@ -106,7 +107,11 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
                 title = "The calibrated hyperparameters" if "nuisance" in shown else "The learning-rate grid"
                 command.emit_rows(optima, shown, "terminal", title=title)
             if grid:
-                command.emit_rows(*calibration.pivot(grid), "terminal", title="At equal learning rate (val_nll)")
+                command.emit_rows(
+                    *calibration.pivot(grid),
+                    "terminal",
+                    title=f"At equal learning rate ({study.own.name if study.own else 'val_nll'})",
+                )
             if slopes:
                 command.emit_rows(slopes, curves.SLOPE_COLUMNS, "terminal", title="Over training")
             formats.print_notes(looks.not_of_slopes(study))

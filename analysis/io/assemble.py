@@ -24,12 +24,13 @@ _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome"
 
 @dataclass(frozen=True, eq=False)
 class TableFacts:
-    """Meaning of a table from elsewhere, besides its rows. A study of our own needs none of it.
+    """Meaning of a table from elsewhere, or of the metric of a study that trains the user's own code.
 
     `unit` is the metric's unit, "" if it is not known. `has_seeds` is false if the rows have no seeds and are numbered.
     `arms` includes arms without any run. `not_made` has the seeds of each arm whose cells were empty. `tasks` has one
     study per task if the rows are means over tasks, and `task` is the name of the task otherwise. `looks` has the
-    numbers of seeds at the looks, and `added` the arms that joined late, if the table is one of our studies.
+    numbers of seeds at the looks, and `added` the arms that joined late, if the table is one of our studies. Of a study
+    that trains the user's own code, `name` is its validation metric and `budget` the unit of its budget.
     """
 
     higher_is_better: bool = False
@@ -43,6 +44,8 @@ class TableFacts:
     tasks: tuple["Study", ...] = ()
     looks: tuple[int, ...] = ()
     added: tuple[str, ...] = ()
+    name: str = ""
+    budget: str = ""
 
     @property
     def sign(self) -> int:
@@ -79,7 +82,8 @@ class Study:
     `layers` has one row per arm and layer of its kept model; it is empty if none was kept. Losses are in nats per
     token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss. `table` describes a table from
     elsewhere, whose metric may have another unit and direction. A study of one rung of a ladder has its number in
-    `rung`; that of the highest rung which has begun also has the `ladder`.
+    `rung`; that of the highest rung which has begun also has the `ladder`. `own` describes the metric of a study that
+    trains the user's own code; its column `val_nll` is that metric as a loss.
     """
 
     name: str
@@ -99,16 +103,40 @@ class Study:
     layers: pd.DataFrame = field(default_factory=pd.DataFrame)
     rung: int | None = None
     ladder: Ladder | None = None
+    own: TableFacts | None = None
+
+    @property
+    def facts(self) -> TableFacts | None:
+        """Meaning of a metric that is not the built-in loss; else None."""
+        return self.table or self.own
 
     @property
     def sign(self) -> int:
         """Factor that makes a loss of the metric: 1, or -1 if a higher value is better."""
-        return self.table.sign if self.table else 1
+        return self.facts.sign if self.facts else 1
 
     @property
     def unit(self) -> str:
         """Unit of the metric; "" if it is not known."""
-        return self.table.unit if self.table else "nats"
+        return self.facts.unit if self.facts else "nats"
+
+    @property
+    def budget_unit(self) -> str:
+        """Unit of the training that a trial gets."""
+        return self.own.budget if self.own else "tokens"
+
+    @property
+    def better(self) -> str:
+        """Which value of the metric is better: the lower or the higher one."""
+        return "lower" if self.sign > 0 else "higher"
+
+    @property
+    def validation(self) -> str:
+        """Name of the validation metric with its unit, for an axis. A metric that grows is drawn with a minus sign."""
+        if self.own is None:
+            return "validation loss (nats per token)"
+        sign = "-" if self.own.higher_is_better else ""
+        return f"{sign}{self.own.name}" + (f" ({self.unit})" if self.unit else "")
 
     @property
     def rule(self) -> str:
@@ -182,7 +210,8 @@ class Study:
         """
         rows = confirm_rows(self.trials)
         rows = rows[rows["outcome"] != "failed"]
-        loss = self.sign * rows[metric or self.metric].astype(float)
+        already = self.own is not None and metric == "val_nll"
+        loss = (1 if already else self.sign) * rows[metric or self.metric].astype(float)
         loss = loss.where((rows["outcome"] == "completed") & np.isfinite(loss), np.inf)
         table = rows.assign(_loss=loss).pivot(index="seed", columns="arm", values="_loss")
         return table.sort_index().reindex(columns=self.arms)
@@ -200,6 +229,7 @@ def assemble(
     metric: str | None = None,
     folder: Path | None = None,
     facts: TableFacts | None = None,
+    own: TableFacts | None = None,
 ) -> Study:
     """Check two tables and a study's settings, and make a `Study` of them.
 
@@ -212,6 +242,7 @@ def assemble(
         baseline, floor, metric: As for `load`.
         folder: Folder of the study, if it has one.
         facts: What a table from elsewhere means, if it is one.
+        own: What the metric of a study means that trains the user's own code.
 
     Raises:
         TableError: If the input would invalidate a test.
@@ -237,6 +268,7 @@ def assemble(
         folder=folder,
         settings=settings,
         table=facts,
+        own=own,
     )
     if study.floor == study.baseline:
         raise TableError(f"{source}: {study.floor!r} is both baseline and floor; allowed: two different arms")

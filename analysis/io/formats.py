@@ -5,6 +5,7 @@ import io
 import json
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -68,6 +69,16 @@ def with_own_unit(columns: Columns, unit: str) -> Columns:
     return out
 
 
+def with_words(columns: Columns, words: Mapping[str, str]) -> Columns:
+    """Return columns in whose headings each word of the built-in model, such as tokens, is replaced by another."""
+    out = {}
+    for key, (heading, spec) in columns.items():
+        for word, other in words.items():
+            heading = heading.replace(word, other)
+        out[key] = (heading, spec)
+    return out
+
+
 def with_runs(rows: list[dict[str, Any]], columns: Columns) -> Columns:
     """Return the columns with the runs of baseline and arm instead of n, if any row tests runs that are not pairs."""
     if all(row.get("test", "paired t") == "paired t" for row in rows):
@@ -113,16 +124,18 @@ def with_values(rows: list[dict[str, Any]], columns: Columns) -> Columns:
     return {key: column for key, column in columns.items() if any(row[key] is not None for row in rows)}
 
 
-def verdict_table(rows: list[dict[str, Any]], title: str, width: int) -> Table:
+def verdict_table(rows: list[dict[str, Any]], title: str, width: int, unit: str | None = None) -> Table:
     """Return the verdict table for a terminal; below 140 characters it has only the columns that decide.
 
     Args:
         rows: Rows of the verdict.
         title: Title above the table.
         width: Width of the terminal in characters.
+        unit: Unit of the metric if it is not the built-in loss.
     """
     if width >= 140:
-        wide = with_rung(rows, with_runs(rows, VERDICT_COLUMNS))
+        columns = VERDICT_COLUMNS if unit is None else of_table(rows, unit)
+        wide = with_rung(rows, with_runs(rows, columns))
         return table(rows, {k: column for k, column in wide.items() if not k.startswith("selected")}, title=title)
     ends = [("improvement_percent", "{}"), ("improvement_low", " [{}"), ("improvement_high", ", {}]")]
     short = [{**row, "improvement": "".join(form.format(cell(row[key], "+.2f")) for key, form in ends)} for row in rows]

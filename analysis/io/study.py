@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.io.assemble import DEFAULTS, MOST_LEVEL, Ladder, Study, assemble
 from analysis.io.files import TableError, read_json, read_settings, read_table, shown
 from analysis.io.names import STAGES
+from analysis.io.own_training import of_own
 from analysis.io.tables.columns import Options
 from analysis.io.tables.load import Question, load_table
 from analysis.io.trials import confirm_rows, to_numbers
@@ -112,6 +113,9 @@ def assemble_any(
         TableError: If the input would invalidate a test, or if the tables and the study file disagree on the rungs.
     """
     rows = settings.get("scales")
+    if settings.get("trial") is not None:
+        trials, curves, own = of_own(source, trials, curves, settings)
+        chosen = {**chosen, **own, "metric": chosen.get("metric") or own["metric"]}
     if not rows:
         if "rung" in trials.columns:
             raise TableError(f"{source}: the trials have a column rung; allowed: with a study file that has `scales`")

@@ -73,7 +73,8 @@ def _remove_old(out: Path, figures: Mapping[str, Drawn], tables: Mapping[str, ob
 def decision(result: Result) -> list[str]:
     """Return the verdict's table, the reason of each arm and the assay sensitivity, as lines of Markdown."""
     rows = shown_rows(result.every)
-    lines = [formats.to_markdown(rows, formats.with_runs(rows, formats.VERDICT_COLUMNS)), ""]
+    columns = formats.VERDICT_COLUMNS if result.facts is None else formats.of_table(rows, result.facts.unit)
+    lines = [formats.to_markdown(rows, formats.with_runs(rows, columns)), ""]
     lines += [f"- {markdown(row.label)}: {markdown(row.why)}" for row in result.every]
     return [*lines, f"- assay sensitivity: {markdown(result.sensitivity.why)}", ""]
 
@@ -108,7 +109,8 @@ def trend_lines(result: Result) -> list[str]:
 
 def terminal_table(result: Result, width: int | None = None) -> Table:
     """Return the verdict's table for a terminal (rich) of a width; None: this terminal's."""
-    return formats.verdict_table(rows_of_rungs(result), result.summary, width or Console().width)
+    unit = result.facts.unit if result.facts else None
+    return formats.verdict_table(rows_of_rungs(result), result.summary, width or Console().width, unit)
 
 
 def _summary(found: Findings) -> Summary:
@@ -146,19 +148,23 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         svg={name: Markup(plots.inline(content, name)) for name, content in svg.items()},
         ladder_table=ladder.short(found.ladder),
         top_rung=_top_rung(found),
-        verdict_columns=formats.with_runs(found.verdict, formats.REPORT_COLUMNS),
+        verdict_columns=found.in_words(
+            formats.with_own_unit(formats.with_runs(found.verdict, formats.REPORT_COLUMNS), found.study.unit)
+            if found.study.facts
+            else formats.with_runs(found.verdict, formats.REPORT_COLUMNS)
+        ),
         chosen=found.chosen,
         chosen_columns=chosen_columns(found.chosen),
-        slower=fairness.slower(found.fairness),
-        ledger_columns=formats.with_values(found.fairness, fairness.COLUMNS),
+        slower=fairness.slower(found.fairness, found.study.budget_unit),
+        ledger_columns=found.in_words(formats.with_values(found.fairness, fairness.COLUMNS)),
         importance_columns=hyperparameters.COLUMNS,
         path_columns=PATH_COLUMNS,
-        calibration_columns=calibration.columns(found.calibration),
+        calibration_columns=found.in_words(calibration.columns(found.calibration)),
         grid=grid,
         grid_columns=grid_columns,
         why_columns=layers.ARM_COLUMNS,
         without_model=layers.without_model(found.study, found.layers),
-        slope_columns=curves.SLOPE_COLUMNS,
+        slope_columns=found.in_words(curves.SLOPE_COLUMNS),
         methods=methods(found.study),
         would_change=would_change(found),
         cell=formats.cell,

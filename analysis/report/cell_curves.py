@@ -43,8 +43,8 @@ def cell_curves(study: Study, found: Sequence[Line]) -> Figure:
         colour, marker = arm_style(study, arm)
         (line,) = ax.plot(rows["tokens"], rows["val_nll"], LINES[rank], color=colour, marker=marker, lw=1.4, ms=3.5)
         entries.append((line, label))
-    ax.set_xlabel("training tokens")
+    ax.set_xlabel(f"training {study.budget_unit}")
     ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
-    ax.set_ylabel("validation loss (nats per token)")
+    ax.set_ylabel(study.validation)
     legend(ax, entries)
     return fig

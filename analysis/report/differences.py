@@ -58,7 +58,8 @@ def draw_differences(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None
     _zoom(ax, study, rows)
     ax.set_yticks(range(len(rows)), [row.label for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel(f"improvement over {study.baseline}\n(% of its mean {study.metric}; right of 0 = lower loss)")
+    what = "better" if study.own else "lower loss"
+    ax.set_xlabel(f"improvement over {study.baseline}\n(% of its mean {study.metric}; right of 0 = {what})")
 
 
 def _unit(rows: Sequence[Comparison]) -> float:

@@ -114,7 +114,9 @@ FIGURES = (
         "cell_curves",
         draw=lambda found: cell_curves.cell_curves(found.study, found.cell_curves),
         table=lambda found: found.cell_curves,
-        takeaway=lambda found: takeaways.lowest_cell(found.cell_curves),
+        takeaway=lambda found: takeaways.lowest_cell(
+            found.cell_curves, found.study.own.name if found.study.own else "nats per token"
+        ),
         caption=(
             "Validation loss of each arm's best configurations: one line per configuration, each with one seed. Lines "
             "of two arms also differ by the luck of their seeds."

@@ -163,4 +163,15 @@ class Findings:
             "why": (self.why, layers.ARM_COLUMNS),
             "layers": (self.layers, layers.COLUMNS),
         }
-        return {name: table for name, table in every.items() if table[0]}
+        if self.study.facts:
+            every["fairness"] = (self.fairness, formats.with_values(self.fairness, fairness.COLUMNS))
+            every["verdict"] = (self.verdict, formats.of_table(self.verdict, self.study.unit) if self.verdict else {})
+        return {name: (rows, self.in_words(columns)) for name, (rows, columns) in every.items() if rows}
+
+    def in_words(self, columns: formats.Columns) -> formats.Columns:
+        """Return columns with the study's own words for the unit of the budget and of the metric in their headings."""
+        own = self.study.own
+        words = (
+            {"tokens": own.budget, " (nats)": f" ({own.unit})" if own.unit else "", "val_nll": own.name} if own else {}
+        )
+        return formats.with_words(columns, words)

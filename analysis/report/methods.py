@@ -25,6 +25,8 @@ def methods(study: Study) -> list[str]:
     s = study.settings
     out = _ladder(study)
     for key, name in (
+        ("trial", "Trains"),
+        ("budget", "Budget of a trial"),
         ("corpus", "Corpus"),
         ("model", "Model"),
         ("fixed", "Held fixed"),
@@ -34,7 +36,7 @@ def methods(study: Study) -> list[str]:
             out.append(f"{name}: {_flat(s[key])}.")
     arms = s.get("arms") or {}
     out.append("Arms: " + "; ".join(f"{a} ({_arm(o)})" for a, o in arms.items()) + "." if arms else "")
-    formulas = (s.get("provenance") or {}).get("formulas") or {}
+    formulas = {} if study.own else (s.get("provenance") or {}).get("formulas") or {}
     out.append("Activations: " + "; ".join(f"{a}: {f}" for a, f in formulas.items()) + "." if formulas else "")
     search, calibrate, confirm = (s.get(k) or {} for k in STAGES)
     if search.get("trials_per_arm") is not None:
@@ -54,7 +56,7 @@ def methods(study: Study) -> list[str]:
     if confirm.get("seeds") is not None or study.rule != "fixed":
         out.append(
             f"Confirmation: {_seeds(study)}, shared by all arms (same initial bits and data order){_stops(study)}. "
-            f"Metric {study.metric} at the last step, in nats per token."
+            f"Metric {study.metric} at the last step{_of_metric(study)}."
         )
     out.append(
         f"Decision: improvement is 100 * (1 - mean(arm) / mean({study.baseline})), with Fieller's "
@@ -64,6 +66,13 @@ def methods(study: Study) -> list[str]:
         f"A run that diverged keeps its place as the worst rank. {_contrasts(study)}{_named(study)}"
     )
     return [line for line in out if line]
+
+
+def _of_metric(study: Study) -> str:
+    if study.own is None:
+        return ", in nats per token"
+    unit = f", in {study.unit}" if study.unit else ""
+    return f" of {study.budget_unit}{unit}; a {study.better} value is better"
 
 
 def _ladder(study: Study) -> list[str]:
@@ -162,7 +171,8 @@ def would_change(found: Findings) -> list[str]:
     elif gap.testable and not gap.strong:
         out.append(f"Longer trials: {gap.why}; below a gap of {STRONG_GAP:g}% the order of arms may still change.")
     elif gap.floor is None:
-        out.append("A floor arm: without one, nothing shows that this regime can tell activations apart.")
+        what = "arms" if study.own else "activations"
+        out.append(f"A floor arm: without one, nothing shows that this regime can tell {what} apart.")
     for row in result.every:
         if row.kind is Verdict.UNDECIDED:
             guide = "" if study.looks else " (if the effect seen is the true one)"
@@ -192,6 +202,8 @@ def _arm(options: dict[str, Any]) -> str:
     # its roles, then its unit; an arm with neither gate nor unit is the stock model, whatever its base
     roles = [role for role in ("baseline", "floor") if options.get(role)]
     unit = {k: v for k, v in options.items() if k not in ("baseline", "floor")}
+    if keys := {key: value for key, value in unit.items() if key in ("set", "search", "of", "budget") and value}:
+        return ", ".join([*roles, _flat(keys)])  # of the user's own training
     stock = unit.get("gate") is None and unit.get("unit") is None
     if unit.get("unit") is not None:  # a unit sets the other options
         unit = {k: v for k, v in unit.items() if k in ("unit", "alpha")}

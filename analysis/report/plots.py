@@ -148,7 +148,7 @@ def _against(ax: Axes, study: Study, name: str, logarithmic: bool) -> list[tuple
         ax.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
     ax.set_xlabel(called(name) + (" (log scale)" if logarithmic else ""))
-    ax.set_ylabel("validation loss (nats per token)")
+    ax.set_ylabel(study.validation)
     return entries
 
 
@@ -171,9 +171,9 @@ def loss_curves(study: Study) -> Figure:
     if last:
         room = max(max(last) - min(last), 1e-3 * abs(min(last)))
         ax.set_ylim(min(last) - 0.1 * room, max(last) + 0.25 * room)  # the range of the first steps would hide the last
-    ax.set_xlabel("training tokens")
+    ax.set_xlabel(f"training {study.budget_unit}")
     ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
-    ax.set_ylabel("validation loss (nats per token)")
+    ax.set_ylabel(study.validation)
     legend(ax, entries)
     return fig
 
@@ -228,7 +228,7 @@ def over_training(study: Study, training: dict[str, pd.DataFrame]) -> Figure:
     ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
     ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ax.xaxis.set_minor_formatter(FuncFormatter(tokens_text))
-    ax.set_xlabel("training tokens (log scale)")
+    ax.set_xlabel(f"training {study.budget_unit} (log scale)")
     ax.set_ylabel(f"improvement over {study.baseline} (%)")
     legend(ax, entries)
     return fig
@@ -275,7 +275,7 @@ def against_alpha(study: Study, rows: list[dict]) -> Figure:
     room = max(high - low, 1e-3 * abs(low))
     ax.set_ylim(low - 0.2 * room, high + 0.3 * room)  # keep one high loss from flattening the rest
     ax.set_xlabel("alpha (searched)")
-    ax.set_ylabel("validation loss (nats per token)")
+    ax.set_ylabel(study.validation)
     legend(ax, entries)
     return fig
 
@@ -293,7 +293,7 @@ def search_budget(study: Study, rows: list[dict]) -> Figure:
         entries.append((line, arm))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("search trials")
-    ax.set_ylabel("expected best validation loss\n(nats per token)")
+    ax.set_ylabel(f"expected best\n{study.validation}")
     legend(ax, entries)
     return fig
 
@@ -355,5 +355,7 @@ def figure(study: Study, rows: list[dict[str, Any]]) -> Figure:
         ax.plot([row["slope"]], [y - 0.17], "|", color=INK, ms=13, mew=2)
     ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel(f"slope of the improvement over {study.baseline} (% per doubling of tokens; right of 0 = it rises)")
+    ax.set_xlabel(
+        f"slope of the improvement over {study.baseline} (% per doubling of {study.budget_unit}; right of 0 = it rises)"
+    )
     return fig

@@ -98,16 +98,21 @@ def loss_curves(study: Study) -> str:
         return ""
     low, high = by_arm["mean"].idxmin(), by_arm["mean"].idxmax()
     spread = (by_arm["max"] - by_arm["min"]).max()
+    ways, unit = ("lowest", "highest"), f" {study.unit}" if study.own else " nats per token"
+    best, worst = ways[:: study.sign]
     return (
-        f"At the end {low} has the lowest mean, {by_arm['mean'].min():.3f} nats per token, and {high} the highest, "
-        f"{by_arm['mean'].max():.3f}; seeds of one arm lie up to {spread:.3f} apart."
+        f"At the end {low} has the {best} mean, {study.sign * by_arm['mean'].min():.3f}{unit.rstrip()}, and {high} the "
+        f"{worst}, {study.sign * by_arm['mean'].max():.3f}; seeds of one arm lie up to {spread:.3f} apart."
     )
 
 
-def lowest_cell(lines: Sequence[Line]) -> str:
+def lowest_cell(lines: Sequence[Line], unit: str = "nats per token") -> str:
     """Name the configuration of the lowest last loss."""
     found = [(float(rows["val_nll"].iloc[-1]), label) for _, _, label, rows in lines]
-    return "Lowest at the end: {1}, {0:.3f} nats per token.".format(*min(found)) if found else ""
+    if not found:
+        return ""
+    loss, label = min(found)
+    return f"Lowest at the end: {label}, {loss:.3f} {unit}."
 
 
 def over_training(rows: list[dict[str, Any]], left_out: Iterable[str] = ()) -> str:
@@ -141,7 +146,7 @@ def search_budget(rows: list[dict[str, Any]]) -> str:
         seen = [row["without_replacement"] for row in rows if row["arm"] == arm]
         known = [float(value) for value in seen if value is not None and np.isfinite(value)]
         if len(known) > 1:
-            gains[arm] = 100 * (known[-2] - known[-1]) / known[-1]
+            gains[arm] = 100 * (known[-2] - known[-1]) / abs(known[-1])
     if not gains:
         return ""
     most = max(gains, key=lambda arm: gains[arm])

@@ -99,11 +99,13 @@ def scale_of(
     """
     kind, values = next((kind, values) for kind, values in where.items() if values)
     least, most = min(values), max(values)
-    low, high = LEGAL[name]
+    known = LEGAL.get(name, (math.inf, -math.inf))
+    of_name = known[0] <= least and most <= known[1]  # a name of the user's own study may mean something else
+    low, high = known if of_name else (0.0, math.inf) if kind == "loguniform" else (least, most)
     unit = None
     if name == "batch_tokens" and batch:
         unit, (low, high) = batch[0], map(float, batch)
-    if name in DECAYS:
+    if name in DECAYS and of_name:
         return _scale(name, lambda v: -math.log1p(-v), lambda u: -math.expm1(-u), (least, most), (low, high))
     logarithmic = kind == "loguniform" or (kind == "choice" and least > 0 and most >= 4 * least)
     if name in ("lr", "batch_tokens") or logarithmic:

@@ -85,7 +85,7 @@ def _measured(study: Study) -> Part:
     ]
     for row in rows:
         row.contrast = row.baseline != study.baseline
-    if study.table or study.unpaired:
+    if study.facts or study.unpaired:
         rows = [elsewhere.describe(row, paired[row.baseline, row.arm], losses, study) for row in rows]
     hits, open_sides, searched_only = edge_hits(study), unbracketed(study), uncalibrated(study)
     for row in rows if not study.confirms else []:
@@ -100,7 +100,7 @@ def _measured(study: Study) -> Part:
 
 def _margin(study: Study, baseline: np.ndarray) -> float | None:
     # a percentage of a table's baseline has a meaning only if its mean is clearly above zero
-    of_mean = study.table and len(baseline) and str(study.margin).strip().endswith("%")
+    of_mean = study.facts and len(baseline) and str(study.margin).strip().endswith("%")
     if of_mean and not estimates.clearly_positive(baseline, study.level):
         if "margin" not in (study.settings.get("confirm") or {}):
             return None
@@ -143,7 +143,7 @@ def _result(part: Part, size: int) -> Result:
         versions=dict(_versions()),
         unfinished=missing,
         chosen=chosen_values(study),
-        facts=None if study.table is None else words.facts(study.table),
+        facts=None if study.facts is None else words.facts(study.facts),
     )
 
 
@@ -298,7 +298,7 @@ def show(result: Result, study: Study, kind: str) -> None:
         kind: One of `formats.FORMATS`.
     """
     rows = rows_of_rungs(result)
-    columns = formats.of_table(rows, study.unit) if study.table else formats.VERDICT_COLUMNS
+    columns = formats.of_table(rows, study.unit) if study.facts else formats.VERDICT_COLUMNS
     command.emit_rows(rows, formats.with_rung(rows, columns), kind, title=result.summary)
     notes = list(result.facts.notes) if result.facts else []
     if kind == "terminal" and result.rungs:

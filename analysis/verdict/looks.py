@@ -12,6 +12,7 @@ from analysis.io.assemble import Study, margin_in_nats
 from analysis.io.trials import confirm_rows
 from analysis.stats import estimates, sequential
 from analysis.stats.pairs import Pairs, differences, pair
+from analysis.verdict.comparison import bounds
 from analysis.verdict.kinds import Comparison
 
 MOST_SPENT = 20.0  # percent; with more looks, Bonferroni's bound is far above the true error rate
@@ -68,8 +69,8 @@ def look(
         interval, pairs = None, paired[row.baseline, row.arm]
         if last["stops_at"] > 0 and row.p_t is not None:
             b, a = pairs.baseline[pairs.complete], pairs.arm[pairs.complete]
-            interval = estimates.fieller(b, a, last["stops_at"])
-        row.improvement_low, row.improvement_high = interval or (None, None)
+            interval = estimates.fieller(study.sign * b, study.sign * a, last["stops_at"])
+        row.improvement_low, row.improvement_high = bounds(interval, study.sign)
 
 
 def shares(study: Study) -> list[float]:
@@ -168,7 +169,9 @@ def in_order(there: Order, losses: pd.DataFrame, reference: str, arm: str) -> np
 def margins_at_looks(study: Study, there: Order, losses: pd.DataFrame) -> list[float]:
     """Return the margin at each look, in nats. A percentage is one of the baseline's mean over the seeds until then."""
     baseline = losses[study.baseline].reindex(there.seeds).to_numpy(float)
-    return sequential.margins(lambda mean: margin_in_nats(study.margin, mean, study.name), baseline, study.made)
+    return sequential.margins(
+        lambda mean: margin_in_nats(study.margin, study.sign * mean, study.name), baseline, study.made
+    )
 
 
 def to_come(study: Study, there: Order, looks: tuple[int, ...]) -> dict[str, int]:
@@ -185,7 +188,7 @@ def to_come(study: Study, there: Order, looks: tuple[int, ...]) -> dict[str, int
         study.baseline,
         study.comparisons,
         looks,
-        lambda mean: margin_in_nats(study.margin, mean, study.name),
+        lambda mean: margin_in_nats(study.margin, study.sign * mean, study.name),
         rule=study.rule,
         level=study.level,
         correction=study.correction,

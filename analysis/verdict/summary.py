@@ -149,12 +149,12 @@ def _warnings(rows: Sequence[Comparison], study: Study) -> list[str]:
 
 def _of_metric(study: Study) -> str:
     # what a table from elsewhere leaves open: direction and task
-    if study.table is None:
+    if study.facts is None:
         return ""
-    way = f" ({'higher' if study.table.higher_is_better else 'lower'} is better)"
-    if study.table.tasks:
-        return f"{way}, mean over {len(study.table.tasks)} tasks of the relative difference"
-    return f"{way}, task {study.table.task}" if study.table.task else way
+    way = f" ({'higher' if study.facts.higher_is_better else 'lower'} is better)"
+    if study.facts.tasks:
+        return f"{way}, mean over {len(study.facts.tasks)} tasks of the relative difference"
+    return f"{way}, task {study.facts.task}" if study.facts.task else way
 
 
 def _numbers(row: Comparison, study: Study, chosen: Mapping[str, Mapping[str, float]]) -> str:
@@ -172,7 +172,7 @@ def _numbers(row: Comparison, study: Study, chosen: Mapping[str, Mapping[str, fl
         n = f"n = {row.of_table.n_baseline} + {row.of_table.n_arm}"
     low, high = row.of_table.difference_low, row.of_table.difference_high
     own = f"{row.mean_difference:+.4g}" + ("" if low is None else f" [{low:+.4g}, {high:+.4g}]")
-    relative = bool(study.table is None or study.table.tasks)  # then its own unit is a percentage, or in the table
+    relative = bool(study.facts is None or study.facts.tasks)  # then its own unit is a percentage, or in the table
     return _brackets("" if relative and percent else own + words.in_unit(study), percent, n, tuned, needs)
 
 

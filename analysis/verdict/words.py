@@ -178,7 +178,7 @@ def caveats(row: Comparison, study: Study) -> list[str]:
     if 1 < n < CLAIM_SEEDS and study.rule == "fixed":
         notes.append(f"n = {n}: fewer than {CLAIM_SEEDS} seeds are no claim")
     if row.p_t is not None and row.improvement_low is None:
-        own = "; no percentage, and the difference stands in the metric's own unit" if study.table else ""
+        own = "; no percentage, and the difference stands in the metric's own unit" if study.facts else ""
         notes.append(f"Fieller's interval has no bounds: the baseline's mean is not clearly above zero{own}")
     return notes
 
