@@ -152,6 +152,11 @@ class CheckpointFolder:
         """Request a checkpoint at the end of the current step. It is safe in a signal handler."""
         self._wanted = True
 
+    @property
+    def requested(self) -> bool:
+        """True if a checkpoint was requested that has not been written yet."""
+        return self._wanted
+
     def due(self) -> bool:
         """Return True if a checkpoint was requested or its time has come."""
         return self._wanted or time.monotonic() >= self._next

@@ -19,11 +19,15 @@ from tune.run.provenance import write_provenance
 from tune.run.study_run import CellEnded, StudyRun
 from tune.run.tracker import NoTracker, Tracker
 from tune.study.files import FILE, LEDGER, dump
-from tune.study.inputs import Inputs, drafted, relocated
+from tune.study.inputs import DraftInputs, Inputs, drafted, relocated
 from tune.study.own_gates import doubtful
+from tune.study.own_study import OwnStudy
 from tune.study.sizes import short_searches
 from tune.study.study import Study
+from tune.subject.function import Function
 from tune.subject.gpt2 import Gpt2
+from tune.subject.sources import DraftSources, Sources, draft
+from tune.subject.subject import Subject
 from tune.tracking.identity import study_id
 
 OWNER = "study-id"  # file that names the study in its part of a storage
@@ -78,18 +82,18 @@ def sweep(
         if warn:
             for line in [*doubtful(study, base, folder), *short_searches(study)]:
                 warn(line)
-        with drafted(study, base, folder, output, own_corpus(base, folder)) as draft:
-            space = _space(study, folder, backend.slots, draft.vocab_size)
+        with _drafted(study, base, folder, output) as found:
+            space = _space(study, folder, backend.slots, found.vocab_size)
             if not (folder / LEDGER).exists():
                 backend.start(study, lambda: space(None))
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / FILE).exists():
                 write_whole(folder / FILE, resolved)  # first: it marks the folder as a study
-            inputs = draft.write()
+            inputs = found.write()
         run = StudyRun(
             study,
             folder,
-            Gpt2(study, inputs),
+            _subject(study, inputs),
             listen=listen,
             warn=warn,
             interruption=interruption,
@@ -103,11 +107,28 @@ def sweep(
     finally:
         backend.stop()
     if run.ledger.events:
-        tables.write_tables(study.name, run.ledger.events, folder)
+        tables.write_tables(study.name, run.ledger.events, folder, study)
         write_layers(study, folder, run.records.values())
     if run.slots:
         write_provenance(folder, study, run.ledger.events, run.slots)
     return run
+
+
+def _drafted(
+    study: Study, base: Path, folder: Path, output: Path
+) -> AbstractContextManager[DraftInputs | DraftSources]:
+    """Find and check what the study trains on, or the user's own training; write nothing."""
+    if isinstance(study, OwnStudy):
+        return nullcontext(draft(study, base, folder))
+    return drafted(study, base, folder, output, own_corpus(base, folder))
+
+
+def _subject(study: Study, inputs: Inputs | Sources) -> Subject:
+    """Return what the arms train."""
+    if isinstance(inputs, Inputs):
+        return Gpt2(study, inputs)
+    assert isinstance(study, OwnStudy)
+    return Function(study, inputs)
 
 
 def _ray(study: Study, warn: Callable[[str], None] | None) -> Backend:
@@ -152,7 +173,7 @@ def _space(study: Study, folder: Path, slots: int, vocab_size: int) -> Callable[
 def _train(
     run: StudyRun,
     backend: Backend,
-    inputs: Inputs,
+    inputs: Inputs | Sources,
     resolved: str,
     tracking_uri: str | None,
     check_space: Callable[[], None],
@@ -188,7 +209,7 @@ def _train(
         )
 
 
-def _tracker(run: StudyRun, inputs: Inputs, uri: str | None) -> Tracker:
+def _tracker(run: StudyRun, inputs: Inputs | Sources, uri: str | None) -> Tracker:
     """Return the tracker. It is a `NoTracker` if the study is finished and the MLflow store already has all of it."""
     from tune.tracking.tracker import MlflowTracker, is_marked
 

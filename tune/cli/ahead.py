@@ -60,10 +60,11 @@ def try_(
     Writes only the shared token cache.
     """
     from tune.plan import dry_run
-    from tune.study.files import find
+    from tune.study.files import find, require_built_in
 
     failed = False
     found = find(config, output)
+    require_built_in(found.study, "pagating try")
     for tried in dry_run.try_arms(found.study, found.base, found.output, steps, arm or (), micro_batches):
         failed |= not isinstance(tried, str) and tried.problem is not None
         typer.echo(dry_run.line(tried))

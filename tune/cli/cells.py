@@ -68,12 +68,13 @@ def take(
     from tune.cli.sweep import conclude
     from tune.cli.ui import ui_command
     from tune.errors import StudyError
-    from tune.study.files import find
+    from tune.study.files import find, require_built_in
     from tune.tracking.check import check_store
     from tune.tracking.store import tracking_uri
 
     found = find(config, output)
     study, output = found.study, found.output if output == STUDIES else output
+    require_built_in(study, "pagating take")
     if not (output / study.name / "ledger.jsonl").is_file():
         raise StudyError(f"{output / study.name}: the study was not begun; `pagating cells {config}` begins it")
     files = _files(results)

@@ -69,7 +69,11 @@ def to_change(result: Result, study: Study) -> list[str]:
             else f"{seeds} seeds are preliminary. A claim needs {CLAIM_SEEDS}, and this study {_spent(study)}"
         )
     if not found:
-        found.append(f"The verdict holds for this text, model and tokens; for others: corpus or model, {ANOTHER}")
+        found.append(
+            f"The verdict holds for this code, data and budget; for others: another study, {ANOTHER}"
+            if study.shown
+            else f"The verdict holds for this text, model and tokens; for others: corpus or model, {ANOTHER}"
+        )
     return found
 
 
@@ -77,7 +81,8 @@ def _longer(study: Study) -> str:
     """Return how the trials of a study, or of the rungs of a ladder, become longer."""
     if not study.scales:
         tokens = study.fixed.tokens
-        return f"fixed.tokens: {tokens} -> {LONGER * tokens}, {ANOTHER}"
+        key = f"budget.{study.shown['tokens']}" if study.shown else "fixed.tokens"
+        return f"{key}: {tokens} -> {LONGER * tokens}, {ANOTHER}"
     each = study.scales[-1].tokens_per_parameter
     if each is None:
         return f"tokens of each rung, times {LONGER}, {ANOTHER}"

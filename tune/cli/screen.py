@@ -31,7 +31,7 @@ def plain(event: CellEnded) -> str:
     alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
     left = event.seconds_left or 0.0
     left_text = f", about {duration(left)} left" if left > 60 else ""
-    loss = f"val_nll {event.loss:.4f}" if event.loss < float("inf") else "no loss"
+    loss = f"{event.metric} {event.loss:.4f}" if event.loss < float("inf") else "no loss"
     outcome = "" if event.outcome == "completed" else f", {event.outcome.replace('_', ' ')}"
     rung = f"rung {cell.rung} " if cell.rung else ""
     what = f"{rung}{cell.stage} {cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"

@@ -134,7 +134,7 @@ def arms(progress: Progress, width: int, room: int | None = None) -> list[Render
     while len(shown) > 1 and max(map(len, names)) + sum(2 + _width(cells[stage], stage) for stage in shown) > width:
         empty = [stage for stage in shown if not any(cells[stage])]
         shown.remove(empty[-1] if empty else shown[0])
-    out = _table("val nll", *(MEANING[stage] for stage in shown))
+    out = _table(progress.study.shown.get("val_nll", "val nll"), *(MEANING[stage] for stage in shown))
     fits = len(names) if room is None or room >= len(names) else max(LEAST_ARMS, room - 1)
     for number, arm in enumerate(names[:fits]):
         out.add_row(Text(arm), *(cells[stage][number] for stage in shown))
@@ -153,7 +153,7 @@ def best(progress: Progress, stage: str, arm: str) -> str:
         lost = progress.count(stage, "infeasible", arm=arm)
         return "none: infeasible" if lost and not progress.count(stage, "running", "waiting", arm=arm) else ""
     seeds = f" n={found.n}" if stage == "confirm" else ""
-    return f"{found.loss:.4f} lr={found.lr:.1e}{seeds}"
+    return f"{progress.study.sign * found.loss:.4f} lr={found.lr:.1e}{seeds}"
 
 
 def pace(view: View) -> str:
@@ -162,7 +162,7 @@ def pace(view: View) -> str:
     if not progress.running or progress.finished:
         return ""
     if speed := progress.tokens_per_second:
-        parts.append(f"{speed:,.0f} tokens/s")
+        parts.append(f"{speed:,.0f} {progress.study.shown.get('tokens', 'tokens')}/s")
     if left := progress.seconds_left(view.slots, view.now):
         likely, most = (duration(seconds) for seconds in left)
         parts.append(f"about {likely} left" + (f", at most {most}" if most != likely else ""))

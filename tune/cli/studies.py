@@ -32,7 +32,7 @@ def report(study: Name, output: Output = Path("studies"), require_verdict: Requi
         if all(record.outcome is None for record in ledger.records(events).values()):
             typer.echo(f"unfinished: no trial of {folder} has ended yet", err=True)
             raise typer.Exit(Exit.COULD_NOT)
-        tables.write_tables(loaded.name, events, folder)
+        tables.write_tables(loaded.name, events, folder, loaded)
         layers.write_layers(loaded, folder, ledger.records(events).values())
     result = show_verdict(loaded, folder, browse(loaded, folder.parent))
     raise typer.Exit(end(result, require_verdict))
@@ -102,7 +102,7 @@ def trial(
     """Print a cell as a trial.json, which `pagating train` runs without Ray."""
     from tune.errors import StudyError
     from tune.run import ledger
-    from tune.study.files import load
+    from tune.study.files import load, require_built_in
     from tune.study.inputs import begun
     from tune.subject.gpt2 import Gpt2
 
@@ -116,5 +116,6 @@ def trial(
     if cell not in found:
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
     loaded, mine = load(folder / "study.yaml"), found[cell].cell
+    require_built_in(loaded, "pagating trial")
     digest = next(event["corpus"] for event in events if event["event"] == "study")
     typer.echo(json.dumps(Gpt2(loaded, begun(loaded, folder, digest)).trial(mine).as_dict(), indent=1))

@@ -71,7 +71,7 @@ class Confirmation:
             self.study.baseline,
             self.study.comparisons,
             self.looks,
-            lambda mean: margin_in_nats(confirm.margin, mean),
+            lambda mean: margin_in_nats(confirm.margin, self.study.sign * mean),
             rule=confirm.rule,
             level=confirm.level,
             correction=confirm.correction,

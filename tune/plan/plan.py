@@ -226,9 +226,10 @@ def run(
     Raises CorpusError or StudyError, and StudyStopped if the calibration takes too long.
     """
     from tune.plan.page import FORMS, show
-    from tune.study.files import find
+    from tune.study.files import find, require_built_in
 
     found = find(config, output)
+    require_built_in(found.study, "pagating plan")
     study, base, share = found.study, found.base, percentage(effect, "--effect")
     if form not in FORMS:
         raise StudyError(f"--format {form}: allowed: {', '.join(FORMS)}")

@@ -37,6 +37,9 @@ def vocabulary(study: Study) -> int:
     return vocabulary_of(study.tokenizer)
 
 
+NO_MODEL = Model(0, 0, 0)  # of the user's own training, whose files nobody knows
+
+
 def largest(study: Study, vocab_size: int) -> Model:
     """Return the model of the arm with the most parameters."""
     return max((arm_model(study, arm, vocab_size) for arm in study.arms), key=lambda model: model.parameters)
@@ -129,7 +132,7 @@ def disk_needed(study: Study, slots: int = 1, *, vocab_size: int | None = None, 
     """
     cells = most_cells(study) if cells is None else cells
     study = study.rungs[-1]  # the largest model and the longest trials of a ladder
-    model = largest(study, vocab_size or vocabulary(study))
+    model = NO_MODEL if study.shown else largest(study, vocab_size or vocabulary(study))
     return round(sum(disk_parts(study, cells, slots, model).values()))
 
 

@@ -30,7 +30,7 @@ ANY = (
     "model.preset",  # a name for sizes, which are compared
 )
 # places of inputs, which `Inputs.check_begun` compares by their digests
-PLACES = ("corpus.source", "corpus.hub", "corpus.files", "tokenizer", "model.pretrained")
+PLACES = ("corpus.source", "corpus.hub", "corpus.files", "tokenizer", "model.pretrained", "trial")
 DECISIONS = ("grid", "corners", "chosen")  # events of the ledger
 MOST_SHOWN = 3  # changes that a refusal lists
 
@@ -130,7 +130,7 @@ def _changed(before: Study, now: Study, begun: int = 0) -> str:
             f"the baseline was {before.baseline} and is now {now.baseline}; it cannot change: mark the first one again"
         )
     was, is_now = (item.model_dump(exclude_none=True) for item in (before, now))
-    if len(before.scales) == len(now.scales):  # their number sets the level of each
+    if before.scales and len(before.scales) == len(now.scales):  # their number sets the level of each
         for content in (was, is_now):
             del content["scales"][begun:]
     is_now["arms"] = {arm: is_now["arms"][arm] for arm in was["arms"]}

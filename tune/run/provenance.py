@@ -29,8 +29,9 @@ def git_commit() -> str | None:
 
 def write_provenance(folder: Path, study: Study, events: list[dict[str, Any]], slots: int) -> None:
     """Write `provenance.json`, which helps to repeat a study: corpus digest, formulas, commit, versions, machine."""
+    begun = next(event for event in events if event["event"] == "study")
     found = {
-        "corpus_digest": next(event["corpus"] for event in events if event["event"] == "study"),
+        **({"code": begun["code"]} if "code" in begun else {"corpus_digest": begun["corpus"]}),
         "formulas": {name: arm.formula for name, arm in study.arms.items()},
         "git_commit": git_commit(),
         "versions": {"pagating-study": __version__} | _versions(("torch", "transformers", "ray", "optuna")),

@@ -46,6 +46,7 @@ class CellEnded:
         ended: Number of cells that have ended.
         total: Number of cells that have ended or may follow.
         seconds_left: Expected seconds until the study ends. None means unknown.
+        metric: Name of the loss, which has the sign that its user knows.
     """
 
     cell: Cell
@@ -54,6 +55,7 @@ class CellEnded:
     ended: int
     total: int
     seconds_left: float | None
+    metric: str = "val_nll"
 
 
 class StudyRun:
@@ -154,7 +156,8 @@ class StudyRun:
         """Return the updates of a cell's whole trial."""
         if cell.rung not in self._rungs:
             self._rungs[cell.rung] = self.study.at(cell.rung)
-        return steps(self._rungs[cell.rung], cell.config)
+        study = self._rungs[cell.rung]
+        return study.length(cell.arm, steps(study, cell.config))
 
     def _decided(self, event: str, **fields: Any) -> None:
         """Record a decision between stages, unless it is recorded already: a replay repeats decisions."""
@@ -309,7 +312,9 @@ class StudyRun:
     def end_early(self, cell: Cell, seconds: float) -> None:
         """Record that a cell was stopped early after its last evaluation. `seconds` is its training time."""
         row = self.records[cell.key].curve[-1]
-        kept = {name: row[name] for name in ("val_nll", "train_nll", "tokens", "tokens_per_second")}
+        kept: dict[str, Any] = {
+            name: row[name] for name in ("val_nll", "train_nll", "tokens", "tokens_per_second") if name in row
+        }
         self.end(cell, "stopped_early", {**kept, "steps": row["step"], "seconds": seconds})
 
     def end(self, cell: Cell, outcome: str, final: dict[str, Any], reason: str | None = None) -> None:
@@ -346,7 +351,10 @@ class StudyRun:
             left = self.stages.remaining()
             seconds = self.progress.seconds_left(self.slots_now or self.slots, time.time())
             loss = final.get("val_nll", math.inf)
-            self._listen(CellEnded(cell, outcome, loss, self.ended, self.ended + left, seconds[0] if seconds else None))
+            name, sign = self.study.shown.get("val_nll", "val_nll"), self.study.sign
+            loss = sign * loss if math.isfinite(loss) else loss
+            ahead = seconds[0] if seconds else None
+            self._listen(CellEnded(cell, outcome, loss, self.ended, self.ended + left, ahead, name))
 
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
         if self._folder and (problem := self.models.take(self.records[cell.key], self.checkpoints(cell) / TRAINED)):

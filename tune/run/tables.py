@@ -14,6 +14,7 @@ from tune.decide.confirm import looks_made
 from tune.run.extend import groups
 from tune.run.ledger import of_rung, records
 from tune.study.cell import COST, ELSEWHERE, FINAL, ON_GPU, Record
+from tune.study.study import Study
 
 
 def _layers(alphas: list[float]) -> dict[str, float]:
@@ -103,8 +104,30 @@ def _plans(events: list[dict[str, Any]]) -> dict[str, int]:
     return {cell: looks[place] for cell, place in places.items() if place < len(looks)}
 
 
-def write_tables(study: str, events: list[dict[str, Any]], folder: Path) -> None:
-    """Write `trials.parquet` and `curves.parquet` into the study's folder, each in one step."""
+OF_BUILT_IN = ("val_ppl", "val_bpb", "train_nll", "padded_nll", "alpha", "compiled", "parameters", "flops_per_token")
+
+
+def shown(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Return a table of a study of the user's own training with the names and the sign of its metric."""
+    if not study.shown or table.empty:
+        return table
+    losses = [name for name in ("val_nll", "test_nll") if name in table]
+    table = table.assign(**{name: study.sign * table[name].astype(float) for name in losses})
+    empty = [name for name in (*OF_BUILT_IN, "tokens_per_second") if name in table and table[name].isna().all()]
+    same = "steps" if "steps" in table else "step"  # as many as the tokens, which have the name of the budget's unit
+    return table.drop(columns=[*empty, same]).rename(columns=dict(study.shown))
+
+
+def write_tables(study: str, events: list[dict[str, Any]], folder: Path, own: Study | None = None) -> None:
+    """Write `trials.parquet` and `curves.parquet` into the study's folder, each in one step.
+
+    Args:
+        study: Name of the study.
+        events: Events of its ledger.
+        folder: The study's folder.
+        own: The study, if its tables have names of its own.
+    """
     for name, table in zip(("trials", "curves"), tables(study, events), strict=True):
+        table = shown(table, own) if own else table
         with replacing(folder / f"{name}.parquet") as scratch:
             table.to_parquet(scratch, index=False)

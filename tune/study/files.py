@@ -18,6 +18,7 @@ from analysis.io import plain_yaml
 from analysis.io.text import redact
 from tune.errors import StudyError
 from tune.study.explain import explain
+from tune.study.own_study import OwnStudy
 from tune.study.sections import NAME
 from tune.study.study import Study
 
@@ -135,16 +136,26 @@ def _study(content: Any, path: Path, defaults: dict[str, Any]) -> Study:
         held = "is empty" if content is None else f"holds {kind}"
         raise StudyError(f"{path}: {held}, not a mapping of {EXAMPLE}")
     known = {key: value for key, value in content.items() if not key.startswith("x-")}  # values for anchors
+    form = OwnStudy if "trial" in known else Study
     try:
-        return Study.model_validate({**defaults, **known})
+        return form.model_validate({**defaults, **known})
     except ValidationError as error:
-        raise StudyError(explain(error, path, Study)) from error
+        raise StudyError(explain(error, path, form)) from error
 
 
 def _name(stem: str) -> str:
     """Return the name of a study whose file has this stem: letters without accents, and - for what no name may have."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(c))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or stem
+
+
+def require_built_in(study: Study, command: str) -> None:
+    """Raise StudyError if a study trains the user's own code, which a command of the built-in model cannot do."""
+    if isinstance(study, OwnStudy):
+        raise StudyError(
+            f"{study.name}: {command} knows the built-in model only, and this study trains {study.code}; "
+            "`pagating sweep` runs it"
+        )
 
 
 def dump(study: Study) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pagating.trial import Trial
 from tune.errors import StudyError
 from tune.study.own_gates import check_gates, digests, keep_gates, place_gate
+from tune.study.own_study import OwnStudy
 from tune.study.study import Study
 from tune.study.weights import check_pretrained, find_pretrained, note, noted, place_weights
 
@@ -165,6 +166,8 @@ def relocated(study: Study, base: Path, folder: Path) -> Study:
         return anew(name) if name and os.path.exists(os.path.join(start, os.path.expanduser(name))) else name
 
     corpus, tokenizer, model = study.corpus, study.tokenizer, study.model
+    if isinstance(study, OwnStudy):
+        return study.model_copy(update={"trial": anew(study.trial)}) if isinstance(study.trial, str) else study
     if corpus.files:
         given = corpus.files.model_dump(include={"train", "validation", "test"}, exclude_none=True)
         moved = {split: anew(one) if isinstance(one, str) else [anew(p) for p in one] for split, one in given.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -411,6 +411,20 @@ class Study(Section):
     def space(self, arm: str) -> dict[str, Distribution]:
         """Return the hyperparameters that an arm's search tunes: the nuisance ones of all arms, then the arm's own."""
         return {**self.nuisance, **self.arms[arm].searched(self.mlps)}
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        """Names in tables, MLflow and messages of the ledger's columns whose name is another one there."""
+        return {}
+
+    @property
+    def sign(self) -> int:
+        """Factor that makes a loss of the metric, or the metric of a loss: 1, or -1 if a higher value is better."""
+        return 1
+
+    def length(self, arm: str, steps: int) -> int:
+        """Return the updates of an arm's trials, of a whole trial of `steps`."""
+        return steps
 
     def digest(self, *without: str) -> str:
         """Return the digest of the study's resolved content without the dotted keys in `without`."""

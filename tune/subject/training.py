@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,18 @@ class Training:
             self._checkpoints.request()
             with contextlib.suppress(*ENDS):  # the next attempt raises the same error and records it
                 next(filter(None, self._steps), None)  # train to the end of an update
+        self._close()
 
     def replaced(self) -> None:
-        """Remove the checkpoints of this job before the next job starts, unless this job failed."""
+        """End this job before the next one starts, and remove its checkpoints unless it failed."""
+        self._close()
         if self.outcome != "failed":
             self.forget()
+
+    def _close(self) -> None:
+        """End the training at once, with any process that it started."""
+        if isinstance(self._steps, Generator):
+            self._steps.close()
 
     def forget(self) -> None:
         """Remove the checkpoints."""

@@ -18,6 +18,7 @@ from analysis.io.text import markdown, one_line
 from tune.run.provenance import git_commit
 from tune.study.arm import AlphaSection
 from tune.study.cell import Cell, Record
+from tune.study.own_study import OwnStudy
 from tune.study.study import Study
 from tune.tracking.identity import PARENT, STUDY_ID, Found, find, merge, pages, place_tags, study_id
 from tune.tracking.store import artifact_folder, prepare_store, sqlite_file
@@ -204,11 +205,7 @@ class Runs:
         metrics = [
             Metric(name, value, stamp, row["step"])
             for stamp, row in list(zip(stamps[1:], record.curve, strict=False))[known.rows :]
-            for name, value in [
-                *((METRICS[source], row[source]) for source in METRICS if source in row),
-                ("tokens_per_second", row["tokens_per_second"]),
-                *((f"alpha/layer_{layer}", value) for layer, value in enumerate(row["alpha"])),
-            ]
+            for name, value in _metrics(self.study, row)
             if value is not None  # the ledger's null for a number that is not finite
         ]
         tags: list[Any] = []
@@ -216,7 +213,7 @@ class Runs:
             last = record.curve[-1]["step"] if record.curve else 0
             metrics += [
                 Metric(f"final/{name}", float(value), stamps[-1], last)
-                for name, value in record.final.items()
+                for name, value in own_names(self.study, record.final).items()
                 if value is not None and not isinstance(value, str)
             ]
             tags = [RunTag("outcome", record.outcome)]
@@ -264,6 +261,9 @@ class Runs:
         from mlflow.entities import Param
 
         arm = self.study.arms[cell.arm]
+        if isinstance(self.study, OwnStudy):
+            values = {**self.study.values(cell.arm, cell.config), "arm": cell.arm}
+            return [Param(key, str(value)) for key, value in values.items()]
         params = {**cell.config, "alpha": numeric_alpha(self.study, cell.arm, cell.config)}
         shown = {"arm": cell.arm, "gate": arm.gate or "none", "base": arm.base if arm.gate else arm.unit or "stock"}
         sizes = {"rung": cell.rung, **_sizes(self.study.at(cell.rung))} if cell.rung else {}
@@ -272,11 +272,12 @@ class Runs:
     def _dataset(self) -> Any:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
+        own = isinstance(self.study, OwnStudy)
         dataset = Dataset(
-            name=self.study.corpus.called,
+            name="the user's own code" if own else self.study.corpus.called,
             digest=self.digest,
             source_type="code",
-            source=json.dumps(self.study.corpus.model_dump(exclude_none=True)),
+            source=json.dumps("code" if own else self.study.corpus.model_dump(exclude_none=True)),
             profile=json.dumps(self.tokens) if self.tokens else None,
         )
         return DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", "training")])
@@ -289,7 +290,32 @@ def run_name(cell: Cell) -> str:
     return f"{rung}{cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
 
 
+def own_names(study: Study, values: dict[str, Any]) -> dict[str, Any]:
+    """Return values of the ledger under the names, and with the sign, that the study's metric has for its user."""
+    if not study.shown:
+        return values
+    losses = ("val_nll", "test_nll")
+    return {
+        study.shown.get(name, name): study.sign * value if name in losses and value is not None else value
+        for name, value in values.items()
+        if name != "steps"
+    }
+
+
+def _metrics(study: Study, row: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return names and values of the metrics of an evaluation."""
+    if study.shown:
+        return [(name, value) for name, value in own_names(study, row).items() if name not in ("step", "alpha")]
+    return [
+        *((METRICS[source], row[source]) for source in METRICS if source in row),
+        ("tokens_per_second", row["tokens_per_second"]),
+        *((f"alpha/layer_{layer}", value) for layer, value in enumerate(row["alpha"])),
+    ]
+
+
 def _sizes(study: Study) -> dict[str, int]:
+    if isinstance(study, OwnStudy):
+        return dict(study.budget)
     if study.scales:
         return {"rungs": len(study.scales)}
     sizes = {name: getattr(study.model, name) for name in ("n_layer", "d_model", "n_head", "n_ctx")}

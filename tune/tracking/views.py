@@ -63,7 +63,7 @@ def end_of_curves(ends: Sequence[dict[str, Any]]) -> tuple[Range, Range] | None:
     if not ends:
         return None
     last, losses = max(row["step"] for row in ends), [row["val_nll"] for row in ends]
-    room = max(0.25 * (max(losses) - min(losses)), 1e-3 * max(losses))
+    room = max(0.25 * (max(losses) - min(losses)), 1e-3 * abs(max(losses)))
     return (0.4 * last, 1.02 * last), (min(losses) - room, max(losses) + room)
 
 
@@ -108,15 +108,16 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
     if study.scales and view in ("arms", "curves"):  # a mean over sizes would say nothing
         rows += f" and tags.rung = '{len(study.scales)}'"
     groups = [{"mode": "tag", "groupByData": tag} for tag in ("arm", *(["rung"] if view == "rungs" else []))]
-    shown = ["metrics.`final/test_nll`"] if of_arms and confirms else []  # never chosen by: not in lists of trials
+    validation, test = (study.shown.get(name, name) for name in ("val_nll", "test_nll"))
+    shown = [f"metrics.`final/{test}`"] if of_arms and confirms else []  # never chosen by: not in lists of trials
     shown += ["params.`rung`"] if study.scales else []
-    shown += ["metrics.`final/val_nll`", "params.`lr`", "params.`alpha`"]
+    shown += [f"metrics.`final/{validation}`", "params.`lr`", *([] if study.shown else ["params.`alpha`"])]
     shown += ["metrics.`final/seconds`"] if of_arms else ["tags.`stage`", "tags.`outcome`"]
-    sections = _arm_sections(study, ends) if of_arms else _trial_sections()
+    sections = _arm_sections(study, ends) if of_arms else _trial_sections(study)
     return {
         "searchFilter": rows,
-        "orderByKey": _order(study) if of_arms else "metrics.`final/val_nll`",
-        "orderByAsc": True,
+        "orderByKey": _order(study) if of_arms else f"metrics.`final/{validation}`",
+        "orderByAsc": study.sign > 0,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
@@ -149,7 +150,8 @@ def _order(study: Study) -> str:
     runs = len(study.arms) * (study.confirm.looks[-1] if confirms else study.search.trials_per_arm)
     if runs > PAGE:
         return "tags.`seed`"
-    return f"metrics.`final/{'test' if confirms else 'val'}_nll`"
+    name = f"{'test' if confirms else 'val'}_nll"
+    return f"metrics.`final/{study.shown.get(name, name)}`"
 
 
 def _id(name: str) -> str:
@@ -173,10 +175,11 @@ def _line(*metrics: str, **fields: Any) -> dict[str, Any]:
 
 def _arm_sections(study: Study, ends: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     # A card has no title for a metric. A linear axis starts at 0, so that all arms look the same.
-    sections = {"Validation loss by step, nats per token": [_line("val/nll", scaleType="log")]}
-    if end := end_of_curves(ends):
+    title, line = _loss(study)
+    sections = {title: [_line(line, **({} if study.shown else {"scaleType": "log"}))]}
+    if end := end_of_curves([{**row, "val_nll": study.sign * row["val_nll"]} for row in ends]):
         (x0, x1), (y0, y1) = end
-        close = _line("val/nll", range={"xMin": x0, "xMax": x1, "yMin": y0, "yMax": y1})
+        close = _line(line, range={"xMin": x0, "xMax": x1, "yMin": y0, "yMax": y1})
         sections["The same at the end of training"] = [close]
     if _learns(study):
         alphas = [f"alpha/layer_{layer}" for layer in range(min(study.model.n_layer, 4))]
@@ -184,14 +187,28 @@ def _arm_sections(study: Study, ends: Sequence[dict[str, Any]]) -> dict[str, lis
     return sections
 
 
-def _trial_sections() -> dict[str, list[dict[str, Any]]]:
-    lr, loss = {"key": "lr", "type": "PARAM"}, {"key": "final/val_nll", "type": "METRIC"}
+def _loss(study: Study) -> tuple[str, str]:
+    """Return the title of the charts of the validation metric, and its name in MLflow."""
+    name = study.shown.get("val_nll")
+    return (f"{name} by step", name) if name else ("Validation loss by step, nats per token", "val/nll")
+
+
+def _trial_sections(study: Study) -> dict[str, list[dict[str, Any]]]:
+    final, (title, line) = f"final/{study.shown.get('val_nll', 'val_nll')}", _loss(study)
+    lr, loss = {"key": "lr", "type": "PARAM"}, {"key": final, "type": "METRIC"}
+    if study.shown:
+        wanted = {"selectedParams": ["arm", *study.nuisance], "selectedMetrics": [final], "showAllRuns": False}
+        return {
+            f"Every trial: arm, {', '.join(study.nuisance)}, {line}": [_card("PARALLEL", **wanted)],
+            f"{line} against lr": [_card("SCATTER", xaxis=lr, yaxis=loss)],
+            title: [_line(line)],
+        }
     # the arm's axis is not the first one, where long names would be cut
-    wanted = {"selectedParams": ["alpha", "arm", "lr"], "selectedMetrics": ["final/val_nll"], "showAllRuns": False}
+    wanted = {"selectedParams": ["alpha", "arm", "lr"], "selectedMetrics": [final], "showAllRuns": False}
     return {
         "Every trial: alpha, arm, learning rate, loss": [_card("PARALLEL", **wanted)],
         "Validation loss against learning rate": [_card("SCATTER", xaxis=lr, yaxis=loss)],
-        "Validation loss by step, nats per token": [_line("val/nll", scaleType="log")],
+        title: [_line(line, scaleType="log")],
     }
 
 

@@ -1,0 +1,78 @@
+"""Tests of the second form of a study file, for the user's own training."""
+
+import pytest
+
+from tests.own_trainings import own_study, own_yaml
+from tune.errors import StudyError
+from tune.study.files import dump, parse
+from tune.study.own_study import OwnStudy
+from tune.study.sizes import scales, steps
+
+COMMAND = "python t.py --lr {lr} --shift {shift} --seed {seed} --steps {budget}"
+
+
+def test_study_is_read_and_written_again(tmp_path):
+    study = own_study(tmp_path)
+    assert (study.unit, study.amount, study.sign, study.baseline) == ("steps", 40, 1, "plain")
+    assert steps(study) == 40
+    assert study.length("short", 40) == 20
+    assert study.length("shifted", 40) == 40
+    text = dump(study)
+    assert all(f"\n{key}:" not in text for key in ("model", "fixed", "corpus", "tokenizer", "task", "scales", "ladder"))
+    again = parse(text, "own.yaml")
+    assert isinstance(again, OwnStudy)
+    assert again == study
+
+
+def test_an_arm_has_the_values_of_the_arm_that_it_names(tmp_path):
+    study = own_study(
+        tmp_path,
+        nuisance={"decay": {"uniform": [0.0, 0.2]}},
+        arms={"shifted": {"set": {"shift": 0.1}, "search": {"beta": {"uniform": [0.5, 0.9]}}}},
+    )
+    assert study.values("short", {"lr": 0.1}) == {"lr": 0.1, "shift": 0.0}
+    assert list(study.space("shifted")) == ["lr", "decay", "beta"]
+    assert list(study.space("short")) == ["lr", "decay"]
+    assert study.to_read("shifted") == ["shift", "beta"]
+    # a name without a meaning of its own stays inside the range that the study names
+    assert (scales(study)["decay"].low, scales(study)["decay"].high) == (0.0, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {"n_layer": 2}}, "model is of the built-in model"),
+        ({"fixed": {"tokens": 100}}, "fixed is of the built-in model"),
+        ({"corpus": {"source": "builtin"}}, "corpus is of the built-in model"),
+        ({"task": "masked"}, "task is of the built-in model"),
+        ({"scales": [{"d_model": 8}]}, "scales is of the built-in model"),
+        ({"keep": {"models": "best"}}, "keep.models=best is of the built-in model"),
+        ({"arms": {"shifted": {"gate": "tanh", "alpha": 0.5}}}, "gate is of the built-in model"),
+        ({"trial": "mine.train"}, "no FILE.py:FUNCTION"),
+        ({"metric": None}, "key 'metric' is missing"),
+        ({"metric": {"test": "val_loss"}}, "name and test are both 'val_loss'"),
+        ({"metric": {"name": "seed"}}, "name 'seed' must be"),
+        ({"metric": {"goal": "up"}}, "minimize"),
+        ({"budget": {"tokens": 3}}, "one unit and one number"),
+        ({"budget": {"steps": 0}}, "from 1 to 10"),
+        ({"budget": {"steps": None, "seed": 4}}, "'seed' has another meaning"),
+        ({"nuisance": {"lr": None, "rate": {"uniform": [0.1, 0.2]}}}, "nuisance.lr is missing"),
+        ({"nuisance": {"folder": {"uniform": [0.1, 0.2]}}}, "nuisance.folder: the name has another meaning"),
+        ({"nuisance": {"shift": {"uniform": [0.1, 0.2]}}}, "arms.plain.set.shift is in nuisance too"),
+        ({"arms": {"shifted": {"set": {"val_loss": 1}}}}, "name of the metric"),
+        ({"arms": {"short": {"of": "plian", "budget": 0.5}}}, "no other arm 'plian'; did you mean 'plain'?"),
+        ({"arms": {"short": {"of": "shifted"}, "shifted": {"of": "plain"}}}, "shifted has an `of` itself"),
+        ({"arms": {"plain": {"baseline": True, "budget": 0.5}}}, "the baseline has the whole budget"),
+        ({"arms": {"shifted": {"sets": {"a": 1}}}}, "did you mean 'set'?"),
+        ({"address": "auto"}, "runs on this machine only"),
+        ({"trial": {"command": COMMAND.replace("{lr}", "{lrr}")}}, "no value for {lrr}; did you mean {lr}?"),
+        ({"trial": {"command": COMMAND.replace("{shift}", "1")}}, "arms.plain: the command never uses {shift}"),
+        ({"trial": {"command": COMMAND.replace("{seed}", "1")}}, "has no {seed}"),
+        ({"trial": {"command": COMMAND.replace("{budget}", "1")}}, "has no {budget}"),
+    ],
+)
+def test_a_wrong_study_is_refused_in_a_line(changes, said):
+    with pytest.raises(StudyError) as refused:
+        parse(own_yaml(**changes), "own.yaml")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,111 @@
+"""A whole study of the user's own training, from its file to its report."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.describe.curves import over_training
+from analysis.io.study import load as load_tables
+from analysis.report.build import build
+from analysis.verdict.decide import decide
+from tests.own_trainings import FUNCTION, own_study
+from tune.backend.inline import Inline
+from tune.errors import StudyError
+from tune.run import ledger
+from tune.study.files import find, load
+from tune.sweep import sweep
+
+ROOT = Path(__file__).parents[2]
+OF_BUILT_IN = ("val_nll", "test_nll", "nats", "tokens", "GPT", "activation", "linear MLP", "per token")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return the folder of a finished study whose metric is better if it is higher, with its report."""
+    base = tmp_path_factory.mktemp("own")
+    upside = FUNCTION.replace(
+        "loss = 2 + off + 20 / step - trial.shift + noise", "loss = 9 - off - 20 / step + trial.shift - noise"
+    )
+    names = {"name": "val_score", "test": "test_score", "goal": "maximize", "unit": "points"}
+    study = own_study(base, upside.replace("_loss", "_score"), metric=names, budget={"steps": None, "epochs": 40})
+    run = sweep(study, base, base / "studies", Inline())
+    assert run.stages.finished
+    build(run.folder)
+    return base, run.folder
+
+
+def test_tables_have_the_users_names_and_sign(finished):
+    _, folder = finished
+    trials, curves = (pd.read_parquet(folder / f"{name}.parquet") for name in ("trials", "curves"))
+    assert {"val_score", "test_score", "epochs", "epochs_per_second", "lr", "seconds", "peak_rss_mb"} <= set(trials)
+    assert not {"val_nll", "test_nll", "tokens", "steps", "alpha", "parameters"} & set(trials)
+    assert not {"val_nll", "tokens"} & set(curves)
+    confirm = trials[trials["stage"] == "confirm"]
+    assert (confirm["test_score"] > 5).all()
+    assert trials.loc[trials["stage"] != "confirm", "test_score"].isna().all()
+    assert dict(confirm.groupby("arm")["epochs"].max()) == {"plain": 40, "shifted": 40, "short": 20}
+
+
+def test_verdict_is_that_of_the_users_metric(finished):
+    _, folder = finished
+    study = load_tables(folder)
+    result = decide(study)
+    rows = {row.arm: row for row in result.comparisons}
+    assert (rows["shifted"].verdict, rows["short"].verdict) == ("better", "worse")
+    trials = pd.read_parquet(folder / "trials.parquet")
+    means = trials[trials["stage"] == "confirm"].groupby("arm")["test_score"].mean()
+    assert rows["shifted"].arm_mean == pytest.approx(means["shifted"])
+    expected = 100 * (means["shifted"] / means["plain"] - 1)
+    assert rows["shifted"].improvement_percent == pytest.approx(expected)
+    assert rows["shifted"].improvement_low < expected < rows["shifted"].improvement_high
+    assert "on test_score (higher is better)" in result.summary
+    assert "The floor short loses by" in result.summary
+    assert " points" in result.summary
+
+
+def test_files_for_readers_speak_of_the_users_metric_only(finished):
+    _, folder = finished
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    verdict = (folder / "verdict.md").read_text(encoding="utf-8")
+    tables = "".join(path.read_text(encoding="utf-8") for path in (folder / "tables").glob("*.tex"))
+    for text in (page, verdict, tables):
+        assert [word for word in OF_BUILT_IN if word in text] == []
+    assert "training epochs" in page
+    assert "-val_score (points)" in page
+    known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert sorted(known["code"]) == ["mine.py", "noise.py"]
+
+
+def test_over_training_the_sign_is_that_of_an_improvement(finished):
+    _, folder = finished
+    shifted = over_training(load_tables(folder))["shifted"]
+    assert (shifted["improvement_percent"] > 0).all()
+    assert (shifted["low"] < shifted["improvement_percent"]).all()
+    assert (shifted["improvement_percent"] < shifted["high"]).all()
+
+
+def test_a_finished_study_goes_on_from_its_folder_and_refuses_changed_files(finished):
+    base, folder = finished
+    before = ledger.read(folder / "ledger.jsonl")
+    found = find(folder, base / "studies")
+    run = sweep(found.study, found.base, found.output, Inline())
+    assert run.stages.finished
+    assert len(ledger.read(folder / "ledger.jsonl")) == len(before)
+    source = (base / "noise.py").read_text()
+    (base / "noise.py").write_text("SIZE = 0.5\n")
+    with pytest.raises(StudyError, match=r"noise\.py has changed since the study began"):
+        sweep(load(base / "own.yaml"), base, base / "studies", Inline())
+    (base / "noise.py").write_text(source)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docs_ends_in_a_verdict(tmp_path):
+    """Run the example of the docs; it takes half a minute."""
+    examples = ROOT / "docs/examples"
+    run = sweep(load(examples / "own_training.yaml"), examples, tmp_path, Inline())
+    assert run.stages.finished
+    result = decide(load_tables(run.folder))
+    assert result.sensitivity.testable
+    assert {row.arm: row.verdict for row in result.comparisons}["short"] == "worse"

@@ -1,0 +1,287 @@
+"""The second form of a study file: the arms train the user's own function or command."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pagating.gating.catalog import BASES, DEFAULTS
+from tune.study.arm import STUDY_FORMS, AlphaSection, Arm
+from tune.study.sections import (
+    CorpusSection,
+    Distribution,
+    FixedSection,
+    KeepSection,
+    ModelSection,
+    OneOf,
+    Section,
+    TokenizerSection,
+)
+from tune.study.study import MOST_LR, Study
+
+FUNCTION = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_]\w*)")
+VALUE_NAME = re.compile(r"[A-Za-z]\w{0,63}")
+OF_BUILT_IN = ("model", "fixed", "corpus", "tokenizer", "task", "scales", "ladder")
+OF_BUILT_IN_ARM = ("gate", "unit", "base", "form", "alpha")
+OF_TRIAL = ("arm", "budget", "folder", "report", "rng", "seed", "test", "Infeasible")  # attributes of `trial`
+# columns of the tables, and names that the protocol gives a meaning of its own
+COLUMNS = frozenset(
+    (
+        *("study", "stage", "config_key", "trial", "outcome", "reason", "chosen", "seconds", "peak_rss_mb", "added"),
+        *("look", "axis", "step", "steps", "tokens", "rung", "batch_tokens", "tokens_per_second", "final"),
+        *("val_nll", "test_nll", "train_nll"),
+    )
+)
+PLACEHOLDERS = ("arm", "budget", "folder", "seed", "test")  # of a command, beside the names of its values
+Value = bool | int | float | str
+
+
+class MetricSection(Section):
+    """The metric that the study compares."""
+
+    name: str = Field(description="name of the validation metric, as `trial.report` gets it")
+    test: str = Field(description="name of the same metric on the test data, which a confirm trial returns at its end")
+    goal: Literal["minimize", "maximize"] = Field("minimize", description="whether a lower or a higher value is better")
+    unit: str = Field("", max_length=40, description="unit of the metric, such as nats, % or USD")
+
+    @model_validator(mode="after")
+    def _names(self) -> MetricSection:
+        for key in ("name", "test"):
+            given = getattr(self, key)
+            if not VALUE_NAME.fullmatch(given) or given in (*OF_TRIAL, *COLUMNS, "lr"):
+                raise ValueError(f"{key} '{given}' must be a name of letters, digits and _, such as val_loss")
+        if self.name == self.test:
+            raise ValueError(f"name and test are both '{self.name}'; the test metric needs a name of its own")
+        return self
+
+
+class CommandSection(Section):
+    """A command that trains one trial and prints lines such as METRIC val_loss=1.23 step=200."""
+
+    command: str = Field(min_length=1, description="command line; {lr}, {seed}, {budget} and others are replaced")
+
+    @property
+    def names(self) -> list[str]:
+        """The names in braces, each once."""
+        found = [name for _, name, _, _ in string.Formatter().parse(self.command) if name is not None]
+        return list(dict.fromkeys(found))
+
+
+class OwnArm(Arm):
+    """One alternative under comparison: values that the training reads as `trial.NAME`."""
+
+    gate: str | None = Field(None, exclude=True)
+    base: Annotated[str, OneOf(BASES)] = Field(DEFAULTS["base"], exclude=True)
+    alpha: float | list[float] | AlphaSection | None = Field(None, exclude=True)
+    form: Annotated[str, OneOf(STUDY_FORMS)] = Field(DEFAULTS["form"], exclude=True)
+    unit: str | None = Field(None, exclude=True)
+    set: dict[str, Value] = Field({}, description="values that make the arm what it is")
+    search: dict[str, Distribution] = Field({}, description="hyperparameters that only this arm has, and tunes")
+    of: str | None = Field(None, description="an arm whose `set` and `search` this one has too")
+    budget: float | None = Field(None, gt=0, le=1, description="share of the study's budget; default all of it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_built_in(cls, given: Any) -> Any:
+        for key in OF_BUILT_IN_ARM if isinstance(given, dict) else ():
+            if key in given:
+                raise ValueError(f"{key} is of the built-in model; an arm of `trial:` has set, search, of and budget")
+        return given
+
+    @property
+    def share(self) -> float:
+        """Share of the study's budget that a trial of the arm has."""
+        return 1.0 if self.budget is None else self.budget
+
+    @property
+    def formula(self) -> str:
+        """The values that the arm sets, in words."""
+        return ", ".join(f"{name}={value}" for name, value in self.set.items()) or "nothing set"
+
+    def searched(self, mlps: int = 1) -> dict[str, Distribution]:
+        """Return the hyperparameters that only this arm searches, by name."""
+        return dict(self.search)
+
+
+class OwnStudy(Study):
+    """A study of the user's own training. `trial` names a function, as FILE.py:NAME, or has a command."""
+
+    trial: str | CommandSection = Field(description="FILE.py:FUNCTION, or {command: ...}")
+    metric: MetricSection = Field(description="the metric that is compared")
+    budget: dict[str, int] = Field(description="length of a trial: a unit, such as steps, and a whole number")
+    nuisance: dict[str, Distribution] = Field(
+        description="hyperparameters that every arm tunes and calibrates so that the comparison is fair; always `lr`"
+    )
+    arms: dict[str, OwnArm] = Field(  # type: ignore[assignment]
+        description="alternatives under comparison: two or more, one of them the baseline"
+    )
+    corpus: CorpusSection = Field(CorpusSection(), exclude=True)
+    tokenizer: TokenizerSection = Field(TokenizerSection(), exclude=True)
+    task: str = Field("causal", exclude=True)
+    model: ModelSection = Field(ModelSection(), exclude=True)
+    fixed: FixedSection = Field(FixedSection(), exclude=True)
+    scales: list[Any] = Field([], exclude=True)
+    ladder: Any = Field(None, exclude=True)
+    keep: KeepSection = Field(KeepSection(models="none"), description="files that are kept")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_built_in(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for key in OF_BUILT_IN:
+            if key in given:
+                raise ValueError(
+                    f"{key} is of the built-in model; with `trial:` your own code decides it: leave it out"
+                )
+        keep = given.get("keep")
+        if isinstance(keep, dict):
+            if keep.get("models", "none") != "none":
+                raise ValueError(f"keep.models={keep['models']} is of the built-in model; your own code saves its own")
+            return {**given, "keep": {**keep, "models": "none"}}
+        return given
+
+    @field_validator("trial")
+    @classmethod
+    def _trial(cls, given: str | CommandSection) -> str | CommandSection:
+        if isinstance(given, str) and not FUNCTION.fullmatch(given):
+            raise ValueError(f"trial '{given}' is no FILE.py:FUNCTION, nor {{command: ...}}")
+        return given
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, given: dict[str, int]) -> dict[str, int]:
+        if len(given) != 1:
+            raise ValueError(f"budget {given} must be one unit and one number, such as {{steps: 2000}}")
+        ((unit, amount),) = given.items()
+        if not VALUE_NAME.fullmatch(unit) or not 1 <= amount <= 10**13:
+            raise ValueError(f"budget {given} must be a unit, such as steps, and a whole number from 1 to 10^13")
+        if unit in OF_TRIAL or (unit in COLUMNS and unit not in ("steps", "tokens", "seconds")):
+            raise ValueError(f"budget {given}: '{unit}' has another meaning; call the unit otherwise")
+        return given
+
+    @field_validator("nuisance", mode="before")
+    @classmethod
+    def _nuisance(cls, given: Any) -> Any:
+        return given
+
+    @model_validator(mode="after")
+    def _together(self) -> OwnStudy:
+        if len(self.arms) < 2 and self.runs("confirm"):
+            raise ValueError("a study needs a baseline and at least one arm to compare with it")
+        lr = self.nuisance.get("lr")
+        if lr is None:
+            raise ValueError("nuisance.lr is missing: the hyperparameter that is tuned first has this name")
+        if min(lr.values) <= 0 or max(lr.values) > MOST_LR:
+            raise ValueError(f"nuisance.lr must be in (0, {MOST_LR:g}]; got {lr.values}")
+        self.__dict__["fixed"] = FixedSection.model_construct(tokens=self.amount, batch_tokens=1)  # a step is a unit
+        for name, arm in self.arms.items():
+            self._check_arm(name, arm)
+        if isinstance(self.trial, CommandSection):
+            self._check_command(self.trial)
+        if self.address:
+            raise ValueError("address: your own training runs on this machine only; leave address out")
+        if self.search.sampler == "grid":
+            self._check_grid()
+        return self
+
+    def _check_arm(self, name: str, arm: OwnArm) -> None:
+        where = f"arms.{name}"
+        if arm.of is not None:
+            if arm.of == name or arm.of not in self.arms:
+                near = get_close_matches(arm.of, self.arms, 1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"{where}.of: there is no other arm '{arm.of}'{hint}")
+            if self.arms[arm.of].of is not None:
+                raise ValueError(f"{where}.of: {arm.of} has an `of` itself; name the arm that sets the values")
+        if arm.baseline and arm.share != 1:
+            raise ValueError(f"{where}.budget: the baseline has the whole budget; leave it out")
+        taken: dict[str, str] = {}
+        own = self.resolved(name)
+        for key, names in (("nuisance", self.nuisance), (f"{where}.search", own.search), (f"{where}.set", own.set)):
+            for each in names:
+                if not VALUE_NAME.fullmatch(each) or each in (*OF_TRIAL, *COLUMNS):
+                    raise ValueError(f"{key}.{each}: the name has another meaning or other characters than a-z 0-9 _")
+                if each in (self.metric.name, self.metric.test, *self.budget):
+                    raise ValueError(f"{key}.{each}: this is the name of the metric or of the budget's unit")
+                if each in taken:
+                    raise ValueError(f"{key}.{each} is in {taken[each]} too; give it once")
+                taken[each] = key
+        for each, value in own.set.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{where}.set.{each} is {value}; it must be finite")
+
+    def _check_command(self, section: CommandSection) -> None:
+        for arm in self.arms:
+            known = self.values(arm, dict.fromkeys(self.space(arm), 0.0))
+            allowed = (*PLACEHOLDERS, *known)
+            for name in section.names:
+                if name not in allowed:
+                    near = get_close_matches(name, allowed, 1)
+                    hint = f"did you mean {{{near[0]}}}? " if near else ""
+                    raise ValueError(
+                        f"trial.command: arm '{arm}' has no value for {{{name}}}; {hint}allowed: {', '.join(allowed)}"
+                    )
+            for name in self.to_read(arm):
+                if name not in section.names:
+                    raise ValueError(f"arms.{arm}: the command never uses {{{name}}}, so this arm trains as without it")
+        if "seed" not in section.names:
+            raise ValueError("trial.command: has no {seed}, so every seed would train alike")
+        if "budget" not in section.names:
+            raise ValueError("trial.command: has no {budget}, so its length would not be that of the study")
+
+    @property
+    def code(self) -> str:
+        """What a trial runs, as the study file has it."""
+        return self.trial if isinstance(self.trial, str) else self.trial.command
+
+    @property
+    def unit(self) -> str:
+        """Unit of the budget."""
+        return next(iter(self.budget))
+
+    @property
+    def amount(self) -> int:
+        """Budget of a trial of a whole length, in its unit."""
+        return next(iter(self.budget.values()))
+
+    @property
+    def sign(self) -> int:
+        """Factor that makes a loss of the metric."""
+        return -1 if self.metric.goal == "maximize" else 1
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        """The user's names of the ledger's columns."""
+        unit = {"tokens": self.unit, "tokens_per_second": f"{self.unit}_per_second"}
+        return {"val_nll": self.metric.name, "test_nll": self.metric.test, **unit}
+
+    def resolved(self, arm: str) -> OwnArm:
+        """Return an arm with the values of the arm that its `of` names."""
+        own = self.arms[arm]
+        base = self.arms[own.of] if own.of else own
+        both = {"set": {**base.set, **own.set}, "search": {**base.search, **own.search}}
+        return own.model_copy(update=both)
+
+    def space(self, arm: str) -> dict[str, Distribution]:
+        """Return the hyperparameters that an arm's search tunes: the nuisance ones of all arms, then the arm's own."""
+        return {**self.nuisance, **self.resolved(arm).search}
+
+    def values(self, arm: str, config: Mapping[str, float]) -> dict[str, Value]:
+        """Return what a trial reads as `trial.NAME`: the tuned values, then what the arm sets."""
+        return {**config, **self.resolved(arm).set}
+
+    def to_read(self, arm: str) -> list[str]:
+        """Return the names without which the arm would not be what it is."""
+        own = self.resolved(arm)
+        return [*own.set, *own.search]
+
+    def length(self, arm: str, steps: int) -> int:
+        """Return the budget of an arm's trials, of a whole one of `steps`."""
+        return max(1, round(self.arms[arm].share * steps))

@@ -1,0 +1,176 @@
+"""Subject that trains the user's own function, each trial in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagating.trial import Diverged
+from tune.study.cell import Cell
+from tune.study.own_study import OwnStudy
+from tune.study.sizes import steps
+from tune.subject.process import Process, TrialFailed
+from tune.subject.sources import Sources
+from tune.subject.subject import Step
+
+if TYPE_CHECKING:
+    from pagating.checkpoint import CheckpointFolder
+
+WORKER = Path(__file__).with_name("own_worker.py")
+OUTPUT = "output.txt"  # file in a trial's folder with what it printed
+
+
+@dataclass(frozen=True)
+class OwnJob:
+    """A trial of the user's own code.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: Seed of the trial.
+        budget: Length of the trial in `unit`.
+        unit: Unit of the budget.
+        test: The trial has to give the test metric.
+        values: What the code reads as `trial.NAME`.
+        to_read: Names of the values without which the arm would not be what it is.
+        metric: Name of the validation metric.
+        test_metric: Name of the test metric.
+        sign: Factor that makes a loss of both.
+        file: The study's copy of the user's file.
+        name: Name of the function.
+        folder: Working directory: that of the user's file.
+        cpus: Threads of numerical libraries.
+        timeout: Seconds without a report after which the trial has failed.
+    """
+
+    arm: str
+    seed: int
+    budget: int
+    unit: str
+    test: bool
+    values: Mapping[str, Any]
+    to_read: tuple[str, ...]
+    metric: str
+    test_metric: str
+    sign: int
+    file: str
+    name: str
+    folder: str
+    cpus: int
+    timeout: float
+
+    def row(self, step: int, metrics: Mapping[str, float], seconds: float) -> dict[str, Any]:
+        """Return an evaluation as the ledger has it. The metric's place is that of the built-in loss."""
+        others = {name: value for name, value in metrics.items() if name != self.metric}
+        loss, speed = self.sign * metrics[self.metric], step / max(seconds, 1e-9)
+        return {"step": step, "tokens": step, "val_nll": loss, "tokens_per_second": speed, "alpha": [], **others}
+
+    def final(self, row: Mapping[str, Any], returned: Mapping[str, float], seconds: float) -> dict[str, Any]:
+        """Return the result of the trial, of its last evaluation and what its code returned."""
+        others = {name: value for name, value in returned.items() if name not in (self.metric, self.test_metric)}
+        test = {"test_nll": self.sign * returned[self.test_metric]} if self.test else {}
+        kept = {name: row[name] for name in ("val_nll", "tokens", "tokens_per_second")}
+        return {**others, **kept, **test, "steps": row["step"], "seconds": seconds}
+
+
+class Function:
+    """Subject that trains a user's function `FILE.py:NAME`."""
+
+    def __init__(self, study: OwnStudy, sources: Sources) -> None:
+        self.study, self.sources = study, sources
+
+    def identity(self) -> dict[str, Any]:
+        """Return the digests of the user's files."""
+        return self.sources.identity()
+
+    def check_begun(self, begun: Mapping[str, Any]) -> None:
+        """Raise StudyError if the study was started with other files."""
+        self.sources.check_begun(begun)
+
+    def trial(self, cell: Cell) -> OwnJob:
+        """Return the trial of a cell."""
+        study, metric = self.study, self.study.metric
+        return OwnJob(
+            arm=cell.arm,
+            seed=cell.seed,
+            budget=study.length(cell.arm, steps(study)),
+            unit=study.unit,
+            test=study.tests(cell.stage),
+            values=study.values(cell.arm, cell.config),
+            to_read=tuple(study.to_read(cell.arm)),
+            metric=metric.name,
+            test_metric=metric.test,
+            sign=study.sign,
+            file=str(self.sources.main),
+            name=self.sources.function,
+            folder=str(self.sources.working_folder),
+            cpus=study.resources.cpus,
+            timeout=study.resources.stall_timeout,
+        )
+
+    @staticmethod
+    def train(trial: OwnJob, checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
+        """Run the function in a process of its own, which waits after each report until the next one is asked for."""
+        with folder_of(checkpoints) as folder:
+            yield from _trained(trial, folder, checkpoints)
+
+
+def folder_of(checkpoints: CheckpointFolder | None) -> Any:
+    """Return a context with the folder of a trial, which exists inside it."""
+    if checkpoints is None:
+        return tempfile.TemporaryDirectory(prefix="pagating-trial-")
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    return nullcontext(str(checkpoints.folder))
+
+
+def _trained(trial: OwnJob, folder: str, checkpoints: CheckpointFolder | None) -> Iterator[Step | None]:
+    order = {
+        name: getattr(trial, name)
+        for name in ("arm", "seed", "budget", "unit", "test", "metric", "test_metric", "file", "name")
+    }
+    began, waited = time.monotonic(), 0.0
+    row: dict[str, Any] | None = None
+    with Process(
+        [sys.executable, "-P", str(WORKER), "{channel}"],
+        folder=Path(trial.folder),
+        output=Path(folder) / OUTPUT,
+        cpus=trial.cpus,
+        timeout=trial.timeout,
+        own_channel=True,
+    ) as process:
+        process.send(json.dumps({**order, "values": dict(trial.values), "folder": folder}))
+        for line in process.lines():
+            if checkpoints and checkpoints.requested:  # the study stops
+                return
+            if line is None:
+                yield None
+                continue
+            message = json.loads(line)
+            spent = time.monotonic() - began - waited
+            if "step" in message:
+                row = trial.row(message["step"], message["metrics"], spent)
+                if row["step"] < trial.budget:  # the last one is held back until its result is known
+                    asked = time.monotonic()
+                    yield row["step"], row
+                    waited += time.monotonic() - asked
+                process.send("on")
+                continue
+            if "infeasible" in message:
+                raise Diverged(message["infeasible"])
+            if "failed" in message:
+                raise TrialFailed(message["failed"])
+            if unread := [name for name in trial.to_read if name not in message["read"]]:
+                raise TrialFailed(
+                    f"arms.{trial.arm}: the function never reads trial.{unread[0]}, so this arm trains as without it"
+                )
+            assert row is not None
+            final = trial.final(row, message["returned"], spent)
+            yield row["step"], {**row, "final": {**final, "peak_rss_mb": message["peak"]}}
+            return
+        raise process.why_ended()

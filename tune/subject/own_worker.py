@@ -1,0 +1,208 @@
+"""Train one trial of a user's function in a process of its own: `python own_worker.py CHANNEL`.
+
+This file imports nothing of this project, so that the user's modules may have any name. The first line of standard
+input holds the trial as JSON. Each further line lets the function go on after a report. The end of standard input ends
+the process, because then the study is gone. Messages go to the file descriptor CHANNEL, as lines of JSON.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+PDEATHSIG = 1  # PR_SET_PDEATHSIG of Linux
+LONGEST = 500  # letters of a message's reason
+ROOT = Path(__file__).resolve().parents[2]  # of this project, which the user's code may import
+
+
+class Infeasible(Exception):
+    """The configuration cannot be trained: raised by the user's function as `trial.Infeasible`."""
+
+
+class UnknownName(AttributeError):
+    """The function reads a name that its trial does not have."""
+
+
+class Refused(Exception):
+    """The function breaks a rule of the protocol."""
+
+
+class OwnTrial:
+    """The argument of the user's function.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: Seed of the trial, the same for all arms.
+        budget: Length of the trial in the study's unit.
+        folder: Folder of this trial, for checkpoints and other files. It is removed when the trial has ended.
+        test: True if the function has to return the test metric.
+        Infeasible: Exception to raise if the configuration cannot be trained.
+    """
+
+    Infeasible = Infeasible
+
+    def __init__(self, order: dict[str, Any], tell: Callable[..., None], wait: Callable[[], None]) -> None:
+        self.arm, self.seed, self.budget, self.test = order["arm"], order["seed"], order["budget"], order["test"]
+        self.folder = Path(order["folder"])
+        self._values, self._metric, self._test_metric = order["values"], order["metric"], order["test_metric"]
+        self._unit, self._tell, self._wait = order["unit"], tell, wait
+        self._read: set[str] = set()
+        self._reported = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in self._values:
+            self._read.add(name)
+            return self._values[name]
+        known = [*self._values, "arm", "budget", "folder", "report", "rng", "seed", "test"]
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean trial.{near[0]}? " if near else ""
+        raise UnknownName(f"arm {self.arm} has no trial.{name}; {hint}it has {', '.join(known)}")
+
+    def rng(self, name: str) -> Any:
+        """Return a numpy Generator whose stream follows from the trial's seed and a name alone."""
+        import numpy as np
+
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest, "big"))
+
+    def report(self, step: int, **metrics: float) -> None:
+        """Report metrics after `step` units of the budget, the validation metric among them.
+
+        Raises:
+            Refused: The protocol does not allow this report.
+            Infeasible: The validation metric is not finite.
+        """
+        if self._test_metric in metrics:
+            raise Refused(
+                f"trial.report got {self._test_metric}; the test metric is read once: return it if trial.test is true"
+            )
+        if self._metric not in metrics:
+            raise Refused(f"trial.report got {', '.join(metrics) or 'nothing'}; the study needs {self._metric}")
+        if isinstance(step, bool) or int(step) != step or not self._reported < step <= self.budget:
+            raise Refused(
+                f"trial.report got step {step} after {self._reported}; a step is a whole number above the last one, "
+                f"up to the budget of {self.budget} {self._unit}"
+            )
+        values = {name: number(name, value) for name, value in metrics.items()}
+        if not math.isfinite(values[self._metric]):
+            raise Infeasible(f"{self._metric} is {values[self._metric]:g} at step {int(step)}")
+        self._reported = int(step)
+        self._tell(step=int(step), metrics=values)
+        self._wait()
+
+
+def number(name: str, value: Any) -> float:
+    """Return a metric as a float. Numbers of numpy and tensors of one element are taken. Raises Refused."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"{name} is {value!r}, which is no number") from error
+
+
+def function_of(file: str, name: str) -> Callable[[OwnTrial], Any]:
+    """Load the user's file and return its function. Raises Refused if it has none of that name."""
+    sys.path.insert(0, str(Path(file).parent))
+    sys.path.append(str(ROOT))
+    module_name = Path(file).stem
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    found = getattr(module, name, None)
+    if not callable(found):
+        near = get_close_matches(name, [key for key, value in vars(module).items() if callable(value)], 1)
+        raise Refused(f"{Path(file).name} has no function {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    return found
+
+
+def returned(trial: OwnTrial, found: Any, tested: str) -> dict[str, float]:
+    """Return the numbers that the function returned, checked. Raises Refused or Infeasible."""
+    if found is not None and not isinstance(found, dict):
+        raise Refused(f"the function returned {type(found).__name__}; it returns a dict of metrics, or nothing")
+    values = {str(name): number(str(name), value) for name, value in (found or {}).items()}
+    if trial._reported != trial.budget:
+        raise Refused(
+            f"the last report was at step {trial._reported} of {trial.budget} {trial._unit}: report the end of the "
+            "whole budget"
+        )
+    if tested in values and not trial.test:
+        raise Refused(f"the function returned {tested} although trial.test is false; the test data is read once")
+    if trial.test and tested not in values:
+        raise Refused(f"the function did not return {tested} although trial.test is true")
+    if trial.test and not math.isfinite(values[tested]):
+        raise Infeasible(f"{tested} is {values[tested]:g}")
+    return values
+
+
+def place(error: BaseException, folder: str) -> str:
+    """Return the last line of the user's files in a traceback, as `FILE.py, line N`; "" if there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(folder)]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Check if an error says that memory is short, of the machine or of a GPU."""
+    return isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "XlaRuntimeError")
+
+
+def end_with_parent() -> None:
+    """Ask Linux to kill this process if its parent ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
+
+
+def peak_mb() -> float:
+    """Return the peak resident memory of this process in MiB."""
+    if sys.platform == "linux":  # getrusage there includes the memory of the process that started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+
+
+def main(channel: int) -> None:
+    """Train the trial of standard input and tell its end to the channel."""
+    end_with_parent()
+    os.set_inheritable(channel, False)
+    order = json.loads(sys.stdin.readline())
+
+    def tell(**message: Any) -> None:
+        os.write(channel, (json.dumps(message) + "\n").encode())
+
+    def wait() -> None:
+        if not sys.stdin.readline():
+            os._exit(1)  # the study is gone
+
+    trial = OwnTrial(order, tell, wait)
+    folder = str(Path(order["file"]).parent)
+    try:
+        values = returned(trial, function_of(order["file"], order["name"])(trial), order["test_metric"])
+        tell(returned=values, read=sorted(trial._read), peak=peak_mb())
+    except Infeasible as error:
+        tell(infeasible=str(error)[:LONGEST] or "trial.Infeasible was raised")
+    except (Refused, UnknownName) as error:
+        tell(failed=f"{error}{place(error, folder)}"[:LONGEST])
+    except BaseException as error:  # noqa: BLE001 (the user's code may raise anything; only its trial fails)
+        traceback.print_exc()
+        said = f"{type(error).__name__}: {error}".strip().splitlines()[0][:LONGEST] + place(error, folder)
+        tell(**{"infeasible" if out_of_memory(error) else "failed": said})
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,139 @@
+"""The process of one trial of the user's own code: start it, read its lines, and end it whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+TICK_SECONDS = 0.5  # between two looks at a process that says nothing
+GRACE_SECONDS = 1.0  # for its last lines, after it has ended
+LONGEST_LINE = 1 << 20
+
+
+class TrialFailed(OSError):
+    """A trial of the user's own code failed. The message says why, in one line."""
+
+
+class Process:
+    """A process of the user's code, with the processes that it starts.
+
+    Args:
+        command: Words of the command line. `{channel}` is replaced by the number of the file descriptor of its lines.
+        folder: Working directory.
+        output: File that gets what the process prints.
+        cpus: Number of threads that numerical libraries may use.
+        timeout: Seconds without a line after which the process is killed.
+        own_channel: Read the lines from a pipe of their own. Otherwise they are those of standard output.
+        environment: Further variables.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        output: Path,
+        cpus: int,
+        timeout: float,
+        own_channel: bool,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._output, self._timeout = output, timeout
+        self._reader, writer = os.pipe()
+        threads = {f"{library}_NUM_THREADS": str(cpus) for library in ("OMP", "MKL", "OPENBLAS")}
+        try:
+            with open(output, "ab") as log:
+                self._process = subprocess.Popen(
+                    [word.replace("{channel}", str(writer)) for word in command] if own_channel else list(command),
+                    cwd=folder,
+                    env={**os.environ, **threads, "PYTHONHASHSEED": "0", **(environment or {})},
+                    stdin=subprocess.PIPE if own_channel else subprocess.DEVNULL,
+                    stdout=log if own_channel else writer,
+                    stderr=log,
+                    pass_fds=[writer] if own_channel else [],
+                    start_new_session=True,
+                )
+        except OSError as error:
+            os.close(self._reader)
+            raise TrialFailed(f"{command[0]}: {error.strerror}") from error
+        finally:
+            os.close(writer)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, with all that it started
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        os.close(self._reader)
+
+    def send(self, line: str) -> None:
+        """Send a line to the process. One that has ended does not get it."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+
+    def lines(self) -> Iterator[str | None]:
+        """Yield the lines of the process, and None for every half a second without one, until it has ended.
+
+        Raises:
+            TrialFailed: The process said nothing for longer than the timeout.
+        """
+        rest, heard, ended = b"", time.monotonic(), 0.0
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._reader, selectors.EVENT_READ)
+            while True:
+                if selector.select(TICK_SECONDS):
+                    piece = os.read(self._reader, 1 << 16)
+                    *whole, rest = (rest + piece).split(b"\n")
+                    for line in whole:
+                        heard = time.monotonic()
+                        yield line.decode(errors="replace")
+                        heard = time.monotonic()  # the time in which nobody asked does not count
+                    if not piece:
+                        break
+                    if len(rest) > LONGEST_LINE:
+                        raise TrialFailed(f"it printed a line of more than {LONGEST_LINE:,} bytes")
+                    continue
+                if self._process.poll() is not None:  # a process that it started may keep the pipe open
+                    ended = ended or time.monotonic()
+                    if time.monotonic() - ended > GRACE_SECONDS:
+                        break
+                if time.monotonic() - heard > self._timeout:
+                    raise TrialFailed(f"no report for {self._timeout:g} s (resources.stall_timeout)")
+                yield None
+        if rest:
+            yield rest.decode(errors="replace")
+
+    def exit_code(self) -> int:
+        """Wait for the end of the process; return its exit code, negative for a signal."""
+        try:
+            return self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # it closed its output, and goes on
+            return 0
+
+    def why_ended(self) -> TrialFailed:
+        """Return the error of a process that ended without its result."""
+        code, last = self.exit_code(), self._last_line()
+        said = f"; its last line: {last}" if last else ""
+        short = " (the system sends it when memory is short)" if code == -signal.SIGKILL else ""
+        how = f"by signal {-code}{short}" if code < 0 else f"with exit code {code}"
+        return TrialFailed(f"its process ended {how}{said}")
+
+    def _last_line(self) -> str:
+        with open(self._output, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

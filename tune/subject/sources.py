@@ -1,0 +1,161 @@
+"""The files of the user's own training: copied into the study's folder, hashed, and the same on every day.
+
+A function's file and the modules of its folder that it imports are copied to `code/` of the study's folder, and trials
+run the copies. A changed file is refused, because one arm must not mix trials of two different codes.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.io.write import write_whole
+from tune.errors import StudyError
+from tune.study.own_study import FUNCTION, OwnStudy
+from tune.study.study import digest
+
+FOLDER = "code"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The user's files of a study that has begun.
+
+    Attributes:
+        folder: The study's folder.
+        files: SHA-256 of each file, by its path in `code/`.
+        main: The copy of the file with the function.
+        function: Name of the function.
+        working_folder: Folder of the user's file, or the study's folder if that one is gone.
+    """
+
+    folder: Path
+    files: Mapping[str, str]
+    main: Path
+    function: str
+    working_folder: Path
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the tracker shows of a study's input."""
+        return {"digest": digest(dict(self.files)), "splits": {}}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the digests that the ledger's first event records."""
+        return {"corpus": self.meta["digest"], "code": dict(self.files)}
+
+    def check_begun(self, begun: Mapping[str, Any]) -> None:
+        """Raise StudyError if the study was begun with other files."""
+        if changed := sorted(set(begun.get("code", {}).items()) ^ set(self.files.items())):
+            raise StudyError(
+                f"{self.folder}: {changed[0][0]} is not the file that the study was begun with: give the study another "
+                "name, or bring the old file back"
+            )
+
+
+@dataclass(frozen=True)
+class DraftSources:
+    """The user's files, found and checked. Only `write` writes anything."""
+
+    study: OwnStudy
+    folder: Path
+    found: Mapping[str, bytes]
+    working_folder: Path
+    vocab_size: int = 0
+
+    def write(self) -> Sources:
+        """Copy the files into the study's folder."""
+        code = self.folder / FOLDER
+        for name, content in self.found.items():
+            (code / name).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(code / name, content)
+        files = {name: hashlib.sha256(content).hexdigest() for name, content in self.found.items()}
+        file, function = _named(self.study)
+        main = (code / Path(file).name).resolve()
+        return Sources(self.folder, files, main, function, self.working_folder)
+
+
+def draft(study: OwnStudy, base: Path, folder: Path) -> DraftSources:
+    """Find and check the user's files; write nothing.
+
+    Args:
+        study: The study.
+        base: Folder of the study file, at which the path of the user's file starts.
+        folder: The study's folder, which may not exist yet.
+
+    Raises:
+        StudyError: There is no such file, it is no Python, or it has changed since the study began.
+    """
+    given, function = _named(study)
+    file, copies = base / given, folder / FOLDER
+    if not file.is_file() and (copies / file.name).is_file():  # the study has its copy
+        kept = {str(path.relative_to(copies)): path.read_bytes() for path in sorted(copies.rglob("*.py"))}
+        return DraftSources(study, folder, kept, folder.resolve())
+    found = {str(path.relative_to(file.parent)): path.read_bytes() for path in _imported(file, given)}
+    tree = ast.parse(found[file.name])
+    names = {each.name for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.ClassDef)}
+    names |= {each.id for each in ast.walk(tree) if isinstance(each, ast.Name)}
+    names |= {
+        alias.asname or alias.name
+        for each in ast.walk(tree)
+        if isinstance(each, ast.ImportFrom)
+        for alias in each.names
+    }
+    if function not in names:
+        raise StudyError(f"trial: {file} has no function {function}")
+    for name, content in found.items() if copies.is_dir() else ():
+        if not (copies / name).is_file() or (copies / name).read_bytes() != content:
+            raise StudyError(
+                f"trial: {file.parent / name} has changed since the study began (its trials ran {copies / name}); give "
+                "the study another name, or bring the old file back"
+            )
+    return DraftSources(study, folder, found, file.parent.resolve())
+
+
+def _named(study: OwnStudy) -> tuple[str, str]:
+    """Return the file and the name of the function of a study."""
+    match = FUNCTION.fullmatch(study.trial) if isinstance(study.trial, str) else None
+    assert match is not None
+    return match["file"], match["name"]
+
+
+def _imported(file: Path, given: str) -> list[Path]:
+    """Return a file and the files of its folder that it imports, and those that they import."""
+    if not file.is_file():
+        raise StudyError(f"trial: {given}: no such file in {os.path.abspath(file.parent)}")
+    found, ahead = [file], [file]
+    while ahead:
+        for name in _imports(ahead.pop()):
+            for path in _modules(file.parent, name):
+                if path not in found:
+                    found.append(path)
+                    ahead.append(path)
+    return found
+
+
+def _imports(file: Path) -> Iterator[str]:
+    """Yield the dotted names of the modules that a file may import. Raises StudyError if it is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError as error:
+        raise StudyError(f"trial: {file}, line {error.lineno}: {error.msg}") from error
+    for each in ast.walk(tree):
+        if isinstance(each, ast.Import):
+            yield from (alias.name for alias in each.names)
+        elif isinstance(each, ast.ImportFrom) and each.module and not each.level:
+            yield each.module
+            yield from (f"{each.module}.{alias.name}" for alias in each.names)
+
+
+def _modules(folder: Path, dotted: str) -> Iterator[Path]:
+    """Yield the files of a module of the user's folder: its own, or all of its package."""
+    first = dotted.split(".")[0]
+    if (folder / f"{first}.py").is_file():
+        yield folder / f"{first}.py"
+    elif (folder / first / "__init__.py").is_file():
+        yield from sorted((folder / first).rglob("*.py"))
