@@ -51,6 +51,14 @@ def group_colours(study: Study) -> dict[str, str]:
     return {f"tag.arm.{arm}": arm_colour(study, arm) for arm in study.arms}
 
 
+def _groups(study: Study, view: str) -> list[str]:
+    """Return the names of the groups of a view on the runs page."""
+    arms = list(group_colours(study))
+    if view != "rungs":
+        return arms
+    return [f"{arm},tag.rung.{rung}" for rung in range(1, len(study.scales) + 1) for arm in arms]
+
+
 def end_of_curves(ends: Sequence[dict[str, Any]]) -> tuple[Range, Range] | None:
     """Return the ranges of steps and of losses (nats per token) that show the ends of the loss curves.
 
@@ -127,7 +135,7 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
         "columnWidths": {NAME: 330},  # fits the whole name of a run
         "runsHiddenMode": "SHOW_ALL",
         "groupBy": {"aggregateFunction": "average", "groupByKeys": groups} if of_arms else None,
-        "groupsExpanded": dict.fromkeys(group_colours(study), False) if of_arms else {},
+        "groupsExpanded": dict.fromkeys(_groups(study, view), False) if of_arms else {},
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "compareRunSections": [_section(name, len(cards)) for name, cards in sections.items()],

@@ -121,6 +121,9 @@ def test_the_views_of_a_ladder_never_average_over_sizes():
     assert rungs["searchFilter"] == "tags.stage = 'confirm'"
     assert [key["groupByData"] for key in rungs["groupBy"]["groupByKeys"]] == ["arm", "rung"]
     assert "params.`rung`" in rungs["selectedColumns"]
+    assert len(rungs["groupsExpanded"]) == 12
+    assert rungs["groupsExpanded"]["tag.arm.paglu,tag.rung.2"] is False
+    assert state(study, "arms")["groupsExpanded"] == dict.fromkeys([f"tag.arm.{arm}" for arm in study.arms], False)
 
 
 def test_a_long_verdict_is_cut_at_the_end_of_a_line():
