@@ -167,7 +167,9 @@ def relocated(study: Study, base: Path, folder: Path) -> Study:
 
     corpus, tokenizer, model = study.corpus, study.tokenizer, study.model
     if isinstance(study, OwnStudy):
-        return study.model_copy(update={"trial": anew(study.trial)}) if isinstance(study.trial, str) else study
+        run = study.trial
+        place = anew(run) if isinstance(run, str) else run.model_copy(update={"folder": anew(run.folder)})
+        return study.model_copy(update={"trial": place})
     if corpus.files:
         given = corpus.files.model_dump(include={"train", "validation", "test"}, exclude_none=True)
         moved = {split: anew(one) if isinstance(one, str) else [anew(p) for p in one] for split, one in given.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import string
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -65,6 +66,24 @@ class CommandSection(Section):
     """A command that trains one trial and prints lines such as METRIC val_loss=1.23 step=200."""
 
     command: str = Field(min_length=1, description="command line; {lr}, {seed}, {budget} and others are replaced")
+    folder: str = Field(".", description="folder in which it runs; the path starts at the study file")
+
+    @field_validator("command")
+    @classmethod
+    def _words(cls, given: str) -> str:
+        try:
+            words = shlex.split(given)
+            fields = [field for word in words for field in string.Formatter().parse(word)]
+        except ValueError as error:
+            raise ValueError(f"command '{given}' cannot be read: {error}") from error
+        if any(spec or conversion for _, _, spec, conversion in fields):
+            raise ValueError(f"command '{given}': a name in braces has no format; write {{{{ and }}}} for braces")
+        return given
+
+    def words(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the words of the command with the values of the names in braces. True and false are so written."""
+        shown = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
+        return [word.format_map(shown) for word in shlex.split(self.command)]
 
     @property
     def names(self) -> list[str]:

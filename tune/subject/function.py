@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagating.trial import Diverged
 from tune.study.cell import Cell
-from tune.study.own_study import OwnStudy
+from tune.study.own_study import CommandSection, OwnStudy
 from tune.study.sizes import steps
 from tune.subject.process import Process, TrialFailed
 from tune.subject.sources import Sources
@@ -47,6 +47,7 @@ class OwnJob:
         folder: Working directory: that of the user's file.
         cpus: Threads of numerical libraries.
         timeout: Seconds without a report after which the trial has failed.
+        command: The command of a study that runs one.
     """
 
     arm: str
@@ -64,6 +65,7 @@ class OwnJob:
     folder: str
     cpus: int
     timeout: float
+    command: CommandSection | None = None
 
     def row(self, step: int, metrics: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Return an evaluation as the ledger has it. The metric's place is that of the built-in loss."""
@@ -108,7 +110,7 @@ class Function:
             test_metric=metric.test,
             sign=study.sign,
             file=str(self.sources.main),
-            name=self.sources.function,
+            name=self.sources.runs,
             folder=str(self.sources.working_folder),
             cpus=study.resources.cpus,
             timeout=study.resources.stall_timeout,

@@ -91,7 +91,7 @@ class OwnTrial:
             )
         if self._metric not in metrics:
             raise Refused(f"trial.report got {', '.join(metrics) or 'nothing'}; the study needs {self._metric}")
-        if isinstance(step, bool) or int(step) != step or not self._reported < step <= self.budget:
+        if not number("step", step).is_integer() or not self._reported < step <= self.budget:
             raise Refused(
                 f"trial.report got step {step} after {self._reported}; a step is a whole number above the last one, "
                 f"up to the budget of {self.budget} {self._unit}"

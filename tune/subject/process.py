@@ -124,16 +124,21 @@ class Process:
         except subprocess.TimeoutExpired:  # it closed its output, and goes on
             return 0
 
-    def why_ended(self) -> TrialFailed:
-        """Return the error of a process that ended without its result."""
-        code, last = self.exit_code(), self._last_line()
+    def why_ended(self, beside: Path | None = None) -> TrialFailed:
+        """Return the error of a process that ended without its result.
+
+        `beside` is a file whose last line says more if the process printed nothing to `output`.
+        """
+        code, last = self.exit_code(), _last_line(self._output)
+        last = last or (_last_line(beside) if beside and beside.exists() else "")
         said = f"; its last line: {last}" if last else ""
         short = " (the system sends it when memory is short)" if code == -signal.SIGKILL else ""
         how = f"by signal {-code}{short}" if code < 0 else f"with exit code {code}"
         return TrialFailed(f"its process ended {how}{said}")
 
-    def _last_line(self) -> str:
-        with open(self._output, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            lines = file.read().decode(errors="replace").split("\n")
-        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+def _last_line(path: Path) -> str:
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from analysis.io.write import write_whole
 from tune.errors import StudyError
-from tune.study.own_study import FUNCTION, OwnStudy
+from tune.study.own_study import FUNCTION, CommandSection, OwnStudy
 from tune.study.study import digest
 
 FOLDER = "code"
@@ -28,16 +29,16 @@ class Sources:
 
     Attributes:
         folder: The study's folder.
-        files: SHA-256 of each file, by its path in `code/`.
-        main: The copy of the file with the function.
-        function: Name of the function.
-        working_folder: Folder of the user's file, or the study's folder if that one is gone.
+        files: SHA-256 of each file, by its path in `code/`, or for a command in its folder.
+        main: The copy of the file with the function; the working folder for a command.
+        runs: Name of the function, or the command.
+        working_folder: Folder of the user's file or of the command, or the study's folder if that one is gone.
     """
 
     folder: Path
     files: Mapping[str, str]
     main: Path
-    function: str
+    runs: str
     working_folder: Path
 
     @property
@@ -47,10 +48,15 @@ class Sources:
 
     def identity(self) -> dict[str, Any]:
         """Return the digests that the ledger's first event records."""
-        return {"corpus": self.meta["digest"], "code": dict(self.files)}
+        return {"corpus": self.meta["digest"], "code": dict(self.files), "runs": self.runs}
 
     def check_begun(self, begun: Mapping[str, Any]) -> None:
-        """Raise StudyError if the study was begun with other files."""
+        """Raise StudyError if the study was begun with another function, another command or other files."""
+        if begun.get("runs") != self.runs:
+            raise StudyError(
+                f"{self.folder}: trial was '{begun.get('runs')}' and is now '{self.runs}': undo the change, or give "
+                "the study another name"
+            )
         if changed := sorted(set(begun.get("code", {}).items()) ^ set(self.files.items())):
             raise StudyError(
                 f"{self.folder}: {changed[0][0]} is not the file that the study was begun with: give the study another "
@@ -69,12 +75,14 @@ class DraftSources:
     vocab_size: int = 0
 
     def write(self) -> Sources:
-        """Copy the files into the study's folder."""
+        """Copy the files of a function into the study's folder. Those of a command are only hashed."""
+        files = digests(self.found)
+        if isinstance(self.study.trial, CommandSection):
+            return Sources(self.folder, files, self.working_folder, self.study.trial.command, self.working_folder)
         code = self.folder / FOLDER
         for name, content in self.found.items():
             (code / name).parent.mkdir(parents=True, exist_ok=True)
             write_whole(code / name, content)
-        files = {name: hashlib.sha256(content).hexdigest() for name, content in self.found.items()}
         file, function = _named(self.study)
         main = (code / Path(file).name).resolve()
         return Sources(self.folder, files, main, function, self.working_folder)
@@ -91,6 +99,9 @@ def draft(study: OwnStudy, base: Path, folder: Path) -> DraftSources:
     Raises:
         StudyError: There is no such file, it is no Python, or it has changed since the study began.
     """
+    if isinstance(study.trial, CommandSection):
+        place = (base / study.trial.folder).resolve()
+        return DraftSources(study, folder, of_command(study.trial, place), place)
     given, function = _named(study)
     file, copies = base / given, folder / FOLDER
     if not file.is_file() and (copies / file.name).is_file():  # the study has its copy
@@ -115,6 +126,25 @@ def draft(study: OwnStudy, base: Path, folder: Path) -> DraftSources:
                 "the study another name, or bring the old file back"
             )
     return DraftSources(study, folder, found, file.parent.resolve())
+
+
+def of_command(section: CommandSection, place: Path) -> dict[str, bytes]:
+    """Return the files that a command names, and the modules that those in Python import, by their path in its folder.
+
+    Raises StudyError if the folder does not exist.
+    """
+    if not place.is_dir():
+        raise StudyError(f"trial.folder: {place}: no such folder")
+    named = [place / word for word in shlex.split(section.command) if (place / word).is_file()]
+    every = dict.fromkeys(
+        path for file in named for path in (_imported(file, file.name) if file.suffix == ".py" else [file])
+    )
+    return {os.path.relpath(path, place): path.read_bytes() for path in every}
+
+
+def digests(found: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the SHA-256 of files by their names."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 
 
 def _named(study: OwnStudy) -> tuple[str, str]:

@@ -135,7 +135,7 @@ def test_files_are_copied_with_what_they_import_and_may_not_change(tmp_path):
     with pytest.raises(StudyError, match=r"noise\.py has changed since the study began"):
         draft(study, tmp_path, tmp_path / "out")
     with pytest.raises(StudyError, match=r"is not the file that the study was begun with"):
-        sources.check_begun({"code": {**sources.files, "noise.py": "0"}})
+        sources.check_begun({"runs": "train", "code": {**sources.files, "noise.py": "0"}})
     (tmp_path / "mine.py").unlink()  # then the copies are all that there is
     assert draft(study, tmp_path, tmp_path / "out").write().files == sources.files
 

@@ -1,0 +1,120 @@
+"""Subject that runs the user's command, in any language, and reads its lines.
+
+A line such as `METRIC val_loss=1.23 step=200` is a report. The test metric may be in a line of its own, without a step.
+All other lines are output.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagating.trial import Diverged
+from tune.errors import StudyError
+from tune.study.cell import Cell
+from tune.subject.function import OUTPUT, Function, OwnJob, folder_of
+from tune.subject.own_worker import Infeasible, OwnTrial, Refused, returned
+from tune.subject.process import Process, TrialFailed
+from tune.subject.sources import digests, of_command
+from tune.subject.subject import Step
+
+if TYPE_CHECKING:
+    from pagating.checkpoint import CheckpointFolder
+
+ERRORS = "errors.txt"  # file in a trial's folder with its standard error
+METRIC = re.compile(r"METRIC(?:\s+[A-Za-z]\w*=\S+)+\s*")
+
+
+class Command(Function):
+    """Subject that trains with a user's command."""
+
+    def trial(self, cell: Cell) -> OwnJob:
+        """Return the trial of a cell. Raises StudyError if a file that the command names has changed."""
+        section = self.study.trial
+        assert not isinstance(section, str)
+        place, before = self.sources.working_folder, dict(self.sources.files)
+        if changed := sorted(set(before.items()) ^ set(digests(of_command(section, place)).items())):
+            raise StudyError(f"{place / changed[0][0]} has changed since the study began: bring the old file back")
+        return replace(super().trial(cell), command=section)
+
+    @staticmethod
+    def train(trial: OwnJob, checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
+        """Run the command and yield its reports."""
+        with folder_of(checkpoints) as folder:
+            yield from _trained(trial, folder, checkpoints)
+
+
+def parsed(line: str) -> dict[str, str] | None:
+    """Return the names and values of a line that reports metrics, or None for any other line. Raises Refused."""
+    if line.split()[:1] != ["METRIC"]:
+        return None
+    if not METRIC.fullmatch(line):
+        raise Refused(f"the line '{line.strip()[:200]}' is not of the form METRIC NAME=NUMBER step=NUMBER")
+    return dict(pair.split("=", 1) for pair in line.split()[1:])
+
+
+def _trained(trial: OwnJob, folder: str, checkpoints: CheckpointFolder | None) -> Iterator[Step | None]:
+    assert trial.command is not None
+    own = {"arm": trial.arm, "budget": trial.budget, "folder": folder, "seed": trial.seed, "test": int(trial.test)}
+    order = {**own, "test": trial.test, "values": {}, "metric": trial.metric, "test_metric": trial.test_metric}
+    told: list[dict[str, Any]] = []
+    checked = OwnTrial({**order, "unit": trial.unit}, lambda **message: told.append(message), lambda: None)
+    began, output = time.monotonic(), Path(folder) / OUTPUT
+    row: dict[str, Any] | None = None
+    found: dict[str, float] = {}
+    with Process(
+        trial.command.words({**trial.values, **own}),
+        folder=Path(trial.folder),
+        output=Path(folder) / ERRORS,
+        cpus=trial.cpus,
+        timeout=trial.timeout,
+        own_channel=False,
+        environment={"PAGATING_TEST": str(int(trial.test)), "PAGATING_FOLDER": folder},
+    ) as process:
+        try:
+            for line in process.lines():
+                if checkpoints and checkpoints.requested:  # the study stops
+                    return
+                if line is None:
+                    yield None
+                    continue
+                values = parsed(line)
+                if values is None:
+                    with open(output, "a", encoding="utf-8") as log:
+                        log.write(line + "\n")
+                    continue
+                numbers = {name: _number(name, value, line) for name, value in values.items()}
+                if trial.test_metric in numbers:
+                    if not trial.test:
+                        raise Refused(
+                            f"the command printed {trial.test_metric} although {{test}} is 0: it is read once"
+                        )
+                    found[trial.test_metric] = numbers.pop(trial.test_metric)
+                if not numbers or numbers.keys() == {"step"}:
+                    continue
+                if "step" not in numbers:
+                    raise Refused(f"the line '{line.strip()[:200]}' has no step")
+                checked.report(numbers.pop("step"), **numbers)  # type: ignore[arg-type]
+                row = trial.row(told[-1]["step"], told[-1]["metrics"], time.monotonic() - began)
+                if row["step"] < trial.budget:
+                    yield row["step"], row
+            if process.exit_code():
+                raise process.why_ended(output)
+            values_found = returned(checked, found, trial.test_metric)
+        except Infeasible as error:
+            raise Diverged(str(error)) from error
+        except Refused as error:
+            raise TrialFailed(str(error)) from error
+    assert row is not None
+    yield row["step"], {**row, "final": trial.final(row, values_found, time.monotonic() - began)}
+
+
+def _number(name: str, value: str, line: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise Refused(f"{name} is no number in the line '{line.strip()[:200]}'") from error
