@@ -9,7 +9,7 @@ import typer
 
 from analysis.io.exits import Exit
 from pagating.hardware import UTILISATION
-from tune.cli.common import Config, Output, Slots
+from tune.cli.common import STUDIES, Config, Output, Slots
 
 
 def plan(
@@ -44,6 +44,32 @@ def plan(
         say=lambda line: typer.echo(line, err=True),
     )
     typer.echo(text)
+
+
+def check(
+    config: Config,
+    share: Annotated[
+        float, typer.Option(min=0.0001, max=1.0, help="Share of the budget that each trial of the check has.")
+    ] = 0.1,
+) -> None:
+    """Check in a few short trials what a verdict needs from your own training, before hours are spent.
+
+    The same seed gives the same result, another one does not, every setting of an arm is read and has an effect, the
+    budget is used up, the test metric comes in the last stage only, and no file is shared. Exits with 2 if not.
+    """
+    from tune.errors import StudyError
+    from tune.study.files import find
+    from tune.study.own_study import OwnStudy
+    from tune.subject.check import check as findings
+
+    found = find(config, STUDIES)
+    if not isinstance(found.study, OwnStudy):
+        raise StudyError(f"{found.study.name}: `pagating check` is for `trial:`; the built-in model is tested already")
+    refused = False
+    for finding in findings(found.study, found.base, share):
+        typer.echo(str(finding))
+        refused |= finding.passed is False
+    raise typer.Exit(Exit.BAD_INPUT if refused else Exit.DONE)
 
 
 def try_(

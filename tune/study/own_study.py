@@ -35,6 +35,7 @@ OF_TRIAL = ("arm", "budget", "folder", "report", "rng", "seed", "test", "Infeasi
 COLUMNS = frozenset(
     (
         *("study", "stage", "config_key", "trial", "outcome", "reason", "chosen", "seconds", "peak_rss_mb", "added"),
+        "memory_growth_mb",
         *("look", "axis", "step", "steps", "tokens", "rung", "batch_tokens", "tokens_per_second", "final"),
         *("val_nll", "test_nll", "train_nll"),
     )

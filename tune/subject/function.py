@@ -173,6 +173,9 @@ def _trained(trial: OwnJob, folder: str, checkpoints: CheckpointFolder | None) -
                 )
             assert row is not None
             final = trial.final(row, message["returned"], spent)
-            yield row["step"], {**row, "final": {**final, "peak_rss_mb": message["peak"]}}
+            yield (
+                row["step"],
+                {**row, "final": {**final, "peak_rss_mb": message["peak"], "memory_growth_mb": message["grown"]}},
+            )
             return
         raise process.why_ended()

@@ -58,7 +58,7 @@ class OwnTrial:
         self._values, self._metric, self._test_metric = order["values"], order["metric"], order["test_metric"]
         self._unit, self._tell, self._wait = order["unit"], tell, wait
         self._read: set[str] = set()
-        self._reported = 0
+        self._reported, self._resident = 0, 0.0
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -99,6 +99,8 @@ class OwnTrial:
         values = {name: number(name, value) for name, value in metrics.items()}
         if not math.isfinite(values[self._metric]):
             raise Infeasible(f"{self._metric} is {values[self._metric]:g} at step {int(step)}")
+        if self._reported < self.budget / 2 <= step:
+            self._resident = resident_mb()
         self._reported = int(step)
         self._tell(step=int(step), metrics=values)
         self._wait()
@@ -169,11 +171,20 @@ def end_with_parent() -> None:
 def peak_mb() -> float:
     """Return the peak resident memory of this process in MiB."""
     if sys.platform == "linux":  # getrusage there includes the memory of the process that started this one
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+        return _status_mb("VmHWM")
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+
+
+def resident_mb() -> float:
+    """Return the resident memory of this process in MiB; 0 if the system does not tell."""
+    return _status_mb("VmRSS") if sys.platform == "linux" else 0.0
+
+
+def _status_mb(key: str) -> float:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(key))
 
 
 def main(channel: int) -> None:
@@ -193,7 +204,8 @@ def main(channel: int) -> None:
     folder = str(Path(order["file"]).parent)
     try:
         values = returned(trial, function_of(order["file"], order["name"])(trial), order["test_metric"])
-        tell(returned=values, read=sorted(trial._read), peak=peak_mb())
+        grown = max(0.0, resident_mb() - trial._resident)
+        tell(returned=values, read=sorted(trial._read), peak=peak_mb(), grown=grown)
     except Infeasible as error:
         tell(infeasible=str(error)[:LONGEST] or "trial.Infeasible was raised")
     except (Refused, UnknownName) as error:

@@ -1,0 +1,160 @@
+"""Check in seconds what a verdict needs from the user's own training (`pagating check`)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from tune.study.cell import Cell
+from tune.study.own_study import CommandSection, OwnStudy
+from tune.study.sizes import example
+from tune.subject.command import Command
+from tune.subject.function import Function
+from tune.subject.sources import draft
+from tune.subject.subject import Job
+from tune.subject.training import Training
+
+SEEDS = (1, 2)
+NOISE = 0.1  # share of the difference between two seeds up to which a repeated trial counts as the same
+LEAK_MB, LEAK_SHARE = 64.0, 1.25  # growth of memory in the second half of a trial that is reported
+
+
+class Grade(StrEnum):
+    """How far a trial repeats itself."""
+
+    SAME_BITS = "same bits"
+    WITHIN_NOISE = "same within noise"
+    UNSEEDED = "unseeded"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a check: what was checked, whether the study may run (None: a remark), and what was seen."""
+
+    what: str
+    passed: bool | None
+    said: str
+
+    def __str__(self) -> str:
+        word = "note" if self.passed is None else "ok" if self.passed else "REFUSED"
+        return f"{word:8}{self.what}: {self.said}"
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A trial that ended: its outcome and reason, the losses of its evaluations, and its result."""
+
+    outcome: str
+    reason: str
+    losses: list[float]
+    final: dict[str, Any]
+
+
+def check(study: OwnStudy, base: Path, share: float) -> Iterator[Finding]:
+    """Yield what a few short trials show. The grade is the first word of the finding `the same seed again`.
+
+    Args:
+        study: The study.
+        base: Folder of the study file.
+        share: Share of the budget that each trial has, in (0, 1].
+
+    Raises:
+        StudyError: The user's files cannot be used.
+    """
+    with tempfile.TemporaryDirectory(prefix="pagating-check-") as scratch:
+        sources = draft(study, base, Path(scratch)).write()
+        subject = (Command if isinstance(study.trial, CommandSection) else Function)(study, sources)
+        before = _files(sources.working_folder)
+        runs = _Runs(subject, Path(scratch), share)
+        yield from _found(study, runs)
+        written = sorted(name for name, at in _files(sources.working_folder).items() if before.get(name) != at)
+        yield Finding(
+            "files of trials",
+            not written,
+            f"trials wrote {written[0]} in {sources.working_folder}, where those that run side by side overwrite each "
+            "other's; write to trial.folder"
+            if written
+            else "none outside of the trial's folder",
+        )
+
+
+def _found(study: OwnStudy, runs: _Runs) -> Iterator[Finding]:
+    ended: dict[str, _Ended] = {}
+    for arm in study.arms:
+        ended[arm] = one = runs.run("search", arm, SEEDS[0])
+        said = f"{one.outcome}, {study.metric.name} {study.sign * one.losses[-1]:.6g}" if one.final else one.reason
+        yield Finding(f"arm {arm} trains", one.outcome == "completed", said)
+    first = ended[study.baseline]
+    if not first.final:
+        return
+    again, other = (runs.run("search", study.baseline, seed) for seed in SEEDS)
+    if not again.final or not other.final:
+        yield Finding("the same seed again", False, again.reason or other.reason)
+        return
+    apart, of_seeds = (_apart(one.losses, first.losses) for one in (again, other))
+    yield Finding(
+        "another seed",
+        of_seeds > 0,
+        f"changes {study.metric.name} by {of_seeds:.3g}" if of_seeds else "gives the same bits: the seed is not used",
+    )
+    grade = Grade.SAME_BITS if again.losses == first.losses else Grade.WITHIN_NOISE
+    if apart > NOISE * of_seeds:
+        grade = Grade.UNSEEDED
+    said = "" if grade is Grade.SAME_BITS else f" ({study.metric.name} {apart:.3g} apart; two seeds: {of_seeds:.3g})"
+    if grade is Grade.UNSEEDED and of_seeds:
+        said += "; draw every random number, the order of the data too, from trial.rng or trial.seed"
+    yield Finding("the same seed again", grade is not Grade.UNSEEDED, f"{grade}{said}")
+    for arm, one in ended.items():
+        if arm != study.baseline and study.arms[arm].share == 1 and one.final and grade is not Grade.UNSEEDED:
+            same = one.losses == first.losses
+            said = f"gives the bits of {study.baseline}: its settings have no effect" if same else "have an effect"
+            yield Finding(f"settings of {arm}", not same, said)
+    last = runs.run(study.stages[-1], study.baseline, SEEDS[0])
+    test = f"{study.metric.test} {study.sign * last.final['test_nll']:.6g}" if last.final else last.reason
+    yield Finding("the last stage", bool(last.final), test)
+    grown, peak = first.final.get("memory_growth_mb", 0.0), first.final.get("peak_rss_mb")
+    if peak is not None:
+        leaks = grown > LEAK_MB and peak > LEAK_SHARE * (peak - grown)
+        said = f"at most {peak:.0f} MB" + (
+            f"; it grew by {grown:.0f} MB in the second half of a trial" if leaks else ""
+        )
+        yield Finding("memory", None if leaks else True, said)
+
+
+def _apart(one: list[float], other: list[float]) -> float:
+    """Return the largest difference of two curves."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=False))
+
+
+@dataclass(frozen=True)
+class _Runs:
+    subject: Function
+    folder: Path
+    share: float
+
+    def run(self, stage: str, arm: str, seed: int) -> _Ended:
+        """Train a short trial of an arm, at the middle of its search ranges."""
+        cell = Cell(stage, arm, 0, seed, example(self.subject.study, arm), "check")
+        trial = self.subject.trial(cell)
+        trial = replace(trial, budget=max(1, round(self.share * trial.budget)))
+        folder = self.folder / "trials" / f"{stage}-{arm}-{seed}-{len(list(self.folder.glob('trials/*')))}"
+        training = Training(Job(cell.key, trial, self.subject.train, str(folder), trial.budget))
+        losses = []
+        while training.outcome is None:
+            result = training.advance()
+            losses += [result["row"]["val_nll"]] if result["row"] else []
+        training.replaced()
+        return _Ended(result["outcome"], result["reason"] or "", losses, result["final"] or {})
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Return the times of the last change of the files in a folder, without those of Python's cache."""
+    return {
+        path.name: path.stat().st_mtime_ns
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".")
+    }
