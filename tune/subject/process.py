@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+# replaces itself by its arguments after it has asked Linux to be killed with its parent (PR_SET_PDEATHSIG)
+WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
 TICK_SECONDS = 0.5  # between two looks at a process that says nothing
 GRACE_SECONDS = 1.0  # for its last lines, after it has ended
 LONGEST_LINE = 1 << 20
@@ -19,6 +24,14 @@ LONGEST_LINE = 1 << 20
 
 class TrialFailed(OSError):
     """A trial of the user's own code failed. The message says why, in one line."""
+
+
+def words(command: Sequence[str], folder: Path) -> list[str]:
+    """Return a command that ends with this process. Raises FileNotFoundError if there is no such program."""
+    program = command[0] if os.path.basename(command[0]) == command[0] else str(folder / command[0])
+    if shutil.which(program) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+    return [sys.executable, "-S", "-P", "-c", WITH_PARENT, *command] if sys.platform == "linux" else list(command)
 
 
 class Process:
@@ -51,7 +64,9 @@ class Process:
         try:
             with open(output, "ab") as log:
                 self._process = subprocess.Popen(
-                    [word.replace("{channel}", str(writer)) for word in command] if own_channel else list(command),
+                    [word.replace("{channel}", str(writer)) for word in command]
+                    if own_channel
+                    else words(command, folder),
                     cwd=folder,
                     env={**os.environ, **threads, "PYTHONHASHSEED": "0", **(environment or {})},
                     stdin=subprocess.PIPE if own_channel else subprocess.DEVNULL,

@@ -1,11 +1,13 @@
 """Tests of the subject that runs the user's own command."""
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.own_trainings import own_study
+from tests.own_trainings import FUNCTION, own_study
 from tune.backend.inline import Inline
 from tune.errors import StudyError
 from tune.study.cell import Cell
@@ -130,3 +132,32 @@ def test_a_changed_file_of_a_command_is_refused(tmp_path):
         sweep(study, tmp_path, tmp_path / "studies", Inline())
     with pytest.raises(StudyError, match=r"noise\.py has changed since the study began"):  # while it runs
         subject.trial(Cell("search", "plain", 0, 1, {"lr": 0.1}, "k"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+@pytest.mark.parametrize("kind", ["function", "command"])
+def test_a_trial_ends_with_the_process_that_trains_it(tmp_path, kind):
+    """Kill the process of a study: the training must not go on, or the next attempt would run beside it."""
+    told = tmp_path / "pid"
+    line = f"import os; open({str(told)!r}, 'w').write(str(os.getpid())); import time; time.sleep(60)\n"
+    if kind == "command":
+        command_study(tmp_path, "import sys\n" + line, stages=["search"])
+    else:
+        own_study(tmp_path, FUNCTION.replace("    draw =", f"    {line}    draw ="), stages=["search"])
+    program = "from pathlib import Path; from tune.sweep import sweep; from tune.backend.inline import Inline; "
+    program += f"from tune.study.files import load; p = Path({str(tmp_path)!r}); "
+    program += "sweep(load(p / 'own.yaml'), p, p / 'studies', Inline())"
+    with subprocess.Popen([sys.executable, "-c", program]) as study:
+        wait_for(lambda: told.exists() and told.read_text())
+        study.kill()
+    pid = int(told.read_text())
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
+
+
+def wait_for(condition) -> None:
+    """Wait until a condition holds, for 20 s at most."""
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
