@@ -32,6 +32,7 @@ from analysis.verdict.ladder.decide import missing as lacking
 from analysis.verdict.ladder.decide import rungs_of, trends
 from analysis.verdict.ladder.words import summarise as of_ladder
 from analysis.verdict.summary import summarise
+from analysis.verdict.worth import worth
 
 SCHEMA = 1
 
@@ -161,6 +162,8 @@ def _judge(part: Part, size: int) -> Sensitivity:
             row.why = f"{sensitivity.why}; alone it would read: {row.verdict}; {row.why}"
             row.kind, row.refusal = Verdict.NOT_TESTABLE, refusal
             row.verdict = words.sentence(row, study)
+    for row in rows:
+        row.why = "; ".join(filter(None, [row.why, worth(row, study, part.losses)]))
     _secondary(rows, part.paired, study)
     return sensitivity
 

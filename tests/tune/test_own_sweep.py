@@ -108,4 +108,6 @@ def test_the_example_of_the_docs_ends_in_a_verdict(tmp_path):
     assert run.stages.finished
     result = decide(load_tables(run.folder))
     assert result.sensitivity.testable
+    assert "training [" in next(row.why for row in result.comparisons if row.arm == "momentum")
+    assert "training [" not in next(row.why for row in result.comparisons if row.arm == "short")
     assert {row.arm: row.verdict for row in result.comparisons}["short"] == "worse"
