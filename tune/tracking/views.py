@@ -46,6 +46,13 @@ def views_of(study: Study) -> list[str]:
     return [view for view in VIEWS if view != "rungs" or study.scales]
 
 
+def name_of(study: Study, view: str) -> str:
+    """Return the name of a view in the menu Views."""
+    own = {"curves": "Confirm runs: curve by arm", "trials": "All trials, the best first"} if study.shown else {}
+    own |= {"search": "All trials: arm, settings, metric"} if study.shown else {}
+    return own.get(view, VIEWS[view][0])
+
+
 def group_colours(study: Study) -> dict[str, str]:
     """Return the colour of each arm by the name of its group on the runs page."""
     return {f"tag.arm.{arm}": arm_colour(study, arm) for arm in study.arms}
@@ -77,7 +84,9 @@ def end_of_curves(ends: Sequence[dict[str, Any]]) -> tuple[Range, Range] | None:
 
 def view_tags(study: Study, ends: Sequence[dict[str, Any]] = ()) -> dict[str, str]:
     """Return the experiment tags with a study's saved views and its arms' colours. For `ends` see `end_of_curves`."""
-    tags = {f"{VIEW}{view}": _envelope(view, state(study, view, ends)) for view in views_of(study)}
+    tags = {
+        f"{VIEW}{view}": _envelope(view, name_of(study, view), state(study, view, ends)) for view in views_of(study)
+    }
     tags[ARM_COLOURS] = json.dumps(group_colours(study))
     return {name: value for name, value in tags.items() if len(value) < LONGEST}
 
@@ -93,9 +102,9 @@ def _made(view: str) -> int:
     return SINCE - 1000 * list(VIEWS).index(view)
 
 
-def _envelope(view: str, content: dict[str, Any]) -> str:
+def _envelope(view: str, name: str, content: dict[str, Any]) -> str:
     made = _made(view)
-    whole = {"name": VIEWS[view][0], "createdAt": made, "updatedAt": made, "state": json.dumps(content)}
+    whole = {"name": name, "createdAt": made, "updatedAt": made, "state": json.dumps(content)}
     if len(json.dumps(whole)) >= LONGEST:  # too many arms: do not store that their groups are folded
         whole["state"] = json.dumps({**content, "groupsExpanded": {}})
     return json.dumps(whole)
@@ -246,7 +255,7 @@ def note(study: Study, experiment: str, parent: str | None, verdict: str | None)
         own = f"#/experiments/{experiment}/runs/{parent}"
         first += [f"[Report]({own}/artifacts/report.html)"] if verdict else []
         first += [f"[Run of the whole study]({own})"]
-    links = [f"- [{VIEWS[view][0]}]({view_link(experiment, view)})" for view in views_of(study)]
+    links = [f"- [{name_of(study, view)}]({view_link(experiment, view)})" for view in views_of(study)]
     return "\n".join([" · ".join(first), "", verdict or "The study is running: no verdict yet.", "", *links])
 
 
