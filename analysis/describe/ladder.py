@@ -1,6 +1,6 @@
 """Test if an improvement lasts as models grow: the verdict on each size, and the trend over them.
 
-`pagating ladder STUDY|TABLE`, or a folder for each size.
+`pagating ladder STUDY|TABLE`, or a folder for each size. A study file with `scales` makes such a study.
 
 The slope of the improvement on log2 of training compute is the least-squares slope through the means of the rungs. It
 has equal weights, so it is defined for any true law. Its p is adjusted over the arms, as a family of their own.

@@ -108,4 +108,9 @@ def _files(results: Path) -> list[Path]:
     folder = results / "results" if (results / "results").is_dir() else results
     if not folder.is_dir():
         raise StudyError(f"{results}: no such file or folder; give a folder of cells, its results/, or one result")
-    return sorted(folder.glob("*.json")) if folder.name == "results" or not (folder / "cells.json").exists() else []
+    if folder.name != "results" and not (folder / "cells.json").exists():
+        found = sorted(folder.glob("*.json"))
+        if not found:
+            raise StudyError(f"{results}: has no results; give a folder of cells, its results/, or one result")
+        return found
+    return sorted(folder.glob("*.json")) if folder.name == "results" else []

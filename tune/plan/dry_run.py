@@ -68,7 +68,9 @@ def try_arms(
         raise StudyError(f"--arm {unknown[0]}: {study.name} has the arms {', '.join(study.arms)}")
     from pagating.data.corpus import read_meta
 
-    study = study.rungs[-1]  # the largest size of a ladder
+    if study.scales:
+        yield f"rung {len(study.scales)} of {len(study.scales)}, the largest size:"
+    study = study.rungs[-1]
     if not study.address:
         check_granted(study, slots=None)
     corpus, missing = corpus_of(study, output, base)

@@ -9,6 +9,7 @@ from analysis.io.text import amount
 from tune.study.sizes import Span
 from tune.study.study import Study
 
+LEAST_RUNGS = 3
 OF_THE_LARGEST = ("report", "models", "checkpoints")  # parts of the disk that exist for one rung at a time
 
 
@@ -54,7 +55,9 @@ def lengths(study: Study, plans: Sequence[dict[str, Any]], train_tokens: int | N
         plans: The plan of each rung.
         train_tokens: Tokens of the training split, or None if unknown.
     """
-    said = []
+    said = ["a trend needs three or more sizes: with fewer, each size has its verdict, and nothing is said of more"] * (
+        len(plans) < LEAST_RUNGS
+    )
     for number, (rung, plan) in enumerate(zip(study.rungs, plans, strict=True), 1):
         tokens = rung.fixed.tokens
         size = plan["models"][study.baseline]["parameters"]

@@ -250,9 +250,10 @@ def run(
     study = with_placed_code(study, base, folder)
     vocab_size = meta["vocab_size"] if meta else vocabulary(study)
     if hours_from == MEASURE and say:
+        sizes = f" at {len(study.rungs)} sizes" if study.scales else ""
         say(
-            f"calibrating: the first steps of {len(study.arms) * len(study.rungs)} arms are trained here, which takes "
-            f"seconds for a small model and minutes for a large one, {LIMIT_SECONDS / 60:.0f} at most; "
+            f"calibrating: the first steps of {len(study.arms)} arms{sizes} are trained here, which takes seconds for "
+            f"a small model and minutes for a large one, {LIMIT_SECONDS / 60:.0f} at most; "
             f"--hours-from {next(iter(DEVICES))} needs none"
         )
     plans: list[dict[str, Any]] = []

@@ -208,6 +208,11 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, 
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*before, *now]):
             yield from _differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
+    elif where == "scales" and len(before) == len(now):
+        for number, rungs in enumerate(zip(before, now, strict=True), 1):
+            yield from _differences(*rungs, f"scales: rung {number}")
+    elif where == "scales":
+        yield "scales", f"a ladder of {len(before)} rungs", f"one of {len(now)}"
     elif before != now:
         yield where, before, now
 

@@ -79,6 +79,7 @@ def explain(error: ValidationError, path: Path, root: type[BaseModel]) -> str:
     unknown = problem["loc"][-1:] if problem["type"] == "extra_forbidden" else ()  # as the user wrote it
     location = (*filter(_is_key, problem["loc"][: -1 if unknown else None]), *unknown)
     key = one_line(".".join(str(part) for part in location), 200) or "the file"
+    key = re.sub(r"^scales\.(\d+)", lambda found: f"scales: rung {int(found[1]) + 1}", key)
     value = problem["input"]
     shown = one_line(repr(value), 100)
     kind = problem["type"]

@@ -23,6 +23,7 @@ from tune.study.ladder import rung_content, training_flops, with_tokens
 from tune.study.sections import (
     MODEL_KEYS,
     NAME,
+    TOKENS_PER_PARAMETER,
     TUNABLE,
     CalibrateSection,
     ConfirmSection,
@@ -266,11 +267,17 @@ class Study(Section):
             raise ValueError("scales needs the stages search, calibrate and confirm, because every size is calibrated")
         if self.model.pretrained:
             raise ValueError("scales is not for model.pretrained: initial weights have a size of their own")
-        given, rungs = list(self.scales), []
-        for number, rung in enumerate(given, 1):
+        named = self.fixed.tokens != FixedSection.model_fields["tokens"].default
+        if named and not all({"tokens", "steps"} & set(rung.model_dump(exclude_none=True)) for rung in self.scales):
+            raise ValueError(
+                f"fixed.tokens={self.fixed.tokens} is for a study of one size: with scales, a trial has "
+                f"{TOKENS_PER_PARAMETER:g} tokens per parameter, or the tokens of its rung; leave it out"
+            )
+        sizes, rungs = list(self.scales), []
+        for number, rung in enumerate(sizes, 1):
             try:
-                given[number - 1] = with_tokens(rung, self.model, self.fixed, self.tokenizer, self.task == "causal")
-                self.__dict__["scales"] = given  # the fields of a section are frozen
+                sizes[number - 1] = with_tokens(rung, self.model, self.fixed, self.tokenizer, self.task == "causal")
+                self.__dict__["scales"] = sizes  # the fields of a section are frozen
                 rungs.append(self.at(number))
             except ValueError as error:
                 said = str(error)

@@ -142,9 +142,10 @@ def test_only_rungs_that_have_not_begun_may_change_their_size(tmp_path):
     rows = [rung.model_dump(exclude_none=True, exclude={"tokens"}) for rung in study.scales]
     larger = [*rows[:2], rows[2] | {"d_model": 96}]
     check_folder(ladder_of(scales=larger), folder)
-    for refused in ([rows[0] | {"n_layer": 2}, *rows[1:]], rows[:2]):
-        with pytest.raises(StudyError, match="scales was"):
-            check_folder(ladder_of(scales=refused), folder)
+    with pytest.raises(StudyError, match=r"scales: rung 1\.n_layer was 1 and is now 2"):
+        check_folder(ladder_of(scales=[rows[0] | {"n_layer": 2}, *rows[1:]]), folder)
+    with pytest.raises(StudyError, match="scales was a ladder of 3 rungs and is now one of 2"):
+        check_folder(ladder_of(scales=rows[:2]), folder)
     climbed(study, folder)
-    with pytest.raises(StudyError, match="scales was"):
+    with pytest.raises(StudyError, match=r"scales: rung 3\.d_model was 64 and is now 96"):
         check_folder(ladder_of(scales=larger), folder)

@@ -73,8 +73,9 @@ def test_a_preset_gives_the_sizes_of_a_rung():
     [
         ("d_model: 32, n_layer: 2", "d_model: 8, n_layer: 1", "rung 2 has"),
         ("d_model: 32", "d_model: 33", "rung 2: d_model=33 is not a multiple of n_head=2"),
-        ("d_model: 32", "d_modle: 32", "unknown key 'scales.1.d_modle'; did you mean 'd_model'?"),
-        ("d_model: 32", "d_model: wide", "scales.1.d_model: 'wide' is not allowed"),
+        ("d_model: 32", "d_modle: 32", "unknown key 'scales: rung 2.d_modle'; did you mean 'd_model'?"),
+        ("d_model: 32", "d_model: wide", "scales: rung 2.d_model: 'wide' is not allowed"),
+        ("name: tiny", "name: tiny\nfixed: {tokens: 10_000}", "fixed.tokens=10000 is for a study of one size"),
         ("d_model: 32", "d_model: 32, n_ctx: 64", "rung 2: n_ctx=64: the text"),
         ("d_model: 32", "d_model: 32, tokens: 4096, tokens_per_parameter: 3", "give one of them"),
         ("d_model: 32", "d_model: 32, steps: 9, tokens_per_parameter: 3", "give one of steps"),
