@@ -53,7 +53,10 @@ def parser(
     p.add_argument("--baseline", help="the arm to compare with (a study folder names its own)")
     p.add_argument("--floor", help="the control arm that must lose")
     p.add_argument("--metric", help="the metric's column (default: test_nll if there is one, else val_nll)")
-    p.add_argument("--rung", type=int, metavar="N", help="of a ladder: this rung alone (default: the highest)")
+    if sources:  # several sources are the rungs themselves
+        p.set_defaults(rung=None)
+    else:
+        p.add_argument("--rung", type=int, metavar="N", help="of a ladder: this rung alone")
     p.add_argument("--format", choices=formats.FORMATS, default="terminal")
     p.set_defaults(tables=tables)
     if not tables:

@@ -1,6 +1,7 @@
 """Make a checked study of anybody's table: one row per run, with arm, seed and one metric."""
 
 import difflib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from analysis.io.tables import cells, columns, metrics, outcomes, records, seeds
 from analysis.io.tables.columns import Options
 from analysis.io.tables.shapes import Layout
 from analysis.io.trials import NUMERIC
+
+TIMES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}  # of the letter after a size
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?) ?([kKmMbBgGtT])$")
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,20 @@ def load_table(path: str, question: Question, options: Options) -> Study:
     return _checked(where, name, read, question, options)
 
 
+def _written_out(sizes: pd.Series) -> pd.Series:
+    """Return sizes such as 124M, 1.5B or 16k as plain numbers; other cells stay."""
+    if pd.api.types.is_numeric_dtype(sizes):
+        return sizes
+    found = sizes.astype(str).str.strip().str.extract(_SIZE)
+    values = pd.to_numeric(found[0]) * found[1].str.lower().map(TIMES)
+    return sizes.mask(values.notna(), values.map(lambda value: f"{value:.17g}"))
+
+
 def _by_size(where: str, name: str, read: source.Cells, question: Question, options: Options) -> Study:
     # one study per value of the column of sizes, from small to large
     column = columns.find(where, read.table, "size", options.size)
     assert column is not None
-    sizes = cells.numbers(where, read.table[column], options.decimal, read.separator)
+    sizes = cells.numbers(where, _written_out(read.table[column]), options.decimal, read.separator)
     values = sizes.values.mask(sizes.empty)
     if not (values > 0).all() or not np.isfinite(values).all():
         row = int(np.flatnonzero(~((values > 0) & np.isfinite(values)))[0]) + 1

@@ -1,5 +1,6 @@
 """Word the verdict of a ladder: its rungs, the trend of each arm with its reasons, and the first lines of all."""
 
+import re
 from collections.abc import Sequence
 
 from analysis.io.assemble import COMPUTE, Study
@@ -186,7 +187,7 @@ def summarise(study: Study, result: Result) -> Summary:
 
 
 def brief(rung: Rung, axis: str = COMPUTE) -> str:
-    """Return the verdicts on a rung in one sentence: the arms by their verdict, and if a warning goes with them."""
+    """Return the verdicts on a rung in one sentence: the arms by their verdict, and what warnings go with them."""
     rows = rung.result.in_question
     kinds: dict[str, list[str]] = {}
     for row in rows:
@@ -196,7 +197,8 @@ def brief(rung: Rung, axis: str = COMPUTE) -> str:
         said = f"not testable, because {rung.result.sensitivity.why}"
     named = size(rung, axis).split(",")[0]
     where = f"Rung {rung.rung}" + (f" ({named})" if named else "")
-    warned = " A warning goes with it." if "Warning: " in rung.result.summary else ""
+    kinds_of = dict.fromkeys(re.findall(r"Warning: ([^:;(]+)", rung.result.summary))
+    warned = f" Warned of: {listed([kind.strip(' .') for kind in kinds_of])}." if kinds_of else ""
     return f"{where}: {said}.{warned}"
 
 

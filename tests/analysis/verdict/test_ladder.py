@@ -480,7 +480,7 @@ def test_studies_that_do_not_fit_together_are_refused(tmp_path, change, said):
 def test_other_sources_of_several_sizes_are_refused(tmp_path):
     folder = climb(tmp_path / "climb", {"steady": (1.0, 1.0)})
     small, middle = each_size(folder, ("small", "middle"))
-    with pytest.raises(TableError, match="several sources; allowed: without --study"):
+    with pytest.raises(SystemExit, match="2"):  # the sources are the rungs
         command.main([str(small), str(middle), "--rung", "1"])
     with pytest.raises(TableError, match="has one size; allowed"):
         command.main([str(small)])
@@ -555,6 +555,19 @@ def test_a_bad_column_of_sizes_is_refused(tmp_path, change, said):
     change(sized({"new": (1.0, 2.0, 3.0)})).to_csv(tmp_path / "runs.csv", index=False)
     with pytest.raises(TableError, match=said):
         command.main([str(tmp_path / "runs.csv"), "--baseline", "base", "--size", "params", "--metric", "loss"])
+
+
+def test_sizes_may_be_written_with_a_letter(tmp_path, capsys):
+    table = sized({"new": (1.0, 2.0, 3.0)})
+    (tmp_path / "plain.csv").write_text(table.to_csv(index=False))
+    names = {size: f"{size / 1e3:g}k" if size < 3e6 else f"{size / 1e6:g} M" for size in table["params"].unique()}
+    table.assign(params=table["params"].map(names)).to_csv(tmp_path / "letters.csv", index=False)
+    found = []
+    for name in ("plain", "letters"):
+        words = [str(tmp_path / f"{name}.csv"), "--baseline", "base", "--size", "params", "--format", "json"]
+        assert command.main(words) == 0
+        found.append(json.loads(capsys.readouterr().out)["trends"])
+    assert found[0] == found[1]
 
 
 def test_an_arm_that_a_size_lacks_has_the_trend_of_the_others(tmp_path, capsys):
