@@ -116,7 +116,7 @@ def test_bfloat16_attention_on_a_cpu_is_causal_and_close_to_float32():
 @pytest.mark.parametrize(
     ("unit", "message"),
     [
-        ({"colour": 1}, "unit: unknown key 'colour'; allowed: gate, alpha, base, form, unit"),
+        ({"colour": 1}, "unit: unknown key 'colour'; did you mean 'form'. allowed: gate, alpha, base, form, unit"),
         ({"unit": "silu", "gate": "tanh"}, "unit: 'silu' settles gate; give one or the other"),
         ({"form": "wide"}, "form: 'wide' is not one of pointwise, scaled, expanded, squared, glu, projected"),
         ({"form": "glu", "base": "gelu"}, "base: 'gelu' has no meaning for form glu; allowed: identity"),
