@@ -1,4 +1,4 @@
-"""What one GPU does with this project: packed trials against trials in turn, and GPT-2 small through the training loop.
+"""Measure one GPU with this project: packed trials against trials in turn, and GPT-2 small through the training loop.
 
     python benchmarks/gpu_check.py --limit 150 [--peak 989] [--parts pack,turn,...] [--output FILE] [--tiny]
 

@@ -71,7 +71,7 @@ LAWS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What one ladder said of one arm, and if the interval of its slope covers the true one."""
+    """Word of one ladder on one arm, and whether the interval of its slope covers the true one."""
 
     trend: str
     covers: bool

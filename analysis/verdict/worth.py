@@ -1,4 +1,4 @@
-"""What an arm is worth in training: the share of its budget by which the baseline would have to train longer."""
+"""Worth of an arm in training: the share of its budget by which the baseline would have to train longer."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from tune.study.study import Study
 from tune.subject.gpt2 import Gpt2
 from tune.subject.known import Known, Loss
 from tune.subject.subject import Job, Step
+from tune.subject.training import Training
 
 ROW = {"step": 4, "tokens": 40, "val_nll": 3.5, "train_nll": 3.4, "lr": 1e-3, "grad_norm": 1.0, "alpha": [0.25]}
 
@@ -36,6 +37,16 @@ def job_of(trial: Trial, cell: str = "a", checkpoints: Path | None = None, **opt
     """Return the job of a cell of the built-in subject."""
     folder = str(checkpoints) if checkpoints else None
     return Job(cell, trial, Gpt2.train, folder, trial.steps, **options)
+
+
+def trained_to_the_end(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train a job; return the last result of `Training.advance`, and the rows of all."""
+    training, rows = Training(job), []
+    while training.outcome is None:
+        result = training.advance()
+        rows += [result["row"]] if result["row"] else []
+    training.replaced()
+    return result, rows
 
 
 def meta_of(corpus: Path) -> dict[str, Any]:

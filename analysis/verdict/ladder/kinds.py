@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Trend(StrEnum):
-    """How the improvement of an arm goes on over the rungs. `analysis.verdict.ladder.words` has the sentences."""
+    """Trend of an arm's improvement over the rungs. `analysis.verdict.ladder.words` has the sentences."""
 
     HOLDS = "holds"
     GROWS = "grows"

@@ -141,23 +141,29 @@ def in_compute(gain: ComputeGain) -> str:
 
     It is "" if it is not known.
     """
-    if gain.factor is None or gain.factor_low is None or gain.factor_high is None:
+    if (found := _in_compute(gain)) is None:
         return ""
+    (low, value, high), times = found
+    return f"{value:.3g}x [{low:.3g}, {high:.3g}]" if times else f"{value:+.1f}% [{low:.1f}, {high:.1f}]"
+
+
+def _in_compute(gain: ComputeGain) -> tuple[tuple[float, float, float], bool] | None:
+    # low, value and high as factors, if the factor is large (True), or in percent more compute; None if not known
+    if gain.factor is None or gain.factor_low is None or gain.factor_high is None:
+        return None
     low, value, high = gain.factor_low, gain.factor, gain.factor_high
     if value >= TIMES:
-        return f"{value:.3g}x [{low:.3g}, {high:.3g}]"
-    low, value, high = (100 * (each - 1) for each in (low, value, high))
-    return f"{value:+.1f}% [{low:.1f}, {high:.1f}]"
+        return (low, value, high), True
+    return (100 * (low - 1), 100 * (value - 1), 100 * (high - 1)), False
 
 
 def worth(gain: ComputeGain) -> str:
     """State what an arm's loss is worth in training compute of the baseline; "" if it is not known."""
-    if gain.factor is None or gain.factor_low is None or gain.factor_high is None:
+    if (found := _in_compute(gain)) is None:
         return ""
-    low, value, high = gain.factor_low, gain.factor, gain.factor_high
-    if value >= TIMES:
+    (low, value, high), times = found
+    if times:
         return f"worth {value:.3g} times the compute [{low:.3g}, {high:.3g}]"
-    low, value, high = (100 * (each - 1) for each in (low, value, high))
     if value < 0:
         return f"worth {-value:.1f}% less compute [{-high:.1f}, {-low:.1f}]"
     return f"worth {value:.1f}% more compute [{low:.1f}, {high:.1f}]"

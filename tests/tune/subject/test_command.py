@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.own_trainings import FUNCTION, own_study
+from tests.tune.helpers import trained_to_the_end
 from tune.backend.inline import Inline
 from tune.errors import StudyError
 from tune.study.cell import Cell
@@ -16,7 +17,6 @@ from tune.subject.command import Command, parsed
 from tune.subject.own_worker import Refused
 from tune.subject.sources import draft
 from tune.subject.subject import Job
-from tune.subject.training import Training
 from tune.sweep import sweep
 
 SCRIPT = """
@@ -48,12 +48,7 @@ def trained(folder: Path, script: str = SCRIPT, stage: str = "search", **changes
     (folder / "out").mkdir(exist_ok=True)
     subject = Command(study, draft(study, folder, folder / "out").write())
     job = Job("a", subject.trial(Cell(stage, "shifted", 0, 1, {"lr": 0.1}, "k")), subject.train, None, 40)
-    training, rows = Training(job), []
-    while training.outcome is None:
-        result = training.advance()
-        rows += [result["row"]] if result["row"] else []
-    training.replaced()
-    return result, rows
+    return trained_to_the_end(job)
 
 
 def test_a_command_reports_by_its_lines(tmp_path):

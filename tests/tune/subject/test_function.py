@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.own_trainings import FUNCTION, own_study
+from tests.tune.helpers import trained_to_the_end
 from tune.errors import StudyError
 from tune.study.cell import Cell
 from tune.subject.function import Function
@@ -27,12 +28,7 @@ def trained(folder: Path, function: str = FUNCTION, stage: str = "search", seed:
     subject = Function(study, draft(study, folder, folder / "out").write())
     cell = Cell(stage, "shifted", 0, seed, {"lr": 0.1}, "k")
     job = Job("a", subject.trial(cell), subject.train, str(folder / "out" / "checkpoints"), 40)
-    training, rows = Training(job), []
-    while training.outcome is None:
-        result = training.advance()
-        rows += [result["row"]] if result["row"] else []
-    training.replaced()
-    return result, rows
+    return trained_to_the_end(job)
 
 
 def test_a_trial_reports_and_returns(tmp_path):
