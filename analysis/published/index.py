@@ -175,8 +175,7 @@ def answer(studies: list[Study]) -> list[str]:
         for row in claims_ours.said(study)["improvement"]:
             if published_formula(options := arms.get(row["arm"]) or {}):
                 words = "; ".join(f"{heading}: {text}" for heading, text in row.items() if heading != "arm")
-                named = f"{study.name}, rung {study.rung}" if study.ladder else study.name
-                line = f"- {markdown(row['arm'])} ({markdown(named)}), {markdown(words)}."
+                line = f"- {markdown(row['arm'])} ({markdown(_named(study))}), {markdown(words)}."
                 found.append((not claims_ours.is_claimed(options), line))
     lines += [line for _, line in sorted(found, key=itemgetter(0))]  # the arm that the claim is about comes first
     missing = claims_ours.notes(0, *studies).get("improvement")
@@ -189,12 +188,17 @@ def published_formula(options: dict[str, Any]) -> bool:
     return form == ("sigmoid", "identity", "pointwise")
 
 
+def _named(study: Study) -> str:
+    # a ladder's verdict is that of its largest size
+    return f"{study.name}, rung {study.rung}" if study.ladder else study.name
+
+
 def decisions(studies: list[Study]) -> tuple[list[dict[str, Any]], formats.Columns]:
     """Return one row per arm and one column per study: the verdict and the improvement with its interval."""
     rows: dict[str, dict[str, Any]] = {}
     columns: formats.Columns = {"arm": ("arm", "")}
     for study in studies:
-        columns[f"study {study.name}"] = (study.name, "")
+        columns[f"study {study.name}"] = (_named(study), "")
         for row in _judged(study).comparisons:
             text = row.verdict
             if row.improvement_percent is not None:
@@ -216,7 +220,7 @@ def side_by_side(studies: list[Study]) -> Figure:
     for ax, study, rows in zip(axes.flat, studies, results, strict=True):
         # an arm has one colour in all panels: by its place among the arms of all studies
         differences.draw_differences(ax, replace(study, arms=[*every, *baselines]), rows)
-        ax.set_title(study.name, fontsize=10, loc="left")
+        ax.set_title(_named(study), fontsize=10, loc="left")
     return fig
 
 
