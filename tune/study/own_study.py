@@ -30,7 +30,8 @@ FUNCTION = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_]\w*)")
 VALUE_NAME = re.compile(r"[A-Za-z]\w{0,63}")
 OF_BUILT_IN = ("model", "fixed", "corpus", "tokenizer", "task", "scales", "ladder")
 OF_BUILT_IN_ARM = ("gate", "unit", "base", "form", "alpha")
-OF_TRIAL = ("arm", "budget", "folder", "report", "rng", "seed", "test", "Infeasible")  # attributes of `trial`
+# attributes of `trial`
+OF_TRIAL = ("arm", "budget", "folder", "hf_callback", "report", "rng", "seed", "test", "Infeasible")
 # columns of the tables, and names that the protocol gives a meaning of its own
 COLUMNS = frozenset(
     (

@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -66,7 +67,7 @@ class OwnTrial:
         if name in self._values:
             self._read.add(name)
             return self._values[name]
-        known = [*self._values, "arm", "budget", "folder", "report", "rng", "seed", "test"]
+        known = [*self._values, "arm", "budget", "folder", "hf_callback", "report", "rng", "seed", "test"]
         near = get_close_matches(name, known, 1)
         hint = f"did you mean trial.{near[0]}? " if near else ""
         raise UnknownName(f"arm {self.arm} has no trial.{name}; {hint}it has {', '.join(known)}")
@@ -104,6 +105,110 @@ class OwnTrial:
         self._reported = int(step)
         self._tell(step=int(step), metrics=values)
         self._wait()
+
+    def hf_callback(self, **names: str) -> Any:
+        """Return a callback for transformers' Trainer that reports each of its evaluations.
+
+        Args:
+            names: For each metric to report, the Trainer's name of it, such as `val_loss="eval_loss"`.
+
+        Raises:
+            Refused: The validation metric is missing, or the Trainer cannot count the unit of the budget.
+        """
+        from transformers import TrainerCallback
+
+        if self._metric not in names:
+            raise Refused(f'hf_callback lacks the study\'s metric, such as hf_callback({self._metric}="eval_loss")')
+        if self._unit not in HF_UNITS:
+            raise Refused(f"hf_callback counts a budget in {', '.join(HF_UNITS)}; this one is in {self._unit}")
+        return type("TrialCallback", (HfReports, TrainerCallback), {})(self, names)
+
+
+HF_UNITS = ("steps", "epochs", "tokens", "seconds")
+
+
+class HfReports:
+    """Events of transformers' Trainer, as reports of a trial.
+
+    Reported are the evaluations during the training, one per place in the budget. The end of the budget is evaluated
+    whatever the Trainer's `eval_strategy` says. Evaluations of step 0, in the middle of an epoch of a budget in epochs,
+    and those after the training, such as that of the test data, are no reports.
+    """
+
+    def __init__(self, trial: OwnTrial, names: dict[str, str]) -> None:
+        self._trial, self._names = trial, names
+        self._training, self._began, self._aside = False, 0.0, 0.0
+        self._found: dict[str, float] = {}
+        self._found_at, self._last_keys = 0, "none"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Refuse a Trainer of another length than the budget: its learning rates would follow another schedule."""
+        budget, unit = self._trial.budget, self._trial._unit
+        wanted = "max_steps" if unit == "steps" else "num_train_epochs"
+        planned = state.max_steps if unit == "steps" else "max_steps" if args.max_steps > 0 else args.num_train_epochs
+        if unit in ("steps", "epochs") and planned != budget:
+            raise Refused(
+                f"the Trainer's length is {planned} and the budget {budget} {unit}: "
+                f"TrainingArguments({wanted}=trial.budget)"
+            )
+        if unit == "tokens" and args.include_num_input_tokens_seen in (False, "no"):
+            raise Refused("the Trainer counts no tokens: TrainingArguments(include_num_input_tokens_seen=True)")
+        self._training, self._began, self._aside = True, time.monotonic(), 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """End the training with a budget in tokens or seconds."""
+        if self._trial._unit in ("tokens", "seconds") and self._spent(state) >= self._trial.budget:
+            control.should_training_stop = True
+        if args.eval_strategy != "epoch":
+            self._evaluate_the_end(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Evaluate the end of the training."""
+        self._evaluate_the_end(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **others: Any) -> None:
+        """Report the metrics if all of them are known at this place. Several data sets come one after the other."""
+        self._aside += sum(value for name, value in metrics.items() if name.endswith("_runtime"))
+        at = self._place(state)
+        if not self._training or not at or not state.is_world_process_zero:
+            return
+        if at != self._found_at:
+            self._found, self._found_at = {}, at
+        self._last_keys = ", ".join(metrics)
+        self._found |= {ours: metrics[theirs] for ours, theirs in self._names.items() if theirs in metrics}
+        if len(self._found) == len(self._names) and at > self._trial._reported:
+            began = time.monotonic()
+            self._trial.report(at, **self._found)
+            self._aside += time.monotonic() - began
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Refuse a training without any report."""
+        self._training = False
+        if not self._trial._reported and state.is_world_process_zero:
+            asked = ", ".join(self._names.values())
+            raise Refused(
+                f"hf_callback: no evaluation of the Trainer had {asked}; the last one had {self._last_keys}; "
+                "TrainingArguments(label_names=[...]) names the model's labels, without which it has no eval_loss"
+            )
+
+    def _evaluate_the_end(self, control: Any) -> None:
+        if control.should_training_stop and self._trial._reported < self._trial.budget:
+            control.should_evaluate = True
+
+    def _spent(self, state: Any) -> float:
+        """Return the part of the budget that is spent. Evaluations and reports take none of a budget in seconds."""
+        if self._trial._unit == "seconds":
+            return time.monotonic() - self._began - self._aside
+        name = {"steps": "global_step", "epochs": "epoch", "tokens": "num_input_tokens_seen"}[self._trial._unit]
+        return float(getattr(state, name))
+
+    def _place(self, state: Any) -> int:
+        """Return the place of an evaluation in the budget, as a whole number; 0 if it has none."""
+        spent = self._spent(state)
+        if self._trial._unit != "epochs":
+            return min(int(spent), self._trial.budget)
+        of_one_step = state.num_train_epochs / max(state.max_steps, 1)
+        return round(spent) if abs(spent - round(spent)) < of_one_step / 2 else 0
 
 
 def number(name: str, value: Any) -> float:
