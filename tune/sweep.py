@@ -24,9 +24,8 @@ from tune.study.own_gates import doubtful
 from tune.study.own_study import OwnStudy
 from tune.study.sizes import short_searches
 from tune.study.study import Study
-from tune.subject.command import Command
-from tune.subject.function import Function
 from tune.subject.gpt2 import Gpt2
+from tune.subject.short import subject_of
 from tune.subject.sources import DraftSources, Sources, draft
 from tune.subject.subject import Subject
 from tune.tracking.identity import study_id
@@ -129,7 +128,7 @@ def _subject(study: Study, inputs: Inputs | Sources) -> Subject:
     if isinstance(inputs, Inputs):
         return Gpt2(study, inputs)
     assert isinstance(study, OwnStudy)
-    return Function(study, inputs) if isinstance(study.trial, str) else Command(study, inputs)
+    return subject_of(study, inputs)
 
 
 def _ray(study: Study, warn: Callable[[str], None] | None) -> Backend:

@@ -17,7 +17,11 @@ def plan(
     output: Output = Path("studies"),
     slots: Slots = None,
     hours_from: Annotated[
-        str, typer.Option(help="Source of the hours: 'measure' (10 s of training here), or a device such as a100.")
+        str,
+        typer.Option(
+            help="Source of the hours: 'measure' (seconds of training here), or a device such as a100; with `trial:` "
+            "the seconds of a trial, such as 90s."
+        ),
     ] = "measure",
     utilisation: Annotated[float, typer.Option(help="Assumed share of the device's peak.")] = UTILISATION,
     effect: Annotated[str, typer.Option(help="Difference to detect, a percentage of the baseline's loss.")] = "0.5%",
@@ -75,7 +79,10 @@ def check(
 def try_(
     config: Config,
     output: Output = Path("studies"),
-    steps: Annotated[int, typer.Option(min=1, help="Steps per arm.")] = 3,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps per arm, 3 by default; with `trial:` units of the budget, a tenth by default."),
+    ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Train only this arm. Can be repeated.")] = None,
     micro_batches: Annotated[
         int | None, typer.Option(min=1, help="Most micro batches per step. Fewer are faster and need the same memory.")
@@ -83,15 +90,25 @@ def try_(
 ) -> None:
     """Train a few steps of every arm at its real size. Print loss, memory and seconds per step.
 
-    Writes only the shared token cache.
+    With `trial:` a short trial of every arm runs, and its metric is printed. Writes only the shared token cache.
     """
-    from tune.plan import dry_run
-    from tune.study.files import find, require_built_in
+    from tune.errors import StudyError
+    from tune.plan import dry_run, own
+    from tune.study.files import find
+    from tune.study.own_study import OwnStudy
 
     failed = False
     found = find(config, output)
-    require_built_in(found.study, "pagating try")
-    for tried in dry_run.try_arms(found.study, found.base, found.output, steps, arm or (), micro_batches):
+    if isinstance(found.study, OwnStudy):
+        if micro_batches:
+            raise StudyError(
+                "--micro-batches is of the built-in model; your own code decides its batches: leave it out"
+            )
+        for short in own.try_arms(found.study, found.base, steps, arm or ()):
+            failed |= short.problem is not None
+            typer.echo(short.line)
+        raise typer.Exit(Exit.COULD_NOT if failed else Exit.DONE)
+    for tried in dry_run.try_arms(found.study, found.base, found.output, steps or 3, arm or (), micro_batches):
         failed |= not isinstance(tried, str) and tried.problem is not None
         typer.echo(dry_run.line(tried))
     raise typer.Exit(Exit.COULD_NOT if failed else Exit.DONE)

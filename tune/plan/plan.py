@@ -21,11 +21,12 @@ from analysis.io.text import readable
 from pagating.trial import Trial
 from tune.backend.preflight import check_granted, local_slots
 from tune.errors import StudyError, StudyStopped
+from tune.plan import own
 from tune.plan.child import ChildError, ChildTimeout
 from tune.plan.ladder import join_plans, lengths
 from tune.plan.power import confirm_power, percentage, study_noise
 from tune.plan.probe import LIMIT_SECONDS, Calibration, Speed, probe
-from tune.plan.space import disk_parts, largest, measured, memory_parts, vocabulary
+from tune.plan.space import NO_MODEL, disk_parts, largest, measured, memory_parts, vocabulary
 from tune.plan.time import (
     DEVICES,
     MEASURE,
@@ -39,6 +40,7 @@ from tune.plan.time import (
 from tune.plan.work import arm_model, total, work
 from tune.run.extend import check_folder, own_corpus
 from tune.study.own_gates import check_gates, doubtful, file_of, with_placed_code
+from tune.study.own_study import OwnStudy
 from tune.study.sizes import confirm_seeds, example, short_searches, side_by_side
 from tune.study.study import Study
 from tune.study.trial_spec import trial_spec
@@ -134,8 +136,8 @@ def arm_example(study: Study, arm: str, base: Path, corpus: Path) -> Trial:
     """Return a trial of an arm at the lowest learning rate. `base` is the study file's folder, for own gates."""
     config = {**example(study, arm), "lr": _lowest_rate(study)}
     trial = replace(trial_spec(study, arm, config, 1, corpus, test=False), pretrained=None)  # same cost
-    own = trial.own_code
-    return trial.with_own(file_of(own.reference, base.resolve(), base.resolve())) if own else trial
+    code = trial.own_code
+    return trial.with_own(file_of(code.reference, base.resolve(), base.resolve())) if code else trial
 
 
 def _lowest_rate(study: Study) -> float:
@@ -153,16 +155,27 @@ def make_plan(
     calibration: Calibration | None = None,
     effect: float = 0.005,
     noise: float | None = None,
+    peak_mb: float | None = None,
 ) -> dict[str, Any]:
     """Return the whole plan as one JSON object, with spans [least, expected, most]. Read only the corpus's meta.
 
-    `overheads` are the seconds beside training. `effect` and `noise` are shares of the baseline's loss.
+    Args:
+        study: The study.
+        corpus: Folder of the packed corpus, or None.
+        slots: Number of trials that run in parallel.
+        speeds: Speed of each arm.
+        overheads: Seconds beside training.
+        calibration: Result of the calibration, if there was one.
+        effect: Difference to detect, as a share of the baseline's loss.
+        noise: Standard deviation of paired differences, as a share of the baseline's loss.
+        peak_mb: Peak memory of a trial of the user's own training in MiB, if it is known.
     """
     from pagating.data.corpus import read_meta
 
     meta = read_meta(corpus) if corpus else None
     vocab_size = meta["vocab_size"] if meta else vocabulary(study)
-    models = {arm: arm_model(study, arm, vocab_size) for arm in study.arms}
+    unknown = isinstance(study, OwnStudy)  # models
+    models = {arm: NO_MODEL if unknown else arm_model(study, arm, vocab_size) for arm in study.arms}
     n_ctx = study.model.n_ctx
     windows = {split: (held["tokens"] - 1) // n_ctx for split, held in meta["splits"].items()} if meta else None
     power = confirm_power(study, effect, noise) if noise is not None and study.runs("confirm") else None
@@ -172,10 +185,11 @@ def make_plan(
         study, speeds, slots, seeds, overheads.cell, calibration.rows_seconds if calibration else 0.0
     )
     seconds = wall_seconds(stages, overheads, calibration.spread if calibration else 0.0)
-    biggest, cells = largest(study, vocab_size), total(rows, "cells")
+    biggest, cells = NO_MODEL if unknown else largest(study, vocab_size), total(rows, "cells")
     parts = [disk_parts(study, n, slots, biggest) for n in cells]
     disk = {name: [part[name] for part in parts] for name in parts[0]}
     base_mb = calibration.base_mb if calibration else measured()["worker_mb"]
+    trial = {} if peak_mb is None else {"trial": peak_mb * (1 << 20)}
     return {
         "study": study.name,
         "question": study.question,
@@ -189,7 +203,9 @@ def make_plan(
         "speeds": {arm: speed.tokens_per_second for arm, speed in speeds.items()},
         "seconds": {**stages, "start": overheads.start, "slot": overheads.slot, "end": overheads.end, "wall": seconds},
         "disk": {**disk, "corpus": _corpus_bytes(corpus)},
-        "memory": memory_parts(study, biggest, vocab_size, base_mb),
+        "memory": {"worker": base_mb * (1 << 20), **trial}
+        if unknown
+        else memory_parts(study, biggest, vocab_size, base_mb),
         "power": power,
     }
 
@@ -226,20 +242,25 @@ def run(
     Raises CorpusError or StudyError, and StudyStopped if the calibration takes too long.
     """
     from tune.plan.page import FORMS, show
-    from tune.study.files import find, require_built_in
+    from tune.study.files import find
 
     found = find(config, output)
-    require_built_in(found.study, "pagating plan")
     study, base, share = found.study, found.base, percentage(effect, "--effect")
     if form not in FORMS:
         raise StudyError(f"--format {form}: allowed: {', '.join(FORMS)}")
     spread, source = _noise(noise, output)
     wanted = slots or local_slots(study)
-    check_device(hours_from, utilisation)
+    if not isinstance(study, OwnStudy):
+        check_device(hours_from, utilisation)
     if hours_from == MEASURE and not study.address:
         check_granted(study, slots)
     folder = found.output / study.name
     check_folder(study, folder, base)
+    if isinstance(study, OwnStudy):
+        plans, how = _own_plans(study, base, wanted, hours_from, share, spread, say)
+        notes = idle_slots(study, wanted) + short_searches(study)
+        plan = join_plans(study, plans) if study.scales else plans[0]
+        return show(_finished(plan, how, source, notes), form)
     corpus, missing = corpus_of(study, found.output, base)
     from pagating.data.corpus import read_meta
 
@@ -256,7 +277,7 @@ def run(
             f"a small model and minutes for a large one, {LIMIT_SECONDS / 60:.0f} at most; "
             f"--hours-from {next(iter(DEVICES))} needs none"
         )
-    plans: list[dict[str, Any]] = []
+    plans = []
     for rung in study.rungs:
         calibration: Calibration | None = None
         if hours_from == MEASURE:
@@ -294,9 +315,51 @@ def run(
     if study.scales:
         plan = join_plans(study, plans)
         notes += lengths(study, plans, meta["splits"]["train"]["tokens"] if meta else None)
+    return show(_finished(plan, how, source, notes), form)
+
+
+def _finished(plan: dict[str, Any], how: str, noise_from: str | None, notes: list[str]) -> dict[str, Any]:
+    """Return a plan with the sources of its numbers, the expected end of the study, and notes."""
     end = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=plan["seconds"]["wall"][1])
-    plan |= {"hours_from": how, "noise_from": source, "expected_end": end.isoformat(timespec="minutes"), "notes": notes}
-    return show(plan, form)
+    sources = {"hours_from": how, "noise_from": noise_from, "expected_end": end.isoformat(timespec="minutes")}
+    return {**plan, **sources, "notes": notes}
+
+
+def _own_plans(
+    study: OwnStudy,
+    base: Path,
+    slots: int,
+    hours_from: str,
+    effect: float,
+    noise: float | None,
+    say: Callable[[str], None] | None,
+) -> tuple[list[dict[str, Any]], str]:
+    """Return the plan of each rung of a study of the user's own training, and where its hours come from."""
+    measure, plans = hours_from == MEASURE, []
+    if measure and say:
+        say(
+            f"calibrating: a trial of each of {len(study.arms)} arms runs here for {own.PROBE_SECONDS:.0f} s, or to "
+            "its second report; --hours-from 90s, the seconds of a trial, needs none"
+        )
+    for rung in study.rungs:
+        assert isinstance(rung, OwnStudy)
+        calibration, peak_mb = own.calibrate(rung, base, slots) if measure else (None, None)
+        speeds = calibration.speeds if calibration else own.given_speeds(rung, hours_from)
+        overheads = scaled_overheads(measured(), calibration)
+        plan = make_plan(
+            rung,
+            None,
+            slots=slots,
+            speeds=speeds,
+            overheads=overheads,
+            calibration=calibration,
+            effect=effect,
+            noise=noise,
+            peak_mb=peak_mb,
+        )
+        plans.append(plan | {"names": {"budget": study.unit, "metric": study.metric.test}})
+    here = f"the first reports of a trial of each arm on this machine, {slots} at a time"
+    return plans, here if measure else f"{hours_from} per trial, as given"
 
 
 def idle_slots(study: Study, slots: int) -> list[str]:

@@ -51,11 +51,12 @@ def study_noise(folder: Path) -> tuple[float, dict[str, float]]:
         differences = pairs.differences[pairs.complete]
         if len(differences) < 2:
             continue
-        relative = differences / pairs.baseline[pairs.complete].mean()
+        size = abs(pairs.baseline[pairs.complete].mean())  # the loss of a metric that grows is negative
+        relative = differences / size
         each[arm] = float(relative.std(ddof=1))
         if study.unpaired:
             runs = (values[pairs.complete].std(ddof=1) for values in (pairs.baseline, pairs.arm))
-            each[arm] = math.hypot(*map(float, runs)) / float(pairs.baseline[pairs.complete].mean())
+            each[arm] = math.hypot(*map(float, runs)) / float(size)
         if arm != study.floor:
             squares, freedom = squares + each[arm] ** 2 * (len(differences) - 1), freedom + len(differences) - 1
     if not freedom or not squares > 0:

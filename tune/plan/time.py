@@ -63,14 +63,16 @@ def device_speeds(device: str, study: Study, models: Mapping[str, Model], utilis
     }
 
 
-def cell_seconds(study: Study, speed: Speed, stage: str, until: int | None = None, rows: float = 0.0) -> float:
+def cell_seconds(
+    study: Study, arm: str, speed: Speed, stage: str, until: int | None = None, rows: float = 0.0
+) -> float:
     """Return the seconds of one trial: making the model, training up to step `until`, and evaluations.
 
     A confirm trial also evaluates the test split and padded lines, each as long as an evaluation, after `rows` seconds
     that cut the lines.
     """
     done = steps(study) if until is None else until
-    seconds = speed.build_seconds + done * study.fixed.batch_tokens / speed.tokens_per_second
+    seconds = speed.build_seconds + study.length(arm, done) * study.fixed.batch_tokens / speed.tokens_per_second
     seconds += evaluations(study, done) * speed.evaluation_seconds
     return seconds + (2 * speed.evaluation_seconds + rows if stage == "confirm" else 0.0)
 
@@ -126,7 +128,7 @@ def stage_seconds(
         # an arm's last trials are stopped; a fraction shortens one more trial
         def chain(arm: str) -> list[float]:
             trials, cuts = arm_trials(study, arm), early[arm][which]
-            whole, short = (cell_seconds(study, speeds[arm], "search", until) + cell for until in (None, cut))
+            whole, short = (cell_seconds(study, arm, speeds[arm], "search", until) + cell for until in (None, cut))
             lengths = [whole] * trials
             for i in range(math.ceil(cuts)):
                 lengths[trials - 1 - i] -= min(1.0, cuts - i) * (whole - short)
@@ -136,7 +138,8 @@ def stage_seconds(
 
     def wave(stage: str, count: int) -> float:
         return pool_seconds(
-            [cell_seconds(study, speeds[arm], stage, rows=rows) + cell for _ in range(count) for arm in arms], slots
+            [cell_seconds(study, arm, speeds[arm], stage, rows=rows) + cell for _ in range(count) for arm in arms],
+            slots,
         )
 
     settings, grids, corners = study.calibrate, grid_chances(study), corner_points(study)

@@ -138,7 +138,6 @@ def work(study: Study, models: dict[str, Model], seeds: Span, windows: dict[str,
     `models` are by arm, `seeds` those of the confirm stage, `windows` the number of evaluation windows by split.
     """
     held = windows or {}
-    whole, cut = steps(study), stopping_step(study)
     evaluation = validation_tokens(study, held.get("validation"))
     last = evaluation_tokens(study, held.get("test"))
     if study.corpus.rows == "packed":
@@ -147,6 +146,7 @@ def work(study: Study, models: dict[str, Model], seeds: Span, windows: dict[str,
     found = []
     for arm, model in models.items():
         (least, likely, most), trials = stopped(study, arm), arm_trials(study, arm)
+        whole, cut = (study.length(arm, length) for length in (steps(study), stopping_step(study)))
 
         def flops(tokens: float, evaluated: float, rate: int = model.flops_per_token) -> float:
             return rate * (tokens + evaluated / 3)  # an evaluation is a forward pass, a third of a training step

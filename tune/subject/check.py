@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-from tune.study.cell import Cell
-from tune.study.own_study import CommandSection, OwnStudy
-from tune.study.sizes import example
-from tune.subject.command import Command
-from tune.subject.function import Function
+from tune.study.own_study import OwnStudy
+from tune.subject.short import ShortTrial, ShortTrials, subject_of
 from tune.subject.sources import draft
-from tune.subject.subject import Job
-from tune.subject.training import Training
 
 SEEDS = (1, 2)
 NOISE = 0.1  # share of the difference between two seeds up to which a repeated trial counts as the same
@@ -44,16 +38,6 @@ class Finding:
         return f"{word:8}{self.what}: {self.said}"
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """A trial that ended: its outcome and reason, the losses of its evaluations, and its result."""
-
-    outcome: str
-    reason: str
-    losses: list[float]
-    final: dict[str, Any]
-
-
 def check(study: OwnStudy, base: Path, share: float) -> Iterator[Finding]:
     """Yield what a few short trials show. The grade is the first word of the finding `the same seed again`.
 
@@ -67,10 +51,8 @@ def check(study: OwnStudy, base: Path, share: float) -> Iterator[Finding]:
     """
     with tempfile.TemporaryDirectory(prefix="pagating-check-") as scratch:
         sources = draft(study, base, Path(scratch)).write()
-        subject = (Command if isinstance(study.trial, CommandSection) else Function)(study, sources)
         before = _files(sources.working_folder)
-        runs = _Runs(subject, Path(scratch), share)
-        yield from _found(study, runs)
+        yield from _found(ShortTrials(subject_of(study, sources), Path(scratch) / "trials"), share)
         written = sorted(name for name, at in _files(sources.working_folder).items() if before.get(name) != at)
         yield Finding(
             "files of trials",
@@ -82,16 +64,21 @@ def check(study: OwnStudy, base: Path, share: float) -> Iterator[Finding]:
         )
 
 
-def _found(study: OwnStudy, runs: _Runs) -> Iterator[Finding]:
-    ended: dict[str, _Ended] = {}
+def _found(trials: ShortTrials, share: float) -> Iterator[Finding]:
+    study = trials.study
+
+    def run(stage: str, arm: str, seed: int) -> ShortTrial:
+        return trials.run(stage, arm, seed, trials.budget(arm, share))
+
+    ended: dict[str, ShortTrial] = {}
     for arm in study.arms:
-        ended[arm] = one = runs.run("search", arm, SEEDS[0])
+        ended[arm] = one = run("search", arm, SEEDS[0])
         said = f"{one.outcome}, {study.metric.name} {study.sign * one.losses[-1]:.6g}" if one.final else one.reason
         yield Finding(f"arm {arm} trains", one.outcome == "completed", said)
     first = ended[study.baseline]
     if not first.final:
         return
-    again, other = (runs.run("search", study.baseline, seed) for seed in SEEDS)
+    again, other = (run("search", study.baseline, seed) for seed in SEEDS)
     if not again.final or not other.final:
         yield Finding("the same seed again", False, again.reason or other.reason)
         return
@@ -113,7 +100,7 @@ def _found(study: OwnStudy, runs: _Runs) -> Iterator[Finding]:
             same = one.losses == first.losses
             said = f"gives the bits of {study.baseline}: its settings have no effect" if same else "have an effect"
             yield Finding(f"settings of {arm}", not same, said)
-    last = runs.run(study.stages[-1], study.baseline, SEEDS[0])
+    last = run(study.stages[-1], study.baseline, SEEDS[0])
     test = f"{study.metric.test} {study.sign * last.final['test_nll']:.6g}" if last.final else last.reason
     yield Finding("the last stage", bool(last.final), test)
     grown, peak = first.final.get("memory_growth_mb", 0.0), first.final.get("peak_rss_mb")
@@ -128,27 +115,6 @@ def _found(study: OwnStudy, runs: _Runs) -> Iterator[Finding]:
 def _apart(one: list[float], other: list[float]) -> float:
     """Return the largest difference of two curves."""
     return max(abs(a - b) for a, b in zip(one, other, strict=False))
-
-
-@dataclass(frozen=True)
-class _Runs:
-    subject: Function
-    folder: Path
-    share: float
-
-    def run(self, stage: str, arm: str, seed: int) -> _Ended:
-        """Train a short trial of an arm, at the middle of its search ranges."""
-        cell = Cell(stage, arm, 0, seed, example(self.subject.study, arm), "check")
-        trial = self.subject.trial(cell)
-        trial = replace(trial, budget=max(1, round(self.share * trial.budget)))
-        folder = self.folder / "trials" / f"{stage}-{arm}-{seed}-{len(list(self.folder.glob('trials/*')))}"
-        training = Training(Job(cell.key, trial, self.subject.train, str(folder), trial.budget))
-        losses = []
-        while training.outcome is None:
-            result = training.advance()
-            losses += [result["row"]["val_nll"]] if result["row"] else []
-        training.replaced()
-        return _Ended(result["outcome"], result["reason"] or "", losses, result["final"] or {})
 
 
 def _files(folder: Path) -> dict[str, int]:

@@ -15,9 +15,9 @@ torch.set_num_threads(1)
 
 def test_seconds_of_a_cell_by_hand():
     study, speed = study_of(SMALL), Speed(tokens_per_second=640.0, evaluation_seconds=0.5, build_seconds=2.0)
-    assert time.cell_seconds(study, speed, "search") == pytest.approx(2 + 10 + 10 * 0.5)
-    assert time.cell_seconds(study, speed, "search", 50) == pytest.approx(2 + 5 + 5 * 0.5)
-    assert time.cell_seconds(study, speed, "confirm", rows=0.25) == pytest.approx(2 + 10 + 12 * 0.5 + 0.25)
+    assert time.cell_seconds(study, "gelu", speed, "search") == pytest.approx(2 + 10 + 10 * 0.5)
+    assert time.cell_seconds(study, "gelu", speed, "search", 50) == pytest.approx(2 + 5 + 5 * 0.5)
+    assert time.cell_seconds(study, "gelu", speed, "confirm", rows=0.25) == pytest.approx(2 + 10 + 12 * 0.5 + 0.25)
 
 
 def test_cells_on_slots_by_hand():

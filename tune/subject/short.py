@@ -1,0 +1,107 @@
+"""Short trials of the user's own training, for its check and for the cost of a study."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tune.study.cell import Cell
+from tune.study.own_study import OwnStudy
+from tune.study.sizes import example
+from tune.subject.command import Command
+from tune.subject.function import Function
+from tune.subject.sources import Sources
+from tune.subject.subject import Job
+from tune.subject.training import Training
+
+
+@dataclass(frozen=True)
+class ShortTrial:
+    """A trial that has ended.
+
+    Attributes:
+        outcome: Its outcome, or `stopped`.
+        reason: Why it is failed or infeasible, else "".
+        rows: Its evaluations, as the ledger has them.
+        final: Its result; empty if it was not completed.
+        budget: Its length in the study's unit.
+        seconds: Time from its start to its end, with that of its process.
+    """
+
+    outcome: str
+    reason: str
+    rows: list[dict[str, Any]]
+    final: dict[str, Any]
+    budget: int
+    seconds: float
+
+    @property
+    def losses(self) -> list[float]:
+        """The losses of its evaluations."""
+        return [row["val_nll"] for row in self.rows]
+
+
+def subject_of(study: OwnStudy, sources: Sources) -> Function:
+    """Return the subject of a study that trains the user's own function or command."""
+    return Function(study, sources) if isinstance(study.trial, str) else Command(study, sources)
+
+
+@dataclass(frozen=True)
+class ShortTrials:
+    """Short trials of a study, with folders of their own inside `folder`."""
+
+    subject: Function
+    folder: Path
+
+    @property
+    def study(self) -> OwnStudy:
+        """The study."""
+        return self.subject.study
+
+    def budget(self, arm: str, share: float) -> int:
+        """Return a share of the budget of an arm's trials, in the study's unit."""
+        return max(1, round(share * self.study.length(arm, self.study.amount)))
+
+    def place(self) -> Path:
+        """Return a new folder for a trial."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+    def run(
+        self,
+        stage: str,
+        arm: str,
+        seed: int,
+        budget: int,
+        place: Path | None = None,
+        enough: Callable[[int, float], bool] = lambda reports, seconds: False,
+    ) -> ShortTrial:
+        """Train an arm at the middle of its search ranges.
+
+        Args:
+            stage: Stage of the trial. The test metric is given in the last one.
+            arm: Name of the arm.
+            seed: Seed of the trial.
+            budget: Length of the trial in the study's unit.
+            place: Folder of the trial. None makes a new one.
+            enough: Called with the number of evaluations and the seconds since the start. True stops the trial, with
+                the outcome `stopped`, and leaves its folder.
+        """
+        cell = Cell(stage, arm, 0, seed, example(self.study, arm), "short")
+        trial = replace(self.subject.trial(cell), budget=budget)
+        training = Training(Job(cell.key, trial, self.subject.train, str(place or self.place()), budget))
+        rows: list[dict[str, Any]] = []
+        began, result = time.monotonic(), dict[str, Any]()
+        while training.outcome is None:
+            result = training.advance()
+            rows += [result["row"]] if result["row"] else []
+            if training.outcome is None and enough(len(rows), time.monotonic() - began):
+                training.cut_off()
+                return ShortTrial("stopped", "", rows, {}, budget, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        training.replaced()
+        return ShortTrial(training.outcome, result["reason"] or "", rows, result["final"] or {}, budget, seconds)
