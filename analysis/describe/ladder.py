@@ -9,6 +9,7 @@ has equal weights, so it is defined for any true law. Its p is adjusted over the
 from typing import Any
 
 from analysis.io import command, formats
+from analysis.io.assemble import RUNG
 from analysis.io.exits import Exit
 from analysis.verdict.decide import decide
 from analysis.verdict.exits import add_require_verdict, end
@@ -42,7 +43,8 @@ def rows(result: Result) -> list[dict[str, Any]]:
         for rung in done:
             row |= _cells(rung, trend)
         numbers = {key: getattr(trend, key) for key in NUMBERS}
-        out.append(row | numbers | {"trend": trend.trend if (reference, arm) in of_arm else None, "said": trend.said})
+        known = trend.trend if (reference, arm) in of_arm else None
+        out.append(row | numbers | {"trend": known, "axis": trend.axis, "said": trend.said})
     return out
 
 
@@ -67,6 +69,8 @@ def columns(table: list[dict[str, Any]]) -> formats.Columns:
     out: formats.Columns = {"arm": ("arm", "")}
     out |= {f"{what}_{n}": (headings[what].format(n), "") for n in numbers for what in WHAT}
     out |= NUMBERS
+    if any(row["axis"] == RUNG for row in table):
+        out["slope"] = ("points per rung", NUMBERS["slope"][1])
     return {key: column for key, column in out.items() if any(row[key] is not None for row in table)}
 
 
@@ -84,7 +88,7 @@ def short(table: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], formats.Co
             {"arm": row["arm"], **joined, "trend": row["trend"], "slope": slope, "p_adjusted": row["p_adjusted"]}
         )
     heads: formats.Columns = {f"rung_{n}": (f"rung {n}, %\nverdict\nworth in compute", "") for n in numbers}
-    numeric = {"slope": (NUMBERS["slope"][0], ""), "p_adjusted": NUMBERS["p_adjusted"]}
+    numeric = {"slope": (wide.get("slope", NUMBERS["slope"])[0], ""), "p_adjusted": NUMBERS["p_adjusted"]}
     shown = {"arm": wide["arm"], "trend": NUMBERS["trend"], **heads, **numeric} if table else {}
     return out, {key: column for key, column in shown.items() if key not in NUMBERS or key in wide}
 

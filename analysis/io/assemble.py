@@ -18,6 +18,7 @@ METRICS = ("test_nll", "val_nll")  # the default is the first one that the table
 DEFAULTS = {"level": 0.05, "correction": "holm", "margin": "0.5%"}  # for a table without a study file
 MOST_LEVEL = 0.5
 COMPUTE = "compute"  # what a ladder's sizes are, unless a table says otherwise
+RUNG = "rung"  # the same for a ladder whose rungs have no compute: each counts as twice the one below
 MOST_LOSS = 1e100  # squares of larger losses overflow
 _DESCRIPTIVE = ("study", "stage", "arm", "seed", "step", "config_key", "outcome", "reason", "chosen")
 
@@ -58,10 +59,11 @@ class Ladder:
     """The same question at several sizes: one study for each rung that has begun, from small to large.
 
     `sizes` has the baseline's training compute in FLOPs on each rung, or the values of the column `axis` of a table;
-    NaN if it is not known. `rows` has the keys that make the size of each rung. `planned` counts the rungs of the study
-    file. `level` is that of the whole ladder. Each rung has its share of it, or if the rungs are `joint`, one
-    correction counts the arms of all of them. `absent` has the arms without any trial on a rung, if the study file lets
-    arms drop.
+    NaN if it is not known. Of a study that trains the user's own code, they are in the user's unit, or 2 to the power
+    of the rung's number if the axis is `RUNG`. `rows` has the keys that make the size of each rung. `planned` counts
+    the rungs of the study file. `level` is that of the whole ladder. Each rung has its share of it, or if the rungs are
+    `joint`, one correction counts the arms of all of them. `absent` has the arms without any trial on a rung, if the
+    study file lets arms drop.
     """
 
     rungs: tuple["Study", ...]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.io.assemble import DEFAULTS, MOST_LEVEL, Ladder, Study, assemble
+from analysis.io.assemble import COMPUTE, DEFAULTS, MOST_LEVEL, RUNG, Ladder, Study, assemble
 from analysis.io.files import TableError, read_json, read_settings, read_table, shown
 from analysis.io.names import STAGES
 from analysis.io.own_training import of_own
@@ -144,8 +144,13 @@ def assemble_any(
     level = float((settings.get("confirm") or {}).get("level", DEFAULTS["level"]))
     if level >= MOST_LEVEL:
         raise TableError(f"{source}: level {level:g}; allowed: a number above 0 and below {MOST_LEVEL:g}")
-    sizes = tuple(map(training_compute, rungs))
-    ladder = Ladder(tuple(rungs), sizes, tuple(rows[: len(rungs)]), len(rows), level, absent=absent)
+    sizes, axis = tuple(map(training_compute, rungs)), COMPUTE
+    if rungs[0].own:
+        axis = COMPUTE if "compute" in rows[0] else RUNG
+        if axis == COMPUTE and not all(isinstance(row.get("compute"), int | float) for row in rows):
+            raise TableError(f"{source}: key scales: compute; allowed: a number on every rung, or on none")
+        sizes = tuple(float(row.get("compute", 2.0**number)) for number, row in enumerate(rows[: len(rungs)], 1))
+    ladder = Ladder(tuple(rungs), sizes, tuple(rows[: len(rungs)]), len(rows), level, axis, absent=absent)
     return replace(rungs[-1], ladder=ladder)
 
 
@@ -157,12 +162,15 @@ def _of_rung(
     level = confirm.get("level", DEFAULTS["level"])
     if isinstance(level, int | float):  # `assemble` refuses any other
         confirm["level"] = level / rungs
-    for key, value in row.items():
+    own_code = settings.get("trial") is not None  # whose sizes are values that its trials read
+    for key, value in ({} if own_code else row).items():
         if key != "tokens_per_parameter":  # `tokens` says the same
             (model if key in {*MODEL_KEYS, *model} else fixed)[key] = value
     contrasts = [pair for pair in settings.get("contrasts") or [] if not set(map(str, pair)) & set(gone)]
     out = {key: value for key, value in settings.items() if key not in ("scales", "ladder")}
     out |= {"model": model, "fixed": fixed, "confirm": confirm, "contrasts": contrasts}
+    if own_code and "budget" in row:
+        out["budget"] = dict.fromkeys(settings["budget"], row["budget"])
     out["arms"] = {arm: options for arm, options in settings["arms"].items() if arm not in gone}
     if number > 1 and (settings.get("ladder") or {}).get("search", "lowest") == "lowest":
         out["stages"] = [stage for stage in settings.get("stages") or STAGES if stage != "search"]

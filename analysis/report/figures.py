@@ -54,7 +54,9 @@ FIGURES = (
     Figure(
         "ladder",
         draw=lambda found: plots.ladder(found.study, found.result),
-        table=lambda found: found.result.trends and all(rung.compute for rung in found.result.rungs),
+        table=lambda found: (
+            found.result.trends and (found.study.own is not None or all(rung.compute for rung in found.result.rungs))
+        ),
         takeaway=lambda found: takeaways.ladder(found.result.trends),
         caption=(
             "Improvement over the baseline against the baseline's training compute, one panel per arm and one mark per "

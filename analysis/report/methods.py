@@ -3,7 +3,7 @@
 from typing import Any
 
 from analysis.describe.fairness import unfair
-from analysis.io.assemble import Study
+from analysis.io.assemble import RUNG, Study
 from analysis.io.names import STAGES
 from analysis.report.findings import Findings
 from analysis.verdict import looks
@@ -87,11 +87,12 @@ def _ladder(study: Study) -> list[str]:
         rows += (
             "; arms searched on rung 1 alone, and above it the calibration began at a prediction from the rungs below"
         )
+    x = "the number of the rung" if ladder.axis == RUNG else f"log2({ladder.axis})"
     if ladder.joint:
         share = "with one correction over the arms of all rungs"
     return [
         f"Ladder of {ladder.planned} rungs, {share}, and with seeds of its own ({rows}).",
-        f"Trend: the least-squares slope of the improvement on log2({ladder.axis}), with equal weights, an interval at "
+        f"Trend: the least-squares slope of the improvement on {x}, with equal weights, an interval at "
         f"{100 * (1 - ladder.level):g}% with Welch's degrees of freedom, and p with {_TESTS[study.correction]} over "
         "the arms, apart from the verdicts on the rungs. An improvement grows or shrinks if that p is at most the "
         "level of the ladder. It turns if one rung says better and another worse. It holds if all rungs have the same "

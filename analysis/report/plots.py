@@ -14,11 +14,11 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis.describe.alphas import alpha_columns, arms_with_alphas
 from analysis.describe.curves import SCALES, confirm_curves
-from analysis.io.assemble import COMPUTE, Study
+from analysis.io.assemble import COMPUTE, RUNG, Study
 from analysis.io.trials import confirm_rows
 from analysis.report.palette import INK, colour_of
 from analysis.verdict.grids import grid_rows, grids
@@ -301,17 +301,20 @@ def search_budget(study: Study, rows: list[dict]) -> Figure:
 def ladder(study: Study, result: Result) -> Figure:
     """Draw the improvement of each arm against compute, one panel per arm: rungs with intervals, and the slope."""
     assert study.ladder is not None
-    arms = result.trends
+    arms, axis = result.trends, study.ladder.axis
+    size = {rung.rung: rung.compute or (2.0**rung.rung if axis == RUNG else 0.0) for rung in result.rungs}
     across = min(2, len(arms))
     down = -(-len(arms) // across)
     fig = Figure(figsize=(WIDTH, 0.6 + 2.1 * down))
     axes = fig.subplots(down, across, squeeze=False, sharey=True, sharex=True)
     for ax, trend in zip(axes.flat, arms, strict=False):
-        found = [(rung, row) for rung in result.rungs if rung.compute for row in rows_of(trend, [rung], counted=False)]
+        found = [
+            (rung, row) for rung in result.rungs if size[rung.rung] for row in rows_of(trend, [rung], counted=False)
+        ]
         seen = [(rung, row) for rung, row in found if row.improvement_percent is not None]
         colour, marker = arm_style(study, trend.arm)
         ax.axhline(0, color=INK, lw=1)
-        at = np.array([float(rung.compute or 0) for rung, _ in seen])
+        at = np.array([size[rung.rung] for rung, _ in seen])
         value = np.array([float(row.improvement_percent or 0) for _, row in seen])
         ends = [row.interval or (middle, middle) for (_, row), middle in zip(seen, value, strict=True)]
         for x, interval in zip(at, ends, strict=True):
@@ -329,13 +332,16 @@ def ladder(study: Study, result: Result) -> Figure:
         ax.xaxis.set_major_locator(LogLocator(numticks=4))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+0", "e").replace("e+", "e")))
         ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        if axis == RUNG:
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.set_xticks(list(size.values()), list(map(str, size)))
     for ax in axes[:, 0]:
         ax.set_ylabel("improvement (%)")
     for ax in list(axes.flat)[len(arms) :]:
         ax.set_visible(False)
         axes[-2, -1].tick_params(labelbottom=True)  # it has no panel below it
-    unit = "training compute (FLOPs, log scale)" if study.ladder.axis == COMPUTE else f"{study.ladder.axis} (log scale)"
-    fig.supxlabel(unit, fontsize=10)
+    of_compute = "training compute (log scale)" if study.own else "training compute (FLOPs, log scale)"
+    fig.supxlabel({COMPUTE: of_compute, RUNG: RUNG}.get(axis, f"{axis} (log scale)"), fontsize=10)
     fig.tight_layout()
     return fig
 

@@ -100,6 +100,26 @@ def test_a_finished_study_goes_on_from_its_folder_and_refuses_changed_files(fini
     (base / "noise.py").write_text(source)
 
 
+@pytest.mark.parametrize("compute", [True, False])
+def test_a_ladder_of_sizes_has_a_trend(tmp_path, compute):
+    grows = "- trial.shift * math.log2(trial.width / 4) +"
+    rows = [{"width": 4 * 2**n, "budget": 20 * n, **({"compute": 4.0**n} if compute else {})} for n in (1, 2, 3)]
+    function = FUNCTION.replace("- trial.shift +", grows)
+    study = own_study(tmp_path, function, scales=rows, arms={"short": None}, confirm={"seeds": 3})
+    run = sweep(study, tmp_path, tmp_path / "studies", Inline())
+    assert run.stages.finished
+    result = decide(load_tables(run.folder))
+    (trend,) = result.trends
+    value = [rung.result.comparisons[0].improvement_percent for rung in result.rungs]
+    assert value == sorted(value)
+    per_rung = (value[2] - value[0]) / 2  # the slope of three points at equal distances
+    assert trend.slope == pytest.approx(per_rung / 2 if compute else per_rung)
+    assert trend.said.endswith("points per doubling of compute" if compute else "points per rung")
+    assert [rung.compute for rung in result.rungs] == ([4.0, 16.0, 64.0] if compute else [None] * 3)
+    trials = pd.read_parquet(run.folder / "trials.parquet")
+    assert dict(trials.groupby("rung")["steps"].max()) == {1: 20, 2: 40, 3: 60}
+
+
 @pytest.mark.slow
 def test_the_example_of_the_docs_ends_in_a_verdict(tmp_path):
     """Run the example of the docs; it takes half a minute."""

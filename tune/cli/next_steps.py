@@ -83,6 +83,8 @@ def _longer(study: Study) -> str:
         tokens = study.fixed.tokens
         key = f"budget.{study.shown['tokens']}" if study.shown else "fixed.tokens"
         return f"{key}: {tokens} -> {LONGER * tokens}, {ANOTHER}"
+    if study.shown:
+        return f"budget of each rung, times {LONGER}, {ANOTHER}"
     each = study.scales[-1].tokens_per_parameter
     if each is None:
         return f"tokens of each rung, times {LONGER}, {ANOTHER}"

@@ -6,11 +6,11 @@ import math
 import re
 import shlex
 import string
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from pagating.gating.catalog import BASES, DEFAULTS
 from tune.study.arm import STUDY_FORMS, AlphaSection, Arm
@@ -24,11 +24,12 @@ from tune.study.sections import (
     Section,
     TokenizerSection,
 )
-from tune.study.study import MOST_LR, Study
+from tune.study.study import MOST_LR, MOST_RUNGS, Study
 
 FUNCTION = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_]\w*)")
 VALUE_NAME = re.compile(r"[A-Za-z]\w{0,63}")
-OF_BUILT_IN = ("model", "fixed", "corpus", "tokenizer", "task", "scales", "ladder")
+OF_BUILT_IN = ("model", "fixed", "corpus", "tokenizer", "task")
+OF_ROW = ("budget", "compute")  # keys of a row of `scales` that are no values of a trial
 OF_BUILT_IN_ARM = ("gate", "unit", "base", "form", "alpha")
 # attributes of `trial`
 OF_TRIAL = ("arm", "budget", "folder", "hf_callback", "report", "rng", "seed", "test", "Infeasible")
@@ -43,6 +44,7 @@ COLUMNS = frozenset(
 )
 PLACEHOLDERS = ("arm", "budget", "folder", "seed", "test")  # of a command, beside the names of its values
 Value = bool | int | float | str
+MOST_BUDGET = 10**13
 
 
 class MetricSection(Section):
@@ -147,9 +149,15 @@ class OwnStudy(Study):
     task: str = Field("causal", exclude=True)
     model: ModelSection = Field(ModelSection(), exclude=True)
     fixed: FixedSection = Field(FixedSection(), exclude=True)
-    scales: list[Any] = Field([], exclude=True)
-    ladder: Any = Field(None, exclude=True)
+    scales: list[dict[str, Value]] = Field(  # type: ignore[assignment]
+        [],
+        max_length=MOST_RUNGS,
+        description="sizes at which the question is asked, from small to large: values that every trial of that size "
+        "reads as `trial.NAME`, its `budget`, and `compute`, the arithmetic of one trial in any unit",
+    )
     keep: KeepSection = Field(KeepSection(models="none"), description="files that are kept")
+
+    _row: dict[str, Any] = PrivateAttr(default_factory=dict)  # of `scales`, for the study of one rung
 
     @model_validator(mode="before")
     @classmethod
@@ -181,7 +189,7 @@ class OwnStudy(Study):
         if len(given) != 1:
             raise ValueError(f"budget {given} must be one unit and one number, such as {{steps: 2000}}")
         ((unit, amount),) = given.items()
-        if not VALUE_NAME.fullmatch(unit) or not 1 <= amount <= 10**13:
+        if not VALUE_NAME.fullmatch(unit) or not 1 <= amount <= MOST_BUDGET:
             raise ValueError(f"budget {given} must be a unit, such as steps, and a whole number from 1 to 10^13")
         if unit in OF_TRIAL or (unit in COLUMNS and unit not in ("steps", "tokens", "seconds")):
             raise ValueError(f"budget {given}: '{unit}' has another meaning; call the unit otherwise")
@@ -201,7 +209,9 @@ class OwnStudy(Study):
             raise ValueError("nuisance.lr is missing: the hyperparameter that is tuned first has this name")
         if min(lr.values) <= 0 or max(lr.values) > MOST_LR:
             raise ValueError(f"nuisance.lr must be in (0, {MOST_LR:g}]; got {lr.values}")
-        self.__dict__["fixed"] = FixedSection.model_construct(tokens=self.amount, batch_tokens=1)  # a step is a unit
+        self.__dict__["fixed"] = _fixed(self.amount)
+        if self.scales:
+            self._check_scales()
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
         if isinstance(self.trial, CommandSection):
@@ -225,7 +235,12 @@ class OwnStudy(Study):
             raise ValueError(f"{where}.budget: the baseline has the whole budget; leave it out")
         taken: dict[str, str] = {}
         own = self.resolved(name)
-        for key, names in (("nuisance", self.nuisance), (f"{where}.search", own.search), (f"{where}.set", own.set)):
+        for key, names in (
+            ("nuisance", self.nuisance),
+            ("scales", self.sizes),
+            (f"{where}.search", own.search),
+            (f"{where}.set", own.set),
+        ):
             for each in names:
                 if not VALUE_NAME.fullmatch(each) or each in (*OF_TRIAL, *COLUMNS):
                     raise ValueError(f"{key}.{each}: the name has another meaning or other characters than a-z 0-9 _")
@@ -237,6 +252,32 @@ class OwnStudy(Study):
         for each, value in own.set.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{where}.set.{each} is {value}; it must be finite")
+
+    def _check_scales(self) -> None:
+        """Raise ValueError if a rung of the ladder has other keys than the others, or is not larger than the last."""
+        self._check_ladder_stages()
+        names = {key: [key in row for row in self.scales] for row in self.scales for key in row}
+        for key, there in names.items():
+            if key != "budget" and not all(there):
+                raise ValueError(
+                    f"scales: {key} is missing on rung {there.index(False) + 1}; give it on all or on none"
+                )
+        if not set(names) - set(OF_ROW):
+            raise ValueError("scales: its rungs have no size, such as {d_model: 64}, that a trial could read")
+        below = 0.0
+        for number, row in enumerate(self.scales, 1):
+            where, budget, compute = f"scales: rung {number}", row.get("budget", 1), row.get("compute")
+            if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= MOST_BUDGET:
+                raise ValueError(f"{where}: budget {budget} must be a whole number of {self.unit} from 1 on")
+            if compute is None:
+                continue
+            if isinstance(compute, bool | str) or not 0 < compute < math.inf:
+                raise ValueError(f"{where}: compute {compute} must be a number above 0")
+            if compute <= below:
+                raise ValueError(
+                    f"{where} has compute {compute:g}, the one below {below:g}; order them from small to large"
+                )
+            below = compute
 
     def _check_command(self, section: CommandSection) -> None:
         for arm in self.arms:
@@ -295,14 +336,49 @@ class OwnStudy(Study):
         return {**self.nuisance, **self.resolved(arm).search}
 
     def values(self, arm: str, config: Mapping[str, float]) -> dict[str, Value]:
-        """Return what a trial reads as `trial.NAME`: the tuned values, then what the arm sets."""
-        return {**config, **self.resolved(arm).set}
+        """Return what a trial reads as `trial.NAME`: tuned values, what the arm sets, and the sizes of its rung."""
+        return {**config, **self.resolved(arm).set, **self.sizes}
 
     def to_read(self, arm: str) -> list[str]:
         """Return the names without which the arm would not be what it is."""
         own = self.resolved(arm)
-        return [*own.set, *own.search]
+        return [*own.set, *own.search, *self.sizes]
+
+    @property
+    def sizes(self) -> dict[str, Value]:
+        """What every trial of a rung reads as `trial.NAME`; of the ladder itself, that of its lowest rung."""
+        row = self._row or (self.scales[0] if self.scales else {})
+        return {name: value for name, value in row.items() if name not in OF_ROW}
+
+    @property
+    def compute(self) -> float:
+        """Compute of a trial of the rung, in the user's unit. Without one, each rung counts as twice the last."""
+        return float(self._row.get("compute", 2.0**self.rung))
+
+    def at(self, rung: int, without: Collection[str] = ()) -> OwnStudy:
+        """Return the study of a rung of the ladder; see `Study.at`."""
+        if not rung:
+            return self
+        row = self.scales[rung - 1]
+        amount = int(row.get("budget", self.amount))
+        found = self.model_copy(
+            update={
+                "scales": [],
+                "budget": {self.unit: amount},
+                "fixed": _fixed(amount),
+                "confirm": self.confirm.model_copy(update={"level": self.confirm.level / len(self.scales)}),
+                "arms": {name: arm for name, arm in self.arms.items() if name not in without},
+                "contrasts": [pair for pair in self.contrasts if not set(pair) & set(without)],
+            }
+        )
+        found._rung, found._row = rung, row
+        return found
 
     def length(self, arm: str, steps: int) -> int:
         """Return the budget of an arm's trials, of a whole one of `steps`."""
         return max(1, round(self.arms[arm].share * steps))
+
+
+def _fixed(amount: int) -> FixedSection:
+    """Return the fixed settings of trials of a budget, a step of which is one unit."""
+    return FixedSection.model_construct(tokens=amount, batch_tokens=1)

@@ -263,8 +263,7 @@ class Study(Section):
 
     def _check_scales(self) -> None:
         """Give each rung of the ladder its tokens. Raise ValueError, which names the rung, for a bad one."""
-        if not all(map(self.runs, ("calibrate", "confirm"))):
-            raise ValueError("scales needs the stages search, calibrate and confirm, because every size is calibrated")
+        self._check_ladder_stages()
         if self.model.pretrained:
             raise ValueError("scales is not for model.pretrained: initial weights have a size of their own")
         named = self.fixed.tokens != FixedSection.model_fields["tokens"].default
@@ -298,6 +297,10 @@ class Study(Section):
                     f"arms.{arm} searches other hyperparameters at other sizes (one alpha per layer); give all rungs "
                     "the same n_layer, or ladder: {search: every}"
                 )
+
+    def _check_ladder_stages(self) -> None:
+        if not all(map(self.runs, ("calibrate", "confirm"))):
+            raise ValueError("scales needs the stages search, calibrate and confirm, because every size is calibrated")
 
     def _check_task(self) -> None:
         model, sizes = self.model, ModelSection.model_fields

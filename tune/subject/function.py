@@ -97,7 +97,7 @@ class Function:
 
     def trial(self, cell: Cell) -> OwnJob:
         """Return the trial of a cell."""
-        study, metric = self.study, self.study.metric
+        study, metric = self.study.at(cell.rung), self.study.metric
         return OwnJob(
             arm=cell.arm,
             seed=cell.seed,

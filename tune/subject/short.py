@@ -91,7 +91,8 @@ class ShortTrials:
             enough: Called with the number of evaluations and the seconds since the start. True stops the trial, with
                 the outcome `stopped`, and leaves its folder.
         """
-        cell = Cell(stage, arm, 0, seed, example(self.study, arm), "short")
+        rung = 1 if self.study.scales else 0  # the lowest
+        cell = Cell(stage, arm, 0, seed, example(self.study, arm), "short", rung=rung)
         trial = replace(self.subject.trial(cell), budget=budget)
         training = Training(Job(cell.key, trial, self.subject.train, str(place or self.place()), budget))
         rows: list[dict[str, Any]] = []

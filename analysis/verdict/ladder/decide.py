@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.io.assemble import COMPUTE, Ladder, Study
+from analysis.io.assemble import COMPUTE, RUNG, Ladder, Study
 from analysis.io.trials import confirm_rows
 from analysis.stats import multiplicity, trend
 from analysis.stats.pairs import Pairs
@@ -33,8 +33,8 @@ def rungs_of(ladder: Ladder, results: Sequence[Result]) -> list[Rung]:
         number = study.rung or 0
         lost = [_times_worse(out, arm) for arm in ladder.absent.get(number, ())]
         dropped = [arm for arm, n in zip(ladder.absent.get(number, ()), lost, strict=True) if n >= LOST]
-        parameters, tokens = (_of_baseline(study, column) for column in ("parameters", "tokens"))
-        compute = size if math.isfinite(size) else None
+        parameters, tokens = (None if study.own else _of_baseline(study, column) for column in ("parameters", "tokens"))
+        compute = size if math.isfinite(size) and ladder.axis != RUNG else None
         out.append(Rung(number, result.study, row, parameters, tokens, compute, result, [], dropped))
     done = [i for i, rung in enumerate(out) if not rung.result.unfinished]
     losses = [study.losses() for study in ladder.rungs]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from analysis.io.assemble import COMPUTE, Study
+from analysis.io.assemble import COMPUTE, RUNG, Study
 from analysis.io.text import amount
 from analysis.verdict import words
 from analysis.verdict.kinds import Comparison, Result, Rung, Verdict
@@ -39,8 +39,11 @@ def rows_of(row: ArmTrend, rungs: Sequence[Rung], counted: bool = True) -> list[
 
 def size(rung: Rung, axis: str = COMPUTE) -> str:
     """Return the size of a rung in words: parameters, tokens and compute, or the value of a table's column."""
-    if axis != COMPUTE:
+    if axis not in (COMPUTE, RUNG):
         return f"{axis} {amount(rung.compute or 0.0)}"
+    if "compute" in rung.sizes or axis == RUNG:  # the user's own training
+        shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in rung.sizes.items()}
+        return ", ".join(f"{key} {value}" for key, value in shown.items())
     said = [str(rung.sizes["study"])] if "study" in rung.sizes else []
     if rung.parameters:
         said.append(f"{amount(rung.parameters)} parameters")
@@ -94,7 +97,7 @@ def _slope(row: ArmTrend, sign: int) -> str:
     low, high = sorted((sign * row.slope_low, sign * row.slope_high))
     plus = "+" if row.trend not in (Trend.GROWS, Trend.SHRINKS) else ""
     number = f"{sign * row.slope:{plus}.3g} [{low:{plus}.3g}, {high:{plus}.3g}]"
-    return f"{number} points per doubling of {row.axis}"
+    return f"{number} points per {row.axis if row.axis == RUNG else f'doubling of {row.axis}'}"
 
 
 def _open(row: ArmTrend, steep: str) -> str:

@@ -18,7 +18,7 @@ def test_study_is_read_and_written_again(tmp_path):
     assert study.length("short", 40) == 20
     assert study.length("shifted", 40) == 40
     text = dump(study)
-    assert all(f"\n{key}:" not in text for key in ("model", "fixed", "corpus", "tokenizer", "task", "scales", "ladder"))
+    assert all(f"\n{key}:" not in text for key in ("model", "fixed", "corpus", "tokenizer", "task"))
     again = parse(text, "own.yaml")
     assert isinstance(again, OwnStudy)
     assert again == study
@@ -38,6 +38,24 @@ def test_an_arm_has_the_values_of_the_arm_that_it_names(tmp_path):
     assert (scales(study)["decay"].low, scales(study)["decay"].high) == (0.0, 0.2)
 
 
+def test_a_rung_has_its_sizes_budget_level_and_seeds(tmp_path):
+    rows = [{"width": 8, "compute": 1.0, "budget": 20}, {"width": 16, "compute": 4.0, "budget": 40}]
+    study = own_study(tmp_path, scales=rows)
+    assert parse(dump(study), "own.yaml") == study
+    low, high = study.rungs
+    assert low.values("short", {"lr": 0.1}) == {"lr": 0.1, "shift": 0.0, "width": 8}
+    assert high.to_read("plain") == ["shift", "width"]
+    assert [(rung.amount, steps(rung), rung.compute, rung.rung) for rung in (low, high)] == [
+        (20, 20, 1.0, 1),
+        (40, 40, 4.0, 2),
+    ]
+    assert high.confirm.level == study.confirm.level / 2
+    assert high.seed(3) != low.seed(3) == 3
+    assert list(study.at(2, ["shifted"]).arms) == ["plain", "short"]
+    assert (study.values("plain", {}), study.scales) == ({"shift": 0.0, "width": 8}, rows)
+    assert [rung.compute for rung in own_study(tmp_path, scales=[{"width": 8}, {"width": 16}]).rungs] == [2.0, 4.0]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -45,7 +63,14 @@ def test_an_arm_has_the_values_of_the_arm_that_it_names(tmp_path):
         ({"fixed": {"tokens": 100}}, "fixed is of the built-in model"),
         ({"corpus": {"source": "builtin"}}, "corpus is of the built-in model"),
         ({"task": "masked"}, "task is of the built-in model"),
-        ({"scales": [{"d_model": 8}]}, "scales is of the built-in model"),
+        ({"scales": [{"width": 8}, {"depth": 2}]}, "scales: width is missing on rung 2"),
+        ({"scales": [{"budget": 8}]}, "scales: its rungs have no size"),
+        ({"scales": [{"width": 8, "budget": 0.5}]}, "rung 1: budget 0.5 must be a whole number of steps"),
+        ({"scales": [{"width": 8, "compute": -1}]}, "rung 1: compute -1 must be a number above 0"),
+        ({"scales": [{"width": n, "compute": 1} for n in (1, 2)]}, "rung 2 has compute 1, the one below 1; order them"),
+        ({"scales": [{"shift": 8}]}, "arms.plain.set.shift is in scales too"),
+        ({"scales": [{"width": 8}], "stages": ["search", "confirm"]}, "scales needs the stages"),
+        ({"scales": [{"width": 8}], "trial": {"command": COMMAND}}, "the command never uses {width}"),
         ({"keep": {"models": "best"}}, "keep.models=best is of the built-in model"),
         ({"arms": {"shifted": {"gate": "tanh", "alpha": 0.5}}}, "gate is of the built-in model"),
         ({"trial": "mine.train"}, "no FILE.py:FUNCTION"),
