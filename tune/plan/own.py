@@ -166,7 +166,7 @@ def try_arms(study: OwnStudy, base: Path, length: int | None, arms: Sequence[str
     with short_trials(study, base) as trials:
         for arm in arms or study.arms:
             budget = min(length or trials.budget(arm, SHARE), trials.budget(arm, 1.0))
-            yield _tried(study, arm, trials.run(STAGE, arm, SEED, budget))
+            yield _tried(trials.study, arm, trials.run(STAGE, arm, SEED, budget))
 
 
 def _tried(study: OwnStudy, arm: str, done: ShortTrial) -> OwnTried:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +61,25 @@ class ShortTrials:
 
     @property
     def study(self) -> OwnStudy:
-        """The study."""
-        return self.subject.study
+        """The study; of a ladder, that of its lowest rung."""
+        study = self.subject.study
+        return study.at(1) if study.scales else study
+
+    @cached_property
+    def every(self) -> int:
+        """Step of the baseline's first report; 1 if there is none before the end."""
+        arm = self.study.baseline
+        done = self.run("search", arm, 1, self.study.amount, enough=lambda reports, seconds: reports > 0)
+        return int(done.rows[0]["step"]) if done.outcome == "stopped" else 1
 
     def budget(self, arm: str, share: float) -> int:
-        """Return a share of the budget of an arm's trials, in the study's unit."""
-        return max(1, round(share * self.study.length(arm, self.study.amount)))
+        """Return a share of the budget of an arm's trials, in the study's unit.
+
+        It is a multiple of the step of the first report, because code that reports every so many steps could not
+        report the end of any other budget.
+        """
+        whole = self.study.length(arm, self.study.amount)
+        return whole if share == 1 else min(whole, math.ceil(max(1, round(share * whole)) / self.every) * self.every)
 
     def place(self) -> Path:
         """Return a new folder for a trial."""
@@ -91,8 +106,7 @@ class ShortTrials:
             enough: Called with the number of evaluations and the seconds since the start. True stops the trial, with
                 the outcome `stopped`, and leaves its folder.
         """
-        rung = 1 if self.study.scales else 0  # the lowest
-        cell = Cell(stage, arm, 0, seed, example(self.study, arm), "short", rung=rung)
+        cell = Cell(stage, arm, 0, seed, example(self.study, arm), "short", rung=self.study.rung)
         trial = replace(self.subject.trial(cell), budget=budget)
         training = Training(Job(cell.key, trial, self.subject.train, str(place or self.place()), budget))
         rows: list[dict[str, Any]] = []

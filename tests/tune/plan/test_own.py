@@ -87,8 +87,11 @@ def test_try_shows_the_metric_of_each_arm_and_fails_with_an_arm(tmp_path, monkey
     assert "in 20 of 40 steps" in lines["shifted"]
     assert ("MiB at the peak" in lines["plain"]) == (sys.platform in ("linux", "darwin"))
     code, out, _ = typed(monkeypatch, capsys, "try", config)  # its reports come every 10 steps
+    assert code == 0
+    assert "in 10 of 40 steps" in out
+    code, out, _ = typed(monkeypatch, capsys, "try", config, "--steps", 15)
     assert code == 1
-    assert "plain: failed: the last report was at step 0 of 4 steps" in out
+    assert "plain: failed: the last report was at step 10 of 15 steps" in out
     for word in (["--arm", "none"], ["--micro-batches", 2]):
         code, _, err = typed(monkeypatch, capsys, "try", config, *word)
         assert (code, err.count("\n")) == (2, 1)

@@ -34,6 +34,17 @@ def test_a_good_training_passes(tmp_path):
     assert "settings of short" not in said  # it is the baseline with less training
 
 
+def test_short_trials_end_at_a_report_of_the_lowest_size(tmp_path):
+    rows = [{"width": width, "budget": budget} for width, budget in ((2, 80), (4, 160))]
+    sized = FUNCTION.replace("- trial.shift", "- trial.shift / trial.width")
+    changes = {"arms": {"short": {"of": "plain", "budget": 0.7}}}  # 5.6 of 56 steps, and a report every 10
+    found = list(check(own_study(tmp_path, sized, scales=rows, **changes), tmp_path, 0.1))
+    assert [str(finding) for finding in found if not finding.passed] == []
+    wrong = sized.replace("trial.budget + 1", "trial.budget - 1")
+    first = next(check(own_study(tmp_path, wrong, scales=rows, **changes), tmp_path, 0.1))
+    assert (first.passed, "of 10 steps" in first.said) == (False, True)
+
+
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_a_training_that_would_spoil_the_verdict_is_refused(tmp_path, name):
     function, what, said = SABOTAGE[name]
