@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 from analysis.io.write import write_whole
@@ -99,11 +99,12 @@ def sweep(
             interruption=interruption,
             check_space=space,
         )
-        _check_storage(study, folder, claim=True)
-        if run.missing:  # a report of the unfinished study reads it
-            write_provenance(folder, study, run.ledger.events, backend.slots)
-        with watch(run) if watch and run.missing else nullcontext():
-            _train(run, backend, inputs, resolved, tracking_uri, lambda: space(run.stages.remaining()))
+        with closing(run):
+            _check_storage(study, folder, claim=True)
+            if run.missing:  # a report of the unfinished study reads it
+                write_provenance(folder, study, run.ledger.events, backend.slots)
+            with watch(run) if watch and run.missing else nullcontext():
+                _train(run, backend, inputs, resolved, tracking_uri, lambda: space(run.stages.remaining()))
     finally:
         backend.stop()
     if run.ledger.events:

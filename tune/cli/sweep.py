@@ -15,6 +15,7 @@ from tune.cli.common import STUDIES, Config, Output, RequireVerdict, Slots
 from tune.cli.ui import ui_command
 
 if TYPE_CHECKING:
+    from analysis.report.findings import Findings
     from analysis.verdict.kinds import Result
     from tune.backend.backend import Backend
     from tune.cli.endings import LastLine
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tune.run.interrupt import Interruption
     from tune.run.study_run import StudyRun
     from tune.study.study import Study
+
+NOTHING_TRAINED = "No search trial could be trained, so there is nothing to compare. The first said"
 
 
 def sweep(
@@ -134,11 +137,7 @@ def conclude(run: StudyRun, browse: str, require_verdict: bool = False) -> int:
 
     if run.stages.hopeless:
         reason = next(record.reason for record in run.records.values() if record.reason)
-        typer.echo(
-            "No search trial could be trained, so there is nothing to compare. The first said: "
-            f"{one_line(redact(reason))}",
-            err=True,
-        )
+        typer.echo(f"{NOTHING_TRAINED}: {one_line(redact(reason))}", err=True)
         return Exit.COULD_NOT
     result = show_verdict(run.study, run.folder, browse)
     if owed := run.tracker.finish(as_object(result)):
@@ -150,10 +149,21 @@ def show_verdict(study: Study, folder: Path, browse: str) -> Result:
     """Write the report of a study, print its verdict and the next steps, and return the verdict."""
     from rich.console import Console
 
+    from analysis.report.build import terminal_table
+    from tune.cli.next_steps import next_steps
+
+    found, page = written(study, folder)
+    Console().print(terminal_table(found.result))
+    for number, step in enumerate(next_steps(found.result, study, str(page), browse), 1):
+        typer.echo(f"{number}. {step}")
+    return found.result
+
+
+def written(study: Study, folder: Path) -> tuple[Findings, Path]:
+    """Write the report of a study and the cards of its models; return its tables and the path of the report."""
     from analysis.io.study import load
     from analysis.report import build
     from analysis.report.findings import Findings
-    from tune.cli.next_steps import next_steps
     from tune.run.models import write_card
     from tune.run.verdicts import shown
 
@@ -162,7 +172,4 @@ def show_verdict(study: Study, folder: Path, browse: str) -> Result:
     page = build.write(found, folder)
     for arm in study.arms:
         write_card(study, folder, arm)
-    Console().print(build.terminal_table(found.result))
-    for number, step in enumerate(next_steps(found.result, study, str(page), browse), 1):
-        typer.echo(f"{number}. {step}")
-    return found.result
+    return found, page

@@ -77,3 +77,22 @@ class Interruption:
         self._last("Stopped at once. What has ended is kept; the same command continues from there.")
         sys.stdout.flush()
         os._exit(128 + signum)
+
+
+class CallersInterruption(Interruption):
+    """Handler of SIGINT for a call inside a process that goes on, such as a notebook's.
+
+    A second signal raises KeyboardInterrupt instead of ending the process. Outside the main thread nothing is handled.
+    """
+
+    def __enter__(self) -> CallersInterruption:
+        mine = threading.current_thread() is threading.main_thread()
+        if mine and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._take)
+        return self
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        again, self.caught = self.caught is not None, signum
+        if again or not self._orderly:
+            raise KeyboardInterrupt
+        self._say("Stopping: what has ended is kept, and the same call continues. A second interrupt stops at once.")

@@ -108,7 +108,11 @@ class StudyRun:
         self.fatal: Exception | None = None
         self._retries, self._running = Retries(), set[str]()
         self._rungs: dict[int, Study] = {}
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:  # a traceback may keep this object, and the same process tries again
+            ledger.close()
+            raise
 
     def _begin(self) -> None:
         """Restore the state of the study from the ledger."""

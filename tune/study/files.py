@@ -7,6 +7,7 @@ import re
 import stat
 import sys
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -111,6 +112,11 @@ def load(path: str | Path) -> Study:
         raise StudyError(f"{path}: {error.strerror}{hint}") from error
     except OSError as error:
         raise StudyError(f"{path}: {error.strerror}") from error
+
+
+def of_mapping(content: Mapping[str, Any], path: Path, name: str | None = None) -> Study:
+    """Return the study of the keys of a study file. `path` is named in errors; `name` is used if no key names it."""
+    return _study(dict(content), path, {"name": _name(name)} if name else {})
 
 
 def _unnamed(raw: bytes, path: Path) -> Study:

@@ -17,6 +17,7 @@ from types import TracebackType
 
 # replaces itself by its arguments after it has asked Linux to be killed with its parent (PR_SET_PDEATHSIG)
 WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
+IN_TRIAL = "PAGATING_TRIAL"  # set in the environment of every trial's process
 TICK_SECONDS = 0.5  # between two looks at a process that says nothing
 GRACE_SECONDS = 1.0  # for its last lines, after it has ended
 LONGEST_LINE = 1 << 20
@@ -68,7 +69,7 @@ class Process:
                     if own_channel
                     else words(command, folder),
                     cwd=folder,
-                    env={**os.environ, **threads, "PYTHONHASHSEED": "0", **(environment or {})},
+                    env={**os.environ, **threads, "PYTHONHASHSEED": "0", IN_TRIAL: "1", **(environment or {})},
                     stdin=subprocess.PIPE if own_channel else subprocess.DEVNULL,
                     stdout=log if own_channel else writer,
                     stderr=log,
