@@ -4,8 +4,10 @@
     trials/NAME.json        a trial, as `python -m pagating.train` takes it; its paths start at trials/
     corpus-*, code, *.safetensors   what the trials name
     results/NAME.json       a result
+    run.py, runner/         what trains the user's own code, if the study has it, with Python's own library alone
 
-The folder may be copied to another machine as a whole. A file is written whole or not at all. Imports no torch.
+The folder may be copied to another machine as a whole. A file is written whole or not at all. What is imported at the
+start is Python's own.
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pagating.data.corpus import read_meta
-from pagating.trial import Trial
+if TYPE_CHECKING:
+    from pagating.trial import Trial
 
+Read = TypeVar("Read")
 FORMAT = 1  # of results
 INDEX, TRIALS, RESULTS = "cells.json", "trials", "results"
+OWN_RUNNER = "run.py"  # of a folder whose trials run the user's own code
 # fields of a trial that its result does not depend on, or whose files are compared by their bytes
 PLACES = ("corpus", "pretrained", "unit", "device", "threads")
 
@@ -54,10 +58,20 @@ class CellFile:
 
     def trial(self) -> Trial:
         """Read the trial; its relative paths start at its file. Raise CellsError if it is not one, or was changed."""
+        from pagating.trial import Trial
+
+        if (own := self.path.parent.parent / OWN_RUNNER).exists():
+            raise CellsError(f"{self.path}: runs the study's own code: python {own}")
+        return self.checked(lambda fields: Trial.from_dict(fields).beside(self.path.parent), trial_digest)
+
+    def checked(self, made: Callable[[dict[str, Any]], Read], digest: Callable[[Read], str]) -> Read:
+        """Return the trial that `made` makes of the file's fields.
+
+        Raise CellsError if it makes none, or one with another digest than the study wants.
+        """
         try:
-            fields = json.loads(self.path.read_text(encoding="utf-8"))
-            trial = Trial.from_dict(fields).beside(self.path.parent)
-            found = trial_digest(trial)
+            trial = made(json.loads(self.path.read_text(encoding="utf-8")))
+            found = digest(trial)
         except (OSError, ValueError, TypeError) as error:
             raise CellsError(f"{self.path}: {error}") from error
         if found != self.sha256:
@@ -93,13 +107,15 @@ def trial_digest(trial: Trial) -> str:
 
     Paths, the device and the number of threads do not count. Raise OSError or CorpusError if a file cannot be read.
     """
+    from pagating.data.corpus import read_meta
+
     fields = {name: value for name, value in trial.as_dict().items() if name not in PLACES}
     unit, own = dict(trial.unit or {}), trial.own_code
     if own:
         unit[own.key] = [_sha256(own.file), own.name]
     fields |= {"unit": unit if trial.unit is not None else None, "corpus": read_meta(trial.corpus)["digest"]}
     fields["pretrained"] = _sha256(trial.pretrained) if trial.pretrained else None
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return json_digest(fields)
 
 
 def _sha256(path: str | Path) -> str:
@@ -157,7 +173,7 @@ def cells_of(folder: Path) -> list[CellFile]:
 def write_result(path: Path, result: Result) -> None:
     """Write a result in one step. Raise OSError."""
     body = _plain(asdict(result)) | {"format": FORMAT}
-    write_file(path, json.dumps(body | {"digest": _digest(body)}, indent=1, allow_nan=False).encode() + b"\n")
+    write_file(path, json.dumps(body | {"digest": json_digest(body)}, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def read_result(path: Path) -> Result:
@@ -169,7 +185,7 @@ def read_result(path: Path) -> Result:
     except (ValueError, RecursionError) as error:
         raise CellsError(f"{path}: is not JSON; it is half-written, or no result") from error
     digest = body.pop("digest", None) if isinstance(body, dict) else None
-    if not isinstance(body, dict) or digest != _digest(body):
+    if not isinstance(body, dict) or digest != json_digest(body):
         raise CellsError(f"{path}: its digest does not match: it was changed, or it is no result of pagating.cells")
     if body.pop("format", None) != FORMAT:
         raise CellsError(f"{path}: was written by another version of pagating.cells")
@@ -180,7 +196,8 @@ def read_result(path: Path) -> Result:
     return Result(**body)
 
 
-def _digest(body: Mapping[str, Any]) -> str:
+def json_digest(body: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a JSON object."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

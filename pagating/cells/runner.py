@@ -13,21 +13,12 @@ result: it is one line, the others go on, and the exit code is 1. Needs torch, n
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
-import platform
-import re
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Callable, Sequence
 
-import pagating
-from pagating.cells.folder import CellFile, CellsError, Result, cells_of, write_result
+from pagating.cells.command import checkpoints_of, claimed, command, count, parser, versions
+from pagating.cells.folder import CellFile, CellsError, Result, write_result
 from pagating.checkpoint import CheckpointFolder
 from pagating.data.errors import first_line
 from pagating.hardware import DEVICES
@@ -36,37 +27,11 @@ from pagating.train import check
 from pagating.trial import OutOfMemory, Trial
 
 MOST = 32  # trials of a pack, unless the command says otherwise
-CHECKPOINTS, LOCKS = "checkpoints", ".locks"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of those that it computes with."""
-    found = {"python": platform.python_version(), "pagating-study": pagating.__version__}
-    for name in ("torch", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def result_of(cell: CellFile, end: Ended) -> Result:
     """Return the result of a cell whose trial has ended."""
     return Result(cell.cell, cell.sha256, end.outcome, end.reason, end.rows, end.final, versions())
-
-
-@contextlib.contextmanager
-def claimed(cells: Sequence[CellFile]) -> Iterator[list[CellFile]]:
-    """Yield those cells that no other process trains and that have no result. The claim ends with the process."""
-    with contextlib.ExitStack() as held:
-        mine = []
-        for cell in cells:
-            path = cell.result.parent.parent / LOCKS / cell.path.name
-            path.parent.mkdir(exist_ok=True)
-            file = held.enter_context(open(path, "w", encoding="utf-8"))
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not cell.result.exists():
-                    mine.append(cell)
-        yield mine
 
 
 def run(
@@ -124,105 +89,22 @@ def _checkpoints(cells: Sequence[CellFile]) -> CheckpointFolder | None:
     """Return the folder of checkpoints of a trial alone; None for a pack."""
     if len(cells) > 1:
         return None
-    return CheckpointFolder(cells[0].result.parent.parent / CHECKPOINTS / cells[0].path.stem)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def _part(given: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", given)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{given!r} is not I/N with 1 <= I <= N, such as 3/16")
-    return int(match[1]), int(match[2])
-
-
-def _count(given: str) -> int:
-    if not given.isdecimal() or not 1 <= int(given) <= 4096:
-        raise argparse.ArgumentTypeError(f"{given!r} is not a whole number in [1, 4096]")
-    return int(given)
-
-
-def parser(prog: str) -> argparse.ArgumentParser:
-    """Return the parser of the command's arguments."""
-    made = _Parser(prog=prog, description="Train the cells of a folder that `pagating cells` wrote.")
-    made.add_argument("folder", type=Path, help="folder of cells")
-    made.add_argument("--packed", action="store_true", help="train cells of one shape together, as one batched model")
-    made.add_argument(
-        "--most", type=_count, default=MOST, metavar="K", help="cells per pack at most; default: %(default)s"
-    )
-    made.add_argument("--device", choices=DEVICES, help="default: the one that each trial names")
-    made.add_argument("--workers", type=_count, default=1, metavar="N", help="processes that train side by side")
-    made.add_argument("--part", type=_part, metavar="I/N", help="only every N-th cell, from the I-th: for batch arrays")
-    made.add_argument("--only", type=Path, metavar="FILE", help="only the cell of this trial file, or of this name")
-    made.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop in good order after this time")
-    return made
-
-
-def _chosen(given: argparse.Namespace) -> list[CellFile]:
-    cells = cells_of(given.folder)
-    if given.only:
-        cells = [cell for cell in cells if cell.path.stem == given.only.stem or cell.cell == str(given.only)]
-        if not cells:
-            raise CellsError(f"--only {given.only}: {given.folder} has no such cell")
-    if given.part:
-        cells = cells[given.part[0] - 1 :: given.part[1]]
-    return cells
+    return CheckpointFolder(checkpoints_of(cells[0]))
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m pagating.cells") -> int:
-    """Train the cells of a folder. Return the exit code.
+    """Train the cells of a folder. Return the exit code; see `pagating.cells.command`."""
+    made = parser(prog)
+    made.add_argument("--packed", action="store_true", help="train cells of one shape together, as one batched model")
+    made.add_argument(
+        "--most", type=count, default=MOST, metavar="K", help="cells per pack at most; default: %(default)s"
+    )
+    made.add_argument("--device", choices=DEVICES, help="default: the one that each trial names")
 
-    Exit codes: 0 every cell has a result, 1 some have none (another process trains them, the time is up, or the
-    machine failed), 2 bad input, 128 + n after signal n.
-    """
+    def train(
+        cells: Sequence[CellFile], given: argparse.Namespace, stop: Callable[[], bool], say: Callable[[str], None]
+    ) -> None:
+        run(cells, given.most if given.packed else 1, given.device, stop, say)
+
     words = sys.argv[1:] if arguments is None else arguments
-    given = parser(prog).parse_args(words)
-    until = None if given.time_limit is None else time.monotonic() + given.time_limit
-    caught: list[int] = []
-
-    def interrupt(number: int, frame: object) -> None:
-        caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    def stop() -> bool:
-        return bool(caught) or (until is not None and time.monotonic() > until)
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        cells = _chosen(given)
-        if given.workers > 1:
-            _in_processes(words, given.workers, caught)
-        else:
-            run(cells, given.most if given.packed else 1, given.device, stop, say)
-        left = sum(not cell.result.exists() for cell in cells)
-    except CellsError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error.filename or given.folder}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    say(f"{given.folder}: {len(cells) - left} of {len(cells)} cells have a result")
-    return 128 + caught[0] if caught else int(left > 0)
-
-
-def _in_processes(words: Sequence[str], workers: int, caught: Sequence[int]) -> None:
-    """Run this command in several processes, which share the folder; pass on a signal that was caught."""
-    at = next(i for i, word in enumerate(words) if word.startswith("--workers"))
-    one = [*words[:at], *words[at + (1 if "=" in words[at] else 2) :]]
-    running = [subprocess.Popen([sys.executable, "-m", "pagating.cells", *one]) for _ in range(workers)]
-    told = False
-    while any(process.poll() is None for process in running):
-        time.sleep(0.1)
-        if caught and not told:
-            told = True
-            for process in running:
-                process.send_signal(caught[0])
+    return command(words, made, train, [sys.executable, "-m", "pagating.cells"])
