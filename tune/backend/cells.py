@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,8 @@ from tune.errors import StudyError
 from tune.run.study_run import StudyRun
 from tune.study.cell import COST, FINAL, ON_GPU, Cell
 from tune.study.study import Study
+from tune.subject import own_cells
+from tune.subject.function import Function, OwnJob
 from tune.subject.subject import Job
 
 CURVE = ("val_nll", "train_nll", "lr", "grad_norm", "tokens_per_second", "alpha")
@@ -100,20 +102,25 @@ class CellWriter(Still):
         """Write the cells. Raise OSError if the folder cannot be written."""
         run.begin(slots=self.slots, sees_models=False)
         index, wanted = {}, set[str]()
+        own = isinstance(run.subject, Function)
+        files = run.subject.sources.contents() if isinstance(run.subject, Function) else {}
         for cell in waiting(run, self.most):
             trial = run.subject.trial(cell)
             name = f"{folder_name(cell.key)}.json"
             path = self.folder / TRIALS / name
-            content = json.dumps(self._carried(trial).as_dict(), indent=1).encode() + b"\n"
+            fields = asdict(own_cells.carried(trial)) if own else self._carried(trial).as_dict()
+            content = json.dumps(fields, indent=1).encode() + b"\n"
             self.new += not path.exists()
             if not path.exists() or path.read_bytes() != content:
                 write_file(path, content)
-            index[name] = (cell.key, trial_digest(trial))
+            index[name] = (cell.key, own_cells.digest(trial) if own else trial_digest(trial))
             wanted.add(name)
             self.cells.append(cell.key)
             self.done += (self.folder / RESULTS / name).exists()
         if not index and not self.folder.exists():
             return
+        if own:
+            own_cells.write_runner(self.folder, files)
         write_index(self.folder, run.study.name, index)
         for path in (self.folder / TRIALS).glob("*.json"):
             if path.name not in wanted:
@@ -198,7 +205,7 @@ class CellTaker(Still):
         run.begin(slots=self.slots, sees_models=True)  # a result brings no model, and the run says so at its end
         for cell in waiting(run):
             path, result = self._results.pop(cell.key, (None, None))
-            problem = result and fault(result, run.subject.trial(cell))
+            problem = result and _fault(result, run.subject.trial(cell))
             if result is None or problem:
                 self.found.left += 1
                 if problem:
@@ -237,6 +244,11 @@ def record(run: StudyRun, cell: Cell, job: Job, end: Ended) -> None:
         run.report(cell, row)
         run.should_stop(cell, row["step"] / job.steps, row["val_nll"])  # its loss counts for later trials of the arm
     run.end(cell, end.outcome, end.final, end.reason)
+
+
+def _fault(result: Result, trial: Any) -> str | None:
+    """Return what keeps a result from being that of a trial; None if it is one."""
+    return own_cells.fault(result, trial) if isinstance(trial, OwnJob) else fault(result, trial)
 
 
 def fault(result: Result, trial: Trial) -> str | None:

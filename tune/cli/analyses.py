@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -65,17 +67,27 @@ class Forwarded(TyperCommand):
         return []
 
 
-def forwarded(name: str, module: str, text: str) -> Callable[[typer.Context], None]:
+def train_module(words: Sequence[str]) -> str:
+    """Return the module that trains the trial among the arguments: of the built-in model, or of the user's own code."""
+    for word in words:
+        with suppress(OSError, ValueError):
+            if "test_metric" in json.loads(Path(word).read_text(encoding="utf-8")):
+                return "tune.subject.own_train"
+    return "pagating.train"
+
+
+def forwarded(name: str, module: str | Callable[[Sequence[str]], str], text: str) -> Callable[[typer.Context], None]:
     """Return the function of a command that runs a script of `analysis`.
 
     Args:
         name: Name of the command.
-        module: Module with the script's `main(argv, prog)`, which is imported when the command runs.
+        module: Module with the script's `main(argv, prog)`, or the function that returns it from the arguments. It is
+            imported when the command runs.
         text: First line of the command's help.
     """
 
     def run(ctx: typer.Context) -> None:
-        code = import_module(module).main(ctx.args, f"pagating {name}")
+        code = import_module(module if isinstance(module, str) else module(ctx.args)).main(ctx.args, f"pagating {name}")
         if name in ("significance", "improvement", "ladder"):  # they show verdicts
             from tune.run.verdicts import shown
 

@@ -22,10 +22,12 @@ def cells(
     """Write the cells of a study that may start now as trials, for machines without Ray.
 
     Copy the folder to another machine, or leave it here; `python -m pagating.cells FOLDER` trains its cells, and
-    `pagating take` records their results. A search cell trains to its end: early stopping needs a sweep.
+    `pagating take` records their results. With `trial:` it is `python FOLDER/run.py`, which needs your packages only. A
+    search cell trains to its end: early stopping needs a sweep.
     """
     import math
 
+    from pagating.cells.folder import OWN_RUNNER
     from tune import sweep as runner
     from tune.backend.cells import CellWriter
     from tune.study.files import find
@@ -47,7 +49,10 @@ def cells(
     if writer.done == count:
         typer.echo("Nothing more may start before these results are taken.")
         return
-    typer.echo(f"Train them:  python -m pagating.cells {folder}")
+    own = (folder / OWN_RUNNER).exists()
+    typer.echo(
+        f"Train them:  python {folder / OWN_RUNNER}" if own else f"Train them:  python -m pagating.cells {folder}"
+    )
     typer.echo(f"Then:        pagating take {config} {folder}")
 
 
@@ -68,13 +73,12 @@ def take(
     from tune.cli.sweep import conclude
     from tune.cli.ui import ui_command
     from tune.errors import StudyError
-    from tune.study.files import find, require_built_in
+    from tune.study.files import find
     from tune.tracking.check import check_store
     from tune.tracking.store import tracking_uri
 
     found = find(config, output)
     study, output = found.study, found.output if output == STUDIES else output
-    require_built_in(study, "pagating take")
     if not (output / study.name / "ledger.jsonl").is_file():
         raise StudyError(f"{output / study.name}: the study was not begun; `pagating cells {config}` begins it")
     files = _files(results)

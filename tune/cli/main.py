@@ -12,7 +12,7 @@ import typer
 import pagating
 from analysis.io.exits import Exit, drop_output, prepare_streams
 from tune.cli import ahead, cells, export, folders, studies, sweep, ui
-from tune.cli.analyses import ANALYSES, Forwarded, forwarded
+from tune.cli.analyses import ANALYSES, Forwarded, forwarded, train_module
 from tune.cli.common import INTERRUPTED, missing_hint
 
 app = typer.Typer(
@@ -52,7 +52,7 @@ COMMANDS: list[tuple[str, Any, list[str]]] = [
 for name, function, examples in COMMANDS:
     lines = ["Example:" if len(examples) == 1 else "Examples:", *(f"pagating {example}" for example in examples)]
     app.command(name=name, epilog="\n\n".join(lines))(function)
-app.command(name="train", cls=Forwarded)(forwarded("train", "pagating.train", TRAIN))
+app.command(name="train", cls=Forwarded)(forwarded("train", train_module, TRAIN))
 for name, module, text in ANALYSES:
     app.command(name=name, cls=Forwarded, rich_help_panel="Tables")(forwarded(name, module, text))
 

@@ -100,22 +100,33 @@ def trial(
     output: Output = Path("studies"),
 ) -> None:
     """Print a cell as a trial.json, which `pagating train` runs without Ray."""
+    from dataclasses import asdict
+
     from tune.errors import StudyError
     from tune.run import ledger
-    from tune.study.files import load, require_built_in
+    from tune.study.files import load
     from tune.study.inputs import begun
+    from tune.study.own_study import OwnStudy
     from tune.subject.gpt2 import Gpt2
+    from tune.subject.short import subject_of
+    from tune.subject.sources import draft
 
     folder = begun_folder(study, output)
     events = ledger.read(folder / "ledger.jsonl")
-    found = ledger.records(events)
+    found, loaded = ledger.records(events), load(folder / "study.yaml")
     if cell is None:
         for key, record in found.items():
-            typer.echo(f"{key}\t{record.outcome or 'running'}\t{record.final.get('val_nll', '')}")
+            loss = record.final.get("val_nll")
+            shown = "" if loss is None else loaded.sign * loss
+            typer.echo(f"{key}\t{record.outcome or 'running'}\t{shown}")
         return
     if cell not in found:
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")
-    loaded, mine = load(folder / "study.yaml"), found[cell].cell
-    require_built_in(loaded, "pagating trial")
+    mine = found[cell].cell
+    if isinstance(loaded, OwnStudy):
+        own = subject_of(loaded, draft(loaded, folder, folder).write())
+        own.check_begun(events[0])
+        typer.echo(json.dumps(asdict(own.trial(mine)), indent=1))
+        return
     digest = next(event["corpus"] for event in events if event["event"] == "study")
     typer.echo(json.dumps(Gpt2(loaded, begun(loaded, folder, digest)).trial(mine).as_dict(), indent=1))

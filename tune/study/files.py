@@ -155,15 +155,6 @@ def _name(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or stem
 
 
-def require_built_in(study: Study, command: str) -> None:
-    """Raise StudyError if a study trains the user's own code, which a command of the built-in model cannot do."""
-    if isinstance(study, OwnStudy):
-        raise StudyError(
-            f"{study.name}: {command} knows the built-in model only, and this study trains {study.code}; "
-            "`pagating sweep` runs it"
-        )
-
-
 def dump(study: Study) -> str:
     """Return the resolved study as YAML without credentials in `tracking`. `parse` reads back the same study."""
     content = study.model_dump(exclude_none=True)

@@ -84,11 +84,6 @@ class CommandSection(Section):
             raise ValueError(f"command '{given}': a name in braces has no format; write {{{{ and }}}} for braces")
         return given
 
-    def words(self, values: Mapping[str, Any]) -> list[str]:
-        """Return the words of the command with the values of the names in braces. True and false are so written."""
-        shown = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
-        return [word.format_map(shown) for word in shlex.split(self.command)]
-
     @property
     def names(self) -> list[str]:
         """The names in braces, each once."""

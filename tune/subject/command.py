@@ -7,23 +7,21 @@ All other lines are output.
 from __future__ import annotations
 
 import re
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagating.trial import Diverged
-from tune.errors import StudyError
-from tune.study.cell import Cell
-from tune.subject.function import OUTPUT, Function, OwnJob, folder_of
-from tune.subject.own_worker import Infeasible, OwnTrial, Refused, returned
+from tune.subject.function import OUTPUT, Function, OwnJob, in_folder
+from tune.subject.own_worker import OwnTrial, Refused, returned
 from tune.subject.process import Process, TrialFailed
-from tune.subject.sources import digests, of_command
-from tune.subject.subject import Step
 
 if TYPE_CHECKING:
     from pagating.checkpoint import CheckpointFolder
+    from tune.study.cell import Cell
+    from tune.subject.subject import Step
 
 ERRORS = "errors.txt"  # file in a trial's folder with its standard error
 METRIC = re.compile(r"METRIC(?:\s+[A-Za-z]\w*=\S+)+\s*")
@@ -34,18 +32,19 @@ class Command(Function):
 
     def trial(self, cell: Cell) -> OwnJob:
         """Return the trial of a cell. Raises StudyError if a file that the command names has changed."""
-        section = self.study.trial
-        assert not isinstance(section, str)
-        place, before = self.sources.working_folder, dict(self.sources.files)
-        if changed := sorted(set(before.items()) ^ set(digests(of_command(section, place)).items())):
-            raise StudyError(f"{place / changed[0][0]} has changed since the study began: bring the old file back")
-        return replace(super().trial(cell), command=section)
+        self.sources.check_unchanged()
+        return replace(super().trial(cell), command=self.study.code)
 
     @staticmethod
     def train(trial: OwnJob, checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
         """Run the command and yield its reports."""
-        with folder_of(checkpoints) as folder:
-            yield from _trained(trial, folder, checkpoints)
+        yield from in_folder(trained, trial, checkpoints)
+
+
+def words(command: str, values: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command with the values of the names in braces. True and false are so written."""
+    shown = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
+    return [word.format_map(shown) for word in shlex.split(command)]
 
 
 def parsed(line: str) -> dict[str, str] | None:
@@ -57,7 +56,14 @@ def parsed(line: str) -> dict[str, str] | None:
     return dict(pair.split("=", 1) for pair in line.split()[1:])
 
 
-def _trained(trial: OwnJob, folder: str, checkpoints: CheckpointFolder | None) -> Iterator[Step | None]:
+def trained(trial: OwnJob, folder: str, stopping: Callable[[], bool]) -> Iterator[Step | None]:
+    """Run the command of a trial; yield its reports. Raises Infeasible or TrialFailed.
+
+    Args:
+        trial: The trial.
+        folder: Folder of the trial.
+        stopping: Function that returns True if the study stops.
+    """
     assert trial.command is not None
     own = {"arm": trial.arm, "budget": trial.budget, "folder": folder, "seed": trial.seed, "test": int(trial.test)}
     order = {**own, "test": trial.test, "values": {}, "metric": trial.metric, "test_metric": trial.test_metric}
@@ -67,7 +73,7 @@ def _trained(trial: OwnJob, folder: str, checkpoints: CheckpointFolder | None) -
     row: dict[str, Any] | None = None
     found: dict[str, float] = {}
     with Process(
-        trial.command.words({**trial.values, **own}),
+        words(trial.command, {**trial.values, **own}),
         folder=Path(trial.folder),
         output=Path(folder) / ERRORS,
         cpus=trial.cpus,
@@ -77,7 +83,7 @@ def _trained(trial: OwnJob, folder: str, checkpoints: CheckpointFolder | None) -
     ) as process:
         try:
             for line in process.lines():
-                if checkpoints and checkpoints.requested:  # the study stops
+                if stopping():
                     return
                 if line is None:
                     yield None
@@ -105,8 +111,6 @@ def _trained(trial: OwnJob, folder: str, checkpoints: CheckpointFolder | None) -
             if process.exit_code():
                 raise process.why_ended(output)
             values_found = returned(checked, found, trial.test_metric)
-        except Infeasible as error:
-            raise Diverged(str(error)) from error
         except Refused as error:
             raise TrialFailed(str(error)) from error
     assert row is not None

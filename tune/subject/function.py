@@ -1,4 +1,7 @@
-"""Subject that trains the user's own function, each trial in a fresh process."""
+"""Subject that trains the user's own function, each trial in a fresh process.
+
+What trains is imported with Python's own library only, because it travels in a folder of cells (`own_cells`).
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,21 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagating.trial import Diverged
-from tune.study.cell import Cell
-from tune.study.own_study import CommandSection, OwnStudy
-from tune.study.sizes import steps
+from tune.subject.own_worker import Infeasible
 from tune.subject.process import Process, TrialFailed
-from tune.subject.sources import Sources
-from tune.subject.subject import Step
 
 if TYPE_CHECKING:
     from pagating.checkpoint import CheckpointFolder
+    from tune.study.cell import Cell
+    from tune.study.own_study import OwnStudy
+    from tune.subject.sources import Sources
+    from tune.subject.subject import Step
 
 WORKER = Path(__file__).with_name("own_worker.py")
 OUTPUT = "output.txt"  # file in a trial's folder with what it printed
@@ -42,12 +44,13 @@ class OwnJob:
         metric: Name of the validation metric.
         test_metric: Name of the test metric.
         sign: Factor that makes a loss of both.
-        file: The study's copy of the user's file.
+        file: The study's copy of the user's file; the folder of a command.
         name: Name of the function.
+        files: SHA-256 of each of the user's files.
         folder: Working directory: that of the user's file.
         cpus: Threads of numerical libraries.
         timeout: Seconds without a report after which the trial has failed.
-        command: The command of a study that runs one.
+        command: The command of a study that runs one, with names in braces.
     """
 
     arm: str
@@ -62,10 +65,11 @@ class OwnJob:
     sign: int
     file: str
     name: str
+    files: Mapping[str, str]
     folder: str
     cpus: int
     timeout: float
-    command: CommandSection | None = None
+    command: str | None = None
 
     def row(self, step: int, metrics: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Return an evaluation as the ledger has it. The metric's place is that of the built-in loss."""
@@ -101,7 +105,7 @@ class Function:
         return OwnJob(
             arm=cell.arm,
             seed=cell.seed,
-            budget=study.length(cell.arm, steps(study)),
+            budget=study.length(cell.arm, study.amount),
             unit=study.unit,
             test=study.tests(cell.stage),
             values=study.values(cell.arm, cell.config),
@@ -111,6 +115,7 @@ class Function:
             sign=study.sign,
             file=str(self.sources.main),
             name=self.sources.runs,
+            files=self.sources.files,
             folder=str(self.sources.working_folder),
             cpus=study.resources.cpus,
             timeout=study.resources.stall_timeout,
@@ -119,19 +124,41 @@ class Function:
     @staticmethod
     def train(trial: OwnJob, checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
         """Run the function in a process of its own, which waits after each report until the next one is asked for."""
-        with folder_of(checkpoints) as folder:
-            yield from _trained(trial, folder, checkpoints)
+        yield from in_folder(trained, trial, checkpoints)
 
 
-def folder_of(checkpoints: CheckpointFolder | None) -> Any:
-    """Return a context with the folder of a trial, which exists inside it."""
-    if checkpoints is None:
-        return tempfile.TemporaryDirectory(prefix="pagating-trial-")
-    checkpoints.folder.mkdir(parents=True, exist_ok=True)
-    return nullcontext(str(checkpoints.folder))
+Trained = Callable[[OwnJob, str, Callable[[], bool]], "Iterator[Step | None]"]
 
 
-def _trained(trial: OwnJob, folder: str, checkpoints: CheckpointFolder | None) -> Iterator[Step | None]:
+def in_folder(train: Trained, trial: OwnJob, checkpoints: CheckpointFolder | None) -> Iterator[Step | None]:
+    """Train a trial in its folder: that of its checkpoints, else one that is removed. Raises Diverged as a worker does.
+
+    Args:
+        train: Function that trains in a folder, until a function tells it that the study stops.
+        trial: The trial.
+        checkpoints: Folder of the trial's checkpoints, or None.
+    """
+    from pagating.trial import Diverged
+
+    place: Any = tempfile.TemporaryDirectory(prefix="pagating-trial-")
+    if checkpoints:
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        place = nullcontext(str(checkpoints.folder))
+    with place as folder:
+        try:
+            yield from train(trial, folder, lambda: bool(checkpoints and checkpoints.requested))
+        except Infeasible as error:
+            raise Diverged(str(error)) from error
+
+
+def trained(trial: OwnJob, folder: str, stopping: Callable[[], bool]) -> Iterator[Step | None]:
+    """Run the function of a trial in a process of its own; yield its reports. Raises Infeasible or TrialFailed.
+
+    Args:
+        trial: The trial.
+        folder: Folder of the trial.
+        stopping: Function that returns True if the study stops.
+    """
     order = {
         name: getattr(trial, name)
         for name in ("arm", "seed", "budget", "unit", "test", "metric", "test_metric", "file", "name")
@@ -148,7 +175,7 @@ def _trained(trial: OwnJob, folder: str, checkpoints: CheckpointFolder | None) -
     ) as process:
         process.send(json.dumps({**order, "values": dict(trial.values), "folder": folder}))
         for line in process.lines():
-            if checkpoints and checkpoints.requested:  # the study stops
+            if stopping():
                 return
             if line is None:
                 yield None
@@ -164,7 +191,7 @@ def _trained(trial: OwnJob, folder: str, checkpoints: CheckpointFolder | None) -
                 process.send("on")
                 continue
             if "infeasible" in message:
-                raise Diverged(message["infeasible"])
+                raise Infeasible(message["infeasible"])
             if "failed" in message:
                 raise TrialFailed(message["failed"])
             if unread := [name for name in trial.to_read if name not in message["read"]]:

@@ -33,6 +33,7 @@ class Sources:
         main: The copy of the file with the function; the working folder for a command.
         runs: Name of the function, or the command.
         working_folder: Folder of the user's file or of the command, or the study's folder if that one is gone.
+        command: The section of a command; None for a function.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Sources:
     main: Path
     runs: str
     working_folder: Path
+    command: CommandSection | None = None
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -49,6 +51,39 @@ class Sources:
     def identity(self) -> dict[str, Any]:
         """Return the digests that the ledger's first event records."""
         return {"corpus": self.meta["digest"], "code": dict(self.files), "runs": self.runs}
+
+    def contents(self) -> dict[str, bytes]:
+        """Return the files for another machine, by their path in the folder there.
+
+        Files that a command names by their whole path are not among them: they have to be there too. Raises StudyError
+        if another file of a command is not below its folder, or if one has changed.
+        """
+        self.check_unchanged()
+        place = self.working_folder if self.command else self.main.parent
+        whole = (
+            [os.path.dirname(word) for word in shlex.split(self.runs) if os.path.isabs(word)] if self.command else []
+        )
+        found = {}
+        for name in self.files:
+            path = os.path.normpath(place / name)
+            if not name.startswith(os.pardir + os.sep):
+                found[name] = (place / name).read_bytes()
+            elif not any(path.startswith(folder + os.sep) for folder in whole):
+                raise StudyError(
+                    f"trial.command: {name} is not below {place}, so it cannot travel to another machine: name it by "
+                    "its whole path if it is there too, or set trial.folder to a folder that has all files"
+                )
+        return found
+
+    def check_unchanged(self) -> None:
+        """Raise StudyError if a file that a command names has changed. The files of a function were copied."""
+        if self.command is None:
+            return
+        now = digests(of_command(self.command, self.working_folder))
+        if changed := sorted(set(self.files.items()) ^ set(now.items())):
+            raise StudyError(
+                f"{self.working_folder / changed[0][0]} has changed since the study began: bring the old file back"
+            )
 
     def check_begun(self, begun: Mapping[str, Any]) -> None:
         """Raise StudyError if the study was begun with another function, another command or other files."""
@@ -78,7 +113,8 @@ class DraftSources:
         """Copy the files of a function into the study's folder. Those of a command are only hashed."""
         files = digests(self.found)
         if isinstance(self.study.trial, CommandSection):
-            return Sources(self.folder, files, self.working_folder, self.study.trial.command, self.working_folder)
+            place, section = self.working_folder, self.study.trial
+            return Sources(self.folder, files, place, section.command, place, section)
         code = self.folder / FOLDER
         for name, content in self.found.items():
             (code / name).parent.mkdir(parents=True, exist_ok=True)
