@@ -77,6 +77,7 @@ bench: .venv/.bench  ## Measure gates, trials, packs, tables and studies, an hou
 proof: .venv/.run  ## Simulate how often the decision errs, and repeat a study, hours; write docs/protocol.md
 	$(BIN)/python benchmarks/decision_error.py --json docs/decision_error.json --write docs/protocol.md $(ARGS)
 	$(BIN)/python benchmarks/looks.py --json docs/racing.json --write docs/protocol.md
+	$(BIN)/python benchmarks/resampling.py --json docs/resampling.json --write docs/protocol.md
 	$(BIN)/python benchmarks/ladder_trend.py --json docs/ladder_trend.json --write docs/protocol.md
 	$(BIN)/python benchmarks/reserve.py --json docs/reserve.json --write docs/protocol.md
 	$(BIN)/python benchmarks/calibration_designs.py --json docs/calibration_designs.json --write docs/protocol.md

@@ -130,7 +130,7 @@ def at_grid(study: Study) -> list[dict[str, Any]]:
             both = table[[study.baseline, arm]].dropna().to_numpy(float)
             keep = np.isfinite(both).all(axis=1)
             b, a = study.sign * both[keep].T
-            low, high = bounds(estimates.fieller(b, a, study.level), study.sign)
+            low, high = bounds(estimates.fieller(b, a, study.level, study.overlap), study.sign)
             value = estimates.improvement_percent(b, a)
             rows.append(
                 {

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from analysis.io.assemble import Study
 from analysis.io.trials import confirm_rows
-from analysis.stats import estimates, multiplicity
+from analysis.stats import estimates, multiplicity, paired_tests
 from analysis.verdict.checks import unfinished
 from analysis.verdict.comparison import bounds
 
@@ -54,7 +53,7 @@ def over_training(study: Study, pairs: Mapping[str, Pair] | None = None) -> dict
         for j, step in enumerate(steps):
             keep = np.isfinite(b[:, j]) & np.isfinite(a[:, j])
             x, y = study.sign * b[keep, j], study.sign * a[keep, j]
-            low, high = bounds(estimates.fieller(x, y, study.level), study.sign)
+            low, high = bounds(estimates.fieller(x, y, study.level, study.overlap), study.sign)
             value = estimates.improvement_percent(x, y)
             gains = (None if value is None else study.sign * value, low, high)
             rows.append((step, tokens[j], int(keep.sum()), *(np.nan if gain is None else gain for gain in gains)))
@@ -98,12 +97,12 @@ def slopes(
         per_seed = np.polyfit(axis(tokens[late]), percent.T, 1)[0]
         row[key] = float(per_seed.mean())
         row["values"] = {str(int(seed)): float(x) for seed, x in zip(seeds[usable], per_seed, strict=True)}
-        if len(per_seed) < 2 or per_seed.std(ddof=1) <= 1e-12:
+        if len(per_seed) < 2 or per_seed.std(ddof=1) <= max(1e-12, 1e-14 * np.abs(per_seed).max()):
             row["why"] = f"not testable (n={len(per_seed)}, or no spread between seeds)"
             continue
-        test = stats.ttest_1samp(per_seed, 0.0)
-        low, high = test.confidence_interval(1 - study.level)
-        row |= {"low": float(low), "high": float(high), "p": float(test.pvalue), "_test": test}
+        row["p"] = paired_tests.paired_t(per_seed, study.overlap)[2]
+        row["low"], row["high"] = paired_tests.mean_interval(per_seed, study.level, study.overlap)
+        row["_per_seed"] = per_seed
     # an arm that cannot be tested enters the family with p = 1
     seen = [1.0 if row["p"] is None else row["p"] for row in rows]
     adjusted = multiplicity.adjust(seen, study.correction)
@@ -111,7 +110,8 @@ def slopes(
     for row, p, level in zip(rows, adjusted, levels, strict=True):
         if row["p"] is not None:
             row["p_adjusted"] = p
-            row["decision_low"], row["decision_high"] = map(float, row.pop("_test").confidence_interval(1 - level))
+            ends = paired_tests.mean_interval(row.pop("_per_seed"), level, study.overlap)
+            row["decision_low"], row["decision_high"] = ends
             row["trend"] = Trend.NONE if p > study.level else Trend.RISES if row[key] > 0 else Trend.FALLS
             row["why"] = str(row["trend"]).replace("tokens", study.budget_unit)
     return rows

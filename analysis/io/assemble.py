@@ -151,6 +151,15 @@ class Study:
         return self.table.unpaired if self.table else (self.settings.get("confirm") or {}).get("test") == "welch"
 
     @property
+    def overlap(self) -> float:
+        """Size of a test set divided by that of its training set, if seeds split one data set; else 0."""
+        shares = self.settings.get("resampling")
+        if not shares:
+            return 0.0
+        test = float(shares["test_share"])
+        return test / float(shares.get("train_share") or 1 - test)
+
+    @property
     def confirms(self) -> bool:
         """True if the study has a confirm stage, the only one whose runs a test may use."""
         return "confirm" in (self.settings.get("stages") or STAGES)
@@ -282,6 +291,13 @@ def assemble(
     _choice(source, "test", confirm.get("test", TESTS[0]), TESTS)
     if study.unpaired and study.rule != "fixed":
         raise TableError(f"{source}: rule {study.rule} with test welch; allowed: the rule fixed, which has no looks")
+    if study.overlap and (
+        study.unpaired or study.rule != "fixed" or study.reserve or len(study.looks or study.made) > 1
+    ):
+        raise TableError(
+            f"{source}: seeds that split one data set; allowed: pairs, the rule fixed and seeds that were all planned, "
+            "because the corrected variance is known for one look"
+        )
     study = replace(study, trials=last_step(source, study.trials, study.metric))
     _check_confirm(source, study)
     return study

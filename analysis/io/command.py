@@ -70,6 +70,12 @@ def parser(
     way.add_argument("--higher-is-better", action="store_true", default=None, help="the metric is no loss")
     way.add_argument("--lower-is-better", action="store_false", dest="higher_is_better", default=None)
     t.add_argument("--unpaired", action="store_true", help="runs are no pairs: Welch's test instead of the paired one")
+    t.add_argument(
+        "--resampled",
+        type=float,
+        metavar="SHARE",
+        help="seeds split one data set, with this share of it in the test set: a corrected variance",
+    )
     for role in ("arm", "seed", "task", "step"):
         t.add_argument(f"--{role}", metavar="COLUMN", help=f"the column of the {role} (default: {role})")
     t.add_argument("--size", metavar="COLUMN", help="the column of model sizes or compute: a ladder of the rows")

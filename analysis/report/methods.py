@@ -10,7 +10,7 @@ from analysis.verdict import looks
 from analysis.verdict.checks import STRONG_GAP, edge_hits
 from analysis.verdict.grids import grids
 from analysis.verdict.kinds import Refusal, Verdict
-from analysis.verdict.words import CLAIM_SEEDS, called, open_sides, were_searched, what_it_needs
+from analysis.verdict.words import CLAIM_SEEDS, called, open_sides, splits, were_searched, what_it_needs
 
 _TESTS = {
     "holm": "Holm's correction",
@@ -27,6 +27,7 @@ def methods(study: Study) -> list[str]:
     for key, name in (
         ("trial", "Trains"),
         ("budget", "Budget of a trial"),
+        ("resampling", "Each seed splits one data set"),
         ("corpus", "Corpus"),
         ("model", "Model"),
         ("fixed", "Held fixed"),
@@ -63,7 +64,7 @@ def methods(study: Study) -> list[str]:
         f"{100 * (1 - study.level):g}% interval. {_test(study)}, "
         f"{_TESTS[study.correction]} over all arms, level {study.level:g}; {_beside(study)} beside it. "
         f"Equivalence by two one-sided tests at a margin of {study.margin}, with the same correction. "
-        f"A run that diverged keeps its place as the worst rank. {_contrasts(study)}{_named(study)}"
+        f"{_diverged(study)} {_contrasts(study)}{_named(study)}"
     )
     return [line for line in out if line]
 
@@ -125,11 +126,22 @@ def _count(number: int, what: str) -> str:
 def _test(study: Study) -> str:
     if study.unpaired:
         return "Welch's two-sided t test of runs that are not pairs"
+    if study.overlap:
+        said = splits(study)
+        return f"Two-sided paired t test over splits. {said[0].upper()}{said[1:]}"
     return f"Two-sided paired t test over seeds{_looks(study)}"
 
 
 def _beside(study: Study) -> str:
-    return "the paired test over seeds" if study.unpaired else "exact sign-flip p"
+    return "the paired test over seeds" if study.unpaired else "no other test" if study.overlap else "exact sign-flip p"
+
+
+def _diverged(study: Study) -> str:
+    return (
+        "An arm with a run that diverged is not tested."
+        if study.overlap
+        else "A run that diverged keeps its place as the worst rank."
+    )
 
 
 def _looks(study: Study) -> str:

@@ -20,7 +20,10 @@ def improvement_percent(baseline: Sequence[float] | np.ndarray, arm: Sequence[fl
 
 
 def fieller(
-    baseline: Sequence[float] | np.ndarray, arm: Sequence[float] | np.ndarray, level: float = 0.05
+    baseline: Sequence[float] | np.ndarray,
+    arm: Sequence[float] | np.ndarray,
+    level: float = 0.05,
+    overlap: float = 0.0,
 ) -> tuple[float, float] | None:
     """Return Fieller's interval for the improvement in percent, from losses paired by position.
 
@@ -31,6 +34,7 @@ def fieller(
         baseline: Losses of the baseline.
         arm: Losses of the arm, in the same order.
         level: 1 - confidence of the interval.
+        overlap: As for `analysis.stats.paired_tests.widened`.
 
     Returns:
         The two bounds. None if they do not exist: n < 2, zero variance, or a baseline mean not clearly above zero.
@@ -42,7 +46,7 @@ def fieller(
     d = b - a  # solving for 1 - r through d avoids cancellation if mean(arm) is close to mean(baseline)
     if no_spread(b, a):
         return None
-    q = stats.t.ppf(1 - level / 2, n - 1) ** 2 / n
+    q = stats.t.ppf(1 - level / 2, n - 1) ** 2 / n * (1 + n * overlap)
     return _fieller(b.mean(), d.mean(), q, np.cov(b, d, ddof=1))
 
 
@@ -80,15 +84,15 @@ def _fieller(b: float, d: float, q: float, covariance: np.ndarray) -> tuple[floa
     return float(100 * (centre - half) / curvature), float(100 * (centre + half) / curvature)
 
 
-def clearly_positive(values: np.ndarray, level: float) -> bool:
+def clearly_positive(values: np.ndarray, level: float, overlap: float = 0.0) -> bool:
     """Check if the t interval of the mean lies above zero; a single value only has to be above zero itself.
 
-    Otherwise a percentage of the mean has no bounds (`fieller`).
+    Otherwise a percentage of the mean has no bounds (`fieller`, which has the same arguments).
     """
     n, mean = len(values), float(np.mean(values)) if len(values) else 0.0
     if n < 2 or mean <= 0:
         return mean > 0
-    return bool(mean**2 > stats.t.ppf(1 - level / 2, n - 1) ** 2 / n * np.var(values, ddof=1))
+    return bool(mean**2 > stats.t.ppf(1 - level / 2, n - 1) ** 2 / n * (1 + n * overlap) * np.var(values, ddof=1))
 
 
 def no_spread(baseline: np.ndarray, arm: np.ndarray) -> bool:

@@ -26,8 +26,25 @@ def _finite(d: Values, at_least: int = 1) -> np.ndarray:
     return x
 
 
-def paired_t(d: Values) -> tuple[float, int, float]:
+def widened(n: int, overlap: float) -> float:
+    """Return the factor of the standard error sd / sqrt(n) of a mean over splits of one data set; 1 without overlap.
+
+    Splits share data, so that their results are correlated. The variance of the mean is then (1/n + overlap) sd^2.
+    Source: Nadeau and Bengio, Mach. Learn. 52 (2003) 239-281.
+
+    Args:
+        n: Number of splits.
+        overlap: Size of the test set of a split, divided by that of its training set.
+    """
+    return math.sqrt(1 + n * overlap)
+
+
+def paired_t(d: Values, overlap: float = 0.0) -> tuple[float, int, float]:
     """Test that the mean of d is 0: t = mean(d) / (sd(d) / sqrt(n)) with n - 1 degrees of freedom.
+
+    Args:
+        d: At least 2 finite differences that are not all equal.
+        overlap: As for `widened`.
 
     Returns:
         t, the degrees of freedom, and p.
@@ -39,13 +56,24 @@ def paired_t(d: Values) -> tuple[float, int, float]:
     if x.std(ddof=1) <= 1e-14 * np.abs(x).max():
         raise ValueError(f"zero variance: all {len(x)} differences equal {x[0]:g}; no t test")
     result = stats.ttest_1samp(x, 0.0)
-    return float(result.statistic), len(x) - 1, float(result.pvalue)
+    t, p = float(result.statistic) / widened(len(x), overlap), float(result.pvalue)
+    return t, len(x) - 1, 2 * float(stats.t.sf(abs(t), len(x) - 1)) if overlap else p
 
 
-def mean_interval(values: Values, level: float) -> tuple[float, float]:
-    """Return the t interval of the mean of at least 2 finite values; `level` is 1 - its confidence."""
-    interval = stats.ttest_1samp(_finite(values, 2), 0.0).confidence_interval(1 - level)
-    return float(interval.low), float(interval.high)
+def mean_interval(values: Values, level: float, overlap: float = 0.0) -> tuple[float, float]:
+    """Return the t interval of the mean of at least 2 finite values.
+
+    Args:
+        values: The values.
+        level: 1 - confidence of the interval.
+        overlap: As for `widened`.
+    """
+    x = _finite(values, 2)
+    interval = stats.ttest_1samp(x, 0.0).confidence_interval(1 - level)
+    if not overlap:
+        return float(interval.low), float(interval.high)
+    half = float(interval.high - x.mean()) * widened(len(x), overlap)
+    return float(x.mean()) - half, float(x.mean()) + half
 
 
 def one_sample_t(values: Values, target: float, alternative: str = "two-sided") -> float:
@@ -129,10 +157,15 @@ def sign_test(d: Values) -> float:
     return float(stats.binomtest(int((x > 0).sum()), len(x)).pvalue) if len(x) else 1.0
 
 
-def tost(d: Values, margin: float) -> tuple[float, float, float]:
+def tost(d: Values, margin: float, overlap: float = 0.0) -> tuple[float, float, float]:
     """Test equivalence, |mean difference| < margin, by two one-sided t tests.
 
     p <= level shows equivalence at that level. Source: Schuirmann 1987, doi 10.1007/BF01068419.
+
+    Args:
+        d: At least 2 finite differences.
+        margin: The margin, above 0.
+        overlap: As for `widened`.
 
     Returns:
         p (the larger of the two), p_lower (of mean > -margin) and p_upper (of mean < margin).
@@ -140,14 +173,20 @@ def tost(d: Values, margin: float) -> tuple[float, float, float]:
     x = _finite(d, 2)
     if not margin > 0:
         raise ValueError(f"margin {margin}; allowed: above 0")
-    error = float(x.std(ddof=1)) / math.sqrt(len(x))
+    error = float(x.std(ddof=1)) / math.sqrt(len(x)) * widened(len(x), overlap)
     lower = float(stats.t.sf((x.mean() + margin) / error, len(x) - 1))
     upper = float(stats.t.cdf((x.mean() - margin) / error, len(x) - 1))
     return max(lower, upper), lower, upper
 
 
-def tost_excludes(d: Values, level: float) -> float:
-    """Return the smallest margin at which `tost` concludes: |mean| + t(1 - level) * standard error."""
+def tost_excludes(d: Values, level: float, overlap: float = 0.0) -> float:
+    """Return the smallest margin at which `tost` concludes: |mean| + t(1 - level) * standard error.
+
+    Args:
+        d: At least 2 finite differences.
+        level: Level of both tests.
+        overlap: As for `widened`.
+    """
     x = _finite(d, 2)
-    error = float(x.std(ddof=1)) / math.sqrt(len(x))
+    error = float(x.std(ddof=1)) / math.sqrt(len(x)) * widened(len(x), overlap)
     return float(abs(x.mean()) + stats.t.ppf(1 - level, len(x) - 1) * error)

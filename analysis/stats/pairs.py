@@ -8,13 +8,17 @@ import pandas as pd
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Losses of one arm and the baseline on the seeds that both ran, in seed order; +inf means diverged."""
+    """Losses of one arm and the baseline on the seeds that both ran, in seed order; +inf means diverged.
+
+    `overlap` is above 0 if the seeds only split one data set (`analysis.stats.paired_tests.widened`).
+    """
 
     seeds: list[int]
     baseline: np.ndarray
     arm: np.ndarray
     dropped_baseline: list[int]  # seeds that only the baseline ran
     dropped_arm: list[int]  # seeds that only the arm ran
+    overlap: float = 0.0
 
     @property
     def complete(self) -> np.ndarray:
@@ -46,13 +50,14 @@ def differences(baseline: np.ndarray, arm: np.ndarray) -> np.ndarray:
     return np.subtract(baseline, arm, out=np.zeros(len(baseline)), where=~both)
 
 
-def pair(losses: pd.DataFrame, baseline: str, arm: str) -> Pairs:
+def pair(losses: pd.DataFrame, baseline: str, arm: str, overlap: float = 0.0) -> Pairs:
     """Pair an arm with the baseline on the seeds that both ran.
 
     Args:
         losses: Table from `Study.losses`: seeds down, arms across, NaN if there is no such run.
         baseline: Column of the baseline.
         arm: Column of the arm.
+        overlap: As for `Pairs`.
     """
     b, a = losses[baseline].dropna(), losses[arm].dropna()
     common = sorted(set(b.index) & set(a.index))
@@ -62,4 +67,5 @@ def pair(losses: pd.DataFrame, baseline: str, arm: str) -> Pairs:
         arm=a.reindex(common).to_numpy(float),
         dropped_baseline=sorted(int(s) for s in set(b.index) - set(common)),
         dropped_arm=sorted(int(s) for s in set(a.index) - set(common)),
+        overlap=overlap,
     )

@@ -10,6 +10,8 @@ from functools import cache, lru_cache
 import numpy as np
 from scipy import optimize, stats
 
+from analysis.stats.paired_tests import widened
+
 
 @cache
 def _legendre() -> tuple[np.ndarray, np.ndarray]:
@@ -28,15 +30,16 @@ def sd_ratio_nodes(df: float) -> tuple[np.ndarray, np.ndarray]:
     return s, weight / weight.sum()
 
 
-def power(d_z: float, n: int, level: float = 0.05) -> float:
+def power(d_z: float, n: int, level: float = 0.05, overlap: float = 0.0) -> float:
     """Return P(p <= level) of the two-sided paired t test.
 
     Args:
         d_z: Effect size mean(d) / sd(d).
         n: Number of pairs, at least 2.
         level: Significance level.
+        overlap: As for `analysis.stats.paired_tests.widened`.
     """
-    return power_of_t(d_z * math.sqrt(n), n - 1, level)
+    return power_of_t(d_z * math.sqrt(n) / widened(n, overlap), n - 1, level)
 
 
 def power_of_t(shift: float, df: float, level: float) -> float:
@@ -81,7 +84,7 @@ def detectable_d_z(n: int, level: float = 0.05, target: float = 0.8) -> float:
     return detectable_shift(n - 1, level, target) / math.sqrt(n)
 
 
-def tost_power(d_z: float, margin_z: float, n: int, level: float = 0.05) -> float:
+def tost_power(d_z: float, margin_z: float, n: int, level: float = 0.05, overlap: float = 0.0) -> float:
     """Return P(TOST concludes).
 
     Args:
@@ -89,16 +92,24 @@ def tost_power(d_z: float, margin_z: float, n: int, level: float = 0.05) -> floa
         margin_z: Equivalence margin, in units of sd(d).
         n: Number of pairs, at least 2.
         level: Significance level.
+        overlap: As for `analysis.stats.paired_tests.widened`.
     """
     s, weight = sd_ratio_nodes(n - 1)
-    room = margin_z * math.sqrt(n) - stats.t.isf(level, n - 1) * s
-    shift = d_z * math.sqrt(n)
+    root = math.sqrt(n) / widened(n, overlap)
+    room = margin_z * root - stats.t.isf(level, n - 1) * s
+    shift = d_z * root
     inside = stats.norm.cdf(room - shift) - stats.norm.cdf(-room - shift)
     return float(weight @ np.where(room > 0, inside, 0.0))
 
 
 def seeds_needed(
-    d_z: float, margin_z: float, level: float, tost_level: float, target: float = 0.8, cap: int = 10_000
+    d_z: float,
+    margin_z: float,
+    level: float,
+    tost_level: float,
+    target: float = 0.8,
+    cap: int = 10_000,
+    overlap: float = 0.0,
 ) -> int | None:
     """Return the smallest n at which the t test or TOST concludes with the power `target`.
 
@@ -111,10 +122,11 @@ def seeds_needed(
         tost_level: Significance level of TOST.
         target: Power to reach.
         cap: Largest n that is tried; the result is None if it is not enough.
+        overlap: As for `analysis.stats.paired_tests.widened`. The power then has a limit below 1.
     """
 
     def enough(n: int) -> bool:
-        return max(power(d_z, n, level), tost_power(d_z, margin_z, n, tost_level)) >= target
+        return max(power(d_z, n, level, overlap), tost_power(d_z, margin_z, n, tost_level, overlap)) >= target
 
     if not enough(cap):
         return None

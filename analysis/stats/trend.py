@@ -152,7 +152,7 @@ def compute_factor(
 
 
 def budget_factor(
-    baseline: np.ndarray, arm: np.ndarray, short: np.ndarray, share: float, level: float
+    baseline: np.ndarray, arm: np.ndarray, short: np.ndarray, share: float, level: float, overlap: float = 0.0
 ) -> Factor | None:
     """Return the factor by which the baseline's training would have to grow to reach the arm's loss.
 
@@ -165,6 +165,7 @@ def budget_factor(
         short: Losses of the baseline with a share of its training, likewise.
         share: That share, in (0, 1).
         level: 1 - confidence of the interval.
+        overlap: As for `analysis.stats.paired_tests.widened`.
 
     Returns:
         The factor. None if the baseline's loss does not clearly fall with its training, or if nothing varies.
@@ -174,7 +175,7 @@ def budget_factor(
     slope = (baseline / baseline.mean() - short / short.mean()) / width
     log_gap = math.log(arm.mean() / baseline.mean())
     fall = math.log(baseline.mean() / short.mean()) / width
-    (of_gap, both), (_, of_fall) = np.cov(gap, slope, ddof=1) / n
+    (of_gap, both), (_, of_fall) = np.cov(gap, slope, ddof=1) / n * (1 + n * overlap)
     q = float(stats.t.isf(level / 2, n - 1)) ** 2
     curvature, centre, constant = fall**2 - q * of_fall, log_gap * fall - q * both, log_gap**2 - q * of_gap
     if not (fall < 0 and curvature > 0 and of_gap > 0):

@@ -38,7 +38,7 @@ def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float |
         diverged_seeds_arm=pairs.diverged_arm,
         baseline_mean=sign * float(b.mean()) if len(b) else None,
         arm_mean=sign * float(a.mean()) if len(a) else None,
-        improvement_percent=percent(b, a, level, sign),
+        improvement_percent=percent(b, a, level, sign, pairs.overlap),
         mean_difference=float((b - a).mean()) if len(b) else None,
         probability_of_improvement=estimates.probability_of_improvement(pairs.baseline, pairs.arm),
         margin=margin or 0.0,
@@ -53,7 +53,7 @@ def measure(arm: str, baseline: str, pairs: Pairs, level: float, margin: float |
         row.p_deciding = row.p_worst_rank = paired_tests.worst_rank(d)
         row.p_sign_test = paired_tests.sign_test(d)
     if len(b) > 1 and not estimates.no_spread(b, a):
-        _mean_based(row, b, a, level, sign)
+        _mean_based(row, b, a, level, sign, pairs.overlap)
         if keep.all():
             row.p_deciding = row.p_t
     return row
@@ -68,10 +68,12 @@ def _refusal(pairs: Pairs, d: np.ndarray, b: np.ndarray, a: np.ndarray) -> Refus
         return Refusal.ONE_SEED
     if not pairs.complete.any() and not np.any(d):
         return Refusal.ALL_DIVERGED
+    if pairs.overlap and not pairs.complete.all():
+        return Refusal.DIVERGED_SPLIT
     return Refusal.ZERO_VARIANCE if pairs.complete.all() and estimates.no_spread(b, a) else None
 
 
-def percent(b: np.ndarray, a: np.ndarray, level: float, sign: int) -> float | None:
+def percent(b: np.ndarray, a: np.ndarray, level: float, sign: int, overlap: float = 0.0) -> float | None:
     """Return the improvement of losses in percent; None if the baseline's mean is not clearly above zero.
 
     Args:
@@ -79,8 +81,9 @@ def percent(b: np.ndarray, a: np.ndarray, level: float, sign: int) -> float | No
         a: Losses of the arm.
         level: Level of the test that the baseline's mean is above zero.
         sign: As for `measure`.
+        overlap: As for `Pairs`.
     """
-    if not estimates.clearly_positive(sign * b, level):
+    if not estimates.clearly_positive(sign * b, level, overlap):
         return None
     value = estimates.improvement_percent(sign * b, sign * a)
     return None if value is None else sign * value
@@ -93,18 +96,19 @@ def bounds(interval: tuple[float, float] | None, sign: int) -> tuple[float | Non
     return interval if sign > 0 else (-interval[1], -interval[0])
 
 
-def _mean_based(row: Comparison, b: np.ndarray, a: np.ndarray, level: float, sign: int) -> None:
+def _mean_based(row: Comparison, b: np.ndarray, a: np.ndarray, level: float, sign: int, overlap: float) -> None:
     d, n = b - a, len(b)
     sd = float(d.std(ddof=1))
-    row.t, row.df, row.p_t = paired_tests.paired_t(d)
-    if row.p_worst_rank is None:  # without all pairs, a sign flip of means is no intention-to-treat test
+    row.t, row.df, row.p_t = paired_tests.paired_t(d, overlap)
+    # without all pairs, a sign flip of means is no intention-to-treat test; the signs of splits are not independent
+    if row.p_worst_rank is None and not overlap:
         row.p_sign_flip, row.p_sign_flip_error = paired_tests.sign_flip(d)
-    row.improvement_low, row.improvement_high = bounds(estimates.fieller(sign * b, sign * a, level), sign)
+    row.improvement_low, row.improvement_high = bounds(estimates.fieller(sign * b, sign * a, level, overlap), sign)
     row.d_z = float(d.mean()) / sd
-    row.sd_difference, row.standard_error = sd, sd / math.sqrt(n)
+    row.sd_difference, row.standard_error = sd, sd / math.sqrt(n) * paired_tests.widened(n, overlap)
     # gain of shared seeds: sd of the difference of unpaired runs divided by that of paired runs
     row.pairing_gain = float(np.sqrt(b.var(ddof=1) + a.var(ddof=1))) / sd
-    row.p_tost = paired_tests.tost(d, row.margin)[0] if row.margin else None
-    row.tost_excludes = paired_tests.tost_excludes(d, level)
+    row.p_tost = paired_tests.tost(d, row.margin, overlap)[0] if row.margin else None
+    row.tost_excludes = paired_tests.tost_excludes(d, level, overlap)
     if row.improvement_percent is not None:
         row.tost_excludes_percent = 100 * row.tost_excludes / (sign * float(b.mean()))

@@ -102,7 +102,7 @@ def _measured(study: Study) -> Part:
 def _margin(study: Study, baseline: np.ndarray) -> float | None:
     # a percentage of a table's baseline has a meaning only if its mean is clearly above zero
     of_mean = study.facts and len(baseline) and str(study.margin).strip().endswith("%")
-    if of_mean and not estimates.clearly_positive(baseline, study.level):
+    if of_mean and not estimates.clearly_positive(baseline, study.level, study.overlap):
         if "margin" not in (study.settings.get("confirm") or {}):
             return None
         raise TableError(
@@ -129,6 +129,7 @@ def _result(part: Part, size: int) -> Result:
         correction=study.correction,
         comparisons=[row for row in rows if not row.contrast],
         contrasts=[row for row in rows if row.contrast],
+        overlap=study.overlap,
         sensitivity=sensitivity,
         margin=study.margin,
         margin_nats=part.margin,
@@ -245,7 +246,7 @@ def _total_seeds(row: Comparison, study: Study) -> int | None:
         return power.seeds_needed_worst_rank(_with_divergence(row), step)
     if row.d_z is None or row.sd_difference is None:
         return None
-    return power.seeds_needed(row.d_z, row.margin / row.sd_difference, step, step)
+    return power.seeds_needed(row.d_z, row.margin / row.sd_difference, step, step, overlap=study.overlap)
 
 
 def _secondary(rows: Sequence[Comparison], paired: Mapping[tuple[str, str], Pairs], study: Study) -> None:
@@ -257,7 +258,7 @@ def _secondary(rows: Sequence[Comparison], paired: Mapping[tuple[str, str], Pair
                 for prefix, arm in (("", row.arm), ("baseline_", row.baseline)):
                     value = first.get(arm, np.nan)
                     setattr(row, prefix + column, float(value) if np.isfinite(value) else None)
-    if study.unpaired:
+    if study.unpaired or study.overlap:
         return
     rows = [row for row in rows if not row.contrast]
     each = [paired[row.baseline, row.arm] for row in rows]

@@ -32,10 +32,10 @@ def describe(row: Comparison, pairs: Pairs, losses: pd.DataFrame, study: Study) 
         return _unpaired(row, b, a, study, more)
     if row.p_t is not None:
         more.difference_low, more.difference_high = paired_tests.mean_interval(
-            pairs.differences[pairs.complete], study.level
+            pairs.differences[pairs.complete], study.level, study.overlap
         )
     more.n_baseline = more.n_arm = row.complete_pairs
-    dropped = row.dropped_seeds_baseline or row.dropped_seeds_arm
+    dropped = (row.dropped_seeds_baseline or row.dropped_seeds_arm) and not study.overlap
     if dropped and row.pairing_gain is not None and not _related(pairs) and np.isfinite([*b, *a]).all():
         more.p_welch = unpaired_tests.welch(b.to_numpy(), a.to_numpy(), study.level).p
     row.of_table = more

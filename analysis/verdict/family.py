@@ -127,5 +127,5 @@ def improvement_interval(row: Comparison, part: Part, level: float) -> tuple[flo
     else:
         pairs = part.paired[row.baseline, row.arm]
         b, a = pairs.baseline[pairs.complete], pairs.arm[pairs.complete]
-        interval = estimates.fieller(sign * b, sign * a, level)
+        interval = estimates.fieller(sign * b, sign * a, level, pairs.overlap)
     return bounds(interval, sign)

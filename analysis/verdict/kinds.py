@@ -37,6 +37,7 @@ class Refusal(StrEnum):
     ONE_SEED = "one_seed"
     ALL_DIVERGED = "all_diverged"
     ZERO_VARIANCE = "zero_variance"
+    DIVERGED_SPLIT = "diverged_split"
     FLOOR_DOES_NOT_LOSE = "floor_does_not_lose"
     TOO_FEW_SEEDS = "too_few_seeds"
     EVIDENCE_ENDED = "evidence_ended"
@@ -221,6 +222,7 @@ class Result:
     `unfinished` names what the study still lacks, and is empty if it is complete. `chosen` has the values of the
     searched hyperparameters that each arm was given. `contrasts` compares two arms other than the baseline; there
     `baseline` is the first of them. The verdict of a ladder is that of its highest rung, with all `rungs` and `trends`.
+    `overlap` is above 0 if the seeds split one data set.
     """
 
     schema: int
@@ -250,6 +252,7 @@ class Result:
     tasks: list[Result] = field(default_factory=list)
     rungs: list[Rung] = field(default_factory=list)
     trends: list[ArmTrend] = field(default_factory=list)
+    overlap: float = 0.0
 
     @property
     def every(self) -> list[Comparison]:
@@ -325,7 +328,7 @@ def as_object(result: Result) -> dict[str, Any]:
     nested["rungs"] = [_rung(rung) for rung in result.rungs]
     nested["trends"] = [dict(vars(row)) for row in result.trends]
     found = _joined({**vars(result), **nested}, "facts", result.facts)
-    left_out = {key for key in ("tasks", "chosen", "contrasts", "rungs", "trends") if not found[key]}
+    left_out = {key for key in ("tasks", "chosen", "contrasts", "rungs", "trends", "overlap") if not found[key]}
     return {key: value for key, value in found.items() if key not in left_out}
 
 

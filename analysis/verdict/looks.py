@@ -27,7 +27,7 @@ def paired(study: Study, losses: pd.DataFrame, reference: str, arm: str) -> Pair
         reference: The baseline, or the first arm of a contrast.
         arm: The arm.
     """
-    pairs = pair(losses, reference, arm)
+    pairs = pair(losses, reference, arm, study.overlap)
     if not study.races:
         return pairs
     if not pairs.dropped_baseline and not pairs.dropped_arm:

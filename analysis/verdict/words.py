@@ -18,6 +18,7 @@ _REFUSALS = {
     Refusal.ONE_SEED: "n=1",
     Refusal.ALL_DIVERGED: "both arms diverged on every seed",
     Refusal.ZERO_VARIANCE: "zero variance: check seeds were really different",
+    Refusal.DIVERGED_SPLIT: "a run diverged, and a test by ranks needs seeds that do not split one data set",
 }
 _CANNOT_TELL = "not testable: this regime cannot tell a linear MLP from GELU"
 
@@ -62,7 +63,7 @@ def not_testable(refusal: Refusal) -> str:
 def what_it_needs(row: Comparison, study: Study) -> str:
     """State what an undecided arm needs: the next look of a sequential rule, or a number of seeds."""
     if not study.looks:
-        return f"needs {_more_seeds(row)}"
+        return f"needs {_more_seeds(row, study)}"
     if row.evidence_ended:
         return "a diverged run ended its evidence"
     seen = row.path[-1]["n"] if row.path else 0
@@ -117,21 +118,23 @@ def why_refused(row: Comparison) -> str:
     return f"{_REFUSALS[row.refusal]}: no interval and no p"
 
 
-def _more_seeds(row: Comparison) -> str:
+def _more_seeds(row: Comparison, study: Study) -> str:
     total = row.seeds_needed
     if total is None:
-        return "more than 10000 more seeds"
+        return "more data: no number of splits is enough" if study.overlap else "more than 10000 more seeds"
     if row.of_table and row.of_table.test != PAIRED:
         more = max(1, total - min(row.of_table.n_baseline, row.of_table.n_arm))
         return f"about {more} more run{'s' if more > 1 else ''} of each arm"
     more = max(1, total - row.n)
-    return f"about {more} more seed{'s' if more > 1 else ''}"
+    return f"about {more} more {'split' if study.overlap else 'seed'}{'s' if more > 1 else ''}"
 
 
 def caveats(row: Comparison, study: Study) -> list[str]:
     """Return the caveats of one arm's verdict, as one phrase each."""
     notes = [_rule_note(row, study)] if row.path else []
     notes += selection(row, study)
+    if study.overlap:
+        notes.append(splits(study))
     if row.arm in study.added:
         notes.append(added(study))
     if row.at_edge:
@@ -214,8 +217,16 @@ def decided_early(row: Comparison) -> int:
 
 
 def samples(study: Study) -> str:
-    """Return what n counts: seeds of pairs, or runs that are not pairs."""
-    return "runs" if study.unpaired else "seeds"
+    """Return what n counts: seeds of pairs, splits of one data set, or runs that are not pairs."""
+    return "runs" if study.unpaired else "splits" if study.overlap else "seeds"
+
+
+def splits(study: Study) -> str:
+    """State how the variance of splits of one data set is corrected."""
+    return (
+        f"splits of one data set are not independent: the variance of a mean is (1/n + {study.overlap:.3g}) s^2, not "
+        "s^2 / n (Nadeau and Bengio 2003)"
+    )
 
 
 def _of_table(row: Comparison, study: Study) -> list[str]:

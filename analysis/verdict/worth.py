@@ -39,7 +39,7 @@ def worth(row: Comparison, study: Study, losses: pd.DataFrame) -> str:
     b, a, s = seeds.to_numpy(float).T
     if len(seeds) < 3 or not (np.isfinite(seeds.to_numpy()).all() and min(b.mean(), a.mean(), s.mean()) > 0):
         return ""
-    found = trend.budget_factor(b, a, s, share, study.level)
+    found = trend.budget_factor(b, a, s, share, study.level, study.overlap)
     if found is None:
         return f"its worth in training is not known: the loss of {row.baseline} does not clearly fall with its budget"
     value, low, high = (100 * (factor - 1) for factor in (found.value, found.low, found.high))

@@ -120,6 +120,21 @@ def test_a_ladder_of_sizes_has_a_trend(tmp_path, compute):
     assert dict(trials.groupby("rung")["steps"].max()) == {1: 20, 2: 40, 3: 60}
 
 
+def test_splits_of_one_data_set_are_decided_with_the_corrected_variance(tmp_path):
+    shares = {"test_share": 0.2, "train_share": 0.6}
+    run = sweep(own_study(tmp_path, resampling=shares), tmp_path, tmp_path / "studies", Inline())
+    study = load_tables(run.folder)
+    d = study.losses()[["plain", "shifted"]].to_numpy() @ [1, -1]
+    row = next(row for row in decide(study).comparisons if row.arm == "shifted")
+    assert row.t == pytest.approx(d.mean() / (d.std(ddof=1) * (1 / 4 + 1 / 3) ** 0.5))
+    assert "(1/n + 0.333) s^2" in row.why
+    build(run.folder)
+    assert "paired t test over splits" in (run.folder / "report.html").read_text(encoding="utf-8")
+    more = own_study(tmp_path, resampling=shares, confirm={"seeds": 6})
+    with pytest.raises(StudyError, match=r"confirm.seeds was 4 and is now 6; .* known for one look"):
+        sweep(more, tmp_path, tmp_path / "studies", Inline())
+
+
 @pytest.mark.slow
 def test_the_example_of_the_docs_ends_in_a_verdict(tmp_path):
     """Run the example of the docs; it takes half a minute."""

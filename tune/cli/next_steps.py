@@ -118,6 +118,8 @@ def _to_count_diverged_runs(rows: Sequence[Comparison], study: Study) -> list[st
 
 def _spent(study: Study) -> str:
     """Return why a study cannot add seeds, and what a study has to name before it runs if it may want to."""
+    if study.overlap:
+        return "has made its one look. More splits help up to a limit only; a larger data set helps beyond it"
     return f"{SPENT}. {INSTEAD_OF_WELCH if study.confirm.test == 'welch' else INSTEAD}"
 
 

@@ -92,9 +92,11 @@ def confirm_power(study: Study, effect: float, noise: float) -> dict[str, Any]:
         the seeds that detect `effect` with power 0.8; `seeds`, the mean number until an arm with `effect` is decided;
         `study_seeds`, the mean number until all arms except the floor are decided, each with `effect`.
     """
+    from analysis.stats.paired_tests import widened
     from analysis.stats.power import detectable_shift, power_of_t, seeds_needed
 
     level, cap = first_level(study), study.confirm.looks[-1]
+    root = math.sqrt(cap) / widened(cap, study.overlap)
     df = (cap - 1) * (2 if study.confirm.test == "welch" else 1)
     found: dict[str, Any] = {
         "effect": effect,
@@ -103,9 +105,9 @@ def confirm_power(study: Study, effect: float, noise: float) -> dict[str, Any]:
         "level_is": "Holm's first step" if study.confirm.correction == "holm" else "no correction",
         "seeds": float(cap),
         "study_seeds": float(cap),
-        "power": power_of_t(effect / noise * math.sqrt(cap), df, level),
-        "smallest": detectable_shift(df, level, TARGET) / math.sqrt(cap) * noise,
-        "needed": seeds_needed(effect / noise, 0.0, level, level, TARGET),
+        "power": power_of_t(effect / noise * root, df, level),
+        "smallest": detectable_shift(df, level, TARGET) / root * noise,
+        "needed": seeds_needed(effect / noise, 0.0, level, level, TARGET, overlap=study.overlap),
     }
     if study.confirm.rule != "fixed":
         found |= _sequential(study, effect / noise, level)

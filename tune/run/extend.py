@@ -172,6 +172,11 @@ def _not_an_extension(before: Study, now: Study, events: list[dict[str, Any]]) -
             f"confirm.reserve was {before.confirm.reserve:g} and is now {now.confirm.reserve:g}; it is named before "
             "the first confirm trial has ended: undo the change"
         )
+    if now.overlap and "confirm.seeds" in changes and _confirmed(events):
+        return (
+            f"{changes['confirm.seeds']}; the variance of splits of one data set (resampling) is known for one look: "
+            "undo the change"
+        )
     if before.contrasts != now.contrasts and _confirmed(events):
         return (
             f"contrasts was {_words(before.contrasts)} and is now {_words(now.contrasts)}; the family of comparisons "

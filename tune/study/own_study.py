@@ -66,6 +66,26 @@ class MetricSection(Section):
         return self
 
 
+class ResamplingSection(Section):
+    """Statement that a seed also draws the split of one fixed data set, so that seeds are not independent."""
+
+    test_share: float = Field(gt=0, lt=1, description="share of the data in the test set of a split")
+    train_share: float | None = Field(
+        None, gt=0, lt=1, description="share of the data that trains; default all that is not in the test set"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> ResamplingSection:
+        if self.test_share + (self.train_share or 0.0) > 1 + 1e-9:
+            raise ValueError(f"test_share {self.test_share:g} and train_share {self.train_share:g} are more than 1")
+        return self
+
+    @property
+    def overlap(self) -> float:
+        """Size of a test set, divided by that of its training set."""
+        return self.test_share / (self.train_share or 1 - self.test_share)
+
+
 class CommandSection(Section):
     """A command that trains one trial and prints lines such as METRIC val_loss=1.23 step=200."""
 
@@ -151,6 +171,9 @@ class OwnStudy(Study):
         "reads as `trial.NAME`, its `budget`, and `compute`, the arithmetic of one trial in any unit",
     )
     keep: KeepSection = Field(KeepSection(models="none"), description="files that are kept")
+    resampling: ResamplingSection | None = Field(
+        None, description="if a seed also draws the split of one fixed data set: the shares, for a corrected variance"
+    )
 
     _row: dict[str, Any] = PrivateAttr(default_factory=dict)  # of `scales`, for the study of one rung
 
@@ -215,6 +238,13 @@ class OwnStudy(Study):
             raise ValueError("address: your own training runs on this machine only; leave address out")
         if self.search.sampler == "grid":
             self._check_grid()
+        if self.resampling and self.scales:
+            raise ValueError("resampling: rungs of one data set are not independent; leave out scales")
+        if self.resampling and (self.confirm.rule != "fixed" or self.confirm.reserve or self.confirm.test != "paired"):
+            raise ValueError(
+                "resampling: the corrected variance is known for the paired test and one look; leave out confirm.rule, "
+                "confirm.reserve and confirm.test"
+            )
         return self
 
     def _check_arm(self, name: str, arm: OwnArm) -> None:
@@ -312,6 +342,11 @@ class OwnStudy(Study):
     def sign(self) -> int:
         """Factor that makes a loss of the metric."""
         return -1 if self.metric.goal == "maximize" else 1
+
+    @property
+    def overlap(self) -> float:
+        """Size of a test set divided by that of its training set, if a seed also splits one data set; else 0."""
+        return self.resampling.overlap if self.resampling else 0.0
 
     @property
     def shown(self) -> Mapping[str, str]:

@@ -432,6 +432,11 @@ class Study(Section):
         """Factor that makes a loss of the metric, or the metric of a loss: 1, or -1 if a higher value is better."""
         return 1
 
+    @property
+    def overlap(self) -> float:
+        """Size of a test set divided by that of its training set, if a seed also splits one data set; else 0."""
+        return 0.0
+
     def length(self, arm: str, steps: int) -> int:
         """Return the updates of an arm's trials, of a whole trial of `steps`."""
         return steps

@@ -61,6 +61,7 @@ class Options:
     sheet: str | None = None
     unit: str | None = None
     size: str | None = None  # column that makes a ladder of the rows
+    resampled: float | None = None  # share of the data in the test set, if seeds split one data set
 
     def named(self) -> str:
         """Return the first option that was given, as it is typed."""

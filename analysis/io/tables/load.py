@@ -44,6 +44,8 @@ def load_table(path: str, question: Question, options: Options) -> Study:
         TableError: If the table cannot be read, cannot be understood without an option, or would invalidate a test.
     """
     where, name = ("standard input", "stdin") if path == "-" else (path, Path(path).stem)
+    if options.resampled is not None and (options.unpaired or options.size or not 0 < options.resampled < 1):
+        raise TableError(f"--resampled {options.resampled:g}; allowed: above 0, below 1, without --unpaired and --size")
     read = source.read(path, options.sheet)
     if options.size is not None:
         return _by_size(where, name, read, question, options)
@@ -101,7 +103,7 @@ def _checked(where: str, name: str, read: source.Cells, question: Question, opti
     )
     values = cells.numbers(where, table[layout.metric], options.decimal, read.separator)
     unit = values.unit or facts.unit if options.unit is None else options.unit
-    runs = _runs(where, table, layout, values, options.decimal, read.separator, notes)
+    runs = _runs(where, table, layout, values, options, read.separator, notes)
     facts = replace(facts, unit=unit, notes=(*notes, *([values.note] if values.note else [])), **_came(table, runs))
     if not runs["made"].any():
         raise TableError(f"{where}: column {layout.metric} is empty in every row; allowed: a number per run")
@@ -109,7 +111,8 @@ def _checked(where: str, name: str, read: source.Cells, question: Question, opti
     if not values.unit and metrics.is_share(layout.name):
         _check_scale(where, made, layout)
     _check_twice(where, table.loc[made.index], made, layout)
-    return _study(where, name, runs, layout, question, facts)
+    settings = {} if options.resampled is None else {"resampling": {"test_share": options.resampled}}
+    return _study(where, name, runs, layout, question, facts, settings)
 
 
 def _layout(where: str, table: pd.DataFrame, options: Options, metric: str | None) -> Layout:
@@ -128,8 +131,9 @@ def _layout(where: str, table: pd.DataFrame, options: Options, metric: str | Non
 
 def _check_seed(where: str, table: pd.DataFrame, seed: str | None, options: Options) -> None:
     fold = next((c for c in map(str, table.columns) if columns.bare(c) in seeds.FOLDS), None)
-    if fold is not None and (seed == fold or (seed is None and options.task != fold and table[fold].nunique() > 1)):
-        raise seeds.folds(where, fold)
+    taken = fold if options.resampled is None else None
+    if taken is not None and (seed == taken or (seed is None and options.task != taken and table[taken].nunique() > 1)):
+        raise seeds.folds(where, taken)
     if seed is None and not options.unpaired:
         raise TableError(f"{columns.missing(where, table, 'seed')}, or if runs are not pairs: --unpaired")
 
@@ -167,7 +171,7 @@ def _runs(
     table: pd.DataFrame,
     layout: Layout,
     values: cells.Numbers,
-    decimal: str | None,
+    options: Options,
     separator: str,
     notes: list[str],
 ) -> pd.DataFrame:
@@ -175,7 +179,7 @@ def _runs(
     runs = pd.DataFrame(index=table.index)
     runs["arm"] = _names(where, table[layout.arm], "arm")
     if layout.seed is not None:
-        runs["seed"], note = seeds.read(where, table[layout.seed])
+        runs["seed"], note = seeds.read(where, table[layout.seed], splits=options.resampled is not None)
         notes += [note] if note else []
     elif layout.step is None and layout.task is None:
         runs["seed"] = runs.groupby("arm").cumcount() + 1
@@ -186,7 +190,7 @@ def _runs(
     runs = runs.assign(**_own(where, table, layout.metric, separator))
     runs[layout.name or shapes.VALUE] = values.values
     if layout.step is not None:
-        steps = cells.numbers(where, table[layout.step], values.decimal or decimal, separator)
+        steps = cells.numbers(where, table[layout.step], values.decimal or options.decimal, separator)
         steps = replace(steps, empty=steps.empty & ~values.empty)
         runs["step"] = seeds.filled(where, layout.step, steps)
     runs["outcome"] = outcomes.outcomes(where, table, layout.metric, notes)
@@ -281,9 +285,17 @@ def _check_scale(where: str, runs: pd.DataFrame, layout: Layout) -> None:
         )
 
 
-def _study(where: str, name: str, runs: pd.DataFrame, layout: Layout, question: Question, facts: TableFacts) -> Study:
+def _study(
+    where: str,
+    name: str,
+    runs: pd.DataFrame,
+    layout: Layout,
+    question: Question,
+    facts: TableFacts,
+    settings: dict[str, Any],
+) -> Study:
     confirm = {key: getattr(question, key) for key in ("level", "margin", "correction")}
-    settings = {"confirm": {key: value for key, value in confirm.items() if value is not None}}
+    settings = settings | {"confirm": {key: value for key, value in confirm.items() if value is not None}}
     arms = list(dict.fromkeys(runs["arm"]))
     baseline = _arm(where, "baseline", question.baseline, arms)
     floor = _arm(where, "floor", question.floor, arms, baseline)

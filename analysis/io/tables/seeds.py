@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"[+-]?[\d.,' _]+(?:[eE][+-]?\d+)?|[+-]?(?:inf|infinity|nan
 _NUMBERED = re.compile(r"(\D*)(\d{1,15})")
 
 
-def read(source: str, column: pd.Series) -> tuple[pd.Series, str]:
+def read(source: str, column: pd.Series, splits: bool = False) -> tuple[pd.Series, str]:
     """Return one number per row, and a note if the seeds are names without one.
 
     Names that differ only in one number, such as `seed-3`, stand for that number. Others are numbered from 1 in the
@@ -22,6 +22,7 @@ def read(source: str, column: pd.Series) -> tuple[pd.Series, str]:
     Args:
         source: Name of the input in error messages.
         column: Cells, as `source.read` gives them.
+        splits: True if it is known that the seeds split one data set.
 
     Raises:
         TableError: If a seed is missing, if numbers and names are mixed, or if the seeds are folds of one data set.
@@ -49,7 +50,7 @@ def read(source: str, column: pd.Series) -> tuple[pd.Series, str]:
     parts = [_NUMBERED.fullmatch(text) for text in known]
     if not large and all(parts) and len({part[1] for part in parts if part}) == 1:
         prefix = parts[0][1] if parts[0] else ""
-        if re.sub(r"\W", "", prefix).casefold() in FOLDS:
+        if re.sub(r"\W", "", prefix).casefold() in FOLDS and not splits:
             raise folds(source, str(column.name))
         values, note = [int(part[2]) for part in parts if part], ""
     else:
@@ -75,5 +76,5 @@ def folds(source: str, column: str) -> TableError:
     """Return the error that runs are folds of one data set."""
     return TableError(
         f"{source}: column {column} numbers folds, which share training data; a t test over them errs too often; "
-        "allowed: runs with different seeds"
+        f"allowed: runs with different seeds, or --resampled SHARE (of the data in a test set) --seed {column}"
     )

@@ -275,7 +275,7 @@ ADVICE = {
     "an arm called #2": (text().replace("mine", "#2"), "comments of another shape, or a name in quotes"),
     "a file that was cut": (text()[:-12], "has 1 cells, the header 3: was the file cut?"),
     "gzip that was cut": (gzip.compress(text().encode())[:-9], "end-of-stream marker was reached"),
-    "folds": (text(head="arm,fold,val_loss"), "allowed: runs with different seeds"),
+    "folds": (text(head="arm,fold,val_loss"), "--resampled SHARE (of the data in a test set) --seed fold"),
     "whole numbers of four digits": (
         "arm;seed;cost\nbase;1;3.310\nbase;2;990\nmine;1;1.000\n",
         "3310 or 3.310? Name the decimal sign: --decimal . or --decimal ,",

@@ -4,6 +4,7 @@ import pytest
 
 from tests.own_trainings import own_study, own_yaml
 from tune.errors import StudyError
+from tune.plan.power import confirm_power
 from tune.study.files import dump, parse
 from tune.study.own_study import OwnStudy
 from tune.study.sizes import scales, steps
@@ -101,3 +102,29 @@ def test_a_wrong_study_is_refused_in_a_line(changes, said):
         parse(own_yaml(**changes), "own.yaml")
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_splits_of_one_data_set_widen_the_test_and_refuse_looks():
+    plain, split, half = (
+        parse(own_yaml(resampling=shares), "own.yaml")
+        for shares in (None, {"test_share": 0.2, "train_share": 0.6}, {"test_share": 0.2})
+    )
+    assert [each.overlap for each in (plain, split, half)] == pytest.approx([0.0, 1 / 3, 0.25])
+    wide, usual = (confirm_power(each, 0.01, 0.005) for each in (split, plain))
+    assert wide["smallest"] == pytest.approx(usual["smallest"] * (1 + 4 / 3) ** 0.5)
+    assert wide["power"] < 0.5 * usual["power"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"resampling": {"test_share": 0.5, "train_share": 0.6}}, "test_share 0.5 and train_share 0.6 are more than 1"),
+        ({"resampling": {"test_share": 0.2}, "confirm": {"reserve": 0.2}}, "known for the paired test and one look"),
+        ({"resampling": {"test_share": 0.2}, "confirm": {"test": "welch"}}, "leave out confirm.rule"),
+        ({"resampling": {"test_share": 0.2}, "scales": [{"width": 4}, {"width": 8}]}, "leave out scales"),
+        ({"resampling": {}}, "resampling.test_share"),
+    ],
+)
+def test_resampling_that_cannot_be_decided_is_refused(changes, said):
+    with pytest.raises(StudyError, match=said):
+        parse(own_yaml(**changes), "own.yaml")
