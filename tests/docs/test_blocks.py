@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.own_trainings import OWN
 from tune.study.files import parse
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +121,7 @@ def test_yaml_of_a_page_is_a_study_or_a_part_of_one(page):
                 "nuisance": {"lr": {"choice": [0.1]}},
                 "arms": {"gelu": {"baseline": True}, "floor": {"gate": "sigmoid", "alpha": 0.0, "floor": True}},
             }
+            rest = OWN if page.name == "own-training.md" else rest
             arms = {**rest["arms"], **content.get("arms", {})}
             content = {**rest, **content, "arms": arms}
         parse(yaml.safe_dump(content), Path("page.yaml"))
