@@ -1,4 +1,4 @@
-"""Delivery of corpus, user gates and weights to nodes that have neither the repository nor the corpus.
+"""Delivery of corpus, user gates, weights and own training code to nodes that have neither repository nor corpus.
 
 The driver splits the packed corpus into objects of Ray's store. The first trial on a node writes them to the node's
 cache, once, under a file lock, and checks every byte against the digest. All trials on the node map that one copy.
@@ -22,6 +22,7 @@ from analysis.io.write import replacing, write_whole
 from pagating.data.prepare import file_names, receive
 from pagating.trial import Trial
 from tune.study.inputs import Inputs
+from tune.subject.function import Function, OwnJob
 from tune.subject.subject import Job
 
 PART_BYTES = 64 << 20
@@ -52,6 +53,33 @@ class Parcel:
     gates: dict[str, bytes] = field(default_factory=dict)
     weights: list[Any] = field(default_factory=list)
     weights_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class OwnParcel:
+    """Files of the user's own training.
+
+    Attributes:
+        files: Content of each file, by its path in the folder in which a trial runs.
+        study: Folder of the study on the driver's machine.
+        driver: Ray's id of the driver's node. It is empty for a driver outside the cluster.
+        shared: All nodes see the folders of the trials.
+    """
+
+    files: dict[str, bytes]
+    study: str
+    driver: str = ""
+    shared: bool = False
+
+    def place(self, job: Job, cache: Path) -> Job:
+        """Write the files into a folder of the cache, named by their content; return the job that runs there."""
+        digests = "".join(f"{name}\0{_sha(content)}\0" for name, content in sorted(self.files.items()))
+        folder = cache / f"code-{_sha(digests.encode())[:16]}"
+        for name, content in self.files.items():
+            _write_once(folder / name, content)
+        trial: OwnJob = job.trial
+        main = folder if trial.command else folder / Path(trial.file).name
+        return replace(job, trial=replace(trial, file=str(main), folder=str(folder)))
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
@@ -90,6 +118,18 @@ def pack(inputs: Inputs, storage: Path | None, driver: str) -> Parcel:
     return Parcel(str(corpus.resolve()), digest, str(folder.resolve()), driver, parts=parts, **own)
 
 
+def pack_own(subject: Function, storage: Path | None, driver: str) -> OwnParcel:
+    """Return the files of the user's own training. Raises StudyError if one of a command cannot travel.
+
+    Args:
+        subject: The user's own training.
+        storage: Folder that all nodes see, or None.
+        driver: Ray's id of the driver's node. It is empty for a driver outside the cluster.
+    """
+    sources = subject.sources
+    return OwnParcel(sources.contents(), str(sources.folder.resolve()), driver, shared=storage is not None)
+
+
 def node_cache() -> Path:
     """Return this node's cache: `PAGATING_CACHE`, else the folder `pagating` in `XDG_CACHE_HOME` (~/.cache).
 
@@ -99,7 +139,7 @@ def node_cache() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pagating"
 
 
-def unpack(parcel: Parcel, job: Job) -> Job:
+def unpack(parcel: Parcel | OwnParcel, job: Job) -> Job:
     """Fetch the files that this node lacks; return the job with the paths of this node.
 
     Raises:
@@ -107,20 +147,26 @@ def unpack(parcel: Parcel, job: Job) -> Job:
     """
     if parcel.driver and ray.get_runtime_context().get_node_id() == parcel.driver:
         return job
-    trial, checkpoints = job.trial, job.checkpoints
     cache = node_cache()
+    if isinstance(parcel, OwnParcel):
+        return replace(parcel.place(job, cache), checkpoints=_checkpoints(parcel, job, cache))
+    trial = job.trial
     corpus = Path(parcel.corpus) if parcel.shared else cache / Path(parcel.corpus).name
     if not parcel.shared:
         receive(corpus, parcel.digest, lambda: {name: map(_fetched, refs) for name, refs in parcel.parts.items()})
-        if checkpoints:  # other nodes cannot read them
-            study = hashlib.sha256(parcel.study.encode()).hexdigest()[:16]
-            checkpoints = str(cache / f"checkpoints-{study}" / Path(checkpoints).name)
     placed = replace(_with_own_code(parcel, trial, cache), corpus=str(corpus))
     if digest := parcel.weights_digest:
         where = corpus.parent if parcel.shared else cache
         weights = _receive_weights(where, digest, lambda: map(_fetched, parcel.weights))
         placed = replace(placed, pretrained=str(weights))
-    return replace(job, trial=placed, checkpoints=checkpoints)
+    return replace(job, trial=placed, checkpoints=_checkpoints(parcel, job, cache))
+
+
+def _checkpoints(parcel: Parcel | OwnParcel, job: Job, cache: Path) -> str | None:
+    """Return the folder of a job's checkpoints. Without a storage it is in the node's cache: others cannot read it."""
+    if parcel.shared or not job.checkpoints:
+        return job.checkpoints
+    return str(cache / f"checkpoints-{_sha(parcel.study.encode())[:16]}" / Path(job.checkpoints).name)
 
 
 def _receive_weights(cache: Path, digest: str, pieces: Callable[[], Iterable[bytes]]) -> Path:
@@ -166,8 +212,17 @@ def _with_own_code(parcel: Parcel, trial: Trial, cache: Path) -> Trial:
     if own is None:
         return trial
     source = parcel.gates[own.file]
-    copy = cache / f"gate-{hashlib.sha256(source).hexdigest()[:16]}" / re.sub(r"[^\w.-]", "-", Path(own.file).name)
-    if not copy.is_file() or copy.read_bytes() != source:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(copy, source)
+    copy = cache / f"gate-{_sha(source)[:16]}" / re.sub(r"[^\w.-]", "-", Path(own.file).name)
+    _write_once(copy, source)
     return trial.with_own(copy)
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    """Write a file unless it is there with the same content."""
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

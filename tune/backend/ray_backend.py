@@ -27,6 +27,7 @@ from tune.run.study_run import StudyRun
 from tune.study.addresses import ADDRESS
 from tune.study.sizes import side_by_side
 from tune.study.study import Study
+from tune.subject.function import Function
 from tune.subject.gpt2 import Gpt2
 
 LOCAL_WAIT_SECONDS = 600.0  # longest wait for a worker of this machine's Ray
@@ -133,11 +134,12 @@ class RayBackend:
                 idle=0 if address else run.slots,  # an idle node of a cluster may be released
             )
             trainable = self._trainable or CellTrainable
+            trainable = _delivered(trainable, run) if address else trainable
             needs = {"cpu": resources.cpus, **({"gpu": resources.gpus} if resources.gpus else {})}
             with run.interruption.orderly() if run.interruption else nullcontext(), watch:
                 try:
                     ray_tune.run(
-                        _delivered(trainable, run) if address else trainable,
+                        trainable,
                         name="ray",
                         resources_per_trial=needs,
                         search_alg=Cells(session),
@@ -202,9 +204,16 @@ def _delivered(trainable: Any, run: StudyRun) -> Any:
     """Return the trainable with a parcel of the study's inputs. One that takes no parcel is returned unchanged."""
     from ray import tune as ray_tune
 
-    from tune.backend.delivery import pack
+    from tune.backend.delivery import OwnParcel, Parcel, pack, pack_own
 
-    if "parcel" not in inspect.signature(trainable.setup).parameters or not isinstance(run.subject, Gpt2):
+    if "parcel" not in inspect.signature(trainable.setup).parameters:
         return trainable
     storage = Path(run.study.storage) if run.study.storage else None
-    return ray_tune.with_parameters(trainable, parcel=pack(run.subject.inputs, storage, driver_node()))
+    parcel: Parcel | OwnParcel
+    if isinstance(run.subject, Gpt2):
+        parcel = pack(run.subject.inputs, storage, driver_node())
+    elif isinstance(run.subject, Function):
+        parcel = pack_own(run.subject, storage, driver_node())
+    else:
+        return trainable
+    return ray_tune.with_parameters(trainable, parcel=parcel)

@@ -7,7 +7,7 @@ from typing import Any
 from ray import tune as ray_tune
 
 from pagating.data.errors import CorpusError
-from tune.backend.delivery import Parcel, unpack
+from tune.backend.delivery import OwnParcel, Parcel, unpack
 from tune.subject.training import Training
 
 
@@ -18,7 +18,7 @@ class CellTrainable(ray_tune.Trainable):
     A `parcel` holds the files that a node may lack.
     """
 
-    def setup(self, config: dict[str, Any], parcel: Parcel | None = None) -> None:
+    def setup(self, config: dict[str, Any], parcel: Parcel | OwnParcel | None = None) -> None:
         job, refused = config["job"], None
         if parcel:
             try:

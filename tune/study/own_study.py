@@ -234,8 +234,6 @@ class OwnStudy(Study):
             self._check_arm(name, arm)
         if isinstance(self.trial, CommandSection):
             self._check_command(self.trial)
-        if self.address:
-            raise ValueError("address: your own training runs on this machine only; leave address out")
         if self.search.sampler == "grid":
             self._check_grid()
         if self.resampling and self.scales:

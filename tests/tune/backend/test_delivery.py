@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -14,15 +15,19 @@ import ray.autoscaler.sdk
 from pagating.data.corpus import CorpusError, read_meta
 from pagating.data.prepare import fault, file_names, receive
 from pagating.trial import Trial
+from tests.own_trainings import FUNCTION, own_study
 from tests.studies import FROM_A_FILE, study_of
-from tests.tune.helpers import job_of, run_of
+from tests.tune.helpers import job_of, run_of, trained_to_the_end
 from tune.backend import cluster, delivery
-from tune.backend.delivery import Parcel, pack, unpack
+from tune.backend.delivery import Parcel, pack, pack_own, unpack
 from tune.backend.ray_trial import CellTrainable
+from tune.study.cell import Cell
 from tune.study.inputs import opened
 from tune.study.trial_spec import trial_spec
 from tune.study.weights import note
 from tune.subject.gpt2 import Gpt2
+from tune.subject.short import subject_of
+from tune.subject.sources import draft
 from tune.subject.subject import Job
 
 TIMES = ("seconds", "tokens_per_second", "peak_rss_mb")
@@ -198,3 +203,28 @@ def test_what_a_job_needs_can_be_sent_to_any_cluster(monkeypatch):
     module, _, name = environment["worker_process_setup_hook"].rpartition(".")
     assert f"{module}.py" in [path.name for path in files]
     assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_an_own_training_is_written_once_and_runs_in_the_nodes_cache(tmp_path, monkeypatch, objects):
+    monkeypatch.setattr(delivery.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    given = own_study(tmp_path / "mine")
+    subject = subject_of(given, draft(given, tmp_path / "mine", tmp_path / "studies/own").write())
+    cell = Cell("search", "shifted", 0, 3, {"lr": 0.1}, "key")
+    job = Job("a", subject.trial(cell), subject.train, str(tmp_path / "studies/own/checkpoints/a"), 40)
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "cache"))
+    there = unpack(pack_own(subject, None, "driver"), job)
+    shutil.rmtree(tmp_path / "mine")
+    shutil.rmtree(tmp_path / "studies")
+    place = Path(there.trial.folder)
+    assert place.parent == tmp_path / "cache"
+    assert (place / "mine.py").read_text() == FUNCTION
+    assert Path(there.checkpoints).parent.parent == tmp_path / "cache"
+    end, rows = trained_to_the_end(there)
+    assert (end["outcome"], len(rows)) == ("completed", 4)
+    (place / "noise.py").write_text("SIZE = 9")  # a damaged file is written again
+    study = tmp_path / "again"
+    other = own_study(study)
+    again = subject_of(other, draft(other, study, tmp_path / "studies/own").write())
+    assert unpack(pack_own(again, Path("/shared"), ""), job).checkpoints == job.checkpoints  # all nodes see them
+    assert "0.02" in (place / "noise.py").read_text()
+    assert unpack(pack_own(again, None, "node"), job) is job

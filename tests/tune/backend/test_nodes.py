@@ -15,14 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.own_trainings import FUNCTION, own_study
 from tests.studies import STEADY, changed, yaml_of
 from tune.backend.cluster import WINGS
+from tune.backend.inline import Inline
 from tune.errors import NODE_LOST
 from tune.run import heartbeat, ledger
+from tune.sweep import sweep
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
-TIMES = ("seconds", "tokens_per_second", "peak_rss_mb")
+TIMES = ("seconds", "tokens_per_second", "peak_rss_mb", "memory_growth_mb")
 STUDY = changed(
     STEADY,
     corpus={"files": {"train": "text.txt"}},
@@ -77,7 +80,7 @@ class Nodes:
     def _ip(*arguments):
         subprocess.run(["ip", *arguments], check=True)
 
-    def start(self, number, hide=True, cpus=1):
+    def start(self, number, hide=True, cpus=1, hidden=()):
         net, here = f"{self.name}-{number}", self.folder / f"node-{number}"
         for name in ("ray", "cache", "nothing"):
             (here / name).mkdir(parents=True)
@@ -93,7 +96,7 @@ class Nodes:
         if number == 1:
             role = ["--head", "--port", "6379", "--temp-dir", "/tmp/pgray", "--include-dashboard=false"]
         environment = {"HERE": str(here), "NODE": f"node-{number}", "PAGATING_CACHE": str(here / "cache")}
-        environment["HIDDEN"] = " ".join(str(ROOT / wing) for wing in WINGS) if hide else ""
+        environment["HIDDEN"] = " ".join(map(str, [*hidden, *(ROOT / wing for wing in WINGS if hide)]))
         spaces = ["--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
         ray = [BIN / "python", BIN / "ray", "start", "--node-ip-address", f"10.77.0.{number}", "--num-cpus", str(cpus)]
         ray += ["--object-store-memory", "100000000", "--block", *role]
@@ -239,6 +242,35 @@ def test_a_study_across_nodes_that_come_and_go_ends_as_on_one_node(nodes, tmp_pa
     assert all(finals(folder)[event["cell"]][0] != "failed" for event in lost(folder))  # trained again elsewhere
     assert bool(list((tmp_path / "node-2" / "cache").glob("corpus-*"))) is not shared
     assert not (tmp_path / "shared" / "nodes" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_an_own_training_travels_to_nodes_that_see_none_of_its_files(nodes, tmp_path):
+    """Kill the node in a running trial, after both nodes have trained. The losses are those of one process."""
+    mine = tmp_path / "mine"
+    slower = FUNCTION.replace("        trial.report", "        import time; time.sleep(0.1)\n        trial.report")
+    slower = slower.replace("    off =", "    open(__file__ + '.ran', 'w').close()\n    off =")
+    study = own_study(mine, slower, confirm={"seeds": 6})
+    alone = sweep(study, mine, tmp_path / "alone", Inline())
+    nodes.start(1, hide=False)
+    nodes.start(2, hidden=[mine])
+    command = [BIN / "python", "-m", "tune.cli", "sweep", mine / "own.yaml", "--tracking", "none"]
+    command += ["--output", tmp_path / "across", "--address", "10.77.0.1:6379"]
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    folder, cache = tmp_path / "across/own", tmp_path / "node-2/cache"
+    with subprocess.Popen(
+        nodes.command(1, *command), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        wait(lambda: len(events(folder, "ended")) >= 4 or running.poll() is not None, 120)
+        nodes.hold(2, 60)
+        nodes.kill(2)
+        said, _ = running.communicate(timeout=200)
+    assert running.returncode == 0, said
+    assert finals(folder) == finals(alone.folder)
+    assert {event["reason"].partition(":")[0] for event in lost(folder)} == {NODE_LOST}
+    assert sorted(path.name for path in cache.glob("code-*/*.py")) == ["mine.py", "noise.py"]
+    assert list(cache.glob("code-*/mine.py.ran"))
+    assert not list((tmp_path / "node-1/cache").glob("code-*"))  # on the driver's node it ran where it lies
 
 
 @pytest.mark.slow

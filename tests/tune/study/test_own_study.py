@@ -90,7 +90,6 @@ def test_a_rung_has_its_sizes_budget_level_and_seeds(tmp_path):
         ({"arms": {"short": {"of": "shifted"}, "shifted": {"of": "plain"}}}, "shifted has an `of` itself"),
         ({"arms": {"plain": {"baseline": True, "budget": 0.5}}}, "the baseline has the whole budget"),
         ({"arms": {"shifted": {"sets": {"a": 1}}}}, "did you mean 'set'?"),
-        ({"address": "auto"}, "runs on this machine only"),
         ({"trial": {"command": COMMAND.replace("{lr}", "{lrr}")}}, "no value for {lrr}; did you mean {lr}?"),
         ({"trial": {"command": COMMAND.replace("{shift}", "1")}}, "arms.plain: the command never uses {shift}"),
         ({"trial": {"command": COMMAND.replace("{seed}", "1")}}, "has no {seed}"),
