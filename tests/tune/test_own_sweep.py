@@ -128,21 +128,10 @@ def test_splits_of_one_data_set_are_decided_with_the_corrected_variance(tmp_path
     row = next(row for row in decide(study).comparisons if row.arm == "shifted")
     assert row.t == pytest.approx(d.mean() / (d.std(ddof=1) * (1 / 4 + 1 / 3) ** 0.5))
     assert "(1/n + 0.333) s^2" in row.why
+    bare = load_tables(run.folder / "trials.parquet", baseline="plain", metric="test_loss")
+    assert next(each for each in decide(bare).comparisons if each.arm == "shifted").p_t == row.p_t
     build(run.folder)
     assert "paired t test over splits" in (run.folder / "report.html").read_text(encoding="utf-8")
     more = own_study(tmp_path, resampling=shares, confirm={"seeds": 6})
     with pytest.raises(StudyError, match=r"confirm.seeds was 4 and is now 6; .* known for one look"):
         sweep(more, tmp_path, tmp_path / "studies", Inline())
-
-
-@pytest.mark.slow
-def test_the_example_of_the_docs_ends_in_a_verdict(tmp_path):
-    """Run the example of the docs; it takes half a minute."""
-    examples = ROOT / "docs/examples"
-    run = sweep(load(examples / "own_training.yaml"), examples, tmp_path, Inline())
-    assert run.stages.finished
-    result = decide(load_tables(run.folder))
-    assert result.sensitivity.testable
-    assert "training [" in next(row.why for row in result.comparisons if row.arm == "momentum")
-    assert "training [" not in next(row.why for row in result.comparisons if row.arm == "short")
-    assert {row.arm: row.verdict for row in result.comparisons}["short"] == "worse"

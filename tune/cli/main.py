@@ -34,7 +34,7 @@ COMMANDS: list[tuple[str, Any, list[str]]] = [
         ["sweep configs/sweep.yaml", "sweep my.yaml --slots 4", "sweep my.yaml --address 10.0.0.7:6379"],
     ),
     ("plan", ahead.plan, ["plan configs/laptop.yaml", "plan my.yaml --hours-from a100 --noise studies/sweep"]),
-    ("check", ahead.check, ["check docs/examples/own_training.yaml", "check my.yaml --share 0.02"]),
+    ("check", ahead.check, ["check docs/examples/numpy_command.yaml", "check my.yaml --share 0.02"]),
     ("try", ahead.try_, ["try configs/published/fair.yaml", "try my.yaml --steps 10 --arm gelu"]),
     ("ls", folders.ls, ["ls", "ls docs/results", "ls --json"]),
     ("status", studies.status, ["status sweep", "status sweep --output ~/studies"]),

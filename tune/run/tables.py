@@ -113,6 +113,8 @@ def shown(table: pd.DataFrame, study: Study) -> pd.DataFrame:
         return table
     losses = [name for name in ("val_nll", "test_nll") if name in table]
     table = table.assign(**{name: study.sign * table[name].astype(float) for name in losses})
+    if study.overlap and "outcome" in table:  # a reader of the bare table has to know it
+        table = table.assign(overlap=study.overlap)
     empty = [name for name in (*OF_BUILT_IN, "tokens_per_second") if name in table and table[name].isna().all()]
     same = "steps" if "steps" in table else "step"  # as many as the tokens, which have the name of the budget's unit
     return table.drop(columns=[*empty, same]).rename(columns=dict(study.shown))

@@ -37,7 +37,7 @@ OF_TRIAL = ("arm", "budget", "folder", "hf_callback", "report", "rng", "seed", "
 COLUMNS = frozenset(
     (
         *("study", "stage", "config_key", "trial", "outcome", "reason", "chosen", "seconds", "peak_rss_mb", "added"),
-        "memory_growth_mb",
+        *("memory_growth_mb", "overlap"),
         *("look", "axis", "step", "steps", "tokens", "rung", "batch_tokens", "tokens_per_second", "final"),
         *("val_nll", "test_nll", "train_nll"),
     )

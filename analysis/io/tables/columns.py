@@ -43,7 +43,7 @@ _ASIDE = _words(
 SUMMARY = _words(  # columns that are computed from others
     "mean avg average median std sd stdev stderr sem var min max n diff delta difference improvement p p_value pvalue"
 )
-OWN = frozenset(("study", "stage", "config_key", "outcome", "reason", "chosen"))
+OWN = frozenset(("study", "stage", "config_key", "outcome", "reason", "chosen", "overlap"))
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,11 @@ def _checked(where: str, name: str, read: source.Cells, question: Question, opti
     if not values.unit and metrics.is_share(layout.name):
         _check_scale(where, made, layout)
     _check_twice(where, table.loc[made.index], made, layout)
-    settings = {} if options.resampled is None else {"resampling": {"test_share": options.resampled}}
+    settings: dict[str, Any] = {}
+    if options.resampled is not None:
+        settings = {"resampling": {"test_share": options.resampled}}
+    elif {"stage", "overlap"} <= set(table.columns):  # trials of one of our studies
+        settings = {"resampling": {"test_share": float(table["overlap"].iloc[0]), "train_share": 1.0}}
     return _study(where, name, runs, layout, question, facts, settings)
 
 
