@@ -1,4 +1,4 @@
-"""Tables of the shared grids: each arm's optimum of each hyperparameter, and all arms at equal learning rate."""
+"""Tables of the shared grids: each arm's optimum of each hyperparameter, and all arms at equal values of the first."""
 
 import math
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from analysis.stats.scale import Scale
 from analysis.verdict.checks import edge_hits
 from analysis.verdict.comparison import bounds
 from analysis.verdict.grids import grid_rows, grids, unbracketed
+from analysis.verdict.words import called
 
 COLUMNS: Columns = {
     "nuisance": ("hyperparameter", ""),
@@ -89,20 +90,20 @@ def _optimum(scale: Scale, values: list[float], losses: Mapping[str, np.ndarray]
 
 
 def pivot(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Columns]:
-    """Reshape rows of `at_grid`: one row per arm, one column per learning rate, improvement in percent [interval]."""
-    rates = sorted({row["lr"] for row in rows})
-    columns: Columns = {"arm": ("arm", "")} | {f"{lr:.9g}": (f"{lr:.3g}", "s") for lr in rates}
+    """Reshape rows of `at_grid`: one row per arm, one column per value, improvement in percent [interval]."""
+    name = next((key for key in rows[0]), "") if rows else ""
+    values = sorted({row[name] for row in rows})
+    columns: Columns = {"arm": ("arm", "")} | {f"{value:.9g}": (f"{value:.3g}", "s") for value in values}
     out: dict[str, dict[str, Any]] = {}
     for row in rows:
         value, low, high = (row[key] for key in ("improvement_percent", "improvement_low", "improvement_high"))
         text = "-" if value is None else f"{value:+.2f}%"
         text += "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
-        out.setdefault(row["arm"], {"arm": row["arm"]})[f"{row['lr']:.9g}"] = text
+        out.setdefault(row["arm"], {"arm": row["arm"]})[f"{row[name]:.9g}"] = text
     return list(out.values()), columns
 
 
-GRID_COLUMNS = {
-    "lr": ("learning rate", ".3g"),
+GRID_COLUMNS: Columns = {
     "arm": ("arm", ""),
     "n": ("n", "d"),
     "improvement_percent": ("improvement %", "+.3f"),
@@ -112,17 +113,22 @@ GRID_COLUMNS = {
 }
 
 
-def at_grid(study: Study) -> list[dict[str, Any]]:
-    """Compute the improvement on val_nll at every learning rate that arm and baseline share, on the selection seeds.
+def grid_columns(study: Study) -> Columns:
+    """Return the columns of `at_grid`."""
+    return {str(study.first): (called(str(study.first)), ".3g"), **GRID_COLUMNS}
 
-    The table describes and tests nothing, because these seeds chose the learning rates.
+
+def at_grid(study: Study) -> list[dict[str, Any]]:
+    """Compute the improvement on val_nll at every value of the first hyperparameter that arm and baseline share.
+
+    It is that of the selection seeds. The table describes and tests nothing, because these seeds chose the values.
     """
-    grid = grid_rows(study)
+    grid = grid_rows(study, study.first)
     if not len(grid):
         return []
-    grid = grid.assign(_lr=[float(f"{x:.9e}") for x in grid["lr"]])
+    grid = grid.assign(_at=[float(f"{x:.9e}") for x in grid[study.first]])
     rows = []
-    for lr, points in grid.groupby("_lr"):
+    for value_of_first, points in grid.groupby("_at"):
         table = points.pivot_table(index="seed", columns="arm", values="_loss", aggfunc="mean")
         for arm in study.arms:
             if arm == study.baseline or not {arm, study.baseline} <= set(table.columns):
@@ -134,7 +140,7 @@ def at_grid(study: Study) -> list[dict[str, Any]]:
             value = estimates.improvement_percent(b, a)
             rows.append(
                 {
-                    "lr": float(str(lr)),
+                    str(study.first): float(str(value_of_first)),
                     "arm": arm,
                     "n": int(keep.sum()),
                     "improvement_percent": None if value is None else study.sign * value,

@@ -88,7 +88,7 @@ def against_alpha(study: Study, points: int = 21) -> list[dict[str, Any]]:
     because these trials chose the configuration.
     """
     rows = []
-    for arm in study.arms:
+    for arm in study.arms if study.own is None else ():
         trials = completed(study, arm)
         if "alpha" not in searched(study, arm) or len(trials) < FEWEST:
             continue

@@ -19,6 +19,7 @@ from analysis.verdict import looks
 from analysis.verdict.decide import decide
 from analysis.verdict.exits import could_not
 from analysis.verdict.kinds import Comparison, Result, as_object
+from analysis.verdict.words import called
 
 COLUMNS: formats.Columns = {
     "arm": ("arm", ""),
@@ -104,13 +105,14 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
             optima = calibration.optimum_rows(study)
             if optima:
                 shown = calibration.columns(optima)
-                title = "The calibrated hyperparameters" if "nuisance" in shown else "The learning-rate grid"
+                one = study.first == "lr" and "nuisance" not in shown
+                title = "The learning-rate grid" if one else "The calibrated hyperparameters"
                 command.emit_rows(optima, shown, "terminal", title=title)
             if grid:
                 command.emit_rows(
                     *calibration.pivot(grid),
                     "terminal",
-                    title=f"At equal learning rate ({study.own.name if study.own else 'val_nll'})",
+                    title=f"At equal {called(str(study.first))} ({study.own.name if study.own else 'val_nll'})",
                 )
             if slopes:
                 command.emit_rows(slopes, curves.SLOPE_COLUMNS, "terminal", title="Over training")

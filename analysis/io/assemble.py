@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.io.files import TableError
 from analysis.io.names import STAGES
 from analysis.io.trials import confirm_rows, last_step, normalise, numeric_columns, to_numbers
+from analysis.stats.scale import first_of
 from analysis.stats.sequential import MOST_RESERVE, RULES, plan
 
 CORRECTIONS = ("holm", "bonferroni", "benjamini-hochberg", "none")
@@ -126,6 +127,11 @@ class Study:
     def budget_unit(self) -> str:
         """Unit of the training that a trial gets."""
         return self.own.budget if self.own else "tokens"
+
+    @property
+    def first(self) -> str | None:
+        """Name of the hyperparameter that is tuned first: `lr`, or that of the user's study; None without any."""
+        return first_of(self.settings.get("nuisance") or {}) if self.own else "lr"
 
     @property
     def better(self) -> str:

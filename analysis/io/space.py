@@ -9,14 +9,15 @@ import pandas as pd
 
 from analysis.io.assemble import Study
 from analysis.io.formats import Columns
+from analysis.io.names import STAGES
 from analysis.io.trials import confirm_rows
 
 
 def searched(study: Study, arm: str) -> dict[str, dict[str, Any]]:
     """Return hyperparameter -> its range in the study file, for those that the arm's search tuned."""
     found = dict(study.settings.get("nuisance") or {})
-    alpha = (study.settings.get("arms") or {}).get(arm) or {}
-    alpha = alpha.get("alpha") if isinstance(alpha, dict) else None
+    options = (study.settings.get("arms") or {}).get(arm) or {}
+    alpha = options.get("alpha") if isinstance(options, dict) else None
     if isinstance(alpha, dict) and alpha.get("search"):
         layers = [name for name in study.trials.columns if re.fullmatch(r"alpha_\d+", str(name))]
         names = layers if alpha["search"].get("per") == "layer" else ["alpha"]
@@ -24,17 +25,21 @@ def searched(study: Study, arm: str) -> dict[str, dict[str, Any]]:
     trained = (alpha.get("learnable") or alpha.get("token")) if isinstance(alpha, dict) else None
     if isinstance(trained, dict) and isinstance(trained.get("lr_multiplier"), dict):
         found["alpha_lr_multiplier"] = trained["lr_multiplier"]
+    for each in (options.get("of"), arm) if study.own and isinstance(options, dict) else ():
+        found |= ((study.settings["arms"].get(each) or {}).get("search") or {}) if each else {}
     return {name: where for name, where in found.items() if name in study.trials.columns}
 
 
 def search_trials(study: Study, arm: str) -> int | None:
     """Return the number of search trials of an arm: `trials_per_arm`, or fewer if its choices have fewer combinations.
 
-    Returns None without a study file.
+    Returns None without a study file, and 0 if the study has no search.
     """
+    if "search" not in (study.settings.get("stages") or STAGES):
+        return 0
     asked = (study.settings.get("search") or {}).get("trials_per_arm")
     choices: list[list[float]] = [where.get("choice") or [] for where in searched(study, arm).values()]
-    if not asked or not choices or not all(choices):
+    if not asked or not (choices or study.own) or not all(choices):
         return int(asked) if asked else None
     points: int = math.prod(len(set(values)) for values in choices)
     return min(int(asked), points)
@@ -49,7 +54,7 @@ def chosen_values(study: Study) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     confirm, trials = confirm_rows(study.trials), study.trials
     calibrated = not study.confirms and (trials["stage"] == "calibrate").any()
-    others = {"lr", *(trials["axis"].dropna() if "axis" in trials.columns else ())} if calibrated else set()
+    others = {study.first, *(trials["axis"].dropna() if "axis" in trials.columns else ())} if calibrated else set()
     for arm in study.arms if study.settings.get("arms") else ():
         rows = confirm[confirm["arm"] == arm]
         if not study.confirms and "val_nll" in trials.columns:

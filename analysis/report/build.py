@@ -28,6 +28,7 @@ from analysis.verdict.kinds import Result, as_object, rows_of_rungs, shown_rows
 from analysis.verdict.ladder.words import FAMILY, size
 from analysis.verdict.ladder.words import summarise as of_ladder
 from analysis.verdict.summary import Summary, summarise
+from analysis.verdict.words import called
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -168,6 +169,7 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         methods=methods(found.study),
         would_change=would_change(found),
         cell=formats.cell,
+        called=called,
     )
 
 

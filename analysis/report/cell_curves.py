@@ -23,15 +23,22 @@ def lines(study: Study) -> list[Line]:
     curves, trials = study.curves, study.trials
     if not len(curves) or "config_key" not in trials.columns:
         return []
-    rates = trials.drop_duplicates(["arm", "config_key"]).set_index(["arm", "config_key"])["lr"]
+    first = trials.drop_duplicates(["arm", "config_key"]).set_index(["arm", "config_key"])
     found = []
     for arm in study.arms:
         mine = curves[(curves["arm"] == arm) & np.isfinite(curves["val_nll"].astype(float))].sort_values("tokens")
         last = mine.groupby("config_key", sort=False)["val_nll"].last().sort_values(kind="stable")
         for rank, key in enumerate(last.index[:MOST]):
             rows = mine.loc[mine["config_key"] == key, ["tokens", "val_nll"]]
-            found.append((arm, rank, f"{arm}, lr {rates[arm, key]:.1e}", rows))
+            found.append((arm, rank, f"{arm}{_setting(study, first.loc[(arm, key)])}", rows))
     return found
+
+
+def _setting(study: Study, row: pd.Series) -> str:
+    """Return the value of the first hyperparameter in words; "" if a study tunes none."""
+    if study.first is None:
+        return ""
+    return f", {study.first} " + (f"{row['lr']:.1e}" if study.first == "lr" else f"{row[study.first]:.4g}")
 
 
 def cell_curves(study: Study, found: Sequence[Line]) -> Figure:

@@ -47,7 +47,7 @@ def _has(found: Findings, stage: str) -> bool:
 
 def _rates(found: Findings) -> bool:
     trials = found.study.trials
-    return {"lr", "val_nll"} <= set(trials.columns) and bool((trials["stage"] != "confirm").any())
+    return {found.study.first, "val_nll"} <= set(trials.columns) and bool((trials["stage"] != "confirm").any())
 
 
 FIGURES = (
@@ -91,7 +91,7 @@ FIGURES = (
     Figure(
         "search_budget",
         draw=lambda found: plots.search_budget(found.study, found.search_budget),
-        table=lambda found: {"lr", "val_nll"} <= set(found.study.trials.columns) and found.search_budget,
+        table=lambda found: {found.study.first, "val_nll"} <= set(found.study.trials.columns) and found.search_budget,
         takeaway=lambda found: takeaways.search_budget(found.search_budget),
         caption=(
             "Expected lowest validation loss of n search trials of an arm, from the trials it had. The solid line is "

@@ -154,7 +154,7 @@ class Findings:
             "fairness": (self.fairness, fairness.COLUMNS),
             "sequential": (self.sequential, PATH_COLUMNS),
             "calibration": (self.calibration, calibration.columns(self.calibration)),
-            "equal_learning_rate": (self.equal_learning_rate, calibration.GRID_COLUMNS),
+            "equal_learning_rate": (self.equal_learning_rate, calibration.grid_columns(self.study)),
             "over_training": (self.slopes, curves.SLOPE_COLUMNS),
             "search_budget": (self.search_budget, budget.COLUMNS),
             "importance": (self.importance, hyperparameters.COLUMNS),

@@ -170,7 +170,9 @@ def _seeds(study: Study) -> str:
 def _grids(study: Study) -> str:
     """Return the shared grids in words."""
     names = [called(name) for name in grids(study)]
-    return "one shared learning-rate grid" if len(names) < 2 else f"shared grids of {', '.join(names)}, each"
+    if names in ([], [called("lr")]):
+        return "one shared learning-rate grid"
+    return f"shared grids of {', '.join(names)}, each" if names[1:] else f"one shared grid of {names[0]}"
 
 
 def would_change(found: Findings) -> list[str]:

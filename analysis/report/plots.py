@@ -21,7 +21,7 @@ from analysis.describe.curves import SCALES, confirm_curves
 from analysis.io.assemble import COMPUTE, RUNG, Study
 from analysis.io.trials import confirm_rows
 from analysis.report.palette import INK, colour_of
-from analysis.verdict.grids import grid_rows, grids
+from analysis.verdict.grids import grid_rows, grids, ranges
 from analysis.verdict.kinds import Comparison, Result
 from analysis.verdict.ladder.words import rows_of
 from analysis.verdict.words import called
@@ -104,10 +104,12 @@ def legend(ax: Axes | Figure, entries: Sequence[tuple[Artist, str]]) -> None:
 def learning_rate(study: Study) -> Figure:
     """Draw validation loss against each calibrated hyperparameter: search trials as dots, shared grids as lines."""
     shared = grids(study)
-    names = list(shared) or ["lr"]
+    names = list(shared) or [str(study.first)]
     fig = Figure(figsize=(WIDTH, 3.7 * len(names)))
     for ax, name in zip(fig.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
-        entries = _against(ax, study, name, name == "lr" or shared[name].scale.logarithmic)
+        given = "lr" if name == "lr" else next(iter(ranges(study).get(name, {})), "")
+        logarithmic = shared[name].scale.logarithmic if name in shared else given in ("lr", "loguniform")
+        entries = _against(ax, study, name, logarithmic)
     legend(ax, entries)
     return fig
 

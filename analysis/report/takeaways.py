@@ -12,7 +12,7 @@ from analysis.io.trials import confirm_rows
 from analysis.report.cell_curves import Line
 from analysis.verdict.kinds import Comparison
 from analysis.verdict.ladder.kinds import ArmTrend
-from analysis.verdict.words import headline
+from analysis.verdict.words import called, headline
 
 SAME = 0.005  # alphas of an arm's layers that differ by less are shown as one number
 
@@ -57,10 +57,10 @@ def sequential(rows: Sequence[Comparison]) -> str:
 
 
 def learning_rate(rows: list[dict[str, Any]]) -> str:
-    """State if every arm's optimum lies inside the grids, and the range of the optimal learning rates."""
+    """State if every arm's optimum lies inside the grids, and the range of the first hyperparameter's optima."""
     if not rows:
         return ""
-    several = {row["nuisance"] for row in rows} != {"lr"}
+    first, several = rows[0]["nuisance"], len({row["nuisance"] for row in rows}) > 1
 
     def named(row: dict[str, Any], *more: str) -> str:
         said = ", ".join([*([row["nuisance"]] if several else []), *more])
@@ -71,8 +71,8 @@ def learning_rate(rows: list[dict[str, Any]]) -> str:
         return f"The optimum of {listed(edges)} is at an end of {grid}, and may lie beyond it."
     if lonely := [named(row, row["bracketed"].removeprefix("no: ")) for row in rows if row["bracketed"] != "yes"]:
         return f"The optimum of {listed(lonely)} has no finite point on each side, and is uncertain."
-    found = sorted({f"{row['fitted']:.2g}" for row in rows if row["nuisance"] == "lr" and row["fitted"]}, key=float)
-    what = ", learning rate " if several else ", "
+    found = sorted({f"{row['fitted']:.2g}" for row in rows if row["nuisance"] == first and row["fitted"]}, key=float)
+    what = f", {called(first)} " if several else ", "
     rates = "" if not found else f"{what}{found[0]}" if not found[1:] else f"{what}between {found[0]} and {found[-1]}"
     return f"Every arm has its optimum inside {'its grids' if several else 'the grid'}{rates}."
 

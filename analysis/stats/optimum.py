@@ -34,6 +34,7 @@ def bracket(means: Sequence[float], legal_ends: tuple[bool, bool] = (False, Fals
     Args:
         means: Mean losses of the points in the order of the grid, +inf if a run was infeasible.
         legal_ends: True for an end of the grid beyond which no legal value lies. It needs no neighbour there.
+            Between two such ends, two points are enough.
     """
     finite = np.isfinite(np.asarray(means, float))
     if not finite.any():
@@ -43,7 +44,7 @@ def bracket(means: Sequence[float], legal_ends: tuple[bool, bool] = (False, Fals
         return Bracket.END
     if not finite[max(best - 1, 0) : best + 2].all():
         return Bracket.DIVERGES
-    return Bracket.CLOSED if finite.sum() >= 3 else Bracket.FEW
+    return Bracket.CLOSED if finite.sum() >= 3 or all(legal_ends) else Bracket.FEW
 
 
 def enclosed(chosen: float, tried: Iterable[float], scale: Scale) -> Bracket:

@@ -28,7 +28,7 @@ class Scale:
     """The scale of a nuisance hyperparameter. On it, values that matter alike are equally far apart.
 
     `step` is the distance of neighbouring points of calibrate, `low` and `high` are the legal ends, all on the scale.
-    Values are multiples of `unit`, or any number if it is None.
+    Values are multiples of `unit`, or any number if it is None. If they are `listed`, the scale is the place in a list.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Scale:
     low: float
     high: float
     unit: int | None = None
+    listed: bool = False
 
     @property
     def logarithmic(self) -> bool:
@@ -48,6 +49,8 @@ class Scale:
         """Return the legal value of a position on the scale, rounded."""
         if self.unit:
             return float(self.unit * max(1, round(self.back(min(at, self.high)) / self.unit)))
+        if self.listed:
+            return self.back(max(self.low, min(at, self.high)))
         if at <= self.low + 1e-9 or at >= self.high - 1e-9:
             return self.back(self.low if at <= self.low + 1e-9 else self.high)
         found = self.back(at)
@@ -82,8 +85,18 @@ def batch_limits(model: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[in
     return unit, max(1, int(fixed["tokens"]) // 2 // unit) * unit
 
 
+def is_whole(where: Mapping[str, Any]) -> bool:
+    """Return True if a search range is a choice of whole numbers."""
+    choice = where.get("choice") or []
+    return bool(choice) and all(float(value).is_integer() for value in choice)
+
+
 def scale_of(
-    name: str, where: Mapping[str, Sequence[float]], spacing: float, batch: tuple[int, int] | None = None
+    name: str,
+    where: Mapping[str, Sequence[float]],
+    spacing: float,
+    batch: tuple[int, int] | None = None,
+    own: bool = False,
 ) -> Scale:
     """Return the scale of a nuisance hyperparameter.
 
@@ -96,6 +109,8 @@ def scale_of(
         where: Its search range as in a study file: a key `uniform`, `loguniform` or `choice` with its values.
         spacing: Ratio of neighbouring learning rates.
         batch: The `batch_limits` of the study, for `batch_tokens`.
+        own: The study trains the user's own code. There a `choice` has no values but those listed, with neighbours in
+            the list one step apart.
     """
     kind, values = next((kind, values) for kind, values in where.items() if values)
     least, most = min(values), max(values)
@@ -103,6 +118,9 @@ def scale_of(
     of_name = known[0] <= least and most <= known[1]  # a name of the user's own study may mean something else
     low, high = known if of_name else (0.0, math.inf) if kind == "loguniform" else (least, most)
     unit = None
+    if own and kind == "choice" and name != "lr":
+        listed = sorted(map(float, values))
+        return Scale(name, listed.index, lambda at: listed[round(at)], 1.0, 0.0, len(listed) - 1.0, listed=True)
     if name == "batch_tokens" and batch:
         unit, (low, high) = batch[0], map(float, batch)
     if name in DECAYS and of_name:
@@ -129,6 +147,11 @@ def _scale(
 
 
 def calibrated(nuisance: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """Return the hyperparameters that calibrate chooses: `lr`, then the others that have more than one value."""
+    """Return the hyperparameters that calibrate chooses: `lr` if there is one, then those with more than one value."""
     several = [name for name, where in nuisance.items() if any(len(set(values or ())) > 1 for values in where.values())]
-    return ["lr", *(name for name in several if name != "lr")]
+    return [*(["lr"] if "lr" in nuisance else []), *(name for name in several if name != "lr")]
+
+
+def first_of(nuisance: Mapping[str, Mapping[str, Sequence[float]]]) -> str | None:
+    """Return the hyperparameter that is tuned first: the first calibrated one, or else the first of all, if any."""
+    return next(iter([*calibrated(nuisance), *nuisance]), None)

@@ -65,10 +65,13 @@ def assay(rows: Sequence[Comparison], study: Study) -> Sensitivity:
 
 
 def edge_hits(study: Study) -> list[str]:
-    """Return the arms whose confirmed learning rate is an end of the calibration grid; a better one may lie outside."""
+    """Return the arms whose confirmed learning rate is an end of the calibration grid; a better one may lie outside.
+
+    For other hyperparameters `unbracketed` says so, which knows their legal ends.
+    """
     if "lr" not in study.trials.columns:
         return []
-    grid, confirm = grid_rows(study), confirm_rows(study.trials)
+    grid, confirm = grid_rows(study, "lr"), confirm_rows(study.trials)
     hits = []
     for arm in study.arms:
         points = np.unique(grid.loc[grid["arm"] == arm, "lr"].to_numpy(float))

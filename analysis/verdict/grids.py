@@ -27,7 +27,7 @@ def ranges(study: Study) -> dict[str, dict[str, list[float]]]:
     return {name: {kind: values for kind, values in where.items() if values} for name, where in found.items()}
 
 
-def grid_rows(study: Study, name: str = "lr") -> pd.DataFrame:
+def grid_rows(study: Study, name: str | None) -> pd.DataFrame:
     """Return the calibrate trials of the grid of a hyperparameter, without those that the machine failed.
 
     They have their loss in `_loss`, infinite if they were infeasible. A trial that two grids share has one row.
@@ -39,24 +39,28 @@ def grid_rows(study: Study, name: str = "lr") -> pd.DataFrame:
     loss = rows["val_nll"].astype(float)
     rows = rows.assign(_loss=loss.where((rows["outcome"] == "completed") & np.isfinite(loss), np.inf))
     if "axis" not in rows.columns:
-        return rows if name == "lr" else rows.iloc[:0]
+        return rows if name == study.first else rows.iloc[:0]
     values = rows.loc[rows["axis"] == name, name].unique()
-    others = [other for other in calibrated(ranges(study)) if other != name and other in rows.columns]
+    order = calibrated(ranges(study))
+    others = [other for other in order if other != name and other in rows.columns]
+    before = order[: order.index(name)] if name in order else []  # a point that both grids have is in the first one
     keep = pd.Series(False, index=rows.index)
     for _, mine in rows.groupby("arm"):
         own = mine[mine["axis"] == name]
         if len(own):
             beside = (mine[others] == own.iloc[0][others]).all(axis=1)
-            keep[mine.index[beside & mine[name].isin(values)]] = True
+            shared = mine.loc[beside & mine["axis"].isin(before), name]
+            keep[mine.index[beside & mine[name].isin([*values, *shared])]] = True
     return rows[keep]
 
 
 def grids(study: Study) -> dict[str, Grid]:
-    """Return the grid of each hyperparameter that was calibrated, the learning rate first."""
-    given = {"lr": {"loguniform": [1e-4, 1e-2]}} | ranges(study)
+    """Return the grid of each hyperparameter that was calibrated, `study.first` first."""
+    given = ({} if study.own else {"lr": {"loguniform": [1e-4, 1e-2]}}) | ranges(study)
     spacing = (study.settings.get("calibrate") or {}).get("spacing") or SPACING
     settings = study.settings
-    batch = batch_limits(settings["model"], settings["fixed"]) if "batch_tokens" in given else None
+    own = study.own is not None
+    batch = batch_limits(settings["model"], settings["fixed"]) if "batch_tokens" in given and not own else None
     found = {}
     for name in calibrated(given):
         rows = grid_rows(study, name)
@@ -67,7 +71,7 @@ def grids(study: Study) -> dict[str, Grid]:
             }
             # a value that lacks a seed is left out
             losses = {arm: table.dropna() for arm, table in tables.items()}
-            found[name] = Grid(scale_of(name, given[name], spacing, batch), losses)
+            found[name] = Grid(scale_of(name, given[name], spacing, batch, own), losses)
     return found
 
 
@@ -105,5 +109,5 @@ def uncalibrated(study: Study) -> list[str]:
     if not study.confirms or set(study.trials["stage"]) <= {"confirm"}:
         return []
     several = [name for name, where in ranges(study).items() if len(set(next(iter(where.values()), []))) > 1]
-    done = {*grids(study), *(["lr"] if "calibrate" in (study.settings.get("stages") or STAGES) else [])}
+    done = {*grids(study), *([study.first] if "calibrate" in (study.settings.get("stages") or STAGES) else [])}
     return [name for name in several if name not in done]

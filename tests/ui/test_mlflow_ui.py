@@ -33,9 +33,9 @@ def runs(page, address):
 
 def name_of(record):
     """Return the name of a cell's run in the UI."""
-    from tune.tracking.runs import run_name
-
-    return run_name(record.cell)
+    cell = record.cell
+    alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
+    return f"{cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
 
 
 def chart_below(page, heading):

@@ -28,13 +28,12 @@ CONTINUES = "Ctrl-C stops cleanly; the same command continues."
 def plain(event: CellEnded) -> str:
     """Return one line on a cell that ended."""
     cell = event.cell
-    alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
     left = event.seconds_left or 0.0
     left_text = f", about {duration(left)} left" if left > 60 else ""
     loss = f"{event.metric} {event.loss:.4f}" if event.loss < float("inf") else "no loss"
     outcome = "" if event.outcome == "completed" else f", {event.outcome.replace('_', ' ')}"
     rung = f"rung {cell.rung} " if cell.rung else ""
-    what = f"{rung}{cell.stage} {cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
+    what = f"{rung}{cell.stage} {cell.arm}{event.setting} seed={cell.seed}"
     return f"[{event.ended}/{event.total}] {what}: {loss}{outcome}{left_text}"
 
 

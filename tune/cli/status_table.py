@@ -121,7 +121,7 @@ def stages(progress: Progress, width: int) -> Table:
 
 
 def arms(progress: Progress, width: int, room: int | None = None) -> list[RenderableType]:
-    """Return a table with each arm's best validation loss (nats per token) and learning rate in every stage.
+    """Return a table with each arm's best validation loss (nats per token) and setting in every stage.
 
     Args:
         progress: Progress of the study.
@@ -147,13 +147,13 @@ def _width(cells: list[str], stage: str) -> int:
 
 
 def best(progress: Progress, stage: str, arm: str) -> str:
-    """Return a text with an arm's best loss in a stage, its learning rate and, for a mean, the number of seeds."""
+    """Return a text with an arm's best loss in a stage, its setting and, for a mean, the number of seeds."""
     found = progress.best(stage, arm)
     if found is None:
         lost = progress.count(stage, "infeasible", arm=arm)
         return "none: infeasible" if lost and not progress.count(stage, "running", "waiting", arm=arm) else ""
     seeds = f" n={found.n}" if stage == "confirm" else ""
-    return f"{progress.study.sign * found.loss:.4f} lr={found.lr:.1e}{seeds}"
+    return f"{progress.study.sign * found.loss:.4f}{progress.study.setting(found.setting)}{seeds}"
 
 
 def pace(view: View) -> str:

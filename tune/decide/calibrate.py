@@ -2,7 +2,7 @@
 
 Nothing here trains. The stages ask for cells, record their losses, and ask again until no cell is left.
 
-1. The learning rate has a shared grid. The other nuisance hyperparameters stay at a shared centre.
+1. The first one, `study.first`, has a shared grid. The other nuisance hyperparameters stay at a shared centre.
 2. Each further one has a grid of shared values around that centre. Each arm runs it at the optima found so far.
 3. If there are two or more, corner points around each arm's optimum show how they interact. A joint fit through all
    points of an arm moves its optimum. New corners follow until no arm gains more.
@@ -104,7 +104,7 @@ class Calibration:
 
     @property
     def grid(self) -> list[float]:
-        """The grid of learning rates, empty before it is known."""
+        """The grid of the first hyperparameter, empty before it is known."""
         return self._axes[0].values if self._axes else []
 
     # --- cells ---
@@ -114,18 +114,21 @@ class Calibration:
         self._arms, self._axis, self._round = list(best), 0, 0
         if not self._centre:
             self._centre = {
-                name: self._scales[name].mean(config[name] for config in best.values()) for name in self.names[1:]
+                name: self._scales[name].mean(config[name] for config in best.values())
+                for name in self.names
+                if name != "lr"  # the centre of its grid is not rounded
             }
-        self._now |= {arm: {**config, **self._centre} for arm, config in best.items()}
-        return self._begin_axis([config["lr"] for config in best.values()])
+        beside = {name: value for name, value in self._centre.items() if name != self.names[0]}
+        self._now |= {arm: {**config, **beside} for arm, config in best.items()}
+        return self._begin_axis([config[self.names[0]] for config in best.values()])
 
-    def _begin_axis(self, rates: Iterable[float] = ()) -> list[Cell]:
-        """Return the cells of the current axis for the arms. `rates` are the best learning rates of their searches."""
+    def _begin_axis(self, found: Iterable[float] = ()) -> list[Cell]:
+        """Return the cells of the current axis for the arms. `found` are the best values of their searches."""
         name, settings = self.names[self._axis], self.study.calibrate
         if self._axis == len(self._axes):
             scale = self._scales[name]
             if name == "lr":
-                values = geometric_grid(geometric_mean(list(rates)), settings.points, settings.spacing)
+                values = geometric_grid(geometric_mean(list(found)), settings.points, settings.spacing)
                 if len(values) == len(self._recorded) and np.allclose(values, self._recorded, rtol=SAME, atol=0):
                     values = self._recorded
             else:
@@ -317,7 +320,7 @@ class Calibration:
         chosen = {}
         for arm in self._arms:
             chosen[arm] = self._now[arm]
-            point = self._best_point(self._axes[0], arm)
+            point, ends = self._best_point(self._axes[0], arm), self._axes[0].ends()
             open_sides = {axis.name: self._bracket(axis, arm) for axis in self._axes}
             self._decided(
                 "chosen",
@@ -325,7 +328,7 @@ class Calibration:
                 config=chosen[arm],
                 config_key=digest(chosen[arm]),
                 grid_best=self.grid[point],
-                at_edge=point in (0, len(self.grid) - 1),
+                at_edge=(point == 0 and not ends[0]) or (point == len(self.grid) - 1 and not ends[1]),
                 **({} if self._first_form else {"unbracketed": _named(open_sides)}),
             )
         return chosen

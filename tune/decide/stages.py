@@ -34,7 +34,8 @@ class Stages:
         looked: Numbers of confirm seeds at earlier looks of the fixed rule.
         confirmed: Arm and seed of each confirm cell that an earlier run of the study recorded.
         first_form: The ledger is of an earlier version, which calibrated the learning rate alone (`Calibration`).
-        start: Configurations at which calibrate starts, by arm, instead of those that a search here would find.
+        start: Configurations at which calibrate starts, by arm, instead of those that a search here would find. A
+            study that tunes nothing starts with empty ones.
         grid: First grid of learning rates that an earlier run recorded.
     """
 
@@ -50,6 +51,8 @@ class Stages:
         start: Mapping[str, dict[str, float]] | None = None,
         grid: Sequence[float] | None = None,
     ) -> None:
+        if start is None and not study.runs("search"):
+            start = {arm: {} for arm in study.arms}
         self.study, self._decided, self._suggested, self._start = study, decided, suggested, start
         self.stage = "search"
         later = {arm for group in added for arm in group}
@@ -67,7 +70,7 @@ class Stages:
         self._pending: deque[Cell] = deque()
         self._open: set[str] = set()
         if start is not None:
-            self._calibrate()
+            self._after_search()
 
     # --- what to train next ---
 
@@ -166,8 +169,10 @@ class Stages:
 
     def _calibrate(self) -> None:
         self.stage = "calibrate"
-        found = {arm: self.search[arm].best() if self._start is None else self._start[arm] for arm in self._arms}
-        self._pending.extend(self.calibration.begin(found))
+        self._pending.extend(self.calibration.begin({arm: self._best(arm) for arm in self._arms}))
+
+    def _best(self, arm: str) -> dict[str, float]:
+        return self.search[arm].best() if self._start is None else self._start[arm]
 
     # --- confirm ---
 
@@ -177,7 +182,7 @@ class Stages:
             self.chosen |= self.calibration.choose()
         else:
             for arm in self._arms:
-                self.chosen[arm] = best = self.search[arm].best()
+                self.chosen[arm] = best = self._best(arm)
                 self._decided("chosen", arm=arm, config=best, config_key=digest(best), grid_best=None, at_edge=False)
         if not self.study.runs("confirm"):
             self._next_group()
@@ -190,6 +195,6 @@ class Stages:
         if self._later:
             self._arms, self.stage = self._later.popleft(), "search"
             if self._start is not None:
-                self._calibrate()
+                self._after_search()
         else:
             self.stage = "done"

@@ -22,10 +22,13 @@ STATES = ("running", "waiting", *OUTCOMES)
 
 @dataclass(frozen=True)
 class Best:
-    """Best result of an arm in a stage: mean validation loss (nats per token) over `n` seeds, and the learning rate."""
+    """Best result of an arm in a stage: mean validation loss (nats per token) over `n` seeds, and its setting.
+
+    `setting` has the value of `study.first`; it is empty if the study tunes nothing.
+    """
 
     loss: float
-    lr: float
+    setting: dict[str, float]
     n: int
 
 
@@ -39,7 +42,7 @@ class Progress:
         self._states: dict[str, str] = {}
         self._counts: Counter[tuple[str, str, str]] = Counter()  # by stage, arm and state
         self._losses: dict[tuple[str, str], dict[tuple[float, str], list[float]]] = {}
-        # by stage and arm, then learning rate and configuration
+        # by stage and arm, then value of `study.first` and configuration
         self._started: dict[str, float] = {}  # start times of the running cells
         self._took: dict[tuple[str, str], tuple[float, int]] = {}  # (seconds, number) of ended cells, by stage and arm
         self._whole: dict[str, tuple[float, int]] = {}  # the same for completed cells, by arm
@@ -100,7 +103,7 @@ class Progress:
         loss = event["final"].get("val_nll")
         if event["outcome"] == "completed" and loss is not None:
             losses = self._losses.setdefault((cell.stage, cell.arm), {})
-            losses.setdefault((cell.config["lr"], cell.config_key), []).append(loss)
+            losses.setdefault((cell.config.get(self.study.first or "", 0.0), cell.config_key), []).append(loss)
 
     def _move(self, cell: Cell, state: str) -> None:
         if before := self._states.get(cell.key):
@@ -150,15 +153,17 @@ class Progress:
         It is the lowest loss in the search stage and the mean over the seeds in the confirm stage. In the calibrate
         stage it is the lowest mean among the configurations with the most seeds.
         """
-        rates = self._losses.get((stage, arm))
-        if not rates:
+        found = self._losses.get((stage, arm))
+        if not found:
             return None
+        most = 1 if stage == "search" else max(map(len, found.values()))
         if stage == "search":
-            loss, lr = min((min(losses), lr) for (lr, _), losses in rates.items())
-            return Best(loss, lr, 1)
-        most = max(map(len, rates.values()))
-        loss, lr = min((sum(losses) / most, lr) for (lr, _), losses in rates.items() if len(losses) == most)
-        return Best(loss, lr, most)
+            loss, value = min((min(losses), value) for (value, _), losses in found.items())
+        else:
+            loss, value = min(
+                (sum(losses) / most, value) for (value, _), losses in found.items() if len(losses) == most
+            )
+        return Best(loss, {self.study.first: value} if self.study.first else {}, most)
 
     @property
     def tokens_per_second(self) -> float | None:

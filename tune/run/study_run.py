@@ -47,6 +47,7 @@ class CellEnded:
         total: Number of cells that have ended or may follow.
         seconds_left: Expected seconds until the study ends. None means unknown.
         metric: Name of the loss, which has the sign that its user knows.
+        setting: Values of hyperparameters in words (`Study.setting`).
     """
 
     cell: Cell
@@ -56,6 +57,7 @@ class CellEnded:
     total: int
     seconds_left: float | None
     metric: str = "val_nll"
+    setting: str = ""
 
 
 class StudyRun:
@@ -358,7 +360,8 @@ class StudyRun:
             name, sign = self.study.shown.get("val_nll", "val_nll"), self.study.sign
             loss = sign * loss if math.isfinite(loss) else loss
             ahead = seconds[0] if seconds else None
-            self._listen(CellEnded(cell, outcome, loss, self.ended, self.ended + left, ahead, name))
+            setting = self.study.setting(cell.config)
+            self._listen(CellEnded(cell, outcome, loss, self.ended, self.ended + left, ahead, name, setting))
 
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
         if self._folder and (problem := self.models.take(self.records[cell.key], self.checkpoints(cell) / TRAINED)):

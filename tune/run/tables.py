@@ -46,7 +46,7 @@ def _trial_rows(
             "chosen": chosen.get((cell.rung, cell.arm)) == cell.config_key if cell.stage == "confirm" else None,
             "test_nll": final.get("test_nll"),
             **{name: final.get(name, last.get(name)) for name in FINAL},
-            "lr": cell.config["lr"],
+            **({"lr": cell.config["lr"]} if "lr" in cell.config else {}),
             "alpha": final.get("alpha", cell.config.get("alpha")),
             **{name: final.get(name, last.get(name)) for name in COST},
             **{name: final[name] for name in (*ON_GPU, *ELSEWHERE) if name in final},

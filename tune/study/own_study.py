@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from analysis.stats.scale import calibrated, is_whole
 from pagating.gating.catalog import BASES, DEFAULTS
 from tune.study.arm import STUDY_FORMS, AlphaSection, Arm
 from tune.study.sections import (
@@ -154,7 +155,8 @@ class OwnStudy(Study):
     metric: MetricSection = Field(description="the metric that is compared")
     budget: dict[str, int] = Field(description="length of a trial: a unit, such as steps, and a whole number")
     nuisance: dict[str, Distribution] = Field(
-        description="hyperparameters that every arm tunes and calibrates so that the comparison is fair; always `lr`"
+        description="hyperparameters that every arm tunes and calibrates so that the comparison is fair: `lr` first, "
+        "then the others in their order; {} if there is nothing to tune. A choice of whole numbers stays whole"
     )
     arms: dict[str, OwnArm] = Field(  # type: ignore[assignment]
         description="alternatives under comparison: two or more, one of them the baseline"
@@ -213,20 +215,19 @@ class OwnStudy(Study):
             raise ValueError(f"budget {given}: '{unit}' has another meaning; call the unit otherwise")
         return given
 
-    @field_validator("nuisance", mode="before")
+    @field_validator("stages")
     @classmethod
-    def _nuisance(cls, given: Any) -> Any:
-        return given
+    def _stages(cls, given: list[str]) -> list[str]:
+        return given if given == ["confirm"] else super()._stages(given)  # of a study that tunes nothing
 
     @model_validator(mode="after")
     def _together(self) -> OwnStudy:
         if len(self.arms) < 2 and self.runs("confirm"):
             raise ValueError("a study needs a baseline and at least one arm to compare with it")
         lr = self.nuisance.get("lr")
-        if lr is None:
-            raise ValueError("nuisance.lr is missing: the hyperparameter that is tuned first has this name")
-        if min(lr.values) <= 0 or max(lr.values) > MOST_LR:
+        if lr and (min(lr.values) <= 0 or max(lr.values) > MOST_LR):
             raise ValueError(f"nuisance.lr must be in (0, {MOST_LR:g}]; got {lr.values}")
+        self._drop_stages()
         self.__dict__["fixed"] = _fixed(self.amount)
         if self.scales:
             self._check_scales()
@@ -244,6 +245,16 @@ class OwnStudy(Study):
                 "confirm.reserve and confirm.test"
             )
         return self
+
+    def _drop_stages(self) -> None:
+        """Leave out the stages that have nothing to tune."""
+        searched = any(map(self.space, self.arms))
+        if self.stages[0] != "search" and searched:
+            raise ValueError("stages [confirm] is for a study that tunes nothing; add search")
+        tuned = {"search": searched, "calibrate": bool(calibrated(self.ranges))}
+        self.__dict__["stages"] = [stage for stage in self.stages if tuned.get(stage, True)]
+        if not self.stages:
+            raise ValueError("nuisance: {} and no arm has search, so nothing is tuned: add confirm to stages")
 
     def _check_arm(self, name: str, arm: OwnArm) -> None:
         where = f"arms.{name}"
@@ -352,6 +363,11 @@ class OwnStudy(Study):
         unit = {"tokens": self.unit, "tokens_per_second": f"{self.unit}_per_second"}
         return {"val_nll": self.metric.name, "test_nll": self.metric.test, **unit}
 
+    def setting(self, config: Mapping[str, float]) -> str:
+        """Return the values of a configuration, such as ` depth=3 rate=0.01`; "" if there are none."""
+        values = {name: f"{value:.1e}" if name == "lr" else f"{value:.4g}" for name, value in config.items()}
+        return "".join(f" {name}={value}" for name, value in values.items())
+
     def resolved(self, arm: str) -> OwnArm:
         """Return an arm with the values of the arm that its `of` names."""
         own = self.arms[arm]
@@ -365,7 +381,9 @@ class OwnStudy(Study):
 
     def values(self, arm: str, config: Mapping[str, float]) -> dict[str, Value]:
         """Return what a trial reads as `trial.NAME`: tuned values, what the arm sets, and the sizes of its rung."""
-        return {**config, **self.resolved(arm).set, **self.sizes}
+        whole = [name for name, where in self.space(arm).items() if is_whole(where.model_dump())]
+        tuned = {**config, **{name: int(config[name]) for name in whole if name in config}}
+        return {**tuned, **self.resolved(arm).set, **self.sizes}
 
     def to_read(self, arm: str) -> list[str]:
         """Return the names without which the arm would not be what it is."""

@@ -64,7 +64,7 @@ def short_searches(study: Study) -> list[str]:
     """Return a note for the arms whose search ends before `trials_per_arm`; else an empty list."""
     short: dict[int, list[str]] = {}
     for arm in study.arms if study.searches else ():
-        if (trials := arm_trials(study, arm)) < study.search.trials_per_arm:
+        if study.space(arm) and (trials := arm_trials(study, arm)) < study.search.trials_per_arm:
             short.setdefault(trials, []).append(arm)
     return [
         f"search: {', '.join(arms)} can have {trials} different configuration{'s' if trials > 1 else ''}, fewer than "
@@ -128,10 +128,10 @@ def validation_tokens(study: Study, windows: int | None = None) -> int:
 
 
 def scales(study: Study) -> dict[str, Scale]:
-    """Return the scale of each hyperparameter that calibrate chooses, the learning rate first."""
-    ranges = {name: where.model_dump(exclude_none=True) for name, where in study.nuisance.items()}
+    """Return the scale of each hyperparameter that calibrate chooses, `study.first` first."""
+    ranges, own = study.ranges, bool(study.shown)
     spacing, limits = study.calibrate.spacing, study.batch_limits
-    return {name: scale_of(name, ranges[name], spacing, limits) for name in calibrated(ranges)}
+    return {name: scale_of(name, ranges[name], spacing, limits, own) for name in calibrated(ranges)}
 
 
 def grid_chances(study: Study) -> dict[str, dict[int, float]]:

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from analysis.io.names import RUNGS_APART, SEEDS_APART, STAGES
 from analysis.io.text import redact
-from analysis.stats.scale import batch_limits
+from analysis.stats.scale import batch_limits, first_of
 from pagating.trial import Trial
 from tune.study.addresses import check_address, check_tracking
 from tune.study.arm import Arm
@@ -371,7 +371,7 @@ class Study(Section):
     @property
     def searches(self) -> bool:
         """True if the arms search here. Above the lowest rung of a ladder they do so only if `ladder.search` says."""
-        return self._rung <= 1 or self.ladder.search == "every"
+        return self.runs("search") and (self._rung <= 1 or self.ladder.search == "every")
 
     @property
     def rungs(self) -> list[Study]:
@@ -421,6 +421,21 @@ class Study(Section):
     def space(self, arm: str) -> dict[str, Distribution]:
         """Return the hyperparameters that an arm's search tunes: the nuisance ones of all arms, then the arm's own."""
         return {**self.nuisance, **self.arms[arm].searched(self.mlps)}
+
+    @property
+    def first(self) -> str | None:
+        """Name of the hyperparameter that is tuned first: `lr`, or another one if the study has none; None without."""
+        return first_of(self.ranges)
+
+    @property
+    def ranges(self) -> dict[str, dict[str, list[float]]]:
+        """The search range of each nuisance hyperparameter, with the one key that it has."""
+        return {name: where.model_dump(exclude_none=True) for name, where in self.nuisance.items()}
+
+    def setting(self, config: Mapping[str, float]) -> str:
+        """Return values of hyperparameters that tell trials of an arm apart, such as ` lr=1.0e-03 alpha=0.50`."""
+        alpha = f" alpha={config['alpha']:.2f}" if "alpha" in config else ""
+        return f" lr={config['lr']:.1e}{alpha}"
 
     @property
     def shown(self) -> Mapping[str, str]:

@@ -253,7 +253,9 @@ class Runs:
             COLOUR: arm_colour(self.study, cell.arm),
             **_source_tags(),
         }
-        run = self._client.create_run(self._experiment, start_time=start, run_name=run_name(cell), tags=tags)
+        run = self._client.create_run(
+            self._experiment, start_time=start, run_name=run_name(self.study, cell), tags=tags
+        )
         self._client.log_inputs(run.info.run_id, [self._dataset()])
         return run.info.run_id
 
@@ -283,11 +285,10 @@ class Runs:
         return DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", "training")])
 
 
-def run_name(cell: Cell) -> str:
-    """Return a short name of a cell's run: rung of a ladder, arm, learning rate, alpha and seed."""
-    alpha = f" alpha={cell.config['alpha']:.2f}" if "alpha" in cell.config else ""
+def run_name(study: Study, cell: Cell) -> str:
+    """Return a short name of a cell's run: rung of a ladder, arm, hyperparameters and seed."""
     rung = f"rung {cell.rung} " if cell.rung else ""
-    return f"{rung}{cell.arm} lr={cell.config['lr']:.1e}{alpha} seed={cell.seed}"
+    return f"{rung}{cell.arm}{study.setting(cell.config)} seed={cell.seed}"
 
 
 def own_names(study: Study, values: dict[str, Any]) -> dict[str, Any]:

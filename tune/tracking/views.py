@@ -128,7 +128,7 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
     validation, test = (study.shown.get(name, name) for name in ("val_nll", "test_nll"))
     shown = [f"metrics.`final/{test}`"] if of_arms and confirms else []  # never chosen by: not in lists of trials
     shown += ["params.`rung`"] if study.scales else []
-    shown += [f"metrics.`final/{validation}`", "params.`lr`", *([] if study.shown else ["params.`alpha`"])]
+    shown += [f"metrics.`final/{validation}`", *(f"params.`{name}`" for name in _settings(study))]
     shown += ["metrics.`final/seconds`"] if of_arms else ["tags.`stage`", "tags.`outcome`"]
     sections = _arm_sections(study, ends) if of_arms else _trial_sections(study)
     return {
@@ -212,21 +212,27 @@ def _loss(study: Study) -> tuple[str, str]:
 
 def _trial_sections(study: Study) -> dict[str, list[dict[str, Any]]]:
     final, (title, line) = f"final/{study.shown.get('val_nll', 'val_nll')}", _loss(study)
-    lr, loss = {"key": "lr", "type": "PARAM"}, {"key": final, "type": "METRIC"}
+    first, loss = {"key": study.first, "type": "PARAM"}, {"key": final, "type": "METRIC"}
     if study.shown:
-        wanted = {"selectedParams": ["arm", *study.nuisance], "selectedMetrics": [final], "showAllRuns": False}
+        shown = ["arm", *_settings(study)]
+        wanted = {"selectedParams": shown, "selectedMetrics": [final], "showAllRuns": False}
         return {
-            f"Every trial: arm, {', '.join(study.nuisance)}, {line}": [_card("PARALLEL", **wanted)],
-            f"{line} against lr": [_card("SCATTER", xaxis=lr, yaxis=loss)],
+            f"Every trial: {', '.join(shown)}, {line}": [_card("PARALLEL", **wanted)],
+            **({f"{line} against {study.first}": [_card("SCATTER", xaxis=first, yaxis=loss)]} if study.first else {}),
             title: [_line(line)],
         }
     # the arm's axis is not the first one, where long names would be cut
     wanted = {"selectedParams": ["alpha", "arm", "lr"], "selectedMetrics": [final], "showAllRuns": False}
     return {
         "Every trial: alpha, arm, learning rate, loss": [_card("PARALLEL", **wanted)],
-        "Validation loss against learning rate": [_card("SCATTER", xaxis=lr, yaxis=loss)],
+        "Validation loss against learning rate": [_card("SCATTER", xaxis=first, yaxis=loss)],
         title: [_line(line, scaleType="log")],
     }
+
+
+def _settings(study: Study) -> list[str]:
+    """Return the parameters of runs that tell the trials of an arm apart."""
+    return list(study.nuisance) if study.shown else ["lr", "alpha"]
 
 
 def _learns(study: Study) -> bool:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from analysis.stats.optimum import Bracket, bracket, enclosed
-from analysis.stats.scale import LEGAL, calibrated, scale_of
+from analysis.stats.scale import LEGAL, calibrated, first_of, is_whole, scale_of
 from tune.study.sections import TUNABLE
 
 
@@ -41,6 +41,25 @@ def test_values_are_rounded_and_never_leave_the_legal_range():
     assert beta.value(1e9) < 1
     assert scale_of("clip", {"loguniform": [0.1, 10]}, 2.0).value(math.log(0.123456)) == 0.1235
     assert not scale_of("weight_decay", {"loguniform": [0.01, 1]}, 2.0).is_end(1e-6, -1)
+
+
+def test_a_list_of_the_users_own_study_is_never_left():
+    where = {"choice": [8.0, 1.0, 12345.0, 2.0]}
+    scale = scale_of("depth", where, 2.0, own=True)
+    assert [scale.to(value) for value in (1.0, 2.0, 8.0, 12345.0)] == [0, 1, 2, 3]
+    assert [scale.value(at) for at in (-4.0, 0.4, 1.6, 2.2, 3.7)] == [1.0, 1.0, 8.0, 8.0, 12345.0]
+    assert (scale.beyond(2.0, 1), scale.beyond(12345.0, 1)) == (8.0, 12345.0)
+    assert (scale.is_end(1.0, -1), scale.is_end(2.0, -1), scale.is_end(12345.0, 1)) == (True, False, True)
+    assert (is_whole(where), is_whole({"choice": [0.5]}), is_whole({"uniform": [1.0, 2.0]})) == (True, False, False)
+    assert scale_of("depth", where, 2.0).value(2.0) not in where["choice"]  # of the built-in model
+
+
+def test_the_first_hyperparameter_is_lr_or_the_first_that_has_several_values():
+    several, one = {"uniform": [1.0, 2.0]}, {"choice": [1.0]}
+    assert first_of({"a": several, "lr": several}) == "lr"
+    assert first_of({"a": one, "b": several}) == "b"
+    assert first_of({"a": one}) == "a"
+    assert first_of({}) is None
 
 
 def test_every_key_that_a_study_may_tune_has_a_legal_range():

@@ -53,7 +53,8 @@ def cell(arm, index, loss, outcome="completed"):
     if outcome:
         book.append("ended", cell=key, outcome=outcome, final={"val_nll": loss} if loss else {}, reason=None)
         progress = SimpleNamespace(cell=SimpleNamespace(config=config, stage="search", arm=arm, seed=1, rung=0),
-            outcome=outcome, loss=loss or float("inf"), metric="val_nll", ended=index + 1, total=45, seconds_left=125.0)
+            outcome=outcome, loss=loss or float("inf"), metric="val_nll",
+            setting=study.setting(config), ended=index + 1, total=45, seconds_left=125.0)
         shown.ended(progress)
     if run.on_heartbeat: run.on_heartbeat()
 

@@ -20,8 +20,8 @@ def test_counts_are_those_of_the_events(plan, searching):
 
 def test_the_best_of_search_is_the_lowest_loss_and_its_rate(plan, searching):
     progress = Progress(plan, searching.events)
-    assert progress.best("search", "gelu") == Best(3.9, 3e-3, 1)
-    assert progress.best("search", "floor") == Best(4.2, 2e-3, 1)  # the lower loss of a stopped trial would not count
+    assert progress.best("search", "gelu") == Best(3.9, {"lr": 3e-3}, 1)
+    assert progress.best("search", "floor") == Best(4.2, {"lr": 2e-3}, 1)  # not the lower loss of a stopped trial
     assert progress.best("confirm", "gelu") is None
 
 
@@ -31,9 +31,9 @@ def test_the_best_of_calibrate_is_a_mean_over_all_seeds_that_there_are(plan, tol
             told.cell("calibrate", "gelu", loss, seed=seed, lr=rate)
     found = Progress(plan, told.events).best("calibrate", "gelu")
     assert found.loss == pytest.approx((3.5 + 3.1) / 2, abs=1e-12)
-    assert (found.lr, found.n) == (4e-3, 2)
+    assert (found.setting, found.n) == ({"lr": 4e-3}, 2)
     one = Progress(plan, told.events[: 3 * 5 - 3]).best("calibrate", "gelu")  # a second seed only of the first rate
-    assert (one.loss, one.lr, one.n) == (4.0, 1e-3, 2)
+    assert (one.loss, one.setting, one.n) == (4.0, {"lr": 1e-3}, 2)
 
 
 def test_confirm_gives_the_mean_and_its_number_of_seeds(plan, told):
