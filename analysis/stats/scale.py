@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 DIGITS = 4  # significant digits of a value that a fit chose: its last bits depend on the machine
 LEGAL = {  # lowest and highest value that calibrate tries
@@ -120,7 +123,10 @@ def scale_of(
     unit = None
     if own and kind == "choice" and name != "lr":
         listed = sorted(map(float, values))
-        return Scale(name, listed.index, lambda at: listed[round(at)], 1.0, 0.0, len(listed) - 1.0, listed=True)
+        place = partial(np.interp, xp=listed, fp=range(len(listed)))
+        return Scale(
+            name, lambda v: float(place(v)), lambda at: listed[round(at)], 1.0, 0.0, len(listed) - 1.0, None, True
+        )
     if name == "batch_tokens" and batch:
         unit, (low, high) = batch[0], map(float, batch)
     if name in DECAYS and of_name:

@@ -48,6 +48,7 @@ def test_a_list_of_the_users_own_study_is_never_left():
     scale = scale_of("depth", where, 2.0, own=True)
     assert [scale.to(value) for value in (1.0, 2.0, 8.0, 12345.0)] == [0, 1, 2, 3]
     assert [scale.value(at) for at in (-4.0, 0.4, 1.6, 2.2, 3.7)] == [1.0, 1.0, 8.0, 8.0, 12345.0]
+    assert scale.value(scale.to(6.0)) == 8.0  # a prediction on a ladder may lie between two of them
     assert (scale.beyond(2.0, 1), scale.beyond(12345.0, 1)) == (8.0, 12345.0)
     assert (scale.is_end(1.0, -1), scale.is_end(2.0, -1), scale.is_end(12345.0, 1)) == (True, False, True)
     assert (is_whole(where), is_whole({"choice": [0.5]}), is_whole({"uniform": [1.0, 2.0]})) == (True, False, False)
