@@ -124,6 +124,11 @@ class Caught:
         self.after = after
         self.caught: int | None = None
 
+    @property
+    def stopping(self) -> bool:
+        """True after that number of cells."""
+        return self.caught is not None
+
     def orderly(self) -> AbstractContextManager[None]:
         """Return a context that does nothing."""
         return nullcontext()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 INTERRUPTED = 130  # 128 + SIGINT
 LOOPBACK = "127.0.0.1"
 BRING_BACK = "put back a copy, such as that of the study's parent run in MLflow"
+MOST_SECONDS = 86_400 * 49  # of a time budget; a timer takes no more
 MOST_NAMED = 10  # studies that an error lists
 
 
@@ -56,6 +58,21 @@ MOST_SLOTS = 4096  # far beyond what one machine can run; more is a slip of the 
 Slots = Annotated[
     int | None, typer.Option(min=1, max=MOST_SLOTS, help="Trials at the same time. Default: as many as cores.")
 ]
+
+
+def seconds_of(text: str, option: str) -> float:
+    """Return the seconds of a time such as 90m, 2h or 1h30m. Raises StudyError for any other text."""
+    from tune.errors import StudyError
+
+    match = re.fullmatch(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m(?:in)?)?(?:([\d.]+)s)?", text.replace(" ", ""))
+    try:
+        parts = [float(part or 0) for part in match.groups()] if match else []
+    except ValueError:
+        parts = []
+    seconds = sum(part * size for part, size in zip(parts, (86_400, 3_600, 60, 1), strict=False))
+    if not 0 < seconds <= MOST_SECONDS:
+        raise StudyError(f"{option} {text}: allowed: a time such as 90m, 2h, 1h30m or 2d")
+    return seconds
 
 
 def missing_hint(error: Any) -> str:

@@ -39,14 +39,15 @@ def ls(
         raise StudyError(f"{where}: no such folder")
     found = standings(where) if where.is_dir() else []
     if as_json:
-        typer.echo(json.dumps([_object(each) for each in found], indent=1))
+        typer.echo(json.dumps([standing_object(each) for each in found], indent=1))
     elif found:
         _table(found)
     else:
         typer.echo(f"No studies in {where}. `pagating sweep STUDY.yaml` begins one.", err=True)
 
 
-def _object(each: Standing) -> dict[str, Any]:
+def standing_object(each: Standing) -> dict[str, Any]:
+    """Return how a study stands as an object of JSON."""
     moment = None if each.changed is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each.changed))
     fields = {name: value for name, value in vars(each).items() if name != "changed"}
     return {**fields, "folder": str(each.folder), "changed": moment}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,8 +18,9 @@ from rich.live import Live
 from rich.text import Text
 
 from analysis.io.text import duration, one_line, redact
-from tune.cli.status_table import View, pace
+from tune.cli.status_table import View, as_object, pace
 from tune.run.study_run import CellEnded, StudyRun
+from tune.study.study import Study
 
 REFRESH_SECONDS = 0.5  # shortest time between two drawings of the table after an event
 CLOCK_SECONDS = 5.0  # the same without an event, to update the time left
@@ -37,11 +40,31 @@ def plain(event: CellEnded) -> str:
     return f"[{event.ended}/{event.total}] {what}: {loss}{outcome}{left_text}"
 
 
-class Screen:
-    """Display of a run of a study. `browse` is the command that shows the trials, empty if they are not logged."""
+def of_cell(event: CellEnded) -> dict[str, Any]:
+    """Return a cell that ended as an object of JSON. Its loss is null if it has none."""
+    cell = event.cell
+    return {
+        "cell": cell.key,
+        **({"rung": cell.rung} if cell.rung else {}),
+        **{name: getattr(cell, name) for name in ("stage", "arm", "seed", "config")},
+        "outcome": event.outcome,
+        event.metric: event.loss if math.isfinite(event.loss) else None,
+        "ended": event.ended,
+        "total": event.total,
+        "seconds_left": event.seconds_left,
+    }
 
-    def __init__(self, browse: str = "") -> None:
-        self._browse = browse
+
+class Screen:
+    """Display of a run of a study.
+
+    Args:
+        browse: Command that shows the trials, empty if they are not logged.
+        as_json: Print a JSON object per event instead of lines and tables, for a program that reads them.
+    """
+
+    def __init__(self, browse: str = "", as_json: bool = False) -> None:
+        self._browse, self.as_json = browse, as_json
         self._out, self._err = sys.stdout, sys.stderr
         self._live: Live | None = None
         self._view: View | None = None
@@ -54,8 +77,23 @@ class Screen:
 
     def ended(self, event: CellEnded) -> None:
         """Print a line on a cell that ended, unless a table is shown."""
-        if not self._live:
+        if self.as_json:
+            self.event("cell", **of_cell(event))
+        elif not self._live:
             self._line(plain(event))
+
+    def begun(self, study: Study) -> None:
+        """Print the name and the question of a study that begins or continues."""
+        if self.as_json:
+            self.event("begin", study=study.name, question=study.question)
+        else:
+            self._line(f"{study.name}: {study.question}")
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Print an event as one line of JSON, if the display is for a program."""
+        if self.as_json:
+            moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+            self._line(json.dumps({"event": event, "time": moment, **fields}, default=str))
 
     def _line(self, line: str) -> None:
         self._last_line = time.monotonic()
@@ -64,6 +102,7 @@ class Screen:
     def warn(self, line: str) -> None:
         """Print a warning. It stays above the table."""
         line = one_line(redact(line))
+        self.event("warning", text=line)
         if self._live and self._err.isatty():
             self._live.console.print(Text(f"Warning: {line}"), soft_wrap=True)
         else:
@@ -92,7 +131,10 @@ class Screen:
     def _report_progress(self, run: StudyRun) -> None:
         if time.monotonic() - self._last_line >= SILENT_SECONDS:
             view = View(run.progress, time.time(), run.slots_now)
-            self._line(f"{view.progress.ended} cells have ended; {pace(view)}")
+            if self.as_json:
+                self.event("progress", **as_object(view))
+            else:
+                self._line(f"{view.progress.ended} cells have ended; {pace(view)}")
 
     # --- the table ---
 
@@ -103,7 +145,7 @@ class Screen:
         logs.mkdir(exist_ok=True)
         with libraries_to(logs / "libraries.log") as (self._out, self._err):
             try:
-                if is_live_stream(self._out):
+                if is_live_stream(self._out) and not self.as_json:
                     with self._table(run, logs):
                         yield
                 else:

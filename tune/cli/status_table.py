@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -97,6 +98,36 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
     else:
         view.note = f"It is not running; last update {age} ago. `pagating sweep` with its study file continues it."
     return view
+
+
+def as_object(view: View) -> dict[str, Any]:
+    """Return the progress of a study as an object of JSON. Losses have the sign and the name of the study's metric."""
+    progress, study = view.progress, view.progress.study
+    left = progress.seconds_left(view.slots, view.now) if progress.running else None
+    metric = study.shown.get("val_nll", "val_nll")
+    return {
+        "study": study.name,
+        **({"rung": progress.rung, "rungs": len(study.scales)} if isinstance(progress, LadderProgress) else {}),
+        "stage": None if progress.finished else progress.stage,
+        "finished": progress.finished,
+        "running": progress.running,
+        "slots": view.slots,
+        "ended": progress.ended,
+        "seconds_left": None if left is None else {"expected": left[0], "most": left[1]},
+        "stages": {
+            stage: {state: progress.count(stage, state) for state in HEADINGS}
+            | dict(zip(("least", "expected", "most"), progress.planned(stage), strict=True))
+            for stage in study.stages
+        },
+        "arms": {
+            arm: {
+                stage: {metric: study.sign * found.loss, "trials": found.n}
+                for stage in study.stages
+                if (found := progress.best(stage, arm)) is not None
+            }
+            for arm in study.arms
+        },
+    }
 
 
 def _title(progress: Progress) -> Text:

@@ -73,11 +73,16 @@ def repair(study: Name, output: Output = Path("studies")) -> None:
     typer.echo(repairs.repair(load(folder / "study.yaml"), folder))
 
 
-def status(study: Name, output: Output = Path("studies")) -> None:
+def status(
+    study: Name,
+    output: Output = Path("studies"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
     """Print the progress of a study, also while it runs."""
     from rich.console import Console
 
-    from tune.cli.status_table import look
+    from tune.cli.folders import standing_object
+    from tune.cli.status_table import as_object, look
     from tune.run.standing import standing
     from tune.run.verdicts import shown
     from tune.study.files import load
@@ -85,9 +90,13 @@ def status(study: Name, output: Output = Path("studies")) -> None:
     folder = study_folder(study, output)
     if not (folder / "ledger.jsonl").exists():
         found = standing(folder)
-        typer.echo(f"{found.name}: {found.state}. {found.problem or found.summary}".rstrip())
+        said = f"{found.name}: {found.state}. {found.problem or found.summary}".rstrip()
+        typer.echo(json.dumps(standing_object(found)) if as_json else said)
         return
     view = look(load(folder / "study.yaml"), folder)
+    if as_json:
+        typer.echo(json.dumps({**standing_object(standing(folder)), **as_object(view)}))
+        return
     if view.concluded:
         shown(folder)
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # no path is broken in a pipe

@@ -5,20 +5,21 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from analysis.io.exits import Exit
-from tune.cli.common import STUDIES, Config, Output, RequireVerdict, Slots
+from tune.cli.common import STUDIES, Config, Output, RequireVerdict, Slots, seconds_of
 from tune.cli.ui import ui_command
 
 if TYPE_CHECKING:
     from analysis.report.findings import Findings
     from analysis.verdict.kinds import Result
     from tune.backend.backend import Backend
-    from tune.cli.endings import LastLine
+    from tune.cli.endings import LastLine, State
     from tune.cli.screen import Screen
     from tune.run.interrupt import Interruption
     from tune.run.study_run import StudyRun
@@ -40,14 +41,26 @@ def sweep(
         bool, typer.Option("--inline", help="Train in this process, one trial at a time, without Ray.")
     ] = False,
     require_verdict: RequireVerdict = False,
+    time_budget: Annotated[
+        str | None, typer.Option(help="Stop in good order after this time, such as 2h or 90m; exit with 1.")
+    ] = None,
+    then: Annotated[
+        str | None,
+        typer.Option(
+            help="Shell command that runs when the sweep has ended by itself. It reads PAGATING_STUDY, "
+            "PAGATING_FOLDER, PAGATING_STATE (finished, unfinished, failed) and PAGATING_EXIT."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per event.")] = False,
 ) -> None:
     """Run a study, or its missing trials, and report the verdict.
 
     You can interrupt it: the same command continues where it stopped.
     """
-    from tune.errors import StudyError
+    from tune.errors import StudyError, StudyStopped
     from tune.study.files import find
 
+    limit = None if time_budget is None else seconds_of(time_budget, "--time-budget")
     found = find(config, output)
     study, output = found.study, found.output if output == STUDIES else output
     if resume and not (output / study.name / "study.yaml").is_file():
@@ -56,7 +69,7 @@ def sweep(
     from analysis.io.text import redact
     from tune.backend.inline import Inline
     from tune.backend.ray_backend import RayBackend
-    from tune.cli.endings import LastLine, restart
+    from tune.cli.endings import LastLine, State, restart, seconds_left
     from tune.cli.screen import Screen
     from tune.run.interrupt import Interruption
     from tune.study.addresses import check_address
@@ -65,27 +78,53 @@ def sweep(
 
     uri = tracking_uri(tracking, study.tracking, output)
     away = None if uri == "none" else check_store(uri)
-    typer.echo(f"{study.name}: {study.question}")
+    screen = Screen("" if uri == "none" else ui_command(uri), as_json)
+    screen.begun(study)
     if away:
         typer.echo(
             f"MLflow at {redact(uri)} cannot be used now ({away}). The study goes on, and logs to it when it is back.",
             err=True,
         )
-    screen = Screen("" if uri == "none" else ui_command(uri))
+    left = None if limit is None else seconds_left(limit)
     last_line = LastLine()
     with Interruption(screen.say, functools.partial(_last, screen, last_line)) as interruption, last_line.watching():
+        if left:
+            interruption.end_after(left)
         where = check_address(address) if address else study.address
-        again = restart(screen, last_line)
+        again = restart(screen, last_line, left and time.time() + left)
         backend = Inline() if inline else RayBackend(slots, where, warn=screen.warn, say=screen.say, again=again)
+        state, code = None, int(Exit.COULD_NOT)
         try:
-            code = _run(study, found.base, output, uri, interruption, backend, screen, require_verdict)
+            ended = _run(study, found.base, output, uri, interruption, backend, screen, require_verdict)
+            if ended is not None:
+                state, code = State.FINISHED, ended
+            elif interruption.caught is None:
+                state = State.UNFINISHED
         except KeyboardInterrupt:  # no trial was running
-            code = None
-    if code is None:
+            pass
+        except (StudyStopped, OSError):
+            _ended(screen, State.FAILED, Exit.COULD_NOT, then, output / study.name)
+            raise
+    if state is None:
         typer.echo("Interrupted. What has ended is kept; the same command continues from there.", err=True)
         sys.stdout.flush()
         os._exit(interruption.exit_code)  # all is done; the libraries' own exits take seconds
+    if state is State.UNFINISHED:
+        typer.echo(
+            f"The time budget of {time_budget} is over. What has ended is kept; the same command continues from there.",
+            err=True,
+        )
+    _ended(screen, state, code, then, output / study.name)
     raise typer.Exit(code)
+
+
+def _ended(screen: Screen, state: State, code: int, then: str | None, folder: Path) -> None:
+    """Tell a program of the end of a sweep, and run the user's command."""
+    from tune.cli.endings import run_then
+
+    screen.event("end", state=state, exit_code=int(code), folder=folder)
+    if then and (problem := run_then(then, folder, state, code)):
+        screen.warn(problem)
 
 
 def _last(screen: Screen, last_line: LastLine, line: str) -> None:
@@ -120,16 +159,17 @@ def _run(
     )
     if not run.stages.finished:
         return None
-    return conclude(run, "" if uri == "none" else ui_command(uri), require_verdict)
+    return conclude(run, "" if uri == "none" else ui_command(uri), require_verdict, screen)
 
 
-def conclude(run: StudyRun, browse: str, require_verdict: bool = False) -> int:
+def conclude(run: StudyRun, browse: str, require_verdict: bool = False, screen: Screen | None = None) -> int:
     """Report a finished study to the user and to its tracker; return the exit code.
 
     Args:
         run: The closed run of the study.
         browse: Command that shows the trials; empty if they were not logged.
         require_verdict: Return `Exit.UNDECIDED` if an arm is undecided.
+        screen: Display of the run, which may be for a program.
     """
     from analysis.io.text import one_line, redact
     from analysis.verdict.exits import end
@@ -139,20 +179,27 @@ def conclude(run: StudyRun, browse: str, require_verdict: bool = False) -> int:
         reason = next(record.reason for record in run.records.values() if record.reason)
         typer.echo(f"{NOTHING_TRAINED}: {one_line(redact(reason))}", err=True)
         return Exit.COULD_NOT
-    result = show_verdict(run.study, run.folder, browse)
+    result = show_verdict(run.study, run.folder, browse, screen)
     if owed := run.tracker.finish(as_object(result)):
         typer.echo(owed, err=True)
     return end(result, require_verdict)
 
 
-def show_verdict(study: Study, folder: Path, browse: str) -> Result:
-    """Write the report of a study, print its verdict and the next steps, and return the verdict."""
+def show_verdict(study: Study, folder: Path, browse: str, screen: Screen | None = None) -> Result:
+    """Write the report of a study, print its verdict and the next steps, and return the verdict.
+
+    A `screen` for a program gets the object of verdict.json instead.
+    """
     from rich.console import Console
 
     from analysis.report.build import terminal_table
+    from analysis.verdict.kinds import as_object
     from tune.cli.next_steps import next_steps
 
     found, page = written(study, folder)
+    if screen and screen.as_json:
+        screen.event("verdict", **as_object(found.result), report=page)
+        return found.result
     Console().print(terminal_table(found.result))
     for number, step in enumerate(next_steps(found.result, study, str(page), browse), 1):
         typer.echo(f"{number}. {step}")

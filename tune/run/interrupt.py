@@ -1,4 +1,7 @@
-"""Handling of signals. The first stops a study cleanly, the second at once. The same command then continues it."""
+"""Ends of a run before its study has finished: by a signal, or by a time budget. The same command continues it.
+
+The first signal stops a study cleanly, the second at once.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,8 @@ class Interruption:
 
     def __init__(self, say: Callable[[str], None], last: Callable[[str], None] | None = None) -> None:
         self.caught: int | None = None
+        self.expired = False
+        self._limit: threading.Timer | None = None
         self._say, self._last, self._orderly = say, last or say, False
         self._before: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
@@ -38,6 +43,20 @@ class Interruption:
         """Exit code of an interrupted command, 128 + the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + (self.caught or signal.SIGINT)
 
+    @property
+    def stopping(self) -> bool:
+        """True if a signal was caught or the time is over: no cell may start, and the running ones have to stop."""
+        return self.caught is not None or self.expired
+
+    def end_after(self, seconds: float) -> None:
+        """Set `expired` after a time in seconds. The stop that follows may take as long as it needs."""
+        self._limit = threading.Timer(seconds, self._expire)
+        self._limit.daemon = True
+        self._limit.start()
+
+    def _expire(self) -> None:
+        self.expired = True
+
     def __enter__(self) -> Interruption:
         for signum in SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -45,8 +64,8 @@ class Interruption:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._timer:
-            self._timer.cancel()
+        for timer in filter(None, (self._timer, self._limit)):
+            timer.cancel()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 

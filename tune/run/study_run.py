@@ -73,7 +73,7 @@ class StudyRun:
         tracker: Tracker that shows the cells. None shows nothing.
         listen: Called with each cell that ended.
         warn: Called with each warning for the user, one line each.
-        interruption: Handler of signals. The run stops if it caught one.
+        interruption: Handler of signals and of a time budget. The run stops if it says so.
         check_space: Called from time to time with the number of cells left. It raises StudyError if the disk is too
             small.
 
@@ -194,7 +194,7 @@ class StudyRun:
     @property
     def stopping(self) -> bool:
         """True if no more cells may start and the running ones have to stop."""
-        return self.fatal is not None or (self.interruption is not None and self.interruption.caught is not None)
+        return self.fatal is not None or (self.interruption is not None and self.interruption.stopping)
 
     @property
     def missing(self) -> bool:

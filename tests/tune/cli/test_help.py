@@ -121,7 +121,7 @@ def test_help_stays_narrow_in_a_wide_terminal():
     ("words", "hint"),
     [
         (["stauts", "x"], "No such command 'stauts'. Did you mean 'status'?"),
-        (["sweep", "x.yaml", "--slot", "3"], "No such option: --slot (Possible options: --slots)"),
+        (["sweep", "x.yaml", "--slot", "3"], "No such option: --slot (Possible options: --json, --slots)"),
         (["sweep", "mine.yaml", "--slots", "1000000"], "'--slots': Input should be less than or equal to 4096"),
         (["plan", "mine.yaml", "--slots", "0"], "'--slots': Input should be greater than or equal to 1"),
         (["status", "smoek"], "did you mean 'smoke'?"),

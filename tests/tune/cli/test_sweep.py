@@ -1,15 +1,23 @@
 """The end of `pagating sweep`, without Ray."""
 
+import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.own_trainings import FUNCTION, own_study
+from tests.tune.helpers import typed
 from tune import sweep as study_sweep
 from tune.cli import main, sweep
+from tune.cli.common import seconds_of
+from tune.cli.endings import ENDS, seconds_left
 from tune.cli.screen import Screen
-from tune.errors import StudyStopped
+from tune.errors import StudyError, StudyStopped
 from tune.study.files import load
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke.yaml"
@@ -45,3 +53,68 @@ def test_what_the_machine_refuses_ends_the_command_with_one_line(monkeypatch, ca
         main.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == "pagating: Ray did not start. It said: \\x1b[31m http://***@host\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("90m", 5400), ("2h", 7200), ("1h30m", 5400), ("1.5h", 5400), ("2d 1min", 172_860)],
+)
+def test_times_with_a_unit(text, seconds):
+    assert seconds_of(text, "--time-budget") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "2", "0s", "h", "-1h", "1..5h", "2x", "30m1h", "99d", "1h30"])
+def test_no_time(text):
+    with pytest.raises(StudyError, match=r"--time-budget .*: allowed: a time such as 90m"):
+        seconds_of(text, "--time-budget")
+
+
+def test_a_sweep_that_is_started_again_has_what_is_left_of_its_time(monkeypatch):
+    assert seconds_left(60.0) == 60.0
+    monkeypatch.setenv(ENDS, str(time.time() + 20))
+    assert 18 < seconds_left(60.0) <= 20
+    assert ENDS not in os.environ
+    monkeypatch.setenv(ENDS, "1")
+    assert 0 < seconds_left(60.0) < 1
+
+
+def test_a_time_budget_ends_in_good_order_and_programs_read_every_event(tmp_path, monkeypatch, capsys):
+    slow = FUNCTION.replace("def train(trial):", "def train(trial):\n    time.sleep(0.15)")
+    own_study(tmp_path, f"import time\n{slow}")
+    told = tmp_path / "told"
+    then = f'echo "$PAGATING_STUDY $PAGATING_STATE $PAGATING_EXIT" >> "{told}"'
+    monkeypatch.chdir(tmp_path)
+    words = ("sweep", "own.yaml", "--inline", "--tracking", "none", "--json", "--then", then)
+
+    def swept(*more):
+        command = [sys.executable, "-m", "tune.cli", *words, *more]
+        env = {**os.environ, "PYTHONPATH": str(SMOKE.parents[1])}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+    code, lines, err = swept("--time-budget", "3s")
+    assert code == 1
+    assert err == "The time budget of 3s is over. What has ended is kept; the same command continues from there.\n"
+    assert [line["event"] for line in (lines[0], lines[-1])] == ["begin", "end"]
+    assert (lines[-1]["state"], lines[-1]["exit_code"]) == ("unfinished", 1)
+    cells = [line for line in lines if line["event"] == "cell"]
+    assert len(cells) < 27
+    code, out, _ = typed(monkeypatch, capsys, "status", "own", "--json")
+    found = json.loads(out)
+    assert (found["state"], found["ended"], found["finished"]) == ("not finished", len(cells), False)
+    code, more, err = swept()
+    assert (code, err) == (0, "")
+    cells += [line for line in more if line["event"] == "cell"]
+    assert (len(cells), cells[0]["cell"]) == (27, "search/plain/0/1")
+    assert (cells[0]["outcome"], cells[0]["config"]["lr"] > 0, cells[0]["val_loss"] > 2) == ("completed", True, True)
+    code, out, _ = typed(monkeypatch, capsys, "status", "own", "--json")
+    found = json.loads(out)
+    assert found["stages"]["search"] == {
+        **dict.fromkeys(("running", "stopped_early", "infeasible", "failed"), 0),
+        **dict.fromkeys(("completed", "least", "expected", "most"), 6),
+    }
+    best = min(cell["val_loss"] for cell in cells if (cell["stage"], cell["arm"]) == ("search", "plain"))
+    assert found["arms"]["plain"]["search"] == {"val_loss": best, "trials": 1}
+    assert [line["event"] for line in more[-2:]] == ["verdict", "end"]
+    assert {row["arm"]: row["verdict"] for row in more[-2]["comparisons"]} == {"shifted": "better", "short": "worse"}
+    assert told.read_text() == "own unfinished 1\nown finished 0\n"
