@@ -275,7 +275,7 @@ def check_study(
     found = _found(study, keys, Path(STUDIES))
     if not isinstance(found.study, OwnStudy):
         raise StudyError(f"{found.study.name}: has no trial: a check is for your own training")
-    return CheckResult(check(found.study, found.base, share))
+    return CheckResult(check(found.study, found.base, share, found.output / found.study.name))
 
 
 # --- what is given ---------------------------------------------------------------------------------------------------

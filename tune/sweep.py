@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 from analysis.io.write import write_whole
 from tune.backend.backend import Backend
@@ -24,6 +25,7 @@ from tune.study.own_gates import doubtful
 from tune.study.own_study import OwnStudy
 from tune.study.sizes import short_searches
 from tune.study.study import Study
+from tune.subject.check import NOT_CHECKED, recorded
 from tune.subject.gpt2 import Gpt2
 from tune.subject.short import subject_of
 from tune.subject.sources import DraftSources, Sources, draft
@@ -101,6 +103,8 @@ def sweep(
         )
         with closing(run):
             _check_storage(study, folder, claim=True)
+            if warn and run.missing and (line := _of_check(folder, run.subject.identity())):
+                warn(line)
             if run.missing:  # a report of the unfinished study reads it
                 write_provenance(folder, study, run.ledger.events, backend.slots)
             with watch(run) if watch and run.missing else nullcontext():
@@ -113,6 +117,18 @@ def sweep(
     if run.slots:
         write_provenance(folder, study, run.ledger.events, run.slots)
     return run
+
+
+def _of_check(folder: Path, identity: Mapping[str, Any]) -> str:
+    """Return a warning if the user's own training was not checked, or was refused; else ""."""
+    if "code" not in identity:
+        return ""
+    found = recorded(folder, identity)
+    if refused := found.get("refused"):
+        return f"`pagating check` refused this training: {refused[0]}; the study runs, and its report says so"
+    return "not checked: `pagating check` takes a few short trials, and the report then states what it found" * (
+        found["grade"] == NOT_CHECKED
+    )
 
 
 def _drafted(

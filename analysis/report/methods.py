@@ -37,6 +37,7 @@ def methods(study: Study) -> list[str]:
             out.append(f"{name}: {_flat(s[key])}.")
     arms = s.get("arms") or {}
     out.append("Arms: " + "; ".join(f"{a} ({_arm(o)})" for a, o in arms.items()) + "." if arms else "")
+    out.append(_check(study))
     formulas = {} if study.own else (s.get("provenance") or {}).get("formulas") or {}
     out.append("Activations: " + "; ".join(f"{a}: {f}" for a, f in formulas.items()) + "." if formulas else "")
     search, calibrate, confirm = (s.get(k) or {} for k in STAGES)
@@ -67,6 +68,24 @@ def methods(study: Study) -> list[str]:
         f"{_diverged(study)} {_contrasts(study)}{_named(study)}"
     )
     return [line for line in out if line]
+
+
+GRADES = {
+    "same bits": "a trial that is trained again gives the same bits",
+    "same within noise": "a trial that is trained again differs by less than a tenth of what another seed changes",
+    "unseeded": "a trial that is trained again differs about as much as one with another seed",
+    "not checked": "`pagating check` was not run on these files, so nothing shows that seeds act as they should",
+}
+
+
+def _found_by_check(study: Study) -> dict[str, Any]:
+    return (study.settings.get("provenance") or {}).get("check") or {}
+
+
+def _check(study: Study) -> str:
+    """State how far trials of the user's own training repeat themselves."""
+    grade = _found_by_check(study).get("grade")
+    return f"Check of the training: {grade}; {GRADES[grade]}." if grade in GRADES else ""
 
 
 def _of_metric(study: Study) -> str:
@@ -179,7 +198,11 @@ def would_change(found: Findings) -> list[str]:
     """List what could change the conclusion: sensitivity, seeds, grid ends, infeasible trials, unequal budgets."""
     study, result, ledger_rows = found.study, found.result, found.fairness
     out = []
-    gap = result.sensitivity
+    gap, check = result.sensitivity, _found_by_check(study)
+    for refused in check.get("refused") or ():
+        out.append(f"Another training: the check of it refused it ({refused}), so the p values may not hold.")
+    if check.get("grade") == "not checked":
+        out.append(f"A check of the training: {GRADES['not checked']}.")
     if gap.testable is False:
         what = "Another rule" if gap.evidence_ended else "More seeds" if gap.too_few_seeds else "Longer trials"
         out.append(f"{what}: {gap.why}.")

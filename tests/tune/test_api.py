@@ -154,7 +154,8 @@ def test_a_study_within_a_trial_is_refused(monkeypatch):
         tune.run_study(trial="mine.py:train", **KEYS)
 
 
-def test_a_check_says_what_would_spoil_the_verdict(tmp_path):
+def test_a_check_says_what_would_spoil_the_verdict(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     trial = function_in(tmp_path)
     good = tune.check_study(trial=trial, share=1.0, **KEYS)
     assert good.passed

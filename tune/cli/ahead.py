@@ -9,7 +9,7 @@ import typer
 
 from analysis.io.exits import Exit
 from pagating.hardware import UTILISATION
-from tune.cli.common import STUDIES, Config, Output, Slots
+from tune.cli.common import Config, Output, Slots
 
 
 def plan(
@@ -55,22 +55,24 @@ def check(
     share: Annotated[
         float, typer.Option(min=0.0001, max=1.0, help="Share of the budget that each trial of the check has.")
     ] = 0.1,
+    output: Output = Path("studies"),
 ) -> None:
     """Check in a few short trials what a verdict needs from your own training, before hours are spent.
 
     The same seed gives the same result, another one does not, every setting of an arm is read and has an effect, the
-    budget is used up, the test metric comes in the last stage only, and no file is shared. Exits with 2 if not.
+    budget is used up, the test metric comes in the last stage only, and no file is shared. Exits with 2 if not. The
+    study's folder keeps what was found, and the report states it.
     """
     from tune.errors import StudyError
     from tune.study.files import find
     from tune.study.own_study import OwnStudy
     from tune.subject.check import check as findings
 
-    found = find(config, STUDIES)
+    found = find(config, output)
     if not isinstance(found.study, OwnStudy):
         raise StudyError(f"{found.study.name}: `pagating check` is for `trial:`; the built-in model is tested already")
     refused = False
-    for finding in findings(found.study, found.base, share):
+    for finding in findings(found.study, found.base, share, found.output / found.study.name):
         typer.echo(str(finding))
         refused |= finding.passed is False
     raise typer.Exit(Exit.BAD_INPUT if refused else Exit.DONE)

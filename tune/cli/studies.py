@@ -22,7 +22,7 @@ def report(study: Name, output: Output = Path("studies"), require_verdict: Requi
     The report of a published study, which has no ledger, is made from its tables.
     """
     from analysis.verdict.exits import end
-    from tune.run import layers, ledger, tables
+    from tune.run import layers, ledger, provenance, tables
     from tune.study.files import load
 
     folder = study_folder(study, output)
@@ -34,6 +34,7 @@ def report(study: Name, output: Output = Path("studies"), require_verdict: Requi
             raise typer.Exit(Exit.COULD_NOT)
         tables.write_tables(loaded.name, events, folder, loaded)
         layers.write_layers(loaded, folder, ledger.records(events).values())
+        provenance.renew_check(folder, events)
     result = show_verdict(loaded, folder, browse(loaded, folder.parent))
     raise typer.Exit(end(result, require_verdict))
 

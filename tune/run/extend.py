@@ -15,6 +15,7 @@ from tune.run import ledger
 from tune.study.files import FILE, LEDGER, parse
 from tune.study.own_gates import with_moved_gates
 from tune.study.study import Study
+from tune.subject.check import RECORD
 
 EXTENDABLE = ("confirm.seeds", "confirm.max_seeds", "confirm.reserve", "contrasts", "search.trials_per_arm")
 # keys that may change freely, because no result depends on them
@@ -92,7 +93,7 @@ def check_folder(study: Study, folder: Path, base: Path = Path()) -> None:
     """
     recorded = folder / "study.yaml"
     if not recorded.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != RECORD for path in folder.iterdir()):
             raise StudyError(
                 f"{folder}: has a ledger but no study.yaml; put back a copy, or choose another name or --output"
                 if (folder / LEDGER).exists()

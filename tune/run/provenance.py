@@ -13,9 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from analysis.io.files import read_json
 from analysis.io.write import write_whole
 from pagating import __version__
 from tune.study.study import Study
+from tune.subject.check import recorded
 
 
 def git_commit() -> str | None:
@@ -31,7 +33,11 @@ def write_provenance(folder: Path, study: Study, events: list[dict[str, Any]], s
     """Write `provenance.json`, which helps to repeat a study: corpus digest, formulas, commit, versions, machine."""
     begun = next(event for event in events if event["event"] == "study")
     found = {
-        **({"code": begun["code"]} if "code" in begun else {"corpus_digest": begun["corpus"]}),
+        **(
+            {"code": begun["code"], "check": recorded(folder, begun)}
+            if "code" in begun
+            else {"corpus_digest": begun["corpus"]}
+        ),
         "formulas": {name: arm.formula for name, arm in study.arms.items()},
         "git_commit": git_commit(),
         "versions": {"pagating-study": __version__} | _versions(("torch", "transformers", "ray", "optuna")),
@@ -46,6 +52,15 @@ def write_provenance(folder: Path, study: Study, events: list[dict[str, Any]], s
     if devices:  # number of cells by card or processor, of those that were taken or packed
         found["devices"] = dict(devices)
     write_whole(folder / "provenance.json", json.dumps(found, indent=1) + "\n")
+
+
+def renew_check(folder: Path, events: list[dict[str, Any]]) -> None:
+    """Write what the last check of the user's own training found into `provenance.json`, if the study has both."""
+    kept = read_json(folder / "provenance.json")
+    begun = next((event for event in events if event["event"] == "study"), {})
+    if "check" in kept and "code" in begun:
+        found = {**kept, "check": recorded(folder, begun)}
+        write_whole(folder / "provenance.json", json.dumps(found, indent=1) + "\n")
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.io.files import read_json
 from analysis.io.text import markdown, one_line
 from tune.run.provenance import git_commit
 from tune.study.arm import AlphaSection
@@ -147,7 +148,7 @@ class Runs:
     def _parent(self, client: Any, found: Found) -> str:
         """Create the parent run of the study, or update the one that was found; return its id."""
         identity = study_id(self.folder / "ledger.jsonl")
-        tags = place_tags(self.folder) | ({STUDY_ID: identity} if identity else {})
+        tags = place_tags(self.folder) | ({STUDY_ID: identity} if identity else {}) | _check_tag(self.folder)
         if found.parent is None:
             return self._create_parent(client, tags)
         parent = found.parent.info.run_id
@@ -340,6 +341,12 @@ def _stamps(record: Record) -> list[int]:
 
 def _same(known: Known, record: Record) -> bool:
     return known.outcome == record.outcome and known.start == _stamps(record)[0]
+
+
+def _check_tag(folder: Path) -> dict[str, str]:
+    """Return the tag with the grade of the user's own training; nothing for the built-in model."""
+    found = read_json(folder / "provenance.json").get("check")
+    return {"check": ", ".join(filter(None, [found["grade"], "refused" * bool(found.get("refused"))]))} if found else {}
 
 
 def _source_tags() -> dict[str, str]:

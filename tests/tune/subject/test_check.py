@@ -1,12 +1,20 @@
 """Tests of the check of the user's own training."""
 
+import json
 import sys
 
 import pytest
 
+from analysis.io.study import load
+from analysis.report.findings import Findings
+from analysis.report.methods import methods, would_change
 from tests.own_trainings import FUNCTION, own_study
 from tests.tune.helpers import typed
+from tune.backend.inline import Inline
+from tune.run import ledger
+from tune.run.provenance import renew_check
 from tune.subject.check import Grade, check
+from tune.sweep import sweep
 
 DRAW = 'random.Random(f"{trial.seed}/{trial.shift}/{trial.budget}")'
 SABOTAGE = {
@@ -70,6 +78,7 @@ def test_memory_that_grows_is_noted(tmp_path):
 
 
 def test_the_command_exits_with_2_if_something_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     own_study(tmp_path)
     code, out, _ = typed(monkeypatch, capsys, "check", tmp_path / "own.yaml", "--share", "0.5")
     assert (code, out.splitlines()[0].split()[:4]) == (0, ["ok", "arm", "plain", "trains:"])
@@ -77,3 +86,76 @@ def test_the_command_exits_with_2_if_something_is_refused(tmp_path, monkeypatch,
     code, out, _ = typed(monkeypatch, capsys, "check", tmp_path / "own.yaml", "--share", "0.5")
     assert code == 2
     assert "REFUSED another seed: gives the same bits: the seed is not used" in out.splitlines()
+
+
+RESUMES = FUNCTION.replace("    off =", "    kept = trial.folder / 'step'\n    off =").replace(
+    "    for step in range(10,",
+    "    begun = int(kept.read_text()) if kept.exists() else 0\n    for step in range(10 + begun,",
+)
+
+
+def test_a_stopped_trial_goes_on_or_starts_anew(tmp_path):
+    def said(function):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return {each.what: each for each in check(own_study(folder, function), folder, 1.0)}["a stopped trial"]
+
+    assert said(FUNCTION).said == "starts anew: the same bits"
+    by_step = 'random.Random(f"{trial.seed}/{trial.shift}/{step}").random()'
+    resumes = RESUMES.replace("        trial.report", "        open(kept, 'w').write(str(step))\n        trial.report")
+    same = said(resumes.replace("draw.random()", by_step))
+    assert (same.passed, same.said) == (True, "goes on after step 10: the same bits")
+    other = said(resumes)  # its generator begins again
+    assert (other.passed, other.said.partition(":")[0]) == (False, "goes on after step 10")
+    assert said(FUNCTION.replace("range(10,", "range(40,")).said == "has to start anew: the only report is at its end"
+
+
+def test_what_was_found_is_in_provenance_report_and_store(tmp_path, monkeypatch, capsys):
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    study = own_study(tmp_path, confirm={"seeds": 2})
+    folder, uri = tmp_path / "studies/own", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    said = []
+    sweep(study, tmp_path, tmp_path / "studies", Inline(), tracking_uri=uri, warn=said.append)
+    assert [line for line in said if line.startswith("not checked: `pagating check`")] != []
+
+    def stated():
+        renew_check(folder, ledger.read(folder / "ledger.jsonl"))
+        known = json.loads((folder / "provenance.json").read_text())["check"]
+        found = Findings(load(folder))
+        return known["grade"], " ".join([*methods(found.study), *would_change(found)])
+
+    grade, page = stated()
+    assert grade == "not checked"
+    assert "was not run on these files, so nothing shows that seeds act" in page
+    assert typed(monkeypatch, capsys, "check", "own.yaml", "--share", "0.5")[0] == 0
+    assert typed(monkeypatch, capsys, "report", "own")[0] == 0
+    assert "trained again gives the same bits" in (folder / "report.html").read_text()
+    grade, page = stated()
+    assert grade == "same bits"
+    assert "Check of the training: same bits; a trial that is trained again gives the same bits." in page
+    assert "was not run on these files" not in page
+    client = MlflowClient(uri)
+    (parent,) = client.search_runs([each.experiment_id for each in client.search_experiments()], "tags.stage = 'study'")
+    assert parent.data.tags["check"] == "not checked"
+    assert typed(monkeypatch, capsys, "sync", "own", "--tracking", uri)[0] == 0
+    assert client.get_run(parent.info.run_id).data.tags["check"] == "same bits"
+    kept = folder / "check.json"
+    kept.write_text(kept.read_text().replace('"refused": []', '"refused": ["another seed: gives the same bits"]'))
+    assert "the check of it refused it (another seed: gives the same bits)" in stated()[1]
+    kept.write_text(kept.read_text().replace('"mine.py": "', '"mine.py": "0'))  # of another file
+    assert stated()[0] == "not checked"
+
+
+def test_a_check_before_the_study_begins_leaves_it_free_to_begin(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    study = own_study(tmp_path, stages=["search"], search={"trials_per_arm": 1})
+    assert typed(monkeypatch, capsys, "check", "own.yaml", "--share", "0.5")[0] == 0
+    said = []
+    run = sweep(study, tmp_path, tmp_path / "studies", Inline(), warn=said.append)
+    assert [line for line in said if "check" in line] == []
+    assert json.loads((run.folder / "provenance.json").read_text())["check"] == {
+        "grade": "same bits", "refused": [], "share": 0.5
+    }  # fmt: skip
+    assert typed(monkeypatch, capsys, "rm", "own", "--yes")[0] == 0
+    assert not run.folder.exists()
