@@ -258,13 +258,18 @@ class CheckResult(list["Finding"]):
 
 
 def check_study(
-    study: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, share: float = 0.1, **keys: Any
+    study: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    share: float = 0.1,
+    output: str | os.PathLike[str] = STUDIES,
+    **keys: Any,
 ) -> CheckResult:
     """Train a part of a trial of each arm; return what would spoil a verdict on your own training.
 
     Args:
         study: Study file, or its keys as a dict.
         share: Share of the budget that each trial has, in (0, 1].
+        output: Folder of studies. The record of the check is kept in the study's folder.
         keys: Keys of a study file, as for `run_study`.
 
     Raises:
@@ -272,7 +277,7 @@ def check_study(
     """
     from tune.subject.check import check
 
-    found = _found(study, keys, Path(STUDIES))
+    found = _found(study, keys, Path(output))
     if not isinstance(found.study, OwnStudy):
         raise StudyError(f"{found.study.name}: has no trial: a check is for your own training")
     return CheckResult(check(found.study, found.base, share, found.output / found.study.name))

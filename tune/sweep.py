@@ -26,6 +26,7 @@ from tune.study.own_study import OwnStudy
 from tune.study.sizes import short_searches
 from tune.study.study import Study
 from tune.subject.check import NOT_CHECKED, recorded
+from tune.subject.function import release
 from tune.subject.gpt2 import Gpt2
 from tune.subject.short import subject_of
 from tune.subject.sources import DraftSources, Sources, draft
@@ -111,6 +112,7 @@ def sweep(
                 _train(run, backend, inputs, resolved, tracking_uri, lambda: space(run.stages.remaining()))
     finally:
         backend.stop()
+        release()
     if run.ledger.events:
         tables.write_tables(study.name, run.ledger.events, folder, study)
         write_layers(study, folder, run.records.values())

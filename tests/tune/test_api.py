@@ -157,10 +157,12 @@ def test_a_study_within_a_trial_is_refused(monkeypatch):
 def test_a_check_says_what_would_spoil_the_verdict(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trial = function_in(tmp_path)
-    good = tune.check_study(trial=trial, share=1.0, **KEYS)
+    good = tune.check_study(trial=trial, share=1.0, output=tmp_path, **KEYS)
     assert good.passed
     assert "ok      the same seed again: same bits" in repr(good)
-    bad = tune.check_study(trial=function_in(tmp_path, FUNCTION.replace("{trial.seed}", "")), share=1.0, **KEYS)
+    bad = tune.check_study(
+        trial=function_in(tmp_path, FUNCTION.replace("{trial.seed}", "")), share=1.0, output=tmp_path, **KEYS
+    )
     assert not bad.passed
 
 

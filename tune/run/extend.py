@@ -28,6 +28,7 @@ ANY = (
     "keep.models",
     "keep.checkpoints",
     "confirm.racing",
+    "reuse",  # `pagating check` refuses a function for which it changes a result
     "model.preset",  # a name for sizes, which are compared
 )
 # places of inputs, which `Inputs.check_begun` compares by their digests

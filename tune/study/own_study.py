@@ -176,6 +176,9 @@ class OwnStudy(Study):
     resampling: ResamplingSection | None = Field(
         None, description="if a seed also draws the split of one fixed data set: the shares, for a corrected variance"
     )
+    reuse: bool = Field(
+        False, description="train several trials one after the other in a process, for a function that keeps no state"
+    )
 
     _row: dict[str, Any] = PrivateAttr(default_factory=dict)  # of `scales`, for the study of one rung
 
@@ -314,6 +317,8 @@ class OwnStudy(Study):
             below = compute
 
     def _check_command(self, section: CommandSection) -> None:
+        if self.reuse:
+            raise ValueError("reuse: a command is a process of its own for each trial; leave reuse out")
         for arm in self.arms:
             known = self.values(arm, dict.fromkeys(self.space(arm), 0.0))
             allowed = (*PLACEHOLDERS, *known)

@@ -13,6 +13,7 @@ from typing import Any
 from analysis.io.files import read_json
 from analysis.io.write import write_whole
 from tune.study.own_study import OwnStudy
+from tune.subject.function import release, waits
 from tune.subject.short import ShortTrial, ShortTrials, subject_of
 from tune.subject.sources import draft
 
@@ -147,6 +148,8 @@ def _found(trials: ShortTrials, share: float) -> Iterator[Finding]:
             same = one.losses == first.losses
             said = f"gives the bits of {study.baseline}: its settings have no effect" if same else "have an effect"
             yield Finding(f"settings of {arm}", not same, said)
+    if study.reuse and grade is not Grade.UNSEEDED:
+        yield _reused(trials, share, first, NOISE * of_seeds)
     last = run(study.stages[-1], study.baseline, SEEDS[0])
     test = f"{study.metric.test} {study.sign * last.final['test_nll']:.6g}" if last.final else last.reason
     yield Finding("the last stage", bool(last.final), test)
@@ -182,6 +185,25 @@ def _resumed(trials: ShortTrials, budget: int, whole: ShortTrial, most: float) -
     apart = max(abs(row["val_nll"] - before.get(row["step"], row["val_nll"])) for row in again.rows)
     how = "the same bits" if apart == 0 else f"{trials.study.metric.name} {apart:.3g} apart"
     return Finding(what, apart <= most, f"{said}: {how}")
+
+
+def _reused(trials: ShortTrials, share: float, fresh: ShortTrial, noise: float) -> Finding:
+    """Compare a trial in a fresh process with the same one in the process of another arm and seed."""
+    study, what = trials.study, "a reused process"
+    other = next((arm for arm in study.arms if arm != study.baseline), study.baseline)
+    release()
+    trials.run("search", other, SEEDS[1], trials.budget(other, share), reuse=True)
+    if not waits():
+        return Finding(what, None, "none: a trial leaves a process or memory behind, so that each has a fresh process")
+    again = trials.run("search", study.baseline, SEEDS[0], fresh.budget, reuse=True)
+    release()
+    if not again.final or again.losses == fresh.losses:
+        return Finding(what, bool(again.final), "same bits as in a fresh one" if again.final else again.reason)
+    apart = _apart(again.losses, fresh.losses)
+    said = f"{study.metric.name} {apart:.3g} apart from a fresh one"
+    if apart <= noise:
+        return Finding(what, None, said)
+    return Finding(what, False, f"{said}: the function keeps state between trials, such as a global; leave reuse out")
 
 
 def _apart(one: list[float], other: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""Subject that trains the user's own function, each trial in a fresh process.
+"""Subject that trains the user's own function in a fresh process, or with `reuse` in that of the trial before.
 
 What trains is imported with Python's own library only, because it travels in a folder of cells (`own_cells`).
 """
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ class OwnJob:
         folder: Working directory: that of the user's file.
         cpus: Threads of numerical libraries.
         timeout: Seconds without a report after which the trial has failed.
+        reuse: Train in the process of the trial before, if that one ended well.
         command: The command of a study that runs one, with names in braces.
     """
 
@@ -69,6 +70,7 @@ class OwnJob:
     folder: str
     cpus: int
     timeout: float
+    reuse: bool = False
     command: str | None = None
 
     def row(self, step: int, metrics: Mapping[str, float], seconds: float) -> dict[str, Any]:
@@ -119,11 +121,12 @@ class Function:
             folder=str(self.sources.working_folder),
             cpus=study.resources.cpus,
             timeout=study.resources.stall_timeout,
+            reuse=study.reuse,
         )
 
     @staticmethod
     def train(trial: OwnJob, checkpoints: CheckpointFolder | None, model: Path | None) -> Iterator[Step | None]:
-        """Run the function in a process of its own, which waits after each report until the next one is asked for."""
+        """Run the function in another process, which waits after each report until the next one is asked for."""
         yield from in_folder(trained, trial, checkpoints)
 
 
@@ -161,19 +164,13 @@ def trained(trial: OwnJob, folder: str, stopping: Callable[[], bool]) -> Iterato
     """
     order = {
         name: getattr(trial, name)
-        for name in ("arm", "seed", "budget", "unit", "test", "metric", "test_metric", "file", "name")
+        for name in ("arm", "seed", "budget", "unit", "test", "metric", "test_metric", "file", "name", "reuse")
     }
+    output = Path(folder) / OUTPUT
     began, waited = time.monotonic(), 0.0
     row: dict[str, Any] | None = None
-    with Process(
-        [sys.executable, "-P", str(WORKER), "{channel}"],
-        folder=Path(trial.folder),
-        output=Path(folder) / OUTPUT,
-        cpus=trial.cpus,
-        timeout=trial.timeout,
-        own_channel=True,
-    ) as process:
-        process.send(json.dumps({**order, "values": dict(trial.values), "folder": folder}))
+    with _leased(trial, output) as process:
+        process.send(json.dumps({**order, "values": dict(trial.values), "folder": folder, "output": str(output)}))
         for line in process.lines():
             if stopping():
                 return
@@ -198,11 +195,60 @@ def trained(trial: OwnJob, folder: str, stopping: Callable[[], bool]) -> Iterato
                 raise TrialFailed(
                     f"arms.{trial.arm}: the function never reads trial.{unread[0]}, so this arm trains as without it"
                 )
-            assert row is not None
-            final = trial.final(row, message["returned"], spent)
-            yield (
-                row["step"],
-                {**row, "final": {**final, "peak_rss_mb": message["peak"], "memory_growth_mb": message["grown"]}},
-            )
-            return
-        raise process.why_ended()
+            process.again = message["again"]
+            break
+        else:
+            raise process.why_ended()
+    assert row is not None
+    final = trial.final(row, message["returned"], spent)
+    yield row["step"], {**row, "final": {**final, "peak_rss_mb": message["peak"], "memory_growth_mb": message["grown"]}}
+
+
+_idle: list[tuple[Any, Process]] = []  # of this process, which trains one trial at a time
+
+
+@contextmanager
+def _leased(trial: OwnJob, output: Path) -> Iterator[Process]:
+    """Return a context with a process for a trial: the idle one if the trial may use it, or else a fresh one.
+
+    The process ends at exit, unless it has set `again`.
+    """
+    key = (trial.file, trial.name, trial.folder, trial.cpus, trial.timeout)
+    process = _taken(key) if trial.reuse else None
+    if process is None:
+        process = Process(
+            [sys.executable, "-P", str(WORKER), "{channel}"],
+            folder=Path(trial.folder),
+            output=output,
+            cpus=trial.cpus,
+            timeout=trial.timeout,
+            own_channel=True,
+        )
+    process.again, process.output = False, output
+    try:
+        yield process
+    finally:
+        if process.again:
+            _idle.append((key, process))
+        else:
+            process.close()
+
+
+def _taken(key: Any) -> Process | None:
+    """Return the idle process of the same function; end any other."""
+    while _idle:
+        known, process = _idle.pop()
+        if known == key and process.is_alive:
+            return process
+        process.close()
+    return None
+
+
+def waits() -> bool:
+    """Return True if a process waits for another trial."""
+    return bool(_idle)
+
+
+def release() -> None:
+    """End the process that waits for another trial."""
+    _taken(None)

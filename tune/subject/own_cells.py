@@ -52,7 +52,7 @@ from tune.subject.own_cells import main  # noqa: E402
 
 sys.exit(main([str(HERE), *sys.argv[1:]], "python {OWN_RUNNER}"))
 '''
-PLACES = ("file", "folder", "cpus", "timeout")  # fields of a trial that its result does not depend on
+PLACES = ("file", "folder", "cpus", "timeout", "reuse")  # fields of a trial that its result does not depend on
 
 
 def digest(trial: OwnJob) -> str:

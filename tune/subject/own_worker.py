@@ -1,13 +1,16 @@
-"""Train one trial of a user's function in a process of its own: `python own_worker.py CHANNEL`.
+"""Train a trial of a user's function in a process of its own: `python own_worker.py CHANNEL`.
 
 This file imports nothing of this project, so that the user's modules may have any name. The first line of standard
-input holds the trial as JSON. Each further line lets the function go on after a report. The end of standard input ends
-the process, because then the study is gone. Messages go to the file descriptor CHANNEL, as lines of JSON.
+input holds the trial as JSON. Each further line lets the function go on after a report; after the end of a trial of a
+study with `reuse`, it holds the next trial. The end of standard input ends the process, because then the study is gone.
+Messages go to the file descriptor CHANNEL, as lines of JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import hashlib
 import importlib.util
 import json
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 PDEATHSIG = 1  # PR_SET_PDEATHSIG of Linux
+GROWN_MB, GROWN_SHARE = 64.0, 1.25  # memory that trials may leave behind before the process is replaced
 LONGEST = 500  # letters of a message's reason
 ROOT = Path(__file__).resolve().parents[2]  # of this project, which the user's code may import
 
@@ -292,33 +296,83 @@ def _status_mb(key: str) -> float:
     return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(key))
 
 
+class Worker:
+    """A process that trains trials of one function, one after the other."""
+
+    def __init__(self, channel: int) -> None:
+        self._channel, self._home = channel, os.getcwd()
+        self._function: Callable[[OwnTrial], Any] | None = None
+        self._first = 0.0  # resident memory after the first trial, in MiB
+
+    def tell(self, **message: Any) -> None:
+        """Send a message to the study."""
+        os.write(self._channel, (json.dumps(message) + "\n").encode())
+
+    def serve(self, order: dict[str, Any]) -> bool:
+        """Train a trial and tell its end. Return True if this process may train another one."""
+        if order["reuse"]:
+            _start_anew(order["output"], self._home)
+        trial = OwnTrial(order, self.tell, _wait)
+        folder = str(Path(order["file"]).parent)
+        try:
+            self._function = self._function or function_of(order["file"], order["name"])
+            values = returned(trial, self._function(trial), order["test_metric"])
+            trial._tell = trial._wait = _ended
+            grown, peak = max(0.0, resident_mb() - trial._resident), peak_mb()
+            again = order["reuse"] and self._is_clean()
+            self.tell(returned=values, read=sorted(trial._read), peak=peak, grown=grown, again=again)
+            return again
+        except Infeasible as error:
+            self.tell(infeasible=str(error)[:LONGEST] or "trial.Infeasible was raised")
+        except (Refused, UnknownName) as error:
+            self.tell(failed=f"{error}{place(error, folder)}"[:LONGEST])
+        except BaseException as error:  # noqa: BLE001 (the user's code may raise anything; only its trial fails)
+            traceback.print_exc()
+            said = f"{type(error).__name__}: {error}".strip().splitlines()[0][:LONGEST] + place(error, folder)
+            self.tell(**{"infeasible" if out_of_memory(error) else "failed": said})
+        return False
+
+    def _is_clean(self) -> bool:
+        """Return True if the trial left no process behind, and memory has not grown since the first one."""
+        gc.collect()
+        now = resident_mb()
+        self._first = self._first or now
+        grows = now - self._first > GROWN_MB and now > GROWN_SHARE * self._first
+        children = [path for path in Path("/proc/self/task").glob("*/children") if path.read_text().strip()]
+        return not grows and not children
+
+
+def _start_anew(output: str, home: str) -> None:
+    """Give a trial its own output file, the working directory, and its own peak of memory."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    file = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    os.chdir(home)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel without it: the peak is that of all trials
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _wait() -> None:
+    """Wait until the study lets the trial go on."""
+    if not sys.stdin.readline():
+        os._exit(1)  # the study is gone
+
+
+def _ended(**message: Any) -> None:
+    raise Refused("trial.report was called after its trial had ended")
+
+
 def main(channel: int) -> None:
-    """Train the trial of standard input and tell its end to the channel."""
+    """Train the trials of standard input, as long as this process may be used again."""
     end_with_parent()
     os.set_inheritable(channel, False)
-    order = json.loads(sys.stdin.readline())
-
-    def tell(**message: Any) -> None:
-        os.write(channel, (json.dumps(message) + "\n").encode())
-
-    def wait() -> None:
-        if not sys.stdin.readline():
-            os._exit(1)  # the study is gone
-
-    trial = OwnTrial(order, tell, wait)
-    folder = str(Path(order["file"]).parent)
-    try:
-        values = returned(trial, function_of(order["file"], order["name"])(trial), order["test_metric"])
-        grown = max(0.0, resident_mb() - trial._resident)
-        tell(returned=values, read=sorted(trial._read), peak=peak_mb(), grown=grown)
-    except Infeasible as error:
-        tell(infeasible=str(error)[:LONGEST] or "trial.Infeasible was raised")
-    except (Refused, UnknownName) as error:
-        tell(failed=f"{error}{place(error, folder)}"[:LONGEST])
-    except BaseException as error:  # noqa: BLE001 (the user's code may raise anything; only its trial fails)
-        traceback.print_exc()
-        said = f"{type(error).__name__}: {error}".strip().splitlines()[0][:LONGEST] + place(error, folder)
-        tell(**{"infeasible" if out_of_memory(error) else "failed": said})
+    worker = Worker(channel)
+    while (line := sys.stdin.readline()) and worker.serve(json.loads(line)):
+        pass
 
 
 if __name__ == "__main__":

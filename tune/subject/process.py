@@ -41,7 +41,7 @@ class Process:
     Args:
         command: Words of the command line. `{channel}` is replaced by the number of the file descriptor of its lines.
         folder: Working directory.
-        output: File that gets what the process prints.
+        output: File that gets what the process prints; an attribute, because another trial has another file.
         cpus: Number of threads that numerical libraries may use.
         timeout: Seconds without a line after which the process is killed.
         own_channel: Read the lines from a pipe of their own. Otherwise they are those of standard output.
@@ -59,7 +59,8 @@ class Process:
         own_channel: bool,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._output, self._timeout = output, timeout
+        self.output, self._timeout = output, timeout
+        self.again = False  # it waits for another trial
         self._reader, writer = os.pipe()
         threads = {f"{library}_NUM_THREADS": str(cpus) for library in ("OMP", "MKL", "OPENBLAS")}
         try:
@@ -86,6 +87,15 @@ class Process:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """True if the process has not ended."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process, with all that it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, with all that it started
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -145,7 +155,7 @@ class Process:
 
         `beside` is a file whose last line says more if the process printed nothing to `output`.
         """
-        code, last = self.exit_code(), _last_line(self._output)
+        code, last = self.exit_code(), _last_line(self.output)
         last = last or (_last_line(beside) if beside and beside.exists() else "")
         said = f"; its last line: {last}" if last else ""
         short = " (the system sends it when memory is short)" if code == -signal.SIGKILL else ""

@@ -94,6 +94,7 @@ class ShortTrials:
         budget: int,
         place: Path | None = None,
         enough: Callable[[int, float], bool] = lambda reports, seconds: False,
+        reuse: bool = False,
     ) -> ShortTrial:
         """Train an arm at the middle of its search ranges.
 
@@ -105,9 +106,10 @@ class ShortTrials:
             place: Folder of the trial. None makes a new one.
             enough: Called with the number of evaluations and the seconds since the start. True stops the trial, with
                 the outcome `stopped`, and leaves its folder.
+            reuse: Train in the process of the trial before that had it too, if that one ended well.
         """
         cell = Cell(stage, arm, 0, seed, example(self.study, arm), "short", rung=self.study.rung)
-        trial = replace(self.subject.trial(cell), budget=budget)
+        trial = replace(self.subject.trial(cell), budget=budget, reuse=reuse)
         training = Training(Job(cell.key, trial, self.subject.train, str(place or self.place()), budget))
         rows: list[dict[str, Any]] = []
         began, result = time.monotonic(), dict[str, Any]()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 
+from tests.own_trainings import FUNCTION, own_study
 from tests.studies import TINY, changed, study_of
 from tests.tune.helpers import Caught, meta_of
 from tests.tune.steps import Broken, bowl
@@ -25,8 +26,11 @@ from tune.run.study_run import StudyRun
 from tune.run.tracker import NoTracker
 from tune.study.cell import Cell, Record
 from tune.study.inputs import packed_corpus
+from tune.subject.function import release
 from tune.subject.gpt2 import Gpt2
 from tune.subject.known import Known
+from tune.subject.short import subject_of
+from tune.subject.sources import draft
 from tune.tracking.tracker import MlflowTracker
 
 STUDY = changed(
@@ -34,7 +38,7 @@ STUDY = changed(
     search={"trials_per_arm": 4},
     arms={"searched": {"gate": "sigmoid", "alpha": {"search": {"uniform": [0.0, 2.0]}}}},
 )
-CLOCK = ("time", "crc", "seconds", "tokens_per_second", "peak_rss_mb")
+CLOCK = ("time", "crc", "seconds", "tokens_per_second", "peak_rss_mb", "memory_growth_mb")
 BACKENDS = {"inline": Inline, "ray": lambda **given: RayBackend(1, **given)}
 
 
@@ -262,15 +266,46 @@ def test_an_interrupted_study_goes_on_to_the_same_result(one_ray, name, tmp_path
 # --- subjects --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gpt2", "known"])
+COMMAND = """
+import sys
+lr, shift, seed, steps, test = map(float, sys.argv[1:])
+for step in range(2, int(steps) + 1, 2):
+    loss = 2 + lr - shift + (seed * 7919 % 11) / 100 + 1 / step
+    print(f"METRIC val_loss={loss} step={step}", flush=True)
+if test:
+    print(f"METRIC test_loss={loss + 0.01}")
+"""
+
+
+def own(folder, corpus, **changes):
+    """Return the subject of a user's training of 20 steps, and its baseline."""
+    (folder / "train.py").write_text(COMMAND)
+    given = own_study(
+        folder, FUNCTION.replace("range(10", "range(2").replace(", 10)", ", 2)"), budget={"steps": 20}, **changes
+    )
+    return subject_of(given, draft(given, folder, folder / "out").write()), "plain"
+
+
+SUBJECTS = {
+    "gpt2": lambda folder, corpus: (Gpt2.at(study(), folder, corpus), "gelu"),
+    "known": lambda folder, corpus: (Known(study(), bowl), "gelu"),
+    "function": own,
+    "reused function": lambda folder, corpus: own(folder, corpus, reuse=True),
+    "command": lambda folder, corpus: own(
+        folder, corpus, trial={"command": "python train.py {lr} {shift} {seed} {budget} {test}"}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_a_subject_repeats_its_rows_names_itself_and_ends_with_a_result(name, corpus, tmp_path):
-    given = study()
-    subject = Gpt2.at(given, tmp_path, corpus) if name == "gpt2" else Known(given, bowl)
+    (tmp_path / "out").mkdir()
+    subject, arm = SUBJECTS[name](tmp_path, corpus)
     identity = subject.identity()
     assert json.loads(json.dumps(identity)) == identity
     subject.check_begun({"event": "study", **identity})
     for stage, seed in (("calibrate", 11), ("confirm", 101)):
-        cell = Cell(stage, "gelu", 0, seed, {"lr": 3e-3}, "key")
+        cell = Cell(stage, arm, 0, seed, {"lr": 3e-3}, "key")
         runs = [[step for step in subject.train(subject.trial(cell), None, None) if step] for _ in range(2)]
         assert without_clock(runs[0]) == without_clock(runs[1])
         made = [step for step, _ in runs[0]]
@@ -279,7 +314,9 @@ def test_a_subject_repeats_its_rows_names_itself_and_ends_with_a_result(name, co
         assert rows[-1]["step"] == made[-1] == 20
         assert [("final" in row) for row in rows] == [False] * (len(rows) - 1) + [True]
         assert ("test_nll" in rows[-1]["final"]) == (stage == "confirm")
-        assert {"step", "tokens", "val_nll", "train_nll", "tokens_per_second", "alpha"} <= rows[0].keys()
+        assert {"step", "tokens", "val_nll", "tokens_per_second", "alpha"} <= rows[0].keys()
+        assert ("train_nll" in rows[0]) == (name in ("gpt2", "known"))
+    release()
 
 
 def test_a_study_that_was_begun_on_another_corpus_is_refused(corpus, tmp_path):
