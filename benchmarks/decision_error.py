@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
-from simulation import advice, expected
+from simulation import advice, expected, own
 from simulation.page import markdown, percent, write
 from simulation.world import SCENARIOS, TEST_GAP, Scenario, World
 
-from analysis.io.assemble import assemble
+from analysis.io.study import assemble_any
 from analysis.io.write import write_whole
 from analysis.stats.multiplicity import adjust
 from analysis.stats.sequential import RULES
@@ -38,10 +38,12 @@ from tune.cli.next_steps import MOST_SEEDS
 from tune.decide.stages import Stages
 from tune.run.ledger import MemoryLedger
 from tune.run.study_run import StudyRun
-from tune.run.tables import tables
+from tune.run.tables import shown, tables
 from tune.study.files import parse
+from tune.study.own_study import OwnStudy
 from tune.study.study import Study
 from tune.subject.known import Known
+from tune.subject.subject import Subject
 
 DIFFERENT = (Verdict.BETTER, Verdict.WORSE)
 FIRST = 10_000  # seed of the first study: the constants of the fit were chosen on studies with lower ones
@@ -52,10 +54,13 @@ def decide(study: Study, world: World, ledger: MemoryLedger | None = None) -> tu
 
     `ledger` is that of a study that has begun; None begins one.
     """
-    run = StudyRun(study, None, Known(study, world.loss, world.test), ledger=ledger)
+    subject: Subject = Known(study, world.loss, world.test)
+    if isinstance(study, OwnStudy):
+        subject = own.InProcess(study, own.function_of(world, study.metric.name, study.metric.test))
+    run = StudyRun(study, None, subject, ledger=ledger)
     Inline().train(run)
-    rows, _ = tables(study.name, run.ledger.events)
-    table = assemble("simulated", "simulated", rows, pd.DataFrame(), {**study.model_dump(), "name": "simulated"})
+    rows = shown(tables(study.name, run.ledger.events)[0], study)
+    table = assemble_any("simulated", "simulated", rows, pd.DataFrame(), {**study.model_dump(), "name": "simulated"})
     return verdicts.decide(table), run.stages, rows
 
 
@@ -67,20 +72,20 @@ def extend(study: Study, world: World, scenario: Scenario) -> tuple[list[Result]
     """
     found: list[tuple[Result, Stages, pd.DataFrame]] = []
 
-    def shown(study: Study, ledger: MemoryLedger) -> tuple[Result, int]:
+    def told(study: Study, ledger: MemoryLedger) -> tuple[Result, int]:
         found.append(decide(study, world, ledger))
         return found[-1][0], len(found[-1][2])
 
     if scenario.added == "as advised":
-        advice.follow(study, shown)
+        advice.follow(study, told)
     else:
         ledger = MemoryLedger()
-        result, _ = shown(study, ledger)
+        result, _ = told(study, ledger)
         open_ = [row for row in result.comparisons if row.kind == Verdict.UNDECIDED]
         needed = [min(MOST_SEEDS, row.seeds_needed) for row in open_ if row.seeds_needed]
         if needed and max(needed) > study.confirm.seeds:
             confirm = study.confirm.model_copy(update={"seeds": max(needed)})
-            shown(study.model_copy(update={"confirm": confirm}), ledger)
+            told(study.model_copy(update={"confirm": confirm}), ledger)
     return [result for result, _, _ in found], *found[-1][1:]
 
 

@@ -9,10 +9,15 @@ import decision_error
 import numpy as np
 import pytest
 from scipy import stats
-from simulation import expected, page, world
+from simulation import expected, own, page, world
 
 from analysis.stats.multiplicity import adjust
 from analysis.verdict.kinds import Verdict
+from tests.own_trainings import FUNCTION, own_study
+from tune.backend.inline import Inline
+from tune.errors import StudyStopped
+from tune.run.study_run import StudyRun
+from tune.sweep import sweep
 
 TREATMENTS = world.TREATMENTS
 DOCS = Path(__file__).parents[1] / "docs"
@@ -334,3 +339,35 @@ def test_the_promised_error_rate_in_300_studies(scenario):
     summary = decision_error.summarise(scenario, decision_error.simulate(scenario, range(1000, 1300)))
     hits, of = summary["family_error"]["hits"], summary["family_error"]["of"]
     assert stats.binomtest(hits, of, 0.05, alternative="greater").pvalue > 0.001
+
+
+def test_a_function_in_this_process_gives_the_ledger_of_fresh_processes(tmp_path):
+    """Train a study of a user's function both ways; then let the function ignore what its arm sets."""
+    study = own_study(tmp_path, confirm={"seeds": 2})
+    found: dict = {"noise": type("noise", (), {"SIZE": 0.02})}
+    exec(FUNCTION.replace("import noise\n", ""), found)
+    inside = StudyRun(study, None, own.InProcess(study, found["train"]))
+    Inline().train(inside)
+    fresh = sweep(study, tmp_path, tmp_path / "studies", Inline())
+    clock = ("seconds", "tokens_per_second", "peak_rss_mb", "memory_growth_mb")
+
+    def kept(run):
+        return {
+            key: (record.outcome, [(row["step"], row["val_nll"]) for row in record.curve],
+                  {name: value for name, value in record.final.items() if name not in clock})
+            for key, record in run.records.items()
+        }  # fmt: skip
+
+    assert kept(inside) == kept(fresh)
+    blind = StudyRun(study, None, own.InProcess(study, lambda trial: trial.report(trial.budget, val_loss=1.0)))
+    with pytest.raises(StudyStopped, match=r"the function never reads shift"):
+        Inline().train(blind)
+
+
+def test_a_score_is_decided_as_the_loss_it_mirrors():
+    loss, score = (decision_error.simulate(scenario, range(3)) for scenario in world.OWN)
+    assert [row["arms"] for row in loss] == [row["arms"] for row in score]
+    gaps = {"first": -0.02, "second": 0.05, "searched": 0.0}
+    (row,) = decision_error.simulate(world.Scenario("x", gaps=gaps, metric="score"), range(1))
+    said = {arm: found["verdict"] for arm, found in row["arms"].items()}
+    assert (said["first"], said["second"]) == ("better", "worse")

@@ -26,6 +26,23 @@ calibrate: {points: 3, seeds: 2, choice: CHOICE}
 confirm: CONFIRM
 keep: {models: none}
 """
+OWN_STUDY = """
+question: Does an arm beat the baseline?
+trial: function.py:train
+metric: {name: METRIC, test: test_METRIC, goal: GOAL}
+budget: {steps: 64}
+nuisance: {NUISANCE}
+arms:
+  baseline: {baseline: true, set: {kind: baseline}}
+  floor: {floor: true, set: {kind: floor}}
+  first: {set: {kind: first}}
+  second: {set: {kind: second}}
+  searched: {set: {kind: searched}, search: {beta: {uniform: [0.0, 2.0]}}}
+search: {trials_per_arm: TRIALS}
+calibrate: {points: 3, seeds: 2, choice: CHOICE}
+confirm: CONFIRM
+"""
+GOALS = {"loss": "minimize", "score": "maximize"}  # metrics of a user's function
 MORE = {"fourth": "alpha: 0.25", "fifth": "alpha: 0.75", "sixth": "alpha: 1.0"}  # further treatments, equal ones
 RANGES = {"lr": (1e-4, 1e-2), "weight_decay": (1e-2, 1.0), "clip": (0.1, 10.0)}  # nuisances that a scenario may have
 CONFIRM = {rule: f"rule: {rule}" for rule in ("obrien-fleming", "e-process")} | {"fixed": "seeds: 8"}
@@ -63,6 +80,7 @@ class Scenario:
     more: int = 0  # further treatments, of `MORE`
     confirm: str = ""  # keys of the confirm section instead of those of the rule
     keys: str = ""  # further keys of the study file
+    metric: str = ""  # of a user's function, `loss` or `score`; empty for the built-in model
     added: str = ""  # whether confirm seeds are added after the verdict: "as advised" or "against the advice"
 
     @property
@@ -79,8 +97,10 @@ class Scenario:
             "NUISANCE": nuisance,
             "TRIALS": str(self.trials),
             "CHOICE": self.choice,
+            "METRIC": self.metric,
+            "GOAL": GOALS.get(self.metric, ""),
         }
-        text = STUDY
+        text = OWN_STUDY if self.metric else STUDY
         for part, value in {**parts, "CONFIRM": f"{{{self.confirm or CONFIRM[self.rule]}}}"}.items():
             text = text.replace(part, value)
         arms = "".join(f"  {name}: {{gate: sigmoid, {MORE[name]}}}\n" for name in self.treatments[len(TREATMENTS) :])
@@ -123,6 +143,10 @@ CONTRASTS = [
     Scenario("two contrasts", keys="contrasts: [[first, second], [second, searched]]\n", studies=0.15),
 ]
 NARROW = "seeds: 8, margin: 0.2%"  # a margin at which many arms stay undecided, so that seeds are added
+OWN = [
+    Scenario("a user's function, a loss", metric="loss", studies=0.5),
+    Scenario("a user's function, a score to maximise", metric="score", studies=0.5),
+]
 MANY = [Scenario("60 confirm seeds", confirm="seeds: 60", studies=0.05)]
 EXTENDED = [
     Scenario(
@@ -168,7 +192,7 @@ ODD = [
     Scenario("spikes in one arm (10% of runs)", spikes={"second": 0.1}, studies=0.1),
 ]
 BLIND = [Scenario("the floor does not lose", floor_gap=0.0, studies=0.1)]
-SCENARIOS = [*NULLS, *SEVERAL, *EDGES, *ODD, *SEQUENTIAL, *CONTRASTS, *MANY, *EXTENDED, *GRID, *BLIND, *EFFECTS]
+SCENARIOS = [*NULLS, *SEVERAL, *EDGES, *ODD, *SEQUENTIAL, *CONTRASTS, *OWN, *MANY, *EXTENDED, *GRID, *BLIND, *EFFECTS]
 
 
 def noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:

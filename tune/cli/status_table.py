@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from analysis.io.text import chosen_line, duration, one_line
 from tune.run import heartbeat, ledger
 from tune.run.progress import LadderProgress, Progress, progress_of
 from tune.run.standing import concluded_after, verdict_of
+from tune.study.cell import Record
 from tune.study.study import Study
 
 HEADINGS = {  # state of cells: (heading in a wide terminal, in a narrow one)
@@ -29,6 +31,7 @@ HEADINGS = {  # state of cells: (heading in a wide terminal, in a narrow one)
 MEANING = {"search": "best of search", "calibrate": "best of calibrate", "confirm": "mean of confirm"}
 NARROW = 64  # headings are short in a terminal of fewer characters
 LONG = 5000  # characters of a verdict that are shown
+MOST_RUNNING = 8  # trials that have a line
 LEAST_ARMS = 3  # number of arms that are shown even if the terminal has too few lines
 
 
@@ -81,13 +84,16 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
     beat, held, driver = heartbeat.read(folder), ledger.is_held(path), ledger.holder(path)
     if held and beat and beat.driver != driver:
         beat = None  # written by a driver that was killed; the current one has not written yet
-    progress = progress_of(study, ledger.read(path))
+    events = ledger.read(path)
+    progress = progress_of(study, events)
     now = time.time() if now is None else now
     progress.set_running(beat.running if beat and held else ())
     view = View(progress, now, beat.slots if beat and held else 0, [f"Log:     {folder / 'logs'}"])
     last = max((moment for moment in (progress.last, beat.time if beat else None) if moment), default=now)
     age = duration(max(0.0, now - last))
     over = progress.finished or concluded_after(folder, progress.last)
+    if study.shown and beat and held:
+        view.lines = [*_running(study, ledger.records(events), beat.running, now), *view.lines]
     if held:
         view.note = f"It runs: {one_line(driver)}; last update {age} ago."
     elif over:
@@ -98,6 +104,18 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
     else:
         view.note = f"It is not running; last update {age} ago. `pagating sweep` with its study file continues it."
     return view
+
+
+def _running(study: Study, records: Mapping[str, Record], running: Sequence[str], now: float) -> list[str]:
+    """Return a line for each trial of the user's own training that runs: how far it is, and when it last reported."""
+    unit, most, lines = study.shown["tokens"], duration(study.resources.stall_timeout), []
+    for record in (records[key] for key in running if key in records):
+        since = record.times[-1] if record.times else record.started or now
+        at = f"{record.curve[-1]['step']} {unit}" if record.curve else "no report yet"
+        lines.append(
+            f"Running: {record.cell.key}: {at}, silent for {duration(max(0.0, now - since))} of at most {most}"
+        )
+    return lines[:MOST_RUNNING] + [f"and {len(lines) - MOST_RUNNING} more"] * (len(lines) > MOST_RUNNING)
 
 
 def as_object(view: View) -> dict[str, Any]:

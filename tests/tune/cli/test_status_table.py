@@ -9,11 +9,14 @@ import threading
 import pytest
 from rich.console import Console
 
+from tests.own_trainings import own_study
 from tests.studies import TOLD, study_of
 from tune.cli import studies
 from tune.cli.status_table import View, look
+from tune.run.heartbeat import HeartbeatWriter
 from tune.run.ledger import Ledger, is_held
 from tune.run.progress import Progress
+from tune.study.cell import Cell
 from tune.study.files import dump
 
 
@@ -153,3 +156,28 @@ def test_status_in_a_pipe_breaks_no_path_in_two(tmp_path, monkeypatch, capsys, s
         out = capsys.readouterr().out
         assert (f"Log:     {folder / 'logs'}" in out.splitlines()) is whole
         assert "search" in out
+
+
+def test_a_running_trial_of_ones_own_training_says_how_long_it_is_silent(tmp_path):
+    """Start two trials, of which one has reported; the table names both while the driver's heartbeat is there."""
+    study = own_study(tmp_path)
+    folder = tmp_path / "studies/own"
+    folder.mkdir(parents=True)
+    ledger = Ledger(folder / "ledger.jsonl")
+    ledger.append("study", schema=1, study="own", corpus="abc", code={}, runs="train")
+    keys = []
+    for arm in ("plain", "shifted"):
+        cell = Cell("search", arm, 0, 1, {"lr": 0.1}, "key")
+        fields = {"stage": "search", "arm": arm, "index": 0, "seed": 1, "config": cell.config, "config_key": "key"}
+        ledger.append("suggested", cell=cell.key, **fields)
+        began = ledger.append("started", cell=cell.key)["time"]
+        keys.append(cell.key)
+    row = {"step": 10, "tokens": 10, "val_nll": 2.0, "tokens_per_second": 5.0, "alpha": []}
+    heard = ledger.append("report", cell=keys[0], row=row)["time"]
+    HeartbeatWriter(folder).write(2, keys)
+    lines = look(study, folder, now=heard + 42).lines
+    assert lines[0] == "Running: search/plain/0/1: 10 steps, silent for 42 s of at most 10.0 min"
+    assert lines[1].startswith("Running: search/shifted/0/1: no report yet, silent for 42 s")
+    assert heard - began < 1
+    ledger.close()
+    assert [line for line in look(study, folder).lines if "Running" in line] == []
