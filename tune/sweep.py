@@ -79,7 +79,8 @@ def sweep(
     _check_storage(study, folder)
     resolved = dump(relocated(study, base, folder))
     backend = backend or _ray(study, warn)
-    if not (folder / LEDGER).exists():  # with a ledger, it is not known yet if any cell is missing
+    begun = (folder / LEDGER).exists()
+    if not begun:  # with a ledger, it is not known yet if any cell is missing
         backend.check(study)
     try:
         if warn:
@@ -87,7 +88,7 @@ def sweep(
                 warn(line)
         with _drafted(study, base, folder, output) as found:
             space = _space(study, folder, backend.slots, found.vocab_size)
-            if not (folder / LEDGER).exists():
+            if not begun:
                 backend.start(study, lambda: space(None))
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / FILE).exists():
@@ -104,7 +105,7 @@ def sweep(
         )
         with closing(run):
             _check_storage(study, folder, claim=True)
-            if warn and run.missing and (line := _of_check(folder, run.subject.identity())):
+            if warn and not begun and (line := _of_check(folder, run.subject.identity())):
                 warn(line)
             if run.missing:  # a report of the unfinished study reads it
                 write_provenance(folder, study, run.ledger.events, backend.slots)

@@ -103,7 +103,8 @@ class Function:
 
     def trial(self, cell: Cell) -> OwnJob:
         """Return the trial of a cell."""
-        study, metric = self.study.at(cell.rung), self.study.metric
+        study = self.study if cell.rung == self.study.rung else self.study.at(cell.rung)
+        metric = study.metric
         return OwnJob(
             arm=cell.arm,
             seed=cell.seed,

@@ -100,3 +100,15 @@ def test_try_shows_the_metric_of_each_arm_and_fails_with_an_arm(tmp_path, monkey
 def test_no_arm_of_that_name(tmp_path):
     with pytest.raises(StudyError, match=r"--arm none: own has the arms plain, shifted, short"):
         next(own.try_arms(own_study(tmp_path), tmp_path, None, ["none"]))
+
+
+def test_a_plan_of_a_ladder_measures_each_size(tmp_path, monkeypatch, capsys):
+    slow = FUNCTION.replace("        trial.report", "        time.sleep(0.02 * trial.width)\n        trial.report")
+    sizes = [{"width": 1, "budget": 20}, {"width": 2, "budget": 20}, {"width": 8, "budget": 40}]
+    own_study(tmp_path, "import time\n" + slow, scales=sizes)
+    code, out, _ = typed(monkeypatch, capsys, "plan", tmp_path / "own.yaml", "--slots", 1, "--format", "json")
+    assert code == 0
+    rungs = json.loads(out)["rungs"]
+    assert [rung["total"]["tokens"][0] for rung in rungs] == [50 * 9, 50 * 9 - 2 * 50, 100 * 9 - 2 * 100]
+    speeds = [rung["speeds"]["plain"] for rung in rungs]
+    assert speeds[0] / speeds[2] == pytest.approx(8, rel=0.3)
