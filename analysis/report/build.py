@@ -3,7 +3,8 @@
 `python -m analysis.report STUDY`.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from rich.table import Table
 
 from analysis.describe import calibration, curves, fairness, hyperparameters, ladder, layers
 from analysis.io import command, formats
+from analysis.io.assemble import Study
 from analysis.io.files import TableError
 from analysis.io.space import chosen_columns
 from analysis.io.study import load
-from analysis.io.text import markdown
+from analysis.io.text import duration, markdown
 from analysis.io.write import write_whole
 from analysis.report import plots
 from analysis.report.figures import FIGURES, Drawn, drawn
@@ -29,6 +31,10 @@ from analysis.verdict.ladder.words import FAMILY, size
 from analysis.verdict.ladder.words import summarise as of_ladder
 from analysis.verdict.summary import Summary, summarise
 from analysis.verdict.words import called
+
+WIDTHS = (20, 26, 32, 38, 44, 50, 56, 62, 68, 74, 400)  # of tables in rem; the last is wider than any page
+CHARACTER, PADDING = 0.48, 0.9  # rem per character of a table, and beside a column
+MOST_TEXT = 24  # characters of a line of text in a cell, which wraps
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -140,7 +146,7 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         svg: The SVG files of the same figures by name.
     """
     grid, grid_columns = calibration.pivot(found.equal_learning_rate)
-    return _template().render(
+    text = _template().render(
         found=found,
         study=found.study,
         result=found.result,
@@ -170,7 +176,49 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         would_change=would_change(found),
         cell=formats.cell,
         called=called,
+        run=ran(found.study),
+        widest=widest,
+        widths=WIDTHS,
     )
+    return _with_contents(text)
+
+
+def ran(study: Study) -> dict[str, str]:
+    """Return when, how long, where and with what a study ran, from its provenance; empty if it has none."""
+    known = study.settings.get("provenance") or {}
+    slots = known.get("slots")
+    said = {
+        "begun": known.get("begun"),
+        "ended": known.get("ended"),
+        "training": f"{duration(known['trial_seconds'])} in all trials" if known.get("trial_seconds") else None,
+        "machine": known.get("machine") and f"{known['machine']}, {slots} trial{'s' if slots != 1 else ''} at a time",
+        "devices": ", ".join(f"{name}: {count} trials" for name, count in (known.get("devices") or {}).items()),
+        "code": known.get("git_commit"),
+        "versions": ", ".join(f"{name} {number}" for name, number in (known.get("versions") or {}).items()),
+    }
+    return {name: str(text) for name, text in said.items() if text}
+
+
+def widest(rows: Sequence[Mapping[str, object]], columns: formats.Columns) -> int:
+    """Return the width in rem up to which a table has a card per row, because it would not fit: one of `WIDTHS`."""
+    need = 0.0
+    for key, (heading, spec) in columns.items():
+        longest = max((len(line) for row in rows for line in formats.cell(row.get(key), spec).split("\n")), default=1)
+        word = max(map(len, heading.split()), default=1)
+        need += max(word, longest if spec else min(longest, MOST_TEXT)) * CHARACTER + PADDING
+    return next((width for width in WIDTHS if width >= need), WIDTHS[-1])
+
+
+def _with_contents(text: str) -> str:
+    # the headings of a page as links in front of the first one
+    links: list[str] = []
+
+    def linked(found: re.Match[str]) -> str:
+        links.append(f'<li><a href="#part-{len(links) + 1}">{found[1]}</a></li>')
+        return f'<h2 id="part-{len(links)}">{found[1]}</h2>'
+
+    text = re.sub(r"<h2>(.*?)</h2>", linked, text)
+    return text.replace("<!-- contents -->", f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>', 1)
 
 
 def main(argv: list[str] | None = None) -> int:

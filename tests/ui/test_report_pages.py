@@ -13,6 +13,8 @@ LEAST = 4.5  # contrast of text, WCAG 2.1 level AA
 PAPER = 718  # px between the margins of A4, upright
 LOOKS = {
     "phone": ({"width": 390, "height": 844}, {"color_scheme": "light"}),
+    "tablet": ({"width": 600, "height": 900}, {"color_scheme": "light"}),
+    "window": ({"width": 900, "height": 900}, {"color_scheme": "light"}),
     "desktop": ({"width": 1280, "height": 800}, {"color_scheme": "light"}),
     "phone, dark": ({"width": 390, "height": 844}, {"color_scheme": "dark"}),
     "desktop, dark": ({"width": 1280, "height": 800}, {"color_scheme": "dark"}),
@@ -53,7 +55,8 @@ SEEN = """() => {
     const loaded = figure.tagName === "IMG" ? figure.naturalWidth > 0 : figure.childElementCount > 0;
     return loaded ? Math.min(width, height) : 0;
   });
-  return {width: document.documentElement.scrollWidth, words, figures};
+  const tables = [...document.querySelectorAll(".scroll")].map(each => each.scrollWidth - each.clientWidth);
+  return {width: document.documentElement.scrollWidth, words, figures, tables};
 }"""
 
 
@@ -87,6 +90,7 @@ def unseen(page):
     assert found["words"], "a page without words"
     wide = [f"{found['width']} px in a window of {window}"] if found["width"] > window else []
     faint = [f"{said!r}: contrast {contrast:.2f}" for said, contrast in found["words"] if contrast < LEAST]
+    wide += [f"table {place}: {more} px hidden" for place, more in enumerate(found["tables"]) if more > 1]
     return wide + faint + [f"figure {place}: empty" for place, size in enumerate(found["figures"]) if size < 100]
 
 
@@ -107,12 +111,32 @@ def test_all_of_the_report_is_seen(shown, look):
         ("document.body.innerHTML += '<p style=\"background: #ffffff; color: #777777\">faint</p>'", "contrast 4.48"),
         ("document.querySelector('figure svg').style.display = 'none'", "figure 0: empty"),
         ("document.querySelector('figure svg').innerHTML = ''", "figure 0: empty"),
+        ("document.querySelector('.scroll').innerHTML = '<p style=\"width: 900px\">wide</p>'", "table 0: "),
     ],
 )
 def test_what_cannot_be_seen_is_found(shown, spoil, said):
     page = shown("phone")
     page.evaluate(spoil)
     assert any(said in line for line in unseen(page))
+
+
+@pytest.mark.parametrize("look", ["phone", "desktop"])
+def test_the_first_screen_has_the_verdict_with_its_caveats_and_settings(shown, look):
+    page = shown(look)
+    box = page.locator(".verdict").bounding_box()
+    assert box["y"] + box["height"] <= page.viewport_size["height"]
+    said = page.locator(".verdict").inner_text()
+    assert all(word in said for word in ("relu2: better", "n = 8", "lr 0.0", "The floor linear-floor loses by"))
+
+
+def test_the_contents_lead_to_each_part(shown):
+    page = shown("phone")
+    parts = [part.inner_text() for part in page.locator("h2").all()]
+    links = page.locator("nav a")
+    assert [link.inner_text() for link in links.all()] == parts
+    assert {"The verdict", "Methods", "The run"} <= set(parts)
+    links.filter(has_text="Methods").click()
+    assert abs(page.locator("h2", has_text="Methods").bounding_box()["y"]) < page.viewport_size["height"]
 
 
 def test_a_contrast_just_enough_is_left_alone(shown):

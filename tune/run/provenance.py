@@ -9,6 +9,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def write_provenance(folder: Path, study: Study, events: list[dict[str, Any]], s
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "slots": slots,
+        "begun": _moment(events[0]["time"]),
+        "ended": _moment(events[-1]["time"]),
         "trial_seconds": round(
             sum(event["final"].get("seconds", 0.0) for event in events if event["event"] == "ended"), 1
         ),
@@ -61,6 +64,10 @@ def renew_check(folder: Path, events: list[dict[str, Any]]) -> None:
     if "check" in kept and "code" in begun:
         found = {**kept, "check": recorded(folder, begun)}
         write_whole(folder / "provenance.json", json.dumps(found, indent=1) + "\n")
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:

@@ -77,7 +77,7 @@ def test_the_report_is_self_contained_and_ids_are_unique(built: Path):
 
 def test_figures_fit_a_phone_and_every_table_scrolls_by_itself(built: Path):
     text = (built / "report.html").read_text()
-    assert text.count("<table>") == text.count('<div class="scroll"><table>') > 3
+    assert text.count("<table>") == len(re.findall(r'<div class="scroll w\d+"><table>', text)) > 3
     widths = [float(w) for w in re.findall(r'viewBox="0 0 ([\d.]+) ', text)]
     assert len(widths) == 6
     # 10 pt text in a figure of this width, scaled to the 358 px that a phone of 390 px has for it
@@ -97,6 +97,25 @@ def test_the_same_tables_give_the_same_bytes(built: Path, demo: Path):
     names = [p.relative_to(built) for p in built.glob("**/*") if p.is_file() and p.suffix != ".parquet"]
     assert len(names) > 20
     assert [n for n in names if (demo / n).read_bytes() != (built / n).read_bytes()] == []
+
+
+def test_a_table_that_does_not_fit_has_a_card_per_row():
+    columns = {"arm": ("arm", ""), "loss": ("loss", ".4f"), "why": ("why", "")}
+    rows = [{"arm": "gelu", "loss": 3.1234, "why": "of a text that is longer than any line of it would be"}]
+    # 4, 6 and 24 characters of 0.48 rem, and three columns of 0.9 rem
+    assert build.widest(rows, columns) == 20
+    assert build.widest(rows, {str(n): ("heading", "") for n in range(8)}) == 38
+    assert build.widest([{"arm": "x" * 2000}], {"arm": ("arm", ".1f")}) == build.WIDTHS[-1]
+
+
+def test_the_run_is_told_from_the_provenance(demo: Path):
+    assert "The run</h2>" not in build.build(demo).read_text()
+    known = {"begun": "2026-11-27 20:05 UTC", "trial_seconds": 7300.0, "machine": "Linux <x>, 2 cores", "slots": 1}
+    (demo / "provenance.json").write_text(json.dumps(known | {"versions": {"torch": "2.13.0"}}))
+    text = build.build(demo).read_text()
+    assert "<dt>begun</dt><dd>2026-11-27 20:05 UTC</dd><dt>training</dt><dd>2.0 h in all trials</dd>" in text
+    assert "<dd>Linux &lt;x&gt;, 2 cores, 1 trial at a time</dd>" in text
+    assert "torch 2.13.0" in text
 
 
 def test_every_name_is_escaped(tmp_path: Path):
