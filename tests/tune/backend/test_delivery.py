@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from tests.tune.helpers import job_of, run_of, trained_to_the_end
 from tune.backend import cluster, delivery
 from tune.backend.delivery import Parcel, pack, pack_own, unpack
 from tune.backend.ray_trial import CellTrainable
+from tune.errors import StudyError
 from tune.study.cell import Cell
 from tune.study.inputs import opened
 from tune.study.trial_spec import trial_spec
@@ -228,3 +230,27 @@ def test_an_own_training_is_written_once_and_runs_in_the_nodes_cache(tmp_path, m
     assert unpack(pack_own(again, Path("/shared"), ""), job).checkpoints == job.checkpoints  # all nodes see them
     assert "0.02" in (place / "noise.py").read_text()
     assert unpack(pack_own(again, None, "node"), job) is job
+
+
+def test_a_command_runs_in_the_nodes_cache_and_a_file_above_its_folder_does_not_travel(tmp_path, monkeypatch):
+    script = "import sys\nprint(f'METRIC val_loss={2 - float(sys.argv[1])} step={sys.argv[2]}')\n"
+    line = f"{sys.executable} train.py {{shift}} {{budget}} {{seed}}"
+    monkeypatch.setattr(delivery.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    monkeypatch.setenv("PAGATING_CACHE", str(tmp_path / "cache"))
+    mine = tmp_path / "mine"
+    given = own_study(mine, trial={"command": line}, nuisance={"lr": {"loguniform": [0.02, 0.5]}})
+    (mine / "train.py").write_text(script)
+    subject = subject_of(given, draft(given, mine, tmp_path / "studies/own").write())
+    cell = Cell("search", "shifted", 0, 3, {"lr": 0.1}, "key")
+    there = unpack(pack_own(subject, None, "driver"), Job("a", subject.trial(cell), subject.train, None, 40))
+    shutil.rmtree(mine)
+    end, rows = trained_to_the_end(there)
+    assert (end["outcome"], [row["val_nll"] for row in rows]) == ("completed", [1.9])
+    assert [path.name for path in Path(there.trial.folder).iterdir()] == ["train.py"]
+    above = own_study(mine, trial={"command": line.replace("train.py", "../train.py")})
+    (tmp_path / "train.py").write_text(script)
+    subject = subject_of(above, draft(above, mine, tmp_path / "studies/own").write())
+    with pytest.raises(StudyError, match=r"\.\./train\.py is not below .*mine, so it cannot travel"):
+        pack_own(subject, None, "driver")
+    whole = own_study(mine, trial={"command": line.replace("train.py", str(tmp_path / "train.py"))})
+    assert pack_own(subject_of(whole, draft(whole, mine, tmp_path / "s").write()), None, "driver").files == {}
