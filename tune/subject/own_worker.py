@@ -280,7 +280,7 @@ def end_with_parent() -> None:
 def peak_mb() -> float:
     """Return the peak resident memory of this process in MiB."""
     if sys.platform == "linux":  # getrusage there includes the memory of the process that started this one
-        return _status_mb("VmHWM")
+        return status_mb("VmHWM")
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
@@ -288,11 +288,12 @@ def peak_mb() -> float:
 
 def resident_mb() -> float:
     """Return the resident memory of this process in MiB; 0 if the system does not tell."""
-    return _status_mb("VmRSS") if sys.platform == "linux" else 0.0
+    return status_mb("VmRSS") if sys.platform == "linux" else 0.0
 
 
-def _status_mb(key: str) -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
+def status_mb(key: str, process: int | str = "self") -> float:
+    """Return a size of a process from Linux in MiB. Raises OSError or StopIteration if the process has ended."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
     return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(key))
 
 

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tune.subject.own_worker import status_mb
+
 # replaces itself by its arguments after it has asked Linux to be killed with its parent (PR_SET_PDEATHSIG)
 WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
 IN_TRIAL = "PAGATING_TRIAL"  # set in the environment of every trial's process
@@ -61,6 +63,7 @@ class Process:
     ) -> None:
         self.output, self._timeout = output, timeout
         self.again = False  # it waits for another trial
+        self._resident_mb, self._looked = 0.0, 0.0  # memory when it was last looked at, and when that was
         self._reader, writer = os.pipe()
         threads = {f"{library}_NUM_THREADS": str(cpus) for library in ("OMP", "MKL", "OPENBLAS")}
         try:
@@ -121,6 +124,7 @@ class Process:
         with selectors.DefaultSelector() as selector:
             selector.register(self._reader, selectors.EVENT_READ)
             while True:
+                self._look()
                 if selector.select(TICK_SECONDS):
                     piece = os.read(self._reader, 1 << 16)
                     *whole, rest = (rest + piece).split(b"\n")
@@ -143,6 +147,13 @@ class Process:
         if rest:
             yield rest.decode(errors="replace")
 
+    def _look(self) -> None:
+        """Note the resident memory of the process, at most once per tick and if the system tells it."""
+        if sys.platform == "linux" and time.monotonic() - self._looked > TICK_SECONDS:
+            self._looked = time.monotonic()
+            with contextlib.suppress(OSError, StopIteration):  # it has ended
+                self._resident_mb = status_mb("VmRSS", self._process.pid)
+
     def exit_code(self) -> int:
         """Wait for the end of the process; return its exit code, negative for a signal."""
         try:
@@ -158,7 +169,8 @@ class Process:
         code, last = self.exit_code(), _last_line(self.output)
         last = last or (_last_line(beside) if beside and beside.exists() else "")
         said = f"; its last line: {last}" if last else ""
-        short = " (the system sends it when memory is short)" if code == -signal.SIGKILL else ""
+        seen = f"; it had {self._resident_mb:,.0f} MB" if self._resident_mb else ""
+        short = f" (the system sends it when memory is short{seen})" if code == -signal.SIGKILL else ""
         how = f"by signal {-code}{short}" if code < 0 else f"with exit code {code}"
         return TrialFailed(f"its process ended {how}{said}")
 

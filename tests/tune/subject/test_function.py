@@ -1,6 +1,8 @@
 """Tests of the subject that trains the user's own function, each trial in a fresh process."""
 
 import os
+import re
+import sys
 import time
 from pathlib import Path
 
@@ -76,7 +78,7 @@ SABOTAGE = {
         "val_loss is 'low', which is no number"),
     "wrong return": (FUNCTION.replace("{}", "3"), "failed", "the function returned int"),
     "missing import": ("import nowhere\n" + FUNCTION, "failed", "No module named 'nowhere' (mine.py, line 1)"),
-    "killed": (HEAD + "os.kill(os.getpid(), 9)", "failed", "by signal 9 (the system sends it when memory is short)"),
+    "killed": (HEAD + "os.kill(os.getpid(), 9)", "failed", "by signal 9 (the system sends it when memory is short"),
     "exit 0": (HEAD + "print('bye', flush=True) or os._exit(0)", "failed",
         "its process ended with exit code 0; its last line: bye"),
     "exit by sys.exit": (HEAD + "sys.exit(3)", "failed", "SystemExit: 3"),
@@ -144,3 +146,12 @@ def test_a_function_that_is_not_there_is_named(tmp_path):
     study = own_study(tmp_path, function="def train(:\n")
     with pytest.raises(StudyError, match=r"mine\.py, line 1: "):
         draft(study, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory of another process")
+def test_a_process_that_is_killed_says_how_much_memory_it_had(tmp_path):
+    grows = HEAD + "kept = b'x' * (200 << 20); import time; time.sleep(1.6); os.kill(os.getpid(), 9)"
+    result, _ = trained(tmp_path, grows)
+    megabytes = re.search(r"when memory is short; it had (\d+) MB\)", result["reason"])
+    assert megabytes
+    assert 200 < int(megabytes[1]) < 300
