@@ -96,6 +96,8 @@ def _to_tell_the_floor(result: Result, study: Study) -> list[str]:
     confirm, floor = study.confirm, [row for row in result.comparisons if row.arm == result.floor]
     if confirm.rule == "e-process" or confirm.reserve:
         return _to_decide(floor, study)
+    if study.overlap and any(row.seeds_needed is None for row in floor):
+        return [f"To tell the floor from {result.baseline}: a larger data set, because no number of splits is enough"]
     seeds = confirm.looks[-1]
     key = "seeds" if confirm.rule == "fixed" else "max_seeds"
     to = min(MOST_SEEDS, max(seeds + 1, *(row.seeds_needed or 2 * seeds for row in floor)))

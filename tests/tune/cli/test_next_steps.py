@@ -1,5 +1,7 @@
 """Tests of the advice after a verdict: its numbers follow from the verdict, and the study file accepts them."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,10 +9,12 @@ import pytest
 from analysis.io.assemble import assemble
 from analysis.stats import power
 from analysis.verdict.decide import decide
+from tests.own_trainings import own_yaml
 from tests.studies import SMALL, changed, study_of
 from tests.tune.decide.ladders import ladder_of
 from tune.cli.next_steps import MOST_SEEDS, _longer, next_steps, to_change
 from tune.errors import StudyError
+from tune.study.files import parse
 
 STUDY = changed(
     SMALL,
@@ -107,6 +111,21 @@ def test_a_floor_that_does_not_lose_asks_for_longer_trials():
     plan = study()
     (line,) = to_change(result(plan, CLEAR, CLEAR, floor=0.0), plan)
     assert line == "To make arms differ by more than the noise: fixed.tokens: 4096 -> 16384, under another name"
+
+
+def test_splits_of_one_data_set_are_not_added_without_end():
+    arms = {arm: {"set": {"shift": shift}} for arm, shift in (("gelu", 0.0), ("one", 0.1), ("two", 0.2))}
+    arms["gelu"]["baseline"] = True
+    gone = dict.fromkeys(("plain", "shifted", "short"))
+    arms |= {"floor": {"of": "gelu", "budget": 0.5, "floor": True}, **gone}
+    text = own_yaml(arms=arms, resampling={"test_share": 0.5}, confirm={"seeds": 6})
+    plan = parse(text, Path("own.yaml"))
+    found = result(plan, UNSURE, CLEAR)
+    assert "needs more data" in next(row for row in found.comparisons if row.arm == "one").verdict
+    (line,) = [line for line in to_change(found, plan) if line.startswith("one")]
+    assert line.startswith("one: undecided, and this study has made its one look. More splits help up to a limit only")
+    told = to_change(result(plan, CLEAR, CLEAR, floor=0.01), plan)
+    assert "To tell the floor from gelu: a larger data set, because no number of splits is enough" in told
 
 
 def test_an_end_of_the_grid_is_said_first():
