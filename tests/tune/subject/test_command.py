@@ -51,6 +51,27 @@ def trained(folder: Path, script: str = SCRIPT, stage: str = "search", **changes
     return trained_to_the_end(job)
 
 
+SHELL = """
+set -eu
+lr=$1 shift=$2 seed=$3 budget=$4 test=$5
+for step in $(seq 10 10 "$budget"); do
+  loss=$(awk "BEGIN { print 2 + $lr + 20 / $step - $shift + $seed / 100 }")
+  echo "METRIC val_loss=$loss step=$step"
+done
+if [ "$test" = 1 ]; then echo "METRIC test_loss=$loss"; fi
+"""
+
+
+def test_a_shell_script_reports_as_the_docs_say(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "own-training.md").read_text(encoding="utf-8")
+    assert '`echo "METRIC val_loss=$loss step=$step"`' in page
+    (tmp_path / "train.sh").write_text(SHELL)
+    words = "bash train.sh {lr} {shift} {seed} {budget} {test}"
+    result, rows = trained(tmp_path, stage="confirm", words=words)
+    assert [row["val_nll"] for row in rows] == pytest.approx([2.01 + 20 / step for step in (10, 20, 30, 40)], abs=1e-4)
+    assert result["final"]["test_nll"] == rows[-1]["val_nll"]
+
+
 def test_a_command_reports_by_its_lines(tmp_path):
     result, rows = trained(tmp_path, stage="confirm")
     assert (result["outcome"], [row["step"] for row in rows]) == ("completed", [10, 20, 30, 40])
