@@ -76,6 +76,7 @@ def test_files_for_readers_speak_of_the_users_metric_only(finished):
     assert "-val_score (points)" in page
     known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert sorted(known["code"]) == ["mine.py", "noise.py"]
+    assert known["formulas"] == {"plain": "shift=0.0", "shifted": "shift=0.1", "short": "shift=0.0"}
 
 
 def test_over_training_the_sign_is_that_of_an_improvement(finished):

@@ -452,6 +452,10 @@ class Study(Section):
         """Size of a test set divided by that of its training set, if a seed also splits one data set; else 0."""
         return 0.0
 
+    def resolved(self, arm: str) -> Arm:
+        """Return an arm with all that it has from other arms."""
+        return self.arms[arm]
+
     def length(self, arm: str, steps: int) -> int:
         """Return the updates of an arm's trials, of a whole trial of `steps`."""
         return steps
