@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tune.api import StudyResult, check_study, load_study, run_study
+    from tune.api import StudyResult, check_study, load_study, plan_study, run_study
 
-__all__ = ["StudyResult", "check_study", "load_study", "run_study"]
+__all__ = ["StudyResult", "check_study", "load_study", "plan_study", "run_study"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import sys
 import time
@@ -243,6 +244,54 @@ def load_study(study: str | os.PathLike[str], *, output: str | os.PathLike[str] 
         raise StudyError(f"{folder}: no trial has ended; run_study continues it")
     tables.write_tables(found.study.name, events, folder, found.study)
     return StudyResult(found.study, folder, progress_of(found.study, events).finished)
+
+
+class StudyPlan(dict[str, Any]):
+    """Cost of a study before it runs, as `pagating plan --format json` has it."""
+
+    def __repr__(self) -> str:
+        from tune.plan.page import show
+
+        return show(self, "terminal")
+
+
+def plan_study(
+    study: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    output: str | os.PathLike[str] = STUDIES,
+    slots: int = 1,
+    effect: str = "0.5%",
+    noise: str | None = None,
+    **keys: Any,
+) -> StudyPlan:
+    """Train for some seconds; return what a study will cost, and the differences that it can see.
+
+    Args:
+        study: Study file, or its keys as a dict.
+        output: Folder of studies.
+        slots: Number of trials at the same time.
+        effect: Difference to detect, a percentage of the baseline's metric.
+        noise: Standard deviation of paired differences: an earlier study, or a percentage. None leaves the power out.
+        keys: Keys of a study file, as for `run_study`.
+
+    Raises:
+        StudyError, CorpusError: The study or its inputs cannot be used.
+    """
+    from pagating.hardware import UTILISATION
+    from tune.plan.plan import run
+    from tune.plan.time import MEASURE
+
+    text = run(
+        _found(study, keys, Path(output)),
+        Path(output),
+        slots=slots,
+        hours_from=MEASURE,
+        utilisation=UTILISATION,
+        effect=effect,
+        noise=noise,
+        form="json",
+    )
+    return StudyPlan(json.loads(text))
 
 
 class CheckResult(list["Finding"]):

@@ -44,6 +44,8 @@ def test_the_notebook_runs_in_a_fresh_process(tmp_path):
     out = done.stdout
     assert "OUT True" in out
     assert "OUT ok      arm plain trains" in out
+    assert "OUT noisy_line: expected (least - most)" in out
+    assert "Power:" in out
     assert "run_study: unknown key 'confirm.seed'; did you mean 'seeds'?" in out
     assert "OUT differences: " in out
     assert "Traceback" not in done.stderr

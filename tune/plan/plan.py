@@ -39,6 +39,7 @@ from tune.plan.time import (
 )
 from tune.plan.work import arm_model, total, work
 from tune.run.extend import check_folder, own_corpus
+from tune.study.files import Found, find
 from tune.study.own_gates import check_gates, doubtful, file_of, with_placed_code
 from tune.study.own_study import OwnStudy
 from tune.study.sizes import confirm_seeds, example, short_searches, side_by_side
@@ -226,7 +227,7 @@ def _corpus_bytes(corpus: Path | None) -> int | None:
 
 
 def run(
-    config: Path,
+    config: Path | Found,
     output: Path,
     *,
     slots: int | None,
@@ -237,14 +238,14 @@ def run(
     form: str,
     say: Callable[[str], None] | None = None,
 ) -> str:
-    """Return the plan of a study file as text; `say` gets a line before a wait.
+    """Return the plan of a study, or of its file, as text; `say` gets a line before a wait.
 
     Raises CorpusError or StudyError, and StudyStopped if the calibration takes too long.
     """
     from tune.plan.page import FORMS, show
-    from tune.study.files import find
 
-    found = find(config, output)
+    found = config if isinstance(config, Found) else find(config, output)
+    where = found.study.name if isinstance(config, Found) else config
     study, base, share = found.study, found.base, percentage(effect, "--effect")
     if form not in FORMS:
         raise StudyError(f"--format {form}: allowed: {', '.join(FORMS)}")
@@ -285,11 +286,11 @@ def run(
                 calibration, held = calibrate(rung, base, corpus, vocab_size, wanted)
             except ChildTimeout as error:
                 raise StudyStopped(
-                    f"{config}: the calibration was ended: {error}; this machine is too slow or too busy for it; "
+                    f"{where}: the calibration was ended: {error}; this machine is too slow or too busy for it; "
                     f"--hours-from {next(iter(DEVICES))} needs none"
                 ) from error
             except ChildError as error:
-                raise StudyError(f"{config}: the calibration failed: {error}") from error
+                raise StudyError(f"{where}: the calibration failed: {error}") from error
             notes += [note for note in held if note not in notes]
             speeds = calibration.speeds
             how = f"{PROBE_SECONDS:.0f} s of training on this machine, {calibration.processes} trials at a time"

@@ -35,8 +35,9 @@ def swept(folder: Path, slots: int) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_ray_and_inline_write_the_same_ledger(tmp_path):
-    own_study(tmp_path / "ray")
+@pytest.mark.parametrize("reuse", [False, True])
+def test_ray_and_inline_write_the_same_ledger(tmp_path, reuse):
+    own_study(tmp_path / "ray", reuse=reuse)
     with swept(tmp_path / "ray", 1) as study:
         out = study.communicate(timeout=300)[0]
     assert study.returncode == 0, out
