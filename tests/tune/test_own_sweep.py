@@ -9,6 +9,7 @@ import pytest
 from analysis.describe.curves import over_training
 from analysis.io.study import load as load_tables
 from analysis.report.build import build
+from analysis.stats.trend import budget_factor
 from analysis.verdict.decide import decide
 from tests.own_trainings import FUNCTION, own_study
 from tune.backend.inline import Inline
@@ -129,6 +130,9 @@ def test_splits_of_one_data_set_are_decided_with_the_corrected_variance(tmp_path
     row = next(row for row in decide(study).comparisons if row.arm == "shifted")
     assert row.t == pytest.approx(d.mean() / (d.std(ddof=1) * (1 / 4 + 1 / 3) ** 0.5))
     assert "(1/n + 0.333) s^2" in row.why
+    b, a, short = study.losses()[["plain", "shifted", "short"]].to_numpy().T
+    worth = budget_factor(b, a, short, 0.5, 0.05, 1 / 3)
+    assert f"{100 * (worth.low - 1):.1f}, {100 * (worth.high - 1):.1f}]" in row.why
     bare = load_tables(run.folder / "trials.parquet", baseline="plain", metric="test_loss")
     assert next(each for each in decide(bare).comparisons if each.arm == "shifted").p_t == row.p_t
     build(run.folder)
