@@ -3,10 +3,13 @@
 `python -m analysis.report STUDY`.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -35,8 +38,6 @@ from analysis.verdict.words import called
 WIDTHS = (20, 26, 32, 38, 44, 50, 56, 62, 68, 74, 400)  # of tables in rem; the last is wider than any page
 CHARACTER, PADDING = 0.48, 0.9  # rem per character of a table, and beside a column
 MOST_TEXT = 24  # characters of a line of text in a cell, which wraps
-
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def build(folder: str | Path) -> Path:
@@ -132,9 +133,14 @@ def _top_rung(found: Findings) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]) -> str:
@@ -146,7 +152,7 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         svg: The SVG files of the same figures by name.
     """
     grid, grid_columns = calibration.pivot(found.equal_learning_rate)
-    text = _template().render(
+    text = _template("report.html.j2").render(
         found=found,
         study=found.study,
         result=found.result,
@@ -155,11 +161,7 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         svg={name: Markup(plots.inline(content, name)) for name, content in svg.items()},
         ladder_table=ladder.short(found.ladder),
         top_rung=_top_rung(found),
-        verdict_columns=found.in_words(
-            formats.with_own_unit(formats.with_runs(found.verdict, formats.REPORT_COLUMNS), found.study.unit)
-            if found.study.facts
-            else formats.with_runs(found.verdict, formats.REPORT_COLUMNS)
-        ),
+        verdict_columns=_verdict_columns(found),
         chosen=found.chosen,
         chosen_columns=chosen_columns(found.chosen),
         slower=fairness.slower(found.fairness, found.study.budget_unit),
@@ -181,6 +183,44 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         widths=WIDTHS,
     )
     return _with_contents(text)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One study on a page of several: its verdict, its comparisons, and a link to its report."""
+
+    result: Result
+    summary: Summary
+    rows: list[dict[str, object]]
+    columns: formats.Columns
+    link: str
+
+
+def several(reports: Mapping[Path, Findings], page: Path) -> Path:
+    """Write one page of several studies, with the verdict of each and a link to its report; return the page's path.
+
+    Args:
+        reports: The tables of each study, by the path of its report.
+        page: Path of the page.
+    """
+    parts = [
+        Part(
+            found.result,
+            _summary(found),
+            found.verdict,
+            _verdict_columns(found),
+            quote(Path(os.path.relpath(report, page.parent)).as_posix()),
+        )
+        for report, found in reports.items()
+    ]
+    text = _template("several.html.j2").render(reports=parts, cell=formats.cell, widest=widest, widths=WIDTHS)
+    write_whole(page, _with_contents(text))
+    return page
+
+
+def _verdict_columns(found: Findings) -> formats.Columns:
+    columns = formats.with_runs(found.verdict, formats.REPORT_COLUMNS)
+    return found.in_words(formats.with_own_unit(columns, found.study.unit) if found.study.facts else columns)
 
 
 def ran(study: Study) -> dict[str, str]:

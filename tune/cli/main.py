@@ -38,7 +38,7 @@ COMMANDS: list[tuple[str, Any, list[str]]] = [
     ("try", ahead.try_, ["try configs/published/fair.yaml", "try my.yaml --steps 10 --arm gelu"]),
     ("ls", folders.ls, ["ls", "ls docs/results", "ls --json"]),
     ("status", studies.status, ["status sweep", "status sweep --output ~/studies"]),
-    ("report", studies.report, ["report sweep", "report sweep --require-verdict"]),
+    ("report", studies.report, ["report sweep", "report sweep laptop", "report sweep --require-verdict"]),
     ("ui", ui.ui, ["ui", "ui --port 5001"]),
     ("trial", studies.trial, ["trial sweep", "trial sweep confirm/gelu/0123456789ab/101 > trial.json"]),
     ("cells", cells.cells, ["cells my.yaml", "cells my.yaml --into /shared/cells --limit 64"]),

@@ -6,26 +6,54 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from analysis.io.exits import Exit
-from tune.cli.common import Name, Output, RequireVerdict, begun_folder, study_folder
+from tune.cli.common import Name, Names, Output, RequireVerdict, begun_folder, study_folder
 from tune.cli.sweep import show_verdict
 from tune.cli.ui import browse
 
+if TYPE_CHECKING:
+    from analysis.report.findings import Findings
 
-def report(study: Name, output: Output = Path("studies"), require_verdict: RequireVerdict = False) -> None:
-    """Rebuild the tables, the verdict and the report of a study from its ledger.
+
+def report(
+    studies: Names,
+    output: Output = Path("studies"),
+    into: Annotated[
+        Path | None, typer.Option(help="Page of several studies. Default: report.html in --output.")
+    ] = None,
+    require_verdict: RequireVerdict = False,
+) -> None:
+    """Rebuild the tables, the verdict and the report of studies from their ledgers. Several get a page of all, too.
 
     The report of a published study, which has no ledger, is made from its tables.
     """
+    from analysis.report.build import several
     from analysis.verdict.exits import end
+    from tune.errors import StudyError
+
+    folders = list({folder.resolve(): folder for folder in (study_folder(name, output) for name in studies)}.values())
+    if into and len(folders) == 1:
+        raise StudyError(f"--into {into}: is the page of several studies; name more than one")
+    found: dict[Path, Findings] = {}
+    for folder in folders:
+        found[folder / "report.html"] = _rebuilt(folder)
+    if len(folders) > 1:
+        page = into or output / "report.html"
+        if not page.parent.is_dir():
+            raise StudyError(f"{page.parent}: no such folder; --into names the page of several studies")
+        typer.echo(f"All studies: {several(found, page)}")
+    raise typer.Exit(max(end(each.result, require_verdict) for each in found.values()))
+
+
+def _rebuilt(folder: Path) -> Findings:
+    """Write the tables and the report of a study, and print its verdict."""
     from tune.run import layers, ledger, provenance, tables
     from tune.study.files import load
 
-    folder = study_folder(study, output)
     loaded = load(folder / "study.yaml")
     if (folder / "ledger.jsonl").exists() or not (folder / "trials.parquet").exists():
         events = ledger.read(folder / "ledger.jsonl") if (folder / "ledger.jsonl").exists() else []
@@ -35,8 +63,7 @@ def report(study: Name, output: Output = Path("studies"), require_verdict: Requi
         tables.write_tables(loaded.name, events, folder, loaded)
         layers.write_layers(loaded, folder, ledger.records(events).values())
         provenance.renew_check(folder, events)
-    result = show_verdict(loaded, folder, browse(loaded, folder.parent))
-    raise typer.Exit(end(result, require_verdict))
+    return show_verdict(loaded, folder, browse(loaded, folder.parent))
 
 
 def sync(

@@ -17,7 +17,6 @@ from tune.cli.ui import ui_command
 
 if TYPE_CHECKING:
     from analysis.report.findings import Findings
-    from analysis.verdict.kinds import Result
     from tune.backend.backend import Backend
     from tune.cli.endings import LastLine, State
     from tune.cli.screen import Screen
@@ -179,14 +178,14 @@ def conclude(run: StudyRun, browse: str, require_verdict: bool = False, screen: 
         reason = next(record.reason for record in run.records.values() if record.reason)
         typer.echo(f"{NOTHING_TRAINED}: {one_line(redact(reason))}", err=True)
         return Exit.COULD_NOT
-    result = show_verdict(run.study, run.folder, browse, screen)
+    result = show_verdict(run.study, run.folder, browse, screen).result
     if owed := run.tracker.finish(as_object(result)):
         typer.echo(owed, err=True)
     return end(result, require_verdict)
 
 
-def show_verdict(study: Study, folder: Path, browse: str, screen: Screen | None = None) -> Result:
-    """Write the report of a study, print its verdict and the next steps, and return the verdict.
+def show_verdict(study: Study, folder: Path, browse: str, screen: Screen | None = None) -> Findings:
+    """Write the report of a study, print its verdict and the next steps, and return its tables.
 
     A `screen` for a program gets the object of verdict.json instead.
     """
@@ -199,11 +198,11 @@ def show_verdict(study: Study, folder: Path, browse: str, screen: Screen | None 
     found, page = written(study, folder)
     if screen and screen.as_json:
         screen.event("verdict", **as_object(found.result), report=page)
-        return found.result
+        return found
     Console().print(terminal_table(found.result))
     for number, step in enumerate(next_steps(found.result, study, str(page), browse), 1):
         typer.echo(f"{number}. {step}")
-    return found.result
+    return found
 
 
 def written(study: Study, folder: Path) -> tuple[Findings, Path]:

@@ -16,6 +16,7 @@ import yaml
 from analysis.io.files import TableError
 from analysis.io.study import load
 from analysis.report import build, plots
+from analysis.report.findings import Findings
 from analysis.verdict import decide
 from tests.analysis.helpers import simulate
 
@@ -106,6 +107,22 @@ def test_a_table_that_does_not_fit_has_a_card_per_row():
     assert build.widest(rows, columns) == 20
     assert build.widest(rows, {str(n): ("heading", "") for n in range(8)}) == 38
     assert build.widest([{"arm": "x" * 2000}], {"arm": ("arm", ".1f")}) == build.WIDTHS[-1]
+
+
+def test_several_studies_have_a_page_with_the_verdict_of_each(built: Path, tmp_path: Path):
+    one, other = Findings(load(built)), Findings(load(simulate(tmp_path / "a b<", seeds=4)))
+    page = tmp_path / "all.html"
+    assert build.several({built / "report.html": one, tmp_path / "a b<" / "report.html": other}, page) == page
+    text = page.read_text()
+    seen = Page()
+    seen.feed(text)
+    assert "a%20b%3C/report.html" in seen.references
+    assert seen.references[:2] == ["#part-1", "#part-2"]
+    for found in (one, other):
+        for row in found.result.every:
+            assert f"{row.improvement_percent:+.3f}" in text
+    assert text.count('<div class="verdict">') == 2
+    assert text.count("Preliminary") >= 1  # four seeds are too few for a claim
 
 
 def test_the_run_is_told_from_the_provenance(demo: Path):

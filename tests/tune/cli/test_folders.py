@@ -126,6 +126,19 @@ def test_a_published_study_is_reported_from_its_tables(made, tmp_path, monkeypat
     assert (tmp_path / "published" / "report.html").exists()
 
 
+def test_a_report_of_several_studies(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plots, "render", lambda *given, **options: b"<svg></svg>")  # only the text is tested
+    for name in ("one", "two"):
+        shutil.copytree(made / "published", tmp_path / name)
+    code, out, _ = typed(monkeypatch, capsys, "report", "one", "two", "one", "--output", tmp_path)
+    assert (code, out.splitlines()[-1]) == (0, f"All studies: {tmp_path / 'report.html'}")
+    assert (tmp_path / "report.html").read_text().count("The whole report") == 2
+    code, _, err = typed(monkeypatch, capsys, "report", "one", "--into", "x.html", "--output", tmp_path)
+    assert (code, err) == (2, "pagating: --into x.html: is the page of several studies; name more than one\n")
+    code, _, err = typed(monkeypatch, capsys, "report", "one", "two", "--into", "no/x.html", "--output", tmp_path)
+    assert (code, "no: no such folder" in err) == (2, True)
+
+
 # --- rm --------------------------------------------------------------------------------------------------------------
 
 

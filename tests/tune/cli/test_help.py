@@ -126,7 +126,7 @@ def test_help_stays_narrow_in_a_wide_terminal():
         (["plan", "mine.yaml", "--slots", "0"], "'--slots': Input should be greater than or equal to 1"),
         (["status", "smoek"], "did you mean 'smoke'?"),
         (["report", "smoke2"], "did you mean 'smoke'?"),
-        (["report"], "Missing argument 'study'. Studies in studies: other, smoke."),
+        (["report"], "Missing argument 'studies'. Studies in studies: other, smoke."),
         (["rm", "--output", "none"], "Missing argument 'studies'. There are no studies in none."),
         (["sweep"], "Missing argument 'config'. A study file is meant, such as configs/sweep.yaml."),
         (["sweep", "mien.yaml"], "mien.yaml: No such file or directory; did you mean mine.yaml?"),
