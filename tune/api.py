@@ -135,7 +135,7 @@ class StudyResult:
         from analysis.report.figures import drawn
 
         shown = drawn(self._findings)
-        return Figures({name: Figure(name, one.takeaway, one.row.caption, one.plot) for name, one in shown.items()})
+        return Figures({name: Figure(name, one.takeaway, one.caption, one.plot) for name, one in shown.items()})
 
     @cached_property
     def report(self) -> Path:

@@ -80,7 +80,7 @@ def curves(study: Study) -> list[dict[str, Any]]:
         both = (expected_best(losses, kind, budgets) for kind in (True, False))
         for budget, with_, without in zip(budgets, *both, strict=True):
             expected = {"with_replacement": with_, "without_replacement": without}
-            known = {key: loss if math.isfinite(loss) else None for key, loss in expected.items()}
+            known = {key: study.turn * loss if math.isfinite(loss) else None for key, loss in expected.items()}
             share = f"{int(lost.sum())} of {len(trials)}"
             rows.append({"arm": arm, "budget": budget, **known, "infeasible": share})
     return rows
@@ -96,7 +96,12 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.budget")
         return command.nothing_to_show(
             "no search trials" + (f" here; arms searched on --rung {below[0]}" if below else "")
         )
-    command.emit_rows(rows, COLUMNS, options.format, title="Expected best val_nll of n search trials")
+    command.emit_rows(
+        rows,
+        COLUMNS,
+        options.format,
+        title=f"Expected best {study.own.name if study.own else 'val_nll'} of n search trials",
+    )
     if options.format == "terminal":
         for name, (more, columns) in {
             "Importance of hyperparameters (PED-ANOVA)": (importance(study), IMPORTANCE_COLUMNS),

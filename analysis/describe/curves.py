@@ -93,6 +93,9 @@ def slopes(
         if len(np.unique(tokens[late])) < 2 or not usable.any():
             row["why"] = "fewer than 2 evaluations, or no complete pair of curves"
             continue
+        if study.own and not all(estimates.clearly_positive(study.sign * x, study.level) for x in b[usable][:, late].T):
+            row["why"] = f"no percentage: the mean {study.own.name} of {study.baseline} is not clearly above zero"
+            continue
         percent = study.sign * 100 * (1 - a[usable][:, late] / b[usable][:, late])
         per_seed = np.polyfit(axis(tokens[late]), percent.T, 1)[0]
         row[key] = float(per_seed.mean())

@@ -48,6 +48,11 @@ LIMIT = (
     "length can show that the difference is larger at more tokens."
 )
 
+OWN_LIMIT = (
+    "An earlier point of a run is not a shorter run, which may have another schedule. Only studies of different length "
+    "can show that the difference is larger after more training."
+)
+
 
 def table(study: Study, pairs: Mapping[str, curves.Pair] | None = None) -> list[dict[str, Any]]:
     """Return one row per arm and scale; `up` counts the seeds with a slope above zero, `values` has each seed's slope.
@@ -63,7 +68,11 @@ def table(study: Study, pairs: Mapping[str, curves.Pair] | None = None) -> list[
         for row, half in zip(rows, late, strict=True):
             out.append(
                 {name: row.get(name) for name in ("arm", "n", "low", "high", "p", "values", *DECIDING)}
-                | {"scale": unit, "slope": row[key], "p_adjusted": row["p_adjusted"]}
+                | {
+                    "scale": unit.replace("tokens", study.budget_unit),
+                    "slope": row[key],
+                    "p_adjusted": row["p_adjusted"],
+                }
                 | {"up": sum(value > 0 for value in row["values"].values())}
                 | {"late": half[key]}
                 | {f"late_{name}": half[name] for name in ("low", "high", "p")}
@@ -77,7 +86,7 @@ def turned(rows: list[dict[str, Any]]) -> str:
     said = []
     for row in rows:
         falls, rises = ((row[name] or 0) * sign > 0 for name, sign in (("late_high", -1), ("late_low", 1)))
-        if row["scale"] != curves.SCALES["log2"][1] or row["p"] is None or not (falls or rises):
+        if not row["scale"].startswith("% per doubling") or row["p"] is None or not (falls or rises):
             continue
         if (row["slope"] > 0) == falls:
             span = f"{row['late']:+.3f} [{row['late_low']:+.3f}, {row['late_high']:+.3f}]{row['scale']}"
@@ -97,11 +106,13 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.growth")
         return command.nothing_to_show("this study has no curves of confirm runs")
     on_terminal = options.format == "terminal"
     columns = COLUMNS if on_terminal else COLUMNS | LATE_COLUMNS
-    command.emit_rows(rows, columns, options.format, title=f"Improvement against tokens: {study.name}")
+    command.emit_rows(rows, columns, options.format, title=f"Improvement against {study.budget_unit}: {study.name}")
     left_out = looks.not_of_slopes(study)
     if on_terminal:
         formats.print_table(formats.table(rows, LATE_COLUMNS, "In the second half of training"))
-        formats.print_notes([line for line in (*left_out, EXPLORATORY, turned(rows), LIMIT) if line])
+        formats.print_notes(
+            [line for line in (*left_out, EXPLORATORY, turned(rows), OWN_LIMIT if study.own else LIMIT) if line]
+        )
     else:
         command.say(left_out)
     return 0

@@ -115,7 +115,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
                     title=f"At equal {called(str(study.first))} ({study.own.name if study.own else 'val_nll'})",
                 )
             if slopes:
-                command.emit_rows(slopes, curves.SLOPE_COLUMNS, "terminal", title="Over training")
+                words = formats.with_words(curves.SLOPE_COLUMNS, {"tokens": study.budget_unit})
+                command.emit_rows(slopes, words, "terminal", title="Over training")
             formats.print_notes(looks.not_of_slopes(study))
         else:
             command.say(looks.not_of_slopes(study))

@@ -140,11 +140,15 @@ class Study:
 
     @property
     def validation(self) -> str:
-        """Name of the validation metric with its unit, for an axis. A metric that grows is drawn with a minus sign."""
+        """Name of the validation metric with its unit, for an axis."""
         if self.own is None:
             return "validation loss (nats per token)"
-        sign = "-" if self.own.higher_is_better else ""
-        return f"{sign}{self.own.name}" + (f" ({self.unit})" if self.unit else "")
+        return self.own.name + (f" ({self.unit})" if self.unit else "")
+
+    @property
+    def turn(self) -> int:
+        """Factor that makes the user's metric of the loss in `val_nll`: -1 if a higher value is better, else 1."""
+        return self.own.sign if self.own else 1
 
     @property
     def rule(self) -> str:
@@ -335,6 +339,12 @@ def margin_in_nats(margin: float | str, baseline_mean: float, source: str = "stu
     if baseline_mean <= 0:
         raise TableError(f"{source}: margin {margin!r} of a mean of {baseline_mean:g}; allowed: a number{in_unit}")
     return value / 100 * baseline_mean
+
+
+def margin_or_zero(margin: float | str, baseline_mean: float, source: str = "study") -> float:
+    """Return `margin_in_nats`, or 0 if it is a percentage of a mean that is not above zero: no difference is small."""
+    of_nothing = baseline_mean <= 0 and str(margin).strip().endswith("%")
+    return 0.0 if of_nothing else margin_in_nats(margin, baseline_mean, source)
 
 
 def _marked_arms(declared: dict[str, Any], key: str) -> list[str]:

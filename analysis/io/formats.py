@@ -69,6 +69,23 @@ def with_own_unit(columns: Columns, unit: str) -> Columns:
     return out
 
 
+TRAINING: Columns = {
+    "training_percent": ("worth in training, %", "+.1f"),
+    "training_low": ("low", "+.1f"),
+    "training_high": ("high", "+.1f"),
+}
+
+
+def with_training(rows: list[dict[str, Any]], columns: Columns) -> Columns:
+    """Return the columns with what an arm is worth in training in front of its d_z, if it is known of any row."""
+    if all(row.get("training_percent") is None for row in rows):
+        return columns
+    out: Columns = {}
+    for key, column in columns.items():
+        out |= (TRAINING if key == "d_z" else {}) | {key: column}
+    return out
+
+
 def with_words(columns: Columns, words: Mapping[str, str]) -> Columns:
     """Return columns in whose headings each word of the built-in model, such as tokens, is replaced by another."""
     out = {}
@@ -107,7 +124,8 @@ def of_table(rows: list[dict[str, Any]], unit: str) -> Columns:
         counts["complete_pairs"] = ("in the interval", "d")
     ordered = {"arm": VERDICT_COLUMNS["arm"], **counts, "mean_difference": VERDICT_COLUMNS["mean_difference"]}
     columns = with_own_unit(ordered | {k: c for k, c in VERDICT_COLUMNS.items() if k not in (*ordered, "n")}, unit)
-    return {k: c for k, c in columns.items() if k == "mean_difference" or any(row[k] is not None for row in rows)}
+    kept = {k: c for k, c in columns.items() if k == "mean_difference" or any(row[k] is not None for row in rows)}
+    return with_training(rows, kept)
 
 
 def cell(value: Any, spec: str) -> str:

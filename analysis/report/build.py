@@ -220,7 +220,8 @@ def several(reports: Mapping[Path, Findings], page: Path) -> Path:
 
 def _verdict_columns(found: Findings) -> formats.Columns:
     columns = formats.with_runs(found.verdict, formats.REPORT_COLUMNS)
-    return found.in_words(formats.with_own_unit(columns, found.study.unit) if found.study.facts else columns)
+    own = formats.with_own_unit(columns, found.study.unit) if found.study.facts else columns
+    return found.in_words(formats.with_training(found.verdict, own))
 
 
 def ran(study: Study) -> dict[str, str]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from analysis.io.assemble import Study
-from analysis.report.plots import WIDTH, arm_style, legend, tokens_text
+from analysis.report.plots import WIDTH, arm_style, legend, metric_axis, tokens_text
 
 Line = tuple[str, int, str, pd.DataFrame]  # arm, rank of the configuration in its arm, label, (tokens, val_nll)
 MOST = 4  # configurations drawn per arm: the best
@@ -52,6 +52,6 @@ def cell_curves(study: Study, found: Sequence[Line]) -> Figure:
         entries.append((line, label))
     ax.set_xlabel(f"training {study.budget_unit}")
     ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
-    ax.set_ylabel(study.validation)
+    metric_axis(ax, study)
     legend(ax, entries)
     return fig

@@ -11,16 +11,17 @@ from analysis.report.palette import INK
 from analysis.report.plots import DRAWN, WIDTH, arm_style
 from analysis.verdict.family import decision_bars
 from analysis.verdict.kinds import Comparison
+from analysis.verdict.words import in_unit
 
 CAPTION = (
-    "One dot is one seed (at most 100 are drawn): the baseline's loss minus the arm's, in percent of the baseline's "
+    "One dot is one seed (at most 100 are drawn): {difference}, in percent of the baseline's "
     "mean. Right of zero the arm is better. The tick is the mean. The thin line with ends decides if the arm differs: "
     "it is clear of zero exactly if the arm is better or worse. The broad bar decides if the arm is equivalent: it "
     "lies inside the grey band, the margin of {margin}, exactly if a larger difference is excluded. Both have the "
     "level that the correction for the number of arms gives them; the table's intervals hold for one arm alone. An arm "
     "with a diverged run has no bars, because ranks decide it. Runs that are not pairs have no dots. With looks, the "
-    "bars are those of the last look, and a decision of an earlier look stays. A contrast is the loss of the arm after "
-    "`against` minus that of the arm before it. If the floor does not lose, no bar decides anything."
+    "bars are those of the last look, and a decision of an earlier look stays. A contrast is {contrast}. "
+    "If the floor does not lose, no bar decides anything."
 )
 SHORT = (
     "One dot is one seed: the baseline's loss minus the arm's, in percent. The thin line is clear of zero exactly if "
@@ -31,14 +32,24 @@ SHORT = (
 
 def differences(study: Study, rows: Sequence[Comparison]) -> Figure:
     """Draw paired differences in percent of the baseline's mean: one dot per seed, with the mean and its bars."""
-    rows = [row for row in rows if row.improvement_percent is not None]
+    rows = shown(rows, study)
     fig = Figure(figsize=(WIDTH, 1.1 + 0.55 * max(1, len(rows))))
     draw_differences(fig.subplots(), study, rows)
     return fig
 
 
+def shown(rows: Sequence[Comparison], study: Study) -> list[Comparison]:
+    """Return the comparisons that have an improvement in percent; if none of a user's metric has, all differences."""
+    found = [row for row in rows if row.improvement_percent is not None]
+    return found or [row for row in rows if study.own and row.mean_difference is not None]
+
+
+def _relative(rows: Sequence[Comparison]) -> bool:
+    return not rows or rows[0].improvement_percent is not None
+
+
 def draw_differences(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None:
-    """Draw `differences` on given axes; every row must have an improvement."""
+    """Draw `differences` on given axes; every row must have an improvement, or none and a difference."""
     ax.axvline(0, color=INK, lw=1)
     unit = _unit(rows)
     if rows:
@@ -59,12 +70,13 @@ def draw_differences(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None
     ax.set_yticks(range(len(rows)), [row.label for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     what = "better" if study.own else "lower loss"
-    ax.set_xlabel(f"improvement over {study.baseline}\n(% of its mean {study.metric}; right of 0 = {what})")
+    of = f"% of its mean {study.metric}" if _relative(rows) else f"{study.metric}{in_unit(study)}"
+    ax.set_xlabel(f"improvement over {study.baseline}\n({of}; right of 0 = {what})")
 
 
 def _unit(rows: Sequence[Comparison]) -> float:
-    """Return percent of the baseline's mean per unit of the metric, one number so that all rows share the margin."""
-    return 100 / (rows[0].baseline_mean or np.nan) if rows else 1.0
+    """Return percent of the baseline's mean per unit of the metric, or 1, so that all rows share the margin."""
+    return 100 / (rows[0].baseline_mean or np.nan) if rows and _relative(rows) else 1.0
 
 
 def _zoom(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None:
@@ -78,9 +90,10 @@ def _zoom(ax: Axes, study: Study, rows: Sequence[Comparison]) -> None:
         + [rows[0].margin * unit]
     )
     for y, row in enumerate(rows):
-        value = row.improvement_percent or 0.0
+        value = (row.improvement_percent if _relative(rows) else row.mean_difference) or 0.0
+        text = f"{value:+.2f}%" if _relative(rows) else f"{value:+.4g}"
         if row.arm == study.floor and abs(value) > reach:
             side = "left" if value < 0 else "right"
-            arrow = f"\u25c0 {value:+.2f}%" if value < 0 else f"{value:+.2f}% \u25b6"
+            arrow = f"\u25c0 {text}" if value < 0 else f"{text} \u25b6"
             ax.text(-reach if value < 0 else reach, y, arrow, ha=side, va="center", color=arm_style(study, row.arm)[0])
             ax.set_xlim(-reach, reach)

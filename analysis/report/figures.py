@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib import figure
 
 from analysis.describe.alphas import arms_with_alphas
+from analysis.io.assemble import Study
 from analysis.report import cell_curves, differences, frame, layers, plots, takeaways
 from analysis.report.findings import Findings
 from analysis.verdict.looks import not_of_slopes
@@ -32,12 +33,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Figure drawn for one study, with its takeaway and the sentence on points outside its frame."""
+    """Figure drawn for one study: its takeaway, the sentence on points outside its frame, and its caption in words."""
 
     row: Figure
     plot: figure.Figure
     takeaway: str
     outside: str
+    caption: str = ""
 
 
 def _has(found: Findings, stage: str) -> bool:
@@ -48,6 +50,30 @@ def _has(found: Findings, stage: str) -> bool:
 def _rates(found: Findings) -> bool:
     trials = found.study.trials
     return {found.study.first, "val_nll"} <= set(trials.columns) and bool((trials["stage"] != "confirm").any())
+
+
+def worded(text: str, study: Study) -> str:
+    """Return a caption with the study's words: its metric, and the side on which a better value lies."""
+    own, grows = study.own.name if study.own else "", study.turn < 0
+    better, other = ("arm", "baseline") if grows else ("baseline", "arm")
+    after, before = ("before", "after") if grows else ("after", "before")
+    words = {
+        "margin": str(study.margin),
+        "Metric": own or "Validation loss",
+        "metric": own or "validation loss",
+        "loss": own or "loss",
+        "Losses": "Values" if own else "Losses",
+        "lowest": "highest" if grows else "lowest",
+        "highest": "lowest" if grows else "highest",
+        "falls": "rises" if grows else "falls",
+        "top": "bottom" if grows else "top",
+        "above": "below" if grows else "above",
+        "difference": f"the {better}'s {own or 'loss'} minus the {other}'s",
+        "contrast": f"the {own or 'loss'} of the arm {after} `against` minus that of the arm {before} it",
+    }
+    for key, word in words.items():
+        text = text.replace(f"{{{key}}}", word)
+    return text
 
 
 FIGURES = (
@@ -70,7 +96,7 @@ FIGURES = (
         "differences",
         draw=lambda found: differences.differences(found.study, found.result.every),
         table=lambda found: not found.result.unfinished,
-        takeaway=lambda found: takeaways.differences(found.result.every, found.study.margin),
+        takeaway=lambda found: takeaways.differences(found.result.every, found.study),
         caption=differences.CAPTION,
         short=differences.SHORT,
     ),
@@ -80,10 +106,10 @@ FIGURES = (
         table=_rates,
         takeaway=lambda found: takeaways.learning_rate(found.calibration),
         caption=(
-            "Small marks are search trials; a hollow one was stopped early and has the loss it had then. Lines join "
+            "Small marks are search trials; a hollow one was stopped early and has the {loss} it had then. Lines join "
             "the means of the calibration seeds on the shared grid, and vertical strokes span those seeds. Crosses at "
-            "the top are infeasible trials. Losses far above the rest are cut off. Every arm should have its lowest "
-            "point inside the grid, so that each arm is compared at its own best."
+            "the {top} are infeasible trials. {Losses} far {above} the rest are cut off. Every arm should have its "
+            "{lowest} point inside the grid, so that each arm is compared at its own best."
         ),
         short="Validation loss against learning rate: search trials as dots, the shared grid as lines.",
         cut=True,
@@ -92,12 +118,12 @@ FIGURES = (
         "search_budget",
         draw=lambda found: plots.search_budget(found.study, found.search_budget),
         table=lambda found: {found.study.first, "val_nll"} <= set(found.study.trials.columns) and found.search_budget,
-        takeaway=lambda found: takeaways.search_budget(found.search_budget),
+        takeaway=lambda found: takeaways.search_budget(found.search_budget, found.study),
         caption=(
-            "Expected lowest validation loss of n search trials of an arm, from the trials it had. The solid line is "
-            "drawn without replacement (unbiased), the dotted one with replacement. A curve that still falls at its "
+            "Expected {lowest} {metric} of n search trials of an arm, from the trials it had. The solid line is "
+            "drawn without replacement (unbiased), the dotted one with replacement. A curve that still {falls} at its "
             "end means that more search could help that arm. A line is missing if the best of so few trials may be an "
-            "infeasible one. Trials stopped early count with the loss they had."
+            "infeasible one. Trials stopped early count with the {loss} they had."
         ),
     ),
     Figure(
@@ -106,7 +132,7 @@ FIGURES = (
         table=lambda found: _has(found, "confirm"),
         takeaway=lambda found: takeaways.loss_curves(found.study),
         caption=(
-            "Validation loss of the confirm runs: the line is the mean over seeds, the band runs from the lowest to "
+            "{Metric} of the confirm runs: the line is the mean over seeds, the band runs from the lowest to "
             "the highest seed. The first steps are cut off so that the end can be read."
         ),
         short="Validation loss of the confirm runs: mean over seeds, band from the lowest to the highest.",
@@ -116,11 +142,9 @@ FIGURES = (
         "cell_curves",
         draw=lambda found: cell_curves.cell_curves(found.study, found.cell_curves),
         table=lambda found: found.cell_curves,
-        takeaway=lambda found: takeaways.lowest_cell(
-            found.cell_curves, found.study.own.name if found.study.own else "nats per token"
-        ),
+        takeaway=lambda found: takeaways.lowest_cell(found.cell_curves, found.study),
         caption=(
-            "Validation loss of each arm's best configurations: one line per configuration, each with one seed. Lines "
+            "{Metric} of each arm's best configurations: one line per configuration, each with one seed. Lines "
             "of two arms also differ by the luck of their seeds."
         ),
     ),
@@ -199,5 +223,6 @@ def drawn(found: Findings, published: bool = False) -> dict[str, Drawn]:
     for row in FIGURES:
         if (row.short if published else row.caption) and row.table(found):
             plot = plots.styled(row.draw, found)
-            out[row.name] = Drawn(row, plot, row.takeaway(found), frame.note(plot) if row.cut else "")
+            outside, caption = frame.note(plot) if row.cut else "", worded(row.caption, found.study)
+            out[row.name] = Drawn(row, plot, row.takeaway(found), outside, caption)
     return out

@@ -5,9 +5,12 @@ from matplotlib.figure import Figure
 
 
 def above(fig: Figure) -> int:
-    """Count the marked points above the frame of their axes, without those placed in units of the frame."""
+    """Count the marked points above the frame of their axes, without those placed in units of the frame.
+
+    Of an axis that is upside down, count those below the frame.
+    """
     return sum(
-        int(np.count_nonzero(np.asarray(line.get_ydata(), dtype=float) > ax.get_ylim()[1]))
+        int(np.count_nonzero(np.asarray(line.get_ydata(), dtype=float) > max(ax.get_ylim())))
         for ax in fig.axes
         for line in ax.lines
         if line.get_transform() is ax.transData and str(line.get_marker()) not in ("None", "", " ")
@@ -16,5 +19,5 @@ def above(fig: Figure) -> int:
 
 def note(fig: Figure) -> str:
     """Return the count of `above` as a sentence; return "" if every point is shown."""
-    count = above(fig)
-    return "" if not count else f"{count} point{' lies' if count == 1 else 's lie'} above the frame."
+    count, side = above(fig), "below" if any(ax.yaxis_inverted() for ax in fig.axes) else "above"
+    return "" if not count else f"{count} point{' lies' if count == 1 else 's lie'} {side} the frame."

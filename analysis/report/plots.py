@@ -91,6 +91,14 @@ def inline(svg: bytes, name: str) -> str:
     )
 
 
+def metric_axis(ax: Axes, study: Study) -> None:
+    """Label the axis of the validation metric. One that grows is drawn as a loss, so its axis is turned upside down."""
+    ax.set_ylabel(study.validation)
+    if study.turn < 0:
+        ax.invert_yaxis()
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{0.0 - y:.6g}"))
+
+
 def legend(ax: Axes | Figure, entries: Sequence[tuple[Artist, str]]) -> None:
     """Add a legend of (artist, label) below the axes, or below a figure of several, in as many columns as fit."""
     # matplotlib hides a label with a leading underscore, so it gets a space in front
@@ -138,7 +146,15 @@ def _against(ax: Axes, study: Study, name: str, logarithmic: bool) -> list[tuple
     for arm in lost["arm"].unique():
         rows = lost[lost["arm"] == arm]
         colour, _ = arm_style(study, arm)
-        ax.plot(rows[name], np.full(len(rows), 0.985), "x", color=colour, ms=6, transform=ax.get_xaxis_transform())
+        edge = 0.985 if study.turn > 0 else 0.015
+        ax.plot(
+            rows[name],
+            np.full(len(rows), edge),
+            "x",
+            color=colour,
+            ms=6,
+            transform=ax.get_xaxis_transform(),
+        )
     finite = np.array([x for x in seen if np.isfinite(x)])
     if len(finite):
         low, high = finite.min(), np.quantile(finite, 0.9)
@@ -150,7 +166,7 @@ def _against(ax: Axes, study: Study, name: str, logarithmic: bool) -> list[tuple
         ax.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
     ax.set_xlabel(called(name) + (" (log scale)" if logarithmic else ""))
-    ax.set_ylabel(study.validation)
+    metric_axis(ax, study)
     return entries
 
 
@@ -175,7 +191,7 @@ def loss_curves(study: Study) -> Figure:
         ax.set_ylim(min(last) - 0.1 * room, max(last) + 0.25 * room)  # the range of the first steps would hide the last
     ax.set_xlabel(f"training {study.budget_unit}")
     ax.xaxis.set_major_formatter(FuncFormatter(tokens_text))
-    ax.set_ylabel(study.validation)
+    metric_axis(ax, study)
     legend(ax, entries)
     return fig
 

@@ -31,9 +31,9 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return groups
 
 
-def differences(rows: Sequence[Comparison], margin: float | str) -> str:
+def differences(rows: Sequence[Comparison], study: Study) -> str:
     """List the arms by their verdict, without its details in brackets."""
-    groups = _grouped((headline(row, margin), row.label) for row in rows)
+    groups = _grouped((headline(row, study.margin, study.unit), row.label) for row in rows)
     return " ".join(f"{word[:1].upper()}{word[1:]}: {listed(arms)}." for word, arms in groups.items())
 
 
@@ -106,13 +106,14 @@ def loss_curves(study: Study) -> str:
     )
 
 
-def lowest_cell(lines: Sequence[Line], unit: str = "nats per token") -> str:
-    """Name the configuration of the lowest last loss."""
+def lowest_cell(lines: Sequence[Line], study: Study) -> str:
+    """Name the configuration of the lowest last loss, or of the best metric."""
     found = [(float(rows["val_nll"].iloc[-1]), label) for _, _, label, rows in lines]
     if not found:
         return ""
     loss, label = min(found)
-    return f"Lowest at the end: {label}, {loss:.3f} {unit}."
+    unit, way = f" {study.unit}".rstrip() if study.own else " nats per token", "Lowest" if study.turn > 0 else "Highest"
+    return f"{way} at the end: {label}, {study.turn * loss:.3f}{unit}."
 
 
 def over_training(rows: list[dict[str, Any]], left_out: Iterable[str] = ()) -> str:
@@ -139,15 +140,20 @@ def by_layer(rows: list[dict[str, Any]]) -> str:
     return f"Mean alpha at the end: {'; '.join(said)}." if said else ""
 
 
-def search_budget(rows: list[dict[str, Any]]) -> str:
-    """Name the arm whose last search trial lowered its expected best loss the most."""
+def search_budget(rows: list[dict[str, Any]], study: Study) -> str:
+    """Name the arm whose last search trial improved its expected best loss, or metric, the most."""
     gains: dict[str, float] = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         seen = [row["without_replacement"] for row in rows if row["arm"] == arm]
         known = [float(value) for value in seen if value is not None and np.isfinite(value)]
         if len(known) > 1:
-            gains[arm] = 100 * (known[-2] - known[-1]) / abs(known[-1])
+            gain = study.turn * (known[-2] - known[-1])
+            gains[arm] = 100 * gain / abs(known[-1]) if study.own is None else gain
     if not gains:
         return ""
     most = max(gains, key=lambda arm: gains[arm])
+    if study.own:
+        moved, unit = "lowered" if study.turn > 0 else "raised", f" {study.unit}".rstrip()
+        what = f"the expected best {study.own.name} by at most {gains[most]:.3g}{unit}"
+        return f"The last search trial {moved} {what} ({most})."
     return f"The last search trial lowered the expected best loss by at most {gains[most]:.2f}% ({most})."

@@ -152,37 +152,46 @@ def compute_factor(
 
 
 def budget_factor(
-    baseline: np.ndarray, arm: np.ndarray, short: np.ndarray, share: float, level: float, overlap: float = 0.0
+    baseline: np.ndarray,
+    arm: np.ndarray,
+    short: np.ndarray,
+    share: float,
+    level: float,
+    overlap: float = 0.0,
+    logs: bool = True,
 ) -> Factor | None:
     """Return the factor by which the baseline's training would have to grow to reach the arm's loss.
 
-    As for `compute_factor`, but the baseline's loss at a shorter budget has the same seeds, so that all errors are of
-    paired values.
+    The loss, or with `logs` its logarithm, is taken as linear in the logarithm of the training. The baseline's loss at
+    a shorter budget has the same seeds, so that all errors are of paired values. The interval is Fieller's.
 
     Args:
-        baseline: At least 2 finite losses with a mean above 0.
+        baseline: At least 2 finite losses; with `logs`, of a mean above 0.
         arm: Losses of the arm, of the same seeds in the same order.
         short: Losses of the baseline with a share of its training, likewise.
         share: That share, in (0, 1).
         level: 1 - confidence of the interval.
         overlap: As for `analysis.stats.paired_tests.widened`.
+        logs: False for losses that may lie below zero, such as a metric of which a higher value is better.
 
     Returns:
         The factor. None if the baseline's loss does not clearly fall with its training, or if nothing varies.
     """
     n, width = len(baseline), -math.log(share)
-    gap = arm / arm.mean() - baseline / baseline.mean()
-    slope = (baseline / baseline.mean() - short / short.mean()) / width
-    log_gap = math.log(arm.mean() / baseline.mean())
-    fall = math.log(baseline.mean() / short.mean()) / width
-    (of_gap, both), (_, of_fall) = np.cov(gap, slope, ddof=1) / n * (1 + n * overlap)
+    b, a, s = (loss / loss.mean() if logs else loss for loss in (baseline, arm, short))
+    gap, slope = a - b, (b - s) / width
+    to_arm, to_short = float(gap.mean()), float(slope.mean())
+    if logs:
+        to_arm = math.log(arm.mean() / baseline.mean())
+        to_short = math.log(baseline.mean() / short.mean()) / width
+    (of_gap, both), (_, of_slope) = np.cov(gap, slope, ddof=1) / n * (1 + n * overlap)
     q = float(stats.t.isf(level / 2, n - 1)) ** 2
-    curvature, centre, constant = fall**2 - q * of_fall, log_gap * fall - q * both, log_gap**2 - q * of_gap
-    if not (fall < 0 and curvature > 0 and of_gap > 0):
+    curvature, centre, constant = to_short**2 - q * of_slope, to_arm * to_short - q * both, to_arm**2 - q * of_gap
+    if not (to_short < 0 and curvature > 0 and of_gap > 0):
         return None
     half = math.sqrt(max(centre**2 - curvature * constant, 0.0))
-    logs = [log_gap / fall, (centre - half) / curvature, (centre + half) / curvature]
-    return Factor(*map(math.exp, logs)) if max(map(abs, logs)) < MOST_LOG else None
+    found = [to_arm / to_short, (centre - half) / curvature, (centre + half) / curvature]
+    return Factor(*map(math.exp, found)) if max(map(abs, found)) < MOST_LOG else None
 
 
 MOST_LOG = 100.0  # logarithm of a factor beyond which it has no meaning

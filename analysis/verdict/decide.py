@@ -32,7 +32,7 @@ from analysis.verdict.ladder.decide import missing as lacking
 from analysis.verdict.ladder.decide import rungs_of, trends
 from analysis.verdict.ladder.words import summarise as of_ladder
 from analysis.verdict.summary import summarise
-from analysis.verdict.worth import worth
+from analysis.verdict.worth import measure_worth
 
 SCHEMA = 1
 
@@ -103,7 +103,7 @@ def _margin(study: Study, baseline: np.ndarray) -> float | None:
     # a percentage of a table's baseline has a meaning only if its mean is clearly above zero
     of_mean = study.facts and len(baseline) and str(study.margin).strip().endswith("%")
     if of_mean and not estimates.clearly_positive(baseline, study.level, study.overlap):
-        if "margin" not in (study.settings.get("confirm") or {}):
+        if study.own or "margin" not in (study.settings.get("confirm") or {}):
             return None
         raise TableError(
             f"{study.name}: --margin {study.margin} of a mean of {baseline.mean():g}, which is not clearly above zero; "
@@ -164,7 +164,7 @@ def _judge(part: Part, size: int) -> Sensitivity:
             row.kind, row.refusal = Verdict.NOT_TESTABLE, refusal
             row.verdict = words.sentence(row, study)
     for row in rows:
-        row.why = "; ".join(filter(None, [row.why, worth(row, study, part.losses)]))
+        measure_worth(row, study, part.losses)
     _secondary(rows, part.paired, study)
     return sensitivity
 

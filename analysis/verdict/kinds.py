@@ -77,6 +77,19 @@ class OfTable:
 
 
 @dataclass
+class Worth:
+    """Percent more training that the baseline would need to reach an arm's metric, with its interval.
+
+    It is negative if less training would do. All are None if it is not known. Only a study of the user's own training
+    has it.
+    """
+
+    training_percent: float | None = None
+    training_low: float | None = None
+    training_high: float | None = None
+
+
+@dataclass
 class Comparison:
     """Comparison of one arm with the baseline. Losses and differences are in nats; a missing number is None.
 
@@ -159,6 +172,7 @@ class Comparison:
     exaggeration: float | None = None
     odd_runs: list[str] = field(default_factory=list)
     of_table: OfTable | None = None
+    worth: Worth | None = None
     contrast: bool = False
 
     @property
@@ -292,7 +306,7 @@ def in_question(rows: Iterable[Comparison], floor: str | None) -> list[Compariso
 
 def as_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
     """Return the comparisons as objects of JSON."""
-    rows = [_joined(vars(row), "of_table", row.of_table) for row in comparisons]
+    rows = [_joined(_joined(vars(row), "of_table", row.of_table), "worth", row.worth) for row in comparisons]
     return [{key: value for key, value in row.items() if key != "contrast"} for row in rows]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.io.assemble import Study, margin_in_nats
+from analysis.io.assemble import Study, margin_or_zero
 from analysis.io.trials import confirm_rows
 from analysis.stats import estimates, sequential
 from analysis.stats.pairs import Pairs, differences, pair
@@ -170,7 +170,7 @@ def margins_at_looks(study: Study, there: Order, losses: pd.DataFrame) -> list[f
     """Return the margin at each look, in nats. A percentage is one of the baseline's mean over the seeds until then."""
     baseline = losses[study.baseline].reindex(there.seeds).to_numpy(float)
     return sequential.margins(
-        lambda mean: margin_in_nats(study.margin, study.sign * mean, study.name), baseline, study.made
+        lambda mean: margin_or_zero(study.margin, study.sign * mean, study.name), baseline, study.made
     )
 
 
@@ -188,7 +188,7 @@ def to_come(study: Study, there: Order, looks: tuple[int, ...]) -> dict[str, int
         study.baseline,
         study.comparisons,
         looks,
-        lambda mean: margin_in_nats(study.margin, study.sign * mean, study.name),
+        lambda mean: margin_or_zero(study.margin, study.sign * mean, study.name),
         rule=study.rule,
         level=study.level,
         correction=study.correction,

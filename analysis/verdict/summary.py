@@ -12,6 +12,7 @@ from analysis.io.text import values_line
 from analysis.verdict import looks, words
 from analysis.verdict.checks import STRONG_GAP
 from analysis.verdict.kinds import Comparison, Sensitivity, Verdict, in_question
+from analysis.verdict.worth import in_words
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def _numbers(row: Comparison, study: Study, chosen: Mapping[str, Mapping[str, fl
     low, high = row.of_table.difference_low, row.of_table.difference_high
     own = f"{row.mean_difference:+.4g}" + ("" if low is None else f" [{low:+.4g}, {high:+.4g}]")
     relative = bool(study.facts is None or study.facts.tasks)  # then its own unit is a percentage, or in the table
-    return _brackets("" if relative and percent else own + words.in_unit(study), percent, n, tuned, needs)
+    difference = "" if relative and percent else own + words.in_unit(study)
+    return _brackets(difference, percent, in_words(row), n, tuned, needs)
 
 
 def _brackets(*parts: str) -> str:

@@ -183,6 +183,11 @@ def caveats(row: Comparison, study: Study) -> list[str]:
     if row.p_t is not None and row.improvement_low is None:
         own = "; no percentage, and the difference stands in the metric's own unit" if study.facts else ""
         notes.append(f"Fieller's interval has no bounds: the baseline's mean is not clearly above zero{own}")
+    if study.own and not row.margin and not row.refused:
+        notes.append(
+            f"the margin of {study.margin} of a mean that is not clearly above zero says nothing, so no difference is "
+            "called small: give confirm.margin as a number"
+        )
     return notes
 
 

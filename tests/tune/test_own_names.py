@@ -8,6 +8,8 @@ import pytest
 from analysis import significance
 from analysis.io.study import load as load_tables
 from analysis.report.build import build
+from analysis.report.figures import drawn
+from analysis.report.findings import Findings
 from analysis.verdict.grids import grids
 from analysis.verdict.words import called
 from tests.own_trainings import DEPTHS, NAMED, named_study
@@ -18,6 +20,7 @@ from tune.cli.status_table import look
 from tune.run import ledger
 from tune.study.files import find
 from tune.sweep import sweep
+from tune.tracking.views import view_tags
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,72 @@ def test_report_speaks_of_no_learning_rate(named):
     assert list(found) == ["depth", "rate"]
     assert all(4.0 in table.index for table in found["depth"].losses.values())
     assert called("depth") == "depth"
+
+
+def test_an_improvement_has_the_sign_of_the_metric_and_a_worth_in_training(named):
+    run, _ = named
+    found = json.loads((run.folder / "verdict.json").read_text())
+    new, short = found["comparisons"]
+    trials = pd.read_parquet(run.folder / "trials.parquet")
+    table = trials[trials["stage"] == "confirm"].pivot(index="seed", columns="arm", values="test_accuracy")
+    means = table.mean()
+    assert new["improvement_percent"] == pytest.approx(100 * (means["new"] / means["plain"] - 1))
+    assert new["mean_difference"] == pytest.approx(means["new"] - means["plain"])
+    doublings = (means["new"] - means["plain"]) / (means["plain"] - means["short"])  # the floor has half the budget
+    assert new["training_percent"] == pytest.approx(100 * (2**doublings - 1))
+    assert new["training_low"] < new["training_percent"] < new["training_high"]
+    assert short["training_percent"] is None
+    said = f"worth {new['training_percent']:.1f}% more training [{new['training_low']:.1f}, {new['training_high']:.1f}]"
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    for text in (found["summary"], new["why"], page, (run.folder / "verdict.md").read_text()):
+        assert said in text
+    assert "worth in training, %" in page
+    curves = pd.read_csv(run.folder / "tables" / "search_budget.csv")
+    assert (curves["without_replacement"].dropna() > 0).all()
+
+
+def test_figures_of_a_metric_that_grows_have_no_minus_sign(named):
+    run, _ = named
+    found = Findings(load_tables(run.folder))
+    shown = drawn(found)
+    for name in ("learning_rate", "loss_curves", "search_budget"):
+        for axes in shown[name].plot.axes:
+            axes.figure.canvas.draw()
+            assert "-" not in axes.get_ylabel()
+            ticks = [float(tick.get_text().replace("\N{MINUS SIGN}", "-")) for tick in axes.get_yticklabels()]
+            assert all(0 < value < 1 for value in ticks)
+            heights = [tick.get_window_extent().y0 for tick in axes.get_yticklabels()]
+            assert sorted(heights) == [
+                height for _, height in sorted(zip(ticks, heights, strict=True))
+            ]  # the better is higher
+        text = f"{shown[name].takeaway} {shown[name].caption}"
+        assert not [word for word in ("oss", "lowest point", "{", "nats") if word in text]
+    assert "the arm's accuracy minus the baseline's" in shown["differences"].caption
+    view = view_tags(run.study)
+    assert "accuracy against depth" in view["mlflow.sharedViewState.search"]
+    assert "params.`rate`" in view["mlflow.sharedViewState.trials"]
+    assert not [text for text in view.values() if "params.`lr`" in text or "loss" in text]
+
+
+@pytest.mark.parametrize("rule", ["fixed", "obrien-fleming"])
+def test_a_metric_around_zero_has_differences_and_no_percentages(tmp_path, rule):
+    function = DEPTHS.replace("trial.depth", "4").replace("trial.rate", "0.1").replace("0.9 - off", "0.0248 - off")
+    confirm = {"seeds": 6} if rule == "fixed" else {"rule": rule, "max_seeds": 8}
+    study = named_study(tmp_path, function, nuisance={}, confirm=confirm)
+    run = sweep(study, tmp_path, tmp_path / "studies", Inline())
+    build(run.folder)
+    found = json.loads((run.folder / "verdict.json").read_text())
+    new, short = found["comparisons"]
+    assert (new["kind"], short["kind"]) == ("better", "worse")
+    assert new["improvement_percent"] is None
+    assert new["mean_difference"] == pytest.approx(0.02, abs=0.003)
+    assert new["training_percent"] > 0
+    assert "%" not in found["summary"].replace("more training", "").split("worth")[0]
+    assert "give confirm.margin as a number" in new["why"]
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "no percentage: the mean accuracy of plain is not clearly above zero" in page
+    plot = drawn(Findings(load_tables(run.folder)))["differences"].plot
+    assert "(test_accuracy; right of 0 = better)" in plot.axes[0].get_xlabel()
 
 
 @pytest.mark.parametrize("search", [{}, {"shift": {"uniform": [0.0, 0.1]}}])

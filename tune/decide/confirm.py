@@ -59,7 +59,7 @@ class Confirmation:
 
     def extend(self) -> list[Cell]:
         """Return the cells up to the next look of each arm that goes on. Without any, the stage is over."""
-        from analysis.io.assemble import margin_in_nats
+        from analysis.io.assemble import margin_or_zero
         from analysis.stats import sequential  # its libraries take seconds to load
 
         confirm = self.study.confirm
@@ -71,7 +71,7 @@ class Confirmation:
             self.study.baseline,
             self.study.comparisons,
             self.looks,
-            lambda mean: margin_in_nats(confirm.margin, self.study.sign * mean),
+            lambda mean: margin_or_zero(confirm.margin, self.study.sign * mean),
             rule=confirm.rule,
             level=confirm.level,
             correction=confirm.correction,

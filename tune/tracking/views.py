@@ -31,6 +31,7 @@ NAME = "attributes.`Run Name`"
 PAGE = 100  # number of runs that the runs page loads at first
 ARM_COLOURS = "pagating.armColours"  # tag with the colours that `pagating ui` stores in the browser
 ROOM = 7000  # characters of a verdict in the description of a run, which MLflow cuts at 8,000
+OWN_METRICS = ("mean_difference", "training_percent", "training_low", "training_high")  # of an arm, in its verdict
 LONGEST = 5000  # maximal number of characters of an experiment's tag in MLflow's sqlite store
 Range = tuple[float, float]
 
@@ -295,13 +296,14 @@ def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: d
     events = ledger.read(folder / "ledger.jsonl")
     now = round(1000 * max(event["time"] for event in events))
     metrics = [
-        Metric(f"improvement_percent/{row['arm']}", row["improvement_percent"], now, step)
+        Metric(f"{name}/{row['arm']}", row[name], now, step)
         for step, part in enumerate(verdict.get("rungs") or [verdict], int("rungs" in verdict))  # a rung is a step
         for row in [
             *part["comparisons"],
             *({**row, "arm": f"{row['arm']} against {row['baseline']}"} for row in part.get("contrasts", [])),
         ]
-        if row["improvement_percent"] is not None
+        for name in ("improvement_percent", *(OWN_METRICS if study.shown else ()))
+        if row.get(name) is not None
     ]
     client.log_batch(parent_id, metrics=metrics)
     experiment = client.get_run(parent_id).info.experiment_id

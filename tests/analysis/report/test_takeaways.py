@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from analysis.report.findings import Findings
 from analysis.verdict.decide import decide
 from analysis.verdict.kinds import Comparison, Refusal, Verdict
 from analysis.verdict.summary import summarise
+
+BUILT_IN = SimpleNamespace(own=None, turn=1, margin="0.5%", unit="nats")
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def test_details_of_a_verdict_stay_in_the_table(kinds, expected):
     rows = [Comparison(arm, "gelu", 1, kind=kind) for arm, kind in zip("abc", kinds, strict=False)]
     for row in rows:
         row.refusal = Refusal.ONE_SEED if row.kind is Verdict.NOT_TESTABLE else None
-    assert takeaways.differences(rows, "0.5%") == expected
+    assert takeaways.differences(rows, BUILT_IN) == expected
 
 
 def test_the_ends_of_the_curves_are_those_of_the_table(said):
@@ -117,10 +120,10 @@ def test_the_last_search_trials_gain():
         *({"arm": "c", "without_replacement": x} for x in (3.4, None, np.inf)),
     ]
     gain = 100 * (3.2 - 3.1) / 3.1
-    assert takeaways.search_budget(rows) == (
+    assert takeaways.search_budget(rows, BUILT_IN) == (
         f"The last search trial lowered the expected best loss by at most {gain:.2f}% (a)."
     )
-    assert takeaways.search_budget(rows[:1]) == ""
+    assert takeaways.search_budget(rows[:1], BUILT_IN) == ""
 
 
 def test_the_lowest_point_of_the_fit_over_alpha():
@@ -147,7 +150,7 @@ def test_a_study_without_confirm_runs_names_its_lowest_configuration(demo):
         table[table["stage"] == "search"].to_parquet(demo / f"{name}.parquet")  # one seed per configuration
     study = load(demo)
     ends = study.curves[study.curves["step"] == 200]
-    assert f"{ends['val_nll'].min():.3f} nats per token." in takeaways.lowest_cell(cell_curves.lines(study))
+    assert f"{ends['val_nll'].min():.3f} nats per token." in takeaways.lowest_cell(cell_curves.lines(study), study)
     assert takeaways.loss_curves(study) == ""
 
 
