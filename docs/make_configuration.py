@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pagating.model.size import PRESETS
+from tune.study.own_study import OwnStudy
 from tune.study.sections import Distribution, OneOf, RungSection
 from tune.study.study import Study
 
@@ -30,6 +31,9 @@ working directory. A key is text as it is written, so `yes` and `1` are names of
 read, and a key at the top that starts with `x-` only holds a value for an anchor. JSON is read too. The shipped studies
 are in `configs/`. A sweep writes all values, with the defaults, to `studies/NAME/study.yaml`.
 """
+OWN = """A study with `trial:` trains [your own function or command](own-training.md) in place of the built-in model. It
+has these keys, and those of the whole file without `corpus`, `tokenizer`, `task`, `model` and `fixed`. `keep` has no
+models."""
 ABOUT = {"Distribution": "The values of a hyperparameter that is searched: exactly one of these keys."}
 
 
@@ -47,6 +51,8 @@ def kind(annotation: Any) -> str:
         return names(inside) or kind(inside[0])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inside)
+    if {bool, float, str} <= set(inside):
+        return "value"
     if origin in (Union, UnionType):
         return " or ".join(kind(branch) for branch in inside if branch is not type(None))
     if origin is list:
@@ -90,18 +96,20 @@ def default(field: FieldInfo) -> str:
     value = field.default
     if isinstance(value, BaseModel):
         return "its defaults"
-    if value is None:
+    if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`{_number(value)}`" if isinstance(value, int | float) else f"`{value}`"
 
 
-def rows(model: type[BaseModel]) -> list[str]:
-    """Return the table of a section's keys."""
+def rows(model: type[BaseModel], besides: type[BaseModel] | None = None) -> list[str]:
+    """Return the table of a section's keys, without those that are equal in `besides`."""
     lines = ["| key | what | default | meaning |", "| --- | --- | --- | --- |"]
     fields = RungSection.model_fields if issubclass(model, RungSection) else model.model_fields  # the rest is above
     for name, field in fields.items():
+        if field.exclude or (besides and repr(besides.model_fields.get(name)) == repr(field)):
+            continue
         if not field.description:
             raise ValueError(f"{model.__name__}.{name} has no description")
         what = " ".join(part for part in (names(field.metadata) or kind(field.annotation), allowed(field)) if part)
@@ -127,7 +135,10 @@ def sections(model: type[BaseModel], found: dict[str, type[BaseModel]]) -> dict[
 def page() -> str:
     """Return the whole page."""
     lines = [HEAD, "## The whole file", "", *rows(Study)]
-    for name, model in {**sections(Study, {}), "Distribution": Distribution}.items():
+    built_in = {**sections(Study, {}), "Distribution": Distribution}
+    for name, model in sections(OwnStudy, dict(built_in)).items():
+        if name not in built_in and "## Your own training" not in lines:
+            lines += ["", "## Your own training", "", OWN, "", *rows(OwnStudy, Study)]
         about = ABOUT.get(name, " ".join((model.__doc__ or "").split()))
         lines += ["", f"## {anchor(model)}", "", about, "", *rows(model)]
         if name == "ModelSection":

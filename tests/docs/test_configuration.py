@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from tune.study.files import parse
+from tune.study.own_study import OwnStudy
 from tune.study.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -50,9 +51,17 @@ def test_every_section_has_one_table_and_every_link_one_heading():
     headings = re.findall(r"^## (.+)$", PAGE, re.M)
     assert len(headings) == len(set(headings))
     assert set(re.findall(r"\]\(#(\w+)\)", PAGE)) <= set(headings)
-    assert {make.anchor(model) for model in make.sections(Study, {}).values()} | {"distribution"} == {*headings} - {
-        "The whole file"
-    }
+    every = make.sections(OwnStudy, make.sections(Study, {}))
+    parts = {"The whole file", "Your own training"}
+    assert {make.anchor(model) for model in every.values()} | {"distribution"} == {*headings} - parts
+
+
+def test_keys_of_the_second_form_are_there():
+    assert set(table("Your own training")) >= {"trial", "metric", "budget", "nuisance", "arms", "scales"}
+    assert not {"corpus", "model", "fixed"} & set(table("Your own training"))
+    assert set(table("ownarm")) - {"key", "---"} == {"baseline", "floor", "set", "search", "of", "budget"}
+    assert table("ownarm")["set"][1] == "name: value"
+    assert table("metric")["goal"][1:3] == ["`minimize`, `maximize`", "`minimize`"]
 
 
 def test_a_field_without_a_description_is_refused():

@@ -37,8 +37,25 @@ def _known_keys(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
         node = _inside(node, part)
     for branch in _branches(node):
         if isinstance(branch, type) and issubclass(branch, BaseModel):
-            return list(branch.model_fields)
+            return _keys(branch)
     return []
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """Return the keys of a section that a file may have."""
+    return [name for name, field in model.model_fields.items() if not field.exclude]
+
+
+def _elsewhere(key: str, root: type[BaseModel]) -> str:
+    """Return a hint that names the parts of the file which have a key; "" if none has it."""
+    found = ["at the top of the file"] if key in _keys(root) else []
+    for section in _keys(root):
+        for branch in _branches(root.model_fields[section].annotation):
+            each = get_origin(branch) is dict
+            model = get_args(branch)[1] if each else branch
+            if isinstance(model, type) and issubclass(model, BaseModel) and key in _keys(model):
+                found.append(f"of each of {section}" if each else f"of {section}")
+    return f"{key} is a key {' and '.join(found)}; " if found else ""
 
 
 def _is_key(part: str | int) -> bool:
@@ -86,7 +103,7 @@ def explain(error: ValidationError, path: Path, root: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         known = _known_keys(tuple(problem["loc"]), root)
         close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'? " if close else ""
+        hint = _elsewhere(str(location[-1]), root) or (f"did you mean '{close[0]}'? " if close else "")
         return f"{path}: unknown key '{key}'; {hint}allowed: {', '.join(known)}"
     if kind == "missing":
         return f"{path}: key '{key}' is missing"

@@ -61,6 +61,10 @@ BAD = {
     ),
     "an unknown rule": (SMALL + "confirm: {rule: pocock}", "confirm.rule: 'pocock' is not allowed"),
     "unknown key": (changed("question:", "modle: {}\nquestion:"), "unknown key 'modle'; did you mean 'model'?"),
+    "a key of another section": (
+        changed("question:", "tokens: 5\nquestion:"),
+        "tokens is a key of fixed; allowed",
+    ),
     "unknown key in a section": (
         changed("batch_tokens", "batch_token"),
         "unknown key 'fixed.batch_token'; did you mean 'batch_tokens'?",
