@@ -1,8 +1,8 @@
 """Reader of a study from MLflow: the runs under a parent run become the two tables that a study folder holds.
 
 Each run has the tags study, stage, arm, seed, config_key and outcome, and in a ladder rung. It has the params lr and
-alpha, the metrics final/NAME, and the step metrics val/nll, train/nll, lr, grad_norm and alpha/layer_I. The parent has
-study.yaml as an artifact.
+alpha, the metrics final/NAME, and the step metrics val/nll, train/nll, lr, grad_norm and alpha/layer_I. One that trains
+the user's own code has the user's names instead. The parent has study.yaml as an artifact.
 """
 
 import math
@@ -68,10 +68,12 @@ def load_mlflow(
         if not children:
             raise TableError(f"{source}: no finished runs under parent {parent.info.run_id}")
         settings = _settings(mlflow, uri, source, parent)
-        curves = [row for run in children if run.data.tags.get("stage") == "confirm" for row in _curve(client, run)]
+        steps = _step_metrics(settings)
+        confirm = [run for run in children if run.data.tags.get("stage") == "confirm"]
+        curves = [row for run in confirm for row in _curve(client, run, steps)]
     except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
         raise TableError(f"{source}: MLflow says: {one_line(redact(str(error)), 300)}") from None
-    trials = pd.DataFrame([_row(run) for run in children])
+    trials = pd.DataFrame([_row(run, _tuned(settings)) for run in children])
     found = pd.DataFrame(curves)
     return assemble_any(source, name, trials, found, settings, baseline=baseline, floor=floor, metric=metric)
 
@@ -133,11 +135,27 @@ def _artifact(mlflow: Any, uri: str, parent: Any, artifact: str) -> str:
     return f"{root.rstrip('/')}/study.yaml"
 
 
-def _row(run: Any) -> dict[str, Any]:
+def _tuned(settings: dict[str, Any]) -> list[str]:
+    """Return the params of a run that are hyperparameters."""
+    if settings.get("trial") is None:
+        return ["lr", "alpha"]
+    searched = [options.get("search") or {} for options in (settings.get("arms") or {}).values()]
+    return list(dict.fromkeys([*(settings.get("nuisance") or {}), *(name for own in searched for name in own)]))
+
+
+def _step_metrics(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the metrics of an evaluation, and the column of each."""
+    if settings.get("trial") is None:
+        return _STEP_METRICS
+    names = [(settings.get("metric") or {}).get("name"), *(settings.get("budget") or {})]
+    return {str(name): str(name) for name in names if name}
+
+
+def _row(run: Any, tuned: list[str]) -> dict[str, Any]:
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
     row: dict[str, Any] = {k: tags.get(k) for k in ("study", "stage", "arm", "seed", "config_key", "outcome", "reason")}
     row |= _rung(tags) | {"test_nll": math.nan, "val_nll": math.nan}
-    row |= {k: float(params[k]) if k in params else math.nan for k in ("lr", "alpha")}
+    row |= {k: float(params[k]) if k in params else math.nan for k in tuned}
     row |= {k.removeprefix("final/"): v for k, v in metrics.items() if k.startswith("final/")}
     layers = {k: v for k, v in metrics.items() if k.startswith("alpha/layer_")}
     return row | {k.replace("alpha/layer_", "alpha_layer_"): v for k, v in layers.items()}
@@ -147,15 +165,15 @@ def _rung(tags: dict[str, str]) -> dict[str, int]:
     return {"rung": int(tags["rung"])} if tags.get("rung") else {}
 
 
-def _curve(client: Any, run: Any) -> list[dict[str, Any]]:
+def _curve(client: Any, run: Any, steps: dict[str, str]) -> list[dict[str, Any]]:
     tags = run.data.tags
     base = {"stage": tags["stage"], "arm": tags["arm"], "seed": int(tags["seed"]), "config_key": tags.get("config_key")}
     base |= _rung(tags)
-    names = _STEP_METRICS | {k: k.replace("/", "_") for k in run.data.metrics if k.startswith("alpha/layer_")}
+    names = steps | {k: k.replace("/", "_") for k in run.data.metrics if k.startswith("alpha/layer_")}
     rows: dict[int, dict[str, Any]] = {}
     for metric, column in names.items():
         for point in client.get_metric_history(run.info.run_id, metric):
             rows.setdefault(point.step, base | {"step": point.step})[column] = point.value
-    tokens, steps = run.data.metrics.get("final/tokens"), run.data.metrics.get("final/steps")
-    per_step = tokens / steps if tokens and steps else 1.0
+    tokens, updates = run.data.metrics.get("final/tokens"), run.data.metrics.get("final/steps")
+    per_step = tokens / updates if tokens and updates else 1.0
     return [row | {"tokens": row["step"] * per_step} for _, row in sorted(rows.items())]

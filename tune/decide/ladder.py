@@ -137,7 +137,7 @@ def lost(study: Study, losses: Mapping[tuple[str, int], float]) -> set[str]:
     """
     import pandas as pd  # its libraries take seconds to load
 
-    from analysis.io.assemble import assemble
+    from analysis.io.assemble import TableFacts, assemble
     from analysis.verdict.decide import decide
     from analysis.verdict.kinds import Verdict
 
@@ -147,12 +147,13 @@ def lost(study: Study, losses: Mapping[tuple[str, int], float]) -> set[str]:
             "arm": arm,
             "seed": seed,
             "outcome": "failed" if math.isnan(loss) else "completed" if math.isfinite(loss) else "infeasible",
-            "test_nll": loss,
+            "test_nll": study.sign * loss if math.isfinite(loss) else loss,
         }
         for (arm, seed), loss in losses.items()
     ]
     settings = study.model_dump(exclude_none=True)
-    table = assemble(study.name, study.name, pd.DataFrame(rows), pd.DataFrame(), settings)
+    own = TableFacts(study.sign < 0) if study.shown else None
+    table = assemble(study.name, study.name, pd.DataFrame(rows), pd.DataFrame(), settings, own=own)
     return {row.arm for row in decide(table).comparisons if row.kind is Verdict.WORSE}
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.own_trainings import own_study, own_yaml
+from tests.own_trainings import named_study, own_study, own_yaml
+from tune.decide.ladder import lost
 from tune.errors import StudyError
 from tune.plan.power import confirm_power
 from tune.study.files import dump, parse
@@ -132,3 +133,10 @@ def test_splits_of_one_data_set_widen_the_test_and_refuse_looks():
 def test_resampling_that_cannot_be_decided_is_refused(changes, said):
     with pytest.raises(StudyError, match=said):
         parse(own_yaml(**changes), "own.yaml")
+
+
+def test_a_rung_can_be_lost_on_a_metric_that_grows(tmp_path):
+    study = named_study(tmp_path)
+    worse = {"plain": 0.0, "new": 0.1, "short": 0.2}  # as losses, which lie below zero here
+    losses = {(arm, seed): -0.9 + worse[arm] + seed**2 * worse[arm] / 1e6 for arm in worse for seed in range(101, 106)}
+    assert lost(study, losses) == {"new", "short"}

@@ -2,11 +2,15 @@
 
 import json
 
-from tests.own_trainings import FUNCTION, own_study
+from analysis.io.mlflow import load_mlflow
+from analysis.io.study import load as load_tables
+from analysis.report.build import build
+from analysis.verdict.decide import decide
+from tests.own_trainings import DEPTHS, FUNCTION, NAMED, named_study, own_study
 from tune.backend.inline import Inline
 from tune.sweep import sweep
 from tune.tracking.runs import own_names
-from tune.tracking.views import name_of, view_tags, views_of
+from tune.tracking.views import log_verdict, name_of, view_tags, views_of
 
 SCORE = {"name": "val_score", "test": "test_score", "goal": "maximize"}
 
@@ -29,15 +33,36 @@ def test_views_speak_of_the_users_metric_only(tmp_path):
     assert all(len(name_of(study, view)) <= 33 for view in views_of(study))
 
 
-def test_runs_in_the_store(tmp_path):
+def test_a_study_in_the_store_has_the_users_names_and_verdict(tmp_path):
     from mlflow import MlflowClient
 
-    study = own_study(tmp_path, stages=["search"], search={"trials_per_arm": 1})
+    arms = {**NAMED["arms"], "new": {"set": {"kind": "new"}, "search": {"shift": {"uniform": [0.0, 1e-6]}}}}
+    function = DEPTHS.replace("if trial.kind", "+ trial.shift if trial.kind").replace("trial.rate", "0.1")
+    few = {"search": {"trials_per_arm": 2}, "calibrate": {"seeds": 1}, "confirm": {"seeds": 3}}
+    study = named_study(tmp_path, function, nuisance={"depth": {"choice": [3, 4]}}, arms=arms, **few)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    sweep(study, tmp_path, tmp_path / "studies", Inline(), tracking_uri=uri)
+    run = sweep(study, tmp_path, tmp_path / "studies", Inline(), tracking_uri=uri)
+    build(run.folder)
+    verdict = json.loads((run.folder / "verdict.json").read_text())
     client = MlflowClient(tracking_uri=uri)
     ids = [each.experiment_id for each in client.search_experiments()]
-    (found,) = client.search_runs(ids, "tags.arm = 'shifted'")
-    assert {"val_loss", "steps", "final/val_loss", "final/test_loss", "final/seconds"} <= set(found.data.metrics)
-    assert found.data.params["shift"] == "0.1"
-    assert not {"alpha", "gate", "base"} & set(found.data.params)
+    found = client.search_runs(ids, "tags.arm = 'new' and tags.stage = 'confirm'")
+    assert {"accuracy", "epochs", "final/accuracy", "final/test_accuracy", "final/seconds"} <= set(
+        found[0].data.metrics
+    )
+    assert found[0].data.params["kind"] == "new"
+    assert found[0].data.params["depth"] == "4"
+    assert "depth=4 shift=" in found[0].info.run_name
+    assert not {"alpha", "gate", "base", "lr"} & set(found[0].data.params)
+    (parent,) = client.search_runs(ids, "tags.stage = 'study'")
+    log_verdict(uri, study, parent.info.run_id, run.folder, verdict)
+    logged, row = client.get_run(parent.info.run_id).data.metrics, verdict["comparisons"][0]
+    for name in ("mean_difference", "training_percent", "training_low", "training_high"):
+        assert logged[f"{name}/new"] == row[name] > 0
+    assert "training_percent/short" not in logged
+    again, here = load_mlflow(uri, study.name), load_tables(run.folder)
+    assert decide(again).summary == decide(here).summary
+    for mine, its in ((again.curves, here.curves), (again.trials, here.trials)):
+        confirm = [table[table["stage"] == "confirm"].sort_values(["arm", "seed", "val_nll"]) for table in (mine, its)]
+        for column in ("val_nll", "tokens"):
+            assert confirm[0][column].tolist() == confirm[1][column].tolist()
