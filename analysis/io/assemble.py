@@ -146,6 +146,12 @@ class Study:
         return self.own.name + (f" ({self.unit})" if self.unit else "")
 
     @property
+    def shares(self) -> dict[str, float]:
+        """Share of the budget of each arm that has only a part of it."""
+        given = {arm: (options or {}).get("budget") for arm, options in (self.settings.get("arms") or {}).items()}
+        return {arm: float(share) for arm, share in given.items() if self.own and share}
+
+    @property
     def turn(self) -> int:
         """Factor that makes the user's metric of the loss in `val_nll`: -1 if a higher value is better, else 1."""
         return self.own.sign if self.own else 1

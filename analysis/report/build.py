@@ -82,7 +82,7 @@ def decision(result: Result) -> list[str]:
     """Return the verdict's table, the reason of each arm and the assay sensitivity, as lines of Markdown."""
     rows = shown_rows(result.every)
     columns = formats.VERDICT_COLUMNS if result.facts is None else formats.of_table(rows, result.facts.unit)
-    lines = [formats.to_markdown(rows, formats.with_runs(rows, columns)), ""]
+    lines = [formats.to_markdown(rows, formats.with_training(rows, formats.with_runs(rows, columns))), ""]
     lines += [f"- {markdown(row.label)}: {markdown(row.why)}" for row in result.every]
     return [*lines, f"- assay sensitivity: {markdown(result.sensitivity.why)}", ""]
 

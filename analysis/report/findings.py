@@ -165,7 +165,8 @@ class Findings:
         }
         if self.study.facts:
             every["fairness"] = (self.fairness, formats.with_values(self.fairness, fairness.COLUMNS))
-            every["verdict"] = (self.verdict, formats.of_table(self.verdict, self.study.unit) if self.verdict else {})
+            shown = formats.of_table(self.verdict, self.study.unit) if self.verdict else {}
+            every["verdict"] = (self.verdict, formats.with_training(self.verdict, shown))
         return {name: (rows, self.in_words(columns)) for name, (rows, columns) in every.items() if rows}
 
     def in_words(self, columns: formats.Columns) -> formats.Columns:

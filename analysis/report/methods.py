@@ -56,12 +56,13 @@ def methods(study: Study) -> list[str]:
         out.append("No confirm stage: each configuration was run with one seed, so nothing is tested or decided.")
         return [line for line in out if line]
     if confirm.get("seeds") is not None or study.rule != "fixed":
+        same = "" if study.own else " (same initial bits and data order)"
         out.append(
-            f"Confirmation: {_seeds(study)}, shared by all arms (same initial bits and data order){_stops(study)}. "
+            f"Confirmation: {_seeds(study)}, shared by all arms{same}{_stops(study)}. "
             f"Metric {study.metric} at the last step{_of_metric(study)}."
         )
     out.append(
-        f"Decision: improvement is 100 * (1 - mean(arm) / mean({study.baseline})), with Fieller's "
+        f"Decision: improvement is 100 * {_ratio(study)}, with Fieller's "
         f"{100 * (1 - study.level):g}% interval. {_test(study)}, "
         f"{_TESTS[study.correction]} over all arms, level {study.level:g}; {_beside(study)} beside it. "
         f"Equivalence by two one-sided tests at a margin of {study.margin}, with the same correction. "
@@ -86,6 +87,11 @@ def _check(study: Study) -> str:
     """State how far trials of the user's own training repeat themselves."""
     grade = _found_by_check(study).get("grade")
     return f"Check of the training: {grade}; {GRADES[grade]}." if grade in GRADES else ""
+
+
+def _ratio(study: Study) -> str:
+    ratio = f"mean(arm) / mean({study.baseline})"
+    return f"(1 - {ratio})" if study.turn > 0 else f"({ratio} - 1)"
 
 
 def _of_metric(study: Study) -> str:

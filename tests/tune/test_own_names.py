@@ -91,6 +91,8 @@ def test_an_improvement_has_the_sign_of_the_metric_and_a_worth_in_training(named
     for text in (found["summary"], new["why"], page, (run.folder / "verdict.md").read_text()):
         assert said in text
     assert "worth in training, %" in page
+    assert "improvement is 100 * (mean(arm) / mean(plain) - 1)" in page
+    assert "the same epochs per trial, but for arms with a share of them." in page
     curves = pd.read_csv(run.folder / "tables" / "search_budget.csv")
     assert (curves["without_replacement"].dropna() > 0).all()
 
