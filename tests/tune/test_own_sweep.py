@@ -74,7 +74,8 @@ def test_files_for_readers_speak_of_the_users_metric_only(finished):
     for text in (page, verdict, tables):
         assert [word for word in OF_BUILT_IN if word in text] == []
     assert "training epochs" in page
-    assert "-val_score (points)" in page
+    assert "val_score (points)" in page
+    assert "-val_score" not in page
     known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert sorted(known["code"]) == ["mine.py", "noise.py"]
     assert known["formulas"] == {"plain": "shift=0.0", "shifted": "shift=0.1", "short": "shift=0.0"}
