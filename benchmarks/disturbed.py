@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import subprocess
@@ -35,7 +36,7 @@ STUDY: dict[str, Any] = {
     "calibrate": {"points": 3, "seeds": 1, "max_points": 3},
     "confirm": {"seeds": 2},
 }
-MEASURED = ("seconds", "tokens_per_second", "peak_rss_mb")  # differ between repetitions of a trial
+MEASURED = ("seconds", "tokens_per_second", "peak_rss_mb", "memory_growth_mb")  # differ between repetitions of a trial
 
 
 @dataclass
@@ -58,6 +59,9 @@ class Damage:
 class Place:
     """Folder with its own study file, output folder and store."""
 
+    base = STUDY
+    names = ("val_nll", "val/nll", "final/val_nll")  # of the loss: in the tables, of MLflow's curves and results
+
     def __init__(self, folder: Path, name: str = "faults", store: str | None = None, **changes: Any) -> None:
         """Make a place; `changes` are sections of the study file, `store` a tracking URI (default: a local sqlite)."""
         self.folder, self.name = folder, name
@@ -65,15 +69,16 @@ class Place:
         self.output = folder / "studies"
         self.store = store or f"sqlite:///{folder / 'mlflow.db'}"
         self.config = folder / f"{name}.yaml"
-        self.config.write_text(yaml.safe_dump({**STUDY, **changes, "name": name}), encoding="utf-8")
+        self.config.write_text(yaml.safe_dump({**self.base, **changes, "name": name}), encoding="utf-8")
         self.study = self.output / name
         self.seconds = 0.0  # of all sweeps so far
         self.after = 0.0  # of the last sweep, from the end of its last cell
 
-    def start(self, tracking: str | None = None, **env: str | None) -> subprocess.Popen[str]:
+    def start(self, tracking: str | None = None, inline: bool = False, **env: str | None) -> subprocess.Popen[str]:
         """Start `pagating sweep` in its own session with its output in one pipe; a variable that is None is unset."""
         command = [sys.executable, "-m", "tune.cli", "sweep", str(self.config), "--output", str(self.output)]
-        command += ["--slots", "2", "--tracking", tracking or self.store]
+        command += ["--inline"] if inline else ["--slots", "2"]
+        command += ["--tracking", tracking or self.store]
         given = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **env}
         settings = {name: value for name, value in given.items() if value is not None}
         self._began = time.monotonic()
@@ -112,6 +117,10 @@ class Place:
     def ended(self) -> int:
         """Return the number of cells that have ended, from the ledger."""
         return sum(event["event"] == "ended" for event in self._events())
+
+    def started(self) -> int:
+        """Return the number of starts of cells, from the ledger."""
+        return sum(event["event"] == "started" for event in self._events())
 
     def _events(self) -> list[dict[str, Any]]:
         path = self.study / "ledger.jsonl"
@@ -153,7 +162,7 @@ class Place:
         damage.doubled += sum(count > 1 for count in rows.values())
         damage.lost += max(0, len(expected) - len(rows))
         wanted = sorted(cell[1]["val_nll"] for cell in expected.values() if "val_nll" in cell[1])
-        shown = sorted(trials["val_nll"].astype(float).dropna())
+        shown = sorted(trials[self.names[0]].astype(float).dropna())
         damage.different += sum(a != b for a, b in zip(shown, wanted, strict=False)) + abs(len(shown) - len(wanted))
         self._compare_store(store or self.store, expected, damage)
         if damage.seconds is not None:
@@ -171,10 +180,10 @@ class Place:
             if cell not in expected:
                 continue
             _, final, curve = expected[cell]
-            history = client.get_metric_history(run.info.run_id, "val/nll")
+            history = client.get_metric_history(run.info.run_id, self.names[1])
             seen = [(metric.step, metric.value) for metric in history]
             same = seen == [(row["step"], row["val_nll"]) for row in curve]
-            damage.different += not (same and run.data.metrics.get("final/val_nll") == final.get("val_nll"))
+            damage.different += not (same and run.data.metrics.get(self.names[2]) == final.get("val_nll"))
 
 
 def workers(driver: int) -> list[psutil.Process]:
@@ -195,18 +204,36 @@ def workers(driver: int) -> list[psutil.Process]:
 class Bench:
     """Undisturbed run for comparison with all others, and the generator of random moments."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.random = folder, random.Random(seed)
+    def __init__(self, folder: Path, seed: int, kind: type[Place] = Place) -> None:
+        self.folder, self.random, self._kind = folder, random.Random(seed), kind
         self._number = 0
+
+    @functools.cached_property
+    def _undisturbed(self) -> Place:
         first = self.place("undisturbed")
         first.sweep()
-        self.expected, self.seconds, self.after = first.cells(), first.seconds, first.after
-        print(f"undisturbed: {len(self.expected)} cells in {self.seconds:.1f} s", flush=True)
+        print(f"undisturbed: {len(first.cells())} cells in {first.seconds:.1f} s", flush=True)
+        return first
+
+    @functools.cached_property
+    def expected(self) -> dict[str, Any]:
+        """Cells of the undisturbed run."""
+        return self._undisturbed.cells()
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the undisturbed run."""
+        return self._undisturbed.seconds
+
+    @property
+    def after(self) -> float:
+        """Seconds of the undisturbed run after the end of its last cell."""
+        return self._undisturbed.after
 
     def place(self, kind: str, **settings: Any) -> Place:
         """Make a new place for a study."""
         self._number += 1
-        return Place(self.folder / f"{kind}-{self._number}", **settings)
+        return self._kind(self.folder / f"{kind}-{self._number}", **settings)
 
     def begun(self, place: Place, **settings: Any) -> subprocess.Popen[str]:
         """Start a sweep; wait until a random number of its cells have ended, so that at least four are to come."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import fault_files
+import fault_own
 import fault_processes
 import fault_tracking
 import fault_trials
@@ -45,6 +46,10 @@ FAULTS: dict[str, tuple[Callable[[Bench, int], Damage], int, int]] = {  # name: 
     "home": (fault_files.no_home, 3, 1),
     "worker": (fault_processes.worker_killed, 20, 2),
     "driver": (fault_processes.driver_killed, 20, 2),
+    "own-trial": (fault_own.trial_killed, 20, 2),
+    "own-worker": (fault_own.worker_killed, 10, 2),
+    "own-driver": (fault_own.driver_killed, 8, 2),
+    "own-inline": (fault_own.inline_killed, 20, 2),
     "node": (fault_processes.node_lost, 1, 1),
     "ctrl-c": (fault_processes.ctrl_c, 2, 1),
     "ctrl-c-twice": (fault_processes.ctrl_c_twice, 1, 1),
@@ -117,7 +122,8 @@ def main() -> int:
     bad = 0
     bench = Bench(folder, options.seed)
     command = " ".join(["python benchmarks/faults.py", *(a for a in sys.argv[1:])])
-    kept |= {"command": command, "machine": machine(), "cells": len(bench.expected), "seconds": bench.seconds}
+    if "command" not in kept or options.only == list(FAULTS):  # a part of the faults leaves what is said of the others
+        kept |= {"command": command, "machine": machine(), "cells": len(bench.expected), "seconds": bench.seconds}
     for name in options.only:
         fault, often, rarely = FAULTS[name]
         began = time.monotonic()
