@@ -73,6 +73,7 @@ bench: .venv/.bench  ## Measure gates, trials, packs, tables and studies, an hou
 	$(BIN)/python benchmarks/study_overhead.py --output docs
 	$(BIN)/python benchmarks/gate_cost.py --compile --output docs
 	$(BIN)/python benchmarks/large_table.py --output docs
+	$(BIN)/python benchmarks/examples.py --output docs
 
 proof: .venv/.run  ## Simulate how often the decision errs, and repeat a study, hours; write docs/protocol.md
 	$(BIN)/python benchmarks/decision_error.py --json docs/decision_error.json --write docs/protocol.md $(ARGS)

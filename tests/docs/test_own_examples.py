@@ -1,11 +1,13 @@
-"""The examples of a user's own training: each runs, and adds few lines to a script."""
+"""The examples of a user's own training: each runs, is short, and takes the time that the docs say."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import examples
 import pytest
 
 from analysis.io.study import load as load_tables
@@ -71,6 +73,16 @@ def test_a_study_adds_at_most_ten_lines_to_a_script(name):
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
 def test_the_page_of_examples_names_each(name):
     assert f"[{name}.py]({name}.py)" in (FOLDER / "README.md").read_text()
+
+
+def test_the_table_of_the_docs_is_of_these_files_and_no_example_takes_five_minutes():
+    found = json.loads((ROOT / "docs" / "examples.json").read_text())
+    assert sorted(found) == examples.NAMES
+    assert examples.markdown(found) in (ROOT / "docs" / "own-training.md").read_text(encoding="utf-8")
+    for name, row in found.items():
+        assert row["files"] == examples.digest(name), f"python benchmarks/examples.py {name}"
+        assert (row["seconds"] < 300, row["cores"]) == (True, 2)
+        assert row["kinds"]["short"] == "worse"
 
 
 @pytest.mark.slow
