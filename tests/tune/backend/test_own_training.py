@@ -91,3 +91,32 @@ def workers(folder: Path) -> set[int]:
         if b"own_worker.py" in line and here == str(folder):
             found.add(int(path.parent.name))
     return found
+
+
+@pytest.mark.slow
+def test_with_ray_a_hang_and_a_process_that_is_killed_are_named_in_a_line(tmp_path):
+    """A trial hangs in its first attempt, another one is killed as by a system short of memory; both are tried again.
+
+    Then every attempt of a trial hangs, and the sweep ends with the reason.
+    """
+    once = """    import os, pathlib, signal, time
+    first = pathlib.Path(__file__ + f".{trial.shift}")
+    if trial.seed == 1 and not first.exists():
+        first.touch()
+        time.sleep(60) if trial.shift else os.kill(os.getpid(), signal.SIGKILL)
+"""
+    own_study(tmp_path / "once", FUNCTION.replace("    off =", once + "    off ="), resources={"stall_timeout": 2.0})
+    with swept(tmp_path / "once", 2) as study:
+        out = study.communicate(timeout=300)[0]
+    assert study.returncode == 0, out
+    ended = [event for event in ledger.read(tmp_path / "once/studies/own/ledger.jsonl") if event["event"] == "ended"]
+    killed, hung = sorted(event["reason"] for event in ended if event["outcome"] == "failed")
+    assert killed.startswith("its process ended by signal 9 (the system sends it when memory is short")
+    assert re.fullmatch(r"no (report|heartbeat) for 2 s \(resources\.stall_timeout\)", hung)  # whichever comes first
+    always = FUNCTION.replace("    off =", "    import time; time.sleep(60 * bool(trial.shift))\n    off =")
+    own_study(tmp_path / "always", always, resources={"stall_timeout": 4.0})
+    with swept(tmp_path / "always", 2) as study:
+        out = study.communicate(timeout=300)[0]
+    assert study.returncode == 1, out
+    assert re.search(r"no (report|heartbeat) for 4 s \(resources\.stall_timeout\)", out)
+    assert "Traceback" not in out
