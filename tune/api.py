@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.io.text import one_line, redact
-from analysis.verdict.kinds import Comparison, Result
+from analysis.verdict.kinds import Comparison, Result, as_object
 from tune.cli.screen import plain
 from tune.cli.status_table import View
 from tune.cli.sweep import NOTHING_TRAINED, written
@@ -217,8 +217,6 @@ def run_study(
         reason = next(record.reason for record in run.records.values() if record.reason)
         raise StudyStopped(f"{NOTHING_TRAINED}: {one_line(redact(reason))}")
     result = StudyResult(found.study, run.folder, finished=True)
-    from analysis.verdict.kinds import as_object
-
     assert result.report
     if owed := run.tracker.finish(as_object(result.verdict)):
         shown.warn(owed)
