@@ -71,6 +71,18 @@ def what_it_needs(row: Comparison, study: Study) -> str:
     return f"its next look is at {later[0]} seeds" if later else f"the cap of {study.looks[-1]} seeds is reached"
 
 
+def worth_percent(low: float, value: float, high: float, of: str) -> str:
+    """State what an arm is worth, in percent: `worth 13.0% more compute [8.1, 19.2]`.
+
+    With an interval on both sides of zero, it is `worth between 3.6% less and 3.3% more compute (estimate -0.3%)`.
+    """
+    if low < 0 < high:
+        return f"worth between {-low:.1f}% less and {high:.1f}% more {of} (estimate {value:+.1f}%)"
+    if value < 0:
+        return f"worth {-value:.1f}% less {of} [{-high:.1f}, {-low:.1f}]"
+    return f"worth {value:.1f}% more {of} [{low:.1f}, {high:.1f}]"
+
+
 def called(name: str) -> str:
     """Return what a reader calls a hyperparameter."""
     return "learning rate" if name == "lr" else name

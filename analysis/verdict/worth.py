@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.io.assemble import Study
 from analysis.stats import trend
 from analysis.verdict.kinds import Comparison, Verdict, Worth
+from analysis.verdict.words import worth_percent
 
 
 def shorter(study: Study) -> dict[str, float]:
@@ -61,7 +62,4 @@ def in_words(row: Comparison) -> str:
     found = row.worth
     if found is None or found.training_percent is None or found.training_low is None or found.training_high is None:
         return ""
-    value, low, high = found.training_percent, found.training_low, found.training_high
-    if value < 0:
-        return f"worth {-value:.1f}% less training [{-high:.1f}, {-low:.1f}]"
-    return f"worth {value:.1f}% more training [{low:.1f}, {high:.1f}]"
+    return worth_percent(found.training_low, found.training_percent, found.training_high, "training")

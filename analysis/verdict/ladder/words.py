@@ -167,9 +167,7 @@ def worth(gain: ComputeGain) -> str:
     (low, value, high), times = found
     if times:
         return f"worth {value:.3g} times the compute [{low:.3g}, {high:.3g}]"
-    if value < 0:
-        return f"worth {-value:.1f}% less compute [{-high:.1f}, {-low:.1f}]"
-    return f"worth {value:.1f}% more compute [{low:.1f}, {high:.1f}]"
+    return words.worth_percent(low, value, high, "compute")
 
 
 def summarise(study: Study, result: Result) -> Summary:

@@ -94,7 +94,7 @@ def test_an_unfinished_study_has_no_verdict_and_no_number_of_one(tmp_path: Path)
     build.build(folder)
     page = (folder / "report.html").read_text()
     assert "<title>demo: unfinished</title>" in page
-    told = page.split("<h2>Methods</h2>")[0].split("</style>")[1]
+    told = page.split(">Methods</h2>")[0].split("</style>")[1]
     for text in (told, (folder / "verdict.md").read_text(), "\n".join(terminal_lines(result))):
         assert "Unfinished: 21 of 32 confirm trials" in text
         assert not [word for word in WORDS if word in text.lower()]
