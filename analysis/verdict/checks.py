@@ -108,7 +108,12 @@ def unfinished(study: Study) -> str:
         counts = search["arm"].value_counts()
         done = [min(int(counts.get(arm, 0)), asked[arm]) for arm in arms]
         return _count(sum(done), sum(asked.values()), "search")
-    seeds = confirm_rows(study.trials).groupby("arm")["seed"].nunique()
+    confirmed = confirm_rows(study.trials)
+    for arm, rows in confirmed.groupby("arm", sort=False):
+        if (rows["outcome"] == "failed").all():
+            said = rows["reason"].dropna() if "reason" in rows.columns else rows["seed"].iloc[:0]
+            return f"each confirm trial of {arm} failed" + (f", the first one: {said.iloc[0]}" if len(said) else "")
+    seeds = confirmed.groupby("arm")["seed"].nunique()
     ended, there = {arm: int(seeds.get(arm, 0)) for arm in arms}, looks.order(study)
     planned = study.looks or ((int(confirm["seeds"]),) if confirm.get("seeds") else ())
     if not planned:

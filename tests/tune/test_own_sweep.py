@@ -13,7 +13,8 @@ from analysis.stats.trend import budget_factor
 from analysis.verdict.decide import decide
 from tests.own_trainings import FUNCTION, own_study
 from tune.backend.inline import Inline
-from tune.errors import StudyError
+from tune.cli.status_table import as_object, look
+from tune.errors import StudyError, StudyStopped
 from tune.run import ledger
 from tune.study.files import find, load
 from tune.sweep import sweep
@@ -141,3 +142,40 @@ def test_splits_of_one_data_set_are_decided_with_the_corrected_variance(tmp_path
     more = own_study(tmp_path, resampling=shares, confirm={"seeds": 6})
     with pytest.raises(StudyError, match=r"confirm.seeds was 4 and is now 6; .* known for one look"):
         sweep(more, tmp_path, tmp_path / "studies", Inline())
+
+
+def test_a_last_stage_in_which_each_trial_of_an_arm_fails_stops_with_the_reason(tmp_path):
+    """Return nothing in the last stage of one arm: the study has no verdict, and the same call tries again."""
+    silent = FUNCTION.replace("if trial.test else", "if trial.test and not trial.shift else")
+    short = {"search": {"trials_per_arm": 1}, "stages": ["search", "confirm"], "calibrate": None}
+    study = own_study(tmp_path, silent, arms={"short": None}, confirm={"seeds": 2}, **short)
+    reason = "the function did not return test_loss although trial.test is true"
+    for attempts in (1, 2):
+        with pytest.raises(StudyStopped) as stopped:
+            sweep(study, tmp_path, tmp_path / "studies", Inline())
+        folder = tmp_path / "studies" / "own"
+        ended = [event for event in ledger.read(folder / "ledger.jsonl") if event["event"] == "ended"]
+        failed = [event["cell"] for event in ended if event["outcome"] == "failed"]
+        assert len(failed) == 2 * 3 * attempts
+        assert str(stopped.value) == (
+            f"the study stopped: each confirm trial of shifted failed again and again, {failed[0]}: {reason}; "
+            "the same command tries them again"
+        )
+    view = look(study, folder)
+    assert f"Failed:  {failed[-1]}: {reason}" in view.lines
+    assert view.note.startswith("It is not running")
+    assert as_object(view)["failure"] == {"cell": failed[-1], "reason": reason}
+    result = decide(load_tables(folder))
+    assert result.unfinished == f"each confirm trial of shifted failed, the first one: {reason}"
+    assert {row.verdict for row in result.comparisons} == {"unfinished"}
+    assert reason in result.summary
+
+
+def test_a_last_stage_that_loses_one_seed_of_an_arm_goes_on(tmp_path):
+    """Return nothing in the last stage of one seed: the verdict is that of the others."""
+    silent = FUNCTION.replace("if trial.test else", "if trial.test and trial.seed != 102 else")
+    short = {"search": {"trials_per_arm": 1}, "stages": ["search", "confirm"], "calibrate": None}
+    study = own_study(tmp_path, silent, arms={"short": None}, confirm={"seeds": 3}, **short)
+    run = sweep(study, tmp_path, tmp_path / "studies", Inline())
+    result = decide(load_tables(run.folder))
+    assert (run.stages.finished, result.unfinished, result.comparisons[0].n) == (True, "", 2)

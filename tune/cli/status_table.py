@@ -48,6 +48,7 @@ class View:
         title: Show the study's name and question above the tables.
         fit: Show only as many arms as the terminal has lines for.
         concluded: The lines have a verdict.
+        failure: Cell that failed last and has not ended since, and the reason.
     """
 
     progress: Progress
@@ -58,6 +59,7 @@ class View:
     title: bool = True
     fit: bool = False
     concluded: bool = False
+    failure: tuple[str, str] | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
@@ -89,6 +91,9 @@ def look(study: Study, folder: Path, now: float | None = None) -> View:
     now = time.time() if now is None else now
     progress.set_running(beat.running if beat and held else ())
     view = View(progress, now, beat.slots if beat and held else 0, [f"Log:     {folder / 'logs'}"])
+    view.failure = next(reversed(progress.failures.items()), None)
+    if view.failure:
+        view.lines.insert(0, f"Failed:  {one_line(': '.join(view.failure), LONG)}")
     last = max((moment for moment in (progress.last, beat.time if beat else None) if moment), default=now)
     age = duration(max(0.0, now - last))
     over = progress.finished or concluded_after(folder, progress.last)
@@ -131,6 +136,7 @@ def as_object(view: View) -> dict[str, Any]:
         "running": progress.running,
         "slots": view.slots,
         "ended": progress.ended,
+        **({"failure": dict(zip(("cell", "reason"), view.failure, strict=True))} if view.failure else {}),
         "seconds_left": None if left is None else {"expected": left[0], "most": left[1]},
         "stages": {
             stage: {state: progress.count(stage, state) for state in HEADINGS}

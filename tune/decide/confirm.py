@@ -57,6 +57,11 @@ class Confirmation:
         """Record the test loss of a cell in nats per token: infinite if infeasible, NaN if the machine failed."""
         self._losses[cell.arm, cell.seed] = loss
 
+    def loses_all(self, cell: Cell) -> bool:
+        """Return True if the planned trials of a cell's arm have all failed, once this one has."""
+        seeds = {self._first + number for number in range(self._planned[cell.arm])} - {cell.seed}
+        return all(math.isnan(self._losses.get((cell.arm, seed), 0.0)) for seed in seeds)
+
     def extend(self) -> list[Cell]:
         """Return the cells up to the next look of each arm that goes on. Without any, the stage is over."""
         from analysis.io.assemble import margin_or_zero

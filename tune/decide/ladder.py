@@ -71,6 +71,10 @@ class Ladder:
         """Return True if a search trial has to stop early; see `Stages.should_stop`."""
         return self._now.should_stop(cell, fraction, loss)
 
+    def must_not_lose(self, cell: Cell) -> bool:
+        """Return True if the study cannot go on without a cell; see `Stages.must_not_lose`."""
+        return self._now.must_not_lose(cell)
+
     def remaining(self) -> int:
         """Return the number of cells that are left or may follow, on this rung and above it."""
         left = self._now.remaining()

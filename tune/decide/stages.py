@@ -129,6 +129,10 @@ class Stages:
         """
         return cell.stage == "search" and self.search[cell.arm].should_stop(cell.index, fraction, loss)
 
+    def must_not_lose(self, cell: Cell) -> bool:
+        """Return True if the study cannot go on without a cell: a choice needs it, or its arm has no other trial."""
+        return cell.stage != "confirm" or self.confirmation.loses_all(cell)
+
     def complete(self, cell: Cell, outcome: str, loss: float, step: int) -> None:
         """Record a cell's result and go on to the next stage if this one has ended.
 

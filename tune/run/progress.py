@@ -51,6 +51,7 @@ class Progress:
         self._look: dict[str, dict[str, int]] = {}  # seeds that each arm has and gets next, after the last look
         self._grids: dict[str, int] = {}  # points of each grid and of each round of corners
         self.chosen: dict[str, dict[str, float]] = {}  # configuration of each arm after the calibrate stage
+        self.failures: dict[str, str] = {}  # reason by cell that failed last, in the order of the ends
         self.assumed: float | None = None  # seconds of a cell as long as no cell has reported
         self._warm = False  # True after the first report: cells that start earlier wait for imports of their workers
         self._cold: set[str] = set()  # the cells that started earlier
@@ -91,6 +92,9 @@ class Progress:
 
     def _end(self, cell: Cell, event: dict[str, Any]) -> None:
         self._move(cell, event["outcome"])
+        self.failures.pop(cell.key, None)
+        if event["outcome"] == "failed":
+            self.failures[cell.key] = event.get("reason") or "unknown"
         self._speeds.pop(cell.key, None)
         began = self._started.pop(cell.key, None)
         if event["outcome"] != "failed" and began is not None:
@@ -253,7 +257,13 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        """True if the largest number of cells has ended. A sequential rule may finish a study earlier."""
+        """True if the largest number of cells has ended. A sequential rule may finish a study earlier.
+
+        A study that lost all confirm trials of an arm has stopped, and is not finished.
+        """
+        failed = {arm: self.count("confirm", "failed", arm=arm) for arm in self.study.arms}
+        if any(n and n == self.count("confirm", *STATES, arm=arm) for arm, n in failed.items()):
+            return False
         return all(self.count(stage, *OUTCOMES) >= self.planned(stage)[2] for stage in STAGES)
 
 
@@ -294,6 +304,7 @@ class LadderProgress(Progress):
             self._of[event["cell"]] = rung
         self.rung = max(self.rung, rung)
         self._rungs[rung - 1].take(event)
+        self.failures = self._rungs[rung - 1].failures
         self.chosen = self.now.chosen
 
     def set_running(self, running: Collection[str]) -> None:

@@ -327,7 +327,7 @@ class StudyRun:
         """Record the outcome of a cell and pass it to the stages, or retry the cell if its machine failed.
 
         If retries of a cell of the search or calibrate stage are used up, the run stops, because the stages must not
-        choose without that cell.
+        choose without that cell. A confirm cell is left out, unless all confirm cells of its arm have failed.
 
         Args:
             cell: The cell.
@@ -344,9 +344,8 @@ class StudyRun:
         if outcome == "failed":
             if self._retries.failed(cell, reason or ""):
                 return
-            if cell.stage != "confirm":  # otherwise the choice would depend on which machine failed
-                failures = f"{cell.key} failed again and again, the last time: {reason}"
-                self.fatal = StudyStopped(f"{failures}; the same command tries it again")
+            if self.stages.must_not_lose(cell):  # otherwise the choice would depend on which machine failed
+                self.fatal = StudyStopped(self._why_lost(cell))
                 return
         self._complete(cell, outcome, final)
         if self._folder:
@@ -362,6 +361,16 @@ class StudyRun:
             ahead = seconds[0] if seconds else None
             setting = self.study.setting(cell.config)
             self._listen(CellEnded(cell, outcome, loss, self.ended, self.ended + left, ahead, name, setting))
+
+    def _why_lost(self, cell: Cell) -> str:
+        """Return why the study cannot go on after a cell has failed for good."""
+        if cell.stage != "confirm":
+            failures = f"{cell.key} failed again and again, the last time: {self.records[cell.key].reason}"
+            return f"{failures}; the same command tries it again"
+        stage = (cell.rung, "confirm", cell.arm)
+        lost = [each for each in self.records.values() if (each.cell.rung, each.cell.stage, each.cell.arm) == stage]
+        failures = f"each confirm trial of {cell.arm} failed again and again, {lost[0].cell.key}: {lost[0].reason}"
+        return f"{failures}; the same command tries them again"
 
     def _complete(self, cell: Cell, outcome: str, final: dict[str, Any]) -> None:
         if self._folder and (problem := self.models.take(self.records[cell.key], self.checkpoints(cell) / TRAINED)):

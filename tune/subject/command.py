@@ -110,6 +110,10 @@ def trained(trial: OwnJob, folder: str, stopping: Callable[[], bool]) -> Iterato
                     yield row["step"], row
             if process.exit_code():
                 raise process.why_ended(output)
+            if row is None and not found:
+                raise Refused("no METRIC line was printed")
+            if trial.test and row and row["step"] == trial.budget and trial.test_metric not in found:
+                raise Refused(f"the command did not print METRIC {trial.test_metric}=... although {{test}} is 1")
             values_found = returned(checked, found, trial.test_metric)
         except Refused as error:
             raise TrialFailed(str(error)) from error

@@ -85,7 +85,8 @@ SABOTAGE = {
         "is not of the form METRIC NAME=NUMBER"),
     "no number": (SCRIPT.replace("{loss} ", "low "), "failed", "val_loss is no number in the line"),
     "no step": (SCRIPT.replace(" step={step}", ""), "failed", "has no step"),
-    "exit 0 without a metric": ("print('done')", "failed", "the last report was at step 0 of 40 steps"),
+    "exit 0 without a metric": ("print('done')", "failed", "no METRIC line was printed"),
+    "too short": (SCRIPT.replace("budget + 1", "budget - 5"), "failed", "the last report was at step 30 of 40 steps"),
     "other exit code": (SCRIPT + "sys.exit('no disk')", "failed",
         "its process ended with exit code 1; its last line: no disk"),
     "not a number": (SCRIPT.replace("{loss} ", "nan "), "infeasible", "val_loss is nan at step 10"),
@@ -106,7 +107,7 @@ def test_a_command_that_breaks_the_protocol_is_named_in_a_line(tmp_path, name):
 
 def test_the_test_metric_has_to_come_in_the_last_stage(tmp_path):
     result, _ = trained(tmp_path, SCRIPT.replace("if test", "if False"), stage="confirm")
-    assert "did not return test_loss although trial.test is true" in result["reason"]
+    assert result["reason"] == "the command did not print METRIC test_loss=... although {test} is 1"
 
 
 def test_lines_that_are_no_reports_are_output():
