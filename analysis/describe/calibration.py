@@ -11,7 +11,7 @@ from analysis.io.assemble import Study
 from analysis.io.formats import Columns
 from analysis.io.trials import confirm_rows
 from analysis.stats import estimates
-from analysis.stats.optimum import Bracket, Optimum, optima
+from analysis.stats.optimum import Bracket, Optimum, optima, variance
 from analysis.stats.scale import Scale
 from analysis.verdict.checks import edge_hits
 from analysis.verdict.comparison import bounds
@@ -67,7 +67,9 @@ def optimum_rows(study: Study) -> list[dict[str, Any]]:
                     "own": found.own,
                     "fitted": found.fitted,
                     "chosen": float(chosen.iloc[0]) if len(chosen) else None,
-                    "standard_error": found.standard_error,
+                    "standard_error": found.standard_error
+                    if any(variance(t) is not None for t in same.values())
+                    else None,
                     "at_edge": "yes" if edge else "no",
                     "bracketed": "yes" if why is None else f"no: {why}",
                 }

@@ -97,14 +97,14 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
         rows = result["comparisons"]
         columns = COLUMNS if study.facts is None else formats.with_own_unit(COLUMNS, study.unit)
         columns = formats.with_runs(rows, columns)
-        shown = {k: c for k, c in columns.items() if any(r[k] is not None for r in rows) or k == "arm"}
+        shown = {k: c for k, c in columns.items() if any(r.get(k) is not None for r in rows) or k == "arm"}
         command.emit_rows(rows, shown, options.format, title=f"Improvement over {study.baseline} on {study.metric}")
         command.say(study.table.notes if study.table else ())
         if options.format == "terminal":
             grid, slopes = result["at_equal_learning_rate"], result["slopes"]
             optima = calibration.optimum_rows(study)
             if optima:
-                shown = calibration.columns(optima)
+                shown = formats.with_words(calibration.columns(optima), study.words)
                 one = study.first == "lr" and "nuisance" not in shown
                 title = "The learning-rate grid" if one else "The calibrated hyperparameters"
                 command.emit_rows(optima, shown, "terminal", title=title)
@@ -115,8 +115,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis.improvem
                     title=f"At equal {called(str(study.first))} ({study.own.name if study.own else 'val_nll'})",
                 )
             if slopes:
-                words = formats.with_words(curves.SLOPE_COLUMNS, {"tokens": study.budget_unit})
-                command.emit_rows(slopes, words, "terminal", title="Over training")
+                shown = formats.with_words(curves.SLOPE_COLUMNS, study.words)
+                command.emit_rows(slopes, shown, "terminal", title="Over training")
             formats.print_notes(looks.not_of_slopes(study))
         else:
             command.say(looks.not_of_slopes(study))

@@ -146,6 +146,14 @@ class Study:
         return self.own.name + (f" ({self.unit})" if self.unit else "")
 
     @property
+    def words(self) -> dict[str, str]:
+        """Words of the built-in model in the headings of tables, each with the study's own word for it."""
+        if self.own is None:
+            return {}
+        unit = f" ({self.unit})" if self.unit else ""
+        return {"tokens": self.own.budget, " (nats)": unit, "val_nll": self.own.name}
+
+    @property
     def shares(self) -> dict[str, float]:
         """Share of the budget of each arm that has only a part of it."""
         given = {arm: (options or {}).get("budget") for arm, options in (self.settings.get("arms") or {}).items()}

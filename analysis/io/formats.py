@@ -124,7 +124,7 @@ def of_table(rows: list[dict[str, Any]], unit: str) -> Columns:
         counts["complete_pairs"] = ("in the interval", "d")
     ordered = {"arm": VERDICT_COLUMNS["arm"], **counts, "mean_difference": VERDICT_COLUMNS["mean_difference"]}
     columns = with_own_unit(ordered | {k: c for k, c in VERDICT_COLUMNS.items() if k not in (*ordered, "n")}, unit)
-    return {k: c for k, c in columns.items() if k == "mean_difference" or any(row[k] is not None for row in rows)}
+    return {k: c for k, c in columns.items() if k == "mean_difference" or any(row.get(k) is not None for row in rows)}
 
 
 def cell(value: Any, spec: str) -> str:

@@ -171,8 +171,4 @@ class Findings:
 
     def in_words(self, columns: formats.Columns) -> formats.Columns:
         """Return columns with the study's own words for the unit of the budget and of the metric in their headings."""
-        own = self.study.own
-        words = (
-            {"tokens": own.budget, " (nats)": f" ({own.unit})" if own.unit else "", "val_nll": own.name} if own else {}
-        )
-        return formats.with_words(columns, words)
+        return formats.with_words(columns, self.study.words)

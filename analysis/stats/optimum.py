@@ -97,7 +97,7 @@ def noise(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
 
     `losses` holds an array of points x seeds per arm, +inf for an infeasible run.
     """
-    variances = {arm: _variance(np.asarray(table, float)) for arm, table in losses.items()}
+    variances = {arm: variance(np.asarray(table, float)) for arm, table in losses.items()}
     known = [v for v in variances.values() if v is not None]
     common = float(np.median(known)) if known else 0.0
     return {arm: float(np.sqrt(max(own or 0.0, common))) for arm, own in variances.items()}
@@ -143,8 +143,11 @@ def towards_others(x: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.nda
     return error**2 * weight * (weight @ x / weight.sum() - x), left
 
 
-def _variance(losses: np.ndarray) -> float | None:
-    # Variance of one run: the residuals after a mean per point and a mean per seed. None if nothing remains.
+def variance(losses: np.ndarray) -> float | None:
+    """Return the variance of one run of one arm: the residuals after a mean per point and a mean per seed.
+
+    `losses` is an array of points x seeds. Returns None if nothing remains, as with one seed.
+    """
     losses = losses[np.isfinite(losses).all(1)]
     points, seeds = losses.shape
     if points < 2 or seeds < 2:

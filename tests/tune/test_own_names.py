@@ -1,16 +1,20 @@
 """A study of the user's own training whose hyperparameters have names of their own, and one that tunes nothing."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 
-from analysis import significance
+from analysis import improvement, significance
+from analysis.io.formats import verdict_table
 from analysis.io.study import load as load_tables
 from analysis.report.build import build
 from analysis.report.figures import drawn
 from analysis.report.findings import Findings
+from analysis.verdict.decide import decide
 from analysis.verdict.grids import grids
+from analysis.verdict.kinds import rows_of_rungs
 from analysis.verdict.words import called
 from tests.own_trainings import DEPTHS, NAMED, named_study
 from tune.backend.inline import Inline
@@ -71,6 +75,33 @@ def test_report_speaks_of_no_learning_rate(named):
     assert list(found) == ["depth", "rate"]
     assert all(4.0 in table.index for table in found["depth"].losses.values())
     assert called("depth") == "depth"
+    assert "Relative speed" not in page
+    assert ">relative speed<" not in page
+
+
+def test_a_standard_error_that_one_seed_cannot_tell_is_not_shown(named, capsys):
+    run, _ = named
+    assert pd.read_csv(run.folder / "tables" / "calibration.csv")["standard_error"].isna().all()
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert 'data-of="standard error of a point">-<' in page
+    assert improvement.main([str(run.folder)]) == 0
+    out = capsys.readouterr().out
+    assert "standard error of a point" in out
+    assert "nats" not in out
+
+
+def test_an_unfinished_study_says_so_in_every_command(named, tmp_path, capsys):
+    run, _ = named
+    trials = pd.read_parquet(run.folder / "trials.parquet")
+    for name, kept in (("none", trials["stage"] != "confirm"), ("some", trials["seed"] != 105)):
+        folder = tmp_path / name
+        shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("*.html", "figures", "logs"))
+        trials[kept].to_parquet(folder / "trials.parquet")
+        for main in (significance.main, improvement.main):
+            assert main([str(folder), "--format", "csv"]) == 1
+            assert "unfinished: " in capsys.readouterr().err
+        rows = rows_of_rungs(decide(load_tables(folder)))
+        assert "unfinished" in {str(cell) for cell in verdict_table(rows, "", 200, "").columns[-1].cells}
 
 
 def test_an_improvement_has_the_sign_of_the_metric_and_a_worth_in_training(named):

@@ -33,7 +33,7 @@ def plain(event: CellEnded) -> str:
     cell = event.cell
     left = event.seconds_left or 0.0
     left_text = f", about {duration(left)} left" if left > 60 else ""
-    loss = f"{event.metric} {event.loss:.4f}" if event.loss < float("inf") else "no loss"
+    loss = f"{event.metric} {event.loss:.4f}" if event.loss < float("inf") else f"no {event.metric}"
     outcome = "" if event.outcome == "completed" else f", {event.outcome.replace('_', ' ')}"
     rung = f"rung {cell.rung} " if cell.rung else ""
     what = f"{rung}{cell.stage} {cell.arm}{event.setting} seed={cell.seed}"

@@ -195,7 +195,7 @@ def test_a_pipe_gets_plain_lines(tmp_path):
     assert done.stdout.splitlines() == [
         "before",
         "[1/45] search gelu lr=2.0e-03 seed=1: val_nll 4.2500, about 2.1 min left",
-        "[1/45] search linear-floor lr=2.0e-03 seed=1: no loss, infeasible, about 2.1 min left",
+        "[1/45] search linear-floor lr=2.0e-03 seed=1: no val_nll, infeasible, about 2.1 min left",
         "after",
     ]
     assert done.stderr.splitlines() == ["Warning: the disk has little room", "Stopping: a matter of seconds."]
