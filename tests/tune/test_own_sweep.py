@@ -16,6 +16,7 @@ from tune.backend.inline import Inline
 from tune.cli.status_table import as_object, look
 from tune.errors import StudyError, StudyStopped
 from tune.run import ledger
+from tune.run.tables import write_tables
 from tune.study.files import find, load
 from tune.sweep import sweep
 
@@ -165,6 +166,7 @@ def test_a_last_stage_in_which_each_trial_of_an_arm_fails_stops_with_the_reason(
     assert f"Failed:  {failed[-1]}: {reason}" in view.lines
     assert view.note.startswith("It is not running")
     assert as_object(view)["failure"] == {"cell": failed[-1], "reason": reason}
+    write_tables("own", ledger.read(folder / "ledger.jsonl"), folder, study)
     result = decide(load_tables(folder))
     assert result.unfinished == f"each confirm trial of shifted failed, the first one: {reason}"
     assert {row.verdict for row in result.comparisons} == {"unfinished"}
