@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from analysis.io.assemble import Study
 from analysis.io.names import PRELIMINARY
 from analysis.io.space import chosen_values
-from analysis.io.text import values_line
+from analysis.io.text import one_line, redact, values_line
+from analysis.io.trials import confirm_rows
 from analysis.verdict import looks, words
 from analysis.verdict.checks import STRONG_GAP
 from analysis.verdict.kinds import Comparison, Sensitivity, Verdict, in_question
@@ -47,7 +50,7 @@ def summarise(rows: Sequence[Comparison], study: Study, floor: Sensitivity, unfi
     if not asked:
         return Summary("No treatment runs: there is nothing to compare with the baseline.", [], "")
     warnings, lost = _warnings(rows, study), looks.level_lost(study)
-    lost += " " if lost else ""
+    lost = " ".join([*_infeasible(study), *([lost] if lost else []), ""])
     if all(row.refusal and row.refusal.of_floor for row in asked):
         said = words.headline(asked[0], study.margin)
         each = "; ".join(f"{arm}: {line}" for arm, values in chosen.items() if (line := values_line(values)))
@@ -70,6 +73,21 @@ def _seeds(rows: Sequence[Comparison], study: Study) -> str:
     if n < words.CLAIM_SEEDS:
         return f"{PRELIMINARY}, with {n} of the {words.CLAIM_SEEDS} {unit} that a claim needs"
     return f"With {n} {unit} (a claim needs {words.CLAIM_SEEDS})"
+
+
+def _infeasible(study: Study) -> list[str]:
+    # arms without a finite test metric: no number can be shown of them, and more seeds may not help
+    said, trials = [], confirm_rows(study.trials)
+    for arm, losses in study.losses().items():
+        runs = losses.dropna()
+        if len(runs) and np.isinf(runs).all():
+            reasons = (
+                [] if "reason" not in trials.columns else list(trials.loc[trials["arm"] == arm, "reason"].dropna())
+            )
+            why = f": {one_line(redact(str(reasons[0])))}" if reasons else ""
+            text = f"{words.all_infeasible(str(arm), len(runs))}{why}."
+            said.append(f"{text[0].upper()}{text[1:]}")
+    return said
 
 
 def _n(row: Comparison, study: Study) -> int:

@@ -27,7 +27,7 @@ def sentence(row: Comparison, study: Study) -> str:
     """Return the verdict of one arm, with its detail in brackets."""
     if row.refusal in _REFUSALS:
         return not_testable(row.refusal)
-    needs = f" ({what_it_needs(row, study)})" if row.kind is Verdict.UNDECIDED else ""
+    needs = f" ({'; '.join([*lost_arms(row), what_it_needs(row, study)])})" if row.kind is Verdict.UNDECIDED else ""
     return headline(row, study.margin, study.unit) + needs
 
 
@@ -69,6 +69,17 @@ def what_it_needs(row: Comparison, study: Study) -> str:
     seen = row.path[-1]["n"] if row.path else 0
     later = [n for n in study.looks if n > seen]
     return f"its next look is at {later[0]} seeds" if later else f"the cap of {study.looks[-1]} seeds is reached"
+
+
+def all_infeasible(arm: str, runs: int) -> str:
+    """State that an arm has infeasible runs only."""
+    return f"all {runs} runs of {arm} are infeasible" if runs > 1 else f"the run of {arm} is infeasible"
+
+
+def lost_arms(row: Comparison) -> list[str]:
+    """State which arms of a comparison have infeasible runs only."""
+    each = ((row.baseline, row.diverged_seeds_baseline), (row.arm, row.diverged_seeds_arm))
+    return [all_infeasible(arm, row.n) for arm, seeds in each if row.seeds and set(seeds) >= set(row.seeds)]
 
 
 def worth_percent(low: float, value: float, high: float, of: str) -> str:

@@ -214,3 +214,17 @@ def test_why_says_how_much_too_large_found_effects_are_at_the_level_of_a_single_
     assert 1.01 < plain.exaggeration < kept.exaggeration
     assert f"on average {kept.exaggeration:.2f} times too large" in kept.why
     assert later.exaggeration is None  # no formula for several looks
+
+
+@pytest.mark.parametrize("lost", ["a", "gelu"])
+def test_an_arm_of_infeasible_runs_only_is_named_first_with_the_reason(lost):
+    given = study(n=4)
+    bad = given.trials["arm"] == lost
+    given.trials.loc[bad, ["outcome", "reason", "test_nll"]] = ["infeasible", "test_nll is nan", np.nan]
+    result = decide(given)
+    assert result.summary.startswith(f"All 4 runs of {lost} are infeasible: test_nll is nan. ")
+    row = next(row for row in result.comparisons if row.arm == "a")
+    if lost == "a":
+        assert row.verdict.startswith("undecided (all 4 runs of a are infeasible; needs about ")
+    given.trials.loc[bad & (given.trials["seed"] == 101), ["outcome", "test_nll"]] = ["completed", 3.0]
+    assert "infeasible" not in decide(given).summary
