@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from analysis.verdict.kinds import Comparison, Refusal, Result, Verdict
 from analysis.verdict.words import CLAIM_SEEDS
+from tune.study.own_study import OwnStudy
 from tune.study.sections import ConfirmSection
 from tune.study.study import Study
 
 MOST_SEEDS: int = next(item.le for item in ConfirmSection.model_fields["seeds"].metadata if hasattr(item, "le"))
+ROUNDING = 1e-12  # largest difference of equal losses, as a share of the loss
 LONGER = 4  # factor for the tokens of a study that is too short to tell a linear MLP from the baseline
 MOST_POINTS = 99  # of `calibrate.max_points`
 ANOTHER = "under another name"
@@ -40,6 +42,8 @@ def to_change(result: Result, study: Study) -> list[str]:
         return [f"To decide: stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"]
     if result.unfinished:
         return [f"To finish it: pagating sweep {study.name}, or the command that began it"]
+    if isinstance(study, OwnStudy) and _seeds_are_alike(result.comparisons):
+        return [_to_use_the_seed(result, study)]
     longer = _longer(study)
     found = _to_bracket(result.every, study)
     if rows and all(row.refusal is Refusal.FLOOR_DOES_NOT_LOSE for row in rows):
@@ -75,6 +79,26 @@ def to_change(result: Result, study: Study) -> list[str]:
             else f"The verdict holds for this text, model and tokens; for others: corpus or model, {ANOTHER}"
         )
     return found
+
+
+def _seeds_are_alike(rows: Sequence[Comparison]) -> bool:
+    """Return True if no difference from the baseline varies by more than rounding, and one is not 0."""
+    each = [[d for d in row.differences if d is not None] for row in rows]
+    most = max((abs(mean) for row in rows for mean in (row.baseline_mean, row.arm_mean) if mean is not None), default=0)
+    alike = all(len(d) > 1 and max(d) - min(d) <= ROUNDING * most for d in each)
+    return alike and any(d != 0 for differences in each for d in differences)
+
+
+def _to_use_the_seed(result: Result, study: OwnStudy) -> str:
+    """Return how the seeds of the user's own training may come to differ."""
+    if isinstance(study.trial, str):
+        how = f"use trial.seed or trial.rng(NAME) in {study.trial.partition(':')[0]}"
+    else:
+        how = "use the {seed} that the command is given"
+    return (
+        f"To make seeds differ: {how} for the first weights and the order of the data, {ANOTHER}; all seeds gave the "
+        f"same {result.metric}, and pagating check tells if a seed is used"
+    )
 
 
 def _longer(study: Study) -> str:

@@ -128,6 +128,32 @@ def test_splits_of_one_data_set_are_not_added_without_end():
     assert "To tell the floor from gelu: a larger data set, because no number of splits is enough" in told
 
 
+@pytest.mark.parametrize(
+    ("trial", "said"),
+    [
+        ({}, "use trial.seed or trial.rng(NAME) in mine.py"),
+        ({"trial": {"command": "run {lr} {shift} {seed} {budget} {test}"}}, "use the {seed} that the command is given"),
+    ],
+)
+def test_seeds_that_change_nothing_are_to_be_used_before_a_trial_becomes_longer(trial, said):
+    plan = parse(own_yaml(**trial), Path("own.yaml"))
+    alike, apart = (
+        pd.DataFrame(
+            [
+                (arm, seed, loss + spread * seed * (arm == "short"))
+                for arm, loss in {"plain": 2.3, "shifted": 2.2, "short": 2.8}.items()
+                for seed in range(101, 105)
+            ],
+            columns=["arm", "seed", "test_nll"],
+        ).assign(stage="confirm", outcome="completed")
+        for spread in (0.0, 1e-3)
+    )
+    (step,) = to_change(decide(assemble("x", "x", alike, pd.DataFrame(), plan.model_dump())), plan)
+    assert step.startswith(f"To make seeds differ: {said} for the first weights")
+    found = decide(assemble("x", "x", apart, pd.DataFrame(), plan.model_dump()))
+    assert not any("seeds differ" in step for step in to_change(found, plan))
+
+
 def test_an_end_of_the_grid_is_said_first():
     plan = study(confirm={"reserve": 0.2})
     found = result(plan, UNSURE, CLEAR)
