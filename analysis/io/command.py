@@ -11,7 +11,7 @@ from analysis.io.assemble import CORRECTIONS, Study
 from analysis.io.exits import Exit, drop_output, prepare_streams
 from analysis.io.files import TableError
 from analysis.io.mlflow import load_mlflow
-from analysis.io.study import load, one_rung, together
+from analysis.io.study import load, located, one_rung, together
 from analysis.io.tables.columns import Options
 from analysis.io.text import one_line, redact
 
@@ -41,7 +41,7 @@ def parser(
         "source",
         nargs="*" if sources else "?",
         metavar="STUDY|TABLE",
-        help="a study folder, or a table of runs (- for stdin)",
+        help="a study folder, the name of one in studies, or a table of runs (- for stdin)",
     )
     p.add_argument("--mlflow", metavar="URI", help="read from this MLflow store instead (with --study)")
     p.add_argument(
@@ -112,7 +112,7 @@ def _study(options: argparse.Namespace) -> Study:
     if options.source is not None and options.study is not None:
         raise TableError(f"two sources, {options.source} and --study {options.study}; allowed: one")
     names = ("baseline", "floor", "metric", "level", "margin", "correction", "rung")
-    return load(source, options=_of_table(options), **{name: getattr(options, name) for name in names})
+    return load(located(source), options=_of_table(options), **{name: getattr(options, name) for name in names})
 
 
 def _of_table(options: argparse.Namespace) -> Options:

@@ -1,5 +1,6 @@
-"""The values that the columns `stage` and `outcome` of a study's tables may hold, and how far its seeds may go."""
+"""The default folder of the studies, the values of their columns `stage` and `outcome`, and how far seeds may go."""
 
+STUDIES = "studies"
 STAGES = ("search", "calibrate", "confirm")  # in the order in which they run
 OUTCOMES = ("completed", "stopped_early", "infeasible", "failed")
 SEEDS_APART = 10_000_000  # from a seed of a replicate to the same seed of the next: beyond every seed of a study

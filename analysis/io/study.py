@@ -11,14 +11,22 @@ import pandas as pd
 
 from analysis.io.assemble import COMPUTE, DEFAULTS, MOST_LEVEL, RUNG, Ladder, Study, assemble
 from analysis.io.files import TableError, read_json, read_settings, read_table, shown
-from analysis.io.names import STAGES
+from analysis.io.names import STAGES, STUDIES
 from analysis.io.own_training import of_own
 from analysis.io.tables.columns import Options
 from analysis.io.tables.load import Question, load_table
 from analysis.io.trials import confirm_rows, to_numbers
 
+TRIALS = "trials.parquet"
 MODEL_KEYS = ("preset", "n_layer", "d_model", "n_head", "n_ctx", "dropout", "initializer_range", "activation")
 ARM_DEFAULTS = {"baseline": False, "floor": False, "base": "identity", "form": "pointwise", "per": "model"}
+
+
+def located(source: str) -> str:
+    """Return the folder of a study that is given by its name in the default folder; any other source as it is."""
+    by_name = os.path.join(STUDIES, source)
+    given = os.path.isfile(source) or os.path.isfile(os.path.join(source, "study.yaml"))
+    return by_name if not given and os.path.isfile(os.path.join(by_name, "study.yaml")) else source
 
 
 def load(
@@ -68,13 +76,19 @@ def load(
         return found if rung is None else one_rung(str(source), found, rung)
     if str(path) != "-" and not os.path.isfile(source):
         raise TableError(f"{source}: no such file or folder; allowed: a study folder, or a file with a table")
+    its_study = source.with_name("study.yaml")
+    if source.name == TRIALS and metric is None and its_study.is_file() and "trial" in read_settings(its_study):
+        raise TableError(
+            f"{source}: a table alone does not name its metric, goal and floor, and {its_study} does; allowed: the "
+            f"folder, {source.parent}"
+        )
     question = Question(baseline, floor, metric, level, margin, correction)
     found = load_table(str(path), question, options or Options())
     return found if rung is None else one_rung(str(path), found, rung)
 
 
 def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: str | None) -> Study:
-    settings_file, trials_file, curves_file = (folder / f for f in ("study.yaml", "trials.parquet", "curves.parquet"))
+    settings_file, trials_file, curves_file = (folder / f for f in ("study.yaml", TRIALS, "curves.parquet"))
     for file in (settings_file, trials_file):
         if not file.is_file():
             raise TableError(f"{file}: missing; a study folder holds study.yaml and trials.parquet")

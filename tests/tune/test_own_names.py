@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from analysis import improvement, significance
+from analysis import budget, growth, improvement, ladder, significance
+from analysis.io.files import TableError
 from analysis.io.formats import verdict_table
 from analysis.io.study import load as load_tables
 from analysis.report.build import build
@@ -63,6 +65,23 @@ def test_status_and_verdict_have_the_users_names(named, capsys):
     assert {row["arm"]: row["kind"] for row in found["comparisons"]} == {"short": "worse", "new": "better"}
     assert "depth 4" in found["summary"]
     assert "Warning: no bracket" not in found["summary"]
+
+
+def test_a_study_is_found_by_its_name_and_asked_for_beside_its_table(named, monkeypatch, capsys):
+    run, _ = named
+    monkeypatch.chdir(run.folder.parents[1])
+    Path(run.study.name).mkdir()  # a folder of that name without a study is not meant
+    for main in (significance.main, improvement.main, growth.main, budget.main):
+        shown = []
+        for source in (run.study.name, f"--study={run.study.name}", str(run.folder)):
+            assert main([source, "--format", "csv"]) == 0
+            shown.append(capsys.readouterr().out)
+        assert shown[0] == shown[1] == shown[2]
+    with pytest.raises(TableError, match="has one size"):
+        ladder.main([run.study.name])
+    table = Path("studies", run.study.name, "trials.parquet")
+    with pytest.raises(TableError, match=rf"{table.parent}/study\.yaml does; allowed: the folder, {table.parent}$"):
+        significance.main([str(table)])
 
 
 def test_report_speaks_of_no_learning_rate(named):

@@ -89,9 +89,10 @@ def forwarded(name: str, module: str | Callable[[Sequence[str]], str], text: str
     def run(ctx: typer.Context) -> None:
         code = import_module(module if isinstance(module, str) else module(ctx.args)).main(ctx.args, f"pagating {name}")
         if name in ("significance", "improvement", "ladder"):  # they show verdicts
+            from analysis.io.study import located
             from tune.run.verdicts import shown
 
-            for folder in (Path(argument.removeprefix("--study=")) for argument in ctx.args):
+            for folder in (Path(located(argument.removeprefix("--study="))) for argument in ctx.args):
                 if os.path.isfile(folder / "ledger.jsonl"):  # False also for an impossible file name
                     shown(folder)
         raise typer.Exit(code)

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from analysis.io import names
+
 INTERRUPTED = 130  # 128 + SIGINT
 LOOPBACK = "127.0.0.1"
 BRING_BACK = "put back a copy, such as that of the study's parent run in MLflow"
@@ -39,7 +41,7 @@ def complete_config(incomplete: str) -> list[str]:
     return found
 
 
-STUDIES = Path("studies")  # default of --output
+STUDIES = Path(names.STUDIES)  # default of --output
 Config = Annotated[
     Path,
     typer.Argument(

@@ -48,6 +48,21 @@ Value = bool | int | float | str
 MOST_BUDGET = 10**13
 
 
+def _check_name(where: str, name: str, *taken: str) -> None:
+    """Raise ValueError if a name cannot be a column of the tables, or has a meaning there or as `trial.NAME`.
+
+    Args:
+        where: Place in the study file, for the error.
+        name: The name that the user gave.
+        *taken: Further names that are not allowed here.
+    """
+    if not VALUE_NAME.fullmatch(name):
+        raise ValueError(f"{where}: a name is up to 64 letters, digits and _, and starts with a letter")
+    if name in (names := (*taken, *OF_TRIAL, *sorted(COLUMNS))):
+        meaning = f"trial.{name} is set by the study" if name in OF_TRIAL else f"{name} is taken"
+        raise ValueError(f"{where}: {meaning}; choose another name than {', '.join(names)}")
+
+
 class MetricSection(Section):
     """The metric that the study compares."""
 
@@ -60,8 +75,7 @@ class MetricSection(Section):
     def _names(self) -> MetricSection:
         for key in ("name", "test"):
             given = getattr(self, key)
-            if not VALUE_NAME.fullmatch(given) or given in (*OF_TRIAL, *COLUMNS, "lr"):
-                raise ValueError(f"{key} '{given}' must be a name of letters, digits and _, such as val_loss")
+            _check_name(f"{key} '{given}'", given, "lr")
         if self.name == self.test:
             raise ValueError(f"name and test are both '{self.name}'; the test metric needs a name of its own")
         return self
@@ -206,6 +220,14 @@ class OwnStudy(Study):
             raise ValueError(f"trial '{given}' is no FILE.py:FUNCTION, nor {{command: ...}}")
         return given
 
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _unit(cls, given: Any) -> Any:
+        if given is not None and not isinstance(given, dict):
+            amount = given if type(given) is int else 2000
+            raise ValueError(f"budget {given} must be one unit and one number, such as {{steps: {amount}}}")
+        return given
+
     @field_validator("budget")
     @classmethod
     def _budget(cls, given: dict[str, int]) -> dict[str, int]:
@@ -215,7 +237,7 @@ class OwnStudy(Study):
         if not VALUE_NAME.fullmatch(unit) or not 1 <= amount <= MOST_BUDGET:
             raise ValueError(f"budget {given} must be a unit, such as steps, and a whole number from 1 to 10^13")
         if unit in OF_TRIAL or (unit in COLUMNS and unit not in ("steps", "tokens", "seconds")):
-            raise ValueError(f"budget {given}: '{unit}' has another meaning; call the unit otherwise")
+            _check_name(f"budget {given}", unit)
         return given
 
     @field_validator("stages")
@@ -279,8 +301,7 @@ class OwnStudy(Study):
             (f"{where}.set", own.set),
         ):
             for each in names:
-                if not VALUE_NAME.fullmatch(each) or each in (*OF_TRIAL, *COLUMNS):
-                    raise ValueError(f"{key}.{each}: the name has another meaning or other characters than a-z 0-9 _")
+                _check_name(f"{key}.{each}", each)
                 if each in (self.metric.name, self.metric.test, *self.budget):
                     raise ValueError(f"{key}.{each}: this is the name of the metric or of the budget's unit")
                 if each in taken:

@@ -167,7 +167,9 @@ class Study(Section):
             if len(holders) > 1:
                 raise ValueError(f"{len(holders)} arms are the {role} ({', '.join(holders)}); only one can be")
             if role == "baseline" and not holders:
-                raise ValueError(f"no arm of {', '.join(given) or 'none given'} has baseline: true; exactly one must")
+                if not given:
+                    raise ValueError("has no arm; name two or more, one of them with baseline: true")
+                raise ValueError(f"no arm of {', '.join(given)} has baseline: true; exactly one must")
         return given
 
     @field_validator("stages")

@@ -99,7 +99,10 @@ BAD = {
     "fraction for an integer": (changed("tokens: 4096", "tokens: 4096.5"), "fixed.tokens: 4096.5 is not allowed"),
     "too small": (changed("n_layer: 2", "n_layer: 0"), "model.n_layer: 0 is not allowed: input should be greater than"),
     "not a number": (changed("alpha: 0.0", "alpha: .nan"), "arms.floor.alpha"),
-    "no arms": (SMALL[: SMALL.index("arms:")] + "arms: {}", "arms: no arm of none given has baseline: true"),
+    "no arms": (
+        SMALL[: SMALL.index("arms:")] + "arms: {}",
+        "arms: has no arm; name two or more, one of them with baseline: true",
+    ),
     "no baseline": (changed("{baseline: true}", "{}"), "no arm of gelu, floor has baseline: true; exactly one must"),
     "two baselines": (
         changed("floor: true", "baseline: true"),
