@@ -34,13 +34,19 @@ class TableError(ValueError):
     exit_code = Exit.BAD_INPUT
 
 
+class NoTrialYet(TableError):
+    """Study without any trial that has ended: its input is good, and there is nothing to analyse yet."""
+
+    exit_code = Exit.COULD_NOT
+
+
 def shown(value: object) -> str:
     """Return a value as an error shows it, without the type that numpy's own repr would name."""
     return one_line(repr(value.item() if isinstance(value, np.generic) else value), 100)
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """Return the rows of a study's Parquet file. Raises TableError if it cannot be read, is empty or is too long."""
+    """Return the rows of a study's Parquet file. Raises TableError if it cannot be read, has no rows or is too long."""
     try:
         # Drop pandas' metadata: the columns are complete without it, and damaged metadata raises errors of any kind.
         with ParquetFile(file) as opened:
@@ -51,6 +57,8 @@ def read_table(file: Path) -> pd.DataFrame:
         raise TableError(f"{file}: cannot be read as a table: {one_line(str(error), 300)}") from None
     if len(table) > MOST_ROWS:
         raise TableError(f"{file}: has {len(table):,} rows; allowed: {MOST_ROWS:,}")
+    if table.empty and file.name == "trials.parquet":
+        raise NoTrialYet(f"unfinished: no trial of {file.parent} has ended yet")
     if table.empty and file.name != "curves.parquet":
         raise TableError(f"{file}: has no rows")
     return table

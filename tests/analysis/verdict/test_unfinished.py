@@ -12,6 +12,7 @@ from rich.console import Console
 
 from analysis import growth, improvement, significance
 from analysis.io.assemble import Study, assemble
+from analysis.io.command import run
 from analysis.io.study import load
 from analysis.report import build
 from analysis.verdict.checks import unfinished
@@ -106,6 +107,16 @@ def test_an_unfinished_study_has_no_verdict_and_no_number_of_one(tmp_path: Path)
     ):
         assert not (folder / old).exists()  # nor those of the report before
     assert (folder / "figures" / "loss_curves.svg").exists()
+
+
+def test_a_study_without_any_trial_is_unfinished_and_no_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = simulate(tmp_path / "demo")
+    pd.read_parquet(folder / "trials.parquet").head(0).to_parquet(folder / "trials.parquet")
+    for main in (significance.main, growth.main):
+        with pytest.raises(SystemExit) as ended:
+            run(lambda main=main: main([str(folder)]))
+        assert ended.value.code == 1
+        assert capsys.readouterr().err == f"unfinished: no trial of {folder} has ended yet\n"
 
 
 def terminal_lines(result):
