@@ -69,7 +69,7 @@ def pagating_(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Does an activation beat an equally tuned baseline, and how sure can you be?"""
+    """Does an idea beat an equally tuned baseline, and how sure can you be?"""
 
 
 def _to_utf8() -> None:
