@@ -18,7 +18,7 @@ def test_every_measurement_has_its_line(tmp_path, capsys):
     for line in lines[2:]:
         tokens = line.get("trials", 1) * {"pack": 64, "goal": 32, "small": 128}[line["part"]]
         assert line["tokens_per_second"] * line["ms"] / 1e3 == pytest.approx(tokens, rel=1e-2)
-        assert 0 < line["utilisation"] < 1
+        assert 0 <= line["utilisation"] < 1  # it is rounded, and a busy processor is slow
 
 
 def test_a_measurement_that_does_not_fit_says_so():

@@ -55,7 +55,7 @@ def done(tmp_path_factory):
 def test_verdict_report_tables_and_terminal_show_what_was_chosen(done, capsys):
     study, folder, chosen = done
     assert {arm: set(values) for arm, values in chosen.items()} == NAMES
-    result = show_verdict(study, folder, "")
+    result = show_verdict(study, folder, "").result
     out = " ".join(capsys.readouterr().out.split())
     assert result.chosen == {arm: pytest.approx(values) for arm, values in chosen.items()}
     verdict = json.loads((folder / "verdict.json").read_text())
@@ -64,7 +64,7 @@ def test_verdict_report_tables_and_terminal_show_what_was_chosen(done, capsys):
     page, notes = (folder / "report.html").read_text(), (folder / "verdict.md").read_text()
     assert text in out
     assert text in notes
-    table = page[page.index("What each arm was given") :]
+    table = page[page.index("What each arm was given</h2>") :]
     table = table[: table.index("</table>")]
     for values in chosen.values():
         for value in values.values():

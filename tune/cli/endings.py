@@ -74,7 +74,7 @@ def run_then(command: str, folder: Path, state: State, code: int) -> str:
     """
     told = {"STUDY": folder.name, "FOLDER": str(folder.resolve()), "STATE": state, "EXIT": str(int(code))}
     env = {**os.environ, **{f"PAGATING_{name}": value for name, value in told.items()}}
-    ended = subprocess.run(command, shell=True, env=env, check=False)
+    ended = subprocess.run(["sh", "-c", command], env=env, check=False)
     return f"--then: the command ended with exit code {ended.returncode}" if ended.returncode else ""
 
 

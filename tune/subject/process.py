@@ -32,9 +32,14 @@ class TrialFailed(OSError):
 def words(command: Sequence[str], folder: Path) -> list[str]:
     """Return a command that ends with this process. Raises FileNotFoundError if there is no such program."""
     program = command[0] if os.path.basename(command[0]) == command[0] else str(folder / command[0])
-    if shutil.which(program) is None:
+    if shutil.which(program, path=search_path()) is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     return [sys.executable, "-S", "-P", "-c", WITH_PARENT, *command] if sys.platform == "linux" else list(command)
+
+
+def search_path() -> str:
+    """Return the folders of programs: those of PATH, then that of this Python, which nobody may have activated."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
 
 
 class Process:
@@ -73,7 +78,14 @@ class Process:
                     if own_channel
                     else words(command, folder),
                     cwd=folder,
-                    env={**os.environ, **threads, "PYTHONHASHSEED": "0", IN_TRIAL: "1", **(environment or {})},
+                    env={
+                        **os.environ,
+                        **threads,
+                        "PATH": search_path(),
+                        "PYTHONHASHSEED": "0",
+                        IN_TRIAL: "1",
+                        **(environment or {}),
+                    },
                     stdin=subprocess.PIPE if own_channel else subprocess.DEVNULL,
                     stdout=log if own_channel else writer,
                     stderr=log,

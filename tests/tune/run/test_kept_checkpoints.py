@@ -42,7 +42,8 @@ def corpus(text):
 
 def test_nothing_is_kept_unless_the_study_says_so_and_it_may_change():
     assert study_of(STUDY).keep.checkpoints is False
-    assert study(True).digest(*extend.ANY) == study(False).digest(*extend.ANY)
+    free = [key for key in extend.ANY if key != "reuse"]  # a key of the other form of a study
+    assert study(True).digest(*free) == study(False).digest(*free)
     assert study(True).digest() != study(False).digest()
 
 
