@@ -118,7 +118,8 @@ def write_page(folder: Path, draw_figures: bool = True) -> None:
     """Write verdict.json, README.md and figures/ of a published study from its tables."""
     found = Findings(load(folder))
     result, shown = found.result, drawn(found, published=True)
-    result.versions = (found.study.settings.get("provenance") or {}).get("analysis") or {}
+    for each in (result, *(rung.result for rung in result.rungs)):  # not those of the machine that writes the page
+        each.versions = (found.study.settings.get("provenance") or {}).get("analysis") or {}
     (folder / "verdict.json").write_text(formats.to_json(as_object(result)) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(results_page.page(found, shown), encoding="utf-8")
     if draw_figures:
