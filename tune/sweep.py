@@ -15,7 +15,7 @@ from tune.errors import StudyError
 from tune.run import tables
 from tune.run.extend import check_folder, own_corpus
 from tune.run.interrupt import Interruption
-from tune.run.layers import write_layers
+from tune.run.kept.layers import write_layers
 from tune.run.provenance import write_provenance
 from tune.run.study_run import CellEnded, StudyRun
 from tune.run.tracker import NoTracker, Tracker

@@ -21,7 +21,7 @@ from pagating.evaluate import mean_nll
 from pagating.train import train
 from tests.tune.helpers import typed
 from tune.run import ledger
-from tune.run.models import best_cells
+from tune.run.kept.models import best_cells
 from tune.study.files import load
 from tune.study.trial_spec import trial_spec
 

@@ -26,7 +26,7 @@ def export(
     from pagating.export_model import FORMS, export_model
     from pagating.gating.catalog import own_code
     from tune.errors import StudyError
-    from tune.run.models import models_folder, read_facts
+    from tune.run.kept.models import models_folder, read_facts
     from tune.study.files import load
 
     folder = study_folder(study, output)

@@ -51,7 +51,8 @@ def report(
 
 def _rebuilt(folder: Path) -> Findings:
     """Write the tables and the report of a study, and print its verdict."""
-    from tune.run import layers, ledger, provenance, tables
+    from tune.run import ledger, provenance, tables
+    from tune.run.kept import layers
     from tune.study.files import load
 
     loaded = load(folder / "study.yaml")

@@ -210,7 +210,7 @@ def written(study: Study, folder: Path) -> tuple[Findings, Path]:
     from analysis.io.study import load
     from analysis.report import build
     from analysis.report.findings import Findings
-    from tune.run.models import write_card
+    from tune.run.kept.models import write_card
     from tune.run.verdicts import shown
 
     found = Findings(load(folder))

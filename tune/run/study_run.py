@@ -17,8 +17,8 @@ from tune.run import ledger as ledgers
 from tune.run.extend import groups, looked
 from tune.run.heartbeat import HeartbeatWriter
 from tune.run.interrupt import Interruption
+from tune.run.kept.models import BestModels
 from tune.run.ledger import Ledger, MemoryLedger
-from tune.run.models import BestModels
 from tune.run.progress import Progress, progress_of
 from tune.run.retries import Retries
 from tune.run.tracker import NoTracker, Tracker
@@ -327,7 +327,7 @@ class StudyRun:
         """Record the outcome of a cell and pass it to the stages, or retry the cell if its machine failed.
 
         If retries of a cell of the search or calibrate stage are used up, the run stops, because the stages must not
-        choose without that cell. A confirm cell is left out, unless all confirm cells of its arm have failed.
+        choose without that cell. A confirm cell is left out, unless `must_not_lose` says otherwise.
 
         Args:
             cell: The cell.

@@ -11,8 +11,8 @@ from typing import Any
 
 from analysis.io.text import redact
 from pagating.gating.catalog import own_code
-from tune.run.cards import CARD
-from tune.run.models import best_cells, kept_models, models_folder
+from tune.run.kept.cards import CARD
+from tune.run.kept.models import best_cells, kept_models, models_folder
 from tune.study.cell import Record
 from tune.study.study import Study
 from tune.tracking.store import local_path

@@ -12,8 +12,8 @@ from tests.studies import TINY, changed, study_of
 from tests.tune.helpers import run_of
 from tune.backend.inline import Inline
 from tune.run import ledger, tables
-from tune.run.layers import LAYERS, TABLE, write_layers
-from tune.run.models import FACTS, best_cells
+from tune.run.kept.layers import LAYERS, TABLE, write_layers
+from tune.run.kept.models import FACTS, best_cells
 from tune.study.cell import Cell, Record
 from tune.study.files import dump
 

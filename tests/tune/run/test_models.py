@@ -22,9 +22,10 @@ from pagating.export_model import export_model
 from tests.studies import TINY, changed, study_of
 from tests.tune.helpers import run_of, typed
 from tune.backend.inline import Inline
-from tune.run import extend, ledger, models, tables
-from tune.run.cards import card
-from tune.run.models import best_cells, kept_models, missing_models, models_folder, place, take_best
+from tune.run import extend, ledger, tables
+from tune.run.kept import models
+from tune.run.kept.cards import card
+from tune.run.kept.models import best_cells, kept_models, missing_models, models_folder, place, take_best
 from tune.run.provenance import git_commit
 from tune.study.cell import Cell, Record
 from tune.study.files import dump

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.io.write import write_whole
-from tune.run.cards import CARD, card
+from tune.run.kept.cards import CARD, card
 from tune.run.provenance import git_commit
 from tune.study.cell import Cell, Record
 from tune.study.study import Study

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.io.write import replacing
-from tune.run.models import best_cells, kept_models, models_folder
+from tune.run.kept.models import best_cells, kept_models, models_folder
 from tune.study.cell import Record
 from tune.study.study import Study
 
