@@ -186,13 +186,13 @@ class Place:
             damage.different += not (same and run.data.metrics.get(self.names[2]) == final.get("val_nll"))
 
 
-def workers(driver: int) -> list[psutil.Process]:
-    """Return the processes in which a driver's trials run."""
+def workers(driver: int, runs: str = "Trainable") -> list[psutil.Process]:
+    """Return the processes in which a driver's trials run. `runs` is a part of their command line."""
     found = []
     try:
         for process in psutil.Process(driver).children(recursive=True):
             try:
-                if "Trainable" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                if runs in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.NoSuchProcess:
                 continue

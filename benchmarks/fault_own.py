@@ -63,17 +63,7 @@ def of_own(bench: Bench) -> Bench:
 
 def trials(driver: int) -> list[psutil.Process]:
     """Return the processes of a driver's trials, which run the user's function."""
-    found = []
-    try:
-        for process in psutil.Process(driver).children(recursive=True):
-            try:
-                if any("own_worker.py" in word for word in process.cmdline()):
-                    found.append(process)
-            except psutil.NoSuchProcess:
-                continue
-    except psutil.NoSuchProcess:
-        return []
-    return found
+    return workers(driver, "own_worker.py")
 
 
 def _killed(bench: Bench, times: int, kind: str, inline: bool, strikes: tuple[str, ...], most: float = 4.0) -> Damage:

@@ -27,7 +27,7 @@ FEATURES, NEIGHBOURS, LEVEL = 5, 5, 0.05  # features of each learner
 
 @dataclass(frozen=True)
 class Setting:
-    """What the studies of one row of the table do.
+    """Design of the studies of one row of the table.
 
     Attributes:
         name: What the seeds do.

@@ -163,8 +163,8 @@ def _against(ax: Axes, study: Study, name: str, logarithmic: bool) -> list[tuple
     if logarithmic:
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        ax.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-")))
+        ax.xaxis.set_minor_formatter(FuncFormatter(power_text))
+        ax.xaxis.set_major_formatter(FuncFormatter(power_text))
     ax.set_xlabel(called(name) + (" (log scale)" if logarithmic else ""))
     metric_axis(ax, study)
     return entries
@@ -202,6 +202,12 @@ def tokens_text(x: float, _: object) -> str:
         if abs(x) >= unit:
             return f"{x / unit:g}{letter}"
     return f"{x:g}"
+
+
+def power_text(x: float, _: object) -> str:
+    """Format a number on a logarithmic axis: 5e-4, 0.2 as 2e-1, 2 without a power, 1e12."""
+    digit, power = f"{x:.0e}".split("e")
+    return f"{digit}e{int(power)}" if int(power) else digit
 
 
 def learned_alphas(study: Study) -> Figure:
@@ -348,7 +354,7 @@ def ladder(study: Study, result: Result) -> Figure:
         ax.set_title(f"{trend.label}: {trend.trend}", fontsize=10)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(numticks=4))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+0", "e").replace("e+", "e")))
+        ax.xaxis.set_major_formatter(FuncFormatter(power_text))
         ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         if axis == RUNG:
             ax.xaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""Ends of a sweep's process that it did not choose: a last line if it dies, and a new start if its Ray is lost."""
+"""Ends of a sweep's process: a last line if it dies, a new start if its Ray is lost, and the user's command."""
 
 from __future__ import annotations
 

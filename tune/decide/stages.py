@@ -130,8 +130,12 @@ class Stages:
         return cell.stage == "search" and self.search[cell.arm].should_stop(cell.index, fraction, loss)
 
     def must_not_lose(self, cell: Cell) -> bool:
-        """Return True if the study cannot go on without a cell: a choice needs it, or its arm has no other trial."""
-        return cell.stage != "confirm" or self.confirmation.loses_all(cell)
+        """Return True if the study cannot go on without a cell.
+
+        A choice needs each cell before the confirm stage. There, an arm of the user's own code must not lose all its
+        trials, because the code is then at fault; `analysis.verdict.checks.unfinished` says the same.
+        """
+        return cell.stage != "confirm" or (bool(self.study.shown) and self.confirmation.loses_all(cell))
 
     def complete(self, cell: Cell, outcome: str, loss: float, step: int) -> None:
         """Record a cell's result and go on to the next stage if this one has ended.

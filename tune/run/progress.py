@@ -259,9 +259,11 @@ class Progress:
     def finished(self) -> bool:
         """True if the largest number of cells has ended. A sequential rule may finish a study earlier.
 
-        A study that lost all confirm trials of an arm has stopped, and is not finished.
+        A study of the user's own code that lost all confirm trials of an arm has stopped (`Stages.must_not_lose`), and
+        is not finished.
         """
-        failed = {arm: self.count("confirm", "failed", arm=arm) for arm in self.study.arms}
+        own = self.study.arms if self.study.shown else ()
+        failed = {arm: self.count("confirm", "failed", arm=arm) for arm in own}
         if any(n and n == self.count("confirm", *STATES, arm=arm) for arm, n in failed.items()):
             return False
         return all(self.count(stage, *OUTCOMES) >= self.planned(stage)[2] for stage in STAGES)

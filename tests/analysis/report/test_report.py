@@ -100,6 +100,11 @@ def test_the_same_tables_give_the_same_bytes(built: Path, demo: Path):
     assert [n for n in names if (demo / n).read_bytes() != (built / n).read_bytes()] == []
 
 
+def test_numbers_of_a_logarithmic_axis_have_one_form():
+    shown = [plots.power_text(x, None) for x in (5e-4, 0.2, 1.0, 2.0, 30.0, 1e12)]
+    assert shown == ["5e-4", "2e-1", "1", "2", "3e1", "1e12"]
+
+
 def test_a_table_that_does_not_fit_has_a_card_per_row():
     columns = {"arm": ("arm", ""), "loss": ("loss", ".4f"), "why": ("why", "")}
     rows = [{"arm": "gelu", "loss": 3.1234, "why": "of a text that is longer than any line of it would be"}]

@@ -232,6 +232,19 @@ def test_a_floor_that_diverges_on_too_few_seeds_needs_more_of_them():
     assert more.comparisons[0].kind == "worse"
 
 
+def test_an_arm_whose_machine_failed_whole_leaves_the_verdicts_of_the_others():
+    def broken(cell, share):
+        if cell.stage == "confirm" and cell.arm == "two":
+            raise OSError("the disk is gone")
+        return loss(cell, share)
+
+    plan = study(confirm={"seeds": 6})
+    found = run(plan, test=broken)
+    rows = {row.arm: row for row in decided(found, plan).comparisons}
+    assert rows["two"].verdict == "not testable (no treatment runs)"
+    assert (rows["linear-floor"].verdict, rows["one"].n) == ("worse", 6)
+
+
 @pytest.mark.parametrize("rule", ["e-process", "obrien-fleming"])
 def test_an_arm_that_is_identical_stops_at_its_first_look(rule):
     plan = study(confirm={"seeds": None, "rule": rule})
