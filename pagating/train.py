@@ -31,7 +31,7 @@ from pagating.device import out_of_memory, resolve_device
 from pagating.evaluate import autocast
 from pagating.gating.alpha import alpha_parameters, alpha_values, set_progress
 from pagating.gating.schedules import warmup_then
-from pagating.layers import write_layers
+from pagating.layers import write_measured
 from pagating.limits import check_number
 from pagating.metrics import device_metrics, final_metrics, model_size, peak_rss_mb
 from pagating.model.pretrained import PretrainedError
@@ -316,7 +316,7 @@ def _steps(trial: Trial, checkpoints: CheckpointFolder | None, model_folder: Pat
     final |= device_metrics(device, final)
     final |= {"seconds": time.perf_counter() - started, "peak_rss_mb": peak_rss_mb()}
     if model_folder and (
-        problem := keep_trained(model, trial, model_folder, final) or write_layers(model, trial, model_folder)
+        problem := keep_trained(model, trial, model_folder, final) or write_measured(model, trial, model_folder)
     ):
         print(f"pagating: {problem}", file=sys.stderr, flush=True)
         if checkpoints:

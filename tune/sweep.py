@@ -15,7 +15,7 @@ from tune.errors import StudyError
 from tune.run import tables
 from tune.run.extend import check_folder, own_corpus
 from tune.run.interrupt import Interruption
-from tune.run.kept.layers import write_layers
+from tune.run.kept.measured import write_measured
 from tune.run.provenance import write_provenance
 from tune.run.study_run import CellEnded, StudyRun
 from tune.run.tracker import NoTracker, Tracker
@@ -116,7 +116,7 @@ def sweep(
         release()
     if run.ledger.events:
         tables.write_tables(study.name, run.ledger.events, folder, study)
-        write_layers(study, folder, run.records.values())
+        write_measured(study, folder, run.records.values())
     if run.slots:
         write_provenance(folder, study, run.ledger.events, run.slots)
     return run

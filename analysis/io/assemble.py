@@ -82,11 +82,12 @@ class Study:
     """Tables of one study, and the decision rule that was fixed before it ran.
 
     `trials` has one row per cell (stage, arm, configuration, seed). `curves` has one row per cell and evaluation step.
-    `layers` has one row per arm and layer of its kept model; it is empty if none was kept. Losses are in nats per
-    token. `margin` is in nats, or a text such as "0.5%" of the baseline's mean loss. `table` describes a table from
-    elsewhere, whose metric may have another unit and direction. A study of one rung of a ladder has its number in
-    `rung`; that of the highest rung which has begun also has the `ladder`. `own` describes the metric of a study that
-    trains the user's own code; its column `val_nll` is that metric as a loss.
+    `layers` has one row per arm and layer of its kept model, and `samples` one row per arm and prompt that it
+    continued; they are empty if none was kept. Losses are in nats per token. `margin` is in nats, or a text such as
+    "0.5%" of the baseline's mean loss. `table` describes a table from elsewhere, whose metric may have another unit and
+    direction. A study of one rung of a ladder has its number in `rung`; that of the highest rung which has begun also
+    has the `ladder`. `own` describes the metric of a study that trains the user's own code; its column `val_nll` is
+    that metric as a loss.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Study:
     settings: dict[str, Any]
     table: TableFacts | None = None
     layers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    samples: pd.DataFrame = field(default_factory=pd.DataFrame)
     rung: int | None = None
     ladder: Ladder | None = None
     own: TableFacts | None = None

@@ -99,10 +99,11 @@ def _load_folder(folder: Path, baseline: str | None, floor: str | None, metric: 
     trials, name = read_table(trials_file), folder.resolve().name
     chosen: dict[str, Any] = {"baseline": baseline, "floor": floor, "metric": metric, "folder": folder}
     study = assemble_any(str(folder), name, trials, curves, settings, **chosen)
-    layers_file = folder / "layers.parquet"
-    if not layers_file.is_file() or (study.ladder and study.rung != study.ladder.planned):
+    if study.ladder and study.rung != study.ladder.planned:
         return study
-    return replace(study, layers=read_table(layers_file))
+    files = {name: folder / f"{name}.parquet" for name in ("layers", "samples")}
+    found: dict[str, Any] = {name: read_table(file) for name, file in files.items() if file.is_file()}
+    return replace(study, **found)
 
 
 def one_rung(source: str, study: Study, rung: int) -> Study:

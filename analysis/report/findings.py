@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.describe import alphas, budget, calibration, curves, fairness, growth, hyperparameters, ladder, layers
+from analysis.describe.samples import Sample, by_prompt
 from analysis.io import formats
 from analysis.io.assemble import COMPUTE, Study
 from analysis.io.space import chosen_columns, chosen_rows
@@ -138,6 +139,11 @@ class Findings:
     def why(self) -> Rows:
         """The same by arm, with ratios to the baseline (`layers.by_arm`)."""
         return layers.by_arm(self.layers, self.study.baseline)
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """What the kept models write (`samples.by_prompt`); none before the study has ended."""
+        return [] if self.result.unfinished else by_prompt(self.study)
 
     @cached_property
     def cell_curves(self) -> list[Line]:

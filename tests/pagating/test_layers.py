@@ -9,7 +9,7 @@ import torch
 import pagating
 from pagating import layers
 from pagating.data.corpus import eval_windows, open_split
-from pagating.layers import LAYERS, layer_rows, write_layers
+from pagating.layers import LAYERS, SAMPLES, layer_rows, write_measured
 from pagating.train import build_model, steps
 from tests.pagating.helpers import make_trial, plain
 
@@ -36,6 +36,7 @@ def test_a_trained_models_folder_has_its_layers(packed, tmp_path, changed):
         assert 0 <= row["negative_slope"] <= 1
         assert row["dead"] < 1
     assert ("alpha" in found[0]) == ("unit" in changed)
+    assert (tmp_path / "model" / SAMPLES).exists() == ("task" not in changed)
 
 
 def test_the_rank_and_the_gradient_are_those_of_the_loaded_model(packed, tmp_path):
@@ -78,12 +79,12 @@ def test_a_model_of_nan_gives_null_and_a_folder_that_is_away_a_line(packed, tmp_
     model = build_model(trial)
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight.fill_(float("nan"))
-    assert write_layers(model, trial, tmp_path) is None
+    assert write_measured(model, trial, tmp_path) is None
     first, second = json.loads((tmp_path / LAYERS).read_text())
     assert first["hidden_rank"] > 1
     assert (second["hidden_rank"], second["openness"], second["gradient_norm"]) == (None, None, None)
-    said = write_layers(model, trial, tmp_path / "none")
-    assert said == f"{tmp_path / 'none'}: the layers of the trained model are not measured: No such file or directory"
+    said = write_measured(model, trial, tmp_path / "none")
+    assert said == f"{tmp_path / 'none'}: is kept, but its layers are not measured: No such file or directory"
 
 
 def test_too_little_memory_to_measure_costs_the_trial_nothing(packed, tmp_path, monkeypatch, capsys):
@@ -95,8 +96,8 @@ def test_too_little_memory_to_measure_costs_the_trial_nothing(packed, tmp_path, 
     assert rows[-1][1]["final"]["val_nll"] > 0
     assert not (tmp_path / "model" / LAYERS).exists()
     said = capsys.readouterr().err
-    assert said.startswith(f"pagating: {tmp_path / 'model'}: the layers of the trained model are not measured: out of")
+    assert said.startswith(f"pagating: {tmp_path / 'model'}: is kept, but its layers are not measured: out of")
     assert said.count("\n") == 1
     monkeypatch.setattr(layers, "layer_rows", lambda model, trial: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # an error of our own code is no reason to go on
-        write_layers(build_model(make_trial(packed)), make_trial(packed), tmp_path)
+        write_measured(build_model(make_trial(packed)), make_trial(packed), tmp_path)

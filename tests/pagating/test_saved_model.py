@@ -88,7 +88,9 @@ def test_what_it_is_and_what_it_was_trained_with_stand_beside_it(packed, tmp_pat
     assert (facts["task"], facts["vocab_size"], facts["model"], facts["unit"]) == ("causal", 280, MODEL, None)
     names = sorted(path.name for path in (tmp_path / "model").iterdir())
     theirs = ["config.json", "generation_config.json", "tokenizer_config.json"]
-    assert names == sorted(["layers.json", "model.json", "model.safetensors", "tokenizer.json", *theirs])
+    assert names == sorted(
+        [*theirs, "layers.json", "model.json", "model.safetensors", "samples.json", "tokenizer.json"]
+    )
 
 
 def test_a_tied_weight_is_kept_once_and_stays_tied(packed, tmp_path):

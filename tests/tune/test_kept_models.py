@@ -1,5 +1,6 @@
 """Tests of the kept models of a real study: in transformers, MLflow and ONNX, each in a process of its own."""
 
+import html
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -79,6 +81,27 @@ for arm in ("gelu", "learned"):
     for arm in ("gelu", "learned"):
         expected = pagating.load_model(place / "studies" / "kept" / "models" / arm)(IDS).logits
         torch.testing.assert_close(torch.load(place / f"{arm}.pt"), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_loaded_models_write_the_samples_of_the_report(place):
+    script = """
+import json, torch, pagating
+from transformers import AutoTokenizer
+torch.set_num_threads(1)
+for arm in ("gelu", "learned"):
+    folder = f"studies/kept/models/{arm}"
+    model, tokenizer = pagating.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompts = torch.tensor([row["prompt"] for row in json.load(open(f"{folder}/samples.json"))])
+    print(json.dumps(tokenizer.batch_decode(model.generate(prompts, do_sample=False, max_length=16))))
+"""
+    said = [json.loads(line) for line in run(place, "-c", script).splitlines()]
+    table = pd.read_parquet(place / "studies" / "kept" / "samples.parquet")
+    whole = table["beginning"] + table["greedy"]
+    assert [whole[table["arm"] == arm].tolist() for arm in ("gelu", "learned")] == said
+    assert [len(texts) for texts in said] == [3, 3]
+    page = (place / "studies" / "kept" / "report.html").read_text()
+    assert all(html.escape(text[-8:].replace("  ", "␣␣")) in page for texts in said for text in texts)
 
 
 @pytest.mark.slow

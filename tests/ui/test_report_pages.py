@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis.report import build
@@ -67,6 +68,9 @@ def built(tmp_path_factory):
     folder.mkdir()
     for name in ("study.yaml", "trials.parquet", "curves.parquet", "provenance.json"):
         shutil.copy(FINISHED / name, folder)
+    arms = pd.read_parquet(folder / "trials.parquet")["arm"].unique()
+    texts = {"beginning": "In the", "text": "beginning", "greedy": "a" * 200, "sampled": "the the " * 40}
+    pd.DataFrame({"arm": arms, "prompt": 0, **texts}).to_parquet(folder / "samples.parquet")
     return build.build(folder)
 
 
@@ -79,6 +83,7 @@ def shown(page, built):
         page.set_viewport_size(size)
         page.emulate_media(**media)
         page.goto(built.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true })")
         return page
 
     return opened
@@ -98,6 +103,7 @@ def unseen(page):
 def test_all_of_the_report_is_seen(shown, look):
     page = shown(look)
     assert unseen(page) == []
+    assert page.locator(".samples").is_visible()
     assert len(page.evaluate(SEEN)["figures"]) == page.locator("figure").count() >= 5
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(23, 24, 26)"
     assert dark == ("dark" in look)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STUDIES = Path("studies")
 OWN = re.compile(  # names in a study's folder; a scratch file starts with a dot, and a repaired ledger leaves copies
     r"\.?(study\.yaml|ledger\..*|heartbeat\.json|provenance\.json|check\.json|pretrained\.json|verdict\.(json|md)|report\.html"
-    r"|(trials|curves|layers)\.parquet)(\.\d+)?|figures|tables|models|logs|gates|code|checkpoints|cells|\.DS_Store"
+    r"|(trials|curves|layers|samples)\.parquet)(\.\d+)?|figures|tables|models|logs|gates|code|checkpoints|cells|\.DS_Store"
 )
 
 

@@ -52,7 +52,7 @@ def report(
 def _rebuilt(folder: Path) -> Findings:
     """Write the tables and the report of a study, and print its verdict."""
     from tune.run import ledger, provenance, tables
-    from tune.run.kept import layers
+    from tune.run.kept import measured
     from tune.study.files import load
 
     loaded = load(folder / "study.yaml")
@@ -62,7 +62,7 @@ def _rebuilt(folder: Path) -> Findings:
             typer.echo(f"unfinished: no trial of {folder} has ended yet", err=True)
             raise typer.Exit(Exit.COULD_NOT)
         tables.write_tables(loaded.name, events, folder, loaded)
-        layers.write_layers(loaded, folder, ledger.records(events).values())
+        measured.write_measured(loaded, folder, ledger.records(events).values())
         provenance.renew_check(folder, events)
     return show_verdict(loaded, folder, browse(loaded, folder.parent))
 

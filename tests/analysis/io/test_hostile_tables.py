@@ -208,6 +208,7 @@ BROKEN = {
     "trials.parquet": ["", "PAR1"],
     "curves.parquet": ["", "PAR1"],
     "layers.parquet": ["", "PAR1"],
+    "samples.parquet": ["", "PAR1"],
 }
 
 

@@ -221,7 +221,14 @@ def test_rm_keeps_what_no_study_wrote(made, tmp_path, monkeypatch, capsys):
     (tmp_path / "done" / "notes.md").touch()
     code, _, err = typed(monkeypatch, capsys, "rm", "done", "--output", tmp_path, "--yes")
     assert (code, err) == (2, f"pagating: {tmp_path}/done/notes.md: not written by a study; move it away first\n")
-    for scratch in (".study.yaml.123", ".trials.parquet.7", "ledger.damaged", "heartbeat.json", ".DS_Store"):
+    for scratch in (
+        ".study.yaml.123",
+        ".trials.parquet.7",
+        "ledger.damaged",
+        "heartbeat.json",
+        ".DS_Store",
+        "samples.parquet",
+    ):
         (tmp_path / "done" / scratch).touch()
     (tmp_path / "done" / "notes.md").unlink()
     assert typed(monkeypatch, capsys, "rm", "done", tmp_path / "done", "--output", tmp_path, "--yes")[0] == 0
