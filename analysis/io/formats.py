@@ -156,6 +156,9 @@ def verdict_table(rows: list[dict[str, Any]], title: str, width: int, unit: str 
         return table(rows, {k: column for k, column in wide.items() if not k.startswith("selected")}, title=title)
     ends = [("improvement_percent", "{}"), ("improvement_low", " [{}"), ("improvement_high", ", {}]")]
     short = [{**row, "improvement": "".join(form.format(cell(row[key], "+.2f")) for key, form in ends)} for row in rows]
+    for row in short:
+        if row["improvement_percent"] is None:
+            row["improvement"] = "-"
     for row in short if "n" not in with_runs(rows, VERDICT_COLUMNS) else ():
         row["n"] = f"{row['n_baseline']} + {row['n_arm']}"
     columns = {key: VERDICT_COLUMNS[key] for key in ("arm", "n", "p_adjusted", "verdict")}

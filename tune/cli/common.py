@@ -78,12 +78,14 @@ def seconds_of(text: str, option: str) -> float:
 
 
 def missing_hint(error: Any) -> str:
-    """Return what to give for a missing argument: a study file, or one of the studies; "" for another usage error."""
+    """Return what to give for a missing argument, such as one of the studies; "" for another usage error."""
     name = getattr(getattr(error, "param", None), "name", None)
     if type(error).__name__ != "MissingParameter":
         return ""
     if name == "config":
         return " A study file is meant, such as configs/sweep.yaml."
+    if name not in ("study", "studies"):
+        return f" {getattr(error.param, 'help', None) or ''}".rstrip()
     output = Path(error.ctx.params.get("output") or STUDIES)
     found = studies_in(output)
     return f" Studies in {output}: {', '.join(found[:MOST_NAMED])}." if found else f" There are no studies in {output}."

@@ -106,7 +106,8 @@ def _longer(study: Study) -> str:
     if not study.scales:
         tokens = study.fixed.tokens
         key = f"budget.{study.shown['tokens']}" if study.shown else "fixed.tokens"
-        return f"{key}: {tokens} -> {LONGER * tokens}, {ANOTHER}"
+        again = "" if study.shown else " (pagating plan says if a trial then reads its text more than once)"
+        return f"{key}: {tokens} -> {LONGER * tokens}, {ANOTHER}{again}"
     if study.shown:
         return f"budget of each rung, times {LONGER}, {ANOTHER}"
     each = study.scales[-1].tokens_per_parameter
@@ -123,6 +124,8 @@ def _to_tell_the_floor(result: Result, study: Study) -> list[str]:
     if study.overlap and any(row.seeds_needed is None for row in floor):
         return [f"To tell the floor from {result.baseline}: a larger data set, because no number of splits is enough"]
     seeds = confirm.looks[-1]
+    if any((row.seeds_needed or 0) > MOST_SEEDS for row in floor):
+        return [f"{MOST_SEEDS} seeds, the most of a study, are too few to tell the floor from {result.baseline}"]
     key = "seeds" if confirm.rule == "fixed" else "max_seeds"
     to = min(MOST_SEEDS, max(seeds + 1, *(row.seeds_needed or 2 * seeds for row in floor)))
     first = confirm.first_seed

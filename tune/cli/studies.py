@@ -156,7 +156,7 @@ def trial(
         for key, record in found.items():
             loss = record.final.get("val_nll")
             shown = "" if loss is None else loaded.sign * loss
-            typer.echo(f"{key}\t{record.outcome or 'running'}\t{shown}")
+            typer.echo(f"{key}\t{record.outcome or 'not ended'}\t{shown}")
         return
     if cell not in found:
         raise StudyError(f"{folder}: no cell '{cell}'; `pagating trial {study}` lists them")

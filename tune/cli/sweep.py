@@ -59,6 +59,8 @@ def sweep(
     from tune.errors import StudyError, StudyStopped
     from tune.study.files import find
 
+    if inline and (address or slots):
+        raise StudyError(f"--inline trains in this process: leave out {'--address' if address else '--slots'}")
     limit = None if time_budget is None else seconds_of(time_budget, "--time-budget")
     found = find(config, output)
     study, output = found.study, found.output if output == STUDIES else output

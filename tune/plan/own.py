@@ -164,12 +164,17 @@ def try_arms(study: OwnStudy, base: Path, length: int | None, arms: Sequence[str
     if not study.address:
         check_granted(study, slots=None)
     with short_trials(study, base) as trials:
+
+        def budget(arm: str) -> int:
+            return min(length or trials.budget(arm, SHARE), trials.budget(arm, 1.0))
+
         for arm in arms or study.arms:
-            budget = min(length or trials.budget(arm, SHARE), trials.budget(arm, 1.0))
-            yield _tried(trials.study, arm, trials.run(STAGE, arm, SEED, budget))
+            tried = trials.run(STAGE, arm, SEED, budget(arm))
+            yield _tried(trials.study, arm, tried, study.arms[arm].share < 1 and budget(arm) == budget(study.baseline))
 
 
-def _tried(study: OwnStudy, arm: str, done: ShortTrial) -> OwnTried:
+def _tried(study: OwnStudy, arm: str, done: ShortTrial, alike: bool) -> OwnTried:
+    """Describe a short trial. `alike`: it has the baseline's length, though in the study its trials are shorter."""
     if done.outcome != "completed":
         return OwnTried(f"{arm}: {done.outcome}: {done.reason}", done.reason)
     first, last = (study.sign * done.losses[i] for i in (0, -1))
@@ -179,5 +184,6 @@ def _tried(study: OwnStudy, arm: str, done: ShortTrial) -> OwnTried:
     said = (
         f"{arm}: {study.resolved(arm).formula}; {study.metric.name} {values} in {done.budget} of "
         f"{study.length(arm, study.amount)} {study.unit}{memory}, {done.seconds:.3g} s with the start of its process"
+        + (f"; as long as {study.baseline} here, and shorter in the study" if alike else "")
     )
     return OwnTried(said, None)

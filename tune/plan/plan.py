@@ -46,6 +46,7 @@ from tune.study.sizes import confirm_seeds, example, short_searches, side_by_sid
 from tune.study.study import Study
 from tune.study.trial_spec import trial_spec
 from tune.study.weights import local_weights
+from tune.subject.sources import draft
 
 PROBE_SECONDS = 10.0
 SPLITS = ("train", "validation", "test")
@@ -258,6 +259,7 @@ def run(
     folder = found.output / study.name
     check_folder(study, folder, base)
     if isinstance(study, OwnStudy):
+        draft(study, base, folder)  # refuses what cannot be trained, also if nothing is trained here
         plans, how = _own_plans(study, base, wanted, hours_from, share, spread, say)
         notes = idle_slots(study, wanted) + short_searches(study)
         plan = join_plans(study, plans) if study.scales else plans[0]
@@ -313,9 +315,12 @@ def run(
             )
         )
     plan = plans[0]
+    train_tokens = meta["splits"]["train"]["tokens"] if meta else None
     if study.scales:
         plan = join_plans(study, plans)
-        notes += lengths(study, plans, meta["splits"]["train"]["tokens"] if meta else None)
+        notes += lengths(study, plans, train_tokens)
+    elif train_tokens and study.fixed.tokens > train_tokens:
+        notes.append(f"a trial reads the training text {study.fixed.tokens / train_tokens:.2g} times")
     return show(_finished(plan, how, source, notes), form)
 
 

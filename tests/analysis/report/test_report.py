@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis.io import formats
 from analysis.io.files import TableError
 from analysis.io.study import load
 from analysis.report import build, plots
@@ -171,6 +172,7 @@ def test_what_would_change_the_conclusion(tmp_path: Path, monkeypatch: pytest.Mo
     text = build.build(simulate(tmp_path / "few", gaps=gaps, seeds=4)).read_text()
     assert "a claim asks for 8" in text
     assert "below a gap of 3%" in text
+    assert "This interval is of the floor alone, at level 0.05" in text
     assert re.search(r"\d+ of \d+ trials infeasible", text)
 
 
@@ -178,6 +180,9 @@ def test_the_terminal_table_has_a_row_an_arm(demo: Path):
     table = build.terminal_table(decide.decide(load(demo)))
     assert table.row_count == 3
     assert [str(c.header) for c in table.columns][-1] == "verdict"
+    gone = {"arm": "x", "n": 0, "verdict": "unfinished", "p_adjusted": None}
+    gone |= dict.fromkeys(("improvement_percent", "improvement_low", "improvement_high"))
+    assert [str(shown) for shown in formats.verdict_table([gone], "", 80).columns[2].cells] == ["-"]
 
 
 @pytest.mark.slow

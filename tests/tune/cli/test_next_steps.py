@@ -101,6 +101,22 @@ def test_more_seeds_than_a_study_takes_are_not_advised():
         study(confirm={"seeds": MOST_SEEDS + 1})
 
 
+def test_a_floor_that_no_number_of_seeds_tells_is_told_by_longer_trials_only():
+    plan = study()
+    found = result(plan, CLEAR, CLEAR, floor=0.01)
+    assert found.sensitivity.too_few_seeds
+    row = next(row for row in found.comparisons if row.arm == "floor")
+    seeds = "confirm.first_seed: 101 -> 107 and confirm.seeds"
+    for needed, said in (
+        (MOST_SEEDS, f"To tell the floor from gelu: {seeds}: 6 -> {MOST_SEEDS}"),
+        (MOST_SEEDS + 1, f"{MOST_SEEDS} seeds, the most of a study, are too few to tell the floor from gelu"),
+    ):
+        row.seeds_needed = needed
+        first, second = to_change(found, plan)
+        assert first.startswith(said)
+        assert second.startswith("Or longer trials, in which the floor loses by more: ")
+
+
 def test_a_ladder_becomes_longer_by_its_rungs():
     assert _longer(ladder_of()) == "tokens_per_parameter of each rung: 20 -> 80, under another name"
     rows = [{"tokens": 10**6 * n, "d_model": 16 * n} for n in (1, 2)]
@@ -110,7 +126,10 @@ def test_a_ladder_becomes_longer_by_its_rungs():
 def test_a_floor_that_does_not_lose_asks_for_longer_trials():
     plan = study()
     (line,) = to_change(result(plan, CLEAR, CLEAR, floor=0.0), plan)
-    assert line == "To make arms differ by more than the noise: fixed.tokens: 4096 -> 16384, under another name"
+    assert line == (
+        "To make arms differ by more than the noise: fixed.tokens: 4096 -> 16384, under another name (pagating "
+        "plan says if a trial then reads its text more than once)"
+    )
 
 
 def test_splits_of_one_data_set_are_not_added_without_end():

@@ -119,3 +119,16 @@ def test_a_time_budget_ends_in_good_order_and_programs_read_every_event(tmp_path
     assert [line["event"] for line in more[-2:]] == ["verdict", "end"]
     assert {row["arm"]: row["verdict"] for row in more[-2]["comparisons"]} == {"shifted": "better", "short": "worse"}
     assert told.read_text() == "own unfinished 1\nown finished 0\n"
+
+
+def test_options_of_ray_are_refused_beside_inline_and_a_missing_folder_of_results_is_named(
+    tmp_path, monkeypatch, capsys
+):
+    for option, value in (("--address", "auto"), ("--slots", 2)):
+        code, out, err = typed(monkeypatch, capsys, "sweep", SMOKE, "--output", tmp_path, "--inline", option, value)
+        assert (code, out) == (2, "")
+        assert err == f"pagating: --inline trains in this process: leave out {option}\n"
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = typed(monkeypatch, capsys, "take", SMOKE)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'results'. Folder of cells, its results/, or the file of one result." in err

@@ -64,6 +64,10 @@ def test_hours_from_the_seconds_of_a_trial_need_no_training(tmp_path, monkeypatc
     code, _, err = typed(monkeypatch, capsys, "plan", config, "--hours-from", "a100")
     assert (code, err.count("\n")) == (2, 1)
     assert "--hours-from a100: allowed: measure, or the seconds of a trial, such as 90s" in err
+    (tmp_path / "mine.py").unlink()
+    code, out, err = typed(monkeypatch, capsys, "plan", config, "--hours-from", "100s")
+    assert (code, out) == (2, "")
+    assert err == f"pagating: trial: mine.py: no such file in {tmp_path}\n"
 
 
 def test_a_plan_of_a_training_that_fails_is_refused_with_its_reason(tmp_path, monkeypatch, capsys):
@@ -89,6 +93,7 @@ def test_try_shows_the_metric_of_each_arm_and_fails_with_an_arm(tmp_path, monkey
     code, out, _ = typed(monkeypatch, capsys, "try", config)  # its reports come every 10 steps
     assert code == 0
     assert "in 10 of 40 steps" in out
+    assert [line.partition(":")[0] for line in out.splitlines() if "as long as plain here" in line] == ["short"]
     code, out, _ = typed(monkeypatch, capsys, "try", config, "--steps", 15)
     assert code == 1
     assert "plain: failed: the last report was at step 10 of 15 steps" in out

@@ -74,6 +74,15 @@ def test_the_plan_of_a_ladder_covers_its_rungs(tmp_path, cache):
         )
 
 
+def test_a_plan_says_how_often_a_trial_reads_a_short_text(tmp_path, cache):
+    (tmp_path / "text.txt").write_text("a few words of text, again and again\n" * 400)
+    config = tmp_path / "short.yaml"
+    for tokens, said in ((128, 0), (1 << 20, 1)):
+        config.write_text(yaml_of(SMALL, corpus={"files": {"train": "text.txt"}}, fixed={"tokens": tokens}))
+        notes = json.loads(plan.run(config, tmp_path / "studies", **OPTIONS))["notes"]
+        assert sum(note.startswith("a trial reads the training text ") for note in notes) == said
+
+
 def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, monkeypatch):
     config = tmp_path / "far.yaml"
     tokenizer = {"vocab_size": None, "pretrained": "gpt2"}
