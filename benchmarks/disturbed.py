@@ -60,7 +60,7 @@ class Place:
     """Folder with its own study file, output folder and store."""
 
     base = STUDY
-    names = ("val_nll", "val/nll", "final/val_nll")  # of the loss: in the tables, of MLflow's curves and results
+    names = ("val_nll", "val/nll", "val_nll")  # of the loss: in the tables, of MLflow's curves and results
 
     def __init__(self, folder: Path, name: str = "faults", store: str | None = None, **changes: Any) -> None:
         """Make a place; `changes` are sections of the study file, `store` a tracking URI (default: a local sqlite)."""

@@ -48,7 +48,7 @@ class OwnPlace(Place):
     """Folder with a study of the user's own training."""
 
     base = STUDY
-    names = ("val_loss", "val_loss", "final/val_loss")
+    names = ("val_loss", "val/val_loss", "val_loss")
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         super().__init__(folder, **settings)

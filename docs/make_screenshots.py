@@ -117,7 +117,7 @@ def run_pages(study: Path) -> dict[str, tuple[str, str]]:
 
     parent = first("tags.stage = 'study'").info.run_id
     stopped = first("tags.outcome = 'stopped_early'").info.run_id
-    best = first("tags.stage = 'confirm'", "metrics.`final/val_nll`")
+    best = first("tags.stage = 'confirm'", "metrics.`val_nll`")
     seed = best.data.tags["seed"]
     baseline = load(study / "study.yaml").baseline
     base = first(f"tags.stage = 'confirm' and tags.arm = '{baseline}' and tags.seed = '{seed}'")

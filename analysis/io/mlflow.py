@@ -1,8 +1,9 @@
 """Reader of a study from MLflow: the runs under a parent run become the two tables that a study folder holds.
 
 Each run has the tags study, stage, arm, seed, config_key and outcome, and in a ladder rung. It has the params lr and
-alpha, the metrics final/NAME, and the step metrics val/nll, train/nll, lr, grad_norm and alpha/layer_I. One that trains
-the user's own code has the user's names instead. The parent has study.yaml as an artifact.
+alpha, the metrics of the trial by their columns, and the step metrics val/nll, train/nll and alpha/layer_I. One that
+trains the user's own code has the user's names instead, val/NAME and train/UNIT. Earlier versions wrote final/NAME for
+the trial, and the user's names without a prefix for the steps. The parent has study.yaml as an artifact.
 """
 
 import math
@@ -147,8 +148,8 @@ def _step_metrics(settings: dict[str, Any]) -> dict[str, str]:
     """Return the metrics of an evaluation, and the column of each."""
     if settings.get("trial") is None:
         return _STEP_METRICS
-    names = [(settings.get("metric") or {}).get("name"), *(settings.get("budget") or {})]
-    return {str(name): str(name) for name in names if name}
+    metric, units = (settings.get("metric") or {}).get("name"), settings.get("budget") or {}
+    return {f"val/{metric}": str(metric)} | {f"train/{unit}": str(unit) for unit in units}
 
 
 def _row(run: Any, tuned: list[str]) -> dict[str, Any]:
@@ -156,9 +157,15 @@ def _row(run: Any, tuned: list[str]) -> dict[str, Any]:
     row: dict[str, Any] = {k: tags.get(k) for k in ("study", "stage", "arm", "seed", "config_key", "outcome", "reason")}
     row |= _rung(tags) | {"test_nll": math.nan, "val_nll": math.nan}
     row |= {k: float(params[k]) if k in params else math.nan for k in tuned}
-    row |= {k.removeprefix("final/"): v for k, v in metrics.items() if k.startswith("final/")}
+    row |= _final(metrics)
     layers = {k: v for k, v in metrics.items() if k.startswith("alpha/layer_")}
     return row | {k.replace("alpha/layer_", "alpha_layer_"): v for k, v in layers.items()}
+
+
+def _final(metrics: dict[str, float]) -> dict[str, float]:
+    """Return the metrics of a whole trial by column."""
+    old = {k.removeprefix("final/"): v for k, v in metrics.items() if k.startswith("final/")}
+    return old if old or "lr" in metrics else {k: v for k, v in metrics.items() if "/" not in k}
 
 
 def _rung(tags: dict[str, str]) -> dict[str, int]:
@@ -169,11 +176,13 @@ def _curve(client: Any, run: Any, steps: dict[str, str]) -> list[dict[str, Any]]
     tags = run.data.tags
     base = {"stage": tags["stage"], "arm": tags["arm"], "seed": int(tags["seed"]), "config_key": tags.get("config_key")}
     base |= _rung(tags)
-    names = steps | {k: k.replace("/", "_") for k in run.data.metrics if k.startswith("alpha/layer_")}
+    names = {k if k in run.data.metrics else k.rpartition("/")[2]: column for k, column in steps.items()}
+    names |= {k: k.replace("/", "_") for k in run.data.metrics if k.startswith("alpha/layer_")}
     rows: dict[int, dict[str, Any]] = {}
     for metric, column in names.items():
         for point in client.get_metric_history(run.info.run_id, metric):
             rows.setdefault(point.step, base | {"step": point.step})[column] = point.value
-    tokens, updates = run.data.metrics.get("final/tokens"), run.data.metrics.get("final/steps")
+    final = _final(run.data.metrics)
+    tokens, updates = final.get("tokens"), final.get("steps")
     per_step = tokens / updates if tokens and updates else 1.0
     return [row | {"tokens": row["step"] * per_step} for _, row in sorted(rows.items())]

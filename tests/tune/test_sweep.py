@@ -131,7 +131,7 @@ def test_mlflow_holds_one_run_a_cell_as_the_ledger_has_it(study):
         assert run.data.tags["seed"] == str(record.cell.seed)
         assert float(run.data.params["lr"]) == record.cell.config["lr"]
         assert 0 <= float(run.data.params["alpha"]) <= 2  # numeric for every arm, the baseline included
-        assert run.data.metrics["final/val_nll"] == record.final["val_nll"]
+        assert run.data.metrics["val_nll"] == record.final["val_nll"]
         history = client.get_metric_history(run.info.run_id, "val/nll")
         assert [(m.step, m.value) for m in history] == [(row["step"], row["val_nll"]) for row in record.curve]
     learned = next(run for key, run in children.items() if key.startswith("confirm/paglu-per-layer"))

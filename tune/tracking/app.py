@@ -2,8 +2,9 @@
 
 MLflow 3 opens pages for agents, with an assistant over a third of the window. It lists only a hundred runs, without
 their hyperparameters, and assigns random colours to groups. Except for the hundred, these settings are in the browser's
-storage. The page sets them there once, so a user's own choices are kept. Its menu Views opens every saved view as a
-table, because only the address of a page says whether it shows charts. The page adds that to the address.
+storage. The page sets them there once, so a user's own choices are kept. Only the view that a study opens on is set
+once more, when the study has its verdict. MLflow's menu Views opens every saved view as a table, because only the
+address of a page says whether it shows charts. The page adds that to the address.
 
 MLflow 3 has no setting for any of this. A link can name the workflow (`?workflowType=`) and a saved view. No
 environment variable, option or tag sets the columns of a first visit, the colours of groups, the assistant or the
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from mlflow import MlflowClient
 from mlflow.server import app as flask_app
 from mlflow.server.fastapi_app import app
 
-from tune.tracking.views import ARM_COLOURS, PAGE, VIEW, VIEWS
+from tune.tracking.views import ARM_COLOURS, OPENS, PAGE, VIEW, VIEWS
 
 LISTED = 200  # number of latest experiments whose columns are set
 AT_ONCE = 1000  # number of runs to load, so that an arm's mean is taken over all of its runs
@@ -34,11 +36,26 @@ SETTINGS: dict[str, Any] = {
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,
     "mlflow.assistant.panelOpen_v1": False,
 }
-SCRIPT = """<script>
-const [once, colours, entry, modes] = %s;
+SCRIPT = r"""<script>
+const [once, pages, colours, entry, modes] = %s;
 for (const [name, value] of Object.entries(once))
   if (localStorage.getItem(name) === null) localStorage.setItem(name, JSON.stringify(value));
-localStorage.setItem(entry, JSON.stringify({...colours, ...JSON.parse(localStorage.getItem(entry) ?? "{}")}));
+for (const [name, [view, state]] of Object.entries(pages))
+  if (localStorage.getItem(name) === null || (view !== "trials" && localStorage.getItem(`pagating.${name}`) !== view)) {
+    localStorage.setItem(name, JSON.stringify(state));
+    localStorage.setItem(`pagating.${name}`, view);
+  }
+const stored = (name) => JSON.parse(localStorage.getItem(name) ?? "{}");
+const paint = () => {
+  const own = colours[location.hash.match(/experiments\/(\d+)/)?.[1]] ?? {};
+  const [now, set] = [stored(entry), stored("pagating.colours")];
+  for (const [group, colour] of Object.entries(own))
+    if (!(group in now) || now[group] === set[group]) now[group] = set[group] = colour;
+  localStorage.setItem(entry, JSON.stringify(now));
+  localStorage.setItem("pagating.colours", JSON.stringify(set));
+};
+paint();
+addEventListener("hashchange", paint);
 if (location.hash === "" || location.hash === "#/") location.replace("#/experiments");
 let last = null, tries = 0;
 const chart = () => {
@@ -52,31 +69,42 @@ const chart = () => {
 };
 for (const name of ["pushState", "replaceState"]) {
   const real = history[name];
-  history[name] = function (...given) { real.apply(this, given); setTimeout(chart); };
+  history[name] = function (...given) { real.apply(this, given); paint(); setTimeout(chart); };
 }
 </script>"""
 
 
-def settings(client: MlflowClient) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the settings for a browser without any: values by name of their storage entry, and colours by group."""
-    found, colours = dict(SETTINGS), dict[str, str]()
-    studies = client.search_experiments(max_results=LISTED, order_by=["last_update_time DESC"])
-    for experiment in studies:
-        saved = experiment.tags.get(f"{VIEW}trials")
-        if saved:
+@dataclass
+class Settings:
+    """What a browser without any settings stores.
+
+    Attributes:
+        pages: View that each study opens on, and its state, by name of the storage entry.
+        colours: Colours by group, by id of the experiment. Two studies may give an arm of one name two colours.
+    """
+
+    pages: dict[str, tuple[str, Any]]
+    colours: dict[str, dict[str, str]]
+
+
+def settings(client: MlflowClient) -> Settings:
+    """Return the settings of the latest studies in a store."""
+    found = Settings({}, {})
+    for experiment in client.search_experiments(max_results=LISTED, order_by=["last_update_time DESC"]):
+        view = experiment.tags.get(OPENS, "trials")
+        if saved := experiment.tags.get(f"{VIEW}{view}"):
             page = f'MLflowLocalStorage-1.1-ExperimentPage-["{experiment.experiment_id}"]-ReactComponentState'
-            found[page] = json.loads(json.loads(saved)["state"])
-        colours = json.loads(experiment.tags.get(ARM_COLOURS, "{}")) | colours
-    return found, colours
+            found.pages[page] = view, json.loads(json.loads(saved)["state"])
+        found.colours[experiment.experiment_id] = json.loads(experiment.tags.get(ARM_COLOURS, "{}"))
+    return found
 
 
-def with_settings(page: str, found: dict[str, Any], colours: dict[str, str]) -> str:
+def with_settings(page: str, found: Settings) -> str:
     """Insert a script that stores the settings, before the other scripts of MLflow's page.
 
     Args:
         page: HTML of the page.
-        found: Values by name of their storage entry.
-        colours: Colours by group.
+        found: The settings.
 
     Raises:
         ValueError: The page has no `<head>`.
@@ -84,9 +112,8 @@ def with_settings(page: str, found: dict[str, Any], colours: dict[str, str]) -> 
     if "<head>" not in page:
         raise ValueError("MLflow's page has no <head>: `mlflow ui` serves it unchanged")
     modes = {view: mode for view, (_, mode) in VIEWS.items()}
-    safe = json.dumps([found, colours, GROUP_COLOURS, modes]).replace(
-        "<", "\\u003c"
-    )  # a study's text cannot end the script
+    stored = json.dumps([SETTINGS, found.pages, found.colours, GROUP_COLOURS, modes])
+    safe = stored.replace("<", "\\u003c")  # a study's text cannot end the script
     return page.replace("<head>", f"<head>{SCRIPT % safe}", 1)
 
 
@@ -94,7 +121,7 @@ def first_page() -> HTMLResponse:
     """Return the page that contains the whole UI."""
     page = (Path(str(flask_app.static_folder)) / "index.html").read_text(encoding="utf-8")
     client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_BACKEND_STORE_URI"))
-    return HTMLResponse(with_settings(page, *settings(client)), headers={"Cache-Control": "no-cache"})
+    return HTMLResponse(with_settings(page, settings(client)), headers={"Cache-Control": "no-cache"})
 
 
 def all_at_once() -> None:

@@ -100,7 +100,7 @@ def _log(client: Any, study: Study, run: Any, folder: Path, facts: dict[str, Any
         with tempfile.TemporaryDirectory() as scratch:
             client.log_model_artifacts(made.model_id, str(_flavour(made, Path(scratch))))
     where = {"timestamp": run.info.end_time, "step": final["steps"], "model_id": made.model_id}
-    last = [Metric(f"final/{metric}", final[metric], **where) for metric in ("val_nll", "test_nll") if metric in final]
+    last = [Metric(metric, final[metric], **where) for metric in ("val_nll", "test_nll") if metric in final]
     client.log_batch(run_id, metrics=last)
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, final["steps"])])
     client.set_logged_model_tags(made.model_id, _tags(made.model_id, client.tracking_uri, folder, facts))

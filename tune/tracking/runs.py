@@ -2,6 +2,9 @@
 
 Every write is an upsert. Its key is the cell and the start of the attempt, and its times follow from the ledger. So
 writing twice, or again after a lost answer, changes nothing.
+
+A curve has a name with a prefix (`val/nll`). A result of a whole trial has the name of its column in trials.parquet.
+MLflow draws the charts of names without a prefix last, so that its pages begin with curves, not with single points.
 """
 
 from __future__ import annotations
@@ -19,16 +22,18 @@ from analysis.io.text import markdown, one_line
 from tune.run.provenance import git_commit
 from tune.study.arm import AlphaSection
 from tune.study.cell import Cell, Record
+from tune.study.ladder import vocabulary_of
 from tune.study.own_study import OwnStudy
 from tune.study.study import Study
 from tune.tracking.identity import PARENT, STUDY_ID, Found, find, merge, pages, place_tags, study_id
 from tune.tracking.store import artifact_folder, prepare_store, sqlite_file
-from tune.tracking.views import COLOUR, NOTE, arm_colour, note, show, view_tags
+from tune.tracking.verdict import note
+from tune.tracking.views import COLOUR, NOTE, arm_colour, show, view_tags
 
 STATUS = {"completed": "FINISHED", "stopped_early": "KILLED", "infeasible": "FAILED", "failed": "FAILED"}
 REASONS = {"stopped_early": "at its last step its loss was among the worse of its arm's trials"}  # if a record has none
-METRICS = {"val_nll": "val/nll", "train_nll": "train/nll", "lr": "lr", "grad_norm": "grad_norm"}
-METRICS |= {"padded_nll": "val/padded_nll"}  # only some rows have it
+METRICS = {"val_nll": "val/nll", "train_nll": "train/nll", "lr": "train/lr", "grad_norm": "train/grad_norm"}
+METRICS |= {"tokens_per_second": "train/tokens_per_second", "padded_nll": "val/padded_nll"}  # the last: only some rows
 ROOM = 900  # metrics per request; the server accepts at most 1,000
 HTTP = {  # MLflow's default of 4 minutes per call would hide that a server is unreachable
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -122,7 +127,7 @@ class Runs:
         self._experiment = found.experiment or self._create_experiment(client, found.name)
         self.parent_id = self._parent(client, found)
         merge(client, self._experiment, found.others, self.parent_id)
-        description = note(self.study, self._experiment, self.parent_id, None)
+        description = note(self.study, self._experiment, self.parent_id)
         show(client, self._experiment, {**view_tags(self.study), NOTE: description})
         self.known = {}
         mine = f"tags.`{PARENT}` = '{self.parent_id}'"
@@ -132,8 +137,8 @@ class Runs:
             if cell in self.known or (running and not again):
                 client.delete_run(run.info.run_id)
             else:
-                outcome = None if running else run.data.tags.get("outcome")
-                described = "arm" in run.data.params
+                described = "seed" in run.data.params  # not if its first request was lost, or by an earlier version
+                outcome = run.data.tags.get("outcome") if described and not running else None
                 self.known[cell] = Known(run.info.run_id, run.info.start_time, outcome, described=described)
         self._client = client
 
@@ -171,7 +176,7 @@ class Runs:
             "study": self.study.name,
             "stage": "study",
             "corpus": self.digest,
-            NOTE: note(self.study, self._experiment, None, None),
+            NOTE: note(self.study, self._experiment, None),
             COLOUR: "#8a8a8f",
             **own,
             **_source_tags(),
@@ -179,7 +184,7 @@ class Runs:
         created = client.create_run(self._experiment, run_name=f"study {self.study.name}", tags=tags)
         parent = created.info.run_id
         client.log_inputs(parent, [self._dataset()])
-        client.log_batch(parent, params=[Param(key, str(value)) for key, value in _sizes(self.study).items()])
+        client.log_batch(parent, params=[Param(key, str(value)) for key, value in _constants(self.study).items()])
         client.log_text(parent, (self.folder / "study.yaml").read_text(encoding="utf-8"), "study.yaml")
         return parent
 
@@ -212,9 +217,12 @@ class Runs:
         tags: list[Any] = []
         if record.outcome is not None:
             last = record.curve[-1]["step"] if record.curve else 0
+            final = own_names(self.study, record.final)
+            if final and not self.study.shown:  # a chart over alpha shows only runs that have it
+                final = {"alpha": numeric_alpha(self.study, record.cell.arm, record.cell.config), **final}
             metrics += [
-                Metric(f"final/{name}", float(value), stamps[-1], last)
-                for name, value in own_names(self.study, record.final).items()
+                Metric(name, float(value), stamps[-1], last)
+                for name, value in final.items()
                 if value is not None and not isinstance(value, str)
             ]
             tags = [RunTag("outcome", record.outcome)]
@@ -263,14 +271,15 @@ class Runs:
     def _params(self, cell: Cell) -> list[Any]:
         from mlflow.entities import Param
 
-        arm = self.study.arms[cell.arm]
-        if isinstance(self.study, OwnStudy):
-            values = {**self.study.values(cell.arm, cell.config), "arm": cell.arm}
-            return [Param(key, str(value)) for key, value in values.items()]
-        params = {**cell.config, "alpha": numeric_alpha(self.study, cell.arm, cell.config)}
-        shown = {"arm": cell.arm, "gate": arm.gate or "none", "base": arm.base if arm.gate else arm.unit or "stock"}
-        sizes = {"rung": cell.rung, **_sizes(self.study.at(cell.rung))} if cell.rung else {}
-        return [Param(key, str(value)) for key, value in {**sizes, **params, **shown}.items()]
+        arm, study = self.study.arms[cell.arm], self.study.at(cell.rung)
+        values = {**_constants(study, cell.arm), "arm": cell.arm, "seed": cell.seed}
+        values |= {"rung": cell.rung} if cell.rung else {}
+        if isinstance(study, OwnStudy):
+            values |= study.values(cell.arm, cell.config)
+        else:
+            values |= {"gate": arm.gate or "none", "base": arm.base if arm.gate else arm.unit or "stock"}
+            values |= {"alpha": numeric_alpha(study, cell.arm, cell.config), **cell.config}
+        return [Param(key, str(value)) for key, value in values.items()]
 
     def _dataset(self) -> Any:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -307,21 +316,24 @@ def own_names(study: Study, values: dict[str, Any]) -> dict[str, Any]:
 def _metrics(study: Study, row: dict[str, Any]) -> list[tuple[str, Any]]:
     """Return names and values of the metrics of an evaluation."""
     if study.shown:
-        return [(name, value) for name, value in own_names(study, row).items() if name not in ("step", "alpha")]
+        metric = study.shown["val_nll"]
+        found = {name: value for name, value in own_names(study, row).items() if name not in ("step", "alpha")}
+        return [(f"{'val' if name == metric else 'train'}/{name}", value) for name, value in found.items()]
     return [
         *((METRICS[source], row[source]) for source in METRICS if source in row),
-        ("tokens_per_second", row["tokens_per_second"]),
         *((f"alpha/layer_{layer}", value) for layer, value in enumerate(row["alpha"])),
     ]
 
 
-def _sizes(study: Study) -> dict[str, int]:
-    if isinstance(study, OwnStudy):
-        return dict(study.budget)
+def _constants(study: Study, arm: str = "") -> dict[str, Any]:
+    """Return what is the same in all trials of a study of one size, or of one of its arms."""
     if study.scales:
         return {"rungs": len(study.scales)}
-    sizes = {name: getattr(study.model, name) for name in ("n_layer", "d_model", "n_head", "n_ctx")}
-    return sizes | {"tokens": study.fixed.tokens, "batch_tokens": study.fixed.batch_tokens}
+    if isinstance(study, OwnStudy):
+        return {unit: study.length(arm, amount) if arm else amount for unit, amount in study.budget.items()}
+    sections = (study.model, study.fixed)
+    found = {name: value for each in sections for name, value in each.model_dump(exclude_none=True).items()}
+    return found | {"vocab_size": vocabulary_of(study.tokenizer)}
 
 
 def _stamps(record: Record) -> list[int]:

@@ -27,7 +27,7 @@ from tune.study.study import Study
 from tune.tracking.models import log_models
 from tune.tracking.runs import Runs
 from tune.tracking.store import count_runs, sqlite_file
-from tune.tracking.views import log_verdict
+from tune.tracking.verdict import log_verdict
 
 HOLD_BACK = 30.0  # longest time in seconds that the import of MLflow waits for the first trial
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between attempts at a store that answers with errors

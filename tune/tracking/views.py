@@ -1,4 +1,4 @@
-"""Display of a study in MLflow's UI: saved views (columns, groups, charts), the arms' colours and the description.
+"""Display of a study in MLflow's UI: saved views (columns, groups, charts) and the arms' colours.
 
 A saved view is an experiment tag in a format of the UI. The menu Views lists it, and a link can open it. It contains
 the state of the runs page.
@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from analysis.io.text import markdown, one_line
 from analysis.report.palette import INK, colour_of
-from tune.run import ledger
 from tune.study.study import Study
 
 VIEW = "mlflow.sharedViewState."
@@ -23,15 +20,16 @@ VIEWS = {  # id: (name in the menu Views, which shows 32 letters; mode of the pa
     "arms": ("Confirm runs: mean of each arm", "TABLE"),
     "curves": ("Confirm runs: loss curve by arm", "CHART"),
     "trials": ("All trials, lowest loss first", "TABLE"),
-    "search": ("All trials: alpha, arm, lr, loss", "CHART"),
+    "search": ("All trials: lr, arm, alpha, loss", "CHART"),
     "rungs": ("Confirm runs: mean by arm, rung", "TABLE"),  # only of a ladder
 }
 SINCE = 1_700_000_000_000  # ms; fixed, so that a study always has the same tags; the menu lists the latest first
 NAME = "attributes.`Run Name`"
 PAGE = 100  # number of runs that the runs page loads at first
-ARM_COLOURS = "pagating.armColours"  # tag with the colours that `pagating ui` stores in the browser
-ROOM = 7000  # characters of a verdict in the description of a run, which MLflow cuts at 8,000
-OWN_METRICS = ("mean_difference", "training_percent", "training_low", "training_high")  # of an arm, in its verdict
+HIDDEN = "mlflow.pagating."  # the list of experiments shows every tag that does not begin with mlflow.
+ARM_COLOURS = f"{HIDDEN}armColours"  # tag with the colours that `pagating ui` stores in the browser
+OPENS = f"{HIDDEN}opens"  # tag with the view that `pagating ui` opens a study on; without it, all trials
+OLD_COLOURS = "pagating.armColours"  # tag of earlier versions
 LONGEST = 5000  # maximal number of characters of an experiment's tag in MLflow's sqlite store
 Range = tuple[float, float]
 
@@ -56,15 +54,14 @@ def name_of(study: Study, view: str) -> str:
 
 def group_colours(study: Study) -> dict[str, str]:
     """Return the colour of each arm by the name of its group on the runs page."""
-    return {f"tag.arm.{arm}": arm_colour(study, arm) for arm in study.arms}
+    views = ["arms", "rungs"] if study.scales else ["arms"]
+    return {group: arm_colour(study, arm) for view in views for group, arm in _groups(study, view).items()}
 
 
-def _groups(study: Study, view: str) -> list[str]:
-    """Return the names of the groups of a view on the runs page."""
-    arms = list(group_colours(study))
-    if view != "rungs":
-        return arms
-    return [f"{arm},tag.rung.{rung}" for rung in range(1, len(study.scales) + 1) for arm in arms]
+def _groups(study: Study, view: str) -> dict[str, str]:
+    """Return the arm of each group of a view, by the name of the group on the runs page."""
+    ends = [f",tag.rung.{rung}" for rung in range(1, len(study.scales) + 1)] if view == "rungs" else [""]
+    return {f"tag.arm.{arm}{end}": arm for end in ends for arm in study.arms}
 
 
 def end_of_curves(ends: Sequence[dict[str, Any]]) -> tuple[Range, Range] | None:
@@ -95,7 +92,7 @@ def view_tags(study: Study, ends: Sequence[dict[str, Any]] = ()) -> dict[str, st
 def is_ours(tag: str, value: str) -> bool:
     """Return True if this project wrote an experiment's tag, and no user has saved another view over it."""
     view = tag.removeprefix(VIEW)
-    return tag == ARM_COLOURS or (view in VIEWS and json.loads(value).get("updatedAt") == _made(view))
+    return tag.startswith(HIDDEN) or (view in VIEWS and json.loads(value).get("updatedAt") == _made(view))
 
 
 def _made(view: str) -> int:
@@ -127,21 +124,23 @@ def state(study: Study, view: str, ends: Sequence[dict[str, Any]] = ()) -> dict[
         rows += f" and tags.rung = '{len(study.scales)}'"
     groups = [{"mode": "tag", "groupByData": tag} for tag in ("arm", *(["rung"] if view == "rungs" else []))]
     validation, test = (study.shown.get(name, name) for name in ("val_nll", "test_nll"))
-    shown = [f"metrics.`final/{test}`"] if of_arms and confirms else []  # never chosen by: not in lists of trials
+    shown = [f"metrics.`{test}`"] if of_arms and confirms else []  # never chosen by: not in lists of trials
+    shown += [f"metrics.`{validation}`", *(["metrics.`alpha`"] if _gated(study) else [])]
+    shown += ["metrics.`seconds`"] if of_arms else []
     shown += ["params.`rung`"] if study.scales else []
-    shown += [f"metrics.`final/{validation}`", *(f"params.`{name}`" for name in _settings(study))]
-    shown += ["metrics.`final/seconds`"] if of_arms else ["tags.`stage`", "tags.`outcome`"]
+    shown += [f"params.`{name}`" for name in study.nuisance]
+    shown += [] if of_arms else ["tags.`stage`", "tags.`outcome`"]
     sections = _arm_sections(study, ends) if of_arms else _trial_sections(study)
     return {
         "searchFilter": rows,
-        "orderByKey": _order(study) if of_arms else f"metrics.`final/{validation}`",
+        "orderByKey": _order(study) if of_arms else f"metrics.`{validation}`",
         "orderByAsc": study.sign > 0,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": shown,
-        "columnOrder": [NAME],
+        "columnOrder": [NAME, *shown],
         "columnWidths": {NAME: 330},  # fits the whole name of a run
         "runsHiddenMode": "SHOW_ALL",
         "groupBy": {"aggregateFunction": "average", "groupByKeys": groups} if of_arms else None,
@@ -169,7 +168,7 @@ def _order(study: Study) -> str:
     if runs > PAGE:
         return "tags.`seed`"
     name = f"{'test' if confirms else 'val'}_nll"
-    return f"metrics.`final/{study.shown.get(name, name)}`"
+    return f"metrics.`{study.shown.get(name, name)}`"
 
 
 def _id(name: str) -> str:
@@ -208,32 +207,25 @@ def _arm_sections(study: Study, ends: Sequence[dict[str, Any]]) -> dict[str, lis
 def _loss(study: Study) -> tuple[str, str]:
     """Return the title of the charts of the validation metric, and its name in MLflow."""
     name = study.shown.get("val_nll")
-    return (f"{name} by step", name) if name else ("Validation loss by step, nats per token", "val/nll")
+    return (f"{name} by step", f"val/{name}") if name else ("Validation loss by step, nats per token", "val/nll")
 
 
 def _trial_sections(study: Study) -> dict[str, list[dict[str, Any]]]:
-    final, (title, line) = f"final/{study.shown.get('val_nll', 'val_nll')}", _loss(study)
+    final, (title, line) = study.shown.get("val_nll", "val_nll"), _loss(study)
     first, loss = {"key": study.first, "type": "PARAM"}, {"key": final, "type": "METRIC"}
-    if study.shown:
-        shown = ["arm", *_settings(study)]
-        wanted = {"selectedParams": shown, "selectedMetrics": [final], "showAllRuns": False}
-        return {
-            f"Every trial: {', '.join(shown)}, {line}": [_card("PARALLEL", **wanted)],
-            **({f"{line} against {study.first}": [_card("SCATTER", xaxis=first, yaxis=loss)]} if study.first else {}),
-            title: [_line(line)],
-        }
-    # the arm's axis is not the first one, where long names would be cut
-    wanted = {"selectedParams": ["alpha", "arm", "lr"], "selectedMetrics": [final], "showAllRuns": False}
+    settings, metrics = list(study.nuisance), [*(["alpha"] if _gated(study) else []), final]
+    params = [*settings[:1], "arm", *settings[1:]]  # there is no room for the names of arms left of the first axis
+    wanted = {"selectedParams": params, "selectedMetrics": metrics, "showAllRuns": False}
     return {
-        "Every trial: alpha, arm, learning rate, loss": [_card("PARALLEL", **wanted)],
-        "Validation loss against learning rate": [_card("SCATTER", xaxis=first, yaxis=loss)],
-        title: [_line(line, scaleType="log")],
+        f"Every trial: {', '.join([*params, *metrics])}": [_card("PARALLEL", **wanted)],
+        **({f"{final} against {study.first}": [_card("SCATTER", xaxis=first, yaxis=loss)]} if study.first else {}),
+        title: [_line(line, scaleType="linear" if study.shown else "log")],
     }
 
 
-def _settings(study: Study) -> list[str]:
-    """Return the parameters of runs that tell the trials of an arm apart."""
-    return list(study.nuisance) if study.shown else ["lr", "alpha"]
+def _gated(study: Study) -> bool:
+    """Return True if any arm has an alpha."""
+    return not study.shown and any(arm.alpha is not None for arm in study.arms.values())
 
 
 def _learns(study: Study) -> bool:
@@ -246,72 +238,11 @@ def view_link(experiment: str, view: str) -> str:
     return f"#/experiments/{experiment}/runs?viewStateShareKey={view}{mode}&workflowType=machine_learning"
 
 
-def note(study: Study, experiment: str, parent: str | None, verdict: str | None) -> str:
-    """Return the description of a study in Markdown: its question, its verdict and links.
-
-    The page shows only the first line until the user opens the rest.
-
-    Args:
-        study: The study.
-        experiment: Id of the experiment.
-        parent: Id of the study's parent run for links, or None.
-        verdict: Verdict in Markdown. None means that there is none yet.
-    """
-    first = [f"**{markdown(one_line(study.question, 500))}**"]
-    if parent:
-        own = f"#/experiments/{experiment}/runs/{parent}"
-        first += [f"[Report]({own}/artifacts/report.html)"] if verdict else []
-        first += [f"[Run of the whole study]({own})"]
-    links = [f"- [{name_of(study, view)}]({view_link(experiment, view)})" for view in views_of(study)]
-    return "\n".join([" · ".join(first), "", verdict or "The study is running: no verdict yet.", "", *links])
-
-
 def show(client: Any, experiment: str, tags: dict[str, str]) -> None:
     """Set the views and the description of an experiment. A view or description of a user is kept."""
     there = client.get_experiment(experiment).tags
     for name, value in tags.items():
         if there.get(name) != value and (name not in there or is_ours(name, there[name])):
             client.set_experiment_tag(experiment, name, value)
-
-
-def _fitting(text: str) -> str:
-    """Return the first whole lines of a text that fit into the description of a run."""
-    lines: list[str] = []
-    used = 0
-    for line in text.splitlines():
-        used += len(line) + 1
-        if used > ROOM:
-            return "\n".join([*lines, "", "The rest is in the report."])
-        lines.append(line)
-    return text
-
-
-def log_verdict(uri: str, study: Study, parent_id: str, folder: Path, verdict: dict[str, Any]) -> None:
-    """Write the verdict to the parent run: a description, a metric per arm and rung, and the report as an artifact."""
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
-
-    client = MlflowClient(tracking_uri=uri)
-    table = (folder / "verdict.md").read_text(encoding="utf-8").split("\n", 4)[4]  # after the name and the question
-    events = ledger.read(folder / "ledger.jsonl")
-    now = round(1000 * max(event["time"] for event in events))
-    metrics = [
-        Metric(f"{name}/{row['arm']}", row[name], now, step)
-        for step, part in enumerate(verdict.get("rungs") or [verdict], int("rungs" in verdict))  # a rung is a step
-        for row in [
-            *part["comparisons"],
-            *({**row, "arm": f"{row['arm']} against {row['baseline']}"} for row in part.get("contrasts", [])),
-        ]
-        for name in ("improvement_percent", *(OWN_METRICS if study.shown else ()))
-        if row.get(name) is not None
-    ]
-    client.log_batch(parent_id, metrics=metrics)
-    experiment = client.get_run(parent_id).info.experiment_id
-    client.set_tag(parent_id, NOTE, note(study, experiment, parent_id, _fitting(table)))
-    client.set_experiment_tag(experiment, NOTE, note(study, experiment, parent_id, table.strip().split("\n", 1)[0]))
-    confirms = [r for r in ledger.records(events).values() if r.cell.stage == "confirm" and r.outcome == "completed"]
-    ends = [record.curve[-1] for record in confirms if record.curve]
-    show(client, experiment, view_tags(study, ends))
-    for name in ("study.yaml", "verdict.json", "verdict.md", "report.html"):
-        client.log_artifact(parent_id, str(folder / name))
-    client.set_terminated(parent_id)
+    if OLD_COLOURS in there:
+        client.delete_experiment_tag(experiment, OLD_COLOURS)

@@ -353,12 +353,12 @@ def test_mlflow_offers_them_and_its_own_lines_load_them(stored, corpus, restored
         assert run.data.tags["cell"] == record.cell.key
         assert str(model.status) == "READY"
         assert {metric.key: metric.value for metric in model.metrics} == {
-            "final/val_nll": record.final["val_nll"],
-            "final/test_nll": record.final["test_nll"],
+            "val_nll": record.final["val_nll"],
+            "test_nll": record.final["test_nll"],
         }
         assert [out.model_id for out in run.outputs.model_outputs] == [model.model_id]
-        assert run.data.metrics["final/val_nll"] == record.final["val_nll"]
-        assert len(client.get_metric_history(run.info.run_id, "final/val_nll")) == 1
+        assert run.data.metrics["val_nll"] == record.final["val_nll"]
+        assert len(client.get_metric_history(run.info.run_id, "val_nll")) == 1
         names: dict = {}
         exec(model.tags["mlflow.note.content"].removeprefix("```python\n").removesuffix("```"), names)
         held = eval_windows(open_split(corpus, "validation"), 16, 4)

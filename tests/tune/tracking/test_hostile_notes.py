@@ -27,9 +27,10 @@ def test_the_note_of_a_study_is_text_and_its_tags_hold_no_credentials(tmp_path):
     )
     runs.Runs(study.tracking, study, tmp_path, "digest")._create_parent(client, {})
     (_, tags), artifact = told
-    first = tags["mlflow.note.content"].split("\n")[0]
-    assert first == (
-        "**&lt;script\\>alert(1)&lt;/script\\> [x\\](javascript:alert(2)) \\![y\\](z) \\# \\*\\*no\\*\\* heading**"
+    first, _, question = tags["mlflow.note.content"].split("\n")[:3]
+    assert (first, question) == (
+        "Running: no verdict yet.",
+        "**&lt;script\\>alert(1)&lt;/script\\> [x\\](javascript:alert(2)) \\![y\\](z) \\# \\*\\*no\\*\\* heading**",
     )
     assert "s3cret" not in repr(told)
     assert "t0ken" not in repr(told)

@@ -10,7 +10,8 @@ from tests.own_trainings import DEPTHS, FUNCTION, NAMED, named_study, own_study
 from tune.backend.inline import Inline
 from tune.sweep import sweep
 from tune.tracking.runs import own_names
-from tune.tracking.views import log_verdict, name_of, view_tags, views_of
+from tune.tracking.verdict import log_verdict
+from tune.tracking.views import name_of, view_tags, views_of
 
 SCORE = {"name": "val_score", "test": "test_score", "goal": "maximize"}
 
@@ -28,7 +29,7 @@ def test_views_speak_of_the_users_metric_only(tmp_path):
     tags = view_tags(study, [{"step": 40, "val_nll": -0.75}])
     text = json.dumps(tags)
     assert [word for word in ("nll", "nats", "alpha", "loss") if word in text] == []
-    assert "final/val_score" in text
+    assert "metrics.`val_score`" in text
     assert json.loads(json.loads(tags["mlflow.sharedViewState.trials"])["state"])["orderByAsc"] is False
     assert all(len(name_of(study, view)) <= 33 for view in views_of(study))
 
@@ -47,11 +48,12 @@ def test_a_study_in_the_store_has_the_users_names_and_verdict(tmp_path):
     client = MlflowClient(tracking_uri=uri)
     ids = [each.experiment_id for each in client.search_experiments()]
     found = client.search_runs(ids, "tags.arm = 'new' and tags.stage = 'confirm'")
-    assert {"accuracy", "epochs", "final/accuracy", "final/test_accuracy", "final/seconds"} <= set(
-        found[0].data.metrics
-    )
+    assert {"val/accuracy", "train/epochs", "accuracy", "test_accuracy", "seconds"} <= set(found[0].data.metrics)
     assert found[0].data.params["kind"] == "new"
     assert found[0].data.params["depth"] == "4"
+    assert (found[0].data.params["epochs"], found[0].data.params["seed"]) == ("40", found[0].data.tags["seed"])
+    (short,) = client.search_runs(ids, "tags.arm = 'short' and tags.stage = 'confirm'", max_results=1)
+    assert short.data.params["epochs"] == "20"  # half the budget
     assert "depth=4 shift=" in found[0].info.run_name
     assert not {"alpha", "gate", "base", "lr"} & set(found[0].data.params)
     (parent,) = client.search_runs(ids, "tags.stage = 'study'")
@@ -60,6 +62,9 @@ def test_a_study_in_the_store_has_the_users_names_and_verdict(tmp_path):
     for name in ("mean_difference", "training_percent", "training_low", "training_high"):
         assert logged[f"{name}/new"] == row[name] > 0
     assert "training_percent/short" not in logged
+    assert logged["test_accuracy/new"] > logged["test_accuracy/plain"] > logged["test_accuracy/short"] > 0.5
+    said = client.get_experiment(parent.info.experiment_id).tags["mlflow.note.content"]
+    assert said.startswith("Preliminary. Better than plain: new (+")
     again, here = load_mlflow(uri, study.name), load_tables(run.folder)
     assert decide(again).summary == decide(here).summary
     for mine, its in ((again.curves, here.curves), (again.trials, here.trials)):

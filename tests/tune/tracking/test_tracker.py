@@ -60,7 +60,7 @@ def test_a_cell_that_begins_again_replaces_its_run(place):
     run = runs(uri)[CELL.key]
     history = MlflowClient(uri).get_metric_history(run.info.run_id, "val/nll")
     assert [metric.step for metric in history] == [4, 8, 12]
-    assert (run.info.status, run.data.tags["outcome"], run.data.metrics["final/val_nll"]) == (
+    assert (run.info.status, run.data.tags["outcome"], run.data.metrics["val_nll"]) == (
         "FINISHED",
         "completed",
         3.5,
@@ -91,10 +91,40 @@ def test_a_run_whose_first_request_failed_has_its_parameters_once_it_is_written(
     assert written.has(record)
     assert len(times) == 2  # one request writes everything
     run = runs(uri)[CELL.key]
-    assert run.data.params == {"lr": "0.001", "alpha": "0.0", "arm": "gelu", "gate": "none", "base": "stock"}
-    assert (run.data.tags["outcome"], run.data.metrics["final/val_nll"]) == ("completed", 3.5)
+    own = {"lr": "0.001", "alpha": "0.0", "arm": "gelu", "gate": "none", "base": "stock", "seed": "101"}
+    study = load(SMOKE)
+    constants = {**study.model.model_dump(exclude_none=True), **study.fixed.model_dump(exclude_none=True)}
+    assert {"d_model", "tokens", "weight_decay", "precision"} <= constants.keys()
+    expected = {name: str(value) for name, value in constants.items()} | own | {"vocab_size": "300"}
+    assert run.data.params == expected
+    assert (run.data.tags["outcome"], run.data.metrics["val_nll"]) == ("completed", 3.5)
     (point,) = MlflowClient(uri).get_metric_history(run.info.run_id, "val/nll")
     assert (point.step, point.value) == (4, 3.5)
+
+
+def test_a_run_of_an_earlier_version_gets_what_it_lacks(place):
+    folder, _, uri = place
+    written = Runs(uri, load(SMOKE), folder, "abc")
+    written.connect()
+    final = {"val_nll": 3.5, "alpha": 0.75}
+    cell = replace(CELL, arm="paglu-learnable")
+    record = Record(cell, started=1.0, outcome="completed", final=final, ended=2.0, curve=[row_at(4)])
+    tags = {"mlflow.parentRunId": written.parent_id, "cell": cell.key, "outcome": "completed", "stage": "confirm"}
+    client = MlflowClient(uri)
+    old = client.create_run(written._experiment, start_time=1000, tags=tags).info.run_id
+    client.log_param(old, "arm", "paglu-learnable")
+    client.log_metric(old, "final/val_nll", 3.5)
+    client.set_terminated(old)
+    written.connect()
+    assert not written.has(record)
+    written.write(record)
+    run = runs(uri)[cell.key]
+    assert (run.info.run_id, run.data.params["seed"]) == (old, "101")
+    assert (run.data.metrics["val_nll"], run.data.metrics["alpha"]) == (3.5, 0.75)
+    assert run.data.params["alpha"] == "0.5"  # where it starts
+    assert {name for name in run.data.metrics if "/" in name} >= {"val/nll", "train/nll", "train/lr"}
+    written.connect()
+    assert written.has(record)
 
 
 def test_a_second_tracker_finds_what_is_there_and_sweeps_what_was_cut_off(place):

@@ -8,15 +8,15 @@ from mlflow import MlflowClient
 from analysis.report import palette
 from tests.tune.decide.ladders import ladder_of
 from tune.study.files import load, parse
+from tune.tracking.verdict import _fitting, headline, note
 from tune.tracking.views import (
     ARM_COLOURS,
+    OPENS,
     VIEW,
     VIEWS,
-    _fitting,
     arm_colour,
     end_of_curves,
     is_ours,
-    note,
     state,
     view_link,
     view_tags,
@@ -55,17 +55,19 @@ def test_the_arms_are_averaged_over_confirm_seeds_and_the_trials_are_all_there()
     assert arms["searchFilter"] == "tags.stage = 'confirm'"
     assert arms["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "arm"}]
     assert arms["groupsExpanded"] == {f"tag.arm.{arm}": False for arm in study.arms}
-    assert (arms["orderByKey"], arms["orderByAsc"]) == ("metrics.`final/test_nll`", True)
+    assert (arms["orderByKey"], arms["orderByAsc"]) == ("metrics.`test_nll`", True)
     assert (state(study, "trials")["searchFilter"], state(study, "trials")["groupBy"]) == (
         "tags.stage != 'study'",
         None,
     )
-    assert "metrics.`final/test_nll`" in arms["selectedColumns"]
-    assert "metrics.`final/test_nll`" not in state(study, "trials")["selectedColumns"]
+    shown = ["test_nll", "val_nll", "alpha", "seconds"]  # in this order, before the hyperparameters
+    assert arms["selectedColumns"] == [*(f"metrics.`{name}`" for name in shown), "params.`lr`"]
+    assert arms["columnOrder"][1:] == arms["selectedColumns"]
+    assert "metrics.`test_nll`" not in state(study, "trials")["selectedColumns"]
     search_only = parse(SMOKE.read_text() + "stages: [search]\n", Path("searched.yaml"))
     assert state(search_only, "arms")["searchFilter"] == "tags.stage = 'search'"
-    assert state(search_only, "arms")["orderByKey"] == "metrics.`final/val_nll`"
-    assert "metrics.`final/test_nll`" not in state(search_only, "arms")["selectedColumns"]
+    assert state(search_only, "arms")["orderByKey"] == "metrics.`val_nll`"
+    assert "metrics.`test_nll`" not in state(search_only, "arms")["selectedColumns"]
 
 
 def test_more_runs_than_a_page_has_come_seed_by_seed_so_that_no_arm_is_averaged_over_its_best():
@@ -74,7 +76,7 @@ def test_more_runs_than_a_page_has_come_seed_by_seed_so_that_no_arm_is_averaged_
         seeds: state(parse(text.replace("seeds: 3}", f"seeds: {seeds}}}"), Path("s.yaml")), "arms")["orderByKey"]
         for seeds in (20, 21)  # of 5 arms: 100 and 105 runs
     }
-    assert orders == {20: "metrics.`final/test_nll`", 21: "tags.`seed`"}
+    assert orders == {20: "metrics.`test_nll`", 21: "tags.`seed`"}
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -139,9 +141,13 @@ def test_parallel_coordinates_go_over_what_every_trial_has():
     chart = state(load(SMOKE), "search")["compareRunCharts"][0]
     assert (chart["type"], chart["selectedParams"], chart["selectedMetrics"]) == (
         "PARALLEL",
-        ["alpha", "arm", "lr"],
-        ["final/val_nll"],
+        ["lr", "arm"],
+        ["alpha", "val_nll"],  # the value at the end of training, which a learned alpha has too
     )
+    bare = parse(
+        SMOKE.read_text().split("  paglu-searched")[0].replace("gate: sigmoid, alpha: 0.0", "unit: relu2"), SMOKE
+    )
+    assert state(bare, "search")["compareRunCharts"][0]["selectedMetrics"] == ["val_nll"]
 
 
 def test_learned_alphas_have_a_chart_where_there_are_any():
@@ -160,14 +166,38 @@ def test_the_arms_have_the_reports_colours():
     assert json.loads(view_tags(study)[ARM_COLOURS])["tag.arm.linear-floor"] == palette.COLOURS[0]
 
 
+def verdict_of(*arms, summary="With 8 seeds, against gelu", **more):
+    rows = [{"arm": arm, "baseline": "gelu", "verdict": said, "improvement_percent": by} for arm, said, by in arms]
+    return {"summary": summary, "comparisons": rows, "floor": "floor"} | more
+
+
+def test_a_headline_lists_the_arms_by_their_verdict_the_best_first():
+    low, same = ("a", "worse", -1.0), ("b", "no difference larger than 0.5%", 0.1)
+    rows = [low, same, ("c", "undecided (needs 3 seeds)", 0.2), ("d", "better", 2.0), ("floor", "worse", -9.0)]
+    assert headline(verdict_of(*rows)) == (
+        "Better than gelu: d (+2.00%). Worse than gelu: a (-1.00%). No difference larger than 0.5% from gelu: "
+        "b (+0.10%). Undecided against gelu: c (+0.20%)."
+    )
+    many = verdict_of(*((f"{arm}-of-a-long-name", "better", 1.0) for arm in "abcdef"), low)
+    assert "%" not in headline(many)  # no room for the numbers
+    assert headline(many).endswith("f-of-a-long-name. Worse than gelu: a.")
+    assert headline(verdict_of(low, summary="Preliminary, with 6 seeds")) == "Preliminary. Worse than gelu: a (-1.00%)."
+    untold = "not testable: the floor does not lose"
+    assert headline(verdict_of(("a", untold, 0.1), ("b", untold, 0.2))) == "Not testable: the floor does not lose."
+    assert headline(verdict_of(summary="Unfinished: 3 cells. No arm is compared.")) == "Unfinished: 3 cells."
+    trend = {"trends": [{"arm": "a", "baseline": "gelu", "trend": "holds"}], "rungs": [{}, {}, {}]}
+    assert headline(verdict_of(low, **trend)) == "Holds over 3 sizes, against gelu: a."
+
+
 def test_the_description_asks_says_and_links_and_no_name_makes_markup():
     study = load(SMOKE).model_copy(update={"question": "<b>[x](http://y)</b> " + "q" * 1900})
-    running, done = note(study, "7", "abc", None), note(study, "7", "abc", "**Better.**")
-    assert "The study is running" in running
+    running, done = note(study, "7", "abc"), note(study, "7", "abc", verdict_of(("gate", "better", 1.0)), "**Better.**")
+    assert running.startswith("Running: no verdict yet. ")
+    assert done.startswith("Better than gelu: gate (+1.00%). ")
     assert "report.html" not in running
     assert "[Report](#/experiments/7/runs/abc/artifacts/report.html)" in done.split("\n")[0]
     assert all("[Run of the whole study](#/experiments/7/runs/abc)" in text.split("\n")[0] for text in (running, done))
-    assert "/runs/" not in note(study, "7", None, None).replace("/runs?", "")
+    assert "/runs/" not in note(study, "7", None).replace("/runs?", "")
     assert "**Better.**" in done
     for view in views_of(load(SMOKE)):
         assert view_link("7", view) in done
@@ -177,14 +207,15 @@ def test_the_description_asks_says_and_links_and_no_name_makes_markup():
 
 
 def test_the_first_page_gives_the_browser_its_settings_and_no_text_ends_the_script():
-    from tune.tracking.app import with_settings
+    from tune.tracking.app import Settings, with_settings
 
-    page = with_settings("<!doctype html><html><head><title>MLflow</title></head></html>", {"a": "</script><b>"}, {})
+    found = Settings({}, {"1": {"a": "</script><b>"}})
+    page = with_settings("<!doctype html><html><head><title>MLflow</title></head></html>", found)
     assert page.index("<script>") < page.index("<title>")
     assert page.count("</script>") == 1
     assert '{"a": "\\u003c/script>\\u003cb>"}' in page
     with pytest.raises(ValueError, match="has no <head>"):
-        with_settings("<html></html>", {}, {})
+        with_settings("<html></html>", found)
 
 
 @pytest.fixture(scope="module")
@@ -193,24 +224,25 @@ def store(tmp_path_factory, empty_store):
     return MlflowClient(tracking_uri=f"sqlite:///{made}")
 
 
-def test_the_first_page_opens_each_study_on_its_trials(store):
+def test_a_study_opens_on_its_trials_and_with_a_verdict_on_its_arms(store):
     from tune.tracking.app import settings
 
     study = load(SMOKE)
     number = store.create_experiment("smoke", tags=view_tags(study))
     store.create_experiment("of others")
-    found, colours = settings(store)
     entry = f'MLflowLocalStorage-1.1-ExperimentPage-["{number}"]-ReactComponentState'
-    assert [name for name in found if "ExperimentPage" in name] == [entry]
-    assert found[entry] == state(study, "trials")
-    assert colours == {f"tag.arm.{arm}": arm_colour(study, arm) for arm in study.arms}
+    found = settings(store)
+    assert found.pages == {entry: ("trials", state(study, "trials"))}
+    assert found.colours[number] == {f"tag.arm.{arm}": arm_colour(study, arm) for arm in study.arms}
+    store.set_experiment_tag(number, OPENS, "arms")
+    assert settings(store).pages == {entry: ("arms", state(study, "arms"))}
 
 
 def test_a_finished_study_renews_its_views_and_leaves_what_a_user_saved(store):
     from tune.tracking.views import NOTE, show
 
     study, curves, trials = load(SMOKE), f"{VIEW}curves", f"{VIEW}trials"
-    number = store.create_experiment("renewed", tags={**view_tags(study), NOTE: "mine"})
+    number = store.create_experiment("renewed", tags={**view_tags(study), NOTE: "mine", "pagating.armColours": "{}"})
     saved = json.dumps({**json.loads(view_tags(study)[trials]), "updatedAt": 1_800_000_000_000})
     store.set_experiment_tag(number, trials, saved)
     ended = view_tags(study, [{"step": 600, "val_nll": 4.0}])
@@ -218,6 +250,7 @@ def test_a_finished_study_renews_its_views_and_leaves_what_a_user_saved(store):
     tags = store.get_experiment(number).tags
     assert (tags[trials], tags[NOTE]) == (saved, "mine")
     assert tags[curves] == ended[curves] != view_tags(study)[curves]
+    assert "pagating.armColours" not in tags  # of an earlier version, which the list of experiments showed
 
 
 def test_the_runs_page_has_all_runs_at_once_and_others_what_they_ask_for():
