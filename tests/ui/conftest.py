@@ -1,4 +1,4 @@
-"""Share a small study that was run and logged as by a user, its UI and a browser."""
+"""Share small studies that were run and logged as by a user, their UI and a browser."""
 
 import json
 import os
@@ -12,7 +12,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.own_trainings import DEPTHS, NAMED
 from tune.run import ledger
 
 # Whoever searches a learning rate of 100 diverges; of an arm's other trials the worse half is stopped early
@@ -31,6 +33,23 @@ arms:
 search: {trials_per_arm: 6}
 calibrate: {points: 3, seeds: 1, max_points: 3}
 confirm: {seeds: 3}
+"""
+LADDER = """\
+name: steps
+question: Does the gate last as the model grows?
+tokenizer: {vocab_size: 300}
+model: {n_head: 2, n_ctx: 32}
+fixed: {batch_tokens: 512, eval_windows: 16}
+nuisance: {lr: {loguniform: [2.0e-3, 5.0e-2]}}
+arms:
+  gelu: {baseline: true}
+  paglu-learnable: {gate: sigmoid, alpha: {learnable: {init: 0.5, per: layer}}}
+search: {trials_per_arm: 2}
+calibrate: {points: 3, seeds: 1, max_points: 3}
+confirm: {seeds: 3}
+scales:
+  - {d_model: 8, n_layer: 1, tokens: 10_240}
+  - {d_model: 16, n_layer: 2, tokens: 20_480}
 """
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAGATING = [sys.executable, "-m", "tune.cli"]
@@ -52,24 +71,29 @@ def browser():
 
 @pytest.fixture(scope="session")
 def study(browser, tmp_path_factory):
-    """Run a study with `pagating sweep` and log it in the store beside the folder of studies; return its folder.
+    """Run studies with `pagating sweep` and log them in the store beside their folder; return the first one's folder.
 
-    `PAGATING_UI_STUDY` may name the study of an earlier run, for work on the tests.
+    The experiments 1 to 3 are a study of the built-in model, one of the user's own function, and a ladder, which has an
+    arm of the first study in another colour. For work on the tests, `PAGATING_UI_STUDY` may name the first study of an
+    earlier run.
     """
     if there := os.environ.get("PAGATING_UI_STUDY"):
         return Path(there)
     home = tmp_path_factory.mktemp("home")
-    (home / "seen.yaml").write_text(STUDY)
-    done = subprocess.run(
-        [*PAGATING, "sweep", "seen.yaml", "--slots", "2"],
-        cwd=home,
-        env={**os.environ, "PAGATING_CACHE": str(home / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode in (0, 1), done.stdout + done.stderr
-    assert (home / "mlflow.db").is_file(), done.stdout + done.stderr
+    (home / "mine.py").write_text(DEPTHS)
+    texts = {"seen": STUDY, "own": yaml.safe_dump(NAMED, sort_keys=False), "steps": LADDER}
+    for name, text in texts.items():
+        (home / f"{name}.yaml").write_text(text)
+        done = subprocess.run(
+            [*PAGATING, "sweep", f"{name}.yaml", "--slots", "2"],
+            cwd=home,
+            env={**os.environ, "PAGATING_CACHE": str(home / "cache")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        assert (home / "mlflow.db").is_file(), done.stdout + done.stderr
     return home / "studies" / "seen"
 
 
