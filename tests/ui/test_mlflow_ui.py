@@ -8,7 +8,7 @@ import pytest
 from tune.run import ledger
 from tune.study.files import load
 from tune.tracking.verdict import headline
-from tune.tracking.views import VIEWS, name_of, view_link, views_of
+from tune.tracking.views import VIEWS, group_colours, name_of, view_link, views_of
 
 pytestmark = pytest.mark.slow
 ARMS = ("gelu", "linear-floor", "paglu-searched", "paglu-learnable")
@@ -101,6 +101,12 @@ def test_a_study_opens_on_its_arms_with_the_mean_over_their_seeds_the_best_first
     assert re.findall(r"Group: ([\w-]+)", text) == order
     for value in values.values():
         assert str(value)[:7] in text
+    colours = group_colours(load(study.parent / name / "study.yaml"))
+    for arm in values:  # as in the report, also if an arm of another study has the same name
+        row = page.get_by_role("row").filter(has_text=f"Group: {arm}").first
+        fills = "row => [...row.querySelectorAll('*')].map((each) => getComputedStyle(each).backgroundColor)"
+        red, green, blue = bytes.fromhex(colours[f"tag.arm.{arm}"][1:])
+        assert f"rgb({red}, {green}, {blue})" in row.evaluate(fills)
     columns = (metric, "seconds", "Duration")
     place = {name: page.get_by_role("columnheader", name=name).first for name in columns}
     page.wait_for_function("header => header.getBoundingClientRect().x < 800", arg=place[metric].element_handle())

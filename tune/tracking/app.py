@@ -46,15 +46,21 @@ for (const [name, [view, state]] of Object.entries(pages))
     localStorage.setItem(`pagating.${name}`, view);
   }
 const stored = (name) => JSON.parse(localStorage.getItem(name) ?? "{}");
-const paint = () => {
-  const own = colours[location.hash.match(/experiments\/(\d+)/)?.[1]] ?? {};
+const store = (own) => {  // the colours of groups that no user has changed
   const [now, set] = [stored(entry), stored("pagating.colours")];
   for (const [group, colour] of Object.entries(own))
     if (!(group in now) || now[group] === set[group]) now[group] = set[group] = colour;
   localStorage.setItem(entry, JSON.stringify(now));
   localStorage.setItem("pagating.colours", JSON.stringify(set));
+  return now;
 };
-paint();
+const here = () => colours[location.hash.match(/experiments\/(\d+)/)?.[1]] ?? {};
+Object.values(colours).forEach(store);
+const read = store(here());  // by MLflow, once, when its page starts
+const paint = () => {
+  const own = here(), now = store(own);
+  if (Object.keys(own).some((group) => now[group] !== read[group])) location.reload();
+};
 addEventListener("hashchange", paint);
 if (location.hash === "" || location.hash === "#/") location.replace("#/experiments");
 let last = null, tries = 0;
