@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 from simulation import expected
 from simulation.page import between, percent
+from simulation.work import run
 from simulation.world import SEVERAL, Scenario, World
 
 from analysis.io.write import write_whole
 from analysis.stats.optimum import optima
 from tune.decide.calibrate import Axis, Calibration
 from tune.decide.stages import Stages
+from tune.plan.progress import on_stderr
 from tune.study.cell import Cell
 from tune.study.files import parse
 from tune.study.study import Study
@@ -114,10 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="also write the table into this page")
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = json.loads(options.from_json.read_text()) if options.from_json else []
-    for scenario in [*SEVERAL, *STRONG, *APART] if not rows else []:
-        if options.only in scenario.name:
+    chosen = [scenario for scenario in (*SEVERAL, *STRONG, *APART) if options.only in scenario.name and not rows]
+    with on_stderr() as progress:
+        for scenario in progress.each("scenarios simulated", chosen):
             rows += compare(scenario, options.studies)
-            print(markdown(rows[-2:]).splitlines()[-1], file=sys.stderr, flush=True)
+            progress.say(markdown(rows[-2:]).splitlines()[-1])
     print(markdown(rows))
     if options.json:
         write_whole(options.json, json.dumps(rows, indent=1) + "\n")
@@ -127,4 +130,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

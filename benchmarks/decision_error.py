@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import pandas as pd
 from scipy import stats
 from simulation import advice, expected, own
 from simulation.page import markdown, percent, write
+from simulation.work import run, workers
 from simulation.world import SCENARIOS, TEST_GAP, Scenario, World
 
 from analysis.io.study import assemble_any
@@ -36,6 +36,7 @@ from analysis.verdict.kinds import Result, Verdict
 from tune.backend.inline import Inline
 from tune.cli.next_steps import MOST_SEEDS
 from tune.decide.stages import Stages
+from tune.plan.progress import Progress, on_stderr
 from tune.run.ledger import MemoryLedger
 from tune.run.study_run import StudyRun
 from tune.run.tables import shown, tables
@@ -138,22 +139,26 @@ def simulate(scenario: Scenario, seeds: range) -> list[dict[str, Any]]:
 def study_all(
     scenarios: list[Scenario],
     studies: int,
-    workers: int,
+    processes: int,
     done: Callable[[list[dict[str, Any]], float], None],
     keep: Path | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """The summary of every scenario, its studies spread over worker processes; `done` is told after each scenario.
 
     `keep`: a folder for the rows of every 25 studies, from which an interrupted run goes on.
     """
-    out = []
-    with ProcessPoolExecutor(workers) as pool:
-        for scenario in scenarios:
-            begun, count = time.perf_counter(), max(1, round(studies * scenario.studies))
-            last = FIRST + count
+    out, progress = [], progress or Progress()
+    counts = [max(1, round(studies * scenario.studies)) for scenario in scenarios]
+    progress.begin("studies simulated", sum(counts))
+    with workers(processes) as pool:
+        for scenario, count in zip(scenarios, counts, strict=True):
+            begun, last, rows = time.perf_counter(), FIRST + count, list[dict[str, Any]]()
             parts = [range(i, min(i + 25, last)) for i in range(FIRST, last, 25)]
-            found = pool.map(_part, [scenario] * len(parts), parts, [keep] * len(parts))
-            out.append(summarise(scenario, [row for rows in found for row in rows]))
+            for part in pool.map(_part, [scenario] * len(parts), parts, [keep] * len(parts)):
+                rows += part
+                progress.done(len(part))
+            out.append(summarise(scenario, rows))
             done(out, time.perf_counter() - begun)
     return out
 
@@ -258,13 +263,14 @@ def main(arguments: list[str] | None = None) -> int:
         def done(so_far: list[dict[str, Any]], seconds: float) -> None:
             last = so_far[-1]
             line = f"{last['scenario']['name']}: {last['studies']} studies, {seconds:.0f} s"
-            print(f"{line}, {percent(last['family_error'])}", file=sys.stderr, flush=True)
+            progress.say(f"{line}, {percent(last['family_error'])}")
             if options.json:  # after each scenario: an hour's work is not lost with the last minute's
                 options.json.write_text(json.dumps({"studies": options.studies, "results": so_far}, indent=1) + "\n")
 
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
-        results = study_all(chosen, options.studies, options.workers, done, options.keep)
+        with on_stderr(ticks=False) as progress:
+            results = study_all(chosen, options.studies, options.workers, done, options.keep, progress)
     print(markdown(results))
     if options.write:
         write(results, options.write)
@@ -272,4 +278,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

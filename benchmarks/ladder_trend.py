@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 from decision_error import _share
 from looks import share
+from simulation.work import run, workers
 from simulation.world import LOSS, TEST_GAP, Scenario, World
 
 from analysis.io.assemble import margin_in_nats
@@ -35,6 +35,7 @@ from analysis.verdict.kinds import Verdict
 from analysis.verdict.ladder.decide import decided
 from analysis.verdict.ladder.kinds import Trend
 from tune.backend.inline import Inline
+from tune.plan.progress import Progress, on_stderr
 from tune.run.ledger import MemoryLedger
 from tune.run.study_run import StudyRun
 from tune.run.tables import tables
@@ -277,12 +278,16 @@ def _part(
     return [draw(LAWS[name], rule, seed) for seed in seeds]
 
 
-def simulate(studies: int, stages: int, workers: int, done: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def simulate(
+    studies: int, stages: int, processes: int, done: Callable[[dict[str, Any]], None], progress: Progress
+) -> dict[str, Any]:
     """Return the row of each law, rule and kind of trials, and those of the remedies; `done` is told after each."""
     out: dict[str, Any] = {"results": [], "remedies": []}
-    with ProcessPoolExecutor(workers) as pool:
+    progress.begin("rows simulated", 2 * bool(studies) + len(RULES) * len(LAWS) * (bool(studies) + bool(stages)))
+    with workers(processes) as pool:
         for rule, part in (("obrien-fleming", 0.75), ("e-process", 0.2)) if studies else ():
             out["remedies"] += compare(rule, round(part * studies), pool)
+            progress.done()
             done(out)
         for draw, count in ((drawn, studies), (whole, stages)):
             for rule in RULES if count else ():
@@ -290,6 +295,7 @@ def simulate(studies: int, stages: int, workers: int, done: Callable[[dict[str, 
                     parts = [range(i, min(i + 25, FIRST + count)) for i in range(FIRST, FIRST + count, 25)]
                     found = pool.map(_part, *zip(*((draw, name, rule, part) for part in parts), strict=True))
                     out["results"].append(summary(name, rule, draw is whole, [seen for part in found for seen in part]))
+                    progress.done()
                     done(out)
     return out
 
@@ -319,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def done(found: dict[str, Any]) -> None:
         said = markdown(found["results"][-1:]) if found["results"] else compared(found["remedies"][-len(REMEDIES) :])
-        print(f"{said}{time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+        progress.say(f"{said}{time.perf_counter() - begun:.0f} s")
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -329,7 +335,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
     else:
-        found = simulate(options.studies, options.whole, options.workers, done)
+        with on_stderr(ticks=False) as progress:
+            found = simulate(options.studies, options.whole, options.workers, done, progress)
     print(markdown(found["results"]), compared(found["remedies"]), sep="\n")
     if options.write:
         write(found, options.write)
@@ -337,4 +344,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

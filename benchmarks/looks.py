@@ -9,7 +9,7 @@ first with the last. `benchmarks/decision_error.py` has the error rates of whole
 
 import argparse
 import json
-import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from scipy import stats
 from simulation.page import between
+from simulation.work import run
 
 from analysis.io.assemble import margin_in_nats
 from analysis.io.write import write_whole
@@ -24,6 +25,7 @@ from analysis.stats import paired_tests, sequential
 from analysis.stats.multiplicity import adjust
 from analysis.stats.pairs import differences
 from tune.decide.confirm import Confirmation
+from tune.plan.progress import on_stderr
 from tune.study.files import parse
 from tune.study.study import Study
 
@@ -130,11 +132,11 @@ def share(hits: float, of: int) -> str:
 def simulate(studies: int) -> list[dict[str, Any]]:
     """Draw the confirm stages of each rule and of each of `EFFECTS`; return their counts in the three ways."""
     rows = []
-    for rule in ("e-process", "obrien-fleming"):
-        for name, (gaps, margin) in EFFECTS.items():
-            found = raced(rule, gaps, margin, range(FIRST, FIRST + studies))
+    with on_stderr() as progress:
+        for rule, name in progress.each("rows simulated", product(("e-process", "obrien-fleming"), EFFECTS)):
+            found = raced(rule, *EFFECTS[name], range(FIRST, FIRST + studies))
             rows.append({"name": f"{rule}, {name}", **found})
-            print(markdown(rows[-1:]).splitlines()[2], file=sys.stderr, flush=True)
+            progress.say(markdown(rows[-1:]).splitlines()[2])
     return rows
 
 
@@ -174,4 +176,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

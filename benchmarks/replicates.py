@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from simulation.work import run
 
 from analysis.io.study import load
 from analysis.io.trials import confirm_rows
 from analysis.io.write import write_whole
 from analysis.verdict.decide import decide
 from tune.backend.inline import Inline
+from tune.plan.progress import on_stderr
 from tune.study.files import parse
 from tune.sweep import sweep
 
@@ -194,11 +196,11 @@ def main(arguments: list[str] | None = None) -> int:
         rows = [Repeated(**row) for row in json.loads(options.from_json.read_text())]
     else:
         rows = []
-        with tempfile.TemporaryDirectory() as temporary:
-            for number in range(1, options.replicates + 1):
+        with tempfile.TemporaryDirectory() as temporary, on_stderr(ticks=False) as progress:
+            for number in progress.each("replicates", range(1, options.replicates + 1)):
                 begun = time.monotonic()
                 rows += repeat(number, options.output or Path(temporary))
-                print(f"replicate {number}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+                progress.say(f"replicate {number}: {time.monotonic() - begun:.0f} s")
     print(markdown(rows))
     if options.json:
         write_whole(options.json, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
@@ -208,4 +210,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

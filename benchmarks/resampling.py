@@ -9,7 +9,6 @@ split, and tests their difference. `wrong` counts the studies that find one.
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Any
 import numpy as np
 from looks import share
 from simulation.page import between
+from simulation.work import run
 
 from analysis.io.write import write_whole
 from analysis.stats.paired_tests import paired_t
+from tune.plan.progress import on_stderr
 
 FEATURES, NEIGHBOURS, LEVEL = 5, 5, 0.05  # features of each learner
 
@@ -133,9 +134,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="also write the table between the page's marks")
     options = parser.parse_args(arguments)
     rows = []
-    for setting in SETTINGS:
-        rows.append(simulate(setting, options.studies))
-        print(markdown(rows[-1:]).splitlines()[2], file=sys.stderr, flush=True)
+    with on_stderr() as progress:
+        for setting in progress.each("rows simulated", SETTINGS):
+            rows.append(simulate(setting, options.studies))
+            progress.say(markdown(rows[-1:]).splitlines()[2])
     if options.json:
         write_whole(options.json, json.dumps(rows, indent=1) + "\n")
     if options.write:
@@ -144,4 +146,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,18 +36,20 @@ def plan(
     Writes only the shared token cache.
     """
     from tune.plan.plan import run
+    from tune.plan.progress import on_stderr
 
-    text = run(
-        config,
-        output,
-        slots=slots,
-        hours_from=hours_from,
-        utilisation=utilisation,
-        effect=effect,
-        noise=noise,
-        form=form,
-        say=lambda line: typer.echo(line, err=True),
-    )
+    with on_stderr() as progress:
+        text = run(
+            config,
+            output,
+            slots=slots,
+            hours_from=hours_from,
+            utilisation=utilisation,
+            effect=effect,
+            noise=noise,
+            form=form,
+            progress=progress,
+        )
     typer.echo(text)
 
 
@@ -64,17 +67,21 @@ def check(
     study's folder keeps what was found, and the report states it.
     """
     from tune.errors import StudyError
+    from tune.plan.progress import on_stderr
     from tune.study.files import find
     from tune.study.own_study import OwnStudy
     from tune.subject.check import check as findings
+    from tune.subject.check import most_trials
 
     found = find(config, output)
     if not isinstance(found.study, OwnStudy):
         raise StudyError(f"{found.study.name}: `pagating check` is for `trial:`; the built-in model is tested already")
     refused = False
-    for finding in findings(found.study, found.base, share, found.output / found.study.name):
-        typer.echo(str(finding))
-        refused |= finding.passed is False
+    with on_stderr() as progress:
+        progress.begin("trials of the check", most_trials(found.study))
+        for finding in findings(found.study, found.base, share, found.output / found.study.name, progress.done):
+            progress.say(str(finding), sys.stdout)
+            refused |= finding.passed is False
     raise typer.Exit(Exit.BAD_INPUT if refused else Exit.DONE)
 
 
@@ -96,21 +103,25 @@ def try_(
     """
     from tune.errors import StudyError
     from tune.plan import dry_run, own
+    from tune.plan.progress import on_stderr
     from tune.study.files import find
     from tune.study.own_study import OwnStudy
 
     failed = False
     found = find(config, output)
-    if isinstance(found.study, OwnStudy):
-        if micro_batches:
-            raise StudyError(
-                "--micro-batches is of the built-in model; your own code decides its batches: leave it out"
-            )
-        for short in own.try_arms(found.study, found.base, steps, arm or ()):
-            failed |= short.problem is not None
-            typer.echo(short.line)
-        raise typer.Exit(Exit.COULD_NOT if failed else Exit.DONE)
-    for tried in dry_run.try_arms(found.study, found.base, found.output, steps or 3, arm or (), micro_batches):
-        failed |= not isinstance(tried, str) and tried.problem is not None
-        typer.echo(dry_run.line(tried))
+    if isinstance(found.study, OwnStudy) and micro_batches:
+        raise StudyError("--micro-batches is of the built-in model; your own code decides its batches: leave it out")
+    with on_stderr() as progress:
+        progress.begin("arms tried", len(arm or found.study.arms))
+        if isinstance(found.study, OwnStudy):
+            for short in own.try_arms(found.study, found.base, steps, arm or ()):
+                failed |= short.problem is not None
+                progress.say(short.line, sys.stdout)
+                progress.done()
+            raise typer.Exit(Exit.COULD_NOT if failed else Exit.DONE)
+        for tried in dry_run.try_arms(found.study, found.base, found.output, steps or 3, arm or (), micro_batches):
+            progress.say(dry_run.line(tried), sys.stdout)
+            if not isinstance(tried, str):
+                failed |= tried.problem is not None
+                progress.done()
     raise typer.Exit(Exit.COULD_NOT if failed else Exit.DONE)

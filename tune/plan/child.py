@@ -66,10 +66,12 @@ def answers(*processes: subprocess.Popen[str], limit: float | None = None) -> li
     try:
         said = [process.communicate(timeout=_until(end)) for process in processes]
     except subprocess.TimeoutExpired as error:
-        for process in processes:
-            process.kill()
-            process.communicate()
         raise ChildTimeout(f"no answer within {limit:.0f} s") from error
+    finally:  # an interruption ends them too
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
     return [_answer(process.returncode, *each) for process, each in zip(processes, said, strict=True)]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from threading import Event
 from typing import Any
 
 from analysis.io.text import readable
@@ -73,13 +74,21 @@ def _seconds(row: dict[str, Any]) -> float:
     return float(row["step"] / row["tokens_per_second"])
 
 
-def calibrate(study: OwnStudy, base: Path, slots: int) -> tuple[Calibration, float | None]:
+def probes(study: OwnStudy, slots: int) -> int:
+    """Return the number of trials of a calibration: as many of each arm as keep all slots busy."""
+    return -(-slots // len(study.arms)) * len(study.arms)
+
+
+def calibrate(
+    study: OwnStudy, base: Path, slots: int, ended: Callable[[], None] = lambda: None
+) -> tuple[Calibration, float | None]:
     """Measure the first reports of a trial of each arm, with as many trials at a time as the study has slots.
 
     Args:
         study: The study.
         base: Folder of the study file.
         slots: Number of trials that run in parallel.
+        ended: Called after each trial, by any thread.
 
     Returns:
         The calibration, and the peak memory of a trial in MiB, if it is known.
@@ -88,10 +97,20 @@ def calibrate(study: OwnStudy, base: Path, slots: int) -> tuple[Calibration, flo
         StudyError: An arm cannot be trained.
         StudyStopped: A trial takes too long to its first report.
     """
-    arms = [arm for _ in range(-(-slots // len(study.arms))) for arm in study.arms]  # all slots are busy
-    loop = loop_seconds()
+    arms = list(study.arms) * (probes(study, slots) // len(study.arms))
+    loop, stop = loop_seconds(), Event()
     with short_trials(study, base) as trials, ThreadPoolExecutor(slots) as pool:
-        found = list(pool.map(lambda arm: cost(_trained(trials, arm)), arms))
+
+        def measure(arm: str) -> Cost:
+            found = cost(_trained(trials, arm, stop))
+            ended()
+            return found
+
+        try:
+            found = list(pool.map(measure, arms))
+        finally:  # an interruption, or an arm that cannot be trained, ends the other trials too
+            stop.set()
+            pool.shutdown(cancel_futures=True)
     speeds, deviations = {}, [0.0]
     for arm in study.arms:
         costs = [each for name, each in zip(arms, found, strict=True) if name == arm]
@@ -123,12 +142,12 @@ def given_speeds(study: OwnStudy, hours_from: str) -> dict[str, Speed]:
     return dict.fromkeys(study.arms, Speed(study.amount / float(match[1]), 0.0, 0.0))
 
 
-def _trained(trials: ShortTrials, arm: str) -> ShortTrial:
+def _trained(trials: ShortTrials, arm: str, stop: Event) -> ShortTrial:
     """Train an arm until the seconds of a whole trial are known. Raises StudyError if the trial does not complete."""
     budget = trials.budget(arm, 1.0)
 
     def enough(reports: int, seconds: float) -> bool:
-        return (reports > 1 and seconds > PROBE_SECONDS) or seconds > LIMIT_SECONDS
+        return (reports > 1 and seconds > PROBE_SECONDS) or seconds > LIMIT_SECONDS or stop.is_set()
 
     done = trials.run(STAGE, arm, SEED, budget, enough=enough)
     if done.outcome not in ("completed", "stopped"):

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from tune.plan.child import ChildError, ChildTimeout
 from tune.plan.ladder import join_plans, lengths
 from tune.plan.power import confirm_power, percentage, study_noise
 from tune.plan.probe import LIMIT_SECONDS, Calibration, Speed, probe
+from tune.plan.progress import Progress
 from tune.plan.space import NO_MODEL, disk_parts, largest, measured, memory_parts, vocabulary
 from tune.plan.time import (
     DEVICES,
@@ -237,14 +238,15 @@ def run(
     effect: str,
     noise: str | None,
     form: str,
-    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> str:
-    """Return the plan of a study, or of its file, as text; `say` gets a line before a wait.
+    """Return the plan of a study, or of its file, as text.
 
     Raises CorpusError or StudyError, and StudyStopped if the calibration takes too long.
     """
     from tune.plan.page import FORMS, show
 
+    progress = progress or Progress()
     found = config if isinstance(config, Found) else find(config, output)
     where = found.study.name if isinstance(config, Found) else config
     study, base, share = found.study, found.base, percentage(effect, "--effect")
@@ -260,7 +262,7 @@ def run(
     check_folder(study, folder, base)
     if isinstance(study, OwnStudy):
         draft(study, base, folder)  # refuses what cannot be trained, also if nothing is trained here
-        plans, how = _own_plans(study, base, wanted, hours_from, share, spread, say)
+        plans, how = _own_plans(study, base, wanted, hours_from, share, spread, progress)
         notes = idle_slots(study, wanted) + short_searches(study)
         plan = join_plans(study, plans) if study.scales else plans[0]
         return show(_finished(plan, how, source, notes), form)
@@ -273,13 +275,15 @@ def run(
     notes += doubtful(study, base, folder) + short_searches(study)
     study = with_placed_code(study, base, folder)
     vocab_size = meta["vocab_size"] if meta else vocabulary(study)
-    if hours_from == MEASURE and say:
+    if hours_from == MEASURE:
         sizes = f" at {len(study.rungs)} sizes" if study.scales else ""
-        say(
+        progress.say(
             f"calibrating: the first steps of {len(study.arms)} arms{sizes} are trained here, which takes seconds for "
             f"a small model and minutes for a large one, {LIMIT_SECONDS / 60:.0f} at most; "
             f"--hours-from {next(iter(DEVICES))} needs none"
         )
+        size = PROBE_SECONDS + measured()["slot_seconds"]
+        progress.begin("sizes calibrated", len(study.rungs), size * len(study.rungs))
     plans = []
     for rung in study.rungs:
         calibration: Calibration | None = None
@@ -293,6 +297,7 @@ def run(
                 ) from error
             except ChildError as error:
                 raise StudyError(f"{where}: the calibration failed: {error}") from error
+            progress.done()
             notes += [note for note in held if note not in notes]
             speeds = calibration.speeds
             how = f"{PROBE_SECONDS:.0f} s of training on this machine, {calibration.processes} trials at a time"
@@ -338,18 +343,19 @@ def _own_plans(
     hours_from: str,
     effect: float,
     noise: float | None,
-    say: Callable[[str], None] | None,
+    progress: Progress,
 ) -> tuple[list[dict[str, Any]], str]:
     """Return the plan of each rung of a study of the user's own training, and where its hours come from."""
     measure, plans = hours_from == MEASURE, []
-    if measure and say:
-        say(
+    if measure:
+        progress.say(
             f"calibrating: a trial of each of {len(study.arms)} arms runs here for {own.PROBE_SECONDS:.0f} s, or to "
             "its second report; --hours-from 90s, the seconds of a trial, needs none"
         )
+        progress.begin("trials timed", len(study.rungs) * own.probes(study, slots))
     for rung in study.rungs:
         assert isinstance(rung, OwnStudy)
-        calibration, peak_mb = own.calibrate(rung, base, slots) if measure else (None, None)
+        calibration, peak_mb = own.calibrate(rung, base, slots, progress.done) if measure else (None, None)
         speeds = calibration.speeds if calibration else own.given_speeds(rung, hours_from)
         overheads = scaled_overheads(measured(), calibration)
         plan = make_plan(

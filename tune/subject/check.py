@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -53,7 +53,14 @@ class Finding:
         return f"{word:8}{self.what}: {self.said}"
 
 
-def check(study: OwnStudy, base: Path, share: float, folder: Path | None = None) -> Iterator[Finding]:
+def most_trials(study: OwnStudy) -> int:
+    """Return the largest number of trials of a check."""
+    return len(study.arms) + 6 + 2 * study.reuse
+
+
+def check(
+    study: OwnStudy, base: Path, share: float, folder: Path | None = None, ended: Callable[[], None] = lambda: None
+) -> Iterator[Finding]:
     """Yield what a few short trials show, and keep it at the end.
 
     Args:
@@ -61,6 +68,7 @@ def check(study: OwnStudy, base: Path, share: float, folder: Path | None = None)
         base: Folder of the study file.
         share: Share of the budget that each trial has, in (0, 1].
         folder: The study's folder, which gets the file `RECORD`. None keeps nothing.
+        ended: Called after each trial.
 
     Raises:
         StudyError: The user's files cannot be used.
@@ -69,7 +77,7 @@ def check(study: OwnStudy, base: Path, share: float, folder: Path | None = None)
         sources = draft(study, base, Path(scratch)).write()
         before = _files(sources.working_folder)
         found = []
-        for finding in _found(ShortTrials(subject_of(study, sources), Path(scratch) / "trials"), share):
+        for finding in _found(ShortTrials(subject_of(study, sources), Path(scratch) / "trials", ended), share):
             found.append(finding)
             yield finding
         written = sorted(name for name, at in _files(sources.working_folder).items() if before.get(name) != at)

@@ -54,10 +54,11 @@ def subject_of(study: OwnStudy, sources: Sources) -> Function:
 
 @dataclass(frozen=True)
 class ShortTrials:
-    """Short trials of a study, with folders of their own inside `folder`."""
+    """Short trials of a study, with folders of their own inside `folder`. `ended` is called after each trial."""
 
     subject: Function
     folder: Path
+    ended: Callable[[], None] = lambda: None
 
     @property
     def study(self) -> OwnStudy:
@@ -118,7 +119,9 @@ class ShortTrials:
             rows += [result["row"]] if result["row"] else []
             if training.outcome is None and enough(len(rows), time.monotonic() - began):
                 training.cut_off()
+                self.ended()
                 return ShortTrial("stopped", "", rows, {}, budget, time.monotonic() - began)
         seconds = time.monotonic() - began
         training.replaced()
+        self.ended()
         return ShortTrial(training.outcome, result["reason"] or "", rows, result["final"] or {}, budget, seconds)
