@@ -40,6 +40,7 @@ COMMANDS: list[tuple[str, Any, list[str]]] = [
     ("status", studies.status, ["status sweep", "status sweep --output ~/studies"]),
     ("report", studies.report, ["report sweep", "report sweep laptop", "report sweep --require-verdict"]),
     ("ui", ui.ui, ["ui", "ui --port 5001"]),
+    ("dashboard", ui.dashboard, ["dashboard sweep", "dashboard --port 8081"]),
     ("trial", studies.trial, ["trial sweep", "trial sweep confirm/gelu/0123456789ab/101 > trial.json"]),
     ("cells", cells.cells, ["cells my.yaml", "cells my.yaml --into /shared/cells --limit 64"]),
     ("take", cells.take, ["take my.yaml studies/my/cells", "take my /shared/cells"]),

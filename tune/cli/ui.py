@@ -1,4 +1,4 @@
-"""Command `pagating ui`: the MLflow UI of the logged studies."""
+"""Commands `pagating ui` and `pagating dashboard`: MLflow's pages of the logged studies, Optuna's of their searches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analysis.io.exits import Exit
-from tune.cli.common import LOOPBACK, Output
+from tune.cli.common import INTERRUPTED, LOOPBACK, Output, begun_folder, complete_study, studies_in
 
 if TYPE_CHECKING:
     from tune.study.study import Study
 
 PORT = 5000  # default
+DASHBOARD = 8080  # default port of `pagating dashboard`
 PORTS = 100  # ports that are tried if the first one is in use
+
+
+Host = Annotated[str, typer.Option(help="Address to listen on. Any other than loopback lets others in.")]
 
 
 def ui(
@@ -30,11 +34,10 @@ def ui(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help=f"Port to listen on. Default: {PORT}, or the next free one.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on. Any other than loopback lets others in.")] = LOOPBACK,
+    host: Host = LOOPBACK,
 ) -> None:
     """Open the MLflow UI of the logged studies, by default on this machine's loopback address only."""
     import sqlite3
-    from ipaddress import ip_address
 
     from analysis.io.text import redact
     from tune.errors import StudyError
@@ -46,17 +49,14 @@ def ui(
         raise StudyError("tracking 'none': nothing is logged; allowed: the tracking URI of a sweep")
     if uri.startswith(("http://", "https://", "databricks")):
         raise StudyError(f"tracking '{redact(uri)}': has a UI of its own; open it in a browser")
-    try:
-        open_to_others = host != "localhost" and not ip_address(host).is_loopback
-    except ValueError:
-        raise StudyError(f"--host '{host}': allowed: localhost or an IP address of this machine") from None
+    open_to_others = _is_open(host)
     if (path := sqlite_file(uri)) is not None:
         if not path.exists():
             raise StudyError(f"{uri}: nothing was logged here yet; run a sweep first")
         check_file(path, write=False)
         with contextlib.suppress(sqlite3.Error):  # read-only, or a sweep writes to it: then `sync` does it
             move_artifacts(path)
-    port = _free_port(host, port)
+    port = _free_port(host, port, PORT)
     # no jobs, no telemetry, no warnings of MLflow's libraries, and no modules of the working directory
     quiet = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -66,30 +66,83 @@ def ui(
     }
     # the URI is not passed as an argument, because a list of processes would show its password
     environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
-    shown = f"[{host}]" if ":" in host else host
-    page = f"http://{shown}:{port}/"
-    typer.echo(f"MLflow UI: {page} (Ctrl-C ends it)")
-    if open_to_others:
-        typer.echo(
-            f"Warning: with --host {host} anyone who reaches port {port} of this machine can read, change and delete "
-            "everything that was logged, without a password. To use it from another machine, keep the default and run: "
-            f"ssh -L {port}:{LOOPBACK}:{port} THIS_MACHINE",
-            err=True,
-        )
-    sys.stdout.flush()
+    _announce("MLflow UI", host, port, open_to_others, "read, change and delete everything that was logged")
     server = [sys.executable, "-P", "-m", "mlflow", "ui", "--app-name", "pagating-study", "--workers", "1"]
     raise typer.Exit(_serve([*server, "--host", host, "--port", str(port)], environment))
 
 
-def _free_port(host: str, wanted: int | None) -> int:
-    """Return the wanted port, or the first free one from `PORT` on if none is wanted.
+def dashboard(
+    study: Annotated[
+        str | None, typer.Argument(help="Study by name or path. Default: all studies.", autocompletion=complete_study)
+    ] = None,
+    output: Output = Path("studies"),
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help=f"Port to listen on. Default: {DASHBOARD}, or the next free one."),
+    ] = None,
+    host: Host = LOOPBACK,
+) -> None:
+    """Open optuna-dashboard, if it is installed, on the searches of a study: one study of Optuna per arm.
+
+    It shows a copy of the ledger as it is at the start. Nothing that is changed in it reaches the study.
+    """
+    from importlib.util import find_spec
+
+    from tune.errors import StudyError
+    from tune.study.files import LEDGER, load
+
+    if find_spec("optuna_dashboard") is None:
+        raise StudyError("dashboard: needs the package optuna-dashboard; run `pip install optuna-dashboard`")
+    open_to_others = _is_open(host)
+    names = [study] if study else [name for name in studies_in(output) if (output / name / LEDGER).is_file()]
+    folders = [begun_folder(name, output) for name in names]
+    from tune.decide.storage import in_memory
+    from tune.run import ledger
+
+    found = [(load(each / "study.yaml"), ledger.records(ledger.read(each / LEDGER)).values()) for each in folders]
+    if not any(record.cell.stage == "search" for _, records in found for record in records):
+        raise StudyError(f"{study or output}: has no search trials yet")
+    import optuna_dashboard
+
+    port = _free_port(host, port, DASHBOARD)
+    _announce("Optuna dashboard", host, port, open_to_others, "read the searches")
+    optuna_dashboard.run_server(in_memory(found), host=host, port=port)  # until Ctrl-C
+    raise typer.Exit(INTERRUPTED)
+
+
+def _is_open(host: str) -> bool:
+    """Return True if other machines reach an address. Raises StudyError if it is none."""
+    from ipaddress import ip_address
+
+    from tune.errors import StudyError
+
+    try:
+        return host != "localhost" and not ip_address(host).is_loopback
+    except ValueError:
+        raise StudyError(f"--host '{host}': allowed: localhost or an IP address of this machine") from None
+
+
+def _announce(what: str, host: str, port: int, open_to_others: bool, can: str) -> None:
+    """Print the address of a server, and a warning if other machines reach it."""
+    typer.echo(f"{what}: http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
+    if open_to_others:
+        typer.echo(
+            f"Warning: with --host {host} anyone who reaches port {port} of this machine can {can}, without a password."
+            f" To use it from another machine, keep the default and run: ssh -L {port}:{LOOPBACK}:{port} THIS_MACHINE",
+            err=True,
+        )
+    sys.stdout.flush()
+
+
+def _free_port(host: str, wanted: int | None, default: int) -> int:
+    """Return the wanted port, or the first free one from the default on if none is wanted.
 
     Raises:
         StudyError: The server could not listen there.
     """
     from tune.errors import StudyError
 
-    first = wanted or PORT
+    first = wanted or default
     ports = range(first, min(first + PORTS, 1 << 16))
     refusal = _refusal(host, first)
     if refusal == errno.EADDRINUSE:

@@ -1,5 +1,6 @@
 """Test where `pagating ui` listens, what it refuses in one line, and how it ends."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,11 +10,17 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import asdict
+from importlib.util import find_spec
 
 import pytest
 
+from tests.studies import SMALL, study_of
 from tests.tune.helpers import typed
 from tune.cli import ui
+from tune.run.ledger import Ledger
+from tune.study.cell import Cell
+from tune.study.files import dump
 
 PAGATING = [sys.executable, "-m", "tune.cli"]
 
@@ -135,3 +142,45 @@ def test_the_real_server_answers_and_ctrl_c_ends_all_of_it(home, busy):
         assert process.wait(30) == 130
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+
+
+FAKE = """
+import json
+from optuna import get_all_study_summaries
+
+
+def run_server(storage, host, port):
+    names = sorted(each.study_name for each in get_all_study_summaries(storage))
+    print(json.dumps([names, host, port]), flush=True)
+"""
+
+
+def dashboard(home, *words, path=""):
+    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [*PAGATING, "dashboard", *words]
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_dashboard_gets_the_searches_of_a_study_and_an_address(tmp_path):
+    if find_spec("optuna_dashboard"):
+        pytest.skip("optuna-dashboard is installed")
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "optuna_dashboard.py").write_text(FAKE)
+    for name, stages in (("one", "search"), ("two", "search"), ("bare", "confirm")):
+        folder = tmp_path / "studies" / name
+        folder.mkdir(parents=True)
+        (folder / "study.yaml").write_text(dump(study_of(SMALL, name=name)))
+        ledger = Ledger(folder / "ledger.jsonl")
+        cell = Cell(stages, "gelu", 0, 1, {"lr": 0.01}, "key")
+        ledger.append("suggested", **asdict(cell))
+        ledger.close()
+    missing = dashboard(tmp_path, "one")
+    said = "pagating: dashboard: needs the package optuna-dashboard; run `pip install optuna-dashboard`\n"
+    assert (missing.returncode, missing.stdout, missing.stderr) == (2, "", said)
+    done = dashboard(tmp_path, "--port", "18080", path=tmp_path / "fake")
+    assert done.returncode == 130, done.stderr
+    first, called = done.stdout.splitlines()
+    assert first == "Optuna dashboard: http://127.0.0.1:18080/ (Ctrl-C ends it)"
+    assert json.loads(called) == [["one: gelu", "two: gelu"], "127.0.0.1", 18080]
+    bare = dashboard(tmp_path, "bare", path=tmp_path / "fake")
+    assert (bare.returncode, bare.stderr) == (2, "pagating: bare: has no search trials yet\n")
