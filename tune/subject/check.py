@@ -59,7 +59,7 @@ def most_trials(study: OwnStudy) -> int:
 
 
 def check(
-    study: OwnStudy, base: Path, share: float, folder: Path | None = None, ended: Callable[[], None] = lambda: None
+    study: OwnStudy, base: Path, share: float, folder: Path | None = None, ended: Callable[[], None] | None = None
 ) -> Iterator[Finding]:
     """Yield what a few short trials show, and keep it at the end.
 

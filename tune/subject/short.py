@@ -58,7 +58,7 @@ class ShortTrials:
 
     subject: Function
     folder: Path
-    ended: Callable[[], None] = lambda: None
+    ended: Callable[[], None] | None = None
 
     @property
     def study(self) -> OwnStudy:
@@ -81,6 +81,10 @@ class ShortTrials:
         """
         whole = self.study.length(arm, self.study.amount)
         return whole if share == 1 else min(whole, math.ceil(max(1, round(share * whole)) / self.every) * self.every)
+
+    def _tell(self) -> None:
+        if self.ended:
+            self.ended()
 
     def place(self) -> Path:
         """Return a new folder for a trial."""
@@ -119,9 +123,9 @@ class ShortTrials:
             rows += [result["row"]] if result["row"] else []
             if training.outcome is None and enough(len(rows), time.monotonic() - began):
                 training.cut_off()
-                self.ended()
+                self._tell()
                 return ShortTrial("stopped", "", rows, {}, budget, time.monotonic() - began)
         seconds = time.monotonic() - began
         training.replaced()
-        self.ended()
+        self._tell()
         return ShortTrial(training.outcome, result["reason"] or "", rows, result["final"] or {}, budget, seconds)
