@@ -1,4 +1,4 @@
-"""Statistics of each layer of a trained model on validation windows, for the section "Why" of a report.
+"""Statistics of each layer of a trained model on validation windows, for "What the activations do" of a report.
 
 `layers.json` in the folder of a trained model has one object per layer, with the columns of `pagating.gating.probe`. It
 is written when the model is, so it costs a forward and a backward pass of a few windows, after the trial's losses.

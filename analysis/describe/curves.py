@@ -37,7 +37,7 @@ class Trend(StrEnum):
 
     RISES = "rises with tokens"
     FALLS = "falls with tokens"
-    NONE = "no trend shown"
+    NONE = "undecided"
 
 
 def over_training(study: Study, pairs: Mapping[str, Pair] | None = None) -> dict[str, pd.DataFrame]:

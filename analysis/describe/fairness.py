@@ -37,9 +37,10 @@ def ledger(study: Study) -> list[dict[str, Any]]:
 
     `flops` sums tokens * flops_per_token over all trials, and is None if they are not recorded. `speed` compares
     confirm runs: the median over seeds of the arm's tokens per second divided by those of the baseline's run of the
-    same seed. It is paired because the load and the machines change over time. `tokens_per_second` and
-    `flops_utilisation` (of a GPU's bfloat16 peak) are medians over the completed trials of all stages. `compiled` is
-    the share of those trials that torch.compile compiled. Memory is the largest peak of any trial.
+    same seed. It is paired because the load and the machines change over time. `tokens_per_second` is the median over
+    the completed confirm runs too, or over all trials without any. `flops_utilisation` (of a GPU's bfloat16 peak) is
+    the median over the completed trials of all stages, and `compiled` the share of them that torch.compile compiled.
+    Memory is the largest peak of any trial.
     """
     rows = []
     speeds = _speeds(study)
@@ -52,7 +53,9 @@ def ledger(study: Study) -> list[dict[str, Any]]:
         largest = ("parameters", "flops_per_token", "peak_rss_mb", "peak_gpu_mb")
         row |= {c: _reduce(trials, c, "max") for c in largest}
         done = trials[trials["outcome"] == "completed"]
-        row |= {c: _reduce(done, c, "median") for c in ("tokens_per_second", "flops_utilisation")}
+        confirmed = done[done["stage"] == "confirm"]
+        row["tokens_per_second"] = _reduce(confirmed if len(confirmed) else done, "tokens_per_second", "median")
+        row["flops_utilisation"] = _reduce(done, "flops_utilisation", "median")
         row["compiled"] = _reduce(done, "compiled", "mean")
         both = {"tokens", "flops_per_token"} <= set(trials.columns)
         product = trials["tokens"] * trials["flops_per_token"] if both else pd.Series(dtype=float)
@@ -83,9 +86,11 @@ def _speeds(study: Study) -> dict[str, float]:
 def slower(rows: list[dict[str, Any]], unit: str = "tokens") -> str:
     """Name the arms that train more than 2% slower than the baseline in one sentence; empty if there is none.
 
-    `unit` is that of the budget.
+    An arm is slower if both its relative speed and its tokens per second say so. `unit` is that of the budget.
     """
-    named = [f"{r['arm']} ({r['speed']:.2f})" for r in rows if r["speed"] is not None and r["speed"] < SLOWER]
+    base = next((r["tokens_per_second"] for r in rows if r["speed"] == 1), None)
+    known = [r for r in rows if r["speed"] is not None and r["speed"] < SLOWER]
+    named = [f"{r['arm']} ({r['speed']:.2f})" for r in known if base is None or r["tokens_per_second"] < base]
     return f"Slower than the baseline, at equal {unit}: {', '.join(named)} of its speed." if named else ""
 
 

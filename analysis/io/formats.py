@@ -138,7 +138,7 @@ def cell(value: Any, spec: str) -> str:
 
 def with_values(rows: list[dict[str, Any]], columns: Columns) -> Columns:
     """Return the columns in which at least one row has a value."""
-    return {key: column for key, column in columns.items() if any(row[key] is not None for row in rows)}
+    return {key: column for key, column in columns.items() if any(row.get(key) is not None for row in rows)}
 
 
 def verdict_table(rows: list[dict[str, Any]], title: str, width: int, unit: str | None = None) -> Table:

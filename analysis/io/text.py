@@ -51,6 +51,12 @@ def amount(value: float) -> str:
     return f"{value:.3g}E"
 
 
+def percent(share: float) -> str:
+    """Return a share in percent with at most one decimal: 95%, 98.3%; a smaller one than 1% with three digits."""
+    value = 100 * share
+    return f"{value:.3g}%" if value < 1 else f"{round(value, 1):g}%"
+
+
 def readable(size: float) -> str:
     """Return bytes with a unit: B, KiB, MiB, GiB, TiB (powers of 1,024)."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -17,7 +17,7 @@ from analysis.report import plots
 from analysis.report.build import decision, trend_lines
 from analysis.report.figures import Drawn
 from analysis.report.findings import Findings
-from analysis.report.methods import methods, would_change
+from analysis.report.methods import arm_columns, arm_rows, methods, would_change
 from analysis.stats.scale import calibrated
 from analysis.verdict import looks
 from analysis.verdict.grids import ranges
@@ -49,6 +49,8 @@ def page(found: Findings, drawn: Mapping[str, Drawn]) -> str:
     top = f" on rung {study.rung}" if result.rungs else ""
     lines += [f"## The decision{top}", "", *([f"From here on, this page is about{top[3:]}.", ""] if top else [])]
     lines += [*decision(result), *_shown(drawn, "differences")]
+    arms = arm_rows(found)
+    lines += ["## The arms", "", formats.to_markdown(arms, formats.with_values(arms, arm_columns(found))), ""]
     lines += ["## At equal learning rate", ""]
     optimum = found.calibration
     lines += [formats.to_markdown(optimum, calibration.columns(optimum)), ""] if optimum else []
@@ -67,7 +69,7 @@ def page(found: Findings, drawn: Mapping[str, Drawn]) -> str:
     if found.layers:
         lines += ["## Why", "", formats.to_markdown(found.why, layers.ARM_COLUMNS), "", *_shown(drawn, "layers")]
     shown = formats.with_values(rows, LEDGER_COLUMNS)
-    lines += ["## What each arm was given", "", formats.to_markdown(rows, shown), ""]
+    lines += ["## What each arm cost", "", formats.to_markdown(rows, shown), ""]
     note = came.get("note") or ""
     costs = [slower(rows) if NOT_MEASURED not in note else "", note]
     lines += [line for cost in costs if cost for line in (markdown(cost), "")]

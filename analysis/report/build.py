@@ -20,14 +20,13 @@ from analysis.describe import calibration, curves, fairness, hyperparameters, la
 from analysis.io import command, formats
 from analysis.io.assemble import Study
 from analysis.io.files import TableError
-from analysis.io.space import chosen_columns
 from analysis.io.study import load
-from analysis.io.text import duration, markdown
+from analysis.io.text import duration, markdown, percent
 from analysis.io.write import write_whole
 from analysis.report import plots
 from analysis.report.figures import FIGURES, Drawn, drawn
 from analysis.report.findings import PATH_COLUMNS, TABLES, Findings
-from analysis.report.methods import methods, would_change
+from analysis.report.methods import arm_columns, arm_rows, methods, would_change
 from analysis.verdict.exits import add_require_verdict, end
 from analysis.verdict.kinds import Result, as_object, rows_of_rungs, shown_rows
 from analysis.verdict.ladder.words import FAMILY, size
@@ -162,8 +161,8 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         ladder_table=ladder.short(found.ladder),
         top_rung=_top_rung(found),
         verdict_columns=_verdict_columns(found),
-        chosen=found.chosen,
-        chosen_columns=chosen_columns(found.chosen),
+        arms=arm_rows(found),
+        arm_columns=formats.with_values(arm_rows(found), arm_columns(found)),
         slower=fairness.slower(found.fairness, found.study.budget_unit),
         ledger_columns=found.in_words(formats.with_values(found.fairness, fairness.COLUMNS)),
         importance_columns=hyperparameters.COLUMNS,
@@ -178,6 +177,7 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         would_change=would_change(found),
         cell=formats.cell,
         called=called,
+        percent=percent,
         run=ran(found.study),
         widest=widest,
         widths=WIDTHS,
@@ -221,7 +221,7 @@ def several(reports: Mapping[Path, Findings], page: Path) -> Path:
 def _verdict_columns(found: Findings) -> formats.Columns:
     columns = formats.with_runs(found.verdict, formats.REPORT_COLUMNS)
     own = formats.with_own_unit(columns, found.study.unit) if found.study.facts else columns
-    return found.in_words(formats.with_training(found.verdict, own))
+    return found.in_words(formats.with_values(found.verdict, formats.with_training(found.verdict, own)))
 
 
 def ran(study: Study) -> dict[str, str]:

@@ -4,7 +4,10 @@ from typing import Any
 
 from analysis.describe.fairness import unfair
 from analysis.io.assemble import RUNG, Study
+from analysis.io.formats import Columns
 from analysis.io.names import STAGES
+from analysis.io.space import chosen_columns
+from analysis.io.text import percent
 from analysis.report.findings import Findings
 from analysis.verdict import looks
 from analysis.verdict.checks import STRONG_GAP, edge_hits
@@ -33,13 +36,11 @@ def methods(study: Study) -> list[str]:
         ("fixed", "Held fixed"),
         ("nuisance", "Tuned in every arm"),
     ):
-        if s.get(key):
-            out.append(f"{name}: {_flat(s[key])}.")
+        if said := _said(study, key):
+            out.append(f"{name}: {_flat(said)}.")
     arms = s.get("arms") or {}
     out.append("Arms: " + "; ".join(f"{a} ({_arm(o)})" for a, o in arms.items()) + "." if arms else "")
     out.append(_check(study))
-    formulas = {} if study.own else (s.get("provenance") or {}).get("formulas") or {}
-    out.append("Activations: " + "; ".join(f"{a}: {f}" for a, f in formulas.items()) + "." if formulas else "")
     search, calibrate, confirm = (s.get(k) or {} for k in STAGES)
     if search.get("trials_per_arm") is not None:
         out.append(
@@ -63,12 +64,40 @@ def methods(study: Study) -> list[str]:
         )
     out.append(
         f"Decision: improvement is 100 * {_ratio(study)}, with Fieller's "
-        f"{100 * (1 - study.level):g}% interval. {_test(study)}, "
-        f"{_TESTS[study.correction]} over all arms, level {study.level:g}; {_beside(study)} beside it. "
+        f"{percent(1 - study.level)} interval. {_test(study)}, "
+        f"{_TESTS[study.correction]} over all arms, level {study.level:.3g}; {_beside(study)} beside it. "
         f"Equivalence by two one-sided tests at a margin of {study.margin}, with the same correction. "
         f"{_diverged(study)} {_contrasts(study)}{_named(study)}"
     )
     return [line for line in out if line]
+
+
+def arm_rows(found: Findings) -> list[dict[str, Any]]:
+    """Return one row per arm: its role, its formula or what it sets, and the values that its search chose.
+
+    A table from elsewhere has neither formulas nor settings, and so no row.
+    """
+    study = found.study
+    given = study.settings.get("arms") or {}
+    known = {} if study.own else (study.settings.get("provenance") or {}).get("formulas") or {}
+    roles = {study.baseline: "baseline", study.floor: "floor"}
+    return [
+        {"arm": arm, "role": roles.get(arm), "is": known.get(arm) or _arm(_without_role(given[arm])) or "-"}
+        | found.result.chosen.get(arm, {})
+        for arm in study.arms
+        if arm in given
+    ]
+
+
+def arm_columns(found: Findings) -> Columns:
+    """Return the columns of `arm_rows`."""
+    heading = "settings" if found.study.own else "activation"
+    tuned = {key: column for key, column in chosen_columns(found.chosen).items() if key != "arm"}
+    return {"arm": ("arm", ""), "role": ("role", ""), "is": (heading, ""), **tuned}
+
+
+def _without_role(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in ("baseline", "floor")}
 
 
 GRADES = {
@@ -77,6 +106,16 @@ GRADES = {
     "unseeded": "a trial that is trained again differs about as much as one with another seed",
     "not checked": "`pagating check` was not run on these files, so nothing shows that seeds act as they should",
 }
+
+
+def _said(study: Study, key: str) -> Any:
+    """Return a section of the study file as the methods state it: without what is tuned, and a text by its name."""
+    section = study.settings.get(key)
+    if key == "fixed" and section:
+        return {name: value for name, value in section.items() if name not in (study.settings.get("nuisance") or {})}
+    if key == "corpus" and section and not {"files", "hub"} & set(section):
+        return {"the built-in text": None} | section
+    return section
 
 
 def _found_by_check(study: Study) -> dict[str, Any]:
@@ -119,7 +158,7 @@ def _ladder(study: Study) -> list[str]:
     return [
         f"Ladder of {ladder.planned} rungs, {share}, and with seeds of its own ({rows}).",
         f"Trend: the least-squares slope of the improvement on {x}, with equal weights, an interval at "
-        f"{100 * (1 - ladder.level):g}% with Welch's degrees of freedom, and p with {_TESTS[study.correction]} over "
+        f"{percent(1 - ladder.level)} with Welch's degrees of freedom, and p with {_TESTS[study.correction]} over "
         "the arms, apart from the verdicts on the rungs. An improvement grows or shrinks if that p is at most the "
         "level of the ladder. It turns if one rung says better and another worse. It holds if all rungs have the same "
         "verdict.",
@@ -171,7 +210,7 @@ def _diverged(study: Study) -> str:
 
 def _looks(study: Study) -> str:
     if study.rule == "fixed" and study.reserve:
-        parts = [f"{100 * share:g}% at {n} seeds" for n, share in zip(study.made, looks.shares(study), strict=True)]
+        parts = [f"{percent(share)} at {n} seeds" for n, share in zip(study.made, looks.shares(study), strict=True)]
         return (
             f" (p over the looks, each at its share of the level: {', '.join(parts)}; the intervals are at that level)"
         )

@@ -121,7 +121,7 @@ def over_training(rows: list[dict[str, Any]], left_out: Iterable[str] = ()) -> s
 
     Sentences on what the test leaves out follow.
     """
-    words = {Trend.RISES: "rises for", Trend.FALLS: "falls for", Trend.NONE: "has no clear trend for"}
+    words = {Trend.RISES: "rises for", Trend.FALLS: "falls for", Trend.NONE: "is undecided for"}
     groups = _grouped((row["trend"], row["arm"]) for row in rows if row["trend"])
     said = [f"{word} {listed(groups[trend])}" for trend, word in words.items() if trend in groups]
     return " ".join([f"Over training the improvement {'; '.join(said)}.", *left_out]) if said else ""

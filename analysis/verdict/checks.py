@@ -46,22 +46,32 @@ def assay(rows: Sequence[Comparison], study: Study) -> Sensitivity:
     if row.of_table and gap is None and row.of_table.difference_high is not None:
         low, high = -row.of_table.difference_high, -(row.of_table.difference_low or 0.0)
         out.testable, out.too_few_seeds = low > 0, low <= 0 and high > row.margin
-        out.why = f"{study.floor} is {-(row.mean_difference or 0.0):+.4g} [{low:+.4g}, {high:+.4g}] worse than "
-        out.why += f"{study.baseline} (n = {row.n})" + ("" if out.testable else ", not clearly above zero")
+        said = _behind(-(row.mean_difference or 0.0), low, high, ("+.4g", ""))
+        out.why = f"{study.floor} is {said} than {study.baseline} (n = {row.n})"
+        out.why += "" if out.testable else ", not clearly worse"
         return out
-    if gap is None or low is None:
+    if gap is None or low is None or high is None:
         out.too_few_seeds = row.refusal is Refusal.ONE_SEED or (row.p_t is not None and low is None)
         out.why = f"the gap between {study.floor} and {study.baseline} has no interval: {row.why}"
         return out
-    out.too_few_seeds = not out.testable and high is not None and high > in_percent
-    out.why = f"{study.floor} is {gap:+.2f}% [{low:+.2f}, {high:+.2f}] worse than {study.baseline} (n = {row.n})"
+    out.too_few_seeds = not out.testable and high > in_percent
+    said = _behind(gap, low, high, ("+.2f", "%"))
+    out.why = f"{study.floor} is {said} than {study.baseline} (n = {row.n})"
     if out.too_few_seeds:
-        out.why += f", not clearly above zero, and a gap above the margin of {study.margin} is not excluded"
+        out.why += f", not clearly worse, and a gap above the margin of {study.margin} is not excluded"
     elif not out.testable:
         out.why += f", and a gap above the margin of {study.margin} is excluded"
     elif not out.strong:
         out.why += f", below the {STRONG_GAP:g}% that ranking arms asks for"
     return out
+
+
+def _behind(gap: float, low: float, high: float, form: tuple[str, str]) -> str:
+    """Return a gap with its interval in words: `+0.09% [-0.07, +0.26] worse`; a floor that is ahead is `better`."""
+    (spec, unit), word = form, "worse" if gap >= 0 else "better"
+    if gap < 0:
+        gap, low, high = -gap, -high, -low
+    return f"{gap:{spec}}{unit} [{low:{spec}}, {high:{spec}}] {word}"
 
 
 def edge_hits(study: Study) -> list[str]:

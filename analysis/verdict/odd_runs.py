@@ -38,7 +38,8 @@ def mark(part: Part, size: int) -> None:
             for arm in (row.baseline, row.arm):
                 mine = [run for run in runs if run.arm == arm]
                 relative = np.array([run.residual / max(sd, run.elsewhere) if sd else 0.0 for run in mine])
-                row.odd_runs += [f"{arm} {mine[i].name}" for i in far_residuals(relative, 1.0, len(d) - 1, level)]
+                far = [f"{arm} {mine[i].name}" for i in far_residuals(relative, 1.0, len(d) - 1, level)]
+                row.odd_runs += dict.fromkeys(far)  # a seed may be far off at several points
 
 
 @dataclass(frozen=True)

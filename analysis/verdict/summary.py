@@ -61,7 +61,9 @@ def summarise(rows: Sequence[Comparison], study: Study, floor: Sensitivity, unfi
     against = study.baseline + (f" ({base})" if base else "")
     head = f"{lost}{_seeds(asked, study)}, against {against}, on {study.metric}{_of_metric(study)}:"
     parts = [f"{row.label}: {_word(row, study)}{_numbers(row, study, chosen)}" for row in asked]
-    return Summary(head, parts, " ".join(part for part in (_gap(floor, study), *warnings) if part))
+    capped = any(row.kind is Verdict.UNDECIDED and words.at_cap(row, study) for row in asked)
+    cap = f"Undecided arms have had the last look, at {study.looks[-1]} seeds." if capped else ""
+    return Summary(head, parts, " ".join(part for part in (_gap(floor, study), cap, *warnings) if part))
 
 
 def _seeds(rows: Sequence[Comparison], study: Study) -> str:
@@ -181,7 +183,8 @@ def _numbers(row: Comparison, study: Study, chosen: Mapping[str, Mapping[str, fl
     value = row.improvement_percent
     n = f"n = {row.n}" if row.complete_pairs in (0, row.n) else f"n = {row.complete_pairs} of {row.n}"
     tuned = values_line(chosen.get(row.arm, {}))
-    needs = words.what_it_needs(row, study) if row.kind is Verdict.UNDECIDED else ""
+    open_ = row.kind is Verdict.UNDECIDED and not words.at_cap(row, study)  # what all of them need is said once
+    needs = words.what_it_needs(row, study) if open_ else ""
     percent = "" if value is None else f"{value:+.2f}%{_interval(row)}"
     if row.of_table is None:
         return _brackets(percent, n if percent else "", tuned, needs)

@@ -66,9 +66,15 @@ def what_it_needs(row: Comparison, study: Study) -> str:
         return f"needs {_more_seeds(row, study)}"
     if row.evidence_ended:
         return "a diverged run ended its evidence"
+    if at_cap(row, study):
+        return f"the cap of {study.looks[-1]} seeds is reached"
     seen = row.path[-1]["n"] if row.path else 0
-    later = [n for n in study.looks if n > seen]
-    return f"its next look is at {later[0]} seeds" if later else f"the cap of {study.looks[-1]} seeds is reached"
+    return f"its next look is at {next(n for n in study.looks if n > seen)} seeds"
+
+
+def at_cap(row: Comparison, study: Study) -> bool:
+    """Return True if an arm has had the last look of a sequential rule."""
+    return bool(study.looks and row.path) and not row.evidence_ended and row.path[-1]["n"] >= study.looks[-1]
 
 
 def all_infeasible(arm: str, runs: int) -> str:

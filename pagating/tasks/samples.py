@@ -1,4 +1,4 @@
-"""Short texts that a trained causal model writes, for the section "Samples" of a report.
+"""Short texts that a trained causal model writes, for the section "What the models write" of a report.
 
 Axes: R prompt, B row of a batch, T position, V vocabulary.
 """

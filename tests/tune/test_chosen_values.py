@@ -64,7 +64,7 @@ def test_verdict_report_tables_and_terminal_show_what_was_chosen(done, capsys):
     page, notes = (folder / "report.html").read_text(), (folder / "verdict.md").read_text()
     assert text in out
     assert text in notes
-    table = page[page.index("What each arm was given</h2>") :]
+    table = page[page.index("The arms</h2>") :]
     table = table[: table.index("</table>")]
     for values in chosen.values():
         for value in values.values():

@@ -224,7 +224,7 @@ def test_the_studys_run_shows_question_verdict_and_report(runs, verdict):
     with page.context.expect_page() as tab:
         page.get_by_role("link", name="Report", exact=True).first.click()
     shown = tab.value.frame_locator("iframe").first
-    shown.get_by_role("heading", name="Paired differences").wait_for()
+    shown.get_by_role("heading", name="Seed by seed").wait_for()
     assert shown.locator("figure svg").count() >= 4
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.verdict.kinds import Comparison, Refusal, Result, Verdict
+from analysis.verdict.ladder.kinds import Trend
+from analysis.verdict.ladder.words import rungs_named
 from analysis.verdict.words import CLAIM_SEEDS
 from tune.study.own_study import OwnStudy
 from tune.study.sections import ConfirmSection
@@ -36,7 +38,32 @@ def next_steps(result: Result, study: Study, report: str, browse: str) -> list[s
 
 
 def to_change(result: Result, study: Study) -> list[str]:
-    """Return a change of the study file for each reason that weakens the verdict; else a line for further questions."""
+    """Return a change of the study file for each reason that weakens the verdict; else a line for further questions.
+
+    Of a ladder, each begins with the rungs that it is about.
+    """
+    if not result.rungs or result.unfinished:
+        return _of_verdict(result, study) or [_for_others(study)]
+    about: dict[str, list[int]] = {}
+    for rung in result.rungs:
+        for step in _of_verdict(rung.result, study):
+            about.setdefault(step, []).append(rung.rung)
+    found = [f"{rungs_named(numbers).capitalize()}: {step}" for step, numbers in about.items()]
+    if unsure := [row.label for row in result.trends if row.trend is Trend.UNDECIDED and not row.dropped_after]:
+        found.append(f"Trend of {', '.join(unsure)}: a larger rung under scales, or more seeds per rung, {ANOTHER}")
+    return found or [_for_others(study)]
+
+
+def _for_others(study: Study) -> str:
+    return (
+        f"The verdict holds for this code, data and budget; for others: another study, {ANOTHER}"
+        if study.shown
+        else f"The verdict holds for this text, model and tokens; for others: corpus or model, {ANOTHER}"
+    )
+
+
+def _of_verdict(result: Result, study: Study) -> list[str]:
+    """Return a change for each reason that weakens the verdict of a plain study or of one rung."""
     rows = [row for row in result.every if row.contrast or row.arm != result.floor]
     if not study.runs("confirm"):
         return [f"To decide: stages: {_list(study.stages)} -> [search, calibrate, confirm], {ANOTHER}"]
@@ -71,12 +98,6 @@ def to_change(result: Result, study: Study) -> list[str]:
             f"For a claim: confirm.seeds: {seeds} -> {CLAIM_SEEDS}, {SAME}"
             if reserve
             else f"{seeds} seeds are preliminary. A claim needs {CLAIM_SEEDS}, and this study {_spent(study)}"
-        )
-    if not found:
-        found.append(
-            f"The verdict holds for this code, data and budget; for others: another study, {ANOTHER}"
-            if study.shown
-            else f"The verdict holds for this text, model and tokens; for others: corpus or model, {ANOTHER}"
         )
     return found
 

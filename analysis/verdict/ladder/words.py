@@ -102,12 +102,12 @@ def _slope(row: ArmTrend, sign: int) -> str:
 
 def _open(row: ArmTrend, steep: str) -> str:
     if row.dropped_after:
-        return f"dropped after rung {row.dropped_after}, worse on two rungs: no trend is decided"
+        return f"undecided: dropped after rung {row.dropped_after}, worse on two rungs"
     if len(row.rungs) < LEAST and not steep:
         many = (
             rungs_named(row.rungs) + (" counts" if len(row.rungs) == 1 else " count") if row.rungs else "no rung counts"
         )
-        return f"no trend: {many}, and a trend needs three or more sizes"
+        return f"undecided: {many}, and a trend needs three or more sizes"
     return f"undecided ({steep})" if steep else "undecided"
 
 
@@ -185,12 +185,19 @@ def summarise(study: Study, result: Result) -> Summary:
         head = f"Unfinished: {result.unfinished}. No trend is stated before the last rung has ended."
         ended = [rung for rung in result.rungs if not rung.result.unfinished]
         return Summary(head, [], " ".join(brief(rung, ladder.axis) for rung in ended), done)
-    parts = [f"{row.label}: {row.said}" for row in result.trends]
     top = result.rungs[-1]
-    over = f"Over {len(result.rungs)} rungs up to {size(top, ladder.axis)}, beyond which nothing is claimed"
+    said = of_study(top.result.every, ladder.rungs[-1], top.result.sensitivity, "")
+    verdicts = dict(zip([row.label for row in top.result.in_question], said.parts, strict=bool(said.parts)))
+    parts = []
+    for row in result.trends:
+        trend = row.trend if row.trend is Trend.UNDECIDED and not row.dropped_after else row.said
+        parts.append(f"{verdicts.get(row.label, row.label)}; trend: {trend}")
+    largest = size(top, ladder.axis).split(",")[0]
+    over = f"Largest of {len(result.rungs)} rungs{f': {largest}' if largest else ''}; nothing is claimed beyond it"
     joint = f", with one correction ({study.correction}) over the arms of all rungs at level {ladder.level:g}"
-    short = " ".join(brief(rung, ladder.axis) for rung in result.rungs)
-    return Summary(f"{over}{joint if ladder.joint else ''}, against {study.baseline}:", parts, short, each)
+    below = [brief(rung, ladder.axis) for rung in result.rungs[:-1]]
+    head = f"{over}{joint if ladder.joint else ''}. {said.head}"
+    return Summary(head, parts, " ".join([said.after, *below]).strip(), each)
 
 
 def brief(rung: Rung, axis: str = COMPUTE) -> str:
@@ -201,7 +208,7 @@ def brief(rung: Rung, axis: str = COMPUTE) -> str:
         kinds.setdefault(row.kind.replace("_", " "), []).append(row.label)
     said = "; ".join(f"{kind}: {listed(labels)}" for kind, labels in kinds.items())
     if rows and all(row.refusal and row.refusal.of_floor for row in rows):
-        said = f"not testable, because {rung.result.sensitivity.why}"
+        said = str(rows[0].verdict)
     named = size(rung, axis).split(",")[0]
     where = f"Rung {rung.rung}" + (f" ({named})" if named else "")
     kinds_of = dict.fromkeys(re.findall(r"Warning: ([^:;(]+)", rung.result.summary))

@@ -55,10 +55,10 @@ def test_the_report_and_the_growth_command_give_one_adjusted_answer(tmp_path: Pa
     for row in found.slopes:
         assert row["p"] == pytest.approx(p)
         assert row["p_adjusted"] == pytest.approx(3 * p)
-        assert (row["why"], row["trend"]) == ("no trend shown", "no trend shown")
+        assert (row["why"], row["trend"]) == ("undecided", "undecided")
         assert of(found.growth, row["arm"])["verdict"] == row["why"]
         assert of(found.growth, row["arm"])["p_adjusted"] == row["p_adjusted"]
-    assert takeaways.over_training(found.slopes) == "Over training the improvement has no clear trend for a, b and c."
+    assert takeaways.over_training(found.slopes) == "Over training the improvement is undecided for a, b and c."
     shown = improvement.extend(load(folder), found.result)["slopes"]
     assert [row["p_adjusted"] for row in shown] == [row["p_adjusted"] for row in found.slopes]
     alone = Findings(load(write(tmp_path, {"a": np.zeros(10)}, noise)))

@@ -108,7 +108,7 @@ def test_trends_are_grouped_and_what_cannot_be_tested_is_left_out():
     trends = {"a": Trend.RISES, "b": Trend.FALLS, "c": Trend.RISES, "d": Trend.NONE, "e": None}
     rows = [{"arm": arm, "trend": trend} for arm, trend in trends.items()]
     assert takeaways.over_training(rows) == (
-        "Over training the improvement rises for a and c; falls for b; has no clear trend for d."
+        "Over training the improvement rises for a and c; falls for b; is undecided for d."
     )
     assert takeaways.over_training(rows[-1:]) == ""
 

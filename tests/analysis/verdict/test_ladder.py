@@ -100,8 +100,10 @@ def test_the_trends_are_those_of_the_laws(finished, result):
     assert all("nothing is claimed beyond rung 3" in row.why for row in result.trends)
     first, then = result.summary.split(" Rung 1 (")
     assert "better: steady, up, down and turned; no difference: same; worse: catching-up." in then
-    assert all(f"{arm}: {text}" in first for arm, text in said.items())
-    assert "linear-floor" not in first
+    assert "Rung 3" not in then  # the largest rung comes first, with its numbers
+    assert "steady: better, beyond the margin of 0.5% (+" in first
+    assert all(f"; trend: {text}" in first for arm, text in said.items())
+    assert "linear-floor:" not in first
 
 
 def test_the_slope_is_that_of_an_independent_calculation(finished, result):
@@ -266,7 +268,7 @@ def test_a_rung_whose_floor_does_not_lose_is_named_and_only_its_slope_counts(tmp
     assert (falls.rungs, falls.slope_rungs) == ([2, 3], [1, 2, 3])
     blind = decide(load(climb(tmp_path / "blind", {"falls": (2.0, 1.5, 1.0)}, floor=0.0))).trends[0]
     assert (blind.trend, blind.slope, blind.rungs) == (Trend.UNDECIDED, None, [])
-    assert blind.said == "no trend: no rung counts, and a trend needs three or more sizes"
+    assert blind.said == "undecided: no rung counts, and a trend needs three or more sizes"
 
 
 def test_an_arm_that_lost_on_two_rungs_is_dropped_and_named(tmp_path):
@@ -275,7 +277,7 @@ def test_an_arm_that_lost_on_two_rungs_is_dropped_and_named(tmp_path):
     result = decide(load(folder))
     by_arm = {row.arm: row for row in result.trends}
     assert result.unfinished == ""
-    assert by_arm["lost"].said == "dropped after rung 2, worse on two rungs: no trend is decided"
+    assert by_arm["lost"].said == "undecided: dropped after rung 2, worse on two rungs"
     assert by_arm["late"].rungs == [1, 2, 3]
     assert "dropped after rung 3" in by_arm["late"].said + by_arm["late"].why
     assert [sorted(rung.dropped) for rung in result.rungs] == [[], [], ["lost"], ["late", "lost"]]
@@ -397,7 +399,7 @@ def test_the_report_shows_the_ladder_first_and_folds_the_lower_rungs(tmp_path):
     folder = climb(tmp_path / "page", {"steady": (1.0,) * 3, "up": (0.3, 1.0, 2.0)})
     page = build.build(folder).read_text()
     assert page.index("Does it last?") < page.index("The verdict</h2>")
-    assert page.count("<details>") == 2
+    assert page.count("<details>") == 3
     assert page.count("better: steady and up. The floor linear-floor loses by") == 3
     assert "The verdict on rung 1 (150k parameters, 1M tokens, 1e+12 FLOPs)" in page
     assert "the report is about rung 3 (1.35M parameters, 1M tokens, 6.4e+13 FLOPs), the highest rung" in page
@@ -412,7 +414,7 @@ def test_the_report_shows_the_ladder_first_and_folds_the_lower_rungs(tmp_path):
     edit(folder, lambda t: t[t["rung"] < 3])
     half = build.build(folder).read_text()
     assert "Unfinished: rung 3 of 3 has not begun" in half
-    assert half.count("<details>") == 2
+    assert half.count("<details>") == 3
     assert not (folder / "figures" / "ladder.svg").exists()
 
 

@@ -114,7 +114,8 @@ def test_too_few_seeds_and_a_regime_that_cannot_tell_are_different_verdicts(gap,
     assert row.refusal == ("too_few_seeds" if too_few else "floor_does_not_lose")
     said = "too few seeds to tell the floor from gelu" if too_few else "this regime cannot tell a linear MLP from GELU"
     assert row.verdict == f"not testable: {said}"
-    assert result.summary.startswith(f"Not testable: {said}: lin is {gap / 3 * 100:+.2f}% [")
+    assert result.summary.startswith(f"Not testable: {said}: lin is {abs(gap) / 3 * 100:+.2f}% [")
+    assert f"] {'worse' if gap > 0 else 'better'} than gelu (n = 8), " in result.summary
     assert f"above the margin of 0.5% is {'not ' if too_few else ''}excluded" in result.summary
     assert "Chosen: gelu: lr 0.004, weight_decay 0.1; " in result.summary
     assert "a: lr 0.004, weight_decay 0.1, alpha 1.25." in result.summary

@@ -1,5 +1,6 @@
 """Tests of the advice after a verdict: its numbers follow from the verdict, and the study file accepts them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from analysis.io.assemble import assemble
 from analysis.stats import power
 from analysis.verdict.decide import decide
+from analysis.verdict.kinds import Rung
+from analysis.verdict.ladder.kinds import ArmTrend, Trend
 from tests.own_trainings import own_yaml
 from tests.studies import SMALL, changed, study_of
 from tests.tune.decide.ladders import ladder_of
@@ -229,3 +232,22 @@ def test_the_steps_begin_with_the_report_and_the_trials():
     assert steps[:2] == ["Report:  studies/x/report.html", "Browse the trials: make ui"]
     assert len(steps) == 3
     assert next_steps(found, study(), "r", "")[1] == "The trials were not sent to MLflow."
+
+
+def test_the_steps_of_a_ladder_begin_with_their_rungs():
+    plan = study()
+    clear, unsure = result(plan, CLEAR, CLEAR), result(plan, UNSURE, CLEAR)
+    trends = [ArmTrend("one", "gelu", label="one"), ArmTrend("two", "gelu", Trend.GROWS, label="two")]
+
+    def steps(*each):
+        rungs = [Rung(number, "", {}, None, None, None, found) for number, found in enumerate(each, 1)]
+        return to_change(replace(each[-1], rungs=rungs, trends=trends), plan)
+
+    trend = "Trend of one: a larger rung under scales, or more seeds per rung, under another name"
+    (preliminary,), (undecided,) = to_change(clear, plan), to_change(unsure, plan)
+    assert steps(clear, unsure, clear) == [f"Rungs 1 and 3: {preliminary}", f"Rung 2: {undecided}", trend]
+    trends.pop(0)
+    whole = study(confirm={"seeds": 8})
+    every = result(whole, CLEAR, CLEAR, seeds=8)
+    rungs = [Rung(1, "", {}, None, None, None, every)]
+    assert to_change(replace(every, rungs=rungs, trends=trends), whole) == to_change(every, whole)

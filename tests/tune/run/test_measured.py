@@ -110,7 +110,7 @@ def test_a_study_says_why_in_its_report(tmp_path):
     assert texts["text"].str.contains("quick|brown|jumps").any()
     build.build(folder)
     page = (folder / "report.html").read_text()
-    assert "Why: what the activations do inside the kept models" in page
+    assert "What the activations do" in page
     assert "Mean share of its input that the activation lets through: gelu 0." in page
     assert "What the models write" in page
     assert pd.read_csv(folder / "tables" / "why.csv")["arm"].tolist() == ["gelu", "linear-floor", "mine"]
