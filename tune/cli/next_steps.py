@@ -79,8 +79,7 @@ def _of_verdict(result: Result, study: Study) -> list[str]:
         floor = [row for row in result.comparisons if row.arm == result.floor]
         return [*found, *_to_count_diverged_runs(floor, study)]
     if result.sensitivity.too_few_seeds:
-        told = _to_tell_the_floor(result, study)
-        return [*found, *told, f"Or longer trials, in which the floor loses by more: {longer}"]
+        return [*found, *_to_tell_the_floor(result, study, longer)]
     found += _to_calibrate(rows, study)
     undecided = [row for row in rows if row.kind is Verdict.UNDECIDED]
     if ended := [row for row in undecided if row.evidence_ended]:
@@ -137,22 +136,29 @@ def _longer(study: Study) -> str:
     return f"tokens_per_parameter of each rung: {each:g} -> {LONGER * each:g}, {ANOTHER}"
 
 
-def _to_tell_the_floor(result: Result, study: Study) -> list[str]:
-    """Return how the floor may be told from the baseline with more seeds; a study without a look left is run anew."""
+def _to_tell_the_floor(result: Result, study: Study, longer: str) -> list[str]:
+    """Return how the floor may be told from the baseline: with more seeds, or by trials that are `longer`.
+
+    A study without a look left is run anew.
+    """
+    by_length = f"Or longer trials, in which the floor loses by more: {longer}"
     confirm, floor = study.confirm, [row for row in result.comparisons if row.arm == result.floor]
     if confirm.rule == "e-process" or confirm.reserve:
-        return _to_decide(floor, study)
+        return [*_to_decide(floor, study), by_length]
     if study.overlap and any(row.seeds_needed is None for row in floor):
-        return [f"To tell the floor from {result.baseline}: a larger data set, because no number of splits is enough"]
+        more = f"To tell the floor from {result.baseline}: a larger data set, because no number of splits is enough"
+        return [more, by_length]
     seeds = confirm.looks[-1]
     if any((row.seeds_needed or 0) > MOST_SEEDS for row in floor):
-        return [f"{MOST_SEEDS} seeds, the most of a study, are too few to tell the floor from {result.baseline}"]
+        few = f"{MOST_SEEDS} seeds, the most of a study, are too few to tell the floor from {result.baseline}"
+        return [f"{few}; longer trials, in which it loses by more: {longer}"]
     key = "seeds" if confirm.rule == "fixed" else "max_seeds"
     to = min(MOST_SEEDS, max(seeds + 1, *(row.seeds_needed or 2 * seeds for row in floor)))
     first = confirm.first_seed
     return [
         f"To tell the floor from {result.baseline}: confirm.first_seed: {first} -> {first + seeds} and confirm.{key}: "
-        f"{seeds} -> {to}, {ANOTHER}"
+        f"{seeds} -> {to}, {ANOTHER}",
+        by_length,
     ]
 
 

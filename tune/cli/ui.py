@@ -68,7 +68,8 @@ def ui(
     environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     _announce("MLflow UI", host, port, open_to_others, "read, change and delete everything that was logged")
     server = [sys.executable, "-P", "-m", "mlflow", "ui", "--app-name", "pagating-study", "--workers", "1"]
-    raise typer.Exit(_serve([*server, "--host", host, "--port", str(port)], environment))
+    quietly = ["--uvicorn-opts", "--log-level warning"]  # no line per request
+    raise typer.Exit(_serve([*server, *quietly, "--host", host, "--port", str(port)], environment))
 
 
 def dashboard(

@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from pagating.checkpoint import CheckpointFolder
 from pagating.data.errors import CorpusError
 from pagating.trial import Diverged, OutOfMemory
 from tune.subject.subject import TRAINED, Job, Step
@@ -27,6 +26,8 @@ class Training:
     """
 
     def __init__(self, job: Job, refused: Exception | None = None) -> None:
+        from pagating.checkpoint import CheckpointFolder  # imports torch, which takes seconds: a refusal comes before
+
         self._job = job
         folder = Path(job.checkpoints) if job.checkpoints else None
         self._checkpoints = CheckpointFolder(folder, keep=job.keep_checkpoints) if folder else None
