@@ -56,11 +56,12 @@ class LastLine:
 
 
 class State(StrEnum):
-    """How a sweep ended that nobody interrupted."""
+    """How a sweep ended."""
 
     FINISHED = "finished"
     UNFINISHED = "unfinished"  # its time budget is over
     FAILED = "failed"
+    INTERRUPTED = "interrupted"  # by a signal; the user's command does not run
 
 
 def run_then(command: str, folder: Path, state: State, code: int) -> str:

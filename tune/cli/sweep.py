@@ -67,7 +67,7 @@ def sweep(
     if resume and not (output / study.name / "study.yaml").is_file():
         raise StudyError(f"{output / study.name}: no study was begun here; leave out --resume to begin it")
     # what trains and tracks is imported after these checks, because it takes seconds
-    from analysis.io.text import redact
+    from analysis.io.text import one_line, redact
     from tune.backend.inline import Inline
     from tune.backend.ray_backend import RayBackend
     from tune.cli.endings import LastLine, State, restart, seconds_left
@@ -103,10 +103,11 @@ def sweep(
                 state = State.UNFINISHED
         except KeyboardInterrupt:  # no trial was running
             pass
-        except (StudyStopped, OSError):
-            _ended(screen, State.FAILED, Exit.COULD_NOT, then, output / study.name)
+        except (StudyStopped, OSError) as error:
+            _ended(screen, State.FAILED, Exit.COULD_NOT, then, output / study.name, one_line(redact(str(error))))
             raise
     if state is None:
+        screen.event("end", state=State.INTERRUPTED, exit_code=interruption.exit_code, folder=output / study.name)
         typer.echo("Interrupted. What has ended is kept; the same command continues from there.", err=True)
         sys.stdout.flush()
         os._exit(interruption.exit_code)  # all is done; the libraries' own exits take seconds
@@ -119,11 +120,12 @@ def sweep(
     raise typer.Exit(code)
 
 
-def _ended(screen: Screen, state: State, code: int, then: str | None, folder: Path) -> None:
-    """Tell a program of the end of a sweep, and run the user's command."""
+def _ended(screen: Screen, state: State, code: int, then: str | None, folder: Path, reason: str = "") -> None:
+    """Tell a program of the end of a sweep, and why if it failed, and run the user's command."""
     from tune.cli.endings import run_then
 
-    screen.event("end", state=state, exit_code=int(code), folder=folder)
+    why = {"reason": reason} if reason else {}
+    screen.event("end", state=state, exit_code=int(code), folder=folder, **why)
     if then and (problem := run_then(then, folder, state, code)):
         screen.warn(problem)
 

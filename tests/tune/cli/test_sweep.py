@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,12 +48,16 @@ def test_what_the_machine_refuses_ends_the_command_with_one_line(monkeypatch, ca
         raise StudyStopped("Ray did not start.\nIt said: \x1b[31m http://me:s3cret@host")
 
     monkeypatch.setattr(study_sweep, "sweep", stopped)
-    words = ["pagating", "sweep", str(SMOKE), "--output", str(tmp_path), "--tracking", "none"]
+    words = ["pagating", "sweep", str(SMOKE), "--output", str(tmp_path), "--tracking", "none", "--json"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "pagating: Ray did not start. It said: \\x1b[31m http://***@host\n"
+    out, err = capsys.readouterr()
+    said = "Ray did not start. It said: \\x1b[31m http://***@host"
+    assert err == f"pagating: {said}\n"
+    end = json.loads(out.splitlines()[-1])
+    assert [end[key] for key in ("event", "state", "exit_code", "reason")] == ["end", "failed", 1, said]
 
 
 @pytest.mark.parametrize(
@@ -86,9 +91,10 @@ def test_a_time_budget_ends_in_good_order_and_programs_read_every_event(tmp_path
     monkeypatch.chdir(tmp_path)
     words = ("sweep", "own.yaml", "--inline", "--tracking", "none", "--json", "--then", then)
 
+    env = {**os.environ, "PYTHONPATH": str(SMOKE.parents[1])}
+
     def swept(*more):
         command = [sys.executable, "-m", "tune.cli", *words, *more]
-        env = {**os.environ, "PYTHONPATH": str(SMOKE.parents[1])}
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
@@ -103,6 +109,12 @@ def test_a_time_budget_ends_in_good_order_and_programs_read_every_event(tmp_path
     code, out, _ = typed(monkeypatch, capsys, "status", "own", "--json")
     found = json.loads(out)
     assert (found["state"], found["ended"], found["finished"]) == ("not finished", len(cells), False)
+    with subprocess.Popen([sys.executable, "-m", "tune.cli", *words], env=env, stdout=-1, stderr=-1, text=True) as one:
+        read = [json.loads(one.stdout.readline()) for _ in range(2)]  # until a trial has ended
+        one.send_signal(signal.SIGTERM)
+        lines = read + [json.loads(line) for line in one.communicate()[0].splitlines()]
+    assert (one.returncode, lines[-1]["event"], lines[-1]["state"]) == (143, "end", "interrupted")
+    cells += [line for line in lines if line["event"] == "cell"]
     code, more, err = swept()
     assert (code, err) == (0, "")
     cells += [line for line in more if line["event"] == "cell"]
