@@ -26,7 +26,7 @@ from analysis.io.write import write_whole
 from analysis.report import plots
 from analysis.report.figures import FIGURES, Drawn, drawn
 from analysis.report.findings import PATH_COLUMNS, TABLES, Findings
-from analysis.report.methods import arm_columns, arm_rows, methods, would_change
+from analysis.report.methods import arm_columns, arm_rows, caveat, methods, would_change
 from analysis.verdict.exits import add_require_verdict, end
 from analysis.verdict.kinds import Result, as_object, rows_of_rungs, shown_rows
 from analysis.verdict.ladder.words import FAMILY, size
@@ -174,6 +174,7 @@ def html(found: Findings, figures: Mapping[str, Drawn], svg: Mapping[str, bytes]
         without_model=layers.without_model(found.study, found.layers),
         slope_columns=found.in_words(curves.SLOPE_COLUMNS),
         methods=methods(found.study),
+        caveat=caveat(found.study),
         would_change=would_change(found),
         cell=formats.cell,
         called=called,

@@ -122,6 +122,14 @@ def _found_by_check(study: Study) -> dict[str, Any]:
     return (study.settings.get("provenance") or {}).get("check") or {}
 
 
+def caveat(study: Study) -> str:
+    """Return what `pagating check` found that weakens any verdict on the user's own training; else ""."""
+    found = _found_by_check(study)
+    if refused := found.get("refused"):
+        return f"`pagating check` refused this training: {refused[0]}. So the p values may not hold."
+    return _check(study) if found.get("grade") in ("unseeded", "not checked") else ""
+
+
 def _check(study: Study) -> str:
     """State how far trials of the user's own training repeat themselves."""
     grade = _found_by_check(study).get("grade")

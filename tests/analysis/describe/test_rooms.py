@@ -221,4 +221,6 @@ def test_an_arm_that_trains_slower_than_the_baseline_is_named(demo: Path):
     assert speeds == pytest.approx({"gelu": 1, "linear-floor": 0.99, "paglu-searched": 0.9, "paglu-per-layer": 1})
     assert fairness.slower(rows) == "Slower than the baseline, at equal tokens: paglu-searched (0.90) of its speed."
     assert fairness.slower([row | {"speed": None} for row in rows]) == ""
+    fast = [row | {"tokens_per_second": row["tokens_per_second"] * (2 - row["speed"])} for row in rows]
+    assert fairness.slower([{**row, "tokens_per_second": 1e6} if row["speed"] < 1 else row for row in fast]) == ""
     assert "paglu-searched (0.90) of its speed" in build.build(demo).read_text(encoding="utf-8")

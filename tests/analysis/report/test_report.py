@@ -16,6 +16,7 @@ import yaml
 from analysis.io import formats
 from analysis.io.files import TableError
 from analysis.io.study import load
+from analysis.io.text import percent
 from analysis.report import build, plots
 from analysis.report.findings import Findings
 from analysis.verdict import decide
@@ -113,6 +114,21 @@ def test_a_table_that_does_not_fit_has_a_card_per_row():
     assert build.widest(rows, columns) == 20
     assert build.widest(rows, {str(n): ("heading", "") for n in range(8)}) == 38
     assert build.widest([{"arm": "x" * 2000}], {"arm": ("arm", ".1f")}) == build.WIDTHS[-1]
+
+
+def test_the_arms_have_their_formulas_and_ends_of_intervals_their_owner(demo: Path):
+    facts = {"formulas": {"gelu": "the stock activation", "linear-floor": "x", "paglu-searched": "alpha * x"}}
+    (demo / "provenance.json").write_text(json.dumps(facts))
+    page = build.html(Findings(load(demo)), {}, {})
+    table = page[page.index("The arms</h2>") :]
+    table = table[: table.index("</table>")]
+    for cells in (("gelu", "baseline", "the stock activation"), ("paglu-searched", "-", "alpha * x")):
+        row = next(row for row in table.split("<tr>") if f">{cells[0]}</td>" in row)
+        assert all(f">{cell}</td>" in row for cell in cells)
+    assert 'data-of="improvement %, low"' in page
+    assert 'data-of="low"' not in page
+    assert "98.3333" not in page
+    assert (percent(0.95), percent(1 - 0.05 / 3), percent(0.002)) == ("95%", "98.3%", "0.2%")
 
 
 def test_several_studies_have_a_page_with_the_verdict_of_each(built: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.io.study import load
 from analysis.report.findings import Findings
-from analysis.report.methods import methods, would_change
+from analysis.report.methods import caveat, methods, would_change
 from tests.own_trainings import FUNCTION, own_study
 from tests.tune.helpers import typed
 from tune.backend.inline import Inline
@@ -127,12 +127,14 @@ def test_what_was_found_is_in_provenance_report_and_store(tmp_path, monkeypatch,
 
     grade, page = stated()
     assert grade == "not checked"
+    assert caveat(load(folder)).startswith("Check of the training: not checked; ")
     assert "was not run on these files, so nothing shows that seeds act" in page
     assert typed(monkeypatch, capsys, "check", "own.yaml", "--share", "0.5")[0] == 0
     assert typed(monkeypatch, capsys, "report", "own")[0] == 0
     assert "trained again gives the same bits" in (folder / "report.html").read_text()
     grade, page = stated()
     assert grade == "same bits"
+    assert caveat(load(folder)) == ""
     assert "Check of the training: same bits; a trial that is trained again gives the same bits." in page
     assert "was not run on these files" not in page
     client = MlflowClient(uri)
