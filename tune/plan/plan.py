@@ -50,6 +50,7 @@ from tune.study.weights import local_weights
 from tune.subject.sources import draft
 
 PROBE_SECONDS = 10.0
+LAUNCH_SECONDS = 1e-3  # a step of any model takes longer on a device, whatever its FLOPs
 SPLITS = ("train", "validation", "test")
 
 
@@ -307,6 +308,12 @@ def run(
             peak = DEVICES[hours_from].rate(study.fixed.precision)
             assumed = f"{peak:g} TFLOP/s in {study.fixed.precision} x {utilisation:.0%} assumed utilisation"
             how = f"{hours_from}, one per slot: {assumed}"
+            step = rung.fixed.batch_tokens / max(speed.tokens_per_second for speed in speeds.values())
+            if step < LAUNCH_SECONDS and not plans:
+                notes.append(
+                    f"a step is {1e3 * step:.2g} ms of computing on that device, and starting its operations takes "
+                    "longer: these hours are far too few for so small a model"
+                )
         plans.append(
             make_plan(
                 rung,

@@ -52,6 +52,12 @@ def test_a_plan_writes_nothing_but_the_token_cache(tmp_path, cache):
     assert "49.3 (45 - 55)" in page
     assert "assumed utilisation" in page
     assert "Holm's first step" in page
+    flops = found["models"]["gelu"]["flops_per_token"] * SMOKE.fixed.batch_tokens
+    (note,) = found["notes"]
+    assert note.startswith(f"a step is {1e3 * flops / (0.3 * 19.5e12):.2g} ms of computing on that device")
+    large = ROOT / "configs" / "published" / "fair.yaml"
+    notes = json.loads(plan.run(large, tmp_path / "studies", **OPTIONS))["notes"]
+    assert [note for note in notes if "ms of computing" in note] == []
 
 
 def test_the_plan_of_a_ladder_covers_its_rungs(tmp_path, cache):
@@ -97,7 +103,7 @@ def test_a_corpus_that_is_not_here_is_planned_from_the_file(tmp_path, cache, mon
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     found = json.loads(plan.run(config, tmp_path / "studies", **OPTIONS))
-    assert found["notes"] == [
+    assert found["notes"][:-1] == [
         "corpus: not on this machine, planned from the study file's sizes "
         "(hub dataset 'far/away' cannot be loaded: offline)"
     ]
