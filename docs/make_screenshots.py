@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -47,7 +47,7 @@ SIZES = {  # px of the window, in which nothing of a study of eight arms is cut
     "mlflow-compare": (1360, 900),
     "report": (1360, 780),
 }
-VIEWS = {"mlflow-trials": "trials", "mlflow-arms": "arms", "mlflow-curves": "curves", "mlflow-search": "search"}
+VIEWS = {"mlflow-trials": "trials", "mlflow-curves": "curves", "mlflow-search": "search"}
 
 
 @contextmanager
@@ -101,8 +101,8 @@ def shoot(page: Page, path: Path) -> None:
     print(f"{path} {size}")
 
 
-def run_pages(study: Path) -> dict[str, tuple[str, str]]:
-    """For each picture the link within the UI, and words that its page shows once it is there."""
+def run_pages(study: Path, wanted: Collection[str]) -> dict[str, tuple[str, str]]:
+    """For each wanted picture the link within the UI, and words that its page shows once it is there."""
     client = MlflowClient(tracking_uri=tracking_uri(None, None, study.parent))
     experiment = client.get_experiment_by_name(study.name)
     if experiment is None:
@@ -116,20 +116,22 @@ def run_pages(study: Path) -> dict[str, tuple[str, str]]:
         return found[0]
 
     parent = first("tags.stage = 'study'").info.run_id
-    stopped = first("tags.outcome = 'stopped_early'").info.run_id
-    best = first("tags.stage = 'confirm'", "metrics.`val_nll`")
-    seed = best.data.tags["seed"]
+    stopped = "mlflow-stopped" in wanted and first("tags.outcome = 'stopped_early'").info.run_id
     baseline = load(study / "study.yaml").baseline
+    best = first(f"tags.stage = 'confirm' and tags.arm != '{baseline}'", "metrics.`val_nll`")
+    seed = best.data.tags["seed"]
     base = first(f"tags.stage = 'confirm' and tags.arm = '{baseline}' and tags.seed = '{seed}'")
     compared = quote(json.dumps([base.info.run_id, best.info.run_id]))
     home = f"#/experiments/{number}"
-    return {name: (view_link(number, view), "viewing a shared view") for name, view in VIEWS.items()} | {
+    found = {name: (view_link(number, view), "viewing a shared view") for name, view in VIEWS.items()} | {
+        "mlflow-arms": (home, "Group: "),
         "mlflow-study": (f"{home}/runs/{parent}", "About this run"),
         "mlflow-report": (f"{home}/runs/{parent}/artifacts/report.html", "report.html"),
         "mlflow-models": (f"{home}/models", "paglu|gelu"),
         "mlflow-stopped": (f"{home}/runs/{stopped}", "About this run"),
         "mlflow-compare": (f"#/compare-runs?runs={compared}&experiments={quote(json.dumps([number]))}", "Comparing 2"),
     }
+    return {name: page for name, page in found.items() if name in wanted}
 
 
 def main() -> None:
@@ -137,7 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="folder of a finished study")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "img")
-    parser.add_argument("--only", nargs="+", choices=sorted(SIZES), help="these pictures; all without it")
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted(SIZES), default=sorted(SIZES), help="these pictures; all without it"
+    )
     given = parser.parse_args()
     study, out = given.study.resolve(), given.output
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -145,7 +149,7 @@ def main() -> None:
         sys.exit(f"{study}: no report.html; allowed: the folder of a finished study")
     if chromium is None:
         sys.exit("no Chromium on the PATH (such as Debian's package chromium)")
-    pages = run_pages(study)
+    pages = run_pages(study, given.only)
     with served(study.parent) as address, sync_playwright() as started:
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         context = browser.new_context(viewport={"width": 1480, "height": 900})
@@ -154,8 +158,6 @@ def main() -> None:
         page.goto(address)
         page.get_by_role("link", name=study.name).first.wait_for()
         for name, (link, there) in pages.items():
-            if given.only and name not in given.only:
-                continue
             tab = context.new_page()  # a link of the description opens one: a view is then as it was saved
             tab.goto(f"{address}{link}")
             tab.get_by_text(re.compile(there)).first.wait_for()
@@ -168,7 +170,7 @@ def main() -> None:
                 source.locator(".ag-header-cell-resize").dblclick()
             shoot(tab, out / f"{name}.png")
             tab.close()
-        if not given.only or "report" in given.only:
+        if "report" in given.only:
             page.goto((study / "report.html").as_uri())
             shoot(page, out / "report.png")
         browser.close()

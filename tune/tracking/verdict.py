@@ -14,7 +14,7 @@ from tune.tracking.views import NOTE, OPENS, name_of, show, view_link, view_tags
 ROOM = 7000  # characters of a verdict in the description of a run, which MLflow cuts at 8,000
 OWN_METRICS = ("mean_difference", "training_percent", "training_low", "training_high")  # of an arm, in its verdict
 FILES = ("report.html", "verdict.md", "verdict.json", "study.yaml")
-LINE = 150  # characters of the verdict in the first line of a description, beside its links
+LINE = 110  # characters of the verdict in the first line of a description, beside its links
 ORDER = {"better": "than", "worse": "than", "no difference": "from"}  # of verdicts, by their first word
 ORDER |= dict.fromkeys(("holds", "grows", "shrinks", "turns", "undecided", ""), "against")
 
