@@ -15,19 +15,14 @@ from typing import Any
 
 import torch
 
-from pagating.device import has_bfloat16
+from pagating.device import device_name, has_bfloat16
 from tune.plan.plan import stand_in
 
 
 def machine() -> dict[str, Any]:
     """Describe the machine of a measurement: processor, cores, instruction set, versions and date."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else name
     return {
-        "processor": name,
+        "processor": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "bfloat16": has_bfloat16(torch.device("cpu")),

@@ -6,6 +6,7 @@ import functools
 import platform
 import re
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,6 +41,15 @@ def has_bfloat16(device: torch.device) -> bool:
     if platform.machine() in ("x86_64", "AMD64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a card or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.M) if info.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 @functools.cache

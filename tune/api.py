@@ -209,6 +209,7 @@ def run_study(
             listen=shown.ended,
             interruption=interruption,
             warn=shown.warn,
+            say=shown.say,
             watch=shown.watch,
         )
     if not run.stages.finished:
@@ -216,7 +217,7 @@ def run_study(
     if run.stages.hopeless:
         reason = next(record.reason for record in run.records.values() if record.reason)
         raise StudyStopped(f"{NOTHING_TRAINED}: {one_line(redact(reason))}")
-    result = StudyResult(found.study, run.folder, finished=True)
+    result = StudyResult(run.study, run.folder, finished=True)
     assert result.report
     if owed := run.tracker.finish(as_object(result.verdict)):
         shown.warn(owed)
@@ -398,6 +399,11 @@ class _Progress:
         """Print a line on a trial that ended, unless there is a table."""
         if self._wanted and self._handle is None:
             print(plain(event), flush=True)
+
+    def say(self, line: str) -> None:
+        """Print a line on what happens."""
+        if self._wanted:
+            print(line, flush=True)
 
     def warn(self, line: str) -> None:
         """Print a warning, also without progress."""

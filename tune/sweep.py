@@ -12,6 +12,7 @@ from typing import Any
 from analysis.io.write import write_whole
 from tune.backend.backend import Backend
 from tune.errors import StudyError
+from tune.plan.probe import decide_precision
 from tune.run import tables
 from tune.run.extend import check_folder, own_corpus
 from tune.run.interrupt import Interruption
@@ -23,6 +24,7 @@ from tune.study.files import FILE, LEDGER, dump
 from tune.study.inputs import DraftInputs, Inputs, drafted, relocated
 from tune.study.own_gates import doubtful
 from tune.study.own_study import OwnStudy
+from tune.study.sections import AUTO
 from tune.study.sizes import short_searches
 from tune.study.study import Study
 from tune.subject.check import NOT_CHECKED, recorded
@@ -46,6 +48,7 @@ def sweep(
     listen: Callable[[CellEnded], None] | None = None,
     interruption: Interruption | None = None,
     warn: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
     watch: Callable[[StudyRun], AbstractContextManager[None]] | None = None,
 ) -> StudyRun:
     """Train the missing cells of a study and write its tables.
@@ -59,6 +62,7 @@ def sweep(
         listen: Called with each cell that ended.
         interruption: Handler of signals.
         warn: Called with each warning for the user, one line each.
+        say: Called with a line on what is decided, and before a wait.
         watch: Context manager that displays the run. It is entered only if cells are missing.
 
     Returns:
@@ -75,9 +79,8 @@ def sweep(
         raise StudyError(f"{there}: is a file; give a folder as --output")
     if not os.access(there, os.W_OK | os.X_OK):
         raise StudyError(f"{there}: cannot be written (read-only, or owned by another user); give another --output")
-    check_folder(study, folder, base)
+    study = check_folder(study, folder, base)
     _check_storage(study, folder)
-    resolved = dump(relocated(study, base, folder))
     backend = backend or _ray(study, warn)
     begun = (folder / LEDGER).exists()
     if not begun:  # with a ledger, it is not known yet if any cell is missing
@@ -87,6 +90,13 @@ def sweep(
             for line in [*doubtful(study, base, folder), *short_searches(study)]:
                 warn(line)
         with _drafted(study, base, folder, output) as found:
+            decided = None
+            if study.fixed.precision == AUTO:
+                decided = decide_precision(study, base, found.vocab_size, say)
+                study = study.with_precision(decided.chosen)
+                if say:
+                    say(str(decided))
+            resolved = dump(relocated(study, base, folder))
             space = _space(study, folder, backend.slots, found.vocab_size)
             if not begun:
                 backend.start(study, lambda: space(None))
@@ -102,6 +112,7 @@ def sweep(
             warn=warn,
             interruption=interruption,
             check_space=space,
+            decided={"precision": decided.as_dict()} if decided else {},
         )
         with closing(run):
             _check_storage(study, folder, claim=True)

@@ -228,13 +228,14 @@ def _verdict_columns(found: Findings) -> formats.Columns:
 def ran(study: Study) -> dict[str, str]:
     """Return when, how long, where and with what a study ran, from its provenance; empty if it has none."""
     known = study.settings.get("provenance") or {}
-    slots = known.get("slots")
+    slots, decided = known.get("slots"), known.get("precision")
     said = {
         "begun": known.get("begun"),
         "ended": known.get("ended"),
         "training": f"{duration(known['trial_seconds'])} in all trials" if known.get("trial_seconds") else None,
         "machine": known.get("machine") and f"{known['machine']}, {slots} trial{'s' if slots != 1 else ''} at a time",
         "devices": ", ".join(f"{name}: {count} trials" for name, count in (known.get("devices") or {}).items()),
+        "precision": decided and f"{decided['chosen']}, decided at the start: {decided['reason']}",
         "code": known.get("git_commit"),
         "versions": ", ".join(f"{name} {number}" for name, number in (known.get("versions") or {}).items()),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,8 @@ def cells(
     folder = into or output / study.name / "cells"
     writer = CellWriter(folder, limit or math.inf)
     writer.check(study)
-    run = runner.sweep(study, found.base, output, writer, warn=lambda line: typer.echo(line, err=True))
+    echo = functools.partial(typer.echo, err=True)
+    run = runner.sweep(study, found.base, output, writer, warn=echo, say=echo)
     if run.stages.finished:
         typer.echo(f"{study.name} is finished: pagating report {study.name}")
         return

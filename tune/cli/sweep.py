@@ -158,6 +158,7 @@ def _run(
         listen=screen.ended,
         interruption=interruption,
         warn=screen.warn,
+        say=screen.say,
         watch=screen.watch,
     )
     if not run.stages.finished:

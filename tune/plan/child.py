@@ -26,6 +26,7 @@ from pagating_study import python_m
 NICENESS = 15  # Ray's default for its workers; RAY_worker_niceness changes both
 ROUGH_FLOPS = 2e10  # rough speed of a core; it decides only the number of steps between two clock readings
 LONGEST = 10_000  # clock readings per arm
+LEAST_ROUNDS = 3
 
 
 class ChildError(RuntimeError):
@@ -94,13 +95,18 @@ def _answer(code: int, out: str, error: str) -> dict[str, Any]:
 # --- inside the process ----------------------------------------------------------------------------------------------
 
 
+def be_nice() -> None:
+    """Take the niceness of a Ray worker."""
+    wanted = int(os.environ.get("RAY_worker_niceness", NICENESS))  # noqa: SIM112 (Ray's own spelling)
+    os.nice(max(0, wanted - os.nice(0)))
+
+
 def calibrate(arms: list[tuple[str, dict[str, Any], int]], seconds: float) -> dict[str, Any]:
     """Train the first steps of all arms for `seconds` in total, with the niceness and the imports of a Ray worker.
 
     Each item of `arms` is a name, the fields of a `Trial` and the training FLOPs per token.
     """
-    wanted = int(os.environ.get("RAY_worker_niceness", NICENESS))  # noqa: SIM112 (Ray's own spelling)
-    os.nice(max(0, wanted - os.nice(0)))
+    be_nice()
     begun = time.perf_counter()
     import tune.backend.ray_trial  # noqa: F401 (what a worker imports)
     from pagating.evaluate import text_rows
@@ -205,6 +211,39 @@ def first_steps(trial: Trial, flops: int, seconds: float) -> dict[str, float]:
     }
 
 
+def in_turns(trials: dict[str, dict[str, Any]], flops: int, seconds: float) -> dict[str, list[float]]:
+    """Train the first steps of several trials in turns; return the seconds per token of each turn, by trial.
+
+    The first turn of each is a warm-up and is left out, and so is evaluation. Every other round has the reverse order.
+
+    Args:
+        trials: Fields of each `Trial`, by name.
+        flops: Training FLOPs per token.
+        seconds: Time of all turns, without the warm-up.
+    """
+    from pagating.train import train
+
+    be_nice()
+    running, spent = {}, dict.fromkeys(trials, 0.0)
+    for name, fields in trials.items():
+        trial, _ = short(Trial.from_dict(fields), flops, seconds / len(trials))
+        running[name] = (train(trial), trial.evaluation_interval * trial.batch_tokens)
+    order = list(running)
+    found: dict[str, list[float]] = {name: [] for name in order}
+    begun = 0.0
+    while not begun or len(found[order[0]]) < LEAST_ROUNDS or time.perf_counter() - begun < seconds:
+        for name in order:
+            rows, tokens = running[name]
+            row = next(rows)
+            trained = row["tokens"] / row["tokens_per_second"]  # seconds of training so far
+            if begun:
+                found[name].append((trained - spent[name]) / tokens)
+            spent[name] = trained
+        order.reverse()
+        begun = begun or time.perf_counter()
+    return found
+
+
 def tiny(trial: Trial) -> Trial:
     """Return a trial of one step of one window of a tiny model without a gate."""
     n_ctx = trial.model["n_ctx"]
@@ -231,7 +270,7 @@ def seconds_of(trial: Trial) -> float:
     return time.perf_counter() - begun
 
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {"calibrate": calibrate, "try": try_out}
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"calibrate": calibrate, "try": try_out, "in_turns": in_turns}
 
 
 def main() -> None:

@@ -16,9 +16,11 @@ from pagating.trial import Trial
 from tune.backend.preflight import check_granted
 from tune.errors import StudyError
 from tune.plan.child import ChildError, answers, start
-from tune.plan.plan import arm_example, corpus_of, stand_in
+from tune.plan.plan import corpus_of
+from tune.plan.probe import arm_example, decide_precision, stand_in
 from tune.plan.space import vocabulary
 from tune.study.own_gates import doubtful
+from tune.study.sections import AUTO
 from tune.study.sizes import largest_batch
 from tune.study.study import Study
 from tune.study.weights import local_weights
@@ -84,6 +86,11 @@ def try_arms(
         weights, lacking = local_weights(study, base, size)
         if lacking:
             yield f"{lacking}; the trials start from initial weights"
+        if study.fixed.precision == AUTO:
+            decision = decide_precision(study, base, read_meta(place)["vocab_size"])
+            here = f"here it would be {decision.chosen}: {decision.reason}"
+            yield f"fixed.precision: {AUTO} is decided when the study starts; {here}"
+            study = study.with_precision(decision.chosen)
         for arm in arms or study.arms:
             trial = replace(shortened(study, arm, base, place, steps, micro_batches), pretrained=weights)
             tried = replace(_try_arm(trial, arm), formula=study.arms[arm].formula)

@@ -7,25 +7,23 @@ where the study will find them.
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from analysis.io.text import readable
-from pagating.trial import Trial
 from tune.backend.preflight import check_granted, local_slots
 from tune.errors import StudyError, StudyStopped
 from tune.plan import own
 from tune.plan.child import ChildError, ChildTimeout
 from tune.plan.ladder import join_plans, lengths
 from tune.plan.power import confirm_power, percentage, study_noise
-from tune.plan.probe import LIMIT_SECONDS, Calibration, Speed, probe
+from tune.plan.probe import LIMIT_SECONDS, Calibration, Speed, arm_example, decide_precision, probe, stand_in
 from tune.plan.progress import Progress
 from tune.plan.space import NO_MODEL, disk_parts, largest, measured, memory_parts, vocabulary
 from tune.plan.time import (
@@ -41,17 +39,16 @@ from tune.plan.time import (
 from tune.plan.work import arm_model, total, work
 from tune.run.extend import check_folder, own_corpus
 from tune.study.files import Found, find
-from tune.study.own_gates import check_gates, doubtful, file_of, with_placed_code
+from tune.study.own_gates import check_gates, doubtful, with_placed_code
 from tune.study.own_study import OwnStudy
-from tune.study.sizes import confirm_seeds, example, short_searches, side_by_side
+from tune.study.sections import AUTO
+from tune.study.sizes import confirm_seeds, short_searches, side_by_side
 from tune.study.study import Study
-from tune.study.trial_spec import trial_spec
 from tune.study.weights import local_weights
 from tune.subject.sources import draft
 
 PROBE_SECONDS = 10.0
 LAUNCH_SECONDS = 1e-3  # a step of any model takes longer on a device, whatever its FLOPs
-SPLITS = ("train", "validation", "test")
 
 
 def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str | None]:
@@ -78,31 +75,6 @@ def corpus_of(study: Study, output: Path, base: Path) -> tuple[Path | None, str 
         with suppress(NotDownloaded):
             inputs.check_tokenizer(study, base)
         return None, f"corpus: not on this machine, planned from the study file's sizes ({error})"
-
-
-def stand_in(folder: Path, vocab_size: int, tokens: int, lines: bool = False) -> Path:
-    """Write a corpus of random tokens, which cost a trial as much as text. `lines` adds rows of 64 tokens."""
-    import numpy as np
-    from tokenizers import ByteLevelBPETokenizer
-
-    from pagating.data.corpus import ROW_DTYPE, meta_digest, rows_file
-
-    draw = np.random.default_rng(0)
-    for split in SPLITS:
-        draw.integers(0, vocab_size, tokens, dtype=np.uint32).tofile(folder / f"{split}.bin")
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(["a plan without its text\n"], vocab_size=300, show_progress=False)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    counts = {split: {"tokens": tokens, "bytes": 4 * tokens} for split in SPLITS}
-    meta: dict[str, Any] = {"dtype": "uint32", "vocab_size": vocab_size, "splits": counts}
-    if lines:
-        ends = np.arange(0, tokens + 1, 64, dtype=ROW_DTYPE)
-        for split in SPLITS:
-            np.stack([ends[:-1], ends[1:]], 1).tofile(folder / rows_file(split))
-            counts[split]["rows"] = len(ends) - 1
-        meta["pad"] = 0
-    (folder / "corpus.json").write_text(json.dumps({**meta, "digest": meta_digest(meta)}), encoding="utf-8")
-    return folder
 
 
 def calibrate(
@@ -134,19 +106,6 @@ def calibrate(
         trials = {arm: arm_example(study, arm, base, corpus) for arm in study.arms}
         flops = {arm: model.flops_per_token for arm, model in models.items()}
         return probe(trials, flops, processes, PROBE_SECONDS), notes
-
-
-def arm_example(study: Study, arm: str, base: Path, corpus: Path) -> Trial:
-    """Return a trial of an arm at the lowest learning rate. `base` is the study file's folder, for own gates."""
-    config = {**example(study, arm), "lr": _lowest_rate(study)}
-    trial = replace(trial_spec(study, arm, config, 1, corpus, test=False), pretrained=None)  # same cost
-    code = trial.own_code
-    return trial.with_own(file_of(code.reference, base.resolve(), base.resolve())) if code else trial
-
-
-def _lowest_rate(study: Study) -> float:
-    where = study.nuisance["lr"]
-    return min(where.choice or where.loguniform or where.uniform or [1e-3])
 
 
 def make_plan(
@@ -260,7 +219,7 @@ def run(
     if hours_from == MEASURE and not study.address:
         check_granted(study, slots)
     folder = found.output / study.name
-    check_folder(study, folder, base)
+    study = check_folder(study, folder, base)
     if isinstance(study, OwnStudy):
         draft(study, base, folder)  # refuses what cannot be trained, also if nothing is trained here
         plans, how = _own_plans(study, base, wanted, hours_from, share, spread, progress)
@@ -276,6 +235,15 @@ def run(
     notes += doubtful(study, base, folder) + short_searches(study)
     study = with_placed_code(study, base, folder)
     vocab_size = meta["vocab_size"] if meta else vocabulary(study)
+    if study.fixed.precision == AUTO:
+        if hours_from == MEASURE:
+            decision = decide_precision(study, base, vocab_size, progress.say)
+            chosen, why = decision.chosen, decision.reason
+        else:
+            chosen = "bfloat16" if DEVICES[hours_from].bfloat16 else "float32"
+            why = f"{hours_from} has {'' if DEVICES[hours_from].bfloat16 else 'no '}bfloat16 units"
+        notes.append(f"fixed.precision: {AUTO} is decided when the study starts; planned in {chosen}: {why}")
+        study = study.with_precision(chosen)
     if hours_from == MEASURE:
         sizes = f" at {len(study.rungs)} sizes" if study.scales else ""
         progress.say(

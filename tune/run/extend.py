@@ -14,6 +14,7 @@ from tune.errors import StudyError
 from tune.run import ledger
 from tune.study.files import FILE, LEDGER, parse
 from tune.study.own_gates import with_moved_gates
+from tune.study.sections import AUTO
 from tune.study.study import Study
 from tune.subject.check import RECORD
 
@@ -82,10 +83,11 @@ def own_corpus(base: Path, folder: Path) -> str | None:
     return next((event["corpus"] for event in ledger.read(path) if event["event"] == "study"), None)
 
 
-def check_folder(study: Study, folder: Path, base: Path = Path()) -> None:
-    """Raise StudyError if the folder belongs to another configuration.
+def check_folder(study: Study, folder: Path, base: Path = Path()) -> Study:
+    """Return the study, with the precision that was decided for it if it has begun and its file asks for `auto`.
 
-    More arms, seeds or trials than before are allowed, and other places of inputs with the same bytes.
+    Raises StudyError if the folder belongs to another configuration. More arms, seeds or trials than before are
+    allowed, and other places of inputs with the same bytes.
 
     Args:
         study: The study.
@@ -100,7 +102,7 @@ def check_folder(study: Study, folder: Path, base: Path = Path()) -> None:
                 if (folder / LEDGER).exists()
                 else f"{folder}: is not empty and contains no study; choose another name or --output"
             )
-        return
+        return study
     if not (folder / LEDGER).exists() and (folder / "trials.parquet").exists():
         raise StudyError(
             f"{folder}: has tables but no {LEDGER}, so the study cannot continue and a new one would replace them; put "
@@ -109,9 +111,11 @@ def check_folder(study: Study, folder: Path, base: Path = Path()) -> None:
     before = with_moved_gates(parse(recorded.read_text(encoding="utf-8"), recorded), folder, study, base)
     path = folder / "ledger.jsonl"
     events = ledger.read(path) if path.exists() else []
+    same = study.with_precision(before.fixed.precision) if study.fixed.precision == AUTO else study
     begun = max((event.get("rung", 0) for event in events if event["event"] == "suggested"), default=0)
-    if refused := _changed(before, study, begun) or _not_an_extension(before, study, events):
+    if refused := _changed(before, same, begun) or _not_an_extension(before, same, events):
         raise StudyError(f"{folder}: {refused}, or give the study another name")
+    return same if events else study
 
 
 def _changed(before: Study, now: Study, begun: int = 0) -> str:

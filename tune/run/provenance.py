@@ -39,6 +39,7 @@ def write_provenance(folder: Path, study: Study, events: list[dict[str, Any]], s
             if "code" in begun
             else {"corpus_digest": begun["corpus"]}
         ),
+        **({"precision": begun["precision"]} if "precision" in begun else {}),  # of a study that asked for `auto`
         "formulas": {name: study.resolved(name).formula for name in study.arms},
         "git_commit": git_commit(),
         "versions": {"pagating-study": __version__} | _versions(("torch", "transformers", "ray", "optuna")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class StudyRun:
         interruption: Handler of signals and of a time budget. The run stops if it says so.
         check_space: Called from time to time with the number of cells left. It raises StudyError if the disk is too
             small.
+        decided: Fields of the ledger's first event on what was decided when the study started. Not used later on.
 
     Raises:
         LedgerError: The ledger is damaged, or another process has it.
@@ -94,6 +95,7 @@ class StudyRun:
         warn: Callable[[str], None] | None = None,
         interruption: Interruption | None = None,
         check_space: Callable[[int], None] | None = None,
+        decided: Mapping[str, Any] | None = None,
     ) -> None:
         if ledger is None:
             ledger = Ledger(folder / "ledger.jsonl") if folder else MemoryLedger()
@@ -111,12 +113,12 @@ class StudyRun:
         self._retries, self._running = Retries(), set[str]()
         self._rungs: dict[int, Study] = {}
         try:
-            self._begin()
+            self._begin(decided or {})
         except BaseException:  # a traceback may keep this object, and the same process tries again
             ledger.close()
             raise
 
-    def _begin(self) -> None:
+    def _begin(self, decided: Mapping[str, Any]) -> None:
         """Restore the state of the study from the ledger."""
         known = next((event for event in self.ledger.events if event["event"] == "study"), None)
         if known:
@@ -128,7 +130,8 @@ class StudyRun:
             if new := {name: digest for name, digest in now.items() if name not in gates}:
                 self.ledger.append("gates", gates=new)
         else:
-            self.ledger.append("study", schema=ledgers.SCHEMA, study=self.study.name, **self.subject.identity())
+            fields = {"schema": ledgers.SCHEMA, "study": self.study.name, **self.subject.identity(), **decided}
+            self.ledger.append("study", sync=True, **fields)
         self.records: dict[str, Record] = ledgers.records(self.ledger.events)
         self._decisions = {_decision(event) for event in self.ledger.events if event["event"] in DECISIONS}
         self.models = BestModels(self.study, self._folder, self.records.values())

@@ -12,6 +12,7 @@ from pathlib import Path
 from pagating.gating.catalog import OwnCode
 from pagating.trial import Trial
 from tune.errors import StudyError
+from tune.study.sections import AUTO
 from tune.study.study import Study
 
 FOLDER = "gates"
@@ -76,7 +77,8 @@ def load(study: Study, own: OwnCode, arm: str, base: Path, folder: Path) -> None
     from pagating.gating.own_gate import load_own  # torch takes seconds to load
 
     try:
-        load_own(own.key, placed(own.reference, base, folder), study.fixed.precision)
+        precision = "bfloat16" if study.fixed.precision == AUTO else study.fixed.precision  # it may become either
+        load_own(own.key, placed(own.reference, base, folder), precision)
     except ValueError as error:
         raise StudyError(f"arms.{arm}.{error}") from error
 

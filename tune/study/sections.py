@@ -20,6 +20,7 @@ NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[A-Za-z0-9][A-Za
 TRIAL_KEYS = ("lr", "weight_decay", "warmup", "final_lr", "beta1", "beta2", "clip", "batch_tokens")  # fields of `Trial`
 MODEL_KEYS = ("dropout", "initializer_range")  # of the section `model`
 TUNABLE = (*TRIAL_KEYS, *MODEL_KEYS)
+AUTO = "auto"  # a precision that is decided when the study starts
 TOKENS_PER_PARAMETER = 20.0  # of a rung (Hoffmann et al. 2022, arXiv 2203.15556)
 
 
@@ -236,8 +237,10 @@ class FixedSection(Section):
     beta1: float = Field(Trial.beta1, **LIMITS["beta1"], description="AdamW's decay rate of the mean gradient")
     beta2: float = Field(Trial.beta2, **LIMITS["beta2"], description="AdamW's decay rate of the mean squared gradient")
     clip: float = Field(Trial.clip, **LIMITS["clip"], description="largest norm of the gradient")
-    precision: Annotated[str, OneOf(PRECISIONS)] = Field(
-        Trial.precision, description="of matrix products; weights are float32"
+    precision: Annotated[str, OneOf((*PRECISIONS, AUTO))] = Field(
+        Trial.precision,
+        description="of matrix products; weights are float32. auto: the machine that starts the study decides it once: "
+        "bfloat16 if there are units for it and ten seconds of training find it 1.1 times as fast, else float32",
     )
     eval_every: int | None = Field(
         Trial.eval_every,

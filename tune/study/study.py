@@ -462,6 +462,10 @@ class Study(Section):
         """Return the updates of an arm's trials, of a whole trial of `steps`."""
         return steps
 
+    def with_precision(self, precision: str) -> Study:
+        """Return the study with another precision."""
+        return self.model_copy(update={"fixed": self.fixed.model_copy(update={"precision": precision})})
+
     def digest(self, *without: str) -> str:
         """Return the digest of the study's resolved content without the dotted keys in `without`."""
         content = self.model_dump()
