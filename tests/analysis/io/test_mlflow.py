@@ -85,7 +85,7 @@ def test_mlflow_gives_the_trends_of_the_folder_of_a_ladder(tmp_path: Path, monke
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     folder = climb(tmp_path / "climb", {"up": (0.5, 1.5, 3.0)}, seeds=4)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    log(folder, uri)
+    log(folder, uri, "")
     got, want = (decide.verdict(study) for study in (load_mlflow(uri, "demo"), load(folder)))
     assert [rung["compute"] for rung in got["rungs"]] == [rung["compute"] for rung in want["rungs"]]
     assert got["trends"][0]["trend"] == "grows"
