@@ -157,6 +157,9 @@ def study(found: Mapping[str, Any], by: str) -> list[str]:
         "start, which real ones do not. The cost of a start is below.",
     ]
     lines += ["", f"- `pagating --help`: {found['help_seconds']:.2f} s"]
+    if "report_seconds" in found:
+        lines += [f"- `pagating status`: {found['status_seconds']:.2f} s"]
+        lines += [f"- `pagating report` of the laptop study: {found['report_seconds']:.1f} s"]
     lines += [f"- `pagating sweep` to the first evaluation of a trial, warm: {found['start_seconds']:.1f} s"]
     for name, words in (("tracking_sqlite", "to SQLite"), ("tracking_dead_server", "to a server that is down")):
         row = found[name]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import trial_precision
-from goals import TRAINER, emulates_bfloat16
+from goals import NANO, TRAINER, TRAINER_COMPILED, emulates_bfloat16
 from trial_ideas import ALLOCATORS
 
 PATHS = {"never": "uncompiled", "always": "compiled"}
@@ -33,10 +33,10 @@ def _environment_note(environment: Mapping[str, str]) -> str:
 def step(row: Mapping[str, Any]) -> str:
     """Return a row of the table of training steps.
 
-    The Trainer at its defaults always computes in float32, so its share of another precision's ceiling is left out.
+    The Trainer always computes in float32, so its share of another precision's ceiling is left out.
     """
     rate = f"{row['tokens_per_second']['median']:,.0f}"
-    trainer = row["variant"] == TRAINER
+    trainer = row["variant"] in (TRAINER, TRAINER_COMPILED)
     shape, of_gemm = _shape(row, "float32" if trainer else None), ratio(row["of_gemm"])
     if trainer and row["precision"] != "float32":
         shape, of_gemm = f"{shape}, beside {row['precision']}", "-"
@@ -102,14 +102,20 @@ def trial(found: Mapping[str, Any], by: str) -> list[str]:
         if emulates_bfloat16(where)
         else []
     )
+    nano = (
+        f" {NANO} is a loop in the manner of its `train.py` and `model.py`, uncompiled: no biases, query, key and "
+        "value in one product, fused AdamW."
+        if any(row["variant"] == NANO for row in found["speed"])
+        else ""
+    )
     return [
         "## A training step",
         "",
         f"{by} One core; {order(found)}.",
         "",
         "4 layers, 1,024 tokens per step. The ratio is to the first variant of a shape. The last column is the speed "
-        "relative to square matrix products in that precision, measured in the same rounds. The Trainer at its "
-        "defaults computes in float32." + _environment_note(found.get("worker", {})),
+        "relative to square matrix products in that precision, measured in the same rounds. Hugging Face's Trainer "
+        "computes in float32, with dropout of 0.1." + nano + _environment_note(found.get("worker", {})),
         *emulated,
         "",
         "Compiled and uncompiled runs agree: every loss and gradient norm of 12 float32 steps within 1e-5 relative for "

@@ -35,6 +35,7 @@ from tune.study.study import Study
 from tune.tracking.tracker import MlflowTracker
 
 ROOT = Path(__file__).parents[1]
+LAPTOP = ROOT / "docs" / "results" / "laptop-builtin"
 STUDY = {
     "question": "What does a study cost beside its training?",
     "tokenizer": {"vocab_size": 300},
@@ -178,10 +179,12 @@ def start(folder: Path) -> float:
         time.sleep(0.05)
 
 
-def help_seconds() -> list[float]:
-    """Measure the seconds of `pagating --help`, five times."""
-    command = [sys.executable, "-m", "tune.cli", "--help"]
-    return [_timed(lambda: subprocess.run(command, capture_output=True, check=True, cwd=ROOT)) for _ in range(5)]
+def command_seconds(*words: str) -> float:
+    """Return the median seconds of five calls of a `pagating` command."""
+    command = [sys.executable, "-m", "tune.cli", *words]
+    return spread(
+        [_timed(lambda: subprocess.run(command, capture_output=True, check=True, cwd=ROOT)) for _ in range(5)]
+    ).median
 
 
 def main() -> None:
@@ -202,7 +205,10 @@ def main() -> None:
     note("trial_seconds", seconds)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        note("help_seconds", spread(help_seconds()).median)
+        shutil.copytree(LAPTOP, folder / LAPTOP.name)
+        note("help_seconds", command_seconds("--help"))
+        note("status_seconds", command_seconds("status", str(folder / LAPTOP.name)))
+        note("report_seconds", command_seconds("report", str(folder / LAPTOP.name)))
         start(folder)  # packs the corpus
         note("start_seconds", spread([start(folder) for _ in range(3)]).median)
         for slots in (2, 8):

@@ -33,7 +33,8 @@ import torch
 import trial_ideas
 import trial_precision
 from common import gemm, interleave, machine, ratios, spread
-from variants import Variant, engine, hf_trainer, make_trial, plain_loop, worker
+from goals import NANO, TRAINER, TRAINER_COMPILED
+from variants import Variant, apart, engine, hf_trainer, make_trial, nano_loop, plain_loop, worker
 
 from pagating.train import Trial, train
 from tune.backend.cluster import ALLOCATOR
@@ -76,8 +77,11 @@ def speed(folder: Path, seconds: float, shapes: list[dict[str, Any]], compiled: 
         trial = make_trial(folder, shape)
         variants: dict[str, Variant] = {}
         if importlib.util.find_spec("accelerate"):
-            variants["HF Trainer, defaults"] = hf_trainer(trial, folder)
+            variants[TRAINER] = hf_trainer(trial)
+            if compiled:
+                variants[TRAINER_COMPILED] = apart("compiled Trainer", trial)
         variants["plain loop, HF model"] = plain_loop(trial)
+        variants[NANO] = nano_loop(trial)
         variants["this engine"] = worker(trial)
         if compiled:
             variants["this engine, compiled"] = worker(dataclasses.replace(trial, compile="always"))

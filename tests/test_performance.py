@@ -91,7 +91,9 @@ STUDY = {
     "machine": MACHINE,
     "trial_seconds": 15.0,
     "help_seconds": 0.49,
-    "start_seconds": 15.0,
+    "status_seconds": 0.49,
+    "report_seconds": 2.9,
+    "start_seconds": 7.9,
     "occupancy_2_slots": {"slots": 2, "trials": 72, "wall_seconds": 500.0, "occupancy": 0.95},
     "tracking_sqlite": {"calls_ms": 1.0, "processor_ms": 0.2, "owed": 0},
     "tracking_dead_server": {"calls_ms": 0.1, "processor_ms": 1.0, "owed": 1},
@@ -113,7 +115,7 @@ def changed(kept, *path, value):
 
 def test_every_goal_is_met_at_its_limit():
     found = judged({"trial": TRIAL, "study": STUDY})
-    assert Counter(word.split(",")[0].split(":")[0] for word in found.values()) == {"met": 12, "not measured": 1}
+    assert Counter(word.split(",")[0].split(":")[0] for word in found.values()) == {"met": 14, "not measured": 1}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,9 @@ def test_every_goal_is_met_at_its_limit():
             1.01,
             "tracking: at most 1 ms per report, in the driver's p",
         ),
-        (("study", "start_seconds"), 15.1, "`pagating sweep` to its first training"),
+        (("study", "start_seconds"), 8.0, "`pagating sweep` to the end of its first evaluation"),
+        (("study", "status_seconds"), 0.5, "`pagating status`"),
+        (("study", "report_seconds"), 3.0, "`pagating report` of the laptop study"),
         (("study", "help_seconds"), 0.5, "`pagating --help`"),
     ],
 )
@@ -161,7 +165,7 @@ def test_what_cannot_be_judged_is_neither_met_nor_missed():
     slow = changed(on_gpu, "packed", "rows", 0, "ratio", value=figure(3.99))
     assert judged(slow)["GPU: packed trials at least 4x as fast as one after the other"] == "missed"
     page = performance.page({"trial": TRIAL, "study": STUDY})
-    assert "Of 13 goals 12 are met and 0 missed; 1 could" in page
+    assert "Of 15 goals 14 are met and 0 missed; 1 could" in page
     assert "What stands in the way" not in page
 
 
@@ -191,7 +195,7 @@ def test_the_section_on_a_gpu_has_the_kept_figures():
 def test_what_stands_in_the_way_is_said_of_what_is_missed_alone():
     late = changed({"trial": TRIAL, "study": STUDY}, "study", "start_seconds", value=15.1)
     page = performance.page(late)
-    (line,) = [line for line in page.splitlines() if line.startswith("- `pagating sweep` to its first training")]
+    (line,) = [line for line in page.splitlines() if line.startswith("- `pagating sweep` to the end")]
     assert "Tried: " in line
     assert page.count("Tried: ") == 1
 

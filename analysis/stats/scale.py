@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 DIGITS = 4  # significant digits of a value that a fit chose: its last bits depend on the machine
 LEGAL = {  # lowest and highest value that calibrate tries
     "lr": (0.0, 100.0),
@@ -123,6 +121,8 @@ def scale_of(
     unit = None
     if own and kind == "choice" and name != "lr":
         listed = sorted(map(float, values))
+        import numpy as np  # a tenth of a second
+
         place = partial(np.interp, xp=listed, fp=range(len(listed)))
         return Scale(
             name, lambda v: float(place(v)), lambda at: listed[round(at)], 1.0, 0.0, len(listed) - 1.0, None, True

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from analysis.stats.scale import Scale, calibrated, scale_of
 from pagating.gating.catalog import DEFAULTS, own_code
 from pagating.trial import evaluation_interval, step_count
@@ -170,6 +168,8 @@ def corner_points(study: Study) -> int:
 def _grid_chances(
     width: float, trials: int, arms: int, points: int, most: int, spacing: float, apart: float
 ) -> dict[int, float]:
+    import numpy as np  # takes a tenth of a second, which `status` of a finished study does without
+
     draw = np.random.default_rng(0)
     best = draw.uniform(0, width, DRAWS)
     tried = draw.uniform(0, width, (DRAWS, min(trials, 1_000)))

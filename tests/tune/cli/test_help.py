@@ -12,6 +12,8 @@ import pytest
 from typer.main import get_command
 
 import pagating as package
+from tests.studies import TINY, yaml_of
+from tests.tune.helpers import write_ledger
 from tune.cli import main
 from tune.cli.analyses import ANALYSES
 from tune.cli.common import complete_config, studies_in
@@ -89,20 +91,22 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     assert f"({package.__version__})" in (root / "CHANGELOG.md").read_text()
 
 
-def test_help_and_version_load_no_heavy_library():
+def test_help_version_and_status_load_no_heavy_library(tmp_path):
+    folder = tmp_path / "studies" / "x"
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text(yaml_of(TINY, name="x", stages=["search"]))
+    write_ledger(folder)
     program = (
         "import sys, tune.cli.main as m\n"
-        "for word in ('--help', '--version'):\n"
-        "    sys.argv = ['pagating', word]\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pandas', 'numpy', 'scipy', 'pydantic', 'matplotlib'}\n"
+        "for words in (['--help'], ['--version'], ['status', 'x']):\n"
+        "    sys.argv = ['pagating', *words]\n"
         "    try: m.main()\n"
         "    except SystemExit as ended: assert not ended.code\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pandas', 'numpy', 'scipy', 'pydantic', 'matplotlib'}\n"
-        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+        "    print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[3]
-    )
-    assert (done.returncode, done.stderr) == (0, "[]\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "[]\n[]\n['pydantic']\n")
 
 
 def test_help_stays_narrow_in_a_wide_terminal():
