@@ -59,12 +59,6 @@ def identity(trial: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def folder_name(key: str) -> str:
-    """Return a folder name for any text: its readable characters and a digest. It contains no path separator."""
-    readable = re.sub(r"[^A-Za-z0-9._=-]+", "-", key)[:60].strip(".-")
-    return f"{readable or 'cell'}-{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
-
-
 # --- the state of the loop -------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from analysis.io.write import write_whole
 from tune.backend.backend import Backend
 from tune.errors import StudyError
 from tune.plan.probe import decide_precision
+from tune.plan.space import check_space, disk_needed
 from tune.run import tables
 from tune.run.extend import check_folder, own_corpus
 from tune.run.interrupt import Interruption
@@ -194,9 +196,8 @@ def _space(study: Study, folder: Path, slots: int, vocab_size: int) -> Callable[
     """Return a function that raises StudyError if the disk is too small for a number of cells (None: all cells)."""
 
     def check(cells: int | None) -> None:
-        from tune.plan.space import check_space, disk_needed  # counting parameters loads torch
-
-        check_space(folder, disk_needed(study, slots, vocab_size=vocab_size, cells=cells))
+        needed = partial(disk_needed, study, slots, vocab_size=vocab_size, cells=cells)
+        check_space(folder, partial(needed, rough=True), needed)  # counting parameters loads torch
 
     return check
 

@@ -28,11 +28,10 @@ from pagating.cells.folder import (
     write_file,
     write_index,
 )
-from pagating.checkpoint import folder_name
 from pagating.trial import Trial
 from tune.errors import StudyError
 from tune.run.study_run import StudyRun
-from tune.study.cell import COST, FINAL, ON_GPU, Cell
+from tune.study.cell import COST, FINAL, ON_GPU, Cell, folder_name
 from tune.study.study import Study
 from tune.subject import own_cells
 from tune.subject.function import Function, OwnJob

@@ -95,7 +95,12 @@ class RayBackend:
             self.check(study)
             self._started = True
             loads = self._trainable is None
-            ray = started(self._slots, study, self._address, self._warn, self._say, beside, loads)
+
+            def meanwhile() -> None:
+                beside()
+                import ray.tune  # noqa: F401 (takes a second, which `train` then need not wait for)
+
+            ray = started(self._slots, study, self._address, self._warn, self._say, meanwhile, loads)
             self._until.enter_context(ray)
 
     def stop(self) -> None:

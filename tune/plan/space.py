@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from analysis.io.text import readable
+from pagating.model.size import GPT2Size
 from tune.errors import StudyError
 from tune.plan.work import Model, arm_model
 from tune.study.arm import Arm
 from tune.study.cell import COST, FINAL, Cell
-from tune.study.ladder import vocabulary_of
+from tune.study.ladder import parameters, vocabulary_of
 from tune.study.sizes import all_trials, confirm_seeds, evaluations, example, grid_points, largest_batch, steps
 from tune.study.study import Study, digest
 
@@ -121,7 +123,9 @@ def _models_kept(study: Study, cells: float, slots: int) -> float:
     return min(len(study.arms), cells) + len(study.arms) + slots
 
 
-def disk_needed(study: Study, slots: int = 1, *, vocab_size: int | None = None, cells: int | None = None) -> int:
+def disk_needed(
+    study: Study, slots: int = 1, *, vocab_size: int | None = None, cells: int | None = None, rough: bool = False
+) -> int:
     """Return the most bytes that a study may still write, with 3 checkpoints per slot and without the packed corpus.
 
     Args:
@@ -129,20 +133,39 @@ def disk_needed(study: Study, slots: int = 1, *, vocab_size: int | None = None, 
         slots: Number of slots.
         vocab_size: Vocabulary of the packed corpus; None for that of the study file.
         cells: Cells that remain; None for all, with the grid fully extended and every look of the rule.
+        rough: Take an upper bound of the model's size, which needs no torch.
     """
     cells = most_cells(study) if cells is None else cells
     study = study.rungs[-1]  # the largest model and the longest trials of a ladder
-    model = NO_MODEL if study.shown else largest(study, vocab_size or vocabulary(study))
+    vocab_size = vocab_size or vocabulary(study)
+    bound = rough and not study.shown and most_parameters(study, vocab_size)
+    model = NO_MODEL if study.shown else Model(bound, 0, 0) if bound else largest(study, vocab_size)
     return round(sum(disk_parts(study, cells, slots, model).values()))
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raise StudyError if the file system of `folder` has fewer than `needed` bytes free. Write nothing."""
+def most_parameters(study: Study, vocab_size: int) -> int:
+    """Return at least as many parameters as an arm's model has, without torch; 0 if that is not known.
+
+    It is four times the stock GPT-2: a layer with a projected gate has 44 d_model^2 parameters instead of 12. An arm's
+    own code may have any number, and BERT and T5 are built by transformers.
+    """
+    if study.task != "causal" or any(arm.own_code for arm in study.arms.values()):
+        return 0
+    return 4 * parameters(GPT2Size(vocab_size, **study.model.sizes()))
+
+
+def check_space(folder: Path, *needed: Callable[[], int]) -> None:
+    """Raise StudyError if the file system of `folder` has too few bytes free. Write nothing.
+
+    Args:
+        folder: The study's folder.
+        needed: Functions that return the bytes. The next one is called only if those of the last one are not free.
+    """
     there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(there).free
-    if free < needed:
+    if not any(free >= (least := bytes_()) for bytes_ in needed):
         raise StudyError(
-            f"{folder}: the study may need {readable(needed)}, but {readable(free)} are free there; "
+            f"{folder}: the study may need {readable(least)}, but {readable(free)} are free there; "
             "free some space or give another --output"
         )
 

@@ -22,7 +22,7 @@ from tune.run.ledger import Ledger, MemoryLedger
 from tune.run.progress import Progress, progress_of
 from tune.run.retries import Retries
 from tune.run.tracker import NoTracker, Tracker
-from tune.study.cell import Cell, Record
+from tune.study.cell import Cell, Record, folder_name
 from tune.study.sizes import steps
 from tune.study.study import Study, digest
 from tune.subject.subject import TRAINED, Job, Subject
@@ -212,8 +212,6 @@ class StudyRun:
 
     def checkpoints(self, cell: Cell) -> Path:
         """Return the absolute folder of a cell's checkpoints."""
-        from pagating.checkpoint import folder_name
-
         return self.all_checkpoints / folder_name(cell.key)
 
     # --- called by a backend ---

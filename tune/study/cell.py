@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,3 +51,9 @@ class Record:
     times: list[float] = field(default_factory=list)  # when each row of the curve was reported
     started: float | None = None
     ended: float | None = None
+
+
+def folder_name(key: str) -> str:
+    """Return a folder name for any text: its readable characters and a digest. It contains no path separator."""
+    readable = re.sub(r"[^A-Za-z0-9._=-]+", "-", key)[:60].strip(".-")
+    return f"{readable or 'cell'}-{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.studies import SMALL, study_of
+from tests.studies import SMALL, changed, study_of
 from tests.tune.helpers import inside, played
 from tune.errors import StudyError
 from tune.plan import plan, space, work
@@ -61,11 +61,27 @@ def test_too_little_space_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(space.shutil, "disk_usage", usage)
     folder = tmp_path / "not" / "there"
-    space.check_space(folder, 3 << 20)
+    space.check_space(folder, lambda: 3 << 20)
+    space.check_space(folder, lambda: 7 << 19, lambda: 3 << 20)
+    space.check_space(folder, lambda: 3 << 20, lambda: pytest.fail("counted"))
     with pytest.raises(StudyError, match=r"may need 3\.5 MiB, but 3\.0 MiB are free there; free some space or give"):
-        space.check_space(folder, 7 << 19)
-    assert asked == [tmp_path.resolve()] * 2
+        space.check_space(folder, lambda: 8 << 20, lambda: 7 << 19)
+    assert asked == [tmp_path.resolve()] * 4
     assert not folder.exists()
+
+
+def test_without_torch_no_model_is_taken_for_smaller_than_it_is():
+    arms = {"gelu": {"baseline": True}, "channels": {"gate": "tanh", "alpha": {"learnable": {"per": "channel"}}}}
+    arms["projected"] = {"gate": "sigmoid", "form": "projected", "alpha": 0.5}
+    arms |= {"swiglu": {"unit": "swiglu"}, "glu": {"gate": "sigmoid", "form": "glu", "alpha": 0.5}}
+    every = changed(SMALL, arms=None)
+    for model in ({"n_layer": 1, "d_model": 8}, {"n_layer": 4, "d_model": 128}):
+        study = study_of(every, arms=arms, model={**model, "n_head": 2, "n_ctx": 16})
+        real, bound = space.largest(study, 300).parameters, space.most_parameters(study, 300)
+        assert real <= bound < 4 * real
+        assert space.disk_needed(study, 2) <= space.disk_needed(study, 2, rough=True)
+    own = study_of(every, arms={"gelu": {"baseline": True}, "mine": {"unit": "mine.py:snake"}})
+    assert [space.most_parameters(given, 300) for given in (own, study_of(SMALL, task="span"))] == [0, 0]
 
 
 def trained_mb(tmp_path, study, name):

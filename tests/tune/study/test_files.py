@@ -10,6 +10,7 @@ import yaml
 
 from tests.studies import SMALL, changed, study_of, yaml_of
 from tune.errors import StudyError
+from tune.study.cell import folder_name
 from tune.study.files import Found, dump, find, load, parse
 from tune.study.inputs import relocated
 from tune.study.own_gates import copy_of, file_of
@@ -199,3 +200,29 @@ def test_a_gate_that_is_gone_is_the_studys_copy(tmp_path):
 
 def test_the_resolved_file_is_plain_yaml(tmp_path):
     assert yaml.safe_load(dump(SAME))["arms"]["gelu"]["baseline"] is True
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "search/paglu/3/1",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "..",
+        ".",
+        "",
+        "a\0b",
+        "a" * 300,
+        "C:\\x",
+        "é" * 300,
+        "\ud800",
+    ],
+)
+def test_a_cells_folder_cannot_leave_its_parent(tmp_path, key):
+    name = folder_name(key)
+    assert len(name) < 100
+    assert (tmp_path / name).resolve().parent == tmp_path.resolve()
+    assert not name.startswith(".")
+    (tmp_path / name).mkdir()
+    assert name != folder_name(key + "x")
+    assert folder_name("search/a-b/1") != folder_name("search/a/b/1")
