@@ -94,11 +94,16 @@ def slower(rows: list[dict[str, Any]], unit: str = "tokens") -> str:
     return f"Slower than the baseline, at equal {unit}: {', '.join(named)} of its speed." if named else ""
 
 
-def unfair(rows: list[dict[str, Any]]) -> list[str]:
-    """Name each difference between the arms' numbers of trials, one line per stage."""
+def unfair(rows: list[dict[str, Any]], own: bool = False) -> list[str]:
+    """Name each difference between the arms' numbers of trials, one line per stage.
+
+    Args:
+        rows: The rows of `ledger`.
+        own: Only arms with hyperparameters of their own search (`search.arms`), so the others have no search trials.
+    """
     notes = []
     for key, name in (("search", "search trials"), ("calibrate", "calibration trials")):
-        counts = {r["arm"]: r[key] for r in rows}
+        counts = {r["arm"]: r[key] for r in rows if r[key] or not (own and key == "search")}
         if len(set(counts.values())) > 1:
             notes.append(f"unequal {name}: " + ", ".join(f"{a} {n}" for a, n in counts.items()))
     return notes

@@ -33,12 +33,15 @@ def searched(study: Study, arm: str) -> dict[str, dict[str, Any]]:
 def search_trials(study: Study, arm: str) -> int | None:
     """Return the number of search trials of an arm: `trials_per_arm`, or fewer if its choices have fewer combinations.
 
-    Returns None without a study file, and 0 if the study has no search.
+    Returns None without a study file, and 0 if the arm has no search.
     """
+    search, space = study.settings.get("search") or {}, searched(study, arm)
     if "search" not in (study.settings.get("stages") or STAGES):
         return 0
-    asked = (study.settings.get("search") or {}).get("trials_per_arm")
-    choices: list[list[float]] = [where.get("choice") or [] for where in searched(study, arm).values()]
+    if search.get("arms") == "own" and not space.keys() - (study.settings.get("nuisance") or {}).keys():
+        return 0
+    asked = search.get("trials_per_arm")
+    choices: list[list[float]] = [where.get("choice") or [] for where in space.values()]
     if not asked or not (choices or study.own) or not all(choices):
         return int(asked) if asked else None
     points: int = math.prod(len(set(values)) for values in choices)

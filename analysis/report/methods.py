@@ -43,8 +43,9 @@ def methods(study: Study) -> list[str]:
     out.append(_check(study))
     search, calibrate, confirm = (s.get(k) or {} for k in STAGES)
     if search.get("trials_per_arm") is not None:
+        which = "arm with hyperparameters of its own" if search.get("arms") == "own" else "arm"
         out.append(
-            f"Search: {_count(search['trials_per_arm'], 'trial')} per arm, each arm on its own ({_flat(search)})."
+            f"Search: {_count(search['trials_per_arm'], 'trial')} per {which}, each arm on its own ({_flat(search)})."
         )
     stages = s.get("stages") or STAGES
     if calibrate.get("points") is not None and "calibrate" in stages:
@@ -285,7 +286,8 @@ def would_change(found: Findings) -> list[str]:
         if ledger_row["infeasible"]:
             lost = ledger_row["infeasible"]
             out.append(f"{ledger_row['arm']}: {lost} of {total} trials infeasible ({100 * lost / total:.0f}%).")
-    out += [f"Equal budgets: {note}." for note in unfair(ledger_rows)]
+    only_own = (study.settings.get("search") or {}).get("arms") == "own"
+    out += [f"Equal budgets: {note}." for note in unfair(ledger_rows, only_own)]
     return out
 
 

@@ -111,7 +111,7 @@ def unfinished(study: Study) -> str:
         return ""
     search = study.trials[study.trials["stage"] == "search"]
     asked = {arm: search_trials(study, arm) or 0 for arm in arms}
-    if any(asked.values()) and len(search) and (search["outcome"].isin(("infeasible", "failed"))).all():
+    if all(asked.values()) and len(search) and (search["outcome"].isin(("infeasible", "failed"))).all():
         whole = len(search) >= sum(asked.values())
         return "no search trial could be trained" if whole else _count(len(search), sum(asked.values()), "search")
     if not study.confirms:

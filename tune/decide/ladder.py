@@ -82,7 +82,7 @@ class Ladder:
             return left
         above = self.study.rungs[self.rung :]
         start: Configs = {arm: dict.fromkeys(self.study.space(arm), 1.0) for arm in self.study.arms}
-        return left + sum(_most_cells(each, None if each.searches else start) for each in above)
+        return left + sum(_most_cells(each, None if _searches(each) else start) for each in above)
 
     def complete(self, cell: Cell, outcome: str, loss: float, step: int) -> None:
         """Record a cell's result; see `Stages.complete`. After the last cell of a rung, go on to the next."""
@@ -99,7 +99,7 @@ class Ladder:
         above = self.study.at(self.rung + 1, gone)
         if gone:
             self._decided("dropped", rung=above.rung, arms=gone)
-        start = None if above.searches else predict(self._below, above)
+        start = None if _searches(above) else predict(self._below, above)
         self._now = self._stages(above, start)
 
 
@@ -159,6 +159,10 @@ def lost(study: Study, losses: Mapping[tuple[str, int], float]) -> set[str]:
     own = TableFacts(study.sign < 0) if study.shown else None
     table = assemble(study.name, study.name, pd.DataFrame(rows), pd.DataFrame(), settings, own=own)
     return {row.arm for row in decide(table).comparisons if row.kind is Verdict.WORSE}
+
+
+def _searches(study: Study) -> bool:
+    return any(map(study.searches, study.arms))
 
 
 def _most_cells(study: Study, start: Configs | None) -> int:

@@ -18,6 +18,7 @@ from tune.decide.calibrate import Calibration
 from tune.decide.confirm import Confirmation
 from tune.decide.search import ArmSearch
 from tune.study.cell import Cell
+from tune.study.sizes import middle
 from tune.study.study import Study, digest
 
 SEARCH_SEED = 1
@@ -34,8 +35,8 @@ class Stages:
         looked: Numbers of confirm seeds at earlier looks of the fixed rule.
         confirmed: Arm and seed of each confirm cell that an earlier run of the study recorded.
         first_form: The ledger is of an earlier version, which calibrated the learning rate alone (`Calibration`).
-        start: Configurations at which calibrate starts, by arm, instead of those that a search here would find. A
-            study that tunes nothing starts with empty ones.
+        start: Configurations at which calibrate starts, by arm; then no arm searches. None: an arm that does not
+            search starts in the middle of its ranges.
         grid: First grid of learning rates that an earlier run recorded.
     """
 
@@ -51,17 +52,18 @@ class Stages:
         start: Mapping[str, dict[str, float]] | None = None,
         grid: Sequence[float] | None = None,
     ) -> None:
-        if start is None and not study.runs("search"):
-            start = {arm: {} for arm in study.arms}
+        if start is None:
+            middles = {name: middle(where) for name, where in study.nuisance.items()}
+            start = {arm: middles for arm in study.arms if not study.searches(arm)}
         self.study, self._decided, self._suggested, self._start = study, decided, suggested, start
-        self.stage = "search"
         later = {arm for group in added for arm in group}
         self._arms = [arm for arm in study.arms if arm not in later]  # the group whose stages run now
         self._later = deque(list(group) for group in added)
         recorded = Counter(arm for arm, _ in suggested)
         self.search = {
             arm: ArmSearch(arm, study.space(arm), study.search, recorded[arm], study.replicate, study.batch_limits[0])
-            for arm in (study.arms if start is None else ())
+            for arm in study.arms
+            if arm not in start
         }
         self.calibration = Calibration(study, decided, first_form, grid)
         self.confirmation = Confirmation(study, decided, looked, confirmed)
@@ -69,8 +71,7 @@ class Stages:
         self.hopeless = False  # True if no search trial of any arm gave a loss: then there is nothing to compare
         self._pending: deque[Cell] = deque()
         self._open: set[str] = set()
-        if start is not None:
-            self._after_search()
+        self._begin_search()
 
     # --- what to train next ---
 
@@ -98,18 +99,18 @@ class Stages:
         confirm = self.confirmation.looks[-1] if self.study.runs("confirm") else 0
         grid = self.calibration.points() * self.study.calibrate.seeds if self.study.runs("calibrate") else 0
         later = [arm for group in self._later for arm in group]
-        left = sum((self.search[arm].trials if self.search else 0) + grid + confirm for arm in later)
+        trials = {arm: search.trials - search.ended for arm, search in self.search.items()}
+        left = sum(trials.get(arm, 0) + grid + confirm for arm in later)
         left += self.confirmation.left()
         if self.stage == "search":
-            searches = [self.search[arm] for arm in self._arms]
-            return left + sum(search.trials - search.ended + grid + confirm for search in searches)
+            return left + sum(trials.get(arm, 0) + grid + confirm for arm in self._arms)
         if self.stage == "calibrate":
             ahead = self.calibration.points(ahead=True) * self.study.calibrate.seeds
             left += len(self._arms) * (ahead + confirm)
         return left + len(self._pending) + len(self._open)
 
     def _next_search(self) -> Cell | None:
-        ready = [self.search[arm] for arm in self._arms if self.search[arm].may_suggest()]
+        ready = [search for search in self._searches if search.may_suggest()]
         if not ready:
             return None
         search = min(ready, key=lambda search: search.asked)  # arms take turns
@@ -150,8 +151,8 @@ class Stages:
         self._open.discard(cell.key)
         if cell.stage == "search":
             self.search[cell.arm].finish(cell.index, outcome, loss, step)
-            if all(self.search[arm].done for arm in self._arms):
-                self.hopeless = not any(search.feasible for search in self.search.values())
+            if all(search.done for search in self._searches):
+                self.hopeless = not (self._start or any(search.feasible for search in self.search.values()))
                 self._after_search()
         elif cell.stage == "calibrate":
             self.calibration.record(cell, loss if outcome == "completed" else math.inf)
@@ -167,6 +168,16 @@ class Stages:
                 if not self._pending:
                     self._next_group()
 
+    @property
+    def _searches(self) -> list[ArmSearch]:
+        """The searches of the arms whose stages run now."""
+        return [self.search[arm] for arm in self._arms if arm in self.search]
+
+    def _begin_search(self) -> None:
+        self.stage = "search"
+        if not self._searches:
+            self._after_search()
+
     def _after_search(self) -> None:
         if self.hopeless:
             self.stage = "done"
@@ -180,7 +191,7 @@ class Stages:
         self._pending.extend(self.calibration.begin({arm: self._best(arm) for arm in self._arms}))
 
     def _best(self, arm: str) -> dict[str, float]:
-        return self.search[arm].best() if self._start is None else self._start[arm]
+        return self.search[arm].best() if arm in self.search else self._start[arm]
 
     # --- confirm ---
 
@@ -201,8 +212,7 @@ class Stages:
     def _next_group(self) -> None:
         """Begin the stages of the arms that were added next, or finish the study."""
         if self._later:
-            self._arms, self.stage = self._later.popleft(), "search"
-            if self._start is not None:
-                self._after_search()
+            self._arms = self._later.popleft()
+            self._begin_search()
         else:
             self.stage = "done"

@@ -351,9 +351,11 @@ def _own_plans(
 
 def idle_slots(study: Study, slots: int) -> list[str]:
     """Return a note with a better `search.parallel` if the search cannot keep all slots busy; else an empty list."""
-    busy, arms = side_by_side(study, "search"), len(study.arms)
+    busy, arms = side_by_side(study, "search"), sum(map(study.searches, study.arms))
+    if not arms:
+        return []
     fills = min(math.ceil(slots / arms), study.search.trials_per_arm)
-    if "search" not in study.stages or busy >= slots or fills <= study.search.parallel:
+    if busy >= slots or fills <= study.search.parallel:
         return []
     return [
         f"search: {busy} of {slots} slots can be busy, because an arm's trials wait for each other; search.parallel: "

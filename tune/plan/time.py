@@ -95,7 +95,8 @@ def pool_seconds(cells: list[float], slots: int) -> float:
 
 def search_seconds(chains: list[list[float]], parallel: int, slots: int) -> float:
     """Return the wall seconds of the search. Arms take turns; trial i of an arm waits for trials 0 .. i - parallel."""
-    waiting = [(0.0, 0, arm) for arm in range(len(chains))]  # earliest start of the arm's next trial, its number, arm
+    # earliest start of the arm's next trial, its number, arm
+    waiting = [(0.0, 0, arm) for arm, chain in enumerate(chains) if chain]
     ends: list[list[float]] = [[] for _ in chains]
     free = [0.0] * slots
     left = sum(map(len, chains))

@@ -52,11 +52,13 @@ def groups(events: Iterable[dict[str, Any]], arms: Iterable[str] = ()) -> list[l
     seen: set[str] = set()
     decided = False
     for event in events:
-        decided |= event["event"] in DECISIONS and bool(seen)  # a rung of a ladder may begin with a grid
-        if event["event"] == "suggested" and event["arm"] not in seen:
-            seen.add(event["arm"])
+        # an arm begins with a suggestion, or with a grid if it does not search
+        begun = [event["arm"]] if event["event"] == "suggested" else event.get("best") or ()
+        if added := [arm for arm in begun if arm not in seen]:
+            seen.update(added)
             found, decided = [*found, []] if decided else found, False
-            found[-1].append(event["arm"])
+            found[-1] += added
+        decided |= event["event"] in DECISIONS
     new = [arm for arm in arms if arm not in seen]
     return [*found, new] if decided and new else [*found[:-1], [*found[-1], *new]]
 

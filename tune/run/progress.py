@@ -208,7 +208,8 @@ class Progress:
     @property
     def _hopeless(self) -> bool:
         """True if no search trial gave a loss, so that nothing follows."""
-        return self.study.searches and self.count("search", "infeasible", "failed") >= all_trials(self.study)
+        each = all(map(self.study.searches, self.study.arms))
+        return each and self.count("search", "infeasible", "failed") >= all_trials(self.study)
 
     def seconds_left(self, slots: int, now: float) -> tuple[float, float] | None:
         """Return the expected and the largest number of seconds until the study ends, or None if unknown.

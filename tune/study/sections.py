@@ -315,9 +315,14 @@ class LadderSection(Section):
 
 
 class SearchSection(Section):
-    """The search stage: every arm gets the same number of trials and tokens."""
+    """The search stage: every arm that searches gets the same number of trials and tokens."""
 
     trials_per_arm: int = Field(6, ge=1, le=100_000, description="trials per arm, including the baseline")
+    arms: Literal["all", "own"] = Field(
+        "all",
+        description="own: only arms with a hyperparameter of their own search; calibrate tunes the nuisance "
+        "hyperparameters of all arms, from the middle of their ranges",
+    )
     sampler: Literal["tpe", "random", "qmc", "grid"] = Field(
         "tpe",
         description="tpe learns from earlier trials; random and qmc do not (all three are Optuna's); grid takes every "

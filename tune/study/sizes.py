@@ -49,8 +49,8 @@ def search_trials(space: Mapping[str, Distribution], settings: SearchSection) ->
 
 
 def arm_trials(study: Study, arm: str) -> int:
-    """Return the search trials of an arm of a study."""
-    return search_trials(study.space(arm), study.search) if study.searches else 0
+    """Return the search trials of an arm of a study; 0 if it does not search."""
+    return search_trials(study.space(arm), study.search) if study.searches(arm) else 0
 
 
 def all_trials(study: Study) -> int:
@@ -61,7 +61,7 @@ def all_trials(study: Study) -> int:
 def short_searches(study: Study) -> list[str]:
     """Return a note for the arms whose search ends before `trials_per_arm`; else an empty list."""
     short: dict[int, list[str]] = {}
-    for arm in study.arms if study.searches else ():
+    for arm in filter(study.searches, study.arms):
         if study.space(arm) and (trials := arm_trials(study, arm)) < study.search.trials_per_arm:
             short.setdefault(trials, []).append(arm)
     return [
@@ -137,8 +137,9 @@ def grid_chances(study: Study) -> dict[str, dict[int, float]]:
 
     It is simulated. The arms share a best value, uniform over the searched range on its scale. Each arm's best value
     differs from it, as a learning rate does by a factor of up to sqrt(APART). The grid is centred on the search trial
-    nearest to the best value, and search trials are uniform too. An arm's best point is the nearest one. A best value
-    outside the range would extend the grid further.
+    nearest to the best value, and search trials are uniform too. An arm that does not search has the middle of the
+    range instead, and the centre is the mean over arms. An arm's best point is the nearest one. A best value outside
+    the range would extend the grid further.
     """
     if not study.runs("calibrate"):
         return {}
@@ -149,6 +150,7 @@ def grid_chances(study: Study) -> dict[str, dict[int, float]]:
         found[name] = _grid_chances(
             max(ends) - min(ends),
             study.search.trials_per_arm,
+            sum(map(study.searches, study.arms)) / len(study.arms),
             len(study.arms),
             settings.points,
             settings.max_points,
@@ -166,14 +168,15 @@ def corner_points(study: Study) -> int:
 
 @lru_cache(maxsize=64)
 def _grid_chances(
-    width: float, trials: int, arms: int, points: int, most: int, spacing: float, apart: float
+    width: float, trials: int, searching: float, arms: int, points: int, most: int, spacing: float, apart: float
 ) -> dict[int, float]:
     import numpy as np  # takes a tenth of a second, which `status` of a finished study does without
 
     draw = np.random.default_rng(0)
     best = draw.uniform(0, width, DRAWS)
     tried = draw.uniform(0, width, (DRAWS, min(trials, 1_000)))
-    centre = np.take_along_axis(tried, np.abs(tried - best[:, None]).argmin(1)[:, None], 1)[:, 0]
+    nearest = np.take_along_axis(tried, np.abs(tried - best[:, None]).argmin(1)[:, None], 1)[:, 0]
+    centre = searching * nearest + (1 - searching) * width / 2
     off = best[:, None] + draw.uniform(-0.5, 0.5, (DRAWS, arms)) * apart - centre[:, None]
     inside = (points - 2) / 2  # spacings from the centre within which the best point has a neighbour on either side
     below = np.ceil(np.maximum(0.0, -off.min(1) / spacing - inside)).astype(int)
@@ -203,7 +206,7 @@ def side_by_side(study: Study, stage: str) -> int:
     """Return the number of trials of a stage that could run at the same time with enough machines."""
     arms = len(study.arms)
     if stage == "search":
-        return arms * min(study.search.parallel, study.search.trials_per_arm)
+        return sum(map(study.searches, study.arms)) * min(study.search.parallel, study.search.trials_per_arm)
     if stage == "calibrate":
         return arms * study.calibrate.points * study.calibrate.seeds
     return arms * study.confirm.looks[0] if stage == "confirm" else 0

@@ -182,6 +182,15 @@ class Study(Section):
     _rung: int = PrivateAttr(0)  # of the study of one rung, from 1
 
     @model_validator(mode="after")
+    def _search_arms(self) -> Study:
+        if self.search.arms == "own" and not self.runs("calibrate"):
+            raise ValueError(
+                "search.arms: own leaves the nuisance hyperparameters to calibrate; add calibrate to stages, or take "
+                "arms: all"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _contrasts(self) -> Study:
         seen: list[set[str]] = []
         for pair in self.contrasts:
@@ -342,7 +351,7 @@ class Study(Section):
                 )
 
     def _check_grid(self) -> None:
-        for arm in self.arms:
+        for arm in filter(self.searches, self.arms):
             space = self.space(arm)
             ranges = [name for name, where in space.items() if where.choice is None]
             if ranges:
@@ -370,10 +379,14 @@ class Study(Section):
         """Number of the rung, from 1, of the study of a rung; 0 for any other study."""
         return self._rung
 
-    @property
-    def searches(self) -> bool:
-        """True if the arms search here. Above the lowest rung of a ladder they do so only if `ladder.search` says."""
-        return self.runs("search") and (self._rung <= 1 or self.ladder.search == "every")
+    def searches(self, arm: str) -> bool:
+        """Return True if an arm searches, here if this is the study of a rung.
+
+        Above the lowest rung of a ladder the arms do so only if `ladder.search` says.
+        """
+        if not self.runs("search") or (self._rung > 1 and self.ladder.search == "lowest"):
+            return False
+        return self.search.arms == "all" or bool(self.space(arm).keys() - self.nuisance.keys())
 
     @property
     def rungs(self) -> list[Study]:

@@ -9,7 +9,9 @@ from tests.studies import SMALL, changed, study_of
 from tune.decide.calibrate import geometric_grid, geometric_mean
 from tune.decide.stages import Stages
 from tune.errors import StudyError
+from tune.plan.plan import idle_slots
 from tune.study.sections import ConfirmSection
+from tune.study.sizes import arm_trials
 from tune.study.study import digest
 
 STUDY = changed(
@@ -19,6 +21,7 @@ STUDY = changed(
     calibrate={"points": 3, "seeds": 2, "max_points": 7},
     confirm={"seeds": 3},
 )
+DECADE = {"lr": {"loguniform": [1e-3 / 10**0.5, 1e-3 * 10**0.5]}}
 OPTIMA = {"gelu": 1e-3, "floor": 1e-3, "searched": 2e-3}
 
 
@@ -48,6 +51,41 @@ def test_every_arm_gets_the_same_number_of_cells_in_every_stage():
     ]
     assert calibrated[0] == calibrated[1] == calibrated[2]  # one shared grid, the same seeds
     assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_only_arms_with_hyperparameters_of_their_own_search_if_the_study_says_so():
+    stages, cells, decisions = drive(search={"trials_per_arm": 4, "arms": "own"}, nuisance=DECADE)
+    assert [cell.arm for cell in cells if cell.stage == "search"] == ["searched"] * 4
+    searched = next(fields["best"]["searched"] for event, fields in decisions if event == "grid")
+    best = [c.config for c in cells if c.stage == "search"]
+    first = next(fields for event, fields in decisions if event == "grid")
+    assert searched in best
+    assert first["best"]["gelu"] == first["best"]["floor"] == {"lr": pytest.approx(1e-3)}
+    middle = geometric_mean([1e-3, 1e-3, searched["lr"]])
+    assert first["grid"] == pytest.approx(geometric_grid(middle, 3, 2.0))
+    assert {arm: stages.chosen[arm]["lr"] for arm in OPTIMA} == pytest.approx(OPTIMA, rel=0.1)
+
+
+def test_without_such_arms_calibrate_begins_at_once_in_the_middle_of_the_range():
+    arms = {"searched": None, "fixed": {"gate": "sigmoid", "alpha": 0.5}}
+    optima = {"gelu": 1e-3, "floor": 1e-3, "fixed": 2e-3}
+    stages, cells, _ = drive(search={"arms": "own"}, arms=arms, nuisance=DECADE, optima=optima)
+    assert {cell.stage for cell in cells} == {"calibrate", "confirm"}
+    assert {arm: stages.chosen[arm]["lr"] for arm in optima} == pytest.approx(optima, rel=0.1)
+    study = study_of(STUDY, search={"arms": "own"}, arms=arms)
+    assert [arm_trials(study, arm) for arm in optima] == [0, 0, 0]
+    assert idle_slots(study, 64) == []
+
+
+def test_a_study_without_calibrate_does_not_leave_arms_without_a_search():
+    with pytest.raises(StudyError, match=r"search.arms: own leaves .* add calibrate to stages"):
+        study_of(STUDY, search={"arms": "own"}, stages=["search", "confirm"])
+
+
+def test_an_arm_that_is_added_later_searches_only_with_hyperparameters_of_its_own():
+    study = study_of(STUDY, search={"trials_per_arm": 4, "arms": "own"})
+    stages = Stages(study, lambda *_, **__: None, {}, added=[["floor"]])
+    assert stages.remaining() == 4 + 3 * (3 * 2 + 3)
 
 
 def test_cells_do_not_depend_on_slots_or_on_the_order_in_which_they_end():

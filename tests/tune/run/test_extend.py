@@ -31,7 +31,7 @@ STUDY = changed(
     confirm={"seeds": 6},
 )
 NEW = {"new": {"gate": "relu", "alpha": 0.5}}
-OPTIMA = {"gelu": 3e-3, "linear-floor": 3e-3, "mine": 3e-3, "new": 2e-2, "later": 3e-3}
+OPTIMA = {"gelu": 3e-3, "linear-floor": 3e-3, "mine": 3e-3, "new": 2e-2, "later": 3e-3, "searched": 3e-3}
 
 
 def study(**changes):
@@ -89,14 +89,34 @@ def test_an_added_arm_is_trained_on_the_same_points_and_seeds_and_the_others_sta
     for arm in OPTIMA:
         mine = [record.cell for record in ended.values() if record.cell.arm == arm]
         points = {(cell.config["lr"], cell.seed) for cell in mine if cell.stage == "calibrate"}
-        assert points == ({(rate, seed) for rate in longer for seed in (11, 12)} if arm != "later" else set())
-        if arm != "later":
+        there = arm not in ("later", "searched")
+        assert points == ({(rate, seed) for rate in longer for seed in (11, 12)} if there else set())
+        if there:
             assert {cell.seed for cell in mine if cell.stage == "confirm"} == set(range(101, 107))
     again = {event["arm"]: event["config"] for event in events(tmp_path, "chosen")}
     assert {arm: again[arm] for arm in chosen} == chosen
     assert again["new"]["lr"] == pytest.approx(OPTIMA["new"], rel=0.2)
     assert sorted({cell.arm for cell in cells if cell.stage == "confirm"}) == ["new"]
     assert run(study(arms={**STUDY["arms"], **NEW}), tmp_path) == []
+
+
+def test_arms_that_do_not_search_are_added_after_the_others_and_not_before(tmp_path):
+    own = {"trials_per_arm": 2, "arms": "own"}
+    searched = {"searched": {"gate": "sigmoid", "alpha": {"search": {"uniform": [0.0, 1.0]}}}}
+    arms = {**STUDY["arms"], "new": {"gate": "relu", "alpha": 0.5}}
+    run(study(search=own), tmp_path, stop_after=3)
+    assert groups(events(tmp_path, "grid")) == [["gelu", "linear-floor", "mine"]]
+    run(study(search=own), tmp_path)
+    assert not load(tmp_path).added
+    assert {key.split("/")[0] for key in finals(tmp_path)} == {"calibrate", "confirm"}
+    trained = run(study(search=own, arms=arms), tmp_path)
+    assert load(tmp_path).added == ["new"]
+    assert {key.split("/")[0] for key in trained} <= {"calibrate", "confirm"}
+    assert groups(events(tmp_path, "grid", "suggested", "chosen"))[1:] == [["new"]]
+    more = tmp_path / "more"
+    run(study(search=own, arms={**arms, **searched}), more)
+    assert groups(events(more, "grid", "suggested", "chosen")) == [["searched", *arms]]
+    assert not load(more).added
 
 
 def test_the_verdict_counts_the_added_arm_and_says_so(tmp_path):

@@ -32,8 +32,8 @@ def test_a_rung_has_its_own_sizes_and_twenty_tokens_per_parameter_in_whole_steps
         assert rung.fixed.tokens % rung.fixed.batch_tokens == 0
         assert rung.compute == stock_flops_per_token(size) * rung.fixed.tokens
     assert (first.rung, second.rung, third.rung, study.rung) == (1, 2, 3, 0)
-    assert [rung.searches for rung in study.rungs] == [True, False, False]
-    assert all(rung.searches for rung in ladder_of(ladder={"search": "every"}).rungs)
+    assert [rung.searches("gelu") for rung in study.rungs] == [True, False, False]
+    assert all(rung.searches("gelu") for rung in ladder_of(ladder={"search": "every"}).rungs)
 
 
 def test_the_level_is_shared_and_no_seed_is_in_two_rungs():
