@@ -81,15 +81,25 @@ class Optimum:
         return self.grid_best if self.fitted is None else self.fitted
 
 
-def optima(rates: Sequence[float], losses: Mapping[str, np.ndarray]) -> dict[str, Optimum]:
-    """Estimate the optimum of each arm; `losses` holds an array of rates x seeds per arm, +inf for an infeasible run.
+def optima(rates: Sequence[float], losses: Mapping[str, np.ndarray], bent: bool = True) -> dict[str, Optimum]:
+    """Estimate the optimum of each arm; `share` then combines the optima.
 
     The noise of a run is the larger of the arm's own estimate and the median over arms. Few runs sometimes give an
-    estimate that is far too low, and one noisy arm says nothing about the others. `share` then combines the optima.
-    Raises ValueError if an arm has no rate with a finite loss on every seed.
+    estimate that is far too low, and one noisy arm says nothing about the others. With one seed it is `bends`.
+
+    Args:
+        rates: Learning rates.
+        losses: Losses by arm, rates x seeds, +inf for an infeasible run.
+        bent: False: one seed shows no noise, as in ledgers of an earlier version.
+
+    Raises:
+        ValueError: If an arm has no rate with a finite loss on every seed.
     """
-    sd = noise(losses)
-    return share({arm: optimum(rates, table, sd[arm]) for arm, table in losses.items()})
+    tables = {arm: np.asarray(table, float) for arm, table in losses.items()}
+    sd = noise(tables)
+    if bent and all(table.shape[1] == 1 for table in tables.values()):
+        sd = dict.fromkeys(tables, bends(rates, tables))
+    return share({arm: optimum(rates, table, sd[arm]) for arm, table in tables.items()})
 
 
 def noise(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -101,6 +111,34 @@ def noise(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
     known = [v for v in variances.values() if v is not None]
     common = float(np.median(known)) if known else 0.0
     return {arm: float(np.sqrt(max(own or 0.0, common))) for arm, own in variances.items()}
+
+
+def bends(rates: Sequence[float], losses: Mapping[str, np.ndarray]) -> float:
+    """Estimate the noise of a run (standard deviation, nats) from one seed: what parabolas leave of the arms' losses.
+
+    A parabola in log(rate) is fitted to each arm, and its residuals are reduced by their mean over the arms at each
+    rate, because true curves bend alike. This needs four rates that are finite for all of at least two arms. Otherwise
+    the residuals of arms with four finite rates count whole, and the noise is 0 if there is none.
+
+    Args:
+        rates: Learning rates.
+        losses: Losses by arm, rates x 1, +inf for an infeasible run.
+    """
+    x, values = np.log(np.asarray(rates, float)), np.stack([table[:, 0] for table in losses.values()])
+    shared = np.isfinite(values).all(0)
+    if shared.sum() > 3 and len(values) > 1:
+        left = _unexplained(x[shared], values[:, shared])
+        left, freedom = left - left.mean(0), (len(values) - 1) * (int(shared.sum()) - 3)
+        return float(np.sqrt((left**2).sum() / freedom))
+    whole = [(x[finite], row[finite]) for row in values if (finite := np.isfinite(row)).sum() > 3]
+    freedom = sum(len(at) - 3 for at, _ in whole)
+    return float(np.sqrt(sum((_unexplained(*each) ** 2).sum() for each in whole) / freedom)) if freedom else 0.0
+
+
+def _unexplained(x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return what parabolas in x leave of values (... x points)."""
+    design = np.vander(x - x.mean(), 3)
+    return values - values @ (design @ np.linalg.pinv(design)).T
 
 
 def share(found: Mapping[str, Optimum]) -> dict[str, Optimum]:

@@ -29,6 +29,7 @@ FIRST_SELECTION_SEED = 11  # the selection seeds are 11, 12, ...
 CORNER = 0.7  # distance of a corner from the optimum on each axis, in steps
 GAIN = 0.25  # gain of a joint fit over the optimum before, in standard errors of a point, that asks for a new round
 SAME = 1e-9  # relative difference of learning rates that differ by rounding only
+FORM = 3  # of the calibrate stage: ledgers that began with another one go on with it (`form_of`)
 NARROWEST = 1 / 8  # distance to an infeasible neighbour, in steps, up to which no point is inserted
 
 
@@ -66,6 +67,18 @@ class Axis:
         return self.scale.value(sum(at) / 2) if at[1] - at[0] > NARROWEST * self.scale.step else None
 
 
+def form_of(grids: Iterable[Mapping[str, Any]], seeds: int) -> int:
+    """Return the version of the calibrate stage with which a ledger began, from its grid events; `FORM` without any.
+
+    Args:
+        grids: Events of the ledger, each with the decision on a grid.
+        seeds: Selection seeds of the study. With two or more, versions 2 and 3 are the same.
+    """
+    for event in grids:
+        return 1 if "nuisance" not in event else int(event.get("form", 2 if seeds == 1 else FORM))
+    return FORM
+
+
 class Calibration:
     """The calibrate stage of a study.
 
@@ -74,8 +87,8 @@ class Calibration:
     Args:
         study: The study.
         decided: Called with each decision, for the ledger.
-        first_form: Calibrate the learning rate alone and insert no point next to a divergence, as in ledgers whose
-            grid has no name.
+        form: Version of the stage: 3, or that with which a ledger began. 2: one selection seed shows no noise. 1: also,
+            only the learning rate is calibrated, and no point is inserted next to a divergence.
         recorded: First grid of learning rates in the ledger. It is taken instead of one that is equal up to rounding,
             because the last bits of a power depend on the machine, and a study may go on on another one.
     """
@@ -84,12 +97,12 @@ class Calibration:
         self,
         study: Study,
         decided: Callable[..., Any],
-        first_form: bool = False,
+        form: int = FORM,
         recorded: Sequence[float] | None = None,
     ) -> None:
-        self.study, self._decided, self._first_form = study, decided, first_form
+        self.study, self._decided, self._form, self._first_form = study, decided, form, form == 1
         self._recorded = list(recorded or ())
-        self._scales = {name: scale for name, scale in scales(study).items() if name == "lr" or not first_form}
+        self._scales = {name: scale for name, scale in scales(study).items() if name == "lr" or form > 1}
         self.names = list(self._scales)
         self.capped = False  # True if `max_points` ended the extension of a grid
         self._axes: list[Axis] = []
@@ -140,7 +153,9 @@ class Calibration:
         return self._axis_cells(axis, axis.values, self._arms)
 
     def _decide_grid(self, axis: Axis) -> None:
-        named = {} if self._first_form else {"nuisance": axis.name}
+        named: dict[str, Any] = {} if self._first_form else {"nuisance": axis.name}
+        if self._form > 2 and self.study.calibrate.seeds == 1:
+            named["form"] = self._form
         self._decided("grid", **named, grid=list(axis.values), best=dict(axis.beside))
 
     def record(self, cell: Cell, loss: float) -> None:
@@ -255,12 +270,12 @@ class Calibration:
         tables = {arm: self._table(arm, [axis.config(arm, v) for v in axis.values]) for arm in axis.beside}
         tables = {arm: table for arm, table in tables.items() if np.isfinite(table).all(axis=1).any()}
         if axis.name == "lr":
-            found = optima(axis.values, tables)
+            found = optima(axis.values, tables, self._form > 2)
             fitted = {arm: float(f"{found[arm].rate:.4g}") for arm in found}  # the last bits depend on the machine
         else:  # on a scale whose step is 1
             scale, centre = axis.scale, axis.scale.to(self._centre[axis.name])
             at = [math.exp((scale.to(value) - centre) / scale.step) for value in axis.values]
-            found = optima(at, tables)
+            found = optima(at, tables, self._form > 2)
             fitted = {arm: scale.value(centre + scale.step * math.log(found[arm].rate)) for arm in found}
         return chosen | {arm: fitted[arm] for arm in self._arms if arm in fitted}
 

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from tune.decide.calibrate import Calibration
+from tune.decide.calibrate import FORM, Calibration
 from tune.decide.confirm import Confirmation
 from tune.decide.search import ArmSearch
 from tune.study.cell import Cell
@@ -34,7 +34,7 @@ class Stages:
         added: Groups of arms that were added after a decision, in the order of their addition.
         looked: Numbers of confirm seeds at earlier looks of the fixed rule.
         confirmed: Arm and seed of each confirm cell that an earlier run of the study recorded.
-        first_form: The ledger is of an earlier version, which calibrated the learning rate alone (`Calibration`).
+        form: Version of the calibrate stage with which the ledger began (`Calibration`).
         start: Configurations at which calibrate starts, by arm; then no arm searches. None: an arm that does not
             search starts in the middle of its ranges.
         grid: First grid of learning rates that an earlier run recorded.
@@ -48,7 +48,7 @@ class Stages:
         added: Sequence[Sequence[str]] = (),
         looked: Sequence[int] = (),
         confirmed: Collection[tuple[str, int]] = (),
-        first_form: bool = False,
+        form: int = FORM,
         start: Mapping[str, dict[str, float]] | None = None,
         grid: Sequence[float] | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class Stages:
             for arm in study.arms
             if arm not in start
         }
-        self.calibration = Calibration(study, decided, first_form, grid)
+        self.calibration = Calibration(study, decided, form, grid)
         self.confirmation = Confirmation(study, decided, looked, confirmed)
         self.chosen: dict[str, dict[str, float]] = {}
         self.hopeless = False  # True if no search trial of any arm gave a loss: then there is nothing to compare

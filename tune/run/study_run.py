@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tune.decide.calibrate import form_of
 from tune.decide.ladder import Configs, Ladder
 from tune.decide.stages import Stages
 from tune.errors import PagatingError, StudyError, StudyStopped
@@ -148,7 +149,8 @@ class StudyRun:
         events = ledgers.of_rung(self.ledger.events, study.rung)
         cells = [record.cell for record in self.records.values() if record.cell.rung == study.rung]
         named = {"rung": study.rung} if study.rung else {}
-        grids = [event for event in events if event["event"] == "grid" and event.get("nuisance", "lr") == "lr"]
+        grids = [event for event in events if event["event"] == "grid"]
+        rates = [event["grid"] for event in grids if event.get("nuisance", "lr") == "lr"]
         return Stages(
             study,
             lambda event, **fields: self._decided(event, **named, **fields),
@@ -156,9 +158,9 @@ class StudyRun:
             groups(events, study.arms)[1:],
             looked(study, self._folder, events),
             {(cell.arm, cell.seed) for cell in cells if cell.stage == "confirm"},
-            any(event["event"] == "grid" and "nuisance" not in event for event in events),
+            form_of(grids, study.calibrate.seeds),
             start,
-            grids[0]["grid"] if grids else None,
+            rates[0] if rates else None,
         )
 
     def _steps(self, cell: Cell) -> int:

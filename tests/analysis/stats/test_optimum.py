@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
-from analysis.stats.optimum import Optimum, optima, optimum, share
+from analysis.stats.optimum import Optimum, bends, optima, optimum, share
 
 RATES = [2.0**k * 1e-3 for k in range(-2, 3)]
 
@@ -76,6 +76,32 @@ def test_the_noise_is_the_larger_of_own_and_the_median():
     assert found["loud"].standard_error == pytest.approx(own["loud"] / math.sqrt(2))
     for arm in ("quiet", "middle"):  # one noisy arm says nothing about the others
         assert found[arm].standard_error == pytest.approx(own["middle"] / math.sqrt(2))
+
+
+def test_one_seed_has_the_noise_that_parabolas_leave_of_the_arms_together():
+    rng, x = np.random.default_rng(3), np.log(RATES)
+    bends_alike = 0.02 * (x - x.mean())[:, None] ** 3  # a part that all arms share is no noise
+    losses = {
+        arm: bowl(RATES, 1e-3 * 1.1**i, seeds=1, noise=0.01, rng=rng) + bends_alike for i, arm in enumerate("abcdef")
+    }
+    left = np.stack([table[:, 0] - np.polyval(np.polyfit(x, table[:, 0], 2), x) for table in losses.values()])
+    sd = math.sqrt(((left - left.mean(0)) ** 2).sum() / (5 * 2))
+    assert bends(RATES, losses) == pytest.approx(sd)
+    assert sd == pytest.approx(0.01, rel=0.4)
+    found = optima(RATES, losses)
+    assert found == share({arm: optimum(RATES, table, bends(RATES, losses)) for arm, table in losses.items()})
+    assert all(one.standard_error == 0 for one in optima(RATES, losses, bent=False).values())
+    # a rate that is infeasible for an arm counts for none, until three are left; then arms with four count whole
+    losses["a"][0] = np.inf
+    assert bends(RATES[1:], {arm: table[1:] for arm, table in losses.items()}) == pytest.approx(bends(RATES, losses))
+    losses["b"][1:3] = np.inf
+    whole = np.concatenate(
+        [left[2:].ravel(), (losses["a"][1:, 0] - np.polyval(np.polyfit(x[1:], losses["a"][1:, 0], 2), x[1:]))]
+    )
+    assert bends(RATES, losses) == pytest.approx(math.sqrt((whole**2).sum() / (4 * 2 + 1)))
+    assert bends(RATES[:3], {arm: table[:3] for arm, table in losses.items()}) == 0
+    two = {arm: np.repeat(table, 2, 1) for arm, table in losses.items()}
+    assert optima(RATES, two) == optima(RATES, two, bent=False)  # two seeds show their noise themselves
 
 
 def test_the_error_of_the_optimum_is_its_spread_over_studies():

@@ -15,10 +15,12 @@ from analysis.io.assemble import assemble
 from analysis.report.build import terminal_table
 from analysis.report.findings import Findings
 from analysis.report.methods import would_change
+from analysis.stats.optimum import optima
 from analysis.verdict import decide as verdicts
 from tests.studies import SMALL, changed, study_of
 from tune.backend.inline import Inline
 from tune.cli.next_steps import next_steps
+from tune.decide.calibrate import FORM, form_of
 from tune.decide.stages import Stages
 from tune.run.study_run import StudyRun
 from tune.run.tables import tables
@@ -46,11 +48,11 @@ def bowl(cell, optima=OPTIMA, interaction=0.8, diverges=math.inf, noise=0.0):
     return 3.0 + 0.06 * x * x + 0.02 * y * y + 2 * interaction * math.sqrt(0.06 * 0.02) * x * y + drawn
 
 
-def drive(loss=bowl, added=(), first_form=False, **changes):
+def drive(loss=bowl, added=(), form=FORM, **changes):
     """Return the stages, the cells and the decisions of a study whose trials `loss` gives, up to the confirm stage."""
     decisions, cells = [], []
     study = study_of(STUDY, **changes)
-    stages = Stages(study, lambda event, **fields: decisions.append((event, fields)), {}, added, first_form=first_form)
+    stages = Stages(study, lambda event, **fields: decisions.append((event, fields)), {}, added, form=form)
     while not stages.finished:
         cells.append(cell := stages.next_cell())
         found = loss(cell)
@@ -230,7 +232,7 @@ def test_a_study_of_the_learning_rate_alone_is_as_before_several_nuisances_exist
 
 
 def test_a_ledger_of_the_former_version_keeps_its_cells(tmp_path: Path):
-    stages, cells, decisions = drive(first_form=True)
+    stages, cells, decisions = drive(form=1)
     assert {cell.axis for cell in cells} == {""}
     assert all(set(fields) == {"grid", "best"} for fields in of(decisions, "grid"))
     assert all("unbracketed" not in fields for fields in of(decisions, "chosen"))
@@ -240,7 +242,7 @@ def test_a_ledger_of_the_former_version_keeps_its_cells(tmp_path: Path):
     study = study_of(STUDY)
     (tmp_path / "x").mkdir()
     run = StudyRun(study, tmp_path / "x", Known(study, lambda cell, share: bowl(cell), bowl))
-    run.stages = Stages(study, run._decided, {}, first_form=True)
+    run.stages = Stages(study, run._decided, {}, form=1)
     run._first = run._next_missing()
     Inline().train(run)
     run.close()
@@ -250,6 +252,34 @@ def test_a_ledger_of_the_former_version_keeps_its_cells(tmp_path: Path):
     assert kinds.count("chosen") == 3
     assert kinds.count("suggested") == len(cells)
     again.close()
+
+
+ONE_SEED = {"calibrate": {"points": 4, "seeds": 1, "max_points": 7}, "nuisance": {"weight_decay": None}}
+
+
+def test_one_selection_seed_has_the_noise_that_the_arms_show_together():
+    noisy = lambda cell: bowl(cell, noise=0.02)  # noqa: E731
+    _, cells, decisions = drive(noisy, **ONE_SEED)
+    rates = of(decisions, "grid")[-1]["grid"]
+    tables = {arm: np.array([[noisy(cell_at(cells, arm, rate))] for rate in rates]) for arm in ARMS}
+    now = {fields["arm"]: fields["config"]["lr"] for fields in of(decisions, "chosen")}
+    assert now == {arm: float(f"{one.rate:.4g}") for arm, one in optima(rates, tables).items()}
+    before = {fields["arm"]: fields["config"]["lr"] for fields in of(drive(noisy, form=2, **ONE_SEED)[2], "chosen")}
+    assert before == {arm: float(f"{one.rate:.4g}") for arm, one in optima(rates, tables, bent=False).items()}
+    assert now != before
+
+
+def cell_at(cells, arm, rate):
+    return next(c for c in cells if (c.stage, c.arm, c.config["lr"]) == ("calibrate", arm, rate))
+
+
+def test_a_ledger_with_one_selection_seed_keeps_the_choice_that_it_began_with():
+    grids = of(drive(**ONE_SEED)[2], "grid")
+    assert form_of(grids, seeds=1) == FORM == 3
+    assert form_of([{key: grid[key] for key in grid if key != "form"} for grid in grids], seeds=1) == 2
+    assert form_of([{"grid": [1.0]}], seeds=1) == form_of([{"grid": [1.0]}], seeds=2) == 1
+    assert form_of(of(drive()[2], "grid"), seeds=2) == form_of([], seeds=1) == FORM
+    assert all("form" not in grid for grid in of(drive()[2], "grid"))
 
 
 def test_the_report_tells_the_shared_values_of_each_hyperparameter_and_the_one_that_was_confirmed():
