@@ -21,8 +21,8 @@ arms:
   first: {gate: sigmoid, alpha: 0.5}
   second: {gate: sigmoid, alpha: {learnable: {init: 0.5}}}
   searched: {gate: sigmoid, alpha: {search: {uniform: [0.0, 2.0]}}}
-search: {trials_per_arm: TRIALS}
-calibrate: {points: 3, seeds: 2, choice: CHOICE}
+search: SEARCH
+calibrate: {CALIBRATE, choice: CHOICE}
 confirm: CONFIRM
 keep: {models: none}
 """
@@ -38,8 +38,8 @@ arms:
   first: {set: {kind: first}}
   second: {set: {kind: second}}
   searched: {set: {kind: searched}, search: {beta: {uniform: [0.0, 2.0]}}}
-search: {trials_per_arm: TRIALS}
-calibrate: {points: 3, seeds: 2, choice: CHOICE}
+search: SEARCH
+calibrate: {CALIBRATE, choice: CHOICE}
 confirm: CONFIRM
 """
 GOALS = {"loss": "minimize", "score": "maximize"}  # metrics of a user's function
@@ -80,6 +80,8 @@ class Scenario:
     more: int = 0  # further treatments, of `MORE`
     confirm: str = ""  # keys of the confirm section instead of those of the rule
     keys: str = ""  # further keys of the study file
+    search_arms: str = "all"  # that search: all, or those with hyperparameters of their `own`
+    calibrate: str = "points: 3, seeds: 2"  # keys of the calibrate section
     metric: str = ""  # of a user's function, `loss` or `score`; empty for the built-in model
     added: str = ""  # whether confirm seeds are added after the verdict: "as advised" or "against the advice"
 
@@ -95,7 +97,8 @@ class Scenario:
         nuisance = ", ".join(f"{name}: {{loguniform: [{low}, {high}]}}" for name, (low, high) in ranges.items())
         parts = {
             "NUISANCE": nuisance,
-            "TRIALS": str(self.trials),
+            "SEARCH": f"{{trials_per_arm: {self.trials}, arms: {self.search_arms}}}",
+            "CALIBRATE": self.calibrate,
             "CHOICE": self.choice,
             "METRIC": self.metric,
             "GOAL": GOALS.get(self.metric, ""),
@@ -128,6 +131,13 @@ NULLS = [
     Scenario("optima apart (up to a factor 1.5)", optima_apart=APART, studies=0.5),
     Scenario("flat bowls, optima apart", curvature=FLAT, optima_apart=APART, studies=0.5),
     Scenario("unequal noise, optima apart", noisier={"second": 4.0}, optima_apart=APART, studies=0.5),
+]
+SHORT = {"search_arms": "own", "calibrate": "points: 4, seeds: 1", "studies": 0.15}  # stages with fewer trials
+FEWER = [
+    Scenario("fewer tuning trials", **SHORT),
+    Scenario("fewer tuning trials, optima apart", optima_apart=APART, **SHORT),
+    Scenario("fewer tuning trials, flat bowls, optima apart", curvature=FLAT, optima_apart=APART, **SHORT),
+    Scenario("fewer tuning trials, unequal noise", noisier={"second": 4.0}, **SHORT),
 ]
 GRID = [
     Scenario("grid's best, normal noise", choice="grid", studies=0.2),
@@ -192,7 +202,21 @@ ODD = [
     Scenario("spikes in one arm (10% of runs)", spikes={"second": 0.1}, studies=0.1),
 ]
 BLIND = [Scenario("the floor does not lose", floor_gap=0.0, studies=0.1)]
-SCENARIOS = [*NULLS, *SEVERAL, *EDGES, *ODD, *SEQUENTIAL, *CONTRASTS, *OWN, *MANY, *EXTENDED, *GRID, *BLIND, *EFFECTS]
+SCENARIOS = [
+    *NULLS,
+    *FEWER,
+    *SEVERAL,
+    *EDGES,
+    *ODD,
+    *SEQUENTIAL,
+    *CONTRASTS,
+    *OWN,
+    *MANY,
+    *EXTENDED,
+    *GRID,
+    *BLIND,
+    *EFFECTS,
+]
 
 
 def noise(kind: str, rng: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:

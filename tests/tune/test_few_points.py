@@ -65,6 +65,19 @@ def test_the_plan_counts_them_and_says_so():
     assert sizes.short_searches(study_of(SMALL)) == []
 
 
+@pytest.mark.parametrize(
+    ("points", "seeds", "arms", "said"), [(3, 1, 5, True), (4, 1, 5, False), (4, 1, 4, True), (3, 2, 5, False)]
+)
+def test_one_selection_seed_needs_points_and_arms_that_show_the_noise(points, seeds, arms, said):
+    more = {f"arm{i}": {"gate": "sigmoid", "alpha": 0.1 * i} for i in range(arms - 3)}
+    study = study_of(SMALL, calibrate={"points": points, "seeds": seeds}, arms=more)
+    assert len(study.arms) == arms
+    notes = sizes.design_notes(study)
+    assert [f"on {points} points and {arms} arms does not show the noise" in note for note in notes] == [True] * said
+    grid = study_of(SMALL, calibrate={"points": points, "seeds": seeds, "choice": "grid"}, arms=more)
+    assert sizes.design_notes(grid) == []
+
+
 @pytest.mark.parametrize(("choice", "trials"), [([1e-3], 1), ([1e-3, 2e-3], 2)])
 def test_one_point_is_tried_once(choice, trials):
     study = study_of(SMALL, nuisance={"lr": {"choice": choice}})

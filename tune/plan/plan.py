@@ -42,7 +42,7 @@ from tune.study.files import Found, find
 from tune.study.own_gates import check_gates, doubtful, with_placed_code
 from tune.study.own_study import OwnStudy
 from tune.study.sections import AUTO
-from tune.study.sizes import confirm_seeds, short_searches, side_by_side
+from tune.study.sizes import confirm_seeds, design_notes, side_by_side
 from tune.study.study import Study
 from tune.study.weights import local_weights
 from tune.subject.sources import draft
@@ -223,7 +223,7 @@ def run(
     if isinstance(study, OwnStudy):
         draft(study, base, folder)  # refuses what cannot be trained, also if nothing is trained here
         plans, how = _own_plans(study, base, wanted, hours_from, share, spread, progress)
-        notes = idle_slots(study, wanted) + short_searches(study)
+        notes = idle_slots(study, wanted) + design_notes(study)
         plan = join_plans(study, plans) if study.scales else plans[0]
         return show(_finished(plan, how, source, notes), form)
     corpus, missing = corpus_of(study, found.output, base)
@@ -232,7 +232,7 @@ def run(
     meta = read_meta(corpus) if corpus else None
     _, lacking = local_weights(study, base, meta["vocab_size"] if meta else None)
     notes = [line for line in (missing, lacking) if line] + idle_slots(study, wanted)
-    notes += doubtful(study, base, folder) + short_searches(study)
+    notes += doubtful(study, base, folder) + design_notes(study)
     study = with_placed_code(study, base, folder)
     vocab_size = meta["vocab_size"] if meta else vocabulary(study)
     if study.fixed.precision == AUTO:

@@ -17,6 +17,7 @@ Span = tuple[float, float, float]  # least, expected, most
 APART = 1.5  # factor by which the arms' best learning rates may differ, as in the simulations of docs/protocol.md
 DRAWS = 4_000
 MOST_ROUNDS = 5  # of corner points
+LEAST_FREEDOM = 4  # degrees of freedom of the noise of a run, from the arms' residuals on one selection seed
 CORNER_UNITS = (1.0, 2.0, 2.0 * MOST_ROUNDS - 1)  # least, expected, most points in units of a first round
 
 
@@ -56,6 +57,24 @@ def arm_trials(study: Study, arm: str) -> int:
 def all_trials(study: Study) -> int:
     """Return the search trials of all arms of a study."""
     return sum(arm_trials(study, arm) for arm in study.arms)
+
+
+def design_notes(study: Study) -> list[str]:
+    """Return notes on stages that do less than their numbers suggest; an empty list if there is none."""
+    return short_searches(study) + few_selection_runs(study)
+
+
+def few_selection_runs(study: Study) -> list[str]:
+    """Return a note if one selection seed cannot show the noise of a run, which the fit needs; else an empty list."""
+    settings, shown = study.calibrate, (len(study.arms) - 1) * (study.calibrate.points - 3)
+    fits = study.runs("calibrate") and settings.choice == "fit" and calibrated(study.ranges)
+    if not fits or settings.seeds > 1 or shown >= LEAST_FREEDOM:
+        return []
+    return [
+        f"calibrate: one selection seed on {settings.points} points and {len(study.arms)} arms does not show the noise "
+        "of a trial, so that a flat curve is chosen by luck (docs/protocol.md); take seeds: 2, or points: "
+        f"{3 + math.ceil(LEAST_FREEDOM / (len(study.arms) - 1))}"
+    ]
 
 
 def short_searches(study: Study) -> list[str]:
