@@ -50,13 +50,14 @@ RANGE = (1e-3 / math.sqrt(10), 1e-3 * math.sqrt(10))  # a decade, as in the ship
 
 @dataclass(frozen=True)
 class Design:
-    """How a study tunes and decides. `tuning` names one of `TUNINGS`, `rule` one of `RULES`."""
+    """How a study tunes and decides. `tuning` names one of `TUNINGS`. `rule` is that of the study, or `pooled`."""
 
     name: str
     tuning: str
     rule: str
 
 
+HALF = "calibrate at half of the tokens"
 TUNINGS: dict[str, dict[str, Any]] = {
     "before": {},
     "3 search trials": {"trials": 3},
@@ -64,8 +65,11 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "one selection seed": {"calibrate": "points: 4, seeds: 1"},
     "one selection seed, three points": {"calibrate": "points: 3, seeds: 1"},
     "now": {"search_arms": "own", "calibrate": "points: 4, seeds: 1"},
+    HALF: {},
+    "now, and " + HALF: {"search_arms": "own", "calibrate": "points: 4, seeds: 1"},
 }
-RULES = ("fixed", "obrien-fleming", "e-process", "pooled")
+SHARES = {HALF: 0.5, "now, and " + HALF: 0.5}  # length of a calibrate trial, of a whole one
+MOVES = 0.1  # standard deviation over arms by which a log optimum moves at half of the tokens (docs/performance.md)
 DESIGNS = (
     Design("before: 6 search trials, 2 selection seeds, fixed seeds", "before", "fixed"),
     Design("looks and racing (O'Brien-Fleming)", "before", "obrien-fleming"),
@@ -75,6 +79,8 @@ DESIGNS = (
     Design("one selection seed on four points", "one selection seed", "fixed"),
     Design("one selection seed on three points", "one selection seed, three points", "fixed"),
     Design("one standard deviation for all arms", "before", "pooled"),
+    Design(f"{HALF}, if optima move by {MOVES:g}", HALF, "fixed"),
+    Design("the next row, also at half of the tokens", "now, and " + HALF, "obrien-fleming"),
     Design("now: no search, one selection seed, O'Brien-Fleming", "now", "obrien-fleming"),
 )
 NULLS = {
@@ -140,19 +146,29 @@ def _parsed(text: str) -> Study:
     return parse(text, Path("simulated.yaml"))
 
 
-def tune(study: Study, world: World) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Run search and calibrate; return each arm's configuration, and the whole trials that each stage cost."""
+def tune(study: Study, world: World, length: float, seed: int) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Run search and calibrate; return each arm's configuration, and the whole trials that each stage cost.
+
+    Args:
+        study: The study.
+        world: Its trials.
+        length: Length of a calibrate trial, of a whole one. Below 1 the optima of shorter trials lie elsewhere.
+        seed: Seed of where they lie.
+    """
+    moved = np.random.default_rng([seed, 17]).normal(0.0, MOVES if length < 1 else 0.0, len(study.arms))
+    factor = dict(zip(study.arms, np.exp(moved), strict=True))
     stages = Stages(study, lambda event, **fields: None, {})
     cost = {"search": 0.0, "calibrate": 0.0}
     while (cell := stages.next_cell()) is not None and cell.stage != "confirm":
-        loss, outcome, share = world.trial(cell.arm, cell.config["lr"], cell.seed, cell.config), "completed", 1.0
+        at = cell.config["lr"] * (factor[cell.arm] if cell.stage == "calibrate" else 1.0)
+        loss, outcome, share = world.trial(cell.arm, at, cell.seed), "completed", 1.0
         if not math.isfinite(loss):
             outcome, share = "infeasible", 0.5
         elif cell.stage == "search":
             half = world.curve(cell.arm, loss, study.search.spare)
             if stages.should_stop(cell, study.search.spare, half):
                 loss, outcome, share = half, "stopped_early", study.search.spare
-        cost[cell.stage] += share
+        cost[cell.stage] += share * (length if cell.stage == "calibrate" else 1.0)
         stages.complete(cell, outcome, loss, round(64 * share))
     return stages.chosen, cost
 
@@ -208,7 +224,7 @@ def one(world: Scenario, tuning: str, rules: Sequence[str], seed: int) -> dict[s
     """Simulate one study; return its tuning cost and, per rule and largest number of seeds, what it found."""
     study = study_of(world, tuning)
     drawn = World(world, list(study.arms), seed)
-    chosen, cost = tune(study, drawn)
+    chosen, cost = tune(study, drawn, SHARES.get(tuning, 1.0), seed)
     losses, found = runs(drawn, chosen, MOST), {}
     for rule in rules:
         for seeds in SEEDS:
@@ -226,6 +242,9 @@ def one(world: Scenario, tuning: str, rules: Sequence[str], seed: int) -> dict[s
 def simulate(world: Scenario, tuning: str, rules: Sequence[str], studies: int, pool: ProcessPoolExecutor) -> Any:
     """Return means over studies: the cost of each stage, and power, error and confirm trials by rule and seeds."""
     rows = list(pool.map(partial(one, world, tuning, rules), range(FIRST, FIRST + studies), chunksize=5))
+    print(
+        f"{tuning}, {'equal arms' if world.null else 'one arm better'}: {studies} studies", file=sys.stderr, flush=True
+    )
     cost = {stage: float(np.mean([row["cost"][stage] for row in rows])) for stage in rows[0]["cost"]}
     found = {key: np.mean([row["found"][key] for row in rows], axis=0).tolist() for key in rows[0]["found"]}
     chances = [row["chance"] for row in rows if row["chance"] is not None]

@@ -132,7 +132,7 @@ NULLS = [
     Scenario("flat bowls, optima apart", curvature=FLAT, optima_apart=APART, studies=0.5),
     Scenario("unequal noise, optima apart", noisier={"second": 4.0}, optima_apart=APART, studies=0.5),
 ]
-SHORT = {"search_arms": "own", "calibrate": "points: 4, seeds: 1", "studies": 0.15}  # stages with fewer trials
+SHORT = {"search_arms": "own", "calibrate": "points: 4, seeds: 1", "studies": 0.06}  # stages with fewer trials
 FEWER = [
     Scenario("fewer tuning trials", **SHORT),
     Scenario("fewer tuning trials, optima apart", optima_apart=APART, **SHORT),
