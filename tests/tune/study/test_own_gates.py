@@ -13,7 +13,8 @@ import torch
 
 import pagating
 from analysis.io import study as tables
-from analysis.report.methods import methods
+from analysis.report.findings import Findings
+from analysis.report.methods import arm_rows
 from pagating.gating.gates import GATES
 from pagating.model.gpt2 import GPT2Size, activations
 from tests.studies import SNAKES, TINY, changed, study_of, yaml_of
@@ -167,7 +168,8 @@ def test_a_study_trains_keeps_and_loads_activations_of_a_file(tmp_path, monkeypa
         "right": "snake(x)",
         "learned": "Snake(x)",
     }
-    assert any("wrong: x * snake(x); right: snake(x)" in line for line in methods(tables.load(run.folder)))
+    shown = {row["arm"]: row["is"] for row in arm_rows(Findings(tables.load(run.folder)))}
+    assert shown == provenance["formulas"]
     losses = {
         arm: {r.cell.seed: r.final["val_nll"] for r in run.records.values() if r.cell.key.startswith(f"confirm/{arm}")}
         for arm in study.arms
