@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import signal
@@ -75,10 +76,25 @@ def build_model(trial: Trial) -> Any:
     return task_of(trial).build(trial)
 
 
+class PlainAdamW(torch.optim.AdamW):
+    """AdamW whose methods do not load torch._dynamo, which takes two seconds in each process that compiles nothing."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+    def step(self, closure: Any = None) -> Any:
+        """Make one update."""
+        with torch.no_grad():
+            return _UPDATE(self, closure)
+
+
+_UPDATE: Any = inspect.unwrap(torch.optim.AdamW.step)
+
+
 def build_optimizer(model: nn.Module, trial: Trial) -> torch.optim.AdamW:
     """Make an AdamW (Loshchilov & Hutter 2019) with decay on matrices only and a learning-rate multiplier per alpha."""
     groups = param_groups(model, trial.lr, trial.weight_decay)
-    return torch.optim.AdamW(groups, lr=trial.lr, betas=(trial.beta1, trial.beta2), fused=True)
+    return PlainAdamW(groups, lr=trial.lr, betas=(trial.beta1, trial.beta2), fused=True)
 
 
 def learning_rate(trial: Trial, step: int) -> float:

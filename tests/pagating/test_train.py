@@ -247,11 +247,21 @@ def test_bfloat16_trains_to_about_the_same_loss(packed):
     assert rounded == pytest.approx(exact, rel=0.01)
 
 
+def test_the_optimizer_is_torchs_bit_for_bit(packed, monkeypatch):
+    trial = make(packed, unit={"gate": "tanh", "alpha": {"learnable": {"init": 0.3}}})
+    mine = losses(trial)
+    monkeypatch.setattr(loop, "PlainAdamW", torch.optim.AdamW)
+    assert losses(trial) == mine
+
+
 def test_runs_alone_from_a_json_file(packed, tmp_path, capsys):
     spec = {"corpus": packed, "model": MODEL, "lr": 3e-3, "tokens": 64 * 12, "batch_tokens": 64, "seed": 5}
     (tmp_path / "trial.json").write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "pagating.train", str(tmp_path / "trial.json")]
+    command = [sys.executable, "-X", "importtime", "-m", "pagating.train", str(tmp_path / "trial.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch.optim" in loaded
+    assert "torch._dynamo" not in loaded  # two seconds, and nothing is compiled
     assert json.loads(done.stdout)["val_nll"] == losses(Trial(**spec))[-1][0]
     (tmp_path / "trial.json").write_text(json.dumps({**spec, "color": 1}))
     assert loop.main([str(tmp_path / "trial.json")]) == 2

@@ -197,7 +197,7 @@ PRESTART = "RAY_prestart_worker_first_driver"  # start one worker per core befor
 PRELOAD = "RAY_preload_python_modules"  # modules that a worker imports first
 GUARDED = {PRELOAD: "pagating_study"}  # before a module of the user's hides one of our packages
 LOADED = {  # modules that such a worker imports while the driver still imports its own
-    PRELOAD: f"{GUARDED[PRELOAD]},tune.backend.ray_trial,pagating.train,torch._dynamo",
+    PRELOAD: f"{GUARDED[PRELOAD]},tune.backend.ray_trial,pagating.train",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",  # Ray's default of 1 s ends before the first request
 }
 REMOTE = {"_remote": False}  # run `ray.tune.run` in this process, which has the ledger, also with ray://

@@ -188,7 +188,7 @@ class Probe:
     """Actor that returns when its process started, and if that process has imported a trial's modules."""
 
     def process(self) -> tuple[float, bool]:
-        return psutil.Process().create_time(), {"tune.backend.ray_trial", "torch._dynamo"} <= set(sys.modules)
+        return psutil.Process().create_time(), {"tune.backend.ray_trial", "pagating.train"} <= set(sys.modules)
 
 
 @pytest.mark.slow
