@@ -61,12 +61,12 @@ STORE = (
 )
 COMING_UP = (
     "Ray's own processes take about a third of it, and Python, torch and Ray of the first worker another. Tried: the "
-    "check of the disk, which loads torch, while Ray starts; workers that load what a trial needs while the driver "
-    "loads its own; MLflow after the first report."
+    "check of the disk without torch; workers that load what a trial needs while the driver loads its own, and "
+    "nothing of the compiler; MLflow after the first report."
 )
 DRAWING = (
-    "drawing six figures as SVG and PDF takes about half of it, and importing SciPy, pandas and Matplotlib a third. "
-    "Tried: the extent of each figure found once for both formats."
+    "a profile gives half of it to drawing six figures, as SVG and as PDF, and a third to importing SciPy, pandas and "
+    "Matplotlib."
 )
 STARTS = (  # figure, what is timed, its limit in seconds, and the obstacle
     ("start_seconds", "`pagating sweep` to the end of its first evaluation, warm", 8.0, COMING_UP),
