@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import performance_headline
 from common import machine
 from performance import keep
 from scipy import stats
@@ -70,7 +71,7 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "now, and " + HALF: {"search_arms": "own", "calibrate": "points: 4, seeds: 1"},
 }
 SHARES = {HALF: 0.5, "now, and " + HALF: 0.5}  # length of a calibrate trial, of a whole one
-MOVES = 0.1  # standard deviation over arms by which a log optimum moves at half of the tokens (docs/performance.md)
+MOVES = 0.1  # standard deviation over arms by which a log optimum moves at half of the tokens (docs/results/LOG.md)
 DESIGNS = (
     Design("before: 6 search trials, 2 selection seeds, fixed seeds", "before", "fixed"),
     Design("looks and racing (O'Brien-Fleming)", "before", "obrien-fleming"),
@@ -290,7 +291,8 @@ def measure(studies: int, workers: int) -> dict[str, Any]:
             | {"seeds": seeds, "power": hit, "trials": parts, "errors": worlds, "counts": _counts(worlds)}
             | {"core_hours": sum(parts.values()) * facts["seconds"] / 3600}
         )
-    return {"machine": machine(), "studies": studies, "facts": facts, "rows": rows}
+    promise = {"gap": GAP, "power": POWER, "level": LEVEL, "worlds": list(NULLS), "studies": list(PUBLISHED)}
+    return {"machine": machine(), "studies": studies, "facts": facts, "promise": promise, "rows": rows}
 
 
 def _counts(worlds: Mapping[str, Sequence[float]]) -> bool:
@@ -306,44 +308,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="folder of performance.json and performance.md")
     options = parser.parse_args(arguments)
     found = measure(options.studies, options.workers)
-    print("\n".join(lines(found)))
+    print("\n".join(performance_headline.lines(found, "")))
     if options.output:
         keep(options.output, "headline", found)
     return 0
-
-
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """Return the section of the page."""
-    facts, rows = found["facts"], found["rows"]
-    before, now = rows[0], rows[-1]
-    out = [
-        "## H: core-hours to a verdict",
-        "",
-        f"**H = {now['core_hours']:.2f} core-hours**, {now['core_hours'] / before['core_hours']:.2f} of the "
-        f"{before['core_hours']:.2f} before. H is the cost of a study of a baseline, a floor and six arms, of which "
-        f"one is {GAP:.1%} better, that calls it better with a power of {POWER:.0%}, and that calls equal arms "
-        f"different in at most {LEVEL:.0%} of studies.",
-        "",
-        f"`python benchmarks/headline.py` simulates {found['studies']:,} studies of each row, with what "
-        f"{' and '.join(PUBLISHED)} show: a difference on one seed has a standard deviation of "
-        f"{facts['difference_sd']:.2%} of the loss, a learning rate off by a factor e costs {facts['curvature']:.1%}, "
-        f"the floor is {facts['floor_gap']:.1%} behind, and a trial of {facts['tokens']:,.0f} tokens takes "
-        f"{facts['seconds']:.0f} s of a core, start and evaluations included. No arm has a search of its own. Errors "
-        "are those of a study without any difference, in the world with the most of them, with a 95% interval: of the "
-        f"{len(NULLS)} worlds {', '.join(NULLS)}.",
-        "",
-        "| design | search | calibrate | confirm | trials | seeds | power | core-hours | most errors | counts |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
-    ]
-    for row in rows:
-        parts = row["trials"]
-        name, (share, low, high) = max(row["errors"].items(), key=lambda item: item[1][0])
-        out.append(
-            f"| {row['name']} | {parts['search']:.1f} | {parts['calibrate']:.1f} | {parts['confirm']:.1f} "
-            f"| {sum(parts.values()):.1f} | {row['seeds']} | {row['power']:.0%} | {row['core_hours']:.2f} "
-            f"| {100 * share:.1f}% [{100 * low:.1f}, {100 * high:.1f}] ({name}) | {'yes' if row['counts'] else 'no'} |"
-        )
-    return out
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import goals
+import performance_headline
 import performance_trial
 
 HEAD = """# Performance
@@ -200,6 +201,7 @@ def table(found: Mapping[str, Any], by: str) -> list[str]:
 
 
 PARTS: dict[str, tuple[str, Callable[[Mapping[str, Any], str], list[str]]]] = {
+    "headline": ("headline.py", performance_headline.lines),
     "trial": ("trial_speed.py", performance_trial.trial),
     "packed": ("packed_speed.py", packed),
     "gpu": ("gpu_check.py", on_gpu),
