@@ -27,7 +27,7 @@ from tune.study.inputs import DraftInputs, Inputs, drafted, relocated
 from tune.study.own_gates import doubtful
 from tune.study.own_study import OwnStudy
 from tune.study.sections import AUTO
-from tune.study.sizes import design_notes
+from tune.study.sizes import short_searches
 from tune.study.study import Study
 from tune.subject.check import NOT_CHECKED, recorded
 from tune.subject.function import release
@@ -89,7 +89,7 @@ def sweep(
         backend.check(study)
     try:
         if warn:
-            for line in [*doubtful(study, base, folder), *design_notes(study)]:
+            for line in [*doubtful(study, base, folder), *short_searches(study)]:
                 warn(line)
         with _drafted(study, base, folder, output) as found:
             decided = None

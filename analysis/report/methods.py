@@ -9,6 +9,7 @@ from analysis.io.names import STAGES
 from analysis.io.space import chosen_columns
 from analysis.io.text import percent
 from analysis.report.findings import Findings
+from analysis.stats.optimum import LEAST_FREEDOM
 from analysis.verdict import looks
 from analysis.verdict.checks import STRONG_GAP, edge_hits
 from analysis.verdict.grids import grids
@@ -95,6 +96,21 @@ def arm_columns(found: Findings) -> Columns:
     heading = "settings" if found.study.own else "activation"
     tuned = {key: column for key, column in chosen_columns(found.chosen).items() if key != "arm"}
     return {"arm": ("arm", ""), "role": ("role", ""), "is": (heading, ""), **tuned}
+
+
+def _lucky(study: Study) -> list[str]:
+    """Say so if one selection seed on few points cannot show the noise of a trial, which the fit needs."""
+    calibrate = study.settings.get("calibrate") or {}
+    rows = study.trials[study.trials["stage"] == "calibrate"]
+    if calibrate.get("seeds") != 1 or calibrate.get("choice") != "fit" or rows.empty or study.first not in rows:
+        return []
+    points, arms = rows[study.first].nunique(), rows["arm"].nunique()
+    if (arms - 1) * (points - 3) >= LEAST_FREEDOM:
+        return []
+    return [
+        f"Two selection seeds, or more points: one seed on {points} points does not show the noise of a trial, so that "
+        "a flat curve is chosen by luck."
+    ]
 
 
 def _without_role(options: dict[str, Any]) -> dict[str, Any]:
@@ -273,6 +289,7 @@ def would_change(found: Findings) -> list[str]:
             out.append(f"{row.label}: {row.n} seeds; a claim asks for {CLAIM_SEEDS}.")
         if row.p_worst_rank is not None and not row.evidence_ended:
             out.append(f"{row.label}: diverged runs decide; if no run diverged, the t test would apply.")
+    out += _lucky(study)
     hits = edge_hits(study)
     if hits:
         out.append(f"A wider grid: the learning rate of {', '.join(hits)} is an end of the calibration grid.")

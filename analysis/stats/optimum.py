@@ -16,6 +16,7 @@ from analysis.stats.scale import Scale
 
 FADE = 4.0  # standard errors above the best mean over which a point's weight fades
 STEADY = 0.5  # standard errors of the curvature that are added to it, for stability in flat curves
+LEAST_FREEDOM = 4  # degrees of freedom of the noise of one seed (`bends`) with which a choice is no luck
 SHARED = 0.5  # upper bound on the shift towards the other arms' optima, in standard errors
 
 

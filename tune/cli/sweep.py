@@ -39,6 +39,14 @@ def sweep(
     inline: Annotated[
         bool, typer.Option("--inline", help="Train in this process, one trial at a time, without Ray.")
     ] = False,
+    packed: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="K",
+            help="Train up to K trials of one shape together in this process, without Ray. It pays on a GPU.",
+        ),
+    ] = None,
     require_verdict: RequireVerdict = False,
     time_budget: Annotated[
         str | None, typer.Option(help="Stop in good order after this time, such as 2h or 90m; exit with 1.")
@@ -59,16 +67,21 @@ def sweep(
     from tune.errors import StudyError, StudyStopped
     from tune.study.files import find
 
-    if inline and (address or slots):
-        raise StudyError(f"--inline trains in this process: leave out {'--address' if address else '--slots'}")
+    here = "--inline" if inline else "--packed" if packed else None
+    others = {"--address": address, "--slots": slots, "--packed": inline and packed}
+    if here and (unfit := [option for option, given in others.items() if given]):
+        raise StudyError(f"{here} trains in this process: leave out {unfit[0]}")
     limit = None if time_budget is None else seconds_of(time_budget, "--time-budget")
     found = find(config, output)
     study, output = found.study, found.output if output == STUDIES else output
+    if packed and study.shown:
+        raise StudyError("--packed is for the built-in models; a training of your own has one trial per process")
     if resume and not (output / study.name / "study.yaml").is_file():
         raise StudyError(f"{output / study.name}: no study was begun here; leave out --resume to begin it")
     # what trains and tracks is imported after these checks, because it takes seconds
     from analysis.io.text import one_line, redact
     from tune.backend.inline import Inline
+    from tune.backend.packed import Packed
     from tune.backend.ray_backend import RayBackend
     from tune.cli.endings import LastLine, State, restart, seconds_left
     from tune.cli.screen import Screen
@@ -93,7 +106,11 @@ def sweep(
             interruption.end_after(left)
         where = check_address(address) if address else study.address
         again = restart(screen, last_line, left and time.time() + left)
-        backend = Inline() if inline else RayBackend(slots, where, warn=screen.warn, say=screen.say, again=again)
+        backend: Backend
+        if here:
+            backend = Packed(packed) if packed else Inline()
+        else:
+            backend = RayBackend(slots, where, warn=screen.warn, say=screen.say, again=again)
         state, code = None, int(Exit.COULD_NOT)
         try:
             ended = _run(study, found.base, output, uri, interruption, backend, screen, require_verdict)

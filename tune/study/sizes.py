@@ -17,7 +17,6 @@ Span = tuple[float, float, float]  # least, expected, most
 APART = 1.5  # factor by which the arms' best learning rates may differ, as in the simulations of docs/protocol.md
 DRAWS = 4_000
 MOST_ROUNDS = 5  # of corner points
-LEAST_FREEDOM = 4  # degrees of freedom of the noise of a run, from the arms' residuals on one selection seed
 CORNER_UNITS = (1.0, 2.0, 2.0 * MOST_ROUNDS - 1)  # least, expected, most points in units of a first round
 
 
@@ -66,6 +65,8 @@ def design_notes(study: Study) -> list[str]:
 
 def few_selection_runs(study: Study) -> list[str]:
     """Return a note if one selection seed cannot show the noise of a run, which the fit needs; else an empty list."""
+    from analysis.stats.optimum import LEAST_FREEDOM  # loads numpy
+
     settings, shown = study.calibrate, (len(study.arms) - 1) * (study.calibrate.points - 3)
     fits = study.runs("calibrate") and settings.choice == "fit" and calibrated(study.ranges)
     if not fits or settings.seeds > 1 or shown >= LEAST_FREEDOM:

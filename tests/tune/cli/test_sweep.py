@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pandas import read_parquet
 
 from tests.own_trainings import FUNCTION, own_study
+from tests.studies import TINY, yaml_of
 from tests.tune.helpers import typed
 from tune import sweep as study_sweep
 from tune.cli import main, sweep
@@ -133,14 +135,38 @@ def test_a_time_budget_ends_in_good_order_and_programs_read_every_event(tmp_path
     assert told.read_text() == "own unfinished 1\nown finished 0\n"
 
 
+def test_a_packed_sweep_has_the_losses_of_one_trial_after_the_other(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.yaml").write_text(yaml_of(TINY, search={"pruner": "none", "trials_per_arm": 2}))
+    losses = {}
+    for how in (("--inline",), ("--packed", 8)):
+        output = tmp_path / how[0]
+        words = ("sweep", tmp_path / "tiny.yaml", "--output", output, "--tracking", "none", *how)
+        code, _, err = typed(monkeypatch, capsys, *words)
+        assert (code, err) == (0, "")
+        rows = read_parquet(output / "tiny" / "trials.parquet")
+        losses[how[0]] = rows.set_index(["stage", "arm", "trial", "seed"])["val_nll"].sort_index()
+        assert ("packed" in rows.columns and (rows["packed"] > 1).any()) == (how[0] == "--packed")
+    one, packed = losses.values()
+    assert len(one) > 10
+    assert packed.to_dict() == pytest.approx(one.to_dict(), rel=1e-4)
+
+
 def test_options_of_ray_are_refused_beside_inline_and_a_missing_folder_of_results_is_named(
     tmp_path, monkeypatch, capsys
 ):
-    for option, value in (("--address", "auto"), ("--slots", 2)):
-        code, out, err = typed(monkeypatch, capsys, "sweep", SMOKE, "--output", tmp_path, "--inline", option, value)
-        assert (code, out) == (2, "")
-        assert err == f"pagating: --inline trains in this process: leave out {option}\n"
+    rays = (("--address", "auto"), ("--slots", 2))
+    for here in (("--inline",), ("--packed", 8)):
+        for option, value in [*rays, *([("--packed", 8)] if here[0] == "--inline" else [])]:
+            code, out, err = typed(monkeypatch, capsys, "sweep", SMOKE, "--output", tmp_path, *here, option, value)
+            assert (code, out) == (2, "")
+            assert err == f"pagating: {here[0]} trains in this process: leave out {option}\n"
     assert list(tmp_path.iterdir()) == []
+    own_study(tmp_path, FUNCTION)
+    code, _, err = typed(monkeypatch, capsys, "sweep", tmp_path / "own.yaml", "--packed", 8, "--tracking", "none")
+    assert (code, err) == (
+        2,
+        "pagating: --packed is for the built-in models; a training of your own has one trial per process\n",
+    )
     code, _, err = typed(monkeypatch, capsys, "take", SMOKE)
     assert (code, err.count("\n")) == (2, 1)
     assert "'results'. Folder of cells, its results/, or the file of one result." in err
