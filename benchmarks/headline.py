@@ -44,7 +44,8 @@ GAP = 0.005  # share of the baseline's loss by which the first arm is better
 POWER, LEVEL = 0.8, 0.05
 MOST = 14  # confirm seeds
 SEEDS = {"fixed": range(5, MOST + 1), "pooled": range(5, MOST + 1)}  # that are tried; else those of a cap
-CAPS = (7, 8, 10, 12)
+CAPS = (7, 8, 9, 10, 12)
+Tried = dict[str, Sequence[int]]  # numbers of seeds, or caps, by rule
 FIRST = 70_000  # seed of the first study
 ARMS = (*TREATMENTS, *MORE)
 RANGE = (1e-3 / math.sqrt(10), 1e-3 * math.sqrt(10))  # a decade, as in the shipped studies; the optimum lies within
@@ -222,28 +223,27 @@ def raced(study: Study, losses: Mapping[str, np.ndarray]) -> tuple[dict[str, boo
     return dict(zip(last, (q <= LEVEL for q in adjusted), strict=True)), sum(map(len, seen.values()))
 
 
-def one(world: Scenario, tuning: str, rules: Sequence[str], seed: int) -> dict[str, Any]:
+def one(world: Scenario, tuning: str, tried: Tried, seed: int) -> dict[str, Any]:
     """Simulate one study; return its tuning cost and, per rule and largest number of seeds, what it found."""
     study = study_of(world, tuning)
     drawn = World(world, list(study.arms), seed)
     chosen, cost = tune(study, drawn, SHARES.get(tuning, 1.0), seed)
     losses, found = runs(drawn, chosen, MOST), {}
-    for rule in rules:
-        for seeds in SEEDS.get(rule, CAPS):
-            if rule in ("fixed", "pooled"):
-                differs, cells = fixed(losses, seeds, rule == "pooled"), seeds * len(study.arms)
-            else:
-                differs, cells = raced(study_of(world, tuning, f"rule: {rule}, max_seeds: {seeds}"), losses)
-            better = losses["first"][:seeds].mean() < losses["baseline"][:seeds].mean()
-            wrong = any(differs[arm] for arm in world.equal) or (bool(world.gaps) and differs["first"] and not better)
-            found[f"{rule} {seeds}"] = [float(differs["first"] and better), float(wrong), float(cells)]
-    chance = expected.error(drawn, chosen, 8, LEVEL, seed) if world.null else None
-    return {"cost": cost, "found": found, "chance": chance}
+    for rule, seeds in ((rule, n) for rule, numbers in tried.items() for n in numbers):
+        if rule in SEEDS:
+            differs, cells = fixed(losses, seeds, rule == "pooled"), seeds * len(study.arms)
+        else:
+            differs, cells = raced(study_of(world, tuning, f"rule: {rule}, max_seeds: {seeds}"), losses)
+        better = losses["first"][:seeds].mean() < losses["baseline"][:seeds].mean()
+        wrong = any(differs[arm] for arm in world.equal) or (bool(world.gaps) and differs["first"] and not better)
+        found[f"{rule} {seeds}"] = [float(differs["first"] and better), float(wrong), float(cells)]
+    n = max(tried.get("fixed", (0,)))
+    return {"cost": cost, "found": found, "chance": expected.error(drawn, chosen, n, LEVEL, seed) if n else None}
 
 
-def simulate(world: Scenario, tuning: str, rules: Sequence[str], studies: int, pool: ProcessPoolExecutor) -> Any:
+def simulate(world: Scenario, tuning: str, tried: Tried, studies: int, pool: ProcessPoolExecutor) -> dict[str, Any]:
     """Return means over studies: the cost of each stage, and power, error and confirm trials by rule and seeds."""
-    rows = list(pool.map(partial(one, world, tuning, rules), range(FIRST, FIRST + studies), chunksize=5))
+    rows = list(pool.map(partial(one, world, tuning, tried), range(FIRST, FIRST + studies), chunksize=5))
     print(
         f"{tuning}, {'equal arms' if world.null else 'one arm better'}: {studies} studies", file=sys.stderr, flush=True
     )
@@ -264,35 +264,45 @@ def _mean(values: list[float]) -> list[float] | None:
 def measure(studies: int, workers: int) -> dict[str, Any]:
     """Simulate all designs; return the facts, one row per design, and the machine."""
     facts, rows = published(), []
-    rules = {tuning: [d.rule for d in DESIGNS if d.tuning == tuning] for tuning in TUNINGS}
     with ProcessPoolExecutor(workers) as pool:
-        powers = {t: simulate(scenario(facts, GAP), t, rules[t], studies, pool) for t in TUNINGS}
-        errors = {
-            (t, name): simulate(scenario(facts, **changes), t, rules[t], studies, pool)
-            for t in TUNINGS
-            for name, changes in NULLS.items()
-        }
-    for design in DESIGNS:
-        power = powers[design.tuning]
-        tried = SEEDS.get(design.rule, CAPS)
-        enough = [n for n in tried if power["found"][f"{design.rule} {n}"][0] >= POWER]
-        seeds = enough[0] if enough else tried[-1]
-        hit, _, confirm = power["found"][f"{design.rule} {seeds}"]
-        worlds = {}
-        for name in NULLS:
-            null = errors[design.tuning, name]
-            share = null["found"][f"{design.rule} {seeds}"][1]
-            interval = stats.binomtest(round(share * studies), studies).proportion_ci(method="wilson")
-            drawn = [share, float(interval.low), float(interval.high)]
-            worlds[name] = null["chance"] if design.rule == "fixed" and null["chance"] else drawn
-        parts = {**power["cost"], "confirm": confirm}
-        rows.append(
-            dataclasses.asdict(design)
-            | {"seeds": seeds, "power": hit, "trials": parts, "errors": worlds, "counts": _counts(worlds)}
-            | {"core_hours": sum(parts.values()) * facts["seconds"] / 3600}
-        )
+        for tuning in TUNINGS:
+            designs = [design for design in DESIGNS if design.tuning == tuning]
+            tried: Tried = {design.rule: SEEDS.get(design.rule, CAPS) for design in designs}
+            power = simulate(scenario(facts, GAP), tuning, tried, studies, pool)
+            enough: Tried = {}
+            for rule, numbers in tried.items():
+                least = [n for n in numbers if power["found"][f"{rule} {n}"][0] >= POWER]
+                enough[rule] = least[:1] or numbers[-1:]
+            nulls = {
+                name: simulate(scenario(facts, **changes), tuning, enough, studies, pool)
+                for name, changes in NULLS.items()
+            }
+            rows += [
+                _row(design, enough[design.rule][0], power, nulls, studies, facts["seconds"]) for design in designs
+            ]
+    rows.sort(key=lambda row: [design.name for design in DESIGNS].index(row["name"]))
     promise = {"gap": GAP, "power": POWER, "level": LEVEL, "worlds": list(NULLS), "studies": list(PUBLISHED)}
     return {"machine": machine(), "studies": studies, "facts": facts, "promise": promise, "rows": rows}
+
+
+def _row(
+    design: Design, seeds: int, power: dict[str, Any], nulls: dict[str, dict[str, Any]], studies: int, seconds: float
+) -> dict[str, Any]:
+    """Return a row of the table: the power and the cost of a design with a number of seeds, and its errors by world."""
+    key = f"{design.rule} {seeds}"
+    hit, _, confirm = power["found"][key]
+    worlds = {}
+    for name, null in nulls.items():
+        share = null["found"][key][1]
+        interval = stats.binomtest(round(share * studies), studies).proportion_ci(method="wilson")
+        drawn = [share, float(interval.low), float(interval.high)]
+        worlds[name] = null["chance"] if design.rule == "fixed" and null["chance"] else drawn
+    parts = {**power["cost"], "confirm": confirm}
+    return (
+        dataclasses.asdict(design)
+        | {"seeds": seeds, "power": hit, "trials": parts, "errors": worlds, "counts": _counts(worlds)}
+        | {"core_hours": sum(parts.values()) * seconds / 3600}
+    )
 
 
 def _counts(worlds: Mapping[str, Sequence[float]]) -> bool:

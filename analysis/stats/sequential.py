@@ -102,7 +102,7 @@ def _null_p(looks: tuple[int, ...]) -> list[np.ndarray]:
     return [2 * special.stdtr(n - 1, -t[n].astype(float)) for n in looks]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _boundaries(looks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     # Levels, and the log of each look's nominal p at those levels (looks down).
     levels = np.unique(np.append(np.geomspace(1e-4, 0.5, 40), 0.05))
