@@ -68,6 +68,7 @@ screenshots: .venv/.browser  ## Take the docs' pictures of a study, into docs/im
 	@touch $@
 
 bench: .venv/.bench  ## Measure gates, trials, packs, tables and studies, an hour; write docs/performance.md
+	$(BIN)/python benchmarks/headline.py --output docs
 	$(BIN)/python benchmarks/trial_speed.py
 	$(BIN)/python benchmarks/packed_speed.py --output docs
 	$(BIN)/python benchmarks/study_overhead.py --output docs

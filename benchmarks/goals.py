@@ -74,6 +74,12 @@ STARTS = (  # figure, what is timed, its limit in seconds, and the obstacle
     ("status_seconds", "`pagating status`", 0.5, ""),
     ("report_seconds", "`pagating report` of the laptop study", 3.0, DRAWING),
 )
+CONFIRMING = (
+    "two thirds of what is left is the confirm stage, and its seeds follow from the noise and the test. Tried: one "
+    "standard deviation for all arms, which needs fewer seeds and errs in a study whose arms differ in noise; "
+    "calibrate trials of half the tokens, which err if the best rates of the arms move apart "
+    '([LOG](results/LOG.md)); the other rows of "H".'
+)
 SMALL_ON_GPU = (
     "the engine keeps weights, norms and residuals in float32 and casts them for each product, and its steps of single "
     "operations read and write the activations many times. Tried: larger batches, which change little; chunks of "
@@ -109,6 +115,13 @@ def by_shape(rows: Iterable[Kept], precision: str) -> dict[str, dict[str, Kept]]
 def best(variants: Mapping[str, Kept], figure: str) -> float:
     """Return the larger figure of the engine, compiled or not: a trial takes the faster path."""
     return max(variants[name][figure]["median"] for name in (ENGINE, COMPILED) if name in variants)
+
+
+def _headline(kept: Kept) -> Iterator[Goal]:
+    rows = kept["headline"]["rows"]
+    share = rows[-1]["core_hours"] / rows[0]["core_hours"]
+    goal = "H, core-hours to a verdict: half of what they were"
+    yield Goal(goal, "headline", f"{share:.2f} of them", judge(share <= 0.5 and rows[-1]["counts"]), CONFIRMING)
 
 
 def _step(kept: Kept) -> Iterator[Goal]:
@@ -211,6 +224,7 @@ def _gpu(kept: Kept) -> Iterator[Goal]:
 
 
 SOURCES: tuple[tuple[str | None, Callable[[Kept], Iterator[Goal]]], ...] = (
+    ("headline", _headline),
     ("trial", _step),
     ("trial", _arms),
     ("trial", _memory),

@@ -44,7 +44,7 @@ GAP = 0.005  # share of the baseline's loss by which the first arm is better
 POWER, LEVEL = 0.8, 0.05
 MOST = 14  # confirm seeds
 SEEDS = {"fixed": range(5, MOST + 1), "pooled": range(5, MOST + 1)}  # that are tried; else those of a cap
-CAPS = (7, 8, 9, 10, 12)
+CAPS = (7, 8, 10, 12)
 Tried = dict[str, Sequence[int]]  # numbers of seeds, or caps, by rule
 FIRST = 70_000  # seed of the first study
 ARMS = (*TREATMENTS, *MORE)
@@ -192,7 +192,8 @@ def fixed(losses: Mapping[str, np.ndarray], seeds: int, pooled: bool = False) ->
     """
     base = losses["baseline"][:seeds]
     d = np.stack([base - losses[arm][:seeds] for arm in losses if arm != "baseline"])
-    sd, freedom = d.std(1, ddof=1), seeds - 1
+    with np.errstate(invalid="ignore"):
+        sd, freedom = d.std(1, ddof=1), seeds - 1
     if pooled:
         sd, freedom = np.full(len(d), math.sqrt(float((sd**2).mean()))), len(d) * (seeds - 1)
     with np.errstate(invalid="ignore"):

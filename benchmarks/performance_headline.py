@@ -26,7 +26,7 @@ def lines(found: Mapping[str, Any], by: str) -> list[str]:
         "",
         "The stages are in whole trials. Each lever is alone, except in the last two rows. `most errors` are those of "
         f"studies in which all arms are equal, in the worst of {len(worlds)} worlds ({'; '.join(worlds)}), with a 95% "
-        "interval. A lever counts if its errors may be 5%.",
+        "interval. A lever counts if its errors may be 5%. Of sequential rules the caps 7, 8, 10 and 12 were tried.",
         "",
         "| design | search | calibrate | confirm | trials | seeds | power | core-hours | most errors | counts |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
