@@ -357,7 +357,7 @@ def test_opening_the_ui_to_others_warns_and_loopback_does_not(tmp_path, monkeypa
 
     started, before = [], dict(os.environ)
     given = {}
-    monkeypatch.setattr(cli_ui, "_free_port", lambda host, wanted: 5000)  # this machine may lack an address
+    monkeypatch.setattr(cli_ui, "_free_port", lambda *_: 5000)  # this machine may lack an address
     monkeypatch.setattr(
         cli_ui, "_serve", lambda words, settings: (started.append(words), given.update(settings), 0)[-1]
     )

@@ -58,7 +58,7 @@ def groups(events: Iterable[dict[str, Any]], arms: Iterable[str] = ()) -> list[l
             seen.update(added)
             found, decided = [*found, []] if decided else found, False
             found[-1] += added
-        decided |= event["event"] in DECISIONS
+        decided |= event["event"] in DECISIONS and bool(seen)  # a study that tunes nothing chooses first
     new = [arm for arm in arms if arm not in seen]
     return [*found, new] if decided and new else [*found[:-1], [*found[-1], *new]]
 
