@@ -62,6 +62,18 @@ def test_every_rung_may_search():
     assert set(rows.loc[rows["stage"] == "search", "rung"]) == {1, 2, 3}
 
 
+def test_no_rung_searches_if_only_arms_with_something_of_their_own_do():
+    for ladder in ({}, {"ladder": {"search": "every"}}):
+        run = climbed(ladder_of(search={"arms": "own"}, **ladder))
+        assert run.stages.finished
+        cells = [record.cell for record in run.records.values()]
+        assert {cell.stage for cell in cells} == {"calibrate", "confirm"}
+        assert {cell.rung for cell in cells} == {1, 2, 3}
+        for rung, best in BEST_LR.items():
+            rates = [cell.config["lr"] for cell in cells if (cell.stage, cell.rung) == ("confirm", rung)]
+            assert rates == pytest.approx([best] * len(rates), rel=0.1)
+
+
 def test_an_arm_that_lost_on_two_rungs_is_left_out_above_them_if_the_study_says_so():
     run = climbed(ladder_of(ladder={"drop": True}))
     rows, _ = tables("tiny", run.ledger.events)
