@@ -28,12 +28,10 @@ from common import machine
 from performance import keep
 from scipy import stats
 from simulation import expected
+from simulation.confirm import confirm
 from simulation.world import APART, FLAT, LOSS, MORE, TREATMENTS, Scenario, World
 
-from analysis.io.assemble import margin_in_nats
-from analysis.stats import sequential
 from analysis.stats.multiplicity import adjust
-from tune.decide.confirm import Confirmation
 from tune.decide.stages import Stages
 from tune.study.files import parse
 from tune.study.study import Study
@@ -53,7 +51,7 @@ RANGE = (1e-3 / math.sqrt(10), 1e-3 * math.sqrt(10))  # a decade, as in the ship
 
 @dataclass(frozen=True)
 class Design:
-    """How a study tunes and decides. `tuning` names one of `TUNINGS`. `rule` is that of the study, or `pooled`."""
+    """A row of the table: `tuning` names one of `TUNINGS`, and `rule` is that of the study, or `pooled`."""
 
     name: str
     tuning: str
@@ -204,24 +202,9 @@ def fixed(losses: Mapping[str, np.ndarray], seeds: int, pooled: bool = False) ->
 
 def raced(study: Study, losses: Mapping[str, np.ndarray]) -> tuple[dict[str, bool], int]:
     """Run the confirm stage of a sequential rule; return whether each arm differs, and the trials."""
-    stage, confirm = Confirmation(study, lambda *event, **fields: None), study.confirm
-    seen: dict[str, list[float]] = {arm: [] for arm in study.arms}
-    cells = stage.begin({arm: {"lr": 1e-3} for arm in study.arms})
-    while cells:
-        for cell in cells:
-            loss = float(losses[cell.arm][cell.seed - confirm.first_seed])
-            stage.record(cell, loss)
-            seen[cell.arm].append(loss)
-        cells = stage.extend()
-    base = np.array(seen["baseline"])
-    bands = sequential.margins(lambda mean: margin_in_nats(confirm.margin, mean), base, stage.looks)
-    last = {}
-    for arm, values in seen.items():
-        if arm != "baseline":
-            d = base[: len(values)] - np.array(values)
-            last[arm] = sequential.path(d, confirm.rule, stage.looks, LEVEL, 0.0, bands)[-1]["p_anytime"]
-    adjusted = adjust(list(last.values()), "holm")
-    return dict(zip(last, (q <= LEVEL for q in adjusted), strict=True)), sum(map(len, seen.values()))
+    last, trials = confirm(study, losses)
+    adjusted = adjust([look["p_anytime"] for look in last.values()], "holm")
+    return dict(zip(last, (q <= LEVEL for q in adjusted), strict=True)), trials
 
 
 def one(world: Scenario, tuning: str, tried: Tried, seed: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 from scipy import stats
+from simulation.confirm import confirm
 from simulation.page import between
 from simulation.work import run
 
@@ -23,8 +24,6 @@ from analysis.io.assemble import margin_in_nats
 from analysis.io.write import write_whole
 from analysis.stats import paired_tests, sequential
 from analysis.stats.multiplicity import adjust
-from analysis.stats.pairs import differences
-from tune.decide.confirm import Confirmation
 from tune.plan.progress import on_stderr
 from tune.study.files import parse
 from tune.study.study import Study
@@ -99,28 +98,13 @@ def _all_arms(study: Study, losses: dict[str, np.ndarray]) -> tuple[dict[str, st
 
 def _confirm(study: Study, losses: dict[str, np.ndarray]) -> tuple[dict[str, str], int]:
     """Run a confirm stage on known losses; return the decision on each arm but the floor, and the trials."""
-    stage, confirm = Confirmation(study, lambda *event, **fields: None), study.confirm
-    seen: dict[str, list[float]] = {arm: [] for arm in study.arms}
-    cells = stage.begin({arm: {"lr": 1e-3} for arm in study.arms})
-    while cells:
-        for cell in cells:
-            loss = float(losses[cell.arm][cell.seed - confirm.first_seed])
-            stage.record(cell, loss)
-            seen[cell.arm].append(loss)
-        cells = stage.extend()
-    b = np.array(seen["baseline"])
-    bands = sequential.margins(lambda mean: margin_in_nats(confirm.margin, mean), b, stage.looks)
-    last = {}
-    for arm in study.arms:
-        if arm != "baseline":
-            d = differences(b[: len(seen[arm])], np.array(seen[arm]))
-            last[arm] = sequential.path(d, confirm.rule, stage.looks, confirm.level, 0.0, bands)[-1]
+    last, trials = confirm(study, losses)
     differ, same = (adjust([row[key] for row in last.values()], "holm") for key in ("p_anytime", "p_no_difference"))
     kinds = {}
     for arm, p, q in zip(last, differ, same, strict=True):
         word = "better" if last[arm]["t"] > 0 else "worse"
-        kinds[arm] = word if p <= confirm.level else "same" if q <= confirm.level else "undecided"
-    return {arm: kind for arm, kind in kinds.items() if arm != "floor"}, sum(map(len, seen.values()))
+        kinds[arm] = word if p <= study.confirm.level else "same" if q <= study.confirm.level else "undecided"
+    return {arm: kind for arm, kind in kinds.items() if arm != "floor"}, trials
 
 
 def share(hits: float, of: int) -> str:

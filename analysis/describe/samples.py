@@ -13,7 +13,7 @@ COLUMNS = ("arm", "prompt", "beginning", "text", "greedy", "sampled")
 
 @dataclass(frozen=True)
 class Continued:
-    """How one text goes on: the model's likeliest token at each place, and tokens drawn from its distribution."""
+    """Two continuations by one model: its likeliest token at each place, and tokens drawn from its distribution."""
 
     arm: str
     greedy: str

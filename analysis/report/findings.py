@@ -142,7 +142,7 @@ class Findings:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """What the kept models write (`samples.by_prompt`); none before the study has ended."""
+        """Texts that the kept models write (`samples.by_prompt`); none before the study has ended."""
         return [] if self.result.unfinished else by_prompt(self.study)
 
     @cached_property
