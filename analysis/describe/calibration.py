@@ -55,6 +55,7 @@ def optimum_rows(study: Study) -> list[dict[str, Any]]:
             same = {a: t for a, t in same.items() if t.shape == table.shape and np.isfinite(t).all(1).any()}
             found = _optimum(grid.scale, values, same, arm)
             chosen = confirmed.loc[confirmed["arm"] == arm, name].dropna()
+            known = found.standard_error > 0 or any(variance(t) is not None for t in same.values())
             why = open_sides.get(arm, {}).get(name)
             edge = arm in hits if name == "lr" else why == Bracket.END
             rows.append(
@@ -67,9 +68,7 @@ def optimum_rows(study: Study) -> list[dict[str, Any]]:
                     "own": found.own,
                     "fitted": found.fitted,
                     "chosen": float(chosen.iloc[0]) if len(chosen) else None,
-                    "standard_error": found.standard_error
-                    if any(variance(t) is not None for t in same.values())
-                    else None,
+                    "standard_error": found.standard_error if known else None,
                     "at_edge": "yes" if edge else "no",
                     "bracketed": "yes" if why is None else f"no: {why}",
                 }

@@ -15,7 +15,7 @@ from analysis.io.assemble import assemble
 from analysis.report.build import terminal_table
 from analysis.report.findings import Findings
 from analysis.report.methods import would_change
-from analysis.stats.optimum import optima
+from analysis.stats.optimum import bends, optima
 from analysis.verdict import decide as verdicts
 from tests.studies import SMALL, changed, study_of
 from tune.backend.inline import Inline
@@ -267,6 +267,27 @@ def test_one_selection_seed_has_the_noise_that_the_arms_show_together():
     before = {fields["arm"]: fields["config"]["lr"] for fields in of(drive(noisy, form=2, **ONE_SEED)[2], "chosen")}
     assert before == {arm: float(f"{one.rate:.4g}") for arm, one in optima(rates, tables, bent=False).items()}
     assert now != before
+
+
+def test_the_report_has_the_noise_of_one_selection_seed():
+    def loss(cell, share=1.0):
+        return bowl(cell, noise=0.004) + (0.2 if cell.arm == "floor" else 0.0)
+
+    shown = {}
+    for points in (4, 3):  # three points show none
+        changes = {**ONE_SEED, "calibrate": {"points": points, "seeds": 1, "max_points": points}}
+        study = study_of(STUDY, **changes)
+        run = StudyRun(study, None, Known(study, loss, loss))
+        Inline().train(run)
+        rows, _ = tables("x", run.ledger.events)
+        read = assemble("x", "x", rows, pd.DataFrame(), study.model_dump())
+        shown[points] = [row["standard_error"] for row in calibration.optimum_rows(read)]
+        grid = rows[rows["stage"] == "calibrate"].pivot(index="lr", columns="arm", values="val_nll").sort_index()
+    losses = {arm: grid[arm].to_numpy()[:, None] for arm in ARMS}
+    assert bends(list(grid.index), losses) == 0
+    assert shown[3] == [None] * 3
+    assert len({*shown[4]}) == 1
+    assert 0.001 < shown[4][0] < 0.02
 
 
 def cell_at(cells, arm, rate):
