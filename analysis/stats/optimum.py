@@ -17,6 +17,7 @@ from analysis.stats.scale import Scale
 FADE = 4.0  # standard errors above the best mean over which a point's weight fades
 STEADY = 0.5  # standard errors of the curvature that are added to it, for stability in flat curves
 LEAST_FREEDOM = 4  # degrees of freedom of the noise of one seed (`bends`) with which a choice is no luck
+ROUND_OFF = 1e-12  # of the losses
 SHARED = 0.5  # upper bound on the shift towards the other arms' optima, in standard errors
 
 
@@ -119,7 +120,8 @@ def bends(rates: Sequence[float], losses: Mapping[str, np.ndarray]) -> float:
 
     A parabola in log(rate) is fitted to each arm, and its residuals are reduced by their mean over the arms at each
     rate, because true curves bend alike. This needs four rates that are finite for all of at least two arms. Otherwise
-    the residuals of arms with four finite rates count whole, and the noise is 0 if there is none.
+    the residuals of arms with four finite rates count whole, and the noise is 0 if there is none. It is 0 too if
+    nothing but round-off is left.
 
     Args:
         rates: Learning rates.
@@ -130,10 +132,17 @@ def bends(rates: Sequence[float], losses: Mapping[str, np.ndarray]) -> float:
     if shared.sum() > 3 and len(values) > 1:
         left = _unexplained(x[shared], values[:, shared])
         left, freedom = left - left.mean(0), (len(values) - 1) * (int(shared.sum()) - 3)
-        return float(np.sqrt((left**2).sum() / freedom))
+        return _above_round_off(float((left**2).sum() / freedom), values)
     whole = [(x[finite], row[finite]) for row in values if (finite := np.isfinite(row)).sum() > 3]
     freedom = sum(len(at) - 3 for at, _ in whole)
-    return float(np.sqrt(sum((_unexplained(*each) ** 2).sum() for each in whole) / freedom)) if freedom else 0.0
+    squares = sum(float((_unexplained(*each) ** 2).sum()) for each in whole)
+    return _above_round_off(squares / freedom, values) if freedom else 0.0
+
+
+def _above_round_off(variance: float, losses: np.ndarray) -> float:
+    """Return the root of a variance, or 0 if it is within the rounding of the losses, of which some may be infinite."""
+    sd = float(np.sqrt(variance))
+    return sd if sd > ROUND_OFF * float(np.abs(losses[np.isfinite(losses)]).max()) else 0.0
 
 
 def _unexplained(x: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -100,6 +100,8 @@ def test_one_seed_has_the_noise_that_parabolas_leave_of_the_arms_together():
     )
     assert bends(RATES, losses) == pytest.approx(math.sqrt((whole**2).sum() / (4 * 2 + 1)))
     assert bends(RATES[:3], {arm: table[:3] for arm, table in losses.items()}) == 0
+    exact = {arm: bowl(RATES, 1e-3 * 1.1**i, seeds=1) for i, arm in enumerate("abc")}
+    assert bends(RATES, exact) == bends(RATES, {"a": exact["a"]}) == 0  # no round-off of exact parabolas
     two = {arm: np.repeat(table, 2, 1) for arm, table in losses.items()}
     assert optima(RATES, two) == optima(RATES, two, bent=False)  # two seeds show their noise themselves
 
